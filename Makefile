@@ -1,0 +1,56 @@
+# make demo   install into .venv, then train a surrogate while its simulations run
+# make test   install with what the tests need, then the whole suite
+# make lint   what pre-commit and CI check
+# Another torch: make demo TORCH=torch (or any requirement that pip takes). Another Python: PYTHON=python3.12.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: install install-test demo test lint format bench clean
+.DELETE_ON_ERROR:
+
+install: $(VENV)/installed
+install-test: $(VENV)/installed-test
+
+# torch goes first and alone: a requirement met already keeps the CPU build where that is what there is.
+$(VENV)/torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "surrogate_flow needs Python 3.11 or later, and $(PYTHON) is older: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) has no ensurepip, so it cannot make $(VENV): apt install python3-venv"; exit 1; }
+	@echo "Installing into $(VENV): a few minutes, once."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install '$(TORCH)'
+	@touch $@
+
+$(VENV)/installed: $(VENV)/torch setup.cfg pyproject.toml
+	$(PIP) install -e .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) install -e '.[test]'
+	@touch $@
+
+demo: install
+	$(BIN)/surrogate-flow fit --data workflows/heat2d.yaml --model models/fully_connected.yaml
+
+test: install-test
+	$(BIN)/pytest
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(PIP) install -e '.[bench]'
+	$(BIN)/python benchmarks/stream.py
+	$(BIN)/python benchmarks/reservoir.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,37 @@
+"""Train deep surrogates of PDE solvers while the solvers run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, StepKey, Variable
+from surrogate_flow.solvers.solver import Solver
+
+if TYPE_CHECKING:
+    from surrogate_flow.data import OnlineData
+    from surrogate_flow.surrogate import Surrogate
+
+__all__ = [
+    "Coordinate",
+    "FieldSpec",
+    "OnlineData",
+    "Parameter",
+    "Solver",
+    "StepKey",
+    "Surrogate",
+    "Variable",
+]
+
+_LAZY = {
+    "OnlineData": "surrogate_flow.data",
+    "Surrogate": "surrogate_flow.surrogate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Workers import this package to run solvers; they must not pay for torch.
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

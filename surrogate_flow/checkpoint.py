@@ -1,0 +1,90 @@
+"""Checkpoints: data, never code, and what differs when one does not fit."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+__all__ = ["FORMAT", "KEY", "read", "require_same"]
+
+KEY = "surrogate"  # of the surrogate's recipe, within Lightning's checkpoint
+FORMAT = 1
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the recipe of a surrogate and the state of its tensors.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is cut off, holds code, or was written by something else.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"No checkpoint {str(path)!r} in {Path.cwd()}. A run keeps its own in "
+            "runs/<workflow>/<time>/checkpoints/."
+        )
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}). It is "
+            "cut off, or holds more than data, which is never executed."
+        ) from error
+    return recipe_of(saved, str(path)), saved["state_dict"]
+
+
+def recipe_of(saved: Any, place: str) -> dict[str, Any]:
+    """Return the recipe within a loaded checkpoint.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or it is of another format.
+    """
+    recipe = saved.get(KEY) if isinstance(saved, dict) else None
+    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+        got = recipe.get("format") if isinstance(recipe, dict) else "no such entry"
+        raise ValueError(
+            f"{place}: expected a surrogate of format {FORMAT}, got {got}. It was "
+            "written by another program, or by another version of this one."
+        )
+    return cast(dict[str, Any], recipe)
+
+
+def require_same(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose recipe is not mine.
+
+    Raises
+    ------
+    ValueError
+        Naming the first difference, and both values.
+    """
+    theirs = recipe_of(saved, "The checkpoint")
+    for key, value in mine.items():
+        if theirs.get(key) != value:
+            raise ValueError(
+                f"The checkpoint is of another {key}: expected "
+                f"{_difference(value, theirs.get(key))}. Use the recipes that it was "
+                "trained with (config.yaml in its run's folder)."
+            )
+
+
+def _difference(mine: Any, theirs: Any, place: str = "") -> str:
+    """Return the first place where two plain values differ, and both values there."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        for key in {**mine, **theirs}:
+            if mine.get(key) != theirs.get(key):
+                return _difference(mine.get(key), theirs.get(key), f"{place}.{key}")
+    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+            if a != b:
+                return _difference(a, b, f"{place}[{i}]")
+    name = place.lstrip(".") or "value"
+    return f"{name} = {str(mine)[:80]}, got {str(theirs)[:80]}"

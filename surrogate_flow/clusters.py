@@ -1,0 +1,40 @@
+"""Opens the cluster that a recipe names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import dask
+from distributed import LocalCluster
+from distributed.deploy.cluster import Cluster
+
+__all__ = ["is_local", "open_cluster"]
+
+# A solver may hold the GIL for longer than any heartbeat; a lost worker shows in its
+# connection.
+_SETTINGS = {"distributed.scheduler.worker-ttl": None}
+
+
+def open_cluster(factory: Callable[[], Cluster] | None) -> Cluster:
+    """Build the cluster, or one single-threaded worker a core on this machine.
+
+    Raises
+    ------
+    RuntimeError
+        If the cluster's class refuses its arguments, or does not start.
+    """
+    dask.config.set(_SETTINGS)
+    try:
+        if factory is not None:
+            return factory()
+        return LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:0")
+    except (TypeError, ValueError, OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f"The cluster did not start: {type(error).__name__}: {error} Check the "
+            "arguments under data.init_args.cluster."
+        ) from error
+
+
+def is_local(cluster: Cluster) -> bool:
+    """Whether all workers share this machine's file system and sockets."""
+    return isinstance(cluster, LocalCluster)

@@ -1,0 +1,216 @@
+"""The subcommands: Lightning's own, and predict from a checkpoint alone."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as L
+from jsonargparse import ArgumentParser
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from rich.console import Console
+from rich.logging import RichHandler
+
+from surrogate_flow.data import OnlineData
+from surrogate_flow.progress import ProgressLine
+from surrogate_flow.recipes import check_recipe
+from surrogate_flow.report import Report
+from surrogate_flow.surrogate import Surrogate
+
+__all__ = ["SurrogateCLI", "check", "predict", "train", "uses_lightning"]
+
+logger = logging.getLogger(__name__)
+
+
+def check(option: str, path: Path) -> None:
+    """Refuse a recipe with a mistake in it, naming the nearest valid word."""
+    check_recipe(path, OnlineData if option == "--data" else Surrogate)
+
+
+def uses_lightning(words: Sequence[str]) -> bool:
+    """Whether ``predict`` names a workflow, as Lightning's own does."""
+    options = {word.partition("=")[0] for word in words}
+    return bool(options & {"--data", "--config", "-c"})
+
+
+class Ending(Callback):
+    """Validates and checkpoints once more with the weights that the run ends with.
+
+    Lightning validates at multiples of an interval only, unless the trainer was told to
+    stop.
+    """
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Tell the trainer to stop after its last batch."""
+        loop = trainer.fit_loop.epoch_loop
+        if loop.batch_progress.is_last_batch or trainer.global_step == loop.max_steps:
+            trainer.should_stop = True
+
+
+class SurrogateCLI(LightningCLI):
+    """LightningCLI with one link between data and model, and a folder for each run."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the workflow say what the model predicts."""
+        parser.set_defaults({"data": {"class_path": "surrogate_flow.OnlineData"}})
+        parser.link_arguments("data.spec", "model.spec", apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Add loggers, checkpoints, progress and report, unless they are set."""
+        config = self._get(self.config_init, "trainer")
+        root = Path(config.get("default_root_dir") or "runs")
+        now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        folder = root / self.datamodule.workflow / now
+        console = Console()
+        callbacks: list[Callback] = []
+        if config.get("enable_progress_bar") is not False:
+            callbacks.append(ProgressLine(console))
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = [
+                CSVLogger(folder, name="", version=""),
+                TensorBoardLogger(folder, name="", version=""),
+            ]
+        if self.subcommand == "fit":
+            callbacks += [Ending(), Report(folder, console)]
+            if config.get("enable_checkpointing") is not False:
+                callbacks.append(
+                    ModelCheckpoint(
+                        folder / "checkpoints",
+                        filename="best",
+                        monitor="val_relative_l2",
+                        save_last=True,
+                        enable_version_counter=False,
+                    )
+                )
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        return super().instantiate_trainer(**kwargs)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Fit, with a first Ctrl-C ending the run cleanly."""
+        with _graceful(self.trainer, self.datamodule):
+            self.trainer.fit(**kwargs)
+
+
+@contextmanager
+def _graceful(trainer: L.Trainer, data: OnlineData) -> Iterator[None]:
+    """Make the first Ctrl-C end training after the batch; the second one raises."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        logger.warning("Ctrl-C: validating and saving. Once more to leave at once.")
+        trainer.should_stop = True
+        signal.signal(signal.SIGINT, before)
+        data.stop()
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def train(words: Sequence[str]) -> None:
+    """Run one of Lightning's subcommands."""
+    _speak()
+    # Of Lightning's own use of torch and jsonargparse; nothing that a user could mend.
+    for words_of_others in ("`isinstance\\(treespec", "\\s*``instantiate_classes``"):
+        warnings.filterwarnings("ignore", words_of_others)
+    sys.argv = [sys.argv[0], *words]
+    SurrogateCLI(
+        Surrogate,
+        OnlineData,
+        subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        trainer_defaults={
+            "max_epochs": 1,
+            "val_check_interval": 500,
+            "check_val_every_n_epoch": None,
+            "log_every_n_steps": 10,
+            "num_sanity_val_steps": 0,
+        },
+        parser_kwargs={
+            "prog": "surrogate-flow",
+            "version": importlib.metadata.version("surrogate-flow"),
+            "description": (
+                "Train a deep surrogate of a solver while its simulations run. "
+                "--data and --model take a recipe: a YAML file, or the name of a "
+                "shipped one (heat2d, fully_connected)."
+            ),
+        },
+    )
+
+
+def predict(words: Sequence[str]) -> None:
+    """Write what a trained surrogate predicts to a netCDF file."""
+    parser = ArgumentParser(
+        prog="surrogate-flow predict",
+        description=(
+            "Predict fields from a checkpoint alone; neither solver nor cluster is "
+            "needed. With --data and --model it is Lightning's own predict."
+        ),
+    )
+    parser.add_argument("--ckpt_path", required=True, type=str, help="A checkpoint.")
+    parser.add_argument(
+        "--parameters",
+        required=True,
+        type=dict[str, float],
+        help="Such as '{initial: 300, left: 100, ...}', in the units of the spec.",
+    )
+    parser.add_argument(
+        "--times",
+        type=list[float] | None,
+        help="Such as '[0.1, 0.5]'; all steps of the solver by default.",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("field.nc"), help="A netCDF file."
+    )
+    options = parser.parse_args(list(words))
+    surrogate = Surrogate.load(options.ckpt_path)
+    dataset = surrogate.predict(options.parameters, options.times)
+    if not options.output.parent.is_dir():
+        raise FileNotFoundError(
+            f"--output {options.output}: there is no folder {options.output.parent}."
+        )
+    dataset.to_netcdf(options.output)
+    console = Console()
+    for name, field in dataset.data_vars.items():
+        console.print(
+            f"{options.output}: {name} {dict(field.sizes)}, {float(field.min()):.4g} "
+            f"to {float(field.max()):.4g} {field.attrs.get('units', '')}",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def _speak() -> None:
+    """Show what the package logs, in the manner of the progress line."""
+    handler = RichHandler(
+        console=Console(stderr=True),
+        show_path=False,
+        markup=False,
+        log_time_format="%X",
+    )
+    package = logging.getLogger("surrogate_flow")
+    package.setLevel(logging.INFO)
+    package.handlers[:] = [handler]

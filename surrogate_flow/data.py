@@ -1,0 +1,314 @@
+"""Lightning data modules: where batches come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as L
+from distributed.deploy.cluster import Cluster
+from jaxtyping import Float
+
+from surrogate_flow.ensemble import EnsembleError, Faults, Progress
+from surrogate_flow.fields import FieldSpec
+from surrogate_flow.held_out import HeldOut
+from surrogate_flow.loader import OnlineLoader
+from surrogate_flow.reservoir import Counters, Reservoir, Store
+from surrogate_flow.sampling import Sampler, Uniform
+from surrogate_flow.simulation import Simulation
+from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.stream import InletCounters, Sink
+from surrogate_flow.study import Study
+from surrogate_flow.windows import Direct, Window
+
+__all__ = ["OnlineData", "Status"]
+
+logger = logging.getLogger(__name__)
+
+# Held-out sets are drawn uniformly, whatever the sampler of the training set, from
+# seeds beside its own.
+_HELD_OUT_SEED = {"validation": 1, "test": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """What a person wants to see of a study, at one moment."""
+
+    simulations: Progress
+    reservoir: Counters | None
+    stream: InletCounters
+    held_out: str
+    waiting: str
+
+
+class OnlineData(L.LightningDataModule):
+    """solver -> stream -> reservoir -> batches, while the simulations run.
+
+    Parameters
+    ----------
+    solver : Solver
+        What to simulate.
+    sampler : Sampler, optional
+        Which parameters; uniform by default.
+    simulations : int, optional
+        How many to train on; ``None`` goes on until the trainer stops
+        (``trainer.max_steps``).
+    held_out : int
+        Simulations of the validation set (and of the test set, in ``test``), with a
+        seed of their own. They run first and never enter the reservoir.
+    batch_size : int
+        Samples of a batch.
+    reservoir : class of Store
+        Built as ``reservoir(spec, window, batch_size)``.
+    cluster : class of distributed.deploy.Cluster, optional
+        Built when the simulations start; one worker a core on this machine by default.
+    faults : Faults
+        How much may go wrong.
+    name : str, optional
+        Of the workflow, in task names and folders; the solver's by default.
+    """
+
+    def __init__(
+        self,
+        solver: Solver,
+        *,
+        sampler: Sampler | None = None,
+        simulations: int | None = 1000,
+        held_out: int = 10,
+        batch_size: int = 10,
+        reservoir: Callable[[FieldSpec, Window, int], Store] = Reservoir,
+        cluster: Callable[[], Cluster] | None = None,
+        faults: Faults = Faults(),  # noqa: B008 - frozen
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        for what, value in (
+            ("simulations", simulations),
+            ("held_out", held_out),
+            ("batch_size", batch_size),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{what}: expected at least 1, got {value}.")
+        self.solver = solver
+        self.spec = solver.spec
+        self.sampler = sampler or Uniform()
+        self.simulations = simulations
+        self.count = held_out
+        self.batch_size = batch_size
+        self.make_store = reservoir
+        self.cluster = cluster
+        self.faults = faults
+        self.workflow = name or type(solver).__name__.lower()
+        self.store: Store | None = None
+        self.held_out: HeldOut | None = None
+        self.study: Study | None = None
+
+    def setup(self, stage: str) -> None:
+        """Open the study: everything is checked before anything is submitted."""
+        if self.study is not None:
+            return
+        module = self.trainer.lightning_module if self.trainer else None
+        window = getattr(module, "window", None) or Direct()
+        part = "test" if stage == "test" else "validation"
+        self.held_out = HeldOut(self.spec, window, self.batch_size, 0, self.count)
+        if stage == "fit":
+            self.store = self.make_store(self.spec, window, self.batch_size)
+            self._check_threshold(self.store, window)
+        self.window = window
+        folder = Path((self.trainer.log_dir if self.trainer else None) or ".")
+        self.study = Study(
+            self.workflow,
+            self.solver,
+            self._planned(part, stage == "fit"),
+            self._sink_for,
+            cluster=self.cluster,
+            faults=self.faults,
+            folder=folder,
+            on_set_aside=self._set_aside,
+            on_end=self._end,
+        )
+        logger.info("Dask dashboard: %s", self.study.dashboard_link)
+
+    def _check_threshold(self, store: Store, window: Window) -> None:
+        if self.simulations is None:
+            return
+        samples = self.simulations * window.samples(self.spec.steps)
+        if samples < store.threshold:
+            raise ValueError(
+                f"The threshold can never be reached: expected at most {samples} "
+                f"samples ({self.simulations} simulations of "
+                f"{window.samples(self.spec.steps)}), got a threshold of "
+                f"{store.threshold}. Lower it, or run more simulations."
+            )
+
+    def _planned(self, part: str, training: bool) -> Iterator[Simulation]:
+        bounds = self.spec.parameters
+        held_out = Uniform(self.sampler.seed + _HELD_OUT_SEED[part])
+        for number, parameters in zip(
+            range(self.count), held_out.parameters(bounds), strict=False
+        ):
+            yield Simulation(number, part, parameters)
+        if training:
+            for number, parameters in zip(
+                itertools.count(self.count)
+                if self.simulations is None
+                else range(self.count, self.count + self.simulations),
+                self.sampler.parameters(bounds),
+                strict=False,
+            ):
+                yield Simulation(number, "training", parameters)
+
+    def _sink_for(self, simulation: int) -> Sink:
+        sink = self.held_out if simulation < self.count else self.store
+        assert sink is not None, "setup() makes the sinks before the study"
+        return sink
+
+    def _set_aside(self, simulation: int) -> None:
+        if self.held_out is not None and simulation < self.count:
+            self.held_out.set_aside(simulation)
+
+    def _end(self) -> None:
+        if self.store is not None:
+            self.store.end_reception()
+
+    def stop(self) -> None:
+        """Deliver no further batch; what waits for one wakes up."""
+        if self.store is not None:
+            self.store.stop()
+
+    def close(self) -> None:
+        """End the study; may be called again."""
+        self.stop()
+        if self.study is not None:
+            self.study.close()
+
+    def teardown(self, stage: str) -> None:
+        """End the study with the run."""
+        self.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """End the study when the run fails."""
+        self.close()
+
+    # ------------------------------------------------------------------ what is waited
+    # for
+
+    def moments(
+        self,
+    ) -> tuple[Float[np.ndarray, " channel"], Float[np.ndarray, " channel"]]:
+        """Wait for the first fill; return mean and std of each variable.
+
+        Raises
+        ------
+        EnsembleError
+            If the study ended before a single sample arrived.
+        TimeoutError
+            If nothing arrives within ``faults.patience``.
+        """
+        study, store = self._running(), self.store
+        assert store is not None, "only a fit has a reservoir"
+        self._wait(lambda seconds: _reached(store, seconds), "the first fill")
+        study.check()
+        if not store.counters().population:
+            raise EnsembleError(
+                "The study ended before a single sample arrived: "
+                f"{study.progress().failed} simulations failed. Look into failures.csv "
+                "in the run's folder."
+            )
+        return store.moments()
+
+    def _wait_held_out(self) -> HeldOut:
+        study, held_out = self._running(), self.held_out
+        assert held_out is not None, "setup() makes it"
+        self._wait(held_out.wait, "the held-out simulations")
+        study.check()
+        finished = len(held_out.finished)
+        if not finished:
+            raise EnsembleError(
+                f"None of the {held_out.count} held-out simulations finished: there is "
+                "nothing to validate with. Look into failures.csv in the run's folder."
+            )
+        if finished < held_out.count:
+            logger.warning(
+                "Validating with %d of %d simulations; see failures.csv.",
+                finished,
+                held_out.count,
+            )
+        return held_out
+
+    def _wait(self, wait: Callable[[float], bool], what: str) -> None:
+        study = self._running()
+        steps, since = -1, time.monotonic()
+        while not wait(0.5):
+            study.check()
+            arrived = study.inlet.counters().steps
+            if arrived != steps:
+                steps, since = arrived, time.monotonic()
+            elif time.monotonic() - since > self.faults.patience:
+                raise TimeoutError(
+                    f"Waiting for {what}: no step for {self.faults.patience:g} s "
+                    f"(faults.patience). {study.silent()}"
+                )
+
+    def _running(self) -> Study:
+        if self.study is None:
+            raise RuntimeError(
+                "The study has not started: expected setup() to be called first, which "
+                "Trainer.fit, validate, test and predict do."
+            )
+        return self.study
+
+    def train_dataloader(self) -> OnlineLoader:
+        """Return the batches of the reservoir."""
+        study, store = self._running(), self.store
+        assert store is not None, "only a fit has a reservoir"
+        return OnlineLoader(
+            store,
+            self.window,
+            check=study.check,
+            patience=self.faults.patience,
+            silent=study.silent,
+        )
+
+    def val_dataloader(self) -> HeldOut:
+        """Wait for the held-out set, then return its batches."""
+        return self._wait_held_out()
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
+
+    def status(self) -> Status | None:
+        """Return the state of the study, or None before it has started."""
+        if self.study is None or self.held_out is None:
+            return None
+        finished = len(self.held_out.finished)
+        waiting = "" if self.store is None else self.store.waiting()
+        return Status(
+            simulations=self.study.progress(),
+            reservoir=None if self.store is None else self.store.counters(),
+            stream=self.study.inlet.counters(),
+            held_out=f"{finished}/{self.count}",
+            waiting=waiting
+            or ("" if self.held_out.complete else "waiting for held-out simulations"),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters that a checkpoint keeps."""
+        if self.store is None:
+            return {}
+        counters = self.store.counters()
+        return {"inserted": counters.inserted, "drawn": counters.drawn}
+
+
+def _reached(store: Store, seconds: float) -> bool:
+    try:
+        store.wait_threshold(seconds)
+    except TimeoutError:
+        return False
+    return True

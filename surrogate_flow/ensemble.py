@@ -1,0 +1,286 @@
+"""The ensemble: keeps simulations in flight on Dask, retries failures, ends cleanly."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from distributed import Client, Future
+
+from surrogate_flow.failures import Failures
+from surrogate_flow.simulation import Simulation, Summary
+
+__all__ = ["Ensemble", "EnsembleError", "Faults", "Progress"]
+
+logger = logging.getLogger(__name__)
+
+_POLL = 1.0  # seconds between two looks at the size of the cluster
+
+
+class EnsembleError(RuntimeError):
+    """The ensemble cannot go on."""
+
+
+@dataclass(frozen=True)
+class Faults:
+    """How much may go wrong.
+
+    Attributes
+    ----------
+    retries : int
+        Further attempts for a simulation that failed.
+    max_failures : int
+        Simulations that may be set aside for good before the study ends with an error.
+    start_timeout : float
+        Seconds to wait for the first worker.
+    patience : float
+        Seconds that the trainer waits for a step before the study ends with an error
+        that names the silent simulations. Longer than the longest step of the solver.
+    """
+
+    retries: int = 2
+    max_failures: int = 10
+    start_timeout: float = 300.0
+    patience: float = 3600.0
+
+    def __post_init__(self) -> None:
+        if self.retries < 0 or self.max_failures < 0:
+            raise ValueError(
+                "Faults: expected retries >= 0 and max_failures >= 0, got "
+                f"{self.retries} and {self.max_failures}."
+            )
+        if self.start_timeout <= 0 or self.patience <= 0:
+            raise ValueError(
+                "Faults: expected start_timeout > 0 s and patience > 0 s, got "
+                f"{self.start_timeout} and {self.patience}."
+            )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Simulations by state, at one moment."""
+
+    done: int
+    running: int
+    failed: int
+    retried: int
+    workers: int
+
+
+class Ensemble:
+    """in flight <= room: the next simulation is submitted when one ends.
+
+    Room is twice the number of worker threads, so that no thread waits for the
+    scheduler, and just their number while held-out simulations are unfinished: these
+    come first, and a retry of theirs must never wait behind training simulations that
+    wait for the trainer.
+
+    One thread of its own does everything; `close` may be called from any thread, more
+    than once.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Of the cluster.
+    task : callable
+        ``task(simulation, attempt) -> Summary``; pickled, runs on a worker.
+    simulations : iterator of Simulation
+        Consumed lazily: memory does not grow with their number.
+    name : str
+        Of the workflow; tasks are called ``<name>-<part>-<number>-<attempt>``.
+    faults : Faults
+    failures : Failures
+    on_set_aside : callable
+        Called with the number of each simulation that failed for good.
+    on_end : callable
+        Called when the last simulation has ended; not when the ensemble was closed or
+        has failed.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        task: Callable[[Simulation, int], Summary],
+        simulations: Iterator[Simulation],
+        *,
+        name: str,
+        faults: Faults,
+        failures: Failures,
+        on_set_aside: Callable[[int], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._address = getattr(client.scheduler, "address", "")
+        self._task = task
+        self._simulations = simulations
+        self._name = name
+        self._faults = faults
+        self._failures = failures
+        self._on_set_aside = on_set_aside
+        self._on_end = on_end
+        self._flying: dict[str, tuple[Simulation, int, Future[Summary]]] = {}
+        self._again: deque[tuple[Simulation, int]] = deque()
+        self._ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._threads = 0
+        self._done = self._failed = self._retried = self._held_out = 0
+        self._exhausted = False
+        self._closing = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="ensemble", daemon=True)
+
+    def start(self) -> None:
+        """Begin to submit."""
+        self._thread.start()
+
+    def wait(self, timeout: float) -> bool:
+        """Block until nothing is in flight and nothing will be; return whether so."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raise what stopped the ensemble, if anything did."""
+        if self._error is not None:
+            raise self._error
+
+    def progress(self) -> Progress:
+        """Count simulations by state."""
+        return Progress(
+            done=self._done,
+            running=min(len(self._flying), self._threads),
+            failed=self._failed,
+            retried=self._retried,
+            workers=self._threads,
+        )
+
+    def close(self) -> None:
+        """Submit nothing more, cancel what has not started; does not wait for tasks."""
+        self._closing.set()
+        self._ended.put(None)
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._await_workers()
+            looked = time.monotonic()
+            while not self._closing.is_set():
+                self._submit()
+                if not self._flying and self._exhausted:
+                    self._on_end()
+                    break
+                try:
+                    self._settle(self._ended.get(timeout=_POLL))
+                    while not self._ended.empty():
+                        self._settle(self._ended.get())
+                except queue.Empty:
+                    pass
+                if time.monotonic() - looked > _POLL:
+                    self._look()
+                    looked = time.monotonic()
+        except BaseException as error:
+            # Handed to the trainer by check(); this thread has nobody else to tell.
+            self._error = self._explained(error)
+        finally:
+            self._cancel()
+
+    def _await_workers(self) -> None:
+        deadline = time.monotonic() + self._faults.start_timeout
+        self._look()
+        while not self._threads and not self._closing.is_set():
+            if time.monotonic() > deadline:
+                raise EnsembleError(
+                    f"No worker joined {self._address} within "
+                    f"{self._faults.start_timeout:g} s (start_timeout). Its jobs are "
+                    "still queued, or cannot reach the scheduler: look at the queue "
+                    "and at the workers' logs."
+                )
+            self._closing.wait(0.1)
+            self._look()
+
+    def _look(self) -> None:
+        self._threads = sum(self._client.nthreads().values())
+
+    def _room(self) -> int:
+        return self._threads if self._held_out else 2 * self._threads
+
+    def _submit(self) -> None:
+        while len(self._flying) < self._room():
+            if self._again:
+                simulation, attempt = self._again.popleft()
+            else:
+                following = next(self._simulations, None)
+                if following is None:
+                    self._exhausted = True
+                    return
+                simulation, attempt = following, 0
+                self._held_out += simulation.part != "training"
+            key = f"{self._name}-{simulation.part}-{simulation.number}-{attempt}"
+            future = self._client.submit(
+                self._task, simulation, attempt, key=key, pure=False
+            )
+            self._flying[key] = (simulation, attempt, future)
+            future.add_done_callback(lambda f: self._ended.put(f.key))
+
+    def _settle(self, key: str | None) -> None:
+        if key is None or key not in self._flying:
+            return
+        simulation, attempt, future = self._flying.pop(key)
+        if future.status == "cancelled" and not self._closing.is_set():
+            # Nobody else cancels: the client does, when the scheduler no longer
+            # answers.
+            raise ConnectionError(f"task {key} was cancelled")
+        if future.status == "finished":
+            self._done += 1
+            self._held_out -= simulation.part != "training"
+            return
+        error = future.exception()
+        last = attempt >= self._faults.retries
+        outcome = "set aside" if last else "retried"
+        self._failures.add(simulation, attempt, outcome, error)
+        logger.warning(
+            "Simulation %d (%s), attempt %d, failed: %s: %s [%s; %s]",
+            simulation.number,
+            simulation.part,
+            attempt,
+            type(error).__name__,
+            str(error).partition("\n")[0],
+            outcome,
+            self._failures.path,
+        )
+        if not last:
+            self._retried += 1
+            self._again.append((simulation, attempt + 1))
+            return
+        self._failed += 1
+        self._held_out -= simulation.part != "training"
+        self._on_set_aside(simulation.number)
+        if self._failed > self._faults.max_failures:
+            raise EnsembleError(
+                f"{self._failed} simulations failed for good, more than max_failures="
+                f"{self._faults.max_failures}; the last was {simulation.number} with "
+                f"{dict(simulation.parameters)}: {type(error).__name__}: {error} All "
+                f"are listed in {self._failures.path}."
+            )
+
+    def _cancel(self) -> None:
+        futures = [future for _, _, future in self._flying.values()]
+        self._flying.clear()
+        if futures and self._client.status == "running":
+            self._client.cancel(futures)
+
+    def _explained(self, error: BaseException) -> BaseException:
+        if (
+            isinstance(error, (OSError, TimeoutError))
+            or self._client.status != "running"
+        ):
+            lost = EnsembleError(
+                f"Lost the scheduler {self._address}: {type(error).__name__}: {error}"
+            )
+            lost.__cause__ = error
+            return lost
+        return error

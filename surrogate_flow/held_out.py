@@ -1,0 +1,124 @@
+"""Simulations kept apart from training, whole and in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from surrogate_flow.batch import Batch
+from surrogate_flow.fields import FieldSpec
+from surrogate_flow.reservoir import Draw
+from surrogate_flow.windows import Window
+
+__all__ = ["HeldOut"]
+
+
+class HeldOut:
+    """u[simulation, time, channel, *space] of a validation or test set.
+
+    A sink of the stream which is never full. Iterating yields the batches of all
+    *finished* simulations, in the same order every time.
+
+    Thread-safe: the inlet writes while the trainer waits.
+
+    Parameters
+    ----------
+    spec : FieldSpec
+    window : Window
+    batch_size : int
+    first : int
+        Number of the first held-out simulation.
+    count : int
+        How many there are.
+    """
+
+    def __init__(
+        self, spec: FieldSpec, window: Window, batch_size: int, first: int, count: int
+    ) -> None:
+        self.spec = spec
+        self.window = window
+        self.batch_size = batch_size
+        self.first = first
+        self.count = count
+        self.fields = np.empty((count, spec.steps, *spec.step_shape), dtype=np.float32)
+        self.parameters = np.empty((count, len(spec.parameters)), dtype=np.float32)
+        self._arrived = np.zeros(count, dtype=np.int64)
+        self._missing: set[int] = set()
+        self._changed = threading.Condition()
+
+    def offer(
+        self,
+        simulation: int,
+        first: int,
+        steps: Float[np.ndarray, "time channel *space"],
+        parameters: Float[np.ndarray, " parameter"],
+    ) -> int:
+        """Store the steps; all of them, always."""
+        row = simulation - self.first
+        self.fields[row, first : first + len(steps)] = steps
+        self.parameters[row] = parameters
+        with self._changed:
+            self._arrived[row] = first + len(steps)
+            self._changed.notify_all()
+        return len(steps)
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """Do nothing: there is always room."""
+
+    def forget(self, simulation: int) -> None:
+        """Do nothing: finished simulations stay."""
+
+    def set_aside(self, simulation: int) -> None:
+        """Wait no longer for a simulation that failed for good."""
+        with self._changed:
+            self._missing.add(simulation - self.first)
+            self._changed.notify_all()
+
+    @property
+    def finished(self) -> list[int]:
+        """Rows of the simulations that are whole."""
+        whole = self._arrived == self.spec.steps
+        return [int(row) for row in np.flatnonzero(whole)]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing more is to come."""
+        return len(self.finished) + len(self._missing) >= self.count
+
+    def wait(self, timeout: float) -> bool:
+        """Block until complete, `timeout` seconds at most; return whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.complete, timeout)
+
+    def __len__(self) -> int:
+        samples = len(self.finished) * self.window.samples(self.spec.steps)
+        return -(-samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        firsts = np.arange(
+            0, self.spec.steps - self.window.span + 1, self.window.stride
+        )
+        pairs = [(row, step) for row in self.finished for step in firsts]
+        for start in range(0, len(pairs), self.batch_size):
+            rows, steps = np.array(pairs[start : start + self.batch_size]).T
+            span = steps[:, None] + np.arange(self.window.span)
+            yield Batch.from_draw(
+                Draw(
+                    fields=self.fields[rows[:, None], span],
+                    simulation=rows + self.first,
+                    step=steps,
+                    parameters=self.parameters[rows],
+                ),
+                self.window,
+            )
+
+    def spread(self) -> Float[np.ndarray, " channel"]:
+        """Return, for each variable, the error of the best constant prediction."""
+        whole = torch.from_numpy(self.fields[self.finished])
+        axes = [axis for axis in range(whole.ndim) if axis != 2]
+        out: Float[np.ndarray, " channel"] = whole.std(dim=axes, correction=0).numpy()
+        return out

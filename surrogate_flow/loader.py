@@ -1,0 +1,112 @@
+"""Batches out of the reservoir, drawn ahead by a thread of their own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from surrogate_flow.batch import Batch
+from surrogate_flow.reservoir import Store
+from surrogate_flow.windows import Window
+
+__all__ = ["OnlineLoader"]
+
+_SLICE = 0.5  # seconds of a wait between two looks at the study
+
+
+class OnlineLoader:
+    """Iterable of batches, of unknown length; ends when the reservoir has drained.
+
+    A DataLoader's worker processes could not see the reservoir; one thread that draws
+    ahead copies rows while the training step runs.
+
+    Parameters
+    ----------
+    store : Store
+    window : Window
+    check : callable
+        Raises what stopped the study, if anything did.
+    patience : float
+        Seconds without a batch after which the wait ends with an error.
+    silent : callable
+        Says in words which simulations have been silent, for that error.
+    ahead : int
+        Batches drawn ahead.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        window: Window,
+        *,
+        check: Callable[[], None],
+        patience: float,
+        silent: Callable[[], str],
+        ahead: int = 2,
+    ) -> None:
+        self._store = store
+        self._window = window
+        self._check = check
+        self._patience = patience
+        self._silent = silent
+        self._ahead = ahead
+
+    def __iter__(self) -> Iterator[Batch]:
+        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(self._ahead)
+        left = threading.Event()
+        thread = threading.Thread(
+            target=self._draw_ahead, args=(ready, left), name="prefetch", daemon=True
+        )
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            left.set()
+            while thread.is_alive():
+                while not ready.empty():
+                    ready.get_nowait()
+                thread.join(0.01)
+
+    def _draw_ahead(
+        self,
+        ready: queue.Queue[Batch | BaseException | None],
+        left: threading.Event,
+    ) -> None:
+        pin = torch.cuda.is_available()
+        try:
+            while not left.is_set():
+                batch = self._draw(left)
+                if batch is not None and pin:
+                    batch = Batch(*(tensor.pin_memory() for tensor in batch))
+                ready.put(batch)
+                if batch is None:
+                    return
+        except BaseException as error:
+            # Raised again by the thread that iterates.
+            ready.put(error)
+
+    def _draw(self, left: threading.Event) -> Batch | None:
+        start = time.monotonic()
+        while not left.is_set():
+            self._check()
+            try:
+                draw = self._store.draw(timeout=_SLICE)
+            except TimeoutError as error:
+                if time.monotonic() - start > self._patience:
+                    raise TimeoutError(
+                        f"No batch for {self._patience:g} s (faults.patience): {error} "
+                        f"{self._silent()}"
+                    ) from error
+                continue
+            if draw is None:
+                self._check()
+                return None
+            return Batch.from_draw(draw, self._window)
+        return None

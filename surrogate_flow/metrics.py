@@ -1,0 +1,103 @@
+"""Errors of a surrogate, relative and in the units of its fields."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics import MeanSquaredError, Metric, MetricCollection
+
+from surrogate_flow.fields import FieldSpec
+
+__all__ = ["MaximumError", "RelativeL2", "field_metrics"]
+
+
+class RelativeL2(Metric):
+    """mean over samples of |û - u|_2 / |u|_2, without unit.
+
+    Zongyi Li et al., Fourier Neural Operator for Parametric Partial Differential
+    Equations, ICLR 2021, report it.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), "sum")
+        self.add_state("count", torch.tensor(0), "sum")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch, ``(batch, ...)`` both."""
+        error = (prediction - target).flatten(1).norm(dim=1)
+        size = target.flatten(1).norm(dim=1).clamp_min(torch.finfo(target.dtype).tiny)
+        self.total += (error / size).sum()
+        self.count += len(error)
+
+    def compute(self) -> Tensor:
+        """Return the mean."""
+        return self.total / self.count
+
+
+class MaximumError(Metric):
+    """max |û - u|, in the units of u."""
+
+    largest: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("largest", torch.tensor(0.0), "max")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch, ``(batch, ...)`` both."""
+        self.largest = torch.maximum(self.largest, (prediction - target).abs().max())
+
+    def compute(self) -> Tensor:
+        """Return the maximum."""
+        return self.largest
+
+
+class _OfVariable(Metric):
+    """A metric of one channel of ``(batch, time, channel, *space)``."""
+
+    def __init__(self, metric: Metric, channel: int) -> None:
+        super().__init__()
+        self.metric = metric
+        self.channel = channel
+
+    def update(
+        self,
+        prediction: Float[Tensor, "batch time channel *space"],
+        target: Float[Tensor, "batch time channel *space"],
+    ) -> None:
+        self.metric.update(
+            prediction[:, :, self.channel].contiguous(),
+            target[:, :, self.channel].contiguous(),
+        )
+
+    def compute(self) -> Tensor:
+        value: Tensor = self.metric.compute()
+        return value
+
+    def reset(self) -> None:
+        super().reset()
+        self.metric.reset()
+
+
+def field_metrics(spec: FieldSpec, prefix: str) -> MetricCollection:
+    """Return the errors that are logged: one relative, two in units for each variable.
+
+    Parameters
+    ----------
+    spec : FieldSpec
+        Names the variables.
+    prefix : str
+        Of every name, such as ``"val_"``.
+    """
+    metrics: dict[str, Metric | MetricCollection] = {"relative_l2": RelativeL2()}
+    for channel, variable in enumerate(spec.variables):
+        metrics[f"rmse_{variable.name}"] = _OfVariable(
+            MeanSquaredError(squared=False), channel
+        )
+        metrics[f"max_{variable.name}"] = _OfVariable(MaximumError(), channel)
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)

@@ -1,0 +1,66 @@
+"""The fully connected network of the heat experiment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from surrogate_flow.fields import FieldSpec
+from surrogate_flow.windows import Window
+
+__all__ = ["FullyConnected"]
+
+
+class FullyConnected(nn.Module):
+    """u = W_n relu(... relu(W_1 (parameters, t, history) + b_1) ...) + b_n.
+
+    Parameters
+    ----------
+    spec : FieldSpec
+        Gives the number of inputs and of outputs.
+    window : Window
+        Steps seen and steps predicted.
+    widths : sequence of int
+        Features of each hidden layer.
+
+    References
+    ----------
+    High Throughput Training of Deep Surrogates from Large Ensemble Runs, Meyer et al.,
+    SC 2023, arXiv 2309.16743: six inputs, two hidden layers of 256, one output a cell,
+    linear.
+    """
+
+    def __init__(
+        self, spec: FieldSpec, window: Window, *, widths: Sequence[int] = (256, 256)
+    ) -> None:
+        super().__init__()
+        if not widths or min(widths) < 1:
+            raise ValueError(
+                f"FullyConnected: expected positive widths, got {list(widths)}. Give "
+                "one number for each hidden layer, such as [256, 256]."
+            )
+        self.shape = (window.outputs, *spec.step_shape)
+        features = math.prod(spec.step_shape)
+        sizes = [len(spec.parameters) + 1 + window.inputs * features, *widths]
+        layers = [
+            layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())
+        ]
+        self.layers = nn.Sequential(
+            *layers, nn.Linear(sizes[-1], window.outputs * features)
+        )
+
+    def forward(
+        self,
+        parameters: Float[Tensor, "batch parameter"],
+        step: Float[Tensor, " batch"],
+        history: Float[Tensor, "batch inputs channel *space"],
+    ) -> Float[Tensor, "batch outputs channel *space"]:
+        """Predict all cells of all steps at once."""
+        seen = torch.cat([parameters, step[:, None], history.flatten(1)], dim=1)
+        out: Tensor = self.layers(seen)
+        return out.reshape(len(out), *self.shape)

@@ -1,0 +1,155 @@
+"""The progress line: what is trained, stored and run, and who waits for whom."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Any
+
+import pytorch_lightning as L
+from pytorch_lightning.callbacks import ProgressBar
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from surrogate_flow.data import OnlineData
+
+__all__ = ["ProgressLine"]
+
+_WINDOW = 5.0  # seconds over which samples/s is averaged
+
+
+class ProgressLine(ProgressBar):
+    """One line: batch, loss, samples/s, reservoir, simulations, who waits for whom.
+
+    On a terminal it is rewritten four times a second; elsewhere (a batch job's log) it
+    is printed every `every` seconds.
+
+    Parameters
+    ----------
+    console : rich.console.Console, optional
+    every : float
+        Seconds between two lines where there is no terminal.
+    """
+
+    def __init__(self, console: Console | None = None, *, every: float = 5.0) -> None:
+        super().__init__()
+        self._console = console or Console()
+        self._every = every
+        self._enabled = True
+        self._stage = ""
+        self._trained: deque[tuple[float, int]] = deque(maxlen=4096)
+        self._samples = 0
+        self._loss: Any = None
+        self._live: Live | None = None
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def disable(self) -> None:
+        """Show nothing (on all ranks but the first)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show the line again."""
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the line."""
+        self._console.print(*args, **kwargs)
+
+    def setup(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
+    ) -> None:
+        """Begin to show the line."""
+        super().setup(trainer, pl_module, stage)
+        self._stage = stage
+        if not self._enabled or self._live or self._thread:
+            return
+        if self._console.is_terminal:
+            self._live = Live(
+                get_renderable=self._line, console=self._console, refresh_per_second=4
+            )
+            self._live.start()
+        else:
+            self._over.clear()
+            self._thread = threading.Thread(
+                target=self._print_lines, name="progress", daemon=True
+            )
+            self._thread.start()
+
+    def teardown(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
+    ) -> None:
+        """Leave the last state of the line standing."""
+        self._stop()
+
+    def on_exception(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        """Leave the terminal as it was."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+        if self._thread:
+            self._over.set()
+            self._thread.join()
+            self._thread = None
+
+    def _print_lines(self) -> None:
+        while not self._over.wait(self._every):
+            self._console.print(self._line(), soft_wrap=True)
+        self._console.print(self._line(), soft_wrap=True)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Note that a batch has been trained."""
+        self._samples += len(batch.step)
+        self._trained.append((time.monotonic(), self._samples))
+        self._loss = outputs["loss"]
+
+    def _rate(self) -> float:
+        recent = [(t, n) for t, n in self._trained if t > time.monotonic() - _WINDOW]
+        if len(recent) < 2:
+            return 0.0
+        (t0, n0), (t1, n1) = recent[0], recent[-1]
+        return (n1 - n0) / max(t1 - t0, 1e-9)
+
+    def _line(self) -> Text:
+        parts = [self._stage]
+        if self._loss is not None:
+            parts.append(f"batch {self.trainer.global_step}")
+            parts.append(f"loss {float(self._loss):.3g}")
+            parts.append(f"{self._rate():.0f} samples/s")
+        errors = self.trainer.callback_metrics
+        if "val_relative_l2" in errors:
+            parts.append(f"validation {float(errors['val_relative_l2']):.2%}")
+        # Lightning declares an attribute where a trainer without data module has none.
+        data = getattr(self.trainer, "datamodule", None)
+        status = data.status() if isinstance(data, OnlineData) else None
+        if status is not None:
+            if status.reservoir is not None:
+                r = status.reservoir
+                parts.append(
+                    f"reservoir {r.population}/{r.capacity} "
+                    f"(seen {r.population - r.unseen}, unseen {r.unseen})"
+                )
+            s = status.simulations
+            parts.append(
+                f"simulations {s.done} done, {s.running} running, {s.failed} failed"
+            )
+            if status.waiting:
+                parts.append(status.waiting)
+        return Text(" | ".join(parts))

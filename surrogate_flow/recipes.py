@@ -1,0 +1,228 @@
+"""Recipes: YAML files that name a workflow or a model, and classes as plain values.
+
+A recipe names classes by their import path; the class path is the registry. What it
+gets wrong is said here, before anything starts, with the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+import yaml
+
+from surrogate_flow.fields import nearest
+
+__all__ = ["RecipeError", "check_recipe", "class_at", "find_recipe", "plain_recipe"]
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+class RecipeError(ValueError):
+    """A recipe is missing, or names something that does not exist."""
+
+
+def _shipped(kind: str) -> dict[str, Path]:
+    """Return the recipes beside the package (a checkout) or of its wheel."""
+    beside = Path(__file__).resolve().parent.parent / kind
+    if (beside.parent / "setup.cfg").is_file():
+        return {path.stem: path for path in sorted(beside.glob("*.yaml"))}
+    installed = importlib.metadata.files("surrogate-flow") or []
+    return {
+        file.stem: Path(str(file.locate()))
+        for file in installed
+        if file.suffix == ".yaml" and file.parent.name == kind
+    }
+
+
+def find_recipe(kind: str, name: str) -> Path:
+    """Return the path of a recipe, given as one or by the name of a shipped one.
+
+    Parameters
+    ----------
+    kind : {"workflows", "models"}
+        The folder that holds the shipped ones.
+    name : str
+        Such as ``"workflows/heat2d.yaml"`` or ``"heat2d"``.
+
+    Raises
+    ------
+    RecipeError
+        If there is no such file and no such name.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = _shipped(kind)
+    if name in shipped:
+        return shipped[name]
+    raise RecipeError(
+        f"No recipe {name!r}: there is no such file in {Path.cwd()}, and none of that "
+        f"name is shipped in {kind}. {nearest(path.stem, shipped)} Give a path to your "
+        "own YAML file, or one of these names."
+    )
+
+
+def class_at(class_path: str) -> Any:
+    """Import what a class path names.
+
+    Raises
+    ------
+    RecipeError
+        If the module or the name does not exist, with the nearest name that does.
+    """
+    module_name, _, name = class_path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise RecipeError(
+            f"class_path {class_path!r}: cannot import {module_name!r} ({error}). "
+            "Expected 'package.module.Class', installed in this environment."
+        ) from error
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        names = getattr(module, "__all__", None) or [
+            n for n, v in vars(module).items() if inspect.isclass(v)
+        ]
+        raise RecipeError(
+            f"class_path {class_path!r}: {module_name!r} has no {name!r}. "
+            f"{nearest(name, names)}"
+        ) from None
+
+
+def check_recipe(path: Path, owner: Callable[..., Any]) -> None:
+    """Refuse a recipe that names an unknown key, class or argument.
+
+    Parameters
+    ----------
+    path : Path
+        Of the YAML file.
+    owner : type
+        The class whose arguments the recipe gives.
+
+    Raises
+    ------
+    RecipeError
+        Naming the file, the place in it, and the nearest valid name.
+    """
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise RecipeError(
+            f"{path}: expected a mapping of names to values, got "
+            f"{type(recipe).__name__}. A recipe looks like the shipped ones."
+        )
+    try:
+        if "class_path" in recipe:
+            _check_class(recipe, "")
+        else:
+            _check_arguments(recipe, owner, "")
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def _check_class(spec: Mapping[str, Any], place: str) -> None:
+    valid = ("class_path", "init_args", "dict_kwargs")
+    for key in spec:
+        if key not in valid:
+            raise RecipeError(
+                f"{place or 'top'}: unknown key {key!r}. {nearest(key, valid)}"
+            )
+    _check_arguments(spec.get("init_args") or {}, class_at(spec["class_path"]), place)
+
+
+def _check_arguments(
+    arguments: Mapping[str, Any], owner: Callable[..., Any], place: str
+) -> None:
+    parameters = inspect.signature(owner).parameters
+    hints = _hints(owner)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in arguments.items():
+        here = f"{place}.{key}" if place else key
+        if key not in parameters and not open_ended:
+            raise RecipeError(
+                f"unknown argument {here!r} of {owner.__name__}. "
+                f"{nearest(key, parameters)}"
+            )
+        if isinstance(value, dict) and "class_path" in value:
+            _check_class(value, here)
+        elif isinstance(value, str) and _wants_class(hints.get(key)):
+            class_at(value)
+
+
+def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(
+            owner.__init__ if inspect.isclass(owner) else owner
+        )
+    except (NameError, TypeError, AttributeError):
+        # Annotations that cannot be resolved say nothing about what a value must be.
+        return {}
+
+
+def _wants_class(hint: Any) -> bool:
+    """Whether text in the place of this type can only be a class path."""
+    options = typing.get_args(hint) if typing.get_origin(hint) is UnionType else (hint,)
+    return any(
+        typing.get_origin(o) is Callable
+        or (inspect.isclass(o) and inspect.isabstract(o))
+        for o in options
+    )
+
+
+def plain_recipe(factory: Any) -> dict[str, Any]:
+    """Return a class, or a partial of one, as ``{"class_path", "init_args"}``.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> from surrogate_flow.nn import FullyConnected
+    >>> plain_recipe(partial(FullyConnected, widths=[8]))["init_args"]
+    {'widths': [8]}
+
+    Raises
+    ------
+    RecipeError
+        If an argument is not plain: a checkpoint holds data, never code.
+    """
+    keywords: dict[str, Any] = {}
+    if isinstance(factory, functools.partial):
+        # jsonargparse binds the class as the first argument of its own constructor
+        # function.
+        inner = [factory.func, *factory.args]
+        keywords, factory = factory.keywords, inner[-1]
+    if not inspect.isclass(factory):
+        raise RecipeError(
+            f"Expected a class, or functools.partial of a class with keywords, got "
+            f"{factory!r}. Anything else could not be rebuilt from a checkpoint."
+        )
+    return {
+        "class_path": f"{factory.__module__}.{factory.__qualname__}",
+        "init_args": {
+            k: _plain(v, f"{factory.__name__}.{k}") for k, v in keywords.items()
+        },
+    }
+
+
+def _plain(value: Any, place: str) -> Any:
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(v, place) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, f"{place}.{k}") for k, v in value.items()}
+    raise RecipeError(
+        f"{place}: expected numbers, text, lists or mappings, got "
+        f"{type(value).__name__}. A checkpoint holds data, never code: give the "
+        "argument as a name that the network looks up itself."
+    )

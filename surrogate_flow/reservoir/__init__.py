@@ -1,0 +1,21 @@
+"""Bounded stores of steps between the simulations and the training."""
+
+from __future__ import annotations
+
+from surrogate_flow.reservoir.counters import Counters
+from surrogate_flow.reservoir.draw import Draw
+from surrogate_flow.reservoir.fifo import FIFO
+from surrogate_flow.reservoir.firo import FIRO
+from surrogate_flow.reservoir.limiter import SamplesPerInsert
+from surrogate_flow.reservoir.reservoir import Reservoir
+from surrogate_flow.reservoir.store import Store
+
+__all__ = [
+    "FIFO",
+    "FIRO",
+    "Counters",
+    "Draw",
+    "Reservoir",
+    "SamplesPerInsert",
+    "Store",
+]

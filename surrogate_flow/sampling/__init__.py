@@ -1,0 +1,9 @@
+"""Sampling: which parameters to simulate next."""
+
+from surrogate_flow.sampling.halton import Halton
+from surrogate_flow.sampling.latin_hypercube import LatinHypercube
+from surrogate_flow.sampling.sampler import Sampler
+from surrogate_flow.sampling.sobol import Sobol
+from surrogate_flow.sampling.uniform import Uniform
+
+__all__ = ["Halton", "LatinHypercube", "Sampler", "Sobol", "Uniform"]

@@ -1,0 +1,165 @@
+"""How many bytes may be under way between all outlets and the sink."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+__all__ = ["CreditPool", "Overdraft"]
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Overdraft(ValueError):
+    """A connection sent more than it was granted."""
+
+
+@dataclass(slots=True)
+class _Account:
+    granted: int = 0
+    spent: int = 0
+
+
+class CreditPool(Generic[Key]):
+    """unspent + spent but not consumed = outstanding <= budget, at every moment.
+
+    Here *unspent* bytes are granted and may still be sent; *spent* bytes were received;
+    *consumed* bytes have entered the sink. Two rules share them out:
+
+    - while ``outstanding <= budget / 2``, an opening connection is granted a `window`
+      and consumed bytes are granted again, at once, to the connection they came from;
+    - above that, consumed bytes return to the pool, and only connections that `ask`,
+      because they hold data ready, are granted what they need: first come, first
+      served.
+
+    Hence slow solvers cannot hoard more than half of the budget unspent, the other half
+    is always enough for whoever asks next, and none starves as long as the sink
+    consumes.
+
+    Parameters
+    ----------
+    budget : int
+        Bytes; at least twice `largest`.
+    largest : int
+        Bytes of the largest message.
+    window : int, optional
+        Bytes that an opening connection is granted; four of the largest messages by
+        default, at most half of the budget.
+
+    Raises
+    ------
+    ValueError
+        If the budget is too small for the second rule to serve anybody.
+
+    Notes
+    -----
+    Not locked: the inlet's thread owns it. Grants are returned as ``(key, granted in
+    total)``.
+
+    Examples
+    --------
+    >>> pool = CreditPool(budget=100, largest=50)
+    >>> pool.open("a"), pool.open("b")
+    (50, 0)
+    >>> pool.ask("b", 50)
+    [('b', 50)]
+    """
+
+    def __init__(self, budget: int, largest: int, window: int | None = None) -> None:
+        if largest < 1 or budget < 2 * largest:
+            raise ValueError(
+                f"Expected a budget of at least {2 * largest} bytes, twice the largest "
+                f"message ({largest} bytes, one step or one coalesced message), got "
+                f"{budget}: outlets would wait for each other for ever. Raise the "
+                "budget or lower coalesce_bytes."
+            )
+        self.budget = budget
+        self.largest = largest
+        self.window = min(window or 4 * largest, budget // 2)
+        self.outstanding = 0
+        self.pending = 0
+        self._accounts: dict[Key, _Account] = {}
+        self._asking: dict[Key, int] = {}
+
+    @property
+    def asking(self) -> int:
+        """Number of connections that hold data ready and lack credit."""
+        return len(self._asking)
+
+    def open(self, key: Key) -> int:
+        """Open an account and return what it is granted at once, or 0."""
+        account = self._accounts[key] = _Account()
+        if self.outstanding + self.window <= self.budget // 2:
+            account.granted = self.window
+            self.outstanding += self.window
+        return account.granted
+
+    def granted(self, key: Key) -> int:
+        """Return how many bytes the connection was granted in total."""
+        return self._accounts[key].granted
+
+    def received(self, key: Key) -> int:
+        """Return how many bytes came from the connection in total."""
+        return self._accounts[key].spent
+
+    def spend(self, key: Key, length: int) -> None:
+        """Note that `length` bytes were received.
+
+        Raises
+        ------
+        Overdraft
+            If they were not granted.
+        """
+        account = self._accounts[key]
+        if account.spent + length > account.granted:
+            raise Overdraft(
+                f"expected at most {account.granted - account.spent} bytes of credit "
+                f"to be used, got {length}"
+            )
+        account.spent += length
+        self.pending += length
+        # Whoever sends no longer waits: its old question needs no answer.
+        self._asking.pop(key, None)
+
+    def consume(self, key: Key, length: int) -> list[tuple[Key, int]]:
+        """Note that `length` bytes entered the sink; return the grants this allows."""
+        self.pending -= length
+        account = self._accounts.get(key)
+        if account is not None and self.outstanding <= self.budget // 2:
+            account.granted += length
+            return [(key, account.granted)]
+        self.outstanding -= length
+        return self._serve()
+
+    def ask(self, key: Key, need: int) -> list[tuple[Key, int]]:
+        """Note that `need` bytes are ready; return the grants this allows."""
+        account = self._accounts[key]
+        if account.granted - account.spent >= need:
+            return [(key, account.granted)]
+        self._asking[key] = min(need, self.largest)
+        return self._serve()
+
+    def close(self, key: Key) -> list[tuple[Key, int]]:
+        """Take back what the connection has not spent; return the grants this allows.
+
+        What it has spent stays outstanding until it is consumed.
+        """
+        account = self._accounts.pop(key)
+        self._asking.pop(key, None)
+        self.outstanding -= account.granted - account.spent
+        return self._serve()
+
+    def _serve(self) -> list[tuple[Key, int]]:
+        grants: list[tuple[Key, int]] = []
+        while self._asking:
+            key, need = next(iter(self._asking.items()))
+            account = self._accounts[key]
+            lack = max(0, need - (account.granted - account.spent))
+            if self.outstanding + lack > self.budget:
+                break
+            account.granted += lack
+            self.outstanding += lack
+            del self._asking[key]
+            grants.append((key, account.granted))
+        return grants

@@ -1,0 +1,301 @@
+"""The way into the trainer: steps of all simulations arrive here."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Self
+
+import zmq
+
+from surrogate_flow.fields import FieldSpec
+from surrogate_flow.stream.credit import CreditPool
+from surrogate_flow.stream.keys import (
+    ClientKeys,
+    Endpoint,
+    SocketFolder,
+    generate_keys,
+)
+from surrogate_flow.stream.line import HEARTBEAT, HEARTBEAT_TIMEOUT, LINGER
+from surrogate_flow.stream.messages import HEADER_BYTES, Message, encode
+from surrogate_flow.stream.reception import Reception
+from surrogate_flow.stream.sink import InletCounters, Progress, Sink
+
+__all__ = ["Inlet"]
+
+logger = logging.getLogger(__name__)
+
+BATCH = 64
+TICK_SECONDS = 1.0
+
+
+class Inlet:
+    """Receives the steps of a study and hands each to its sink, exactly once.
+
+    Parameters
+    ----------
+    spec : FieldSpec
+        What every outlet must announce.
+    sink_for : callable
+        Number of a simulation -> where its steps go. Called by the inlet's thread when
+        a simulation opens for the first time.
+    study : str, optional
+        Tells this run from others; random by default.
+    host : str, optional
+        Address of an interface: listen there on a free TCP port, encrypted, and let in
+        only who has the study's key. By default on a unix socket in a folder that only
+        this user may enter.
+    budget : int
+        Bytes that may be granted or pending at any moment, over all connections.
+    coalesce_bytes : int
+        Largest message of several steps.
+    why : callable, optional
+        Says in words what the sinks wait for; told to outlets that wait. Called by the
+        inlet's thread about once a second.
+
+    Raises
+    ------
+    ValueError
+        If the budget does not hold two of the largest messages.
+
+    Notes
+    -----
+    One thread owns the socket and calls the sinks; it never waits for a sink. All
+    methods may be called from any thread and only `stop` blocks, for at most some
+    seconds. An exception in the thread, or in a sink, ends the reception: every outlet
+    is stopped, and `check` raises it.
+
+    Outlets that die without a word leave at most one window of credit behind, which
+    returns when the simulation opens again or is given up.
+    """
+
+    def __init__(
+        self,
+        spec: FieldSpec,
+        sink_for: Callable[[int], Sink],
+        *,
+        study: str | None = None,
+        host: str | None = None,
+        budget: int = 256 << 20,
+        coalesce_bytes: int = 1 << 20,
+        why: Callable[[], str] | None = None,
+    ) -> None:
+        if host in ("*", "0.0.0.0", "::"):
+            raise ValueError(
+                f"Expected the address of one interface, got {host!r}: outlets on "
+                "other machines must be told where to connect."
+            )
+        self.spec = spec
+        self.study = study or secrets.token_hex(8)
+        self.host = host
+        self._why = why
+        self._largest = max(spec.step_bytes, coalesce_bytes)
+        self._pool: CreditPool[bytes] = CreditPool(budget, self._largest)
+        self._reception = Reception(
+            spec,
+            self.study,
+            sink_for,
+            pool=self._pool,
+            coalesce=coalesce_bytes,
+            reply=self._reply,
+            wake=self._wake,
+            why=self._reason,
+        )
+        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._unreachable: list[bytes] = []
+        self._stopping: str | None = None
+        self._error: BaseException | None = None
+        self._endpoint: Endpoint | None = None
+        self._resources = ExitStack()
+        self._thread: threading.Thread | None = None
+        self._woken = False
+        self._ears: socket.socket | None = None
+        self._bell: socket.socket | None = None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """What outlets must know; there is one once the context was entered."""
+        if self._endpoint is None:
+            raise RuntimeError("The inlet is not open: enter its context first.")
+        return self._endpoint
+
+    def __enter__(self) -> Self:
+        try:
+            self._bind()
+        except BaseException:
+            self._resources.close()
+            raise
+        self._thread = threading.Thread(target=self._run, name="inlet", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop("the study has ended")
+        if error is None:
+            self.check()
+
+    def stop(self, reason: str) -> None:
+        """Tell all outlets why they shall stop, and close; may be called again."""
+        if self._stopping is None:
+            self._stopping = reason
+            self._ring()
+        if self._thread is not None:
+            self._thread.join()
+        self._resources.close()
+
+    def check(self) -> None:
+        """Raise what ended the reception, if anything did."""
+        if self._error is not None:
+            raise self._error
+
+    def give_up(self, simulation: int) -> None:
+        """Take no more of a simulation that failed for good."""
+        self._commands.put(lambda: self._reception.give_up(simulation))
+        self._ring()
+
+    def counters(self) -> InletCounters:
+        """Return what was received so far."""
+        return self._reception.counters()
+
+    def progress(self) -> list[Progress]:
+        """Return how far every live simulation is, and when its last step came."""
+        return self._reception.progress()
+
+    def _bind(self) -> None:
+        self._ears, self._bell = socket.socketpair()
+        for end in (self._ears, self._bell):
+            end.setblocking(False)
+            self._resources.callback(end.close)
+        # An own context: it holds the keys' authenticator, one of which fits into each.
+        context = self._resources.enter_context(zmq.Context())
+        keys: ClientKeys | None = None
+        router = self._socket = context.socket(zmq.ROUTER)
+        self._resources.callback(router.close)
+        router.linger = LINGER
+        router.router_mandatory = True
+        router.router_handover = True
+        router.heartbeat_ivl = HEARTBEAT
+        router.heartbeat_timeout = HEARTBEAT_TIMEOUT
+        router.maxmsgsize = max(self._largest, 8 * len(self.spec.parameters))
+        router.maxmsgsize = max(router.maxmsgsize, HEADER_BYTES)
+        if self.host is None:
+            folder = SocketFolder()
+            self._resources.callback(folder.close)
+            address = folder.address
+        else:
+            keys = self._require_keys(context, router)
+            router.ipv6 = ":" in self.host
+            address = f"tcp://{f'[{self.host}]' if router.ipv6 else self.host}:*"
+        router.bind(address)
+        address = router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._endpoint = Endpoint(address, self.study, self.spec.digest(), keys)
+
+    def _require_keys(
+        self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes]
+    ) -> ClientKeys:
+        from zmq.auth.thread import ThreadAuthenticator
+
+        server, client = generate_keys()
+
+        class OnlyOurs:
+            def callback(self, domain: str, key: bytes) -> bool:
+                return secrets.compare_digest(key, server.client)
+
+        authenticator = ThreadAuthenticator(context)
+        authenticator.start()
+        self._resources.callback(authenticator.stop)
+        authenticator.configure_curve_callback("*", OnlyOurs())
+        router.curve_server = True
+        router.curve_publickey = server.public
+        router.curve_secretkey = server.secret
+        return client
+
+    def _run(self) -> None:
+        reason = "the inlet has failed"
+        try:
+            self._receive()
+            reason = self._stopping or reason
+        except BaseException as error:
+            self._error = error
+            reason = f"{reason}: {error!r}"
+            logger.exception("The inlet has failed")
+        finally:
+            self._reception.stop(reason)
+            self._socket.close()
+
+    def _receive(self) -> None:
+        assert self._ears is not None
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._ears, zmq.POLLIN)
+        tick = time.monotonic() + TICK_SECONDS
+        while self._stopping is None:
+            wait = max(0.0, tick - time.monotonic())
+            events = dict(poller.poll(int(wait * 1000) + 1))
+            if self._ears.fileno() in events:
+                self._ears.recv(4096)
+                self._obey()
+            if self._socket in events:
+                self._receive_batch()
+            for identity in self._unreachable:
+                self._reception.leave(identity)
+            self._unreachable.clear()
+            if time.monotonic() >= tick:
+                self._reception.tick()
+                tick = time.monotonic() + TICK_SECONDS
+
+    def _receive_batch(self) -> None:
+        for _ in range(BATCH):
+            try:
+                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._reception.handle(
+                identity.bytes, [memoryview(f.buffer) for f in frames]
+            )
+
+    def _obey(self) -> None:
+        while not self._commands.empty():
+            self._commands.get()()
+        if self._woken:
+            # Before the offers: room that appears during them rings again.
+            self._woken = False
+            self._reception.retry()
+
+    def _reply(self, identity: bytes, message: Message) -> None:
+        try:
+            self._socket.send_multipart([identity, encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            # Gone, or it does not read: either way it must open again.
+            self._unreachable.append(identity)
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            self._ring()
+
+    def _ring(self) -> None:
+        if self._bell is None:
+            return
+        try:
+            self._bell.send(b"!")
+        except OSError:
+            # Full, so it is ringing already; or closed, so nobody listens.
+            return
+
+    def _reason(self) -> str:
+        pool = self._pool
+        held = f"{pool.pending} of {pool.budget} bytes wait for the sink"
+        return f"{held}: {self._why()}" if self._why else held

@@ -1,0 +1,101 @@
+"""Where an inlet listens, and the keys that open it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+
+import zmq
+
+__all__ = ["ClientKeys", "Endpoint", "ServerKeys", "SocketFolder", "generate_keys"]
+
+# A unix socket's address holds 107 characters; the file's name takes some of them.
+FOLDER_CHARACTERS = 90
+
+
+@dataclass(frozen=True)
+class ClientKeys:
+    """What an outlet needs for CURVE: whom it trusts, and its own key pair."""
+
+    server: bytes
+    public: bytes
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ServerKeys:
+    """What an inlet needs for CURVE: its own key pair, and whom it trusts."""
+
+    client: bytes
+    public: bytes
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """All that an outlet must know to reach the study's inlet; plain and picklable.
+
+    Attributes
+    ----------
+    address : str
+        ``ipc://...`` or ``tcp://host:port``.
+    study : str
+        Told at the opening, so that a stray outlet of another study is refused.
+    spec : str
+        `FieldSpec.digest` of what the inlet expects.
+    keys : ClientKeys, optional
+        None on ``ipc``, where the folder's mode keeps others out.
+    """
+
+    address: str
+    study: str
+    spec: str
+    keys: ClientKeys | None = None
+
+
+def generate_keys() -> tuple[ServerKeys, ClientKeys]:
+    """Return new keys for one study: the inlet's, and those its outlets share."""
+    server, server_secret = zmq.curve_keypair()
+    client, client_secret = zmq.curve_keypair()
+    return (
+        ServerKeys(client, server, server_secret),
+        ClientKeys(server, client, client_secret),
+    )
+
+
+class SocketFolder:
+    """A new folder that only this user may enter, for one unix socket.
+
+    Raises
+    ------
+    OSError
+        If no folder for temporary files is writable and has a path short enough.
+    """
+
+    def __init__(self) -> None:
+        self.path = ""
+        for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/dev/shm")):
+            try:
+                path = tempfile.mkdtemp(prefix="flow-", dir=parent)
+            except OSError:
+                continue
+            if len(os.fsencode(path)) <= FOLDER_CHARACTERS:
+                self.path = path
+                return
+            os.rmdir(path)
+        raise OSError(
+            f"Found no folder for a unix socket: expected a writable one with a path "
+            f"of at most {FOLDER_CHARACTERS} bytes, tried {tempfile.gettempdir()!r}, "
+            "/tmp and /dev/shm. Set TMPDIR to a short path."
+        )
+
+    @property
+    def address(self) -> str:
+        """For ZeroMQ."""
+        return f"ipc://{self.path}/inlet"
+
+    def close(self) -> None:
+        """Remove the folder; may be called again."""
+        shutil.rmtree(self.path, ignore_errors=True)

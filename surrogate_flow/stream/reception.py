@@ -1,0 +1,330 @@
+"""What has been received and what each outlet is told: an inlet without a socket."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from surrogate_flow.fields import FieldSpec
+from surrogate_flow.stream import messages as msg
+from surrogate_flow.stream.credit import CreditPool, Overdraft
+from surrogate_flow.stream.sink import InletCounters, Progress, Sink
+from surrogate_flow.stream.terms import LOST, Refusal, Terms
+from surrogate_flow.stream.trajectory import Trajectory
+
+__all__ = ["Reception"]
+
+logger = logging.getLogger(__name__)
+
+LOG_SECONDS = 10.0
+FORMER = 1024
+
+
+class Reception:
+    """The state of one study's reception: every step enters its sink exactly once.
+
+    The identity of a step is (simulation, step). For each live simulation the next step
+    is known: earlier ones are duplicates and dropped, later ones are a gap and refused.
+    A newer connection of a simulation supersedes the older one and goes on at the next
+    step; what the older one sent stays, in its place.
+
+    Parameters
+    ----------
+    spec : FieldSpec
+    study : str
+    sink_for : callable
+        Number of a simulation -> where its steps go.
+    pool : CreditPool
+    coalesce : int
+        Largest message of several steps, in bytes.
+    reply : callable
+        Sends one message to one connection; must neither block nor raise.
+    wake : callable
+        Given to the sinks; it must lead to a call of `retry`.
+    why : callable
+        Says in words why outlets wait.
+
+    Notes
+    -----
+    Not locked: the inlet's thread calls everything but `counters` and `progress`, which
+    any thread may call.
+    """
+
+    def __init__(
+        self,
+        spec: FieldSpec,
+        study: str,
+        sink_for: Callable[[int], Sink],
+        *,
+        pool: CreditPool[bytes],
+        coalesce: int,
+        reply: Callable[[bytes, msg.Message], None],
+        wake: Callable[[], None],
+        why: Callable[[], str],
+    ) -> None:
+        self.spec = spec
+        self.pool = pool
+        self._terms = Terms(spec, study)
+        self._shape = spec.step_shape
+        self._sink_for = sink_for
+        self._coalesce = coalesce
+        self._reply = reply
+        self._wake = wake
+        self._why = why
+        self._sinks: dict[int, Sink] = {}
+        self._live: dict[int, Trajectory] = {}
+        self._connections: dict[bytes, Trajectory] = {}
+        self._former: dict[bytes, None] = {}
+        self._waiting: dict[bytes, float] = {}
+        self._full: dict[int, Trajectory] = {}
+        self._finished: set[int] = set()
+        self._given_up: set[int] = set()
+        self._steps = self._messages = self._duplicates = self._refusals = 0
+        self._logged = -LOG_SECONDS
+
+    def handle(self, identity: bytes, frames: Sequence[memoryview]) -> None:
+        """Act on one message, whatever it holds."""
+        try:
+            message, payload = msg.decode(frames)
+            if isinstance(message, msg.Steps):
+                self._receive(identity, message, payload)
+            elif isinstance(message, msg.Open):
+                self._open(identity, message, payload)
+            elif isinstance(message, msg.Ask):
+                self._ask(identity, message)
+            elif isinstance(message, msg.End):
+                self._end(identity, message)
+            elif isinstance(message, msg.Abort):
+                self.leave(identity)
+            else:
+                raise Refusal(f"{type(message).__name__!r} is for the inlet to say")
+        except (msg.MalformedMessage, Refusal, Overdraft) as error:
+            self._refuse(identity, str(error))
+
+    def retry(self) -> None:
+        """Offer again what the sinks have not taken."""
+        for number, trajectory in list(self._full.items()):
+            waited = len(trajectory.pending), trajectory.pending[0].first
+            self._deliver(trajectory)
+            left = trajectory.pending
+            if left and (len(left), left[0].first) != waited:
+                # Whoever was served goes to the end of the queue.
+                self._full[number] = self._full.pop(number)
+
+    def tick(self) -> None:
+        """Tell those who wait that the inlet lives, and why they wait."""
+        if self._waiting:
+            word = msg.Wait(self._why())
+            for identity in list(self._waiting):
+                self._reply(identity, word)
+
+    def leave(self, identity: bytes) -> None:
+        """Close a connection; the simulation may come back on another one."""
+        trajectory = self._connections.pop(identity, None)
+        if trajectory is None:
+            return
+        trajectory.identity = None
+        trajectory.ended = False
+        self._waiting.pop(identity, None)
+        self._former[identity] = None
+        if len(self._former) > FORMER:
+            del self._former[next(iter(self._former))]
+        self._grant(self.pool.close(identity))
+
+    def give_up(self, number: int) -> None:
+        """Take no more of a simulation that failed for good."""
+        if number in self._finished:
+            return
+        self._given_up.add(number)
+        trajectory = self._live.pop(number, None)
+        if trajectory is None:
+            return
+        if trajectory.identity is not None:
+            self._reply(trajectory.identity, msg.Stop(f"simulation {number} given up"))
+            self.leave(trajectory.identity)
+        self._full.pop(number, None)
+        for parcel in trajectory.pending:
+            self._grant(self.pool.consume(parcel.identity, parcel.length))
+        trajectory.sink.forget(number)
+
+    def stop(self, reason: str) -> None:
+        """Tell every outlet that the study ends."""
+        for identity in list(self._connections):
+            self._reply(identity, msg.Stop(reason))
+
+    def counters(self) -> InletCounters:
+        """Return what was seen so far; from any thread."""
+        waiting = list(self._waiting.values())
+        return InletCounters(
+            bytes=self._steps * self.spec.step_bytes,
+            steps=self._steps,
+            messages=self._messages,
+            duplicates=self._duplicates,
+            refusals=self._refusals,
+            connections=len(self._connections),
+            simulations=len(self._live),
+            finished=len(self._finished),
+            pending=self.pool.pending,
+            outstanding=self.pool.outstanding,
+            waiting=len(waiting),
+            waiting_since=min(waiting, default=None),
+        )
+
+    def progress(self) -> list[Progress]:
+        """Return how far every live simulation is; from any thread."""
+        return [
+            Progress(
+                trajectory.number,
+                trajectory.next,
+                trajectory.last,
+                trajectory.identity is not None,
+                trajectory.identity in self._waiting,
+            )
+            for trajectory in list(self._live.values())
+        ]
+
+    def _open(self, identity: bytes, message: msg.Open, payload: memoryview) -> None:
+        number = message.simulation
+        self._terms.check_opening(message)
+        parameters = np.frombuffer(payload, np.float64).copy()
+        if number in self._finished:
+            self._reply(identity, msg.Welcome(self.spec.steps, True, self._coalesce, 0))
+            return
+        if number in self._given_up:
+            self._reply(identity, msg.Stop(f"simulation {number} was given up"))
+            return
+        trajectory = self._live.get(number)
+        if trajectory is None:
+            trajectory = Trajectory(number, parameters, self._open_sink(number))
+        elif not np.array_equal(trajectory.parameters, parameters, equal_nan=True):
+            raise Refusal(
+                f"simulation {number} began with the parameters "
+                f"{trajectory.parameters.tolist()}, got {parameters.tolist()}: a retry "
+                "must keep them"
+            )
+        elif message.attempt < trajectory.attempt:
+            newer = f"attempt {trajectory.attempt} is under way"
+            self._reply(identity, msg.Stop(newer))
+            return
+        if self._connections.get(identity, trajectory) is not trajectory:
+            raise Refusal("this connection serves another simulation")
+        if trajectory.identity not in (None, identity):
+            assert trajectory.identity is not None
+            word = msg.Stop(f"superseded by attempt {message.attempt}")
+            self._reply(trajectory.identity, word)
+            self.leave(trajectory.identity)
+        if trajectory.identity is None:
+            trajectory.identity = identity
+            trajectory.attempt = message.attempt
+            trajectory.last = time.monotonic()
+            self._live[number] = self._connections[identity] = trajectory
+            self._former.pop(identity, None)
+            credit = self.pool.open(identity)
+        else:
+            credit = self.pool.granted(identity)
+        self._reply(
+            identity, msg.Welcome(trajectory.next, False, self._coalesce, credit)
+        )
+
+    def _open_sink(self, number: int) -> Sink:
+        sink = self._sink_for(number)
+        if id(sink) not in self._sinks:
+            self._sinks[id(sink)] = sink
+            sink.on_room(self._wake)
+        return sink
+
+    def _receive(
+        self, identity: bytes, message: msg.Steps, payload: memoryview
+    ) -> None:
+        trajectory = self._connections.get(identity)
+        if trajectory is None:
+            self._refuse_stranger(identity)
+            return
+        self._terms.check_steps(trajectory, message)
+        self.pool.spend(identity, message.length)
+        self._waiting.pop(identity, None)
+        old = trajectory.add(identity, message.first, payload, message.count)
+        self._duplicates += old
+        if old == message.count:
+            self._grant(self.pool.consume(identity, message.length))
+            return
+        self._steps += message.count - old
+        self._messages += 1
+        if len(trajectory.pending) == 1:
+            self._deliver(trajectory)
+
+    def _deliver(self, trajectory: Trajectory) -> None:
+        for identity, length in trajectory.deliver(self._shape):
+            self._grant(self.pool.consume(identity, length))
+        if trajectory.pending:
+            self._full[trajectory.number] = trajectory
+            return
+        self._full.pop(trajectory.number, None)
+        if trajectory.ended:
+            self._finish(trajectory)
+
+    def _ask(self, identity: bytes, message: msg.Ask) -> None:
+        if identity not in self._connections:
+            self._refuse_stranger(identity)
+            return
+        received = self.pool.received(identity)
+        if message.sent != received:
+            raise Refusal(
+                f"received {received} of {message.sent} bytes: some were lost. {LOST}"
+            )
+        if message.need > self.pool.largest:
+            raise Refusal(
+                f"expected messages of at most {self.pool.largest} bytes, got one of "
+                f"{message.need}"
+            )
+        self._waiting.setdefault(identity, time.monotonic())
+        self._grant(self.pool.ask(identity, message.need))
+
+    def _end(self, identity: bytes, message: msg.End) -> None:
+        trajectory = self._connections.get(identity)
+        if trajectory is None:
+            if message.simulation in self._finished:
+                self._reply(identity, msg.Done(self.spec.steps))
+            else:
+                self._refuse_stranger(identity)
+            return
+        self._terms.check_end(trajectory, message)
+        trajectory.ended = True
+        if trajectory.pending:
+            self._waiting.setdefault(identity, time.monotonic())
+        else:
+            self._finish(trajectory)
+
+    def _finish(self, trajectory: Trajectory) -> None:
+        assert trajectory.identity is not None
+        self._finished.add(trajectory.number)
+        del self._live[trajectory.number]
+        trajectory.sink.forget(trajectory.number)
+        identity = trajectory.identity
+        self.leave(identity)
+        self._reply(identity, msg.Done(self.spec.steps))
+
+    def _grant(self, grants: Sequence[tuple[bytes, int]]) -> None:
+        for identity, granted in grants:
+            trajectory = self._connections.get(identity)
+            if trajectory is None or trajectory.ended:
+                continue
+            self._waiting.pop(identity, None)
+            self._reply(identity, msg.Credit(granted))
+
+    def _refuse_stranger(self, identity: bytes) -> None:
+        # A connection that was told to stop still has messages under way.
+        if identity not in self._former:
+            raise Refusal("expected an opening first")
+
+    def _refuse(self, identity: bytes, reason: str) -> None:
+        self._refusals += 1
+        now = time.monotonic()
+        if now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            logger.warning("Refused (number %d): %s", self._refusals, reason)
+        self.leave(identity)
+        self._reply(identity, msg.Refused(reason))

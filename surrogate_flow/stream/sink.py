@@ -1,0 +1,92 @@
+"""Where received steps go, and what is known of the reception."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+__all__ = ["InletCounters", "Progress", "Sink"]
+
+
+class Sink(Protocol):
+    """A place for steps that may be full.
+
+    The inlet's thread calls everything here, and nothing may block.
+    """
+
+    def offer(
+        self,
+        simulation: int,
+        first: int,
+        steps: Float32[np.ndarray, "time channel *space"],
+        parameters: Float64[np.ndarray, " parameter"],
+    ) -> int:
+        """Take leading steps and return how many.
+
+        The steps of a simulation come in order, each once. The array is the received
+        message itself, read-only: copy what is taken. What is not taken is offered
+        again after a call of the `on_room` callback.
+        """
+        ...
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """Register what shall be called, from any thread, when there is room again."""
+        ...
+
+    def forget(self, simulation: int) -> None:
+        """Note that no more steps of it come: it has finished, or was given up."""
+        ...
+
+
+@dataclass(frozen=True)
+class InletCounters:
+    """What an inlet has seen so far.
+
+    Attributes
+    ----------
+    bytes, steps, messages : int
+        Received, without duplicates.
+    duplicates : int
+        Steps that came again and were dropped.
+    refusals : int
+        Openings and messages that were refused.
+    connections, simulations : int
+        Open now; of these simulations, unfinished and not given up.
+    finished : int
+        Simulations that are in the sink as a whole.
+    pending : int
+        Bytes that the sink has not taken yet.
+    outstanding : int
+        Bytes that are granted or pending; never above the budget.
+    waiting : int
+        Outlets that wait for credit or for the sink.
+    waiting_since : float or None
+        `time.monotonic` when the one that waits longest began to.
+    """
+
+    bytes: int
+    steps: int
+    messages: int
+    duplicates: int
+    refusals: int
+    connections: int
+    simulations: int
+    finished: int
+    pending: int
+    outstanding: int
+    waiting: int
+    waiting_since: float | None
+
+
+class Progress(NamedTuple):
+    """How far a live simulation is; `last` is `time.monotonic` at its last step."""
+
+    simulation: int
+    next_step: int
+    last: float
+    connected: bool
+    waiting: bool

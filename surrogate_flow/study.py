@@ -1,0 +1,120 @@
+"""One study: a cluster, an inlet and an ensemble, opened and closed together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from distributed import Client
+from distributed.deploy.cluster import Cluster
+from distributed.utils import get_ip
+
+from surrogate_flow.clusters import is_local, open_cluster
+from surrogate_flow.ensemble import Ensemble, Faults, Progress
+from surrogate_flow.failures import Failures
+from surrogate_flow.simulation import Simulation, run
+from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.stream import Inlet, Sink
+
+__all__ = ["Study"]
+
+logger = logging.getLogger(__name__)
+
+
+class Study:
+    """Simulations run, and their steps arrive in sinks, until `close`.
+
+    Parameters
+    ----------
+    name : str
+        Of the workflow.
+    solver : Solver
+    simulations : iterator of Simulation
+    sink_for : callable
+        Number of a simulation -> where its steps go.
+    cluster : callable, optional
+        Builds the cluster; one worker a core on this machine by default.
+    faults : Faults
+    folder : Path
+        Of the run; failures.csv goes there.
+    on_set_aside : callable
+        Called with the number of each simulation that failed for good.
+    on_end : callable
+        Called when the last simulation has ended.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        solver: Solver,
+        simulations: Iterator[Simulation],
+        sink_for: Callable[[int], Sink],
+        *,
+        cluster: Callable[[], Cluster] | None,
+        faults: Faults,
+        folder: Path,
+        on_set_aside: Callable[[int], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._faults = faults
+        self._on_set_aside = on_set_aside
+        self._resources = contextlib.ExitStack()
+        try:
+            opened = self._resources.enter_context(open_cluster(cluster))
+            self._client = self._resources.enter_context(
+                Client(opened, set_as_default=False)
+            )
+            self.dashboard_link: str = self._client.dashboard_link
+            host = None if is_local(opened) else get_ip()
+            self.inlet = self._resources.enter_context(
+                Inlet(solver.spec, sink_for, host=host)
+            )
+            self._ensemble = Ensemble(
+                self._client,
+                partial(run, solver, self.inlet.endpoint),
+                simulations,
+                name=name,
+                faults=faults,
+                failures=Failures(folder / "failures.csv"),
+                on_set_aside=self._set_aside,
+                on_end=on_end,
+            )
+            self._resources.callback(self.inlet.stop, "the study has ended")
+            self._resources.callback(self._ensemble.close)
+            self._ensemble.start()
+        except BaseException:
+            self._resources.close()
+            raise
+
+    def _set_aside(self, simulation: int) -> None:
+        self.inlet.give_up(simulation)
+        self._on_set_aside(simulation)
+
+    def check(self) -> None:
+        """Raise what stopped the study, if anything did."""
+        self._ensemble.check()
+        self.inlet.check()
+
+    def progress(self) -> Progress:
+        """Count simulations by state."""
+        return self._ensemble.progress()
+
+    def silent(self) -> str:
+        """Say which simulations run, and how long each has been silent."""
+        now = time.monotonic()
+        live = sorted(self.inlet.progress(), key=lambda p: p.last)
+        if not live:
+            return "No simulation is connected: look at the workers' logs."
+        words = [
+            f"simulation {p.simulation} (step {p.next_step}, {now - p.last:.0f} s ago)"
+            for p in live[:5]
+        ]
+        return f"Silent longest: {', '.join(words)}."
+
+    def close(self) -> None:
+        """Stop what runs and free every process, port and file; may be called again."""
+        self._resources.close()

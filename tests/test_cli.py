@@ -1,0 +1,86 @@
+"""The command line: one clear message for each mistake, before anything is submitted."""
+
+import sys
+
+import pytest
+
+import surrogate_flow.study
+from surrogate_flow.cli import main
+
+FIT = ["fit", "--data", "heat2d", "--model", "fully_connected"]
+SMALL = ["--data.solver.cells=[4,4]", "--data.solver.steps=2"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_submitted(monkeypatch, tmp_path):
+    """Opening a cluster fails the test."""
+
+    def refuse(factory):
+        pytest.fail("a cluster was opened")
+
+    monkeypatch.setattr(surrogate_flow.study, "open_cluster", refuse)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["surrogate-flow"])
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    return ended.value.code, capsys.readouterr()
+
+
+MISTAKES = {
+    "missing recipe": (["fit", "--data", "heat"], "Did you mean 'heat2d'"),
+    "missing model": ([*FIT[:3], "--model=fulli_connected"], "'fully_connected'"),
+    "capacity below threshold": (
+        [*FIT, "--data.reservoir.capacity=500", "--data.reservoir.threshold=501"],
+        "threshold",
+    ),
+    "capacity below a batch": (
+        [*FIT, "--data.reservoir.capacity=5", "--data.reservoir.threshold=5"],
+        "batch",
+    ),
+    "threshold never reached": (
+        [*FIT, *SMALL, "--data.simulations=3"],
+        "The threshold can never be reached",
+    ),
+    "bounds upside down": (
+        [*FIT, "--data.solver.low=500", "--data.solver.high=100"],
+        "500",
+    ),
+    "no cells": ([*FIT, "--data.solver.cells=[0,4]"], "cells"),
+    "no simulations": ([*FIT, "--data.simulations=0"], "simulations"),
+    "unknown option": ([*FIT, "--data.simulation=3"], "simulation"),
+    "no widths": ([*FIT, "--model.network.widths=[]"], "widths"),
+    "missing checkpoint": (
+        ["predict", "--ckpt_path=none.ckpt", "--parameters={a: 1}"],
+        "No checkpoint",
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes(words, message, monkeypatch, capsys):
+    """Each mistake ends with status 2 and one message on stderr, without a traceback."""
+    code, shown = run(words, monkeypatch, capsys)
+    assert code == 2
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["fit", "--help"], ["predict", "--help"]]
+)
+def test_help_helps(words, monkeypatch, capsys):
+    """Help exits with 0 and explains."""
+    code, shown = run(words, monkeypatch, capsys)
+    assert code == 0
+    assert "surrogate" in shown.out
+
+
+def test_print_config_shows_everything(monkeypatch, capsys):
+    """The configuration is printed whole, defaults included, and nothing runs."""
+    code, shown = run([*FIT, "--print_config"], monkeypatch, capsys)
+    assert code == 0
+    for word in ("batch_size: 10", "retries: 2", "widths:", "max_epochs: 1"):
+        assert word in shown.out

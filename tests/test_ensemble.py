@@ -1,0 +1,265 @@
+"""The ensemble and the stream together, on a real cluster, counted by a ledger of the tests' own."""
+
+import collections
+import csv
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from troubled import STEPS, Troubled, Wave
+
+from surrogate_flow.ensemble import Ensemble, EnsembleError, Faults
+from surrogate_flow.failures import Failures
+from surrogate_flow.simulation import Simulation, run
+from surrogate_flow.stream import Inlet
+
+
+class Ledger:
+    """Counts every (simulation, step) that arrives, and checks what it holds."""
+
+    def __init__(self):
+        self.seen = collections.Counter()
+        self.arrived = threading.Event()
+
+    def offer(self, simulation, first, steps, parameters):
+        for k, step in enumerate(steps):
+            expected = parameters[0] + first + k + 1 + np.arange(step.shape[-1]) / 10
+            np.testing.assert_allclose(step[0], expected, rtol=1e-5)
+            self.seen[simulation, first + k] += 1
+        self.arrived.set()
+        return len(steps)
+
+    def on_room(self, callback):
+        pass
+
+    def forget(self, simulation):
+        pass
+
+
+def planned(count, part="training", seed=0):
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        yield Simulation(number, part, {"phase": float(rng.random())})
+
+
+class Run:
+    """An ensemble on a client, its inlet and its ledger, until it has ended."""
+
+    def __init__(self, client, solver, simulations, folder, **faults):
+        self.ledger, self.over, self.aside = Ledger(), threading.Event(), []
+        self.failures = folder / "failures.csv"
+        self.inlet = Inlet(solver.spec, lambda number: self.ledger)
+        self.inlet.__enter__()
+        self.ensemble = Ensemble(
+            client,
+            partial(run, solver, self.inlet.endpoint),
+            iter(simulations),
+            name="wave",
+            faults=Faults(**faults),
+            failures=Failures(self.failures),
+            on_set_aside=self.aside.append,
+            on_end=self.over.set,
+        )
+
+    def __enter__(self):
+        self.ensemble.start()
+        return self
+
+    def __exit__(self, *error):
+        self.ensemble.close()
+        self.inlet.stop("the test has ended")
+        self.inlet.__exit__(*error)
+
+    def wait(self):
+        assert self.ensemble.wait(60), "the ensemble did not end"
+        self.ensemble.check()
+        assert self.over.is_set()
+        self.inlet.check()
+
+    def rows(self):
+        with self.failures.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+
+def whole(numbers):
+    return collections.Counter(itertools.product(numbers, range(STEPS)))
+
+
+def test_every_step_arrives_exactly_once(client, tmp_path):
+    """Forty simulations: each of their steps is in the ledger, once."""
+    with Run(client, Wave(), planned(40), tmp_path) as study:
+        study.wait()
+    assert study.ledger.seen == whole(range(40))
+    assert study.ensemble.progress().done == 40
+    assert not study.failures.exists()
+
+
+FAULTS = {
+    "raises": ("ArithmeticError", "negative density"),
+    "nan": ("RefusedStep", "NaN"),
+    "shape": ("RefusedStep", "x"),
+    "variable": ("RefusedStep", "'U'"),
+    "order": ("RefusedStep", "time"),
+    "nothing": ("", "nothing"),
+    "half": ("", "2 of 5"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_failing_simulations_are_set_aside(client, tmp_path, fault):
+    """Whatever a solver does wrong is a row in failures.csv, and the others go on."""
+    simulations = list(planned(12))
+    bad = [s.number for s in simulations if s.parameters["phase"] > 0.5]
+    good = [s.number for s in simulations if s.parameters["phase"] <= 0.5]
+    assert bad
+    assert good
+    with Run(client, Troubled(fault), simulations, tmp_path, retries=1) as study:
+        study.wait()
+    rows = study.rows()
+    error, word = FAULTS[fault]
+    assert sorted(study.aside) == bad
+    assert len(rows) == 2 * len(bad)
+    for row in rows:
+        assert error in row["error"]
+        assert word in row["message"]
+        assert "phase" in row["parameters"]
+    assert [row["outcome"] for row in rows].count("set aside") == len(bad)
+    arrived = {key: n for key, n in study.ledger.seen.items() if key[0] in good}
+    assert arrived == whole(good)
+    assert max(study.ledger.seen.values()) == 1
+
+
+def test_too_many_failures_end_the_study(client, tmp_path):
+    """Beyond max_failures the study ends, with the last error and where to find all."""
+    solver = Troubled("raises", above=0.0)
+    with Run(client, solver, planned(50), tmp_path, retries=0, max_failures=3) as study:
+        assert study.ensemble.wait(60)
+        with pytest.raises(EnsembleError, match=r"max_failures=3.*negative density"):
+            study.ensemble.check()
+    assert study.ensemble.progress().failed == 4
+
+
+def test_parameters_are_drawn_only_when_there_is_room(client, tmp_path):
+    """An endless sampler is never run ahead: in flight stays within twice the threads."""
+    drawn = itertools.count()
+    ahead = []
+
+    def endless():
+        for simulation in planned(10**9):
+            ahead.append(next(drawn) - study.ensemble.progress().done)
+            yield simulation
+
+    study = Run(client, Wave(), endless(), tmp_path)
+    with study:
+        while study.ensemble.progress().done < 60:
+            study.ledger.arrived.clear()
+            assert study.ledger.arrived.wait(30)
+    assert max(ahead) <= 2 * 2
+
+
+def test_a_killed_worker_loses_and_repeats_nothing(tmp_path):
+    """SIGKILL of a worker in mid-study: the ledger still has every step once."""
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        Run(client, Wave(), planned(200), tmp_path) as study,
+    ):
+        assert study.ledger.arrived.wait(30)
+        os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+        study.wait()
+    assert study.ledger.seen == whole(range(200))
+
+
+def test_no_worker_is_said_in_time(tmp_path):
+    """A cluster that stays empty gives an error that names the scheduler, in start_timeout."""
+    with (
+        LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+        Run(client, Wave(), planned(1), tmp_path, start_timeout=0.5) as study,
+    ):
+        assert study.ensemble.wait(30)
+        with pytest.raises(EnsembleError, match=r"No worker joined .* within 0.5 s"):
+            study.ensemble.check()
+
+
+def test_a_lost_scheduler_is_named(tmp_path):
+    """SIGKILL of the scheduler ends the study with an error that names it."""
+    file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    options = ["--scheduler-file", str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    scheduler = subprocess.Popen(
+        [
+            *dask,
+            "scheduler",
+            *options,
+            "--host=127.0.0.1",
+            "--port=0",
+            "--no-dashboard",
+        ],
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    worker = subprocess.Popen(
+        [*dask, "worker", *options, "--no-nanny", "--nthreads=1", "--no-dashboard"],
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    try:
+        with Client(
+            scheduler_file=str(file), timeout=30, set_as_default=False
+        ) as client:
+            study = Run(client, Wave(), planned(10**9), tmp_path)
+            with study:
+                assert study.ledger.arrived.wait(30)
+                scheduler.kill()
+                assert study.ensemble.wait(60)
+                with pytest.raises(EnsembleError, match=r"Lost the scheduler tcp://"):
+                    study.ensemble.check()
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
+
+
+def test_workers_import_neither_torch_nor_lightning(client, tmp_path):
+    """A worker that has run simulations has paid for no training library."""
+    with Run(client, Wave(), planned(4), tmp_path) as study:
+        study.wait()
+    for modules in client.run(lambda: list(sys.modules)).values():
+        assert "surrogate_flow.stream" in modules
+        assert not {"torch", "pytorch_lightning", "lightning"} & set(modules)
+
+
+def test_tasks_bear_the_names_of_workflow_and_simulation(client, tmp_path):
+    """The dashboard shows which simulation of which workflow a task is."""
+    with Run(client, Wave(), planned(3, part="validation"), tmp_path) as study:
+        study.wait()
+        story = client.run_on_scheduler(
+            lambda dask_scheduler: [
+                str(event)
+                for number in range(3)
+                for event in dask_scheduler.story(f"wave-validation-{number}-0")
+            ]
+        )
+    assert all(
+        any(f"wave-validation-{n}-0" in line for line in story) for n in range(3)
+    )
+
+
+def test_faults_are_checked():
+    """Settings that make no sense are refused with both values."""
+    with pytest.raises(ValueError, match="retries >= 0"):
+        Faults(retries=-1)
+    with pytest.raises(ValueError, match="patience > 0"):
+        Faults(patience=0)

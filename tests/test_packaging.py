@@ -1,0 +1,79 @@
+"""What is installed is what is in the repository."""
+
+import configparser
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+CONDA_NAMES = {
+    "torch": "pytorch",
+    "msgpack": "msgpack-python",
+    "matplotlib": "matplotlib-base",
+}
+
+
+def requirements():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    return setup["options"]["install_requires"].split()
+
+
+def test_conda_environment_names_the_same_packages():
+    """environment.yml and setup.cfg ask for the same packages and versions."""
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    for requirement in requirements():
+        name, bounds = re.match(r"([\w-]+)(?:\[.*\])?(.*)", requirement).groups()
+        assert CONDA_NAMES.get(name, name) + bounds in listed
+
+
+@pytest.mark.timeout(180)
+def test_a_wheel_brings_the_recipes(tmp_path):
+    """From an installed wheel, in an empty folder, the bare names of recipes work."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+        + ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=False)
+    (site,) = home.glob("lib/python*/site-packages")
+    here = next(p for p in map(Path, sys.path) if p.name == "site-packages")
+    # The dependencies of this environment, without its editable install, which comes in
+    # by a .pth.
+    (site / "dependencies.pth").write_text(str(here))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python")]
+        + ["install", "--quiet", "--no-deps", "--no-index", str(wheel)],
+        check=True,
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shown = subprocess.run(
+        [str(home / "bin" / "surrogate-flow"), "fit", "--data", "heat2d"]
+        + ["--model", "fully_connected", "--print_config"],
+        cwd=empty,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "surrogate_flow.solvers.Heat2D" in shown.stdout
+    where = subprocess.run(
+        [str(home / "bin" / "python"), "-c"]
+        + [
+            "from surrogate_flow.recipes import find_recipe;"
+            "print(find_recipe('workflows', 'heat2d'))"
+        ],
+        cwd=empty,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert where.stdout.startswith(str(home))

@@ -1,0 +1,129 @@
+"""Recipes: every pair composes, and every mistake is named with the nearest valid word."""
+
+import itertools
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from surrogate_flow.commands import SurrogateCLI
+from surrogate_flow.data import OnlineData
+from surrogate_flow.nn import FullyConnected
+from surrogate_flow.recipes import (
+    RecipeError,
+    check_recipe,
+    class_at,
+    find_recipe,
+    plain_recipe,
+)
+from surrogate_flow.surrogate import Surrogate
+
+ROOT = Path(__file__).parent.parent
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.yaml"))
+MODELS = sorted((ROOT / "models").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("workflow", "model"),
+    list(itertools.product(WORKFLOWS, MODELS)),
+    ids=lambda path: path.stem,
+)
+def test_every_workflow_composes_with_every_model(workflow, model):
+    """A model recipe carries no sizes, so the pair instantiates, with a forward pass of its shape."""
+    cli = SurrogateCLI(
+        Surrogate,
+        OnlineData,
+        subclass_mode_data=True,
+        run=False,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        seed_everything_default=0,
+        args=["--data", str(workflow), "--model", str(model)],
+    )
+    assert cli.datamodule.workflow == workflow.stem
+    spec = cli.datamodule.spec
+    with torch.no_grad():
+        out = cli.model(
+            torch.tensor(spec.low, dtype=torch.float32)[None],
+            torch.zeros(1),
+            torch.zeros(1, 0, *spec.step_shape),
+        )
+    assert out.shape == (1, 1, *spec.step_shape)
+    check_recipe(workflow, OnlineData)
+    check_recipe(model, Surrogate)
+
+
+def test_recipes_are_short():
+    """A recipe says only what differs from the defaults: 5 to 25 lines."""
+    for path in WORKFLOWS + MODELS:
+        assert 5 <= len(path.read_text().splitlines()) <= 25, path
+
+
+def test_a_bare_name_finds_the_shipped_recipe(tmp_path, monkeypatch):
+    """A shipped recipe goes by its name from any folder."""
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("workflows", "heat2d") == ROOT / "workflows" / "heat2d.yaml"
+
+
+@pytest.mark.parametrize("name", ["heat2", "workflows/heat2.yaml"])
+def test_a_missing_recipe_names_the_nearest(name):
+    """The error names what was asked for and the nearest recipe there is."""
+    with pytest.raises(RecipeError, match=r"heat2.*Did you mean 'heat2d'\?"):
+        find_recipe("workflows", name)
+
+
+MISTAKES = {
+    "argument": ("simulation: 3", r"'simulation' of OnlineData.*'simulations'"),
+    "class": (
+        "solver: {class_path: surrogate_flow.solvers.Heat2}",
+        r"has no 'Heat2'.*'Heat2D'",
+    ),
+    "class as text": ("solver: surrogate_flow.solvers.Heat2", r"has no 'Heat2'"),
+    "module": (
+        "solver: {class_path: surrogate_flo.Heat2D}",
+        r"cannot import 'surrogate_flo'",
+    ),
+    "nested argument": (
+        "solver: {class_path: surrogate_flow.solvers.Heat2D, init_args: {cell: [9, 9]}}",
+        r"'solver.cell' of Heat2D.*'cells'",
+    ),
+    "key": (
+        "solver: {class_path: surrogate_flow.solvers.Heat2D, init_arg: {}}",
+        r"unknown key 'init_arg'.*'init_args'",
+    ),
+    "list": ("- 1", r"expected a mapping.*got list"),
+    "yaml": ("a: [1", r"not valid YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_named(tmp_path, text, message):
+    """Each mistake in a recipe gives one message with the file, the place and the nearest word."""
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message) as caught:
+        check_recipe(path, OnlineData)
+    assert str(path) in str(caught.value)
+
+
+def test_class_at_finds_classes():
+    """A class path gives the class."""
+    assert class_at("surrogate_flow.nn.FullyConnected") is FullyConnected
+
+
+def test_plain_recipe_round_trip():
+    """A partial of a class becomes plain values that rebuild it."""
+    plain = plain_recipe(partial(FullyConnected, widths=(3, 4)))
+    assert class_at(plain["class_path"]) is FullyConnected
+    assert plain["init_args"] == {"widths": [3, 4]}
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [lambda spec, window: None, partial(FullyConnected, widths=torch.ones(2))],
+)
+def test_plain_recipe_refuses_code(factory):
+    """What could not be rebuilt from data is refused when the surrogate is made."""
+    with pytest.raises(RecipeError, match="checkpoint"):
+        plain_recipe(factory)

@@ -1,0 +1,113 @@
+"""Encoding and decoding of messages."""
+
+import pickle
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from surrogate_flow.stream import messages as msg
+
+MESSAGES = [
+    msg.Open("study", "digest", 3, 1, 8),
+    msg.Steps(3, 1, 40, 2, 8),
+    msg.Ask(100, 5000),
+    msg.End(3, 100),
+    msg.Abort("ValueError('no')"),
+    msg.Welcome(40, False, 1 << 20, 1 << 22),
+    msg.Refused("another study"),
+    msg.Credit(1 << 40),
+    msg.Wait("the store is full"),
+    msg.Done(100),
+    msg.Stop("the study has ended"),
+]
+
+
+def frames(message):
+    return [msg.encode(message), *([bytes(8)] if message.has_payload else [])]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+def test_messages_come_back_as_they_were(message):
+    """Decoding undoes encoding."""
+    decoded, payload = msg.decode(frames(message))
+    assert decoded == message
+    assert bytes(payload) == bytes(8 * message.has_payload)
+
+
+def test_a_long_reason_is_cut():
+    """A header stays within its limit, whatever it tells."""
+    header = msg.encode(msg.Stop("\N{SNOWMAN}" * 100_000))
+    assert len(header) < msg.HEADER_BYTES
+    assert msg.decode([header])[0].reason == "\N{SNOWMAN}" * msg.REASON_CHARACTERS
+
+
+STEPS = {
+    "kind": "steps",
+    "simulation": 3,
+    "attempt": 1,
+    "first": 40,
+    "count": 2,
+    "length": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        ([], "no frame"),
+        ([b""], "not plain msgpack"),
+        ([b"\xc1"], "not plain msgpack"),
+        ([b"\x93" * 3000], "not plain msgpack"),
+        ([pickle.dumps(STEPS)], "msgpack|map"),
+        ([b"a" * 5000], "at most 4096 bytes, got 5000"),
+        ([msgpack.packb([1, 2])], "expected a map, got list"),
+        ([msgpack.packb({1: 2})], "not plain msgpack"),
+        ([msgpack.packb({})], "unknown kind 'None'"),
+        ([msgpack.packb({"kind": "exec"})], "unknown kind 'exec'"),
+        ([msgpack.packb({"kind": ["steps"]})], "unknown kind"),
+        ([msgpack.packb({"kind": "stop"})], "expected the keys .*'reason'"),
+        ([msgpack.packb({"kind": "stop", "reason": b"x"})], "expected str, got bytes"),
+        ([msgpack.packb({**STEPS, "more": 1}), bytes(8)], "expected the keys"),
+        ([msgpack.packb({**STEPS, "first": True}), bytes(8)], "int, got bool"),
+        ([msgpack.packb({**STEPS, "first": 1.0}), bytes(8)], "int, got float"),
+        ([msgpack.packb({**STEPS, "first": -1}), bytes(8)], "0 or more"),
+        ([msgpack.packb({**STEPS, "first": 2**63}), bytes(8)], "below 2"),
+        ([msgpack.packb({**STEPS, "first": msgpack.ExtType(5, b"x")})], "extension"),
+        ([msgpack.packb({**STEPS, "first": msgpack.Timestamp(1)})], "int, got Timest"),
+        ([msgpack.packb(STEPS)], "expected 2 frames"),
+        ([msgpack.packb(STEPS), bytes(7)], "announces 8 bytes, got a payload of 7"),
+        ([msgpack.packb(STEPS), bytes(8), b""], "expected 2 frames"),
+        ([msgpack.packb(STEPS) + b"\0", bytes(8)], "not plain msgpack"),
+        ([msg.encode(msg.Ask(1, 2)), b"x"], "expected 1 frames"),
+    ],
+)
+def test_malformed_messages_are_refused_with_the_reason(sent, reason):
+    """Nothing but a well-formed message is decoded."""
+    with pytest.raises(msg.MalformedMessage, match=reason):
+        msg.decode(sent)
+
+
+@given(st.lists(st.binary(max_size=300), max_size=3))
+def test_any_bytes_are_decoded_or_refused(sent):
+    """There is no third way, such as a crash."""
+    try:
+        message, _ = msg.decode(sent)
+    except msg.MalformedMessage:
+        return
+    assert isinstance(message, msg.Message)
+
+
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text()
+names = st.sampled_from([*STEPS, "reason", "need", "sent"])
+
+
+@given(st.dictionaries(names, scalars | st.sampled_from(["steps", "ask", "stop"])))
+def test_any_map_is_decoded_or_refused(plain):
+    """Keys and types are exact."""
+    try:
+        message, _ = msg.decode([msgpack.packb(plain), bytes(8)])
+    except msg.MalformedMessage:
+        return
+    assert msgpack.unpackb(msg.encode(message)) == plain

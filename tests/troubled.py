@@ -1,0 +1,89 @@
+"""Solvers for tests: a tiny wave, and all the ways to get it wrong."""
+
+import os
+import threading
+
+import numpy as np
+import xarray as xr
+
+from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.solvers.solver import Solver
+
+STEPS, CELLS = 5, 4
+
+
+class Wave(Solver):
+    """u(t, x) = phase + t + x / 10, so that every value tells where it comes from."""
+
+    spec = FieldSpec(
+        parameters=(Parameter("phase", 0.0, 1.0, "rad"),),
+        variables=(Variable("u", "m"),),
+        dims=("x",),
+        shape=(CELLS,),
+        times=tuple(float(k) for k in range(1, STEPS + 1)),
+        time_units="s",
+        coordinates=(Coordinate("x", "x", tuple(float(k) for k in range(CELLS)), "m"),),
+    )
+
+    def solve(self, parameters):
+        for t in self.spec.times:
+            yield self.step(parameters["phase"], t)
+
+    def step(self, phase, t, name="u", cells=CELLS):
+        u = phase + t + np.arange(cells) / 10
+        return xr.Dataset({name: (("time", "x"), u[None])}, {"time": [t]})
+
+
+class Troubled(Wave):
+    """A wave that fails in one way, for phases above a limit.
+
+    Parameters
+    ----------
+    fault : str
+        Which way.
+    above : float
+        Phases that fail.
+    """
+
+    def __init__(self, fault: str, above: float = 0.5) -> None:
+        self.fault = fault
+        self.above = above
+
+    def solve(self, parameters):
+        if parameters["phase"] <= self.above:
+            yield from super().solve(parameters)
+            return
+        phase = parameters["phase"]
+        yield from getattr(self, self.fault)(phase)
+
+    def raises(self, phase):
+        yield self.step(phase, 1.0)
+        raise ArithmeticError("negative density in cell 3")
+
+    def nan(self, phase):
+        yield self.step(phase, 1.0)
+        yield self.step(phase, 2.0) * np.nan
+
+    def shape(self, phase):
+        yield self.step(phase, 1.0, cells=CELLS + 1)
+
+    def variable(self, phase):
+        yield self.step(phase, 1.0, name="U")
+
+    def order(self, phase):
+        yield self.step(phase, 2.0)
+
+    def nothing(self, phase):
+        yield from ()
+
+    def half(self, phase):
+        yield self.step(phase, 1.0)
+        yield self.step(phase, 2.0)
+
+    def dies(self, phase):
+        yield self.step(phase, 1.0)
+        os._exit(1)
+
+    def hangs(self, phase):
+        yield self.step(phase, 1.0)
+        threading.Event().wait()
