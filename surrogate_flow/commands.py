@@ -91,15 +91,17 @@ class SurrogateCLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks += [Ending(), Report(folder, console)]
             if config.get("enable_checkpointing") is not False:
-                callbacks.append(
-                    ModelCheckpoint(
-                        folder / "checkpoints",
-                        filename="best",
-                        monitor="val_relative_l2",
-                        save_last=True,
-                        enable_version_counter=False,
+                # Two, since one with save_last writes last.ckpt with a new best only.
+                for name, monitor in (("best", "val_relative_l2"), ("last", None)):
+                    callbacks.append(
+                        ModelCheckpoint(
+                            folder / "checkpoints",
+                            filename=name,
+                            monitor=monitor,
+                            enable_version_counter=False,
+                            save_on_train_epoch_end=False,
+                        )
                     )
-                )
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 
@@ -131,7 +133,11 @@ def train(words: Sequence[str]) -> None:
     """Run one of Lightning's subcommands."""
     _speak()
     # Of Lightning's own use of torch and jsonargparse; nothing that a user could mend.
-    for words_of_others in ("`isinstance\\(treespec", "\\s*``instantiate_classes``"):
+    for words_of_others in (
+        "`isinstance\\(treespec",
+        "\\s*``instantiate_classes``",
+        "Be aware that when using `ckpt_path`",
+    ):
         warnings.filterwarnings("ignore", words_of_others)
     sys.argv = [sys.argv[0], *words]
     SurrogateCLI(
@@ -210,6 +216,10 @@ def _speak() -> None:
         show_path=False,
         markup=False,
         log_time_format="%X",
+    )
+    # Lightning advertises a product at every start.
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
     )
     package = logging.getLogger("surrogate_flow")
     package.setLevel(logging.INFO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -20,6 +21,7 @@ __all__ = ["Ensemble", "EnsembleError", "Faults", "Progress"]
 logger = logging.getLogger(__name__)
 
 _POLL = 1.0  # seconds between two looks at the size of the cluster
+_GRACE = 3.0  # seconds that tasks have to end by themselves
 
 
 class EnsembleError(RuntimeError):
@@ -158,7 +160,10 @@ class Ensemble:
         )
 
     def close(self) -> None:
-        """Submit nothing more, cancel what has not started; does not wait for tasks."""
+        """Submit nothing more, and cancel what does not end within a moment.
+
+        Blocks for some seconds at most. Tell the outlets to stop before.
+        """
         self._closing.set()
         self._ended.put(None)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
@@ -268,6 +273,11 @@ class Ensemble:
             )
 
     def _cancel(self) -> None:
+        # Tasks that were told to stop end by themselves; cancelled ones complain.
+        deadline = time.monotonic() + (_GRACE if self._closing.is_set() else 0.0)
+        while self._flying and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                self._flying.pop(self._ended.get(timeout=left) or "", None)
         futures = [future for _, _, future in self._flying.values()]
         self._flying.clear()
         if futures and self._client.status == "running":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytorch_lightning as L
 import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 
 from surrogate_flow.data import OnlineData
@@ -56,7 +55,7 @@ class Report(Callback):
         self._lines = [
             *_errors(trainer.callback_metrics, data.held_out),
             f"Run: {self.folder}",
-            f"Next: {_next_command(trainer, pl_module)}",
+            f"Next: {_next_command(self.folder, pl_module)}",
         ]
 
     def teardown(
@@ -88,18 +87,17 @@ def _errors(metrics: Any, held_out: HeldOut) -> list[str]:
     return lines
 
 
-def _next_command(trainer: L.Trainer, surrogate: Surrogate) -> str:
-    checkpoint = trainer.checkpoint_callback
-    if not isinstance(checkpoint, ModelCheckpoint) or not checkpoint.last_model_path:
+def _next_command(folder: Path, surrogate: Surrogate) -> str:
+    path = folder / "checkpoints" / "last.ckpt"
+    if not path.is_file():
         return "fit again with checkpoints, to predict from one"
-    path = checkpoint.last_model_path
     parameters = surrogate.spec.parameters
     example = ", ".join(
         f"{p.name}: {p.low + (p.high - p.low) * (k + 1) / (len(parameters) + 1):.4g}"
         for k, p in enumerate(parameters)
     )
     return (
-        f"surrogate-flow predict --ckpt_path {os.path.relpath(path)} "
+        f"surrogate-flow predict --ckpt_path {path} "
         f"--parameters '{{{example}}}' --output field.nc"
     )
 

@@ -13,7 +13,7 @@ from distributed import Client
 from distributed.deploy.cluster import Cluster
 from distributed.utils import get_ip
 
-from surrogate_flow.clusters import is_local, open_cluster
+from surrogate_flow.clusters import DeafToInterrupts, is_local, open_cluster
 from surrogate_flow.ensemble import Ensemble, Faults, Progress
 from surrogate_flow.failures import Failures
 from surrogate_flow.simulation import Simulation, run
@@ -68,6 +68,7 @@ class Study:
             self._client = self._resources.enter_context(
                 Client(opened, set_as_default=False)
             )
+            self._client.register_plugin(DeafToInterrupts())
             self.dashboard_link: str = self._client.dashboard_link
             host = None if is_local(opened) else get_ip()
             self.inlet = self._resources.enter_context(
@@ -83,8 +84,8 @@ class Study:
                 on_set_aside=self._set_aside,
                 on_end=on_end,
             )
-            self._resources.callback(self.inlet.stop, "the study has ended")
             self._resources.callback(self._ensemble.close)
+            self._resources.callback(self.inlet.dismiss, "the study has ended")
             self._ensemble.start()
         except BaseException:
             self._resources.close()

@@ -74,8 +74,8 @@ class Run:
         return self
 
     def __exit__(self, *error):
+        self.inlet.dismiss("the test has ended")
         self.ensemble.close()
-        self.inlet.stop("the test has ended")
         self.inlet.__exit__(*error)
 
     def wait(self):

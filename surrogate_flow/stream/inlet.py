@@ -155,6 +155,11 @@ class Inlet:
             self._thread.join()
         self._resources.close()
 
+    def dismiss(self, reason: str) -> None:
+        """Tell all outlets why they shall stop, those still to come too; stay open."""
+        self._commands.put(lambda: self._reception.stop(reason))
+        self._ring()
+
     def check(self) -> None:
         """Raise what ended the reception, if anything did."""
         if self._error is not None:

@@ -16,7 +16,6 @@ from surrogate_flow.stream.keys import Endpoint
 
 __all__ = ["Line"]
 
-_C = os.environ.get("VARIANT") == "B"
 LINGER = 2000
 POLL = 50
 REPEAT_SECONDS = 5.0
@@ -98,7 +97,7 @@ class Line:
         """
         try:
             self._socket.send(msg.encode(message), zmq.SNDMORE)
-            tracker = self._socket.send(payload, copy=_C and type(payload) is bytes, track=True) or zmq._FINISHED_TRACKER
+            tracker = self._socket.send(payload, copy=False, track=True)
         except zmq.Again:
             raise self._silence() from None
         self._sent += message.length

@@ -82,6 +82,7 @@ class Reception:
         self._full: dict[int, Trajectory] = {}
         self._finished: set[int] = set()
         self._given_up: set[int] = set()
+        self._stopped: str | None = None
         self._steps = self._messages = self._duplicates = self._refusals = 0
         self._logged = -LOG_SECONDS
 
@@ -151,7 +152,8 @@ class Reception:
         trajectory.sink.forget(number)
 
     def stop(self, reason: str) -> None:
-        """Tell every outlet that the study ends."""
+        """Tell every outlet, now and at its opening, that the study ends."""
+        self._stopped = reason
         for identity in list(self._connections):
             self._reply(identity, msg.Stop(reason))
 
@@ -189,6 +191,9 @@ class Reception:
     def _open(self, identity: bytes, message: msg.Open, payload: memoryview) -> None:
         number = message.simulation
         self._terms.check_opening(message)
+        if self._stopped is not None:
+            self._reply(identity, msg.Stop(self._stopped))
+            return
         parameters = np.frombuffer(payload, np.float64).copy()
         if number in self._finished:
             self._reply(identity, msg.Welcome(self.spec.steps, True, self._coalesce, 0))
