@@ -9,9 +9,11 @@ The peers move the same bytes, in turn with ours in the same run:
 - *memcpy*: `numpy.copyto` from the same block into a preallocated array as large as the
   slab, of which it uses place after place, or out of it; no choice, no books.
 - *TorchRL*: `ReplayBuffer(storage=LazyTensorStorage(capacity))`, filled before; *put*
-  is `extend` with one tensor, the same block (no dict around it: its fastest way in),
-  *draw* is `sample(32)` with its uniform sampler. Measured with torch's threads as they
-  are, and with one, as ours: threads that find no free core make small copies slow.
+  is `extend` with a `TensorDict` of what ours stores too: the same block, its
+  simulation, steps and parameters; *draw* is `sample(32)` with its uniform sampler.
+  Measured with torch's threads as they are, and with one, as ours: threads that find no
+  free core make small copies slow. *TorchRL, bare* extends by the block alone, as one
+  tensor, its fastest way in, of which no sample could be made.
 
 All memory is touched before the first measurement. In each round every side does the
 same number of calls; values are those of the median call of all rounds, so that a core
@@ -44,11 +46,12 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 
-from surrogate_flow.fields import FieldSpec, Variable
+from surrogate_flow.fields import FieldSpec, Parameter, Variable
 from surrogate_flow.reservoir import Reservoir
 from surrogate_flow.windows import Direct
 
 BATCH = 32
+PARAMETERS = 5
 MEMORY_LIMIT = 1.2
 _REMEDY = "torchrl is missing, its rows are left out: pip install '.[bench]'"
 
@@ -98,9 +101,10 @@ def make_reservoir(
 ) -> tuple[Reservoir, Callable[[], None]]:
     """Return a full reservoir, and what puts the next block into it."""
     times = tuple(float(t) for t in range(100_000))
-    spec = FieldSpec((), (Variable("u"),), ("x",), (case.cells,), times)
+    named = tuple(Parameter(f"p{k}", 0.0, 1.0) for k in range(PARAMETERS))
+    spec = FieldSpec(named, (Variable("u"),), ("x",), (case.cells,), times)
     reservoir = Reservoir(spec, Direct(), BATCH, capacity=case.capacity, threshold=1)
-    parameters = np.zeros(0)
+    parameters = np.zeros(PARAMETERS)
     first = 0
 
     def put() -> None:
@@ -145,18 +149,35 @@ class Memcpy:
 
 
 class TorchRL:
-    """A replay buffer with preallocated storage."""
+    """A replay buffer with preallocated storage, of steps with or without labels."""
 
     def __init__(
-        self, case: Case, block: Float[np.ndarray, "time 1 cell"], threads: int
+        self,
+        case: Case,
+        block: Float[np.ndarray, "time 1 cell"],
+        *,
+        threads: int,
+        labelled: bool,
     ) -> None:
-        logging.getLogger("torchrl").setLevel(logging.WARNING)
         import torch
+        from tensordict import TensorDict
         from torchrl.data import LazyTensorStorage, ReplayBuffer
 
+        logging.getLogger("torchrl").setLevel(logging.WARNING)
         self._threads, self._set_threads = threads, torch.set_num_threads
         self._usual = torch.get_num_threads()
-        self.block = torch.from_numpy(block)
+        self.block: object = torch.from_numpy(block)
+        if labelled:
+            count = len(block)
+            self.block = TensorDict(
+                {
+                    "u": self.block,
+                    "simulation": torch.zeros(count, dtype=torch.int64),
+                    "step": torch.arange(count),
+                    "parameters": torch.zeros(count, PARAMETERS),
+                },
+                batch_size=[count],
+            )
         storage = LazyTensorStorage(case.capacity)
         self.buffer = ReplayBuffer(storage=storage, batch_size=BATCH)
         for _ in range(case.capacity // case.block):
@@ -198,8 +219,12 @@ def measure(case: Case, rounds: int) -> list[Row]:
     }
     settings: dict[str, AbstractContextManager[None]] = {}
     if importlib.util.find_spec("torchrl") is not None:
-        for name, threads in (("TorchRL", 0), ("TorchRL, 1 thread", 1)):
-            peer = TorchRL(case, block, threads)
+        for name, threads, labelled in (
+            ("TorchRL", 0, True),
+            ("TorchRL, 1 thread", 1, True),
+            ("TorchRL, bare", 0, False),
+        ):
+            peer = TorchRL(case, block, threads=threads, labelled=labelled)
             sides[name], settings[name] = (peer.put, peer.draw), peer
     sizes = (case.block * case.step_bytes, BATCH * case.step_bytes)
     times: dict[tuple[str, int], list[float]] = {}

@@ -168,6 +168,7 @@ class Ensemble:
         self._ended.put(None)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
+        self._cancel()
 
     def _run(self) -> None:
         try:
@@ -190,8 +191,6 @@ class Ensemble:
         except BaseException as error:
             # Handed to the trainer by check(); this thread has nobody else to tell.
             self._error = self._explained(error)
-        finally:
-            self._cancel()
 
     def _await_workers(self) -> None:
         deadline = time.monotonic() + self._faults.start_timeout
@@ -229,21 +228,29 @@ class Ensemble:
                 self._task, simulation, attempt, key=key, pure=False
             )
             self._flying[key] = (simulation, attempt, future)
-            future.add_done_callback(lambda f: self._ended.put(f.key))
+            self._watch(future)
+
+    def _watch(self, future: Future[Summary]) -> None:
+        future.add_done_callback(lambda f: self._ended.put(f.key))
 
     def _settle(self, key: str | None) -> None:
         if key is None or key not in self._flying:
             return
-        simulation, attempt, future = self._flying.pop(key)
-        if future.status == "cancelled" and not self._closing.is_set():
-            # Nobody else cancels: the client does, when the scheduler no longer
-            # answers.
+        simulation, attempt, future = self._flying[key]
+        status = future.status
+        if status not in ("finished", "error", "cancelled"):
+            # Its worker died with the result, and Dask runs it again.
+            self._watch(future)
+            return
+        del self._flying[key]
+        if status == "cancelled":
+            # Nobody else cancels: the client does, when the scheduler is gone.
             raise ConnectionError(f"task {key} was cancelled")
-        if future.status == "finished":
+        if status == "finished":
             self._done += 1
             self._held_out -= simulation.part != "training"
             return
-        error = future.exception()
+        error = future.exception(timeout=_GRACE)
         last = attempt >= self._faults.retries
         outcome = "set aside" if last else "retried"
         self._failures.add(simulation, attempt, outcome, error)
@@ -274,7 +281,7 @@ class Ensemble:
 
     def _cancel(self) -> None:
         # Tasks that were told to stop end by themselves; cancelled ones complain.
-        deadline = time.monotonic() + (_GRACE if self._closing.is_set() else 0.0)
+        deadline = time.monotonic() + _GRACE
         while self._flying and (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 self._flying.pop(self._ended.get(timeout=left) or "", None)

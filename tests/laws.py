@@ -469,6 +469,7 @@ def check_stream(spec: FieldSpec, host: str | None, seed: int) -> None:
         {(n, k): 1 for n in range(simulations + 1) for k in range(spec.steps)}
     )
     assert ledger.forgotten == Counter(range(simulations + 1))
+    assert len(ledger._callbacks) == 1
     assert counters.finished == simulations + 1
     assert counters.steps == (simulations + 1) * spec.steps
     assert counters.refusals >= hostile.result()

@@ -4,7 +4,7 @@ import pickle
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surrogate_flow.stream import messages as msg
@@ -89,6 +89,7 @@ def test_malformed_messages_are_refused_with_the_reason(sent, reason):
         msg.decode(sent)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=3))
 def test_any_bytes_are_decoded_or_refused(sent):
     """There is no third way, such as a crash."""
@@ -103,6 +104,7 @@ scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text
 names = st.sampled_from([*STEPS, "reason", "need", "sent"])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(names, scalars | st.sampled_from(["steps", "ask", "stop"])))
 def test_any_map_is_decoded_or_refused(plain):
     """Keys and types are exact."""

@@ -50,8 +50,8 @@ def outlet_of(inlet, simulation=1, attempt=0, **options):
     return Outlet(endpoint, SPEC, simulation, attempt, vector, **options)
 
 
-def send_all(outlet, simulation=1, block=1, stop=SPEC.steps):
-    for first in range(0, stop, block):
+def send_all(outlet, simulation=1, block=1, start=0, stop=SPEC.steps):
+    for first in range(start, stop, block):
         count = min(block, stop - first)
         outlet.send(trajectory(SPEC, simulation, first, count))
 
@@ -109,6 +109,17 @@ def test_a_quiet_solver_does_not_hold_steps_back(inlet, ledger):
     with pytest.raises(RefusedStep), outlet_of(inlet, coalesce_seconds=0.02) as outlet:
         send_all(outlet, stop=3)
         ledger.wait_for(3)
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_a_solver_that_rests_now_and_then(inlet, ledger, block):
+    """Messages sent because of the time limit and of the size hold each step once."""
+    size = 20 * SPEC.step_bytes
+    with outlet_of(inlet, coalesce_bytes=size, coalesce_seconds=0.02) as outlet:
+        for start, stop in ((0, 3), (3, 7), (7, 19), (19, 31), (31, 100)):
+            send_all(outlet, block=block, start=start, stop=stop)
+            ledger.wait_for(stop)
+    assert ledger.steps.total() == SPEC.steps == len(ledger.steps)
 
 
 def test_a_retry_goes_on_where_the_inlet_is(inlet, ledger):

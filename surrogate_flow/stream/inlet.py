@@ -21,7 +21,7 @@ from surrogate_flow.stream.keys import (
     ClientKeys,
     Endpoint,
     SocketFolder,
-    generate_keys,
+    require_keys,
 )
 from surrogate_flow.stream.line import HEARTBEAT, HEARTBEAT_TIMEOUT, LINGER
 from surrogate_flow.stream.messages import HEADER_BYTES, Message, encode
@@ -200,32 +200,13 @@ class Inlet:
             self._resources.callback(folder.close)
             address = folder.address
         else:
-            keys = self._require_keys(context, router)
+            keys, authenticator = require_keys(context, router)
+            self._resources.callback(authenticator.stop)
             router.ipv6 = ":" in self.host
             address = f"tcp://{f'[{self.host}]' if router.ipv6 else self.host}:*"
         router.bind(address)
         address = router.getsockopt_string(zmq.LAST_ENDPOINT)
         self._endpoint = Endpoint(address, self.study, self.spec.digest(), keys)
-
-    def _require_keys(
-        self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes]
-    ) -> ClientKeys:
-        from zmq.auth.thread import ThreadAuthenticator
-
-        server, client = generate_keys()
-
-        class OnlyOurs:
-            def callback(self, domain: str, key: bytes) -> bool:
-                return secrets.compare_digest(key, server.client)
-
-        authenticator = ThreadAuthenticator(context)
-        authenticator.start()
-        self._resources.callback(authenticator.stop)
-        authenticator.configure_curve_callback("*", OnlyOurs())
-        router.curve_server = True
-        router.curve_publickey = server.public
-        router.curve_secretkey = server.secret
-        return client
 
     def _run(self) -> None:
         reason = "the inlet has failed"

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import zmq
 
-__all__ = ["ClientKeys", "Endpoint", "ServerKeys", "SocketFolder", "generate_keys"]
+if TYPE_CHECKING:
+    from zmq.auth.thread import ThreadAuthenticator
+
+__all__ = [
+    "ClientKeys",
+    "Endpoint",
+    "ServerKeys",
+    "SocketFolder",
+    "generate_keys",
+    "require_keys",
+]
 
 # A unix socket's address holds 107 characters; the file's name takes some of them.
 FOLDER_CHARACTERS = 90
@@ -63,6 +75,39 @@ def generate_keys() -> tuple[ServerKeys, ClientKeys]:
         ServerKeys(client, server, server_secret),
         ClientKeys(server, client, client_secret),
     )
+
+
+class _OnlyOurs:
+    """Lets in who has the key of the study's outlets."""
+
+    def __init__(self, client: bytes) -> None:
+        self._client = client
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Answer ZeroMQ, in the handshake."""
+        return secrets.compare_digest(key, self._client)
+
+
+def require_keys(
+    context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes]
+) -> tuple[ClientKeys, ThreadAuthenticator]:
+    """Make new keys, and make `socket` encrypt and let nobody else in.
+
+    Returns
+    -------
+    ClientKeys, ThreadAuthenticator
+        What outlets need, and what must be stopped before the context is.
+    """
+    from zmq.auth.thread import ThreadAuthenticator
+
+    server, client = generate_keys()
+    authenticator = ThreadAuthenticator(context)
+    authenticator.start()
+    authenticator.configure_curve_callback("*", _OnlyOurs(server.client))
+    socket.curve_server = True
+    socket.curve_publickey = server.public
+    socket.curve_secretkey = server.secret
+    return client, authenticator
 
 
 class SocketFolder:

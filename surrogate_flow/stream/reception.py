@@ -11,8 +11,9 @@ import numpy as np
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.stream import messages as msg
 from surrogate_flow.stream.credit import CreditPool, Overdraft
+from surrogate_flow.stream.delivery import Delivery
 from surrogate_flow.stream.sink import InletCounters, Progress, Sink
-from surrogate_flow.stream.terms import LOST, Refusal, Terms
+from surrogate_flow.stream.terms import Refusal, Terms
 from surrogate_flow.stream.trajectory import Trajectory
 
 __all__ = ["Reception"]
@@ -68,18 +69,14 @@ class Reception:
         self.spec = spec
         self.pool = pool
         self._terms = Terms(spec, study)
-        self._shape = spec.step_shape
-        self._sink_for = sink_for
+        self._delivery = Delivery(sink_for, wake, spec.step_shape, self._consume)
         self._coalesce = coalesce
         self._reply = reply
-        self._wake = wake
         self._why = why
-        self._sinks: dict[int, Sink] = {}
         self._live: dict[int, Trajectory] = {}
         self._connections: dict[bytes, Trajectory] = {}
         self._former: dict[bytes, None] = {}
         self._waiting: dict[bytes, float] = {}
-        self._full: dict[int, Trajectory] = {}
         self._finished: set[int] = set()
         self._given_up: set[int] = set()
         self._stopped: str | None = None
@@ -107,13 +104,9 @@ class Reception:
 
     def retry(self) -> None:
         """Offer again what the sinks have not taken."""
-        for number, trajectory in list(self._full.items()):
-            waited = len(trajectory.pending), trajectory.pending[0].first
-            self._deliver(trajectory)
-            left = trajectory.pending
-            if left and (len(left), left[0].first) != waited:
-                # Whoever was served goes to the end of the queue.
-                self._full[number] = self._full.pop(number)
+        for trajectory in self._delivery.retry():
+            if trajectory.ended:
+                self._finish(trajectory)
 
     def tick(self) -> None:
         """Tell those who wait that the inlet lives, and why they wait."""
@@ -146,9 +139,7 @@ class Reception:
         if trajectory.identity is not None:
             self._reply(trajectory.identity, msg.Stop(f"simulation {number} given up"))
             self.leave(trajectory.identity)
-        self._full.pop(number, None)
-        for parcel in trajectory.pending:
-            self._grant(self.pool.consume(parcel.identity, parcel.length))
+        self._delivery.drop(trajectory)
         trajectory.sink.forget(number)
 
     def stop(self, reason: str) -> None:
@@ -203,7 +194,9 @@ class Reception:
             return
         trajectory = self._live.get(number)
         if trajectory is None:
-            trajectory = Trajectory(number, parameters, self._open_sink(number))
+            trajectory = Trajectory(
+                number, parameters, self._delivery.open_sink(number)
+            )
         elif not np.array_equal(trajectory.parameters, parameters, equal_nan=True):
             raise Refusal(
                 f"simulation {number} began with the parameters "
@@ -216,8 +209,7 @@ class Reception:
             return
         if self._connections.get(identity, trajectory) is not trajectory:
             raise Refusal("this connection serves another simulation")
-        if trajectory.identity not in (None, identity):
-            assert trajectory.identity is not None
+        if trajectory.identity is not None and trajectory.identity != identity:
             word = msg.Stop(f"superseded by attempt {message.attempt}")
             self._reply(trajectory.identity, word)
             self.leave(trajectory.identity)
@@ -234,13 +226,6 @@ class Reception:
             identity, msg.Welcome(trajectory.next, False, self._coalesce, credit)
         )
 
-    def _open_sink(self, number: int) -> Sink:
-        sink = self._sink_for(number)
-        if id(sink) not in self._sinks:
-            self._sinks[id(sink)] = sink
-            sink.on_room(self._wake)
-        return sink
-
     def _receive(
         self, identity: bytes, message: msg.Steps, payload: memoryview
     ) -> None:
@@ -254,37 +239,22 @@ class Reception:
         old = trajectory.add(identity, message.first, payload, message.count)
         self._duplicates += old
         if old == message.count:
-            self._grant(self.pool.consume(identity, message.length))
+            self._consume(identity, message.length)
             return
         self._steps += message.count - old
         self._messages += 1
         if len(trajectory.pending) == 1:
-            self._deliver(trajectory)
+            self._delivery.deliver(trajectory)
 
-    def _deliver(self, trajectory: Trajectory) -> None:
-        for identity, length in trajectory.deliver(self._shape):
-            self._grant(self.pool.consume(identity, length))
-        if trajectory.pending:
-            self._full[trajectory.number] = trajectory
-            return
-        self._full.pop(trajectory.number, None)
-        if trajectory.ended:
-            self._finish(trajectory)
+    def _consume(self, identity: bytes, length: int) -> None:
+        self._grant(self.pool.consume(identity, length))
 
     def _ask(self, identity: bytes, message: msg.Ask) -> None:
         if identity not in self._connections:
             self._refuse_stranger(identity)
             return
         received = self.pool.received(identity)
-        if message.sent != received:
-            raise Refusal(
-                f"received {received} of {message.sent} bytes: some were lost. {LOST}"
-            )
-        if message.need > self.pool.largest:
-            raise Refusal(
-                f"expected messages of at most {self.pool.largest} bytes, got one of "
-                f"{message.need}"
-            )
+        self._terms.check_question(message, received, self.pool.largest)
         self._waiting.setdefault(identity, time.monotonic())
         self._grant(self.pool.ask(identity, message.need))
 

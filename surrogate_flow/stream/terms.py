@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from surrogate_flow.fields import FieldSpec
-from surrogate_flow.stream.messages import End, Open, Steps
+from surrogate_flow.stream.messages import Ask, End, Open, Steps
 from surrogate_flow.stream.trajectory import Trajectory
 
 __all__ = ["Refusal", "Terms"]
@@ -79,6 +79,18 @@ class Terms:
             raise Refusal(
                 f"expected step {trajectory.next}, got {message.first}: steps between "
                 f"were lost. {LOST}"
+            )
+
+    def check_question(self, message: Ask, received: int, largest: int) -> None:
+        """Check that nothing was lost, and that the answer can be yes."""
+        if message.sent != received:
+            raise Refusal(
+                f"received {received} of {message.sent} bytes: some were lost. {LOST}"
+            )
+        if message.need > largest:
+            raise Refusal(
+                f"expected messages of at most {largest} bytes, got one of "
+                f"{message.need}"
             )
 
     def check_end(self, trajectory: Trajectory, message: End) -> None:

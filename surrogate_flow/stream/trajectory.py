@@ -85,8 +85,9 @@ class Trajectory:
                 self.number, first, steps.reshape(-1, *shape), self.parameters
             )
             if taken < len(steps):
-                rest = Parcel(identity, length, first + taken, steps[taken:])
-                self.pending[0] = rest
+                if taken:
+                    rest = Parcel(identity, length, first + taken, steps[taken:])
+                    self.pending[0] = rest
                 return
             self.pending.popleft()
             yield identity, length
