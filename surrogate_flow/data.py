@@ -130,6 +130,7 @@ class OnlineData(L.LightningDataModule):
             cluster=self.cluster,
             faults=self.faults,
             folder=folder,
+            why=self._why_full,
             on_set_aside=self._set_aside,
             on_end=self._end,
         )
@@ -172,6 +173,9 @@ class OnlineData(L.LightningDataModule):
     def _set_aside(self, simulation: int) -> None:
         if self.held_out is not None and simulation < self.count:
             self.held_out.set_aside(simulation)
+
+    def _why_full(self) -> str:
+        return "" if self.store is None else self.store.waiting()
 
     def _end(self) -> None:
         if self.store is not None:

@@ -41,6 +41,8 @@ class Study:
     faults : Faults
     folder : Path
         Of the run; failures.csv goes there.
+    why : callable
+        Says in words what the sinks wait for, for simulations that wait for them.
     on_set_aside : callable
         Called with the number of each simulation that failed for good.
     on_end : callable
@@ -57,6 +59,7 @@ class Study:
         cluster: Callable[[], Cluster] | None,
         faults: Faults,
         folder: Path,
+        why: Callable[[], str],
         on_set_aside: Callable[[int], None],
         on_end: Callable[[], None],
     ) -> None:
@@ -72,7 +75,7 @@ class Study:
             self.dashboard_link: str = self._client.dashboard_link
             host = None if is_local(opened) else get_ip()
             self.inlet = self._resources.enter_context(
-                Inlet(solver.spec, sink_for, host=host)
+                Inlet(solver.spec, sink_for, host=host, why=why)
             )
             self._ensemble = Ensemble(
                 self._client,
