@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from surrogate_flow.batch import Batch
@@ -118,7 +117,13 @@ class HeldOut:
 
     def spread(self) -> Float[np.ndarray, " channel"]:
         """Return, for each variable, the error of the best constant prediction."""
-        whole = torch.from_numpy(self.fields[self.finished])
-        axes = [axis for axis in range(whole.ndim) if axis != 2]
-        out: Float[np.ndarray, " channel"] = whole.std(dim=axes, correction=0).numpy()
+        first, second = np.zeros((2, len(self.spec.variables)))
+        rows = self.finished
+        for row in rows:
+            # One simulation at a time: a copy of all could be as large as the set.
+            channels = np.moveaxis(self.fields[row], 1, 0).astype(np.float64)
+            flat = channels.reshape(len(channels), -1)
+            first += flat.mean(axis=1) / len(rows)
+            second += np.square(flat).mean(axis=1) / len(rows)
+        out: Float[np.ndarray, " channel"] = np.sqrt(np.maximum(second - first**2, 0))
         return out

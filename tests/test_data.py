@@ -1,0 +1,155 @@
+"""The data module on a real cluster: what enters the reservoir, what is held out, how it ends."""
+
+import multiprocessing
+import threading
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from troubled import STEPS, Troubled, Wave
+
+from surrogate_flow.data import OnlineData
+from surrogate_flow.ensemble import EnsembleError, Faults
+from surrogate_flow.reservoir import FIFO, FIRO, Reservoir
+from surrogate_flow.sampling import Sobol, Uniform
+
+POLICIES = {
+    "FIFO": partial(FIFO, capacity=40),
+    "FIRO": partial(FIRO, capacity=40, threshold=20),
+    "Reservoir": partial(Reservoir, capacity=40, threshold=20),
+}
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """Makes data modules whose study is open, and closes them."""
+    monkeypatch.chdir(tmp_path)
+    modules = []
+
+    def make(solver=None, **kwargs):
+        defaults = {"simulations": 30, "held_out": 3, "batch_size": 7}
+        data = OnlineData(solver or Wave(), **{**defaults, **kwargs})
+        modules.append(data)
+        data.setup("fit")
+        return data
+
+    yield make
+    for data in modules:
+        data.close()
+        data.close()
+    assert not multiprocessing.active_children()
+    assert "inlet" not in [thread.name for thread in threading.enumerate()]
+
+
+def samples(batches):
+    """The (phase, step) of every sample of some batches."""
+    return Counter(
+        (round(float(phase), 5), int(step))
+        for batch in batches
+        for phase, step in zip(batch.parameters[:, 0], batch.step, strict=True)
+    )
+
+
+def expected(sampler, count):
+    phases = [
+        p["phase"]
+        for p, _ in zip(
+            sampler.parameters(Wave.spec.parameters), range(count), strict=False
+        )
+    ]
+    return {(round(float(np.float32(p)), 5), s) for p in phases for s in range(STEPS)}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_trains_on_the_sampled_simulations_and_no_other(opened, policy):
+    """Exactly the samples of the training sampler come out: once, or at least once (Reservoir)."""
+    data = opened(sampler=Sobol(seed=5), reservoir=POLICIES[policy])
+    data.moments()
+    got = samples(data.train_dataloader())
+    assert set(got) == expected(Sobol(seed=5), 30)
+    if policy != "Reservoir":
+        assert set(got.values()) == {1}
+
+
+def test_held_out_set_has_a_seed_of_its_own(opened):
+    """The validation set is whole, of other parameters than training, the same every time."""
+    data = opened(reservoir=POLICIES["FIFO"])
+    held_out = data.val_dataloader()
+    assert len(held_out) == -(-3 * STEPS // 7)
+    got = samples(held_out)
+    assert set(got) == expected(Uniform(seed=1), 3)
+    assert set(got.values()) == {1}
+    assert not set(got) & expected(Uniform(seed=0), 30)
+    for batch in held_out:
+        truth = batch.parameters[:, :1] + batch.step[:, None] + 1 + torch.arange(4) / 10
+        np.testing.assert_allclose(batch.target[:, 0, 0], truth, rtol=1e-5)
+
+
+def test_reception_goes_on_while_validation_runs(opened):
+    """With a validation batch in hand and none drawn for training, every step still arrives."""
+    data = opened(reservoir=partial(FIFO, capacity=1000))
+    next(iter(data.val_dataloader()))
+    assert data.study._ensemble.wait(60)
+    assert data.status().reservoir.population == 30 * STEPS
+    assert data.status().simulations.done == 33
+
+
+def test_moments_are_those_of_the_first_fill(opened):
+    """Mean and spread of each variable, of what the reservoir holds."""
+    data = opened(reservoir=partial(FIFO, capacity=1000))
+    assert data.study._ensemble.wait(60)
+    mean, std = data.moments()
+    fields = np.concatenate([b.target.numpy() for b in data.train_dataloader()])
+    np.testing.assert_allclose(mean, [fields.mean()], rtol=1e-5)
+    np.testing.assert_allclose(std, [fields.std()], rtol=1e-5)
+
+
+def test_spread_is_the_error_of_the_best_constant(opened):
+    """The spread of the held-out set is its standard deviation."""
+    data = opened(reservoir=POLICIES["FIFO"])
+    held_out = data.val_dataloader()
+    np.testing.assert_allclose(held_out.spread(), [held_out.fields.std()], rtol=1e-5)
+
+
+def test_a_hanging_solver_is_named_in_time(opened):
+    """When nothing arrives for `patience` seconds the error names the silent simulations."""
+    data = opened(
+        Troubled("hangs", above=-1.0),
+        reservoir=POLICIES["FIFO"],
+        faults=Faults(patience=2.0),
+    )
+    with pytest.raises(TimeoutError, match=r"simulation 0 \(step 1, \d+ s ago\)"):
+        data.val_dataloader()
+
+
+def test_no_held_out_simulation_is_an_error(opened):
+    """If all of the validation set fail there is nothing to validate with, and it says so."""
+    data = opened(
+        Troubled("raises", above=0.0),
+        simulations=1,
+        reservoir=POLICIES["FIFO"],
+        faults=Faults(retries=0),
+    )
+    with pytest.raises(EnsembleError, match=r"None of the 3 held-out.*failures\.csv"):
+        data.val_dataloader()
+    assert Path("failures.csv").exists()
+    with pytest.raises(EnsembleError, match="before a single sample"):
+        data.moments()
+
+
+def test_stop_wakes_the_trainer(opened):
+    """A trainer that waits for its batch is released by stop, from another thread."""
+    data = opened(Troubled("hangs", above=-1.0), reservoir=POLICIES["FIFO"])
+    timer = threading.Timer(0.5, data.stop)
+    timer.start()
+    assert list(data.train_dataloader()) == []
+    timer.join()
+
+
+def test_loaders_before_setup_say_so():
+    """A loader asked for too early names what to call first."""
+    with pytest.raises(RuntimeError, match=r"expected setup\(\)"):
+        OnlineData(Wave()).val_dataloader()
