@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, StepKey, Variable
+from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.solvers.solver import Solver
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ __all__ = [
     "OnlineData",
     "Parameter",
     "Solver",
-    "StepKey",
     "Surrogate",
     "Variable",
 ]

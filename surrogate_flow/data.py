@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import pytorch_lightning as L
 from distributed.deploy.cluster import Cluster
 from jaxtyping import Float
 
+from surrogate_flow import schedule
 from surrogate_flow.ensemble import EnsembleError, Faults, Progress
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.held_out import HeldOut
@@ -30,10 +30,6 @@ from surrogate_flow.windows import Direct, Window
 __all__ = ["OnlineData", "Status"]
 
 logger = logging.getLogger(__name__)
-
-# Held-out sets are drawn uniformly, whatever the sampler of the training set, from
-# seeds beside its own.
-_HELD_OUT_SEED = {"validation": 1, "test": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,20 +146,11 @@ class OnlineData(L.LightningDataModule):
 
     def _planned(self, part: str, training: bool) -> Iterator[Simulation]:
         bounds = self.spec.parameters
-        held_out = Uniform(self.sampler.seed + _HELD_OUT_SEED[part])
-        for number, parameters in zip(
-            range(self.count), held_out.parameters(bounds), strict=False
-        ):
-            yield Simulation(number, part, parameters)
+        yield from schedule.held_out(part, self.sampler, bounds, self.count)
         if training:
-            for number, parameters in zip(
-                itertools.count(self.count)
-                if self.simulations is None
-                else range(self.count, self.count + self.simulations),
-                self.sampler.parameters(bounds),
-                strict=False,
-            ):
-                yield Simulation(number, "training", parameters)
+            yield from schedule.training(
+                self.sampler, bounds, self.count, self.simulations
+            )
 
     def _sink_for(self, simulation: int) -> Sink:
         sink = self.held_out if simulation < self.count else self.store

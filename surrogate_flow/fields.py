@@ -8,105 +8,22 @@ the types.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-__all__ = ["Coordinate", "FieldSpec", "Parameter", "StepKey", "Variable", "nearest"]
+from surrogate_flow.nearest import nearest
+from surrogate_flow.quantities import Coordinate, Parameter, Variable, number
 
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return the valid names as text, the one closest to `name` first in words."""
-    names = list(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Valid names: {', '.join(names) or 'none'}."
-
-
-class StepKey(NamedTuple):
-    """The identity of one step of one simulation.
-
-    Examples
-    --------
-    >>> StepKey(simulation=12, step=3)
-    StepKey(simulation=12, step=3)
-    """
-
-    simulation: int
-    step: int
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A scalar input of the simulation, within ``[low, high]``.
-
-    Raises
-    ------
-    ValueError
-        If the bounds are not finite, or not in ascending order.
-    """
-
-    name: str
-    low: float
-    high: float
-    units: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "low", _number(self.low))
-        object.__setattr__(self, "high", _number(self.high))
-        if not (math.isfinite(self.low) and math.isfinite(self.high)):
-            raise ValueError(
-                f"Parameter {self.name!r}: expected finite bounds, got "
-                f"[{self.low}, {self.high}]. Give both as plain numbers."
-            )
-        if not self.low < self.high:
-            raise ValueError(
-                f"Parameter {self.name!r}: expected low < high, got "
-                f"[{self.low}, {self.high}] {self.units}. The bounds are upside down "
-                "or equal: swap them, or make a fixed value an argument of the solver."
-            )
-
-
-@dataclass(frozen=True)
-class Variable:
-    """A field that the simulation computes; one channel of every step."""
-
-    name: str
-    units: str = ""
-    long_name: str = ""
-
-
-@dataclass(frozen=True)
-class Coordinate:
-    """Positions along one dim of the grid (of the cells, or of a mesh's nodes).
-
-    Raises
-    ------
-    ValueError
-        If a position is not finite.
-    """
-
-    name: str
-    dim: str
-    values: tuple[float, ...]
-    units: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "values", tuple(map(_number, self.values)))
-        if not all(map(math.isfinite, self.values)):
-            raise ValueError(
-                f"Coordinate {self.name!r}: expected finite positions, got some that "
-                "are not. Leave out what has no position."
-            )
+__all__ = ["Coordinate", "FieldSpec", "Parameter", "Variable"]
 
 
 @dataclass(frozen=True)
@@ -215,7 +132,7 @@ class FieldSpec:
             ("variables", tuple(self.variables)),
             ("dims", tuple(self.dims)),
             ("shape", tuple(map(int, self.shape))),
-            ("times", tuple(map(_number, self.times))),
+            ("times", tuple(map(number, self.times))),
             ("coordinates", tuple(self.coordinates)),
             (
                 "cells",
@@ -336,11 +253,6 @@ class FieldSpec:
         """Return a short hash that two equal specs share, in any process."""
         text = json.dumps(self.to_plain(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _number(value: float) -> float:
-    # Adding zero turns -0.0 into 0.0, which equals it but is written differently.
-    return float(value) + 0.0
 
 
 def _attributes(units: str, long_name: str = "") -> dict[str, str]:

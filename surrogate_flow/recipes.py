@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from surrogate_flow.fields import nearest
+from surrogate_flow.nearest import nearest
 
 __all__ = ["RecipeError", "check_recipe", "class_at", "find_recipe", "plain_recipe"]
 

@@ -13,10 +13,9 @@ from surrogate_flow.fields import (
     Coordinate,
     FieldSpec,
     Parameter,
-    StepKey,
     Variable,
-    nearest,
 )
+from surrogate_flow.nearest import nearest
 
 SPEC = FieldSpec(
     parameters=(Parameter("inflow", 0.5, 1.5, "m/s"), Parameter("angle", -5.0, 5.0)),
@@ -260,9 +259,3 @@ def test_dataset_holds_part_of_a_trajectory() -> None:
     fields = np.zeros((1, 2, 3, 2), dtype=np.float32)
     dataset = SPEC.dataset(fields, [0.2], {"inflow": 1.0, "angle": 2.0})
     assert dataset.time.values.tolist() == [0.2]
-
-
-def test_step_key_is_a_value() -> None:
-    """Equal keys are one entry of a set, and sort by simulation, then by step."""
-    assert {StepKey(1, 2), StepKey(1, 2)} == {(1, 2)}
-    assert sorted([StepKey(2, 0), StepKey(1, 5)])[0] == StepKey(1, 5)

@@ -2,6 +2,7 @@
 
 import configparser
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -35,9 +36,15 @@ def test_conda_environment_names_the_same_packages():
 @pytest.mark.timeout(180)
 def test_a_wheel_brings_the_recipes(tmp_path):
     """From an installed wheel, in an empty folder, the bare names of recipes work."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("surrogate_flow", "workflows", "models"):
+        shutil.copytree(ROOT / name, source / name)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-        + ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)],
+        + ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)],
         check=True,
     )
     (wheel,) = tmp_path.glob("*.whl")

@@ -6,7 +6,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float32
 
-from surrogate_flow.fields import FieldSpec, nearest
+from surrogate_flow.fields import FieldSpec
+from surrogate_flow.nearest import nearest
 
 __all__ = ["Crossing", "RefusedStep"]
 

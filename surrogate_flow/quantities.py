@@ -1,0 +1,78 @@
+"""Named quantities with units: inputs, fields and positions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["Coordinate", "Parameter", "Variable", "number"]
+
+
+def number(value: float) -> float:
+    """Return the value as a plain float, one for both zeros."""
+    # Adding zero turns -0.0 into 0.0, which equals it but is written differently.
+    return float(value) + 0.0
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A scalar input of the simulation, within ``[low, high]``.
+
+    Raises
+    ------
+    ValueError
+        If the bounds are not finite, or not in ascending order.
+    """
+
+    name: str
+    low: float
+    high: float
+    units: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "low", number(self.low))
+        object.__setattr__(self, "high", number(self.high))
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ValueError(
+                f"Parameter {self.name!r}: expected finite bounds, got "
+                f"[{self.low}, {self.high}]. Give both as plain numbers."
+            )
+        if not self.low < self.high:
+            raise ValueError(
+                f"Parameter {self.name!r}: expected low < high, got "
+                f"[{self.low}, {self.high}] {self.units}. The bounds are upside down "
+                "or equal: swap them, or make a fixed value an argument of the solver."
+            )
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A field that the simulation computes; one channel of every step."""
+
+    name: str
+    units: str = ""
+    long_name: str = ""
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """Positions along one dim of the grid (of the cells, or of a mesh's nodes).
+
+    Raises
+    ------
+    ValueError
+        If a position is not finite.
+    """
+
+    name: str
+    dim: str
+    values: tuple[float, ...]
+    units: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(map(number, self.values)))
+        if not all(map(math.isfinite, self.values)):
+            raise ValueError(
+                f"Coordinate {self.name!r}: expected finite positions, got some that "
+                "are not. Leave out what has no position."
+            )

@@ -1,0 +1,43 @@
+"""Which simulations a study runs, and in which order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from surrogate_flow.quantities import Parameter
+from surrogate_flow.sampling import Sampler, Uniform
+from surrogate_flow.simulation import Simulation
+
+__all__ = ["held_out", "training"]
+
+# A held-out set is drawn uniformly, whatever samples the training set.
+_SEEDS = {"validation": 1, "test": 2}
+
+
+def held_out(
+    part: str, sampler: Sampler, bounds: Sequence[Parameter], count: int
+) -> Iterator[Simulation]:
+    """Yield the simulations 0, ..., count - 1, with a seed of their own.
+
+    Parameters
+    ----------
+    part : {"validation", "test"}
+        Each has another seed, beside the one of the sampler.
+    sampler : Sampler
+        Of the training set.
+    bounds : sequence of Parameter
+    count : int
+    """
+    points = Uniform(sampler.seed + _SEEDS[part]).parameters(bounds)
+    for number, parameters in enumerate(itertools.islice(points, count)):
+        yield Simulation(number, part, parameters)
+
+
+def training(
+    sampler: Sampler, bounds: Sequence[Parameter], first: int, count: int | None
+) -> Iterator[Simulation]:
+    """Yield the simulations first, first + 1, ..., without end if `count` is None."""
+    points = itertools.islice(sampler.parameters(bounds), count)
+    for number, parameters in enumerate(points, start=first):
+        yield Simulation(number, "training", parameters)
