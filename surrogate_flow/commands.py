@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -119,7 +120,8 @@ def _graceful(trainer: L.Trainer, data: OnlineData) -> Iterator[None]:
         logger.warning("Ctrl-C: validating and saving. Once more to leave at once.")
         trainer.should_stop = True
         signal.signal(signal.SIGINT, before)
-        data.stop()
+        # In a thread: the interrupted code may hold the very locks that it needs.
+        threading.Thread(target=data.stop, name="stop", daemon=True).start()
 
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, stop)

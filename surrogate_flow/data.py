@@ -104,10 +104,11 @@ class OnlineData(L.LightningDataModule):
         self.store: Store | None = None
         self.held_out: HeldOut | None = None
         self.study: Study | None = None
+        self._open = self._stopped = False
 
     def setup(self, stage: str) -> None:
         """Open the study: everything is checked before anything is submitted."""
-        if self.study is not None:
+        if self._open:
             return
         module = self.trainer.lightning_module if self.trainer else None
         window = getattr(module, "window", None) or Direct()
@@ -130,6 +131,7 @@ class OnlineData(L.LightningDataModule):
             on_set_aside=self._set_aside,
             on_end=self._end,
         )
+        self._open, self._stopped = True, False
         logger.info("Dask dashboard: %s", self.study.dashboard_link)
 
     def _check_threshold(self, store: Store, window: Window) -> None:
@@ -169,7 +171,12 @@ class OnlineData(L.LightningDataModule):
             self.store.end_reception()
 
     def stop(self) -> None:
-        """Deliver no further batch; what waits for one wakes up."""
+        """Deliver no further batch; what waits wakes up.
+
+        Takes the reservoir's lock: call it from another thread than one that may hold
+        it, so never in a signal handler itself.
+        """
+        self._stopped = True
         if self.store is not None:
             self.store.stop()
 
@@ -178,6 +185,7 @@ class OnlineData(L.LightningDataModule):
         self.stop()
         if self.study is not None:
             self.study.close()
+        self._open = False
 
     def teardown(self, stage: str) -> None:
         """End the study with the run."""
@@ -205,6 +213,7 @@ class OnlineData(L.LightningDataModule):
         study, store = self._running(), self.store
         assert store is not None, "only a fit has a reservoir"
         self._wait(lambda seconds: _reached(store, seconds), "the first fill")
+        self._leave_if_stopped()
         study.check()
         if not store.counters().population:
             raise EnsembleError(
@@ -238,6 +247,7 @@ class OnlineData(L.LightningDataModule):
         steps, since = -1, time.monotonic()
         while not wait(0.5):
             study.check()
+            self._leave_if_stopped()
             arrived = study.inlet.counters().steps
             if arrived != steps:
                 steps, since = arrived, time.monotonic()
@@ -246,6 +256,11 @@ class OnlineData(L.LightningDataModule):
                     f"Waiting for {what}: no step for {self.faults.patience:g} s "
                     f"(faults.patience). {study.silent()}"
                 )
+
+    def _leave_if_stopped(self) -> None:
+        if self._stopped:
+            # Nothing has been trained that could be saved.
+            raise KeyboardInterrupt
 
     def _running(self) -> Study:
         if self.study is None:

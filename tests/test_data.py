@@ -153,3 +153,11 @@ def test_loaders_before_setup_say_so():
     """A loader asked for too early names what to call first."""
     with pytest.raises(RuntimeError, match=r"expected setup\(\)"):
         OnlineData(Wave()).val_dataloader()
+
+
+def test_the_same_module_opens_again(opened):
+    """After its end a module may be set up once more, for another part of the study."""
+    data = opened(reservoir=POLICIES["FIFO"])
+    data.teardown("fit")
+    data.setup("test")
+    assert set(samples(data.test_dataloader())) == expected(Uniform(seed=2), 3)

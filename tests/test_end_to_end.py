@@ -229,3 +229,27 @@ def test_ctrl_c_once_saves_and_leaves_nothing(tmp_path):
     assert "Validation error" in output
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+
+
+def test_ctrl_c_before_the_first_batch_leaves_nothing(tmp_path):
+    """SIGINT while the trainer waits for the first samples: it ends at once, and cleanly."""
+    workflow = {
+        **WORKFLOW,
+        "solver": {
+            "class_path": "troubled.Troubled",
+            "init_args": {"fault": "hangs", "above": -1.0},
+        },
+    }
+    process = fit(tmp_path, workflow, start_new_session=True)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "2 running" in line:
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    output = "".join(lines) + process.communicate(timeout=60)[0]
+    assert process.returncode == 1, output
+    assert "Traceback" not in output, output
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
