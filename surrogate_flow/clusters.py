@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from collections.abc import Callable
 
 import dask
@@ -29,7 +30,12 @@ def open_cluster(factory: Callable[[], Cluster] | None) -> Cluster:
     try:
         if factory is not None:
             return factory()
-        return LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:8787")
+        with warnings.catch_warnings():
+            # Another run has the usual port; the address is printed anyhow.
+            warnings.filterwarnings("ignore", r"\s*Port \d+ is already in use")
+            return LocalCluster(
+                threads_per_worker=1, dashboard_address="127.0.0.1:8787"
+            )
     except (TypeError, ValueError, OSError, RuntimeError) as error:
         raise RuntimeError(
             f"The cluster did not start: {type(error).__name__}: {error} Check the "

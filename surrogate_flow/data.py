@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -15,32 +14,23 @@ from distributed.deploy.cluster import Cluster
 from jaxtyping import Float
 
 from surrogate_flow import schedule
-from surrogate_flow.ensemble import EnsembleError, Faults, Progress
+from surrogate_flow.ensemble import EnsembleError
+from surrogate_flow.faults import Faults
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.loader import OnlineLoader
-from surrogate_flow.reservoir import Counters, Reservoir, Store
+from surrogate_flow.reservoir import Reservoir, Store
 from surrogate_flow.sampling import Sampler, Uniform
 from surrogate_flow.simulation import Simulation
 from surrogate_flow.solvers.solver import Solver
-from surrogate_flow.stream import InletCounters, Sink
+from surrogate_flow.status import Status
+from surrogate_flow.stream import Sink
 from surrogate_flow.study import Study
 from surrogate_flow.windows import Direct, Window
 
-__all__ = ["OnlineData", "Status"]
+__all__ = ["OnlineData"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Status:
-    """What a person wants to see of a study, at one moment."""
-
-    simulations: Progress
-    reservoir: Counters | None
-    stream: InletCounters
-    held_out: str
-    waiting: str
 
 
 class OnlineData(L.LightningDataModule):

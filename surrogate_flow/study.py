@@ -14,8 +14,9 @@ from distributed.deploy.cluster import Cluster
 from distributed.utils import get_ip
 
 from surrogate_flow.clusters import DeafToInterrupts, is_local, open_cluster
-from surrogate_flow.ensemble import Ensemble, Faults, Progress
+from surrogate_flow.ensemble import Ensemble, Progress
 from surrogate_flow.failures import Failures
+from surrogate_flow.faults import Faults
 from surrogate_flow.simulation import Simulation, run
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Inlet, Sink

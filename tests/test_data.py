@@ -12,7 +12,8 @@ import torch
 from troubled import STEPS, Troubled, Wave
 
 from surrogate_flow.data import OnlineData
-from surrogate_flow.ensemble import EnsembleError, Faults
+from surrogate_flow.ensemble import EnsembleError
+from surrogate_flow.faults import Faults
 from surrogate_flow.reservoir import FIFO, FIRO, Reservoir
 from surrogate_flow.sampling import Sobol, Uniform
 

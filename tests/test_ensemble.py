@@ -16,8 +16,9 @@ import pytest
 from distributed import Client, LocalCluster
 from troubled import STEPS, Troubled, Wave
 
-from surrogate_flow.ensemble import Ensemble, EnsembleError, Faults
+from surrogate_flow.ensemble import Ensemble, EnsembleError
 from surrogate_flow.failures import Failures
+from surrogate_flow.faults import Faults
 from surrogate_flow.simulation import Simulation, run
 from surrogate_flow.stream import Inlet
 
