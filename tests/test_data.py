@@ -28,7 +28,7 @@ POLICIES = {
 def opened(tmp_path, monkeypatch):
     """Makes data modules whose study is open, and closes them."""
     monkeypatch.chdir(tmp_path)
-    modules = []
+    modules, before = [], set(multiprocessing.active_children())
 
     def make(solver=None, **kwargs):
         defaults = {"simulations": 30, "held_out": 3, "batch_size": 7}
@@ -41,7 +41,7 @@ def opened(tmp_path, monkeypatch):
     for data in modules:
         data.close()
         data.close()
-    assert not multiprocessing.active_children()
+    assert not set(multiprocessing.active_children()) - before
     assert "inlet" not in [thread.name for thread in threading.enumerate()]
 
 
