@@ -5,17 +5,22 @@ from __future__ import annotations
 import signal
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import dask
-from distributed import LocalCluster, Worker, WorkerPlugin
+from distributed import LocalCluster
 from distributed.deploy.cluster import Cluster
 
-__all__ = ["DeafToInterrupts", "is_local", "open_cluster"]
+__all__ = ["is_local", "open_cluster"]
 
-# A solver may hold the GIL for longer than any heartbeat; a lost worker shows in its
-# connection.
-_SETTINGS = {"distributed.scheduler.worker-ttl": None}
+_SETTINGS = {
+    # A solver may hold the GIL for longer than any heartbeat; a lost worker shows in
+    # its connection.
+    "distributed.scheduler.worker-ttl": None,
+    # After this time a cluster gives up workers that its nannies are just restarting.
+    "distributed.deploy.lost-worker-timeout": "1 day",
+}
 
 
 def open_cluster(factory: Callable[[], Cluster] | None) -> Cluster:
@@ -28,33 +33,36 @@ def open_cluster(factory: Callable[[], Cluster] | None) -> Cluster:
     """
     dask.config.set(_SETTINGS)
     try:
-        if factory is not None:
-            return factory()
-        with warnings.catch_warnings():
+        with _deaf_to_interrupts(), warnings.catch_warnings():
             # Another run has the usual port; the address is printed anyhow.
             warnings.filterwarnings("ignore", r"\s*Port \d+ is already in use")
+            if factory is not None:
+                return factory()
             return LocalCluster(
                 threads_per_worker=1, dashboard_address="127.0.0.1:8787"
             )
     except (TypeError, ValueError, OSError, RuntimeError) as error:
         raise RuntimeError(
             f"The cluster did not start: {type(error).__name__}: {error} Check the "
-            "arguments under data.init_args.cluster."
+            "arguments under data.cluster."
         ) from error
 
 
-class DeafToInterrupts(WorkerPlugin):
-    """Workers ignore SIGINT: a terminal sends Ctrl-C to them too.
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Have processes and threads that start meanwhile never see SIGINT.
 
-    The trainer alone decides how a study ends, and tells the simulations.
+    A terminal sends Ctrl-C to the workers too, but the trainer alone decides how a
+    study ends, and tells the simulations. One that comes meanwhile is delivered after.
     """
-
-    name = "surrogate-flow-deaf-to-interrupts"
-
-    def setup(self, worker: Worker) -> None:
-        """Ignore it from now on, in a worker that has a process of its own."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def is_local(cluster: Cluster) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from surrogate_flow.windows import Direct, Window
 __all__ = ["OnlineData"]
 
 logger = logging.getLogger(__name__)
+
+_SLICE = 0.5  # seconds of a wait between two looks at the study
 
 
 class OnlineData(L.LightningDataModule):
@@ -94,12 +97,15 @@ class OnlineData(L.LightningDataModule):
         self.store: Store | None = None
         self.held_out: HeldOut | None = None
         self.study: Study | None = None
-        self._open = self._stopped = False
+        self._open = False
+        self._stopped = threading.Event()
 
     def setup(self, stage: str) -> None:
         """Open the study: everything is checked before anything is submitted."""
         if self._open:
             return
+        self._stopped.clear()
+        self.store = None
         module = self.trainer.lightning_module if self.trainer else None
         window = getattr(module, "window", None) or Direct()
         part = "test" if stage == "test" else "validation"
@@ -121,7 +127,7 @@ class OnlineData(L.LightningDataModule):
             on_set_aside=self._set_aside,
             on_end=self._end,
         )
-        self._open, self._stopped = True, False
+        self._open = True
         logger.info("Dask dashboard: %s", self.study.dashboard_link)
 
     def _check_threshold(self, store: Store, window: Window) -> None:
@@ -166,7 +172,7 @@ class OnlineData(L.LightningDataModule):
         Takes the reservoir's lock: call it from another thread than one that may hold
         it, so never in a signal handler itself.
         """
-        self._stopped = True
+        self._stopped.set()
         if self.store is not None:
             self.store.stop()
 
@@ -185,9 +191,6 @@ class OnlineData(L.LightningDataModule):
         """End the study when the run fails."""
         self.close()
 
-    # ------------------------------------------------------------------ what is waited
-    # for
-
     def moments(
         self,
     ) -> tuple[Float[np.ndarray, " channel"], Float[np.ndarray, " channel"]]:
@@ -202,9 +205,7 @@ class OnlineData(L.LightningDataModule):
         """
         study, store = self._running(), self.store
         assert store is not None, "only a fit has a reservoir"
-        self._wait(lambda seconds: _reached(store, seconds), "the first fill")
-        self._leave_if_stopped()
-        study.check()
+        self._wait(lambda seconds: self._filled(store, seconds))
         if not store.counters().population:
             raise EnsembleError(
                 "The study ended before a single sample arrived: "
@@ -214,10 +215,10 @@ class OnlineData(L.LightningDataModule):
         return store.moments()
 
     def _wait_held_out(self) -> HeldOut:
-        study, held_out = self._running(), self.held_out
+        self._running()
+        held_out = self.held_out
         assert held_out is not None, "setup() makes it"
-        self._wait(held_out.wait, "the held-out simulations")
-        study.check()
+        self._wait(held_out.wait)
         finished = len(held_out.finished)
         if not finished:
             raise EnsembleError(
@@ -232,23 +233,29 @@ class OnlineData(L.LightningDataModule):
             )
         return held_out
 
-    def _wait(self, wait: Callable[[float], bool], what: str) -> None:
+    def _wait(self, wait: Callable[[float], bool]) -> None:
         study = self._running()
-        steps, since = -1, time.monotonic()
-        while not wait(0.5):
+        while not wait(_SLICE):
             study.check()
             self._leave_if_stopped()
-            arrived = study.inlet.counters().steps
-            if arrived != steps:
-                steps, since = arrived, time.monotonic()
-            elif time.monotonic() - since > self.faults.patience:
-                raise TimeoutError(
-                    f"Waiting for {what}: no step for {self.faults.patience:g} s "
-                    f"(faults.patience). {study.silent()}"
-                )
+        self._leave_if_stopped()
+        study.check()
+
+    def _filled(self, store: Store, seconds: float) -> bool:
+        """Whether the moments will be those of many simulations, or of all there are.
+
+        A threshold alone, one batch for FIFO, would give those of a few first steps.
+        """
+        with contextlib.suppress(TimeoutError):
+            store.wait_threshold(seconds)
+        fill = max(store.threshold, store.capacity // 2)
+        held_up = self._running().inlet.counters().pending > 0
+        if store.counters().population >= fill or held_up or store.draining:
+            return True
+        return self._stopped.wait(_SLICE / 10)
 
     def _leave_if_stopped(self) -> None:
-        if self._stopped:
+        if self._stopped.is_set():
             # Nothing has been trained that could be saved.
             raise KeyboardInterrupt
 
@@ -268,8 +275,6 @@ class OnlineData(L.LightningDataModule):
             store,
             self.window,
             check=study.check,
-            patience=self.faults.patience,
-            silent=study.silent,
         )
 
     def val_dataloader(self) -> HeldOut:
@@ -285,13 +290,14 @@ class OnlineData(L.LightningDataModule):
             return None
         finished = len(self.held_out.finished)
         waiting = "" if self.store is None else self.store.waiting()
+        if not self.held_out.complete:
+            waiting = f"trainer waits for held-out simulations: {finished}/{self.count}"
         return Status(
             simulations=self.study.progress(),
             reservoir=None if self.store is None else self.store.counters(),
             stream=self.study.inlet.counters(),
             held_out=f"{finished}/{self.count}",
-            waiting=waiting
-            or ("" if self.held_out.complete else "waiting for held-out simulations"),
+            waiting=waiting,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -300,11 +306,3 @@ class OnlineData(L.LightningDataModule):
             return {}
         counters = self.store.counters()
         return {"inserted": counters.inserted, "drawn": counters.drawn}
-
-
-def _reached(store: Store, seconds: float) -> bool:
-    try:
-        store.wait_threshold(seconds)
-    except TimeoutError:
-        return False
-    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import secrets
 import threading
 import time
 from collections import deque
@@ -60,9 +61,12 @@ class Ensemble:
     simulations : iterator of Simulation
         Consumed lazily: memory does not grow with their number.
     name : str
-        Of the workflow; tasks are called ``<name>-<part>-<number>-<attempt>``.
+        Of the workflow; tasks are called
+        ``<name>-<part>-<number>-<attempt>-<study>``.
     faults : Faults
     failures : Failures
+    is_whole : callable
+        Whether all steps of a simulation have arrived, by its number.
     on_set_aside : callable
         Called with the number of each simulation that failed for good.
     on_end : callable
@@ -79,6 +83,7 @@ class Ensemble:
         name: str,
         faults: Faults,
         failures: Failures,
+        is_whole: Callable[[int], bool],
         on_set_aside: Callable[[int], None],
         on_end: Callable[[], None],
     ) -> None:
@@ -87,8 +92,10 @@ class Ensemble:
         self._task = task
         self._simulations = simulations
         self._name = name
+        self._token = secrets.token_hex(3)
         self._faults = faults
         self._failures = failures
+        self._is_whole = is_whole
         self._on_set_aside = on_set_aside
         self._on_end = on_end
         self._flying: dict[str, tuple[Simulation, int, Future[Summary]]] = {}
@@ -153,6 +160,8 @@ class Ensemble:
                     pass
                 if time.monotonic() - looked > _POLL:
                     self._look()
+                    if not self._threads:
+                        self._await_workers()
                     looked = time.monotonic()
         except BaseException as error:
             # Handed to the trainer by check(); this thread has nobody else to tell.
@@ -164,16 +173,19 @@ class Ensemble:
         while not self._threads and not self._closing.is_set():
             if time.monotonic() > deadline:
                 raise EnsembleError(
-                    f"No worker joined {self._address} within "
-                    f"{self._faults.start_timeout:g} s (start_timeout). Its jobs are "
-                    "still queued, or cannot reach the scheduler: look at the queue "
-                    "and at the workers' logs."
+                    f"No worker has been at {self._address} for "
+                    f"{self._faults.start_timeout:g} s (start_timeout). Its jobs have "
+                    "died, are still queued, or cannot reach the scheduler: look "
+                    "at the queue and at the workers' logs."
                 )
             self._closing.wait(0.1)
             self._look()
 
     def _look(self) -> None:
-        self._threads = sum(self._client.nthreads().values())
+        try:
+            self._threads = sum(self._client.nthreads().values())
+        except (OSError, TimeoutError) as error:
+            raise ConnectionError(str(error)) from error
 
     def _room(self) -> int:
         return self._threads if self._held_out else 2 * self._threads
@@ -189,12 +201,22 @@ class Ensemble:
                     return
                 simulation, attempt = following, 0
                 self._held_out += simulation.part != "training"
-            key = f"{self._name}-{simulation.part}-{simulation.number}-{attempt}"
+            key = self.key(simulation, attempt)
             future = self._client.submit(
-                self._task, simulation, attempt, key=key, pure=False
+                self._task,
+                simulation,
+                attempt,
+                key=key,
+                pure=False,
+                priority=int(simulation.part != "training"),
             )
             self._flying[key] = (simulation, attempt, future)
             self._watch(future)
+
+    def key(self, simulation: Simulation, attempt: int) -> str:
+        """Return the name of a task, which no other study on the cluster shares."""
+        number = f"{simulation.number}-{attempt}"
+        return f"{self._name}-{simulation.part}-{number}-{self._token}"
 
     def _watch(self, future: Future[Summary]) -> None:
         future.add_done_callback(lambda f: self._ended.put(f.key))
@@ -212,11 +234,18 @@ class Ensemble:
         if status == "cancelled":
             # Nobody else cancels: the client does, when the scheduler is gone.
             raise ConnectionError(f"task {key} was cancelled")
-        if status == "finished":
+        if status == "finished" and self._is_whole(simulation.number):
             self._done += 1
             self._held_out -= simulation.part != "training"
             return
-        error = future.exception(timeout=_GRACE)
+        error = (
+            future.exception(timeout=_GRACE)
+            if status == "error"
+            else EnsembleError(
+                "The task has ended, but not all of its steps have arrived: another "
+                "attempt had taken its place, and did not end."
+            )
+        )
         last = attempt >= self._faults.retries
         outcome = "set aside" if last else "retried"
         self._failures.add(simulation, attempt, outcome, error)
@@ -257,10 +286,7 @@ class Ensemble:
             self._client.cancel(futures)
 
     def _explained(self, error: BaseException) -> BaseException:
-        if (
-            isinstance(error, (OSError, TimeoutError))
-            or self._client.status != "running"
-        ):
+        if isinstance(error, ConnectionError) or self._client.status != "running":
             lost = EnsembleError(
                 f"Lost the scheduler {self._address}: {type(error).__name__}: {error}"
             )

@@ -86,7 +86,7 @@ class HeldOut:
     @property
     def complete(self) -> bool:
         """Whether nothing more is to come."""
-        return len(self.finished) + len(self._missing) >= self.count
+        return len(self._missing.union(self.finished)) == self.count
 
     def wait(self, timeout: float) -> bool:
         """Block until complete, `timeout` seconds at most; return whether it is."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -29,11 +28,7 @@ class OnlineLoader:
     store : Store
     window : Window
     check : callable
-        Raises what stopped the study, if anything did.
-    patience : float
-        Seconds without a batch after which the wait ends with an error.
-    silent : callable
-        Says in words which simulations have been silent, for that error.
+        Raises what stopped the study, if anything did, so that no wait is for ever.
     ahead : int
         Batches drawn ahead.
     """
@@ -44,15 +39,11 @@ class OnlineLoader:
         window: Window,
         *,
         check: Callable[[], None],
-        patience: float,
-        silent: Callable[[], str],
         ahead: int = 2,
     ) -> None:
         self._store = store
         self._window = window
         self._check = check
-        self._patience = patience
-        self._silent = silent
         self._ahead = ahead
 
     def __iter__(self) -> Iterator[Batch]:
@@ -93,17 +84,11 @@ class OnlineLoader:
             ready.put(error)
 
     def _draw(self, left: threading.Event) -> Batch | None:
-        start = time.monotonic()
         while not left.is_set():
             self._check()
             try:
                 draw = self._store.draw(timeout=_SLICE)
-            except TimeoutError as error:
-                if time.monotonic() - start > self._patience:
-                    raise TimeoutError(
-                        f"No batch for {self._patience:g} s (faults.patience): {error} "
-                        f"{self._silent()}"
-                    ) from error
+            except TimeoutError:
                 continue
             if draw is None:
                 self._check()

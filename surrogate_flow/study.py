@@ -13,7 +13,7 @@ from distributed import Client
 from distributed.deploy.cluster import Cluster
 from distributed.utils import get_ip
 
-from surrogate_flow.clusters import DeafToInterrupts, is_local, open_cluster
+from surrogate_flow.clusters import is_local, open_cluster
 from surrogate_flow.ensemble import Ensemble, Progress
 from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
@@ -72,7 +72,6 @@ class Study:
             self._client = self._resources.enter_context(
                 Client(opened, set_as_default=False)
             )
-            self._client.register_plugin(DeafToInterrupts())
             self.dashboard_link: str = self._client.dashboard_link
             host = None if is_local(opened) else get_ip()
             self.inlet = self._resources.enter_context(
@@ -85,11 +84,14 @@ class Study:
                 name=name,
                 faults=faults,
                 failures=Failures(folder / "failures.csv"),
+                is_whole=self.inlet.is_whole,
                 on_set_aside=self._set_aside,
-                on_end=on_end,
+                # Behind what the inlet was asked before: it may still be giving up.
+                on_end=lambda: self.inlet.call(on_end),
             )
             self._resources.callback(self._ensemble.close)
             self._resources.callback(self.inlet.dismiss, "the study has ended")
+            self._arrived, self._since = 0, time.monotonic()
             self._ensemble.start()
         except BaseException:
             self._resources.close()
@@ -100,9 +102,26 @@ class Study:
         self._on_set_aside(simulation)
 
     def check(self) -> None:
-        """Raise what stopped the study, if anything did."""
+        """Raise what stopped the study, if anything did.
+
+        Raises
+        ------
+        TimeoutError
+            If simulations run, nothing holds them up, and yet no step has arrived for
+            ``faults.patience`` seconds, whatever the trainer does meanwhile.
+        """
         self._ensemble.check()
         self.inlet.check()
+        now, counters = time.monotonic(), self.inlet.counters()
+        held_up = counters.pending or not self.progress().running
+        if counters.steps != self._arrived or held_up:
+            self._arrived, self._since = counters.steps, now
+        elif now - self._since > self._faults.patience:
+            raise TimeoutError(
+                f"No step for {self._faults.patience:g} s (faults.patience), though "
+                f"{self.progress().running} simulations run. {self.silent()} A solver "
+                "hangs, or takes longer for a step: then raise patience."
+            )
 
     def progress(self) -> Progress:
         """Count simulations by state."""

@@ -1,5 +1,6 @@
 """The data module on a real cluster: what enters the reservoir, what is held out, how it ends."""
 
+import collections
 import multiprocessing
 import threading
 from collections import Counter
@@ -14,8 +15,10 @@ from troubled import STEPS, Troubled, Wave
 from surrogate_flow.data import OnlineData
 from surrogate_flow.ensemble import EnsembleError
 from surrogate_flow.faults import Faults
+from surrogate_flow.held_out import HeldOut
 from surrogate_flow.reservoir import FIFO, FIRO, Reservoir
 from surrogate_flow.sampling import Sobol, Uniform
+from surrogate_flow.windows import Direct
 
 POLICIES = {
     "FIFO": partial(FIFO, capacity=40),
@@ -120,10 +123,25 @@ def test_a_hanging_solver_is_named_in_time(opened):
     data = opened(
         Troubled("hangs", above=-1.0),
         reservoir=POLICIES["FIFO"],
-        faults=Faults(patience=2.0),
+        faults=Faults(patience=4.0),
     )
     with pytest.raises(TimeoutError, match=r"simulation 0 \(step 1, \d+ s ago\)"):
         data.val_dataloader()
+
+
+def test_a_solver_that_hangs_while_training_goes_on_is_named_in_time(opened):
+    """Draws with repetition always succeed; the silence of the solvers is noticed all the same."""
+    data = opened(
+        Troubled("hangs", above=0.5),
+        held_out=1,
+        sampler=Uniform(seed=3),
+        reservoir=partial(Reservoir, capacity=40, threshold=3),
+        faults=Faults(patience=4.0),
+    )
+    with pytest.raises(
+        TimeoutError, match=r"No step for 4 s .*simulations run\. Silent"
+    ):
+        collections.deque(data.train_dataloader(), maxlen=0)
 
 
 def test_no_held_out_simulation_is_an_error(opened):
@@ -162,3 +180,13 @@ def test_the_same_module_opens_again(opened):
     data.teardown("fit")
     data.setup("test")
     assert set(samples(data.test_dataloader())) == expected(Uniform(seed=2), 3)
+
+
+def test_a_simulation_that_arrived_and_failed_counts_once():
+    """All steps in, yet set aside: the held-out set still waits for the other one."""
+    held_out = HeldOut(Wave.spec, Direct(), 7, first=0, count=2)
+    held_out.offer(0, 0, np.zeros((STEPS, 1, 4), dtype=np.float32), np.zeros(1))
+    held_out.set_aside(0)
+    assert not held_out.complete
+    held_out.set_aside(1)
+    assert held_out.complete

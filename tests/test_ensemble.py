@@ -16,6 +16,7 @@ import pytest
 from distributed import Client, LocalCluster
 from troubled import STEPS, Troubled, Wave
 
+from surrogate_flow.clusters import open_cluster
 from surrogate_flow.ensemble import Ensemble, EnsembleError
 from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
@@ -66,6 +67,7 @@ class Run:
             name="wave",
             faults=Faults(**faults),
             failures=Failures(self.failures),
+            is_whole=self.inlet.is_whole,
             on_set_aside=self.aside.append,
             on_end=self.over.set,
         )
@@ -181,6 +183,50 @@ def test_a_killed_worker_loses_and_repeats_nothing(tmp_path):
     assert study.ledger.seen == whole(range(200))
 
 
+def test_a_solver_that_kills_its_worker_is_set_aside(tmp_path):
+    """Workers that die with one simulation come back, and run the others to their end."""
+    simulations = [Simulation(n, "training", {"phase": n / 10}) for n in range(8)]
+    with (
+        open_cluster(None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        Run(client, Troubled("dies", above=0.65), simulations, tmp_path) as study,
+    ):
+        study.wait()
+    assert study.aside == [7]
+    assert {row["error"] for row in study.rows()} == {"KilledWorker"}
+    arrived = {key: n for key, n in study.ledger.seen.items() if key[0] != 7}
+    assert arrived == whole(range(7))
+
+
+def test_workers_that_are_gone_for_good_end_the_study(tmp_path):
+    """When the last worker leaves in mid-study the error comes in start_timeout."""
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        Run(client, Wave(), planned(10**9), tmp_path, start_timeout=0.5) as study,
+    ):
+        assert study.ledger.arrived.wait(30)
+        cluster.scale(0)
+        assert study.ensemble.wait(30)
+        with pytest.raises(EnsembleError, match="No worker has been at"):
+            study.ensemble.check()
+
+
+def test_an_error_of_the_sampler_is_not_the_schedulers(client, tmp_path):
+    """What the sampler raises reaches the user as it is."""
+
+    def broken():
+        yield from planned(1)
+        raise FileNotFoundError("points.csv")
+
+    with Run(client, Wave(), broken(), tmp_path) as study:
+        assert study.ensemble.wait(30)
+        with pytest.raises(FileNotFoundError, match=r"points\.csv"):
+            study.ensemble.check()
+
+
 def test_no_worker_is_said_in_time(tmp_path):
     """A cluster that stays empty gives an error that names the scheduler, in start_timeout."""
     with (
@@ -189,7 +235,7 @@ def test_no_worker_is_said_in_time(tmp_path):
         Run(client, Wave(), planned(1), tmp_path, start_timeout=0.5) as study,
     ):
         assert study.ensemble.wait(30)
-        with pytest.raises(EnsembleError, match=r"No worker joined .* within 0.5 s"):
+        with pytest.raises(EnsembleError, match=r"No worker has been at .* for 0.5 s"):
             study.ensemble.check()
 
 
@@ -246,11 +292,10 @@ def test_tasks_bear_the_names_of_workflow_and_simulation(client, tmp_path):
     """The dashboard shows which simulation of which workflow a task is."""
     with Run(client, Wave(), planned(3, part="validation"), tmp_path) as study:
         study.wait()
+        keys = [study.ensemble.key(s, 0) for s in planned(3, part="validation")]
         story = client.run_on_scheduler(
             lambda dask_scheduler: [
-                str(event)
-                for number in range(3)
-                for event in dask_scheduler.story(f"wave-validation-{number}-0")
+                str(event) for key in keys for event in dask_scheduler.story(key)
             ]
         )
     assert all(

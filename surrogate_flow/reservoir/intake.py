@@ -288,6 +288,11 @@ class Intake(ABC):
         return min(need, slab.free)
 
     @property
+    def draining(self) -> bool:
+        """Whether reception has ended, so that what is drawn leaves."""
+        return self._ended
+
+    @property
     def _full(self) -> bool:
         """Whether no step can come in before something is drawn."""
         if self._slab.free + self._slab.pending + self._copying:

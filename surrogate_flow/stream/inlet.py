@@ -157,18 +157,25 @@ class Inlet:
 
     def dismiss(self, reason: str) -> None:
         """Tell all outlets why they shall stop, those still to come too; stay open."""
-        self._commands.put(lambda: self._reception.stop(reason))
-        self._ring()
+        self.call(lambda: self._reception.stop(reason))
 
     def check(self) -> None:
         """Raise what ended the reception, if anything did."""
         if self._error is not None:
             raise self._error
 
+    def call(self, callback: Callable[[], None]) -> None:
+        """Have the inlet's thread call something, after all it was asked before."""
+        self._commands.put(callback)
+        self._ring()
+
+    def is_whole(self, simulation: int) -> bool:
+        """Whether every step of a simulation has entered its sink."""
+        return self._reception.is_whole(simulation)
+
     def give_up(self, simulation: int) -> None:
         """Take no more of a simulation that failed for good."""
-        self._commands.put(lambda: self._reception.give_up(simulation))
-        self._ring()
+        self.call(lambda: self._reception.give_up(simulation))
 
     def counters(self) -> InletCounters:
         """Return what was received so far."""

@@ -148,6 +148,10 @@ class Reception:
         for identity in list(self._connections):
             self._reply(identity, msg.Stop(reason))
 
+    def is_whole(self, number: int) -> bool:
+        """Whether a simulation has finished; from any thread."""
+        return number in self._finished
+
     def counters(self) -> InletCounters:
         """Return what was seen so far; from any thread."""
         waiting = list(self._waiting.values())
