@@ -6,15 +6,18 @@ torch before `main` runs.
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from surrogate_flow.recipes import find_recipe
+from surrogate_flow.recipes import RecipeError, class_at, find_recipe
 
 __all__ = ["main"]
 
+# Raised by this package with a message that says what to do.
+_FOR_USERS = (ValueError, RuntimeError, FileNotFoundError, TimeoutError)
 _KINDS = {"--data": "workflows", "--model": "models"}
 
 
@@ -38,23 +41,58 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _with_recipes(words: Sequence[str]) -> list[str]:
-    """Replace the bare names of shipped recipes by their paths."""
-    found = []
-    previous = ""
-    for word in words:
-        option, equals, value = word.partition("=")
-        if option in _KINDS and equals:
-            word = f"{option}={_recipe(option, value)}"
-        elif previous in _KINDS and not word.startswith("-"):
-            word = _recipe(previous, word)
-        found.append(word)
-        previous = word
+    """Replace the names of recipes by their paths, and check all that is spelt."""
+    pairs = _pairs(words)
+    options = {option for option, _, _ in pairs}
+    if options & {"-h", "--help"} or not words or words[0].startswith("-"):
+        return list(words)
+    whole = options & {"--config", "-c"}
+    found: list[str] = []
+    paths: dict[str, str] = {}
+    for option, value, as_one in pairs:
+        if option in _KINDS and value is not None:
+            value = _recipe(option, value)
+            paths[option] = value
+        head, _, dotted = option.partition(".")
+        if dotted and head in _KINDS and not whole:
+            from surrogate_flow import commands
+
+            commands.check_override(head, dotted, value or "", paths.get(head))
+        if as_one:
+            found.append(f"{option}={value}")
+        else:
+            found += [option] if value is None else [option, value]
+    if words[0] != "predict" or options & {"--data", "--model"}:
+        for option in _KINDS:
+            if option not in options and not whole:
+                raise RecipeError(
+                    f"{words[0]} needs {option}, got none. Name a recipe, such as "
+                    "--data heat2d --model fully_connected."
+                )
     return found
 
 
+def _pairs(words: Sequence[str]) -> list[tuple[str, str | None, bool]]:
+    """Split words into options with their values, and whether both were one word."""
+    pairs: list[tuple[str, str | None, bool]] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        if word.startswith("--") and equals:
+            pairs.append((option, value, True))
+        elif word.startswith("--") and rest and not rest[0].startswith("--"):
+            pairs.append((word, rest.pop(0), False))
+        else:
+            pairs.append((word, None, False))
+    return pairs
+
+
 def _recipe(option: str, value: str) -> str:
-    is_class_path = "." in value and Path(value).suffix not in (".yaml", ".yml")
-    if is_class_path and not Path(value).exists():
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value) and not (
+        Path(value).exists() or Path(value).suffix in (".yaml", ".yml")
+    ):
+        class_at(value)
         return value
     path = find_recipe(_KINDS[option], value)
     from surrogate_flow import commands
@@ -66,12 +104,13 @@ def _recipe(option: str, value: str) -> str:
 def _ours(error: BaseException | None) -> BaseException | None:
     """Return the cause whose message was written here, for users, if there is one.
 
-    For all else a traceback helps more.
+    For all else, mistakes of ours among them, a traceback helps more.
     """
     package = str(Path(__file__).parent)
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
-        if frames and frames[-1].filename.startswith(package):
+        here = frames and frames[-1].filename.startswith(package)
+        if here and isinstance(error, _FOR_USERS):
             return error
         error = error.__cause__
     return None

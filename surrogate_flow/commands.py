@@ -23,20 +23,40 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 from rich.logging import RichHandler
 
+from surrogate_flow import spelling
 from surrogate_flow.data import OnlineData
 from surrogate_flow.progress import ProgressLine
-from surrogate_flow.recipes import check_recipe
+from surrogate_flow.recipes import RecipeError
 from surrogate_flow.report import Report
 from surrogate_flow.surrogate import Surrogate
 
-__all__ = ["SurrogateCLI", "check", "predict", "train", "uses_lightning"]
+__all__ = [
+    "SurrogateCLI",
+    "check",
+    "check_override",
+    "predict",
+    "train",
+    "uses_lightning",
+]
+
+_OWNERS: dict[str, Any] = {"--data": OnlineData, "--model": Surrogate}
 
 logger = logging.getLogger(__name__)
 
 
 def check(option: str, path: Path) -> None:
     """Refuse a recipe with a mistake in it, naming the nearest valid word."""
-    check_recipe(path, OnlineData if option == "--data" else Surrogate)
+    spelling.check_recipe(path, _OWNERS[option])
+
+
+def check_override(option: str, dotted: str, value: str, path: str | None) -> None:
+    """Refuse a dotted override that names no argument."""
+    is_file = path is not None and Path(path).is_file()
+    recipe = spelling.read_recipe(Path(path)) if is_file and path else {}
+    try:
+        spelling.check_override(dotted, value, recipe, _OWNERS[option])
+    except RecipeError as error:
+        raise RecipeError(f"{option}.{dotted}: {error}") from error
 
 
 def uses_lightning(words: Sequence[str]) -> bool:
@@ -101,6 +121,7 @@ class SurrogateCLI(LightningCLI):
                             monitor=monitor,
                             enable_version_counter=False,
                             save_on_train_epoch_end=False,
+                            save_on_exception=name == "last",
                         )
                     )
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}

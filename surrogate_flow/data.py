@@ -144,7 +144,7 @@ class OnlineData(L.LightningDataModule):
 
     def _planned(self, part: str, training: bool) -> Iterator[Simulation]:
         bounds = self.spec.parameters
-        yield from schedule.held_out(part, self.sampler, bounds, self.count)
+        yield from schedule.held_out(part, bounds, self.count)
         if training:
             yield from schedule.training(
                 self.sampler, bounds, self.count, self.simulations

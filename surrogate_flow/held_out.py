@@ -11,6 +11,7 @@ from jaxtyping import Float
 from surrogate_flow.batch import Batch
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.reservoir import Draw
+from surrogate_flow.reservoir.moments import Moments
 from surrogate_flow.windows import Window
 
 __all__ = ["HeldOut"]
@@ -117,13 +118,8 @@ class HeldOut:
 
     def spread(self) -> Float[np.ndarray, " channel"]:
         """Return, for each variable, the error of the best constant prediction."""
-        first, second = np.zeros((2, len(self.spec.variables)))
-        rows = self.finished
-        for row in rows:
-            # One simulation at a time: a copy of all could be as large as the set.
-            channels = np.moveaxis(self.fields[row], 1, 0).astype(np.float64)
-            flat = channels.reshape(len(channels), -1)
-            first += flat.mean(axis=1) / len(rows)
-            second += np.square(flat).mean(axis=1) / len(rows)
-        out: Float[np.ndarray, " channel"] = np.sqrt(np.maximum(second - first**2, 0))
-        return out
+        moments = Moments(len(self.spec.variables))
+        for row in self.finished:
+            for steps in np.array_split(self.fields[row], self.spec.steps):
+                moments.update(steps)
+        return moments.std

@@ -42,6 +42,7 @@ class ProgressLine(ProgressBar):
         self._trained: deque[tuple[float, int]] = deque(maxlen=4096)
         self._samples = 0
         self._loss: Any = None
+        self._error: float | None = None
         self._live: Live | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -120,8 +121,17 @@ class ProgressLine(ProgressBar):
         self._trained.append((time.monotonic(), self._samples))
         self._loss = outputs["loss"]
 
+    def on_validation_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> None:
+        """Note the validation error."""
+        if "val_relative_l2" in trainer.callback_metrics:
+            self._error = float(trainer.callback_metrics["val_relative_l2"])
+
     def _rate(self) -> float:
-        recent = [(t, n) for t, n in self._trained if t > time.monotonic() - _WINDOW]
+        # A copy first: the trainer's thread goes on appending.
+        trained, since = tuple(self._trained), time.monotonic() - _WINDOW
+        recent = [(t, n) for t, n in trained if t > since]
         if len(recent) < 2:
             return 0.0
         (t0, n0), (t1, n1) = recent[0], recent[-1]
@@ -133,9 +143,8 @@ class ProgressLine(ProgressBar):
             parts.append(f"batch {self.trainer.global_step}")
             parts.append(f"loss {float(self._loss):.3g}")
             parts.append(f"{self._rate():.0f} samples/s")
-        errors = self.trainer.callback_metrics
-        if "val_relative_l2" in errors:
-            parts.append(f"validation {float(errors['val_relative_l2']):.2%}")
+        if self._error is not None:
+            parts.append(f"validation {self._error:.2%}")
         # Lightning declares an attribute where a trainer without data module has none.
         data = getattr(self.trainer, "datamodule", None)
         status = data.status() if isinstance(data, OnlineData) else None

@@ -10,17 +10,13 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
 from typing import Any
-
-import yaml
 
 from surrogate_flow.nearest import nearest
 
-__all__ = ["RecipeError", "check_recipe", "class_at", "find_recipe", "plain_recipe"]
+__all__ = ["RecipeError", "class_at", "find_recipe", "plain_recipe"]
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -78,6 +74,10 @@ def class_at(class_path: str) -> Any:
     RecipeError
         If the module or the name does not exist, with the nearest name that does.
     """
+    if not isinstance(class_path, str) or "." not in class_path:
+        raise RecipeError(
+            f"class_path: expected 'package.module.Class', got {class_path!r}."
+        )
     module_name, _, name = class_path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -96,88 +96,6 @@ def class_at(class_path: str) -> Any:
             f"class_path {class_path!r}: {module_name!r} has no {name!r}. "
             f"{nearest(name, names)}"
         ) from None
-
-
-def check_recipe(path: Path, owner: Callable[..., Any]) -> None:
-    """Refuse a recipe that names an unknown key, class or argument.
-
-    Parameters
-    ----------
-    path : Path
-        Of the YAML file.
-    owner : type
-        The class whose arguments the recipe gives.
-
-    Raises
-    ------
-    RecipeError
-        Naming the file, the place in it, and the nearest valid name.
-    """
-    try:
-        recipe = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(recipe, dict):
-        raise RecipeError(
-            f"{path}: expected a mapping of names to values, got "
-            f"{type(recipe).__name__}. A recipe looks like the shipped ones."
-        )
-    try:
-        if "class_path" in recipe:
-            _check_class(recipe, "")
-        else:
-            _check_arguments(recipe, owner, "")
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from error
-
-
-def _check_class(spec: Mapping[str, Any], place: str) -> None:
-    valid = ("class_path", "init_args", "dict_kwargs")
-    for key in spec:
-        if key not in valid:
-            raise RecipeError(
-                f"{place or 'top'}: unknown key {key!r}. {nearest(key, valid)}"
-            )
-    _check_arguments(spec.get("init_args") or {}, class_at(spec["class_path"]), place)
-
-
-def _check_arguments(
-    arguments: Mapping[str, Any], owner: Callable[..., Any], place: str
-) -> None:
-    parameters = inspect.signature(owner).parameters
-    hints = _hints(owner)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for key, value in arguments.items():
-        here = f"{place}.{key}" if place else key
-        if key not in parameters and not open_ended:
-            raise RecipeError(
-                f"unknown argument {here!r} of {owner.__name__}. "
-                f"{nearest(key, parameters)}"
-            )
-        if isinstance(value, dict) and "class_path" in value:
-            _check_class(value, here)
-        elif isinstance(value, str) and _wants_class(hints.get(key)):
-            class_at(value)
-
-
-def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(
-            owner.__init__ if inspect.isclass(owner) else owner
-        )
-    except (NameError, TypeError, AttributeError):
-        # Annotations that cannot be resolved say nothing about what a value must be.
-        return {}
-
-
-def _wants_class(hint: Any) -> bool:
-    """Whether text in the place of this type can only be a class path."""
-    options = typing.get_args(hint) if typing.get_origin(hint) is UnionType else (hint,)
-    return any(
-        typing.get_origin(o) is Callable
-        or (inspect.isclass(o) and inspect.isabstract(o))
-        for o in options
-    )
 
 
 def plain_recipe(factory: Any) -> dict[str, Any]:

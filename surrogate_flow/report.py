@@ -117,11 +117,14 @@ def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
         names = [p.name for p in spec.parameters]
         values = [float(v) for v in held_out.parameters[row]]
         parameters = dict(zip(names, values, strict=True))
-        truth = spec.dataset(held_out.fields[row], spec.times, parameters)
-        guess = surrogate.predict(parameters)
         step = min(int(moment * spec.steps), spec.steps - 1)
+        # One time of a map, all times of a curve over time.
+        shown = slice(step, step + 1) if spec.dims else slice(None)
+        times = spec.times[shown]
+        truth = spec.dataset(held_out.fields[row, shown], times, parameters)
+        guess = surrogate.predict(parameters, times)
         name = spec.variables[0].name
-        time = _draw_row(part.subplots(1, 3), truth[name], guess[name], step)
+        time = _draw_row(part.subplots(1, 3), truth[name], guess[name])
         words = [
             f"{p.name} {parameters[p.name]:.4g} {p.units}" for p in spec.parameters
         ]
@@ -131,13 +134,13 @@ def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
     return figure
 
 
-def _draw_row(axes: Any, truth: xr.DataArray, guess: xr.DataArray, step: int) -> str:
+def _draw_row(axes: Any, truth: xr.DataArray, guess: xr.DataArray) -> str:
     """Draw one row; return the time of the picture in words, if it has one."""
     units = truth.attrs.get("units", "1")
     words = ""
     if truth.ndim > 1:
-        words = f" at {float(truth.time[step]):.4g} {truth.time.attrs.get('units', '')}"
-        truth, guess = truth.isel(time=step), guess.isel(time=step)
+        words = f" at {float(truth.time[0]):.4g} {truth.time.attrs.get('units', '')}"
+        truth, guess = truth.isel(time=0), guess.isel(time=0)
     while truth.ndim > 2:
         last = truth.dims[-1]
         middle = {last: truth.sizes[last] // 2}

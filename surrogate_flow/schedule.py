@@ -9,27 +9,26 @@ from surrogate_flow.quantities import Parameter
 from surrogate_flow.sampling import Sampler, Uniform
 from surrogate_flow.simulation import Simulation
 
-__all__ = ["held_out", "training"]
+__all__ = ["SEEDS", "held_out", "training"]
 
-# A held-out set is drawn uniformly, whatever samples the training set.
-_SEEDS = {"validation": 1, "test": 2}
+# Held-out sets are drawn uniformly and are the same whatever samples the training set,
+# so that studies can be compared; the seeds are none that a user would choose.
+SEEDS = {"validation": 1_234_567_891, "test": 1_234_567_892}
 
 
 def held_out(
-    part: str, sampler: Sampler, bounds: Sequence[Parameter], count: int
+    part: str, bounds: Sequence[Parameter], count: int
 ) -> Iterator[Simulation]:
     """Yield the simulations 0, ..., count - 1, with a seed of their own.
 
     Parameters
     ----------
     part : {"validation", "test"}
-        Each has another seed, beside the one of the sampler.
-    sampler : Sampler
-        Of the training set.
+        Each has another seed.
     bounds : sequence of Parameter
     count : int
     """
-    points = Uniform(sampler.seed + _SEEDS[part]).parameters(bounds)
+    points = Uniform(SEEDS[part]).parameters(bounds)
     for number, parameters in enumerate(itertools.islice(points, count)):
         yield Simulation(number, part, parameters)
 

@@ -262,7 +262,7 @@ class Surrogate(L.LightningModule):
         recipe, state = checkpoint.read(path)
         network = class_at(recipe["network"]["class_path"])
         window = class_at(recipe["window"]["class_path"])
-        if not (issubclass(network, nn.Module) and issubclass(window, Window)):
+        if not (_is_a(network, nn.Module) and _is_a(window, Window)):
             raise ValueError(
                 f"{path}: expected an nn.Module and a Window, got {network} and "
                 f"{window}. The checkpoint was written by another program."
@@ -275,6 +275,10 @@ class Surrogate(L.LightningModule):
         )
         surrogate.load_state_dict(state)
         return surrogate.eval()
+
+
+def _is_a(value: Any, base: type) -> bool:
+    return isinstance(value, type) and issubclass(value, base)
 
 
 def _plain_window(window: Window) -> dict[str, Any]:

@@ -30,7 +30,10 @@ def run(words, monkeypatch, capsys):
 
 
 MISTAKES = {
-    "missing recipe": (["fit", "--data", "heat"], "Did you mean 'heat2d'"),
+    "missing recipe": (
+        ["fit", "--data", "heat", "--model=fully_connected"],
+        "Did you mean 'heat2d'",
+    ),
     "missing model": ([*FIT[:3], "--model=fulli_connected"], "'fully_connected'"),
     "capacity below threshold": (
         [*FIT, "--data.reservoir.capacity=500", "--data.reservoir.threshold=501"],
@@ -50,7 +53,24 @@ MISTAKES = {
     ),
     "no cells": ([*FIT, "--data.solver.cells=[0,4]"], "cells"),
     "no simulations": ([*FIT, "--data.simulations=0"], "simulations"),
-    "unknown option": ([*FIT, "--data.simulation=3"], "simulation"),
+    "unknown option": ([*FIT, "--data.simulation=3"], "Did you mean 'simulations'"),
+    "unknown nested option": (
+        [*FIT, "--data.solver.cell=[4,4]"],
+        "Did you mean 'cells'",
+    ),
+    "unknown fault": ([*FIT, "--data.faults.retry", "3"], "Did you mean 'retries'"),
+    "unknown class": (
+        [*FIT, "--data.solver", "surrogate_flow.solvers.Heat2"],
+        "Did you mean 'Heat2D'",
+    ),
+    "unknown bare class": ([*FIT, "--data.reservoir", "Resevoir"], "'Reservoir'"),
+    "unknown option of the network": ([*FIT, "--model.network.width=3"], "'widths'"),
+    "no data": (["fit", "--model=fully_connected"], "fit needs --data"),
+    "a path that is none": (["fit", "--data", "./nope"], "No recipe './nope'"),
+    "a class that is none": (
+        ["fit", "--data", "nowhere.Data"],
+        "cannot import 'nowhere'",
+    ),
     "no widths": ([*FIT, "--model.network.widths=[]"], "widths"),
     "missing checkpoint": (
         ["predict", "--ckpt_path=none.ckpt", "--parameters={a: 1}"],
@@ -66,6 +86,7 @@ def test_mistakes(words, message, monkeypatch, capsys):
     assert code == 2
     assert message in shown.err
     assert "Traceback" not in shown.err
+    assert "Namespace(" not in shown.err
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from surrogate_flow.faults import Faults
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.reservoir import FIFO, FIRO, Reservoir
 from surrogate_flow.sampling import Sobol, Uniform
+from surrogate_flow.schedule import SEEDS
 from surrogate_flow.windows import Direct
 
 POLICIES = {
@@ -84,7 +85,7 @@ def test_held_out_set_has_a_seed_of_its_own(opened):
     held_out = data.val_dataloader()
     assert len(held_out) == -(-3 * STEPS // 7)
     got = samples(held_out)
-    assert set(got) == expected(Uniform(seed=1), 3)
+    assert set(got) == expected(Uniform(SEEDS["validation"]), 3)
     assert set(got.values()) == {1}
     assert not set(got) & expected(Uniform(seed=0), 30)
     for batch in held_out:
@@ -179,7 +180,7 @@ def test_the_same_module_opens_again(opened):
     data = opened(reservoir=POLICIES["FIFO"])
     data.teardown("fit")
     data.setup("test")
-    assert set(samples(data.test_dataloader())) == expected(Uniform(seed=2), 3)
+    assert set(samples(data.test_dataloader())) == expected(Uniform(SEEDS["test"]), 3)
 
 
 def test_a_simulation_that_arrived_and_failed_counts_once():

@@ -12,11 +12,11 @@ from surrogate_flow.data import OnlineData
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.recipes import (
     RecipeError,
-    check_recipe,
     class_at,
     find_recipe,
     plain_recipe,
 )
+from surrogate_flow.spelling import check_recipe
 from surrogate_flow.surrogate import Surrogate
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +92,21 @@ MISTAKES = {
         "solver: {class_path: surrogate_flow.solvers.Heat2D, init_arg: {}}",
         r"unknown key 'init_arg'.*'init_args'",
     ),
+    "class that is no text": ("solver: {class_path: 3}", r"expected 'package.module"),
+    "arguments that are no mapping": (
+        "solver: {class_path: surrogate_flow.solvers.Heat2D, init_args: [1]}",
+        r"solver: expected a mapping.*got list",
+    ),
+    "key that is no text": ("1: 2", r"expected a mapping of names"),
+    "argument of a dataclass": (
+        "faults: {retry: 3}",
+        r"'faults.retry' of Faults.*'retries'",
+    ),
+    "limiter": (
+        "reservoir: {class_path: surrogate_flow.reservoir.Reservoir, init_args: {limiter: {ratios: 4}}}",
+        r"limiter.ratios.*'ratio'",
+    ),
+    "bare class": ("reservoir: Resevoir", r"no class 'Resevoir'.*'Reservoir'"),
     "list": ("- 1", r"expected a mapping.*got list"),
     "yaml": ("a: [1", r"not valid YAML"),
 }

@@ -2,14 +2,12 @@
 
 All are called with normalised inputs, ``network(parameters, step, history)``:
 
-=============  ==================================
-========================================= ``parameters``  ``(batch, parameter)``
-of the equation ``step``        ``(batch,)``                        of the first step to
-predict ``history``     ``(batch, inputs, channel, *space)``  the steps before it, none
-for direct windows =============  ==================================
-=========================================
+- ``parameters``, of shape (batch, parameter): those of the equation;
+- ``step``, of shape (batch,): the first step to predict;
+- ``history``, of shape (batch, inputs, channel, *space): the steps just before it, none
+  for direct windows;
 
-and return ``(batch, outputs, channel, *space)``.
+and return (batch, outputs, channel, *space).
 """
 
 from surrogate_flow.nn.fully_connected import FullyConnected
