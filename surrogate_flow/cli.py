@@ -6,6 +6,7 @@ torch before `main` runs.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -24,6 +25,8 @@ _KINDS = {"--data": "workflows", "--model": "models"}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``surrogate-flow fit | validate | test | predict``."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # Torch's threads would spin while they wait, on cores that simulations need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         words = _with_recipes(words)
         from surrogate_flow import commands
@@ -69,6 +72,11 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
                     f"{words[0]} needs {option}, got none. Name a recipe, such as "
                     "--data heat2d --model fully_connected."
                 )
+    if words[0] in ("validate", "test") and not whole | options & {"--ckpt_path"}:
+        raise RecipeError(
+            f"{words[0]} needs --ckpt_path, got none: a surrogate that was never "
+            "trained has nothing to show. A run keeps its own in checkpoints/."
+        )
     return found
 
 

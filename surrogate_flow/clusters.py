@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import warnings
@@ -40,7 +41,10 @@ def open_cluster(factory: Callable[[], Cluster] | None) -> Cluster:
             if factory is not None:
                 return factory()
             return LocalCluster(
-                threads_per_worker=1, dashboard_address="127.0.0.1:8787"
+                threads_per_worker=1,
+                dashboard_address="127.0.0.1:8787",
+                # The ensemble says what fails, once and with its parameters.
+                silence_logs=logging.CRITICAL,
             )
     except (TypeError, ValueError, OSError, RuntimeError) as error:
         raise RuntimeError(

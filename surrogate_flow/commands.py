@@ -99,7 +99,8 @@ class SurrogateCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         root = Path(config.get("default_root_dir") or "runs")
         now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        folder = root / self.datamodule.workflow / now
+        kind = "" if self.subcommand == "fit" else f"_{self.subcommand}"
+        folder = root / self.datamodule.workflow / f"{now}{kind}"
         console = Console()
         callbacks: list[Callback] = []
         if config.get("enable_progress_bar") is not False:
@@ -109,8 +110,9 @@ class SurrogateCLI(LightningCLI):
                 CSVLogger(folder, name="", version=""),
                 TensorBoardLogger(folder, name="", version=""),
             ]
+        callbacks.append(Report(folder, console))
         if self.subcommand == "fit":
-            callbacks += [Ending(), Report(folder, console)]
+            callbacks.append(Ending())
             if config.get("enable_checkpointing") is not False:
                 # Two, since one with save_last writes last.ckpt with a new best only.
                 for name, monitor in (("best", "val_relative_l2"), ("last", None)):
@@ -138,7 +140,7 @@ def _graceful(trainer: L.Trainer, data: OnlineData) -> Iterator[None]:
     """Make the first Ctrl-C end training after the batch; the second one raises."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        logger.warning("Ctrl-C: validating and saving. Once more to leave at once.")
+        logger.warning("Ctrl-C: ending after this batch. Once more to leave at once.")
         trainer.should_stop = True
         signal.signal(signal.SIGINT, before)
         # In a thread: the interrupted code may hold the very locks that it needs.
@@ -160,6 +162,7 @@ def train(words: Sequence[str]) -> None:
         "`isinstance\\(treespec",
         "\\s*``instantiate_classes``",
         "Be aware that when using `ckpt_path`",
+        "The dirpath has changed",
     ):
         warnings.filterwarnings("ignore", words_of_others)
     sys.argv = [sys.argv[0], *words]
@@ -177,6 +180,7 @@ def train(words: Sequence[str]) -> None:
             "check_val_every_n_epoch": None,
             "log_every_n_steps": 10,
             "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
         },
         parser_kwargs={
             "prog": "surrogate-flow",
@@ -240,9 +244,14 @@ def _speak() -> None:
         markup=False,
         log_time_format="%X",
     )
-    # Lightning advertises a product at every start.
+    # Lightning advertises a product, and the devices that are not there.
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage()
+        lambda record: (
+            not any(
+                word in record.getMessage()
+                for word in ("litlogger", "available: False", "TPU available")
+            )
+        )
     )
     package = logging.getLogger("surrogate_flow")
     package.setLevel(logging.INFO)

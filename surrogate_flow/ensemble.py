@@ -17,6 +17,7 @@ from distributed import Client, Future
 from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
 from surrogate_flow.simulation import Simulation, Summary
+from surrogate_flow.stream import RefusedStep
 
 __all__ = ["Ensemble", "EnsembleError", "Progress"]
 
@@ -246,7 +247,8 @@ class Ensemble:
                 "attempt had taken its place, and did not end."
             )
         )
-        last = attempt >= self._faults.retries
+        # What a solver yields against its own spec, it will yield again.
+        last = attempt >= self._faults.retries or isinstance(error, RefusedStep)
         outcome = "set aside" if last else "retried"
         self._failures.add(simulation, attempt, outcome, error)
         logger.warning(
@@ -270,7 +272,7 @@ class Ensemble:
             raise EnsembleError(
                 f"{self._failed} simulations failed for good, more than max_failures="
                 f"{self._faults.max_failures}; the last was {simulation.number} with "
-                f"{dict(simulation.parameters)}: {type(error).__name__}: {error} All "
+                f"{dict(simulation.parameters)}: {type(error).__name__}: {error}. All "
                 f"are listed in {self._failures.path}."
             )
 

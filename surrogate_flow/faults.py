@@ -14,7 +14,7 @@ class Faults:
     Attributes
     ----------
     retries : int
-        Further attempts for a simulation that failed.
+        Further attempts for a simulation that failed, unless it broke its own spec.
     max_failures : int
         Simulations that may be set aside for good before the study ends with an error.
     start_timeout : float

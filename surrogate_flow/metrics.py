@@ -13,7 +13,7 @@ __all__ = ["MaximumError", "RelativeL2", "field_metrics"]
 
 
 class RelativeL2(Metric):
-    """mean over samples of |û - u|_2 / |u|_2, without unit.
+    """mean over samples and variables of |û - u|_2 / |u|_2, without unit.
 
     Zongyi Li et al., Fourier Neural Operator for Parametric Partial Differential
     Equations, ICLR 2021, report it.
@@ -28,11 +28,11 @@ class RelativeL2(Metric):
         self.add_state("count", torch.tensor(0), "sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch, ``(batch, ...)`` both."""
-        error = (prediction - target).flatten(1).norm(dim=1)
-        size = target.flatten(1).norm(dim=1).clamp_min(torch.finfo(target.dtype).tiny)
-        self.total += (error / size).sum()
-        self.count += len(error)
+        """Add a batch, ``(batch, time, channel, *space)`` both."""
+        error = (prediction - target).transpose(1, 2).flatten(2).norm(dim=2)
+        size = target.transpose(1, 2).flatten(2).norm(dim=2)
+        self.total += (error / size.clamp_min(torch.finfo(size.dtype).tiny)).sum()
+        self.count += error.numel()
 
     def compute(self) -> Tensor:
         """Return the mean."""

@@ -14,17 +14,20 @@ from rich.live import Live
 from rich.text import Text
 
 from surrogate_flow.data import OnlineData
+from surrogate_flow.status import Status
 
 __all__ = ["ProgressLine"]
 
+_WIDE = 200  # columns that the whole line needs
 _WINDOW = 5.0  # seconds over which samples/s is averaged
 
 
 class ProgressLine(ProgressBar):
     """One line: batch, loss, samples/s, reservoir, simulations, who waits for whom.
 
-    On a terminal it is rewritten four times a second; elsewhere (a batch job's log) it
-    is printed every `every` seconds.
+    On a terminal it is rewritten four times a second, and on a narrow one shortened to
+    ``reservoir seen+unseen`` and ``simulations done/running/failed``; elsewhere (a
+    batch job's log) it is printed every `every` seconds.
 
     Parameters
     ----------
@@ -137,6 +140,27 @@ class ProgressLine(ProgressBar):
         (t0, n0), (t1, n1) = recent[0], recent[-1]
         return (n1 - n0) / max(t1 - t0, 1e-9)
 
+    def _of_study(self, status: Status) -> list[str]:
+        s, r = status.simulations, status.reservoir
+        waiting = status.waiting
+        if self._console.is_terminal and self._console.width < _WIDE:
+            # Rewritten in place, it must fit on one line; a log has room.
+            held = (
+                [] if r is None else [f"reservoir {r.population - r.unseen}+{r.unseen}"]
+            )
+            counts = f"simulations {s.done}/{s.running}/{s.failed}"
+            return [*held, counts, *([waiting.partition(":")[0]] if waiting else [])]
+        held = (
+            []
+            if r is None
+            else [
+                f"reservoir {r.population}/{r.capacity} "
+                f"(seen {r.population - r.unseen}, unseen {r.unseen})"
+            ]
+        )
+        counts = f"simulations {s.done} done, {s.running} running, {s.failed} failed"
+        return [*held, counts, *([waiting] if waiting else [])]
+
     def _line(self) -> Text:
         parts = [self._stage]
         if self._loss is not None:
@@ -149,16 +173,5 @@ class ProgressLine(ProgressBar):
         data = getattr(self.trainer, "datamodule", None)
         status = data.status() if isinstance(data, OnlineData) else None
         if status is not None:
-            if status.reservoir is not None:
-                r = status.reservoir
-                parts.append(
-                    f"reservoir {r.population}/{r.capacity} "
-                    f"(seen {r.population - r.unseen}, unseen {r.unseen})"
-                )
-            s = status.simulations
-            parts.append(
-                f"simulations {s.done} done, {s.running} running, {s.failed} failed"
-            )
-            if status.waiting:
-                parts.append(status.waiting)
-        return Text(" | ".join(parts))
+            parts += self._of_study(status)
+        return Text(" | ".join(parts), no_wrap=True, overflow="ellipsis")

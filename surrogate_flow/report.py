@@ -10,7 +10,8 @@ import pytorch_lightning as L
 import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 
 from surrogate_flow.data import OnlineData
@@ -24,7 +25,7 @@ _MOMENTS = (0.03, 0.1, 0.5)
 
 
 class Report(Callback):
-    """prediction.png and a few lines of text, at the end of a fit.
+    """The errors in words, and for a fit prediction.png and the next command.
 
     Parameters
     ----------
@@ -36,60 +37,86 @@ class Report(Callback):
     def __init__(self, folder: Path, console: Console | None = None) -> None:
         self.folder = folder
         self.console = console or Console()
+        self._lines: list[str] = []
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw and print, on the first rank."""
-        data = getattr(trainer, "datamodule", None)
-        if not (
-            trainer.is_global_zero
-            and isinstance(data, OnlineData)
-            and isinstance(pl_module, Surrogate)
-            and data.held_out is not None
-            and data.held_out.finished
-        ):
+        """Draw, and note what to print after the progress line has ended."""
+        held_out = _held_out(trainer)
+        if held_out is None or not isinstance(pl_module, Surrogate):
             return
         if not pl_module.window.inputs:
             self.folder.mkdir(parents=True, exist_ok=True)
-            picture(pl_module, data.held_out).savefig(self.folder / "prediction.png")
-        # After the progress line has ended, which is at teardown.
+            picture(pl_module, held_out).savefig(self.folder / "prediction.png")
         self._lines = [
-            *_errors(trainer.callback_metrics, data.held_out),
+            *_errors("val", trainer.callback_metrics, held_out),
+            *_best(trainer),
             f"Run: {self.folder}",
             f"Next: {_next_command(self.folder, pl_module)}",
         ]
 
+    def on_validation_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> None:
+        """Note the errors of ``validate``."""
+        held_out = _held_out(trainer)
+        if held_out is not None and trainer.state.fn != TrainerFn.FITTING:
+            self._lines = _errors("val", trainer.callback_metrics, held_out)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the errors of ``test``."""
+        held_out = _held_out(trainer)
+        if held_out is not None:
+            self._lines = _errors("test", trainer.callback_metrics, held_out)
+
     def teardown(
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
     ) -> None:
-        """Print what `on_fit_end` has found."""
-        for line in getattr(self, "_lines", []):
+        """Print what was noted."""
+        for line in self._lines:
             self.console.print(line, soft_wrap=True, markup=False, highlight=False)
         self._lines = []
 
 
-def _errors(metrics: Any, held_out: HeldOut) -> list[str]:
-    if "val_relative_l2" not in metrics:
+def _held_out(trainer: L.Trainer) -> HeldOut | None:
+    data = getattr(trainer, "datamodule", None)
+    if not (trainer.is_global_zero and isinstance(data, OnlineData)):
+        return None
+    return data.held_out if data.held_out and data.held_out.finished else None
+
+
+def _errors(stage: str, metrics: Any, held_out: HeldOut) -> list[str]:
+    if f"{stage}_relative_l2" not in metrics:
         return ["No validation has run."]
+    title = "Validation" if stage == "val" else "Test"
     lines = [
-        f"Validation error: {float(metrics['val_relative_l2']):.2%} relative "
+        f"{title} error: {float(metrics[f'{stage}_relative_l2']):.2%} relative "
         f"(L2, mean over {len(held_out.finished)} simulations)"
     ]
     for variable, spread in zip(
         held_out.spec.variables, held_out.spread(), strict=True
     ):
-        rmse = float(metrics[f"val_rmse_{variable.name}"])
-        worst = float(metrics[f"val_max_{variable.name}"])
+        rmse = float(metrics[f"{stage}_rmse_{variable.name}"])
+        worst = float(metrics[f"{stage}_max_{variable.name}"])
+        units = variable.units
         lines.append(
-            f"  {variable.name}: {rmse:.3g} {variable.units} root mean square, "
-            f"{worst:.3g} {variable.units} at most (a constant field: {spread:.3g} "
-            f"{variable.units})"
+            f"  {variable.name}: {rmse:.3g} {units} root mean square "
+            f"(of a constant field: {spread:.3g} {units}), {worst:.3g} {units} at most"
         )
     return lines
 
 
+def _best(trainer: L.Trainer) -> list[str]:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor:
+            score = callback.best_model_score
+            return [] if score is None else [f"  best.ckpt had {float(score):.2%}"]
+    return []
+
+
 def _next_command(folder: Path, surrogate: Surrogate) -> str:
-    path = folder / "checkpoints" / "last.ckpt"
-    if not path.is_file():
+    kept = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+    path = next((path for path in kept if path.is_file()), None)
+    if path is None:
         return "fit again with checkpoints, to predict from one"
     parameters = surrogate.spec.parameters
     example = ", ".join(
@@ -103,34 +130,36 @@ def _next_command(folder: Path, surrogate: Surrogate) -> str:
 
 
 def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
-    """Draw solver, surrogate and difference for some held-out simulations.
+    """Draw solver, surrogate and difference for three held-out simulations.
 
     Two dims are drawn as maps, one as curves, none as a curve over time. Of three, the
     middle of the last.
     """
     rows = held_out.finished[: len(_MOMENTS)]
     spec = surrogate.spec
-    figure = Figure(figsize=(12, 4 * len(rows)), layout="constrained", dpi=120)
+    names = [v.name for v in spec.variables]
+    height = len(rows) * len(names)
+    figure = Figure(figsize=(12, 4 * height), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
-    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-    for part, row, moment in zip(parts, rows, _MOMENTS, strict=False):
-        names = [p.name for p in spec.parameters]
+    parts = iter(figure.subfigures(height, 1, squeeze=False)[:, 0])
+    for row, moment in zip(rows, _MOMENTS, strict=False):
         values = [float(v) for v in held_out.parameters[row]]
-        parameters = dict(zip(names, values, strict=True))
+        parameters = {p.name: v for p, v in zip(spec.parameters, values, strict=True)}
         step = min(int(moment * spec.steps), spec.steps - 1)
         # One time of a map, all times of a curve over time.
         shown = slice(step, step + 1) if spec.dims else slice(None)
         times = spec.times[shown]
         truth = spec.dataset(held_out.fields[row, shown], times, parameters)
         guess = surrogate.predict(parameters, times)
-        name = spec.variables[0].name
-        time = _draw_row(part.subplots(1, 3), truth[name], guess[name])
         words = [
             f"{p.name} {parameters[p.name]:.4g} {p.units}" for p in spec.parameters
         ]
-        part.suptitle(
-            f"simulation {row + held_out.first}{time} ({', '.join(words[:8])})"
-        )
+        for name in names:
+            part = next(parts)
+            time = _draw_row(part.subplots(1, 3), truth[name], guess[name])
+            part.suptitle(
+                f"simulation {row + held_out.first}{time} ({', '.join(words[:8])})"
+            )
     return figure
 
 

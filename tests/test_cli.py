@@ -65,6 +65,7 @@ MISTAKES = {
     ),
     "unknown bare class": ([*FIT, "--data.reservoir", "Resevoir"], "'Reservoir'"),
     "unknown option of the network": ([*FIT, "--model.network.width=3"], "'widths'"),
+    "no checkpoint": (["validate", *FIT[1:]], "validate needs --ckpt_path"),
     "no data": (["fit", "--model=fully_connected"], "fit needs --data"),
     "a path that is none": (["fit", "--data", "./nope"], "No recipe './nope'"),
     "a class that is none": (
@@ -103,5 +104,5 @@ def test_print_config_shows_everything(monkeypatch, capsys):
     """The configuration is printed whole, defaults included, and nothing runs."""
     code, shown = run([*FIT, "--print_config"], monkeypatch, capsys)
     assert code == 0
-    for word in ("batch_size: 10", "retries: 2", "widths:", "max_epochs: 1"):
+    for word in ("batch_size: 32", "retries: 2", "widths:", "max_epochs: 1"):
         assert word in shown.out

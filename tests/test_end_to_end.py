@@ -80,7 +80,7 @@ def test_beats_a_constant_prediction_fivefold(run):
     """The root mean square error is less than a fifth of the best constant field's."""
     output, _ = run
     rmse, constant = re.search(
-        r"temperature: ([\d.e+]+) K root mean square.*a constant field: ([\d.e+]+) K",
+        r"temperature: ([\d.e+]+) K root mean square .of a constant field: ([\d.e+]+) K",
         output,
     ).groups()
     assert float(rmse) < float(constant) / 5
@@ -180,8 +180,8 @@ def test_the_saved_configuration_runs_again(run, tmp_path):
     )
     assert again.returncode == 0, again.stderr
     before = float(re.search(r"Validation error: ([\d.]+)%", output)[1])
-    after = float(re.search(r"val_relative_l2\D+([\d.]+)", again.stdout)[1])
-    assert after * 100 == pytest.approx(before, abs=0.006)
+    after = float(re.search(r"Validation error: ([\d.]+)%", again.stdout)[1])
+    assert after == pytest.approx(before, abs=0.006)
 
 
 def test_failing_simulations_do_not_end_the_fit(tmp_path):

@@ -77,7 +77,7 @@ def with_value(value, *place):
         (
             dataset().rename(temperature="temprature"),
             0,
-            ["expected the variable 'temperature'", "Did you mean 'temprature'?"],
+            ["expected the variable 'temperature'", "got ['temprature', 'speed']"],
         ),
         (dataset().drop_vars("speed"), 0, ["expected the variable 'speed'"]),
         (

@@ -175,9 +175,8 @@ class Crossing:
         if missing:
             return RefusedStep(
                 f"{self._at(step)}: expected the variable {missing[0]!r}, got "
-                f"{names}. {nearest(missing[0], names)} Usual cause: a name in "
-                "the spec that the solver spells otherwise, or a variable set as a "
-                "coordinate."
+                f"{names}. Usual cause: a name in the spec that the solver spells "
+                "otherwise, or a variable set as a coordinate."
             )
         unknown = next(name for name in names if name not in self._known)
         return RefusedStep(
