@@ -228,11 +228,11 @@ def measure(case: Case, pipes: list[Connection], rounds: int) -> list[dict[str, 
         rows.append(
             {
                 "case": case.name,
-                "value": round(value, 4),
+                "value": value,
                 "unit": "GB/s",
                 "peer": f"pyzmq {name}",
                 "peer_value": round(peer_value, 4),
-                "ratio": round(value / peer_value, 2),
+                "ratio": value / peer_value,
             }
         )
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import logging
 import signal
@@ -101,7 +102,7 @@ class SurrogateCLI(LightningCLI):
         now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         kind = "" if self.subcommand == "fit" else f"_{self.subcommand}"
         folder = root / self.datamodule.workflow / f"{now}{kind}"
-        console = Console()
+        console = _console()
         callbacks: list[Callback] = []
         if config.get("enable_progress_bar") is not False:
             callbacks.append(ProgressLine(console))
@@ -236,10 +237,16 @@ def predict(words: Sequence[str]) -> None:
         )
 
 
+@functools.cache
+def _console() -> Console:
+    """Return the one that progress and logs share, so that neither breaks the other."""
+    return Console()
+
+
 def _speak() -> None:
     """Show what the package logs, in the manner of the progress line."""
     handler = RichHandler(
-        console=Console(stderr=True),
+        console=_console(),
         show_path=False,
         markup=False,
         log_time_format="%X",
@@ -253,6 +260,7 @@ def _speak() -> None:
             )
         )
     )
-    package = logging.getLogger("surrogate_flow")
-    package.setLevel(logging.INFO)
-    package.handlers[:] = [handler]
+    for name in ("surrogate_flow", "pytorch_lightning", "lightning_fabric"):
+        package = logging.getLogger(name)
+        package.setLevel(logging.INFO)
+        package.handlers[:] = [handler]
