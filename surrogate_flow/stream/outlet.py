@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -99,6 +100,7 @@ class Outlet:
         self._write: Callable[[Any], int] = self._buffer.write
         self._start = self._first = self._position = self._limit = 0
         self._capacity = 1
+        self._copies: deque[tuple[np.ndarray, zmq.MessageTracker]] = deque()
         # The shape that takes the short way of `send`; None closes it.
         self._short: tuple[int, ...] | None = None
 
@@ -205,18 +207,23 @@ class Outlet:
             self._short = (1, *self._step_shape)
 
     def _send_alone(self, step: np.ndarray) -> None:
-        tracker = self._transmit(step.data, 1)
+        # Two copies take turns: one leaves while the solver computes the next.
+        if len(self._copies) < 2:
+            copy = np.empty_like(step)
+        else:
+            copy, tracker = self._copies.popleft()
+            try:
+                tracker.wait(self.timeout)
+            except zmq.NotDone:
+                raise StreamTimeout(
+                    f"Step {self._position - 2} of simulation {self.simulation} did "
+                    f"not leave within {self.timeout:g} s. Usual cause: the network, "
+                    "or a trainer that hangs."
+                ) from None
+        np.copyto(copy, step)
+        self._copies.append((copy, self._transmit(copy.data, 1)))
         self._position += 1
         self._limit += 1
-        # Cheaper than a copy, and the solver may overwrite its memory after this.
-        try:
-            tracker.wait(self.timeout)
-        except zmq.NotDone:
-            raise StreamTimeout(
-                f"Step {self._position - 1} of simulation {self.simulation} did not "
-                f"leave within {self.timeout:g} s. Usual cause: the network, or a "
-                "trainer that hangs."
-            ) from None
 
     def _empty(self) -> None:
         """Send what is left in the buffer and begin it anew."""
