@@ -7,7 +7,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytorch_lightning as L
@@ -299,10 +298,3 @@ class OnlineData(L.LightningDataModule):
             held_out=f"{finished}/{self.count}",
             waiting=waiting,
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the counters that a checkpoint keeps."""
-        if self.store is None:
-            return {}
-        counters = self.store.counters()
-        return {"inserted": counters.inserted, "drawn": counters.drawn}
