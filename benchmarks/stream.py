@@ -106,6 +106,10 @@ class Slab:
             self.full.set()
         return count
 
+    def expected(self, simulation: int) -> int:
+        """Begin at the first step."""
+        return 0
+
     def on_room(self, callback: Callable[[], None]) -> None:
         """Do nothing: there is always room."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import importlib.metadata
 import logging
@@ -24,7 +23,8 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 from rich.logging import RichHandler
 
-from surrogate_flow import spelling
+from surrogate_flow import checkpoint, runs, spelling
+from surrogate_flow.atomic import AtomicCheckpoints
 from surrogate_flow.data import OnlineData
 from surrogate_flow.progress import ProgressLine
 from surrogate_flow.recipes import RecipeError
@@ -98,10 +98,8 @@ class SurrogateCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add loggers, checkpoints, progress and report, unless they are set."""
         config = self._get(self.config_init, "trainer")
-        root = Path(config.get("default_root_dir") or "runs")
-        now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        kind = "" if self.subcommand == "fit" else f"_{self.subcommand}"
-        folder = root / self.datamodule.workflow / f"{now}{kind}"
+        kind = "" if self.subcommand == "fit" else str(self.subcommand)
+        folder = runs.new_folder(self._root(), self.datamodule.workflow, kind)
         console = _console()
         callbacks: list[Callback] = []
         if config.get("enable_progress_bar") is not False:
@@ -128,12 +126,47 @@ class SurrogateCLI(LightningCLI):
                         )
                     )
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        self._checkpoints = AtomicCheckpoints()
+        plugins = config.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        kwargs["plugins"] = [*plugins, self._checkpoints]
         return super().instantiate_trainer(**kwargs)
 
+    def _root(self) -> Path:
+        config = self._get(self.config_init, "trainer")
+        return Path(config.get("default_root_dir") or "runs")
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Find the checkpoint that is meant, and refuse one that does not fit."""
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        path, workflow = kwargs.get("ckpt_path"), self.datamodule.workflow
+        if path in ("last", "best"):
+            path = runs.last_checkpoint(self._root(), workflow, path)
+        elif path is None and subcommand == "fit":
+            path = runs.job_checkpoint(self._root(), workflow)
+        if path is not None:
+            # Before anything is opened or submitted.
+            recipe, _ = checkpoint.read(path)
+            checkpoint.require_same(self.model.recipe, {checkpoint.KEY: recipe})
+            logger.info("From the checkpoint %s", path)
+            kwargs["ckpt_path"] = str(path)
+        return kwargs
+
     def fit(self, **kwargs: Any) -> None:
-        """Fit, with a first Ctrl-C ending the run cleanly."""
+        """Fit, with a first Ctrl-C ending the run cleanly.
+
+        Raises
+        ------
+        RuntimeError
+            If the last checkpoint could not be written.
+        """
         with _graceful(self.trainer, self.datamodule):
             self.trainer.fit(**kwargs)
+        if self._checkpoints.error is not None:
+            raise RuntimeError(
+                "The run has ended, but its last checkpoint was not written: "
+                f"{self._checkpoints.error}. An older one may be in its folder."
+            )
 
 
 @contextmanager

@@ -6,7 +6,9 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as L
@@ -19,6 +21,7 @@ from surrogate_flow.faults import Faults
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.loader import OnlineLoader
+from surrogate_flow.persistence import Persistence
 from surrogate_flow.reservoir import Reservoir, Store
 from surrogate_flow.sampling import Sampler, Uniform
 from surrogate_flow.simulation import Simulation
@@ -58,6 +61,10 @@ class OnlineData(L.LightningDataModule):
         Built when the simulations start; one worker a core on this machine by default.
     faults : Faults
         How much may go wrong.
+    checkpoint_reservoir : bool
+        Whether checkpoints have the reservoir's fields beside them (its size in bytes,
+        each): a resumed run then trains the very same batches. Without, simulations
+        whose samples were not trained yet run again.
     name : str, optional
         Of the workflow, in task names and folders; the solver's by default.
     """
@@ -73,6 +80,7 @@ class OnlineData(L.LightningDataModule):
         reservoir: Callable[[FieldSpec, Window, int], Store] = Reservoir,
         cluster: Callable[[], Cluster] | None = None,
         faults: Faults = Faults(),  # noqa: B008 - frozen
+        checkpoint_reservoir: bool = False,
         name: str = "",
     ) -> None:
         super().__init__()
@@ -92,11 +100,14 @@ class OnlineData(L.LightningDataModule):
         self.make_store = reservoir
         self.cluster = cluster
         self.faults = faults
+        self.checkpoint_reservoir = checkpoint_reservoir
         self.workflow = name or type(solver).__name__.lower()
         self.store: Store | None = None
         self.held_out: HeldOut | None = None
         self.study: Study | None = None
+        self.memory: Persistence | None = None
         self._open = False
+        self._base = 0
         self._stopped = threading.Event()
 
     def setup(self, stage: str) -> None:
@@ -104,7 +115,7 @@ class OnlineData(L.LightningDataModule):
         if self._open:
             return
         self._stopped.clear()
-        self.store = None
+        self.store = self.memory = None
         module = self.trainer.lightning_module if self.trainer else None
         window = getattr(module, "window", None) or Direct()
         part = "test" if stage == "test" else "validation"
@@ -112,6 +123,10 @@ class OnlineData(L.LightningDataModule):
         if stage == "fit":
             self.store = self.make_store(self.spec, window, self.batch_size)
             self._check_threshold(self.store, window)
+            first = next(self.sampler.parameters(self.spec.parameters))
+            self.memory = Persistence(
+                self.store, self.held_out, first, fields=self.checkpoint_reservoir
+            )
         self.window = window
         folder = Path((self.trainer.log_dir if self.trainer else None) or ".")
         self.study = Study(
@@ -142,12 +157,18 @@ class OnlineData(L.LightningDataModule):
             )
 
     def _planned(self, part: str, training: bool) -> Iterator[Simulation]:
-        bounds = self.spec.parameters
-        yield from schedule.held_out(part, bounds, self.count)
-        if training:
-            yield from schedule.training(
+        bounds, memory = self.spec.parameters, self.memory
+        known = self.held_out.finished if self.held_out else []
+        for simulation in schedule.held_out(part, bounds, self.count):
+            if simulation.number not in known:
+                yield simulation
+        if training and memory is not None:
+            ended = memory.ended()
+            for simulation in schedule.training(
                 self.sampler, bounds, self.count, self.simulations
-            )
+            ):
+                if not ended(simulation.number):
+                    yield simulation
 
     def _sink_for(self, simulation: int) -> Sink:
         sink = self.held_out if simulation < self.count else self.store
@@ -157,6 +178,8 @@ class OnlineData(L.LightningDataModule):
     def _set_aside(self, simulation: int) -> None:
         if self.held_out is not None and simulation < self.count:
             self.held_out.set_aside(simulation)
+        elif self.memory is not None:
+            self.memory.set_aside(simulation)
 
     def _why_full(self) -> str:
         return "" if self.store is None else self.store.waiting()
@@ -189,6 +212,28 @@ class OnlineData(L.LightningDataModule):
     def on_exception(self, exception: BaseException) -> None:
         """End the study when the run fails."""
         self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on, for Lightning's checkpoints."""
+        if self.memory is None or self.trainer is None:
+            return {}
+        folder = Path(self.trainer.log_dir or ".") / "checkpoints"
+        for callback in self.trainer.checkpoint_callbacks:
+            folder = Path(getattr(callback, "dirpath", None) or folder)
+        return self.memory.save(self.trainer.global_step, self._trained(), folder)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        if self.memory is not None:
+            path = (self.trainer.ckpt_path if self.trainer else None) or "."
+            self.memory.load(state_dict, Path(path).parent)
+
+    def _trained(self) -> int:
+        """Number of batches that were trained since the loader was made."""
+        assert self.trainer is not None, "only a fit trains"
+        loop = self.trainer.fit_loop.epoch_loop
+        processed: int = loop.batch_progress.state_dict()["total"]["processed"]
+        return processed - self._base
 
     def moments(
         self,
@@ -264,15 +309,22 @@ class OnlineData(L.LightningDataModule):
                 "The study has not started: expected setup() to be called first, which "
                 "Trainer.fit, validate, test and predict do."
             )
+        self.study.start()
         return self.study
 
     def train_dataloader(self) -> OnlineLoader:
         """Return the batches of the reservoir."""
-        study, store = self._running(), self.store
+        study, store, memory = self._running(), self.store, self.memory
         assert store is not None, "only a fit has a reservoir"
+        assert memory is not None, "and what keeps it"
+        if self.trainer is not None:
+            self._base = 0
+            self._base = self._trained()
         return OnlineLoader(
             store,
             self.window,
+            flight=memory.flight,
+            trained=self._trained if self.trainer is not None else None,
             check=study.check,
         )
 
@@ -291,8 +343,12 @@ class OnlineData(L.LightningDataModule):
         waiting = "" if self.store is None else self.store.waiting()
         if not self.held_out.complete:
             waiting = f"trainer waits for held-out simulations: {finished}/{self.count}"
+        progress = self.study.progress()
+        done, failed = self.memory.before if self.memory else (0, 0)
         return Status(
-            simulations=self.study.progress(),
+            simulations=replace(
+                progress, done=progress.done + done, failed=progress.failed + failed
+            ),
             reservoir=None if self.store is None else self.store.counters(),
             stream=self.study.inlet.counters(),
             held_out=f"{finished}/{self.count}",

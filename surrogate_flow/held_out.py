@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from surrogate_flow.batch import Batch
 from surrogate_flow.fields import FieldSpec
@@ -66,6 +66,10 @@ class HeldOut:
             self._changed.notify_all()
         return len(steps)
 
+    def expected(self, simulation: int) -> int:
+        """Return the number of the next step of a simulation."""
+        return int(self._arrived[simulation - self.first])
+
     def on_room(self, callback: Callable[[], None]) -> None:
         """Do nothing: there is always room."""
 
@@ -76,6 +80,19 @@ class HeldOut:
         """Wait no longer for a simulation that failed for good."""
         with self._changed:
             self._missing.add(simulation - self.first)
+            self._changed.notify_all()
+
+    def restore(
+        self,
+        rows: Int[np.ndarray, " simulation"],
+        fields: Float[np.ndarray, "simulation time channel *space"],
+        parameters: Float[np.ndarray, "simulation parameter"],
+    ) -> None:
+        """Take over whole simulations from a checkpoint."""
+        with self._changed:
+            self.fields[rows] = fields
+            self.parameters[rows] = parameters
+            self._arrived[rows] = self.spec.steps
             self._changed.notify_all()
 
     @property

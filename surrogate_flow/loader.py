@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from surrogate_flow.batch import Batch
-from surrogate_flow.reservoir import Store
+from surrogate_flow.reservoir import Flight, Store
 from surrogate_flow.windows import Window
 
 __all__ = ["OnlineLoader"]
@@ -27,6 +27,12 @@ class OnlineLoader:
     ----------
     store : Store
     window : Window
+    flight : Flight
+        Where batches are noted until they have been trained; those that a checkpoint
+        found there come first.
+    trained : callable, optional
+        Number of batches trained so far, of those that this loader gave; by default all
+        that it gave.
     check : callable
         Raises what stopped the study, if anything did, so that no wait is for ever.
     ahead : int
@@ -38,11 +44,16 @@ class OnlineLoader:
         store: Store,
         window: Window,
         *,
+        flight: Flight,
+        trained: Callable[[], int] | None = None,
         check: Callable[[], None],
         ahead: int = 2,
     ) -> None:
         self._store = store
         self._window = window
+        self._flight = flight
+        self._given = 0
+        self._trained = trained or (lambda: self._given)
         self._check = check
         self._ahead = ahead
 
@@ -57,6 +68,7 @@ class OnlineLoader:
             while (item := ready.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
+                self._given += 1
                 yield item
         finally:
             left.set()
@@ -86,8 +98,11 @@ class OnlineLoader:
     def _draw(self, left: threading.Event) -> Batch | None:
         while not left.is_set():
             self._check()
+            self._flight.settle(self._trained())
+            if (draw := self._flight.repeat()) is not None:
+                return Batch.from_draw(draw, self._window)
             try:
-                draw = self._store.draw(timeout=_SLICE)
+                draw = self._store.draw(_SLICE, self._flight)
             except TimeoutError:
                 continue
             if draw is None:

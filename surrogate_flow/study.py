@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Study:
-    """Simulations run, and their steps arrive in sinks, until `close`.
+    """Simulations run, and their steps arrive in sinks, from `start` to `close`.
 
     Parameters
     ----------
@@ -92,10 +92,17 @@ class Study:
             self._resources.callback(self._ensemble.close)
             self._resources.callback(self.inlet.dismiss, "the study has ended")
             self._arrived, self._since = 0, time.monotonic()
-            self._ensemble.start()
+            self._started = False
         except BaseException:
             self._resources.close()
             raise
+
+    def start(self) -> None:
+        """Begin to submit simulations; may be called again."""
+        if not self._started:
+            self._started = True
+            self._since = time.monotonic()
+            self._ensemble.start()
 
     def _set_aside(self, simulation: int) -> None:
         self.inlet.give_up(simulation)

@@ -105,6 +105,7 @@ def test_reception_goes_on_while_validation_runs(opened):
 def test_moments_are_those_of_the_first_fill(opened):
     """Mean and spread of each variable, of what the reservoir holds."""
     data = opened(reservoir=partial(FIFO, capacity=1000))
+    data.study.start()
     assert data.study._ensemble.wait(60)
     mean, std = data.moments()
     fields = np.concatenate([b.target.numpy() for b in data.train_dataloader()])

@@ -334,6 +334,9 @@ def test_finished_simulations_take_little_memory():
         def offer(self, simulation, first, steps, vector):
             return len(steps)
 
+        def expected(self, simulation):
+            return 0
+
         def on_room(self, callback):
             pass
 

@@ -6,8 +6,10 @@ from surrogate_flow.reservoir.counters import Counters
 from surrogate_flow.reservoir.draw import Draw
 from surrogate_flow.reservoir.fifo import FIFO
 from surrogate_flow.reservoir.firo import FIRO
+from surrogate_flow.reservoir.flight import Flight
 from surrogate_flow.reservoir.limiter import SamplesPerInsert
 from surrogate_flow.reservoir.reservoir import Reservoir
+from surrogate_flow.reservoir.snapshot import Snapshot
 from surrogate_flow.reservoir.store import Store
 
 __all__ = [
@@ -15,7 +17,9 @@ __all__ = [
     "FIRO",
     "Counters",
     "Draw",
+    "Flight",
     "Reservoir",
     "SamplesPerInsert",
+    "Snapshot",
     "Store",
 ]

@@ -124,6 +124,36 @@ class Tally:
         self._left += self._histogram(samples)
         self.removed += len(samples)
 
+    def times(self, samples: Int[np.ndarray, " sample"]) -> Int[np.ndarray, " sample"]:
+        """Return how often each was drawn."""
+        times: Int[np.ndarray, " sample"] = self._times[samples]
+        return times
+
+    @property
+    def counts(self) -> tuple[Int[np.ndarray, " 5"], Int[np.ndarray, " times"]]:
+        """All totals, and how often the samples were drawn that left."""
+        totals = (self.inserted, self.drawn, self.batches, self.evicted, self.removed)
+        return np.array(totals), self._left.copy()
+
+    def restore(
+        self,
+        counts: Int[np.ndarray, " 5"],
+        left: Int[np.ndarray, " times"],
+        samples: Int[np.ndarray, " sample"],
+        times: Int[np.ndarray, " sample"],
+    ) -> None:
+        """Go on from `counts`, with these samples drawn so many times."""
+        (self.inserted, self.drawn, self.batches, self.evicted, self.removed) = (
+            int(count) for count in counts
+        )
+        self._left[:] = left
+        self._times[samples] = times
+
+    def lose(self, times: Int[np.ndarray, " sample"]) -> None:
+        """Count samples that were drawn so many times, and are held no longer."""
+        counted = np.minimum(times[times > 0], self.most)
+        self._left += np.bincount(counted, minlength=self.most + 1)
+
     def times_seen(self, present: Int[np.ndarray, " sample"]) -> tuple[int, ...]:
         """Return the numbers of samples drawn 0, 1, 2, ... times."""
         return tuple((self._left + self._histogram(present)).tolist())

@@ -38,6 +38,10 @@ class _Queue:
         self._ring[places % len(self._ring)] = samples
         self._count += len(samples)
 
+    def fill(self, samples: Int[np.ndarray, " sample"], unseen: int) -> None:
+        self._head = self._count = 0
+        self.add(samples)
+
     def pop(self, count: int) -> Int[np.ndarray, " sample"]:
         samples = self._at(0, count)
         self._head = (self._head + count) % len(self._ring)

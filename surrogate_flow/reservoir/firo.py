@@ -40,6 +40,7 @@ class FIRO(Store):
     """
 
     _members: Population
+    _random: np.random.Generator
 
     def __init__(
         self,

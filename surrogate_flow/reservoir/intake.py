@@ -54,7 +54,7 @@ class Intake(ABC):
         self._changed = threading.Condition(threading.Lock())
         self._callbacks: list[Callable[[], None]] = []
         self._put_clock, self._refusal = Clock(), Refusal.NOTHING
-        self._ended = self._stopped = False
+        self._ended = self._stopped = self._saving = False
         # Simulations in calls of offer and put, blocks being copied, windows in those.
         self._arriving: list[int] = []
         self._copying = self._promised = 0
@@ -157,6 +157,12 @@ class Intake(ABC):
         self._announce()
 
     @final
+    def expected(self, simulation: int) -> int:
+        """Return the number of the next step of a simulation; never blocks."""
+        with self._changed:
+            return self._books.expected(simulation)
+
+    @final
     def on_room(self, callback: Callable[[], None]) -> None:
         """Have `callback` called whenever there may be room again.
 
@@ -241,13 +247,15 @@ class Intake(ABC):
         if self._stopped or not count:
             return None
         steps, plan = 0, self._plan
-        if trajectory is None and self._books.crowded:
+        if self._saving:
+            self._refusal = Refusal.SAVING
+        elif trajectory is None and self._books.crowded:
             self._refusal = Refusal.CROWDED
         elif trajectory is not None and trajectory.busy:
             self._refusal = Refusal.BUSY
         else:
             self._refusal = Refusal.LIMITER
-            windows = plan.windows(first) + self._insertable()
+            windows = self._insertable() + (trajectory.windows if trajectory else 0)
             steps = min(count, plan.before(windows) - first)
             if steps > 0:
                 self._refusal = Refusal.FULL

@@ -26,6 +26,9 @@ class Members(Protocol):
     def add(self, samples: Int[np.ndarray, " sample"]) -> None:
         """Add samples that are not in it."""
 
+    def fill(self, samples: Int[np.ndarray, " sample"], unseen: int) -> None:
+        """Hold just these, in this order; the first `unseen` were never drawn."""
+
 
 class Population:
     """A dense array of sample numbers, parted in two::
@@ -87,6 +90,11 @@ class Population:
         self._place(first, samples)
         self._unseen += count
         self._count += count
+
+    def fill(self, samples: Int[np.ndarray, " sample"], unseen: int) -> None:
+        """Hold just these, in this order; the first `unseen` were never drawn."""
+        self._place(0, samples)
+        self._count, self._unseen = len(samples), unseen
 
     def mark_seen(self, samples: Int[np.ndarray, " sample"]) -> None:
         """Mark samples as seen; they may repeat, and may be seen already."""

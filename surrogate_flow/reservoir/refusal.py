@@ -23,6 +23,8 @@ class Refusal(Enum):
     CROWDED = "crowded"
     #: A block of the same simulation is being copied in by another thread.
     BUSY = "busy"
+    #: The books are being copied for a checkpoint.
+    SAVING = "saving"
 
     def reason(self, books: Trajectories, members: Members, tally: Tally) -> str:
         """Return it in words, with the numbers of this moment."""
@@ -41,6 +43,8 @@ class Refusal(Enum):
                 )
             case Refusal.BUSY:
                 return "another thread copies steps of the same simulation"
+            case Refusal.SAVING:
+                return "a checkpoint is being written"
             case _:
                 return (
                     f"{members.unseen} of {len(members)} samples unseen, "

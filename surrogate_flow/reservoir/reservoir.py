@@ -52,6 +52,7 @@ class Reservoir(Store):
     """
 
     _members: Population
+    _random: np.random.Generator
 
     def __init__(
         self,

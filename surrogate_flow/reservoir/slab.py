@@ -21,6 +21,7 @@ class Slab:
     kept once. It is free again when the copies that were under way by then are done::
 
         free  <=>  references == 0  and  released before the oldest reader began
+                   and  not pinned
 
     Parameters
     ----------
@@ -52,6 +53,9 @@ class Slab:
         self._readers: list[int] = []
         self._limbo: deque[tuple[int, Int[np.ndarray, " slot"]]] = deque()
         self._pending = 0
+        self._pinned = np.zeros(capacity, dtype=bool)
+        self._owed = np.zeros(capacity, dtype=bool)
+        self._pins = 0
 
     @property
     def nbytes(self) -> int:
@@ -111,6 +115,28 @@ class Slab:
             self._give_back(released)
         return self._free > before
 
+    def pin(self, slots: Int[np.ndarray, " slot"]) -> None:
+        """Keep rows as they are, released or not, until `unpin`."""
+        self._pinned[slots] = True
+        self._pins = int(np.count_nonzero(self._pinned))
+
+    def pinned(self, count: int) -> Int[np.ndarray, " slot"]:
+        """Return up to `count` pinned rows: first those that somebody waits for."""
+        owed = np.flatnonzero(self._owed)[:count]
+        if len(owed) == count:
+            return owed
+        others = np.flatnonzero(self._pinned & ~self._owed)[: count - len(owed)]
+        return np.concatenate([owed, others])
+
+    def unpin(self, slots: Int[np.ndarray, " slot"]) -> None:
+        """Undo `pin`; rows that were released meanwhile are free now."""
+        self._pinned[slots] = False
+        self._pins -= len(slots)
+        free = slots[self._owed[slots]]
+        self._owed[free] = False
+        self._pending -= len(free)
+        self._give_back(free)
+
     def referenced(self, slots: Int[np.ndarray, " slot"]) -> Int[np.ndarray, " slot"]:
         """Return those of the slots that somebody still refers to."""
         held: Int[np.ndarray, " slot"] = slots[self._references[slots] > 0]
@@ -136,5 +162,10 @@ class Slab:
         np.take(self._rows, slots, axis=0, out=flat, mode="clip")
 
     def _give_back(self, slots: Int[np.ndarray, " slot"]) -> None:
+        if self._pins:
+            held = self._pinned[slots]
+            self._owed[slots[held]] = True
+            self._pending += int(np.count_nonzero(held))
+            slots = slots[~held]
         self._stack[self._free : self._free + len(slots)] = slots
         self._free += len(slots)

@@ -14,10 +14,11 @@ from jaxtyping import Float64, Int
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.reservoir.counters import Clock, Counters, seconds
 from surrogate_flow.reservoir.draw import Draw
-from surrogate_flow.reservoir.intake import Intake
+from surrogate_flow.reservoir.flight import Flight
 from surrogate_flow.reservoir.lending import Lender
 from surrogate_flow.reservoir.limiter import SamplesPerInsert
 from surrogate_flow.reservoir.moments import Moments
+from surrogate_flow.reservoir.persistent import Persistent
 from surrogate_flow.windows import Window
 
 __all__ = ["Store"]
@@ -26,7 +27,7 @@ __all__ = ["Store"]
 _CHUNK = 2**23
 
 
-class Store(Intake):
+class Store(Persistent):
     """A bounded set of samples: producers put steps in, a trainer draws batches out.
 
     A policy says what is drawn (`_take`), when (`_needed`), and what makes room
@@ -105,13 +106,15 @@ class Store(Intake):
         """Choose a batch of the members; return it, and whether it left them."""
 
     @final
-    def draw(self, timeout: float | None) -> Draw | None:
+    def draw(self, timeout: float | None, flight: Flight | None = None) -> Draw | None:
         """Copy out a batch; blocks until one may be drawn.
 
         Parameters
         ----------
         timeout : float or None
             Seconds; ``None`` waits as long as it takes.
+        flight : Flight, optional
+            Where the batch is noted until it has been trained.
 
         Returns
         -------
@@ -126,6 +129,7 @@ class Store(Intake):
         with self._changed:
             if not self._wait_to_draw(timeout):
                 return None
+            number = flight.begin() if flight else 0
             samples, left = self._take()
             slots = self._books.slots(samples)
             labels = self._books.labels(samples)
@@ -139,10 +143,13 @@ class Store(Intake):
             shape = (len(samples), self._plan.span, *self.spec.step_shape)
             fields = self._lender.lend(shape)
             self._slab.gather(slots, fields)
+            drawn = Draw(fields, *labels)
+            if flight:
+                flight.land(number, drawn)
         finally:
             self._end_read(reader)
         self._announce()
-        return Draw(fields, *labels)
+        return drawn
 
     @final
     def wait_threshold(self, timeout: float | None) -> bool:
@@ -259,7 +266,7 @@ class Store(Intake):
 
     def _end_read(self, reader: int) -> None:
         with self._changed:
-            if self._slab.end_read(reader):
+            if self._slab.end_read(reader) or self._saving:
                 self._changed.notify_all()
 
     def _wait_to_draw(self, timeout: float | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
+from surrogate_flow.numbers import NumberSet
 from surrogate_flow.reservoir.block import Block, Trajectory
 from surrogate_flow.reservoir.plan import Plan
 from surrogate_flow.reservoir.slab import Slab
@@ -40,6 +41,15 @@ class Trajectories:
         # sample.
         self._next = np.zeros(slab.capacity if plan.span > 1 else 0, dtype=np.int32)
         self._unfinished = 0
+        #: Simulations of which every step has come.
+        self.finished = NumberSet()
+
+    def expected(self, simulation: int) -> int:
+        """Return the number of the next step of a simulation."""
+        if simulation in self.finished:
+            return self.plan.steps
+        trajectory = self.live.get(simulation)
+        return 0 if trajectory is None else trajectory.expected
 
     @property
     def unfinished(self) -> int:
@@ -107,7 +117,8 @@ class Trajectories:
         self._parameters[slots] = parameters
         trajectory.expected = end
         trajectory.busy = True
-        windows = plan.windows(end) - trajectory.windows
+        # Fewer than 0 where a resumed simulation begins with its next window.
+        windows = max(0, plan.windows(end) - trajectory.windows)
         return Block(simulation, trajectory, first, steps, kept, slots, windows)
 
     def publish(self, block: Block) -> Int[np.ndarray, " sample"]:
@@ -127,6 +138,8 @@ class Trajectories:
             passed = block.windows * plan.hop
             self.slab.release(slots[:passed])
             trajectory.tail = slots[passed:]
+        if trajectory.expected == plan.steps:
+            self.finished.add(block.simulation)
         if block.windows and trajectory.windows == plan.samples:
             self._finish(trajectory)
         if trajectory.forgotten:
@@ -180,6 +193,38 @@ class Trajectories:
             self._step[samples],
             self._parameters[samples],
         )
+
+    def following(self, slots: Int[np.ndarray, " slot"]) -> Int[np.ndarray, " slot"]:
+        """Return the slot behind each, in the windows that go on; empty if none do."""
+        return self._next[slots] if self.plan.span > 1 else self._next
+
+    def restore(
+        self,
+        slots: Int[np.ndarray, " row"],
+        labels: tuple[
+            Int[np.ndarray, " row"],
+            Int[np.ndarray, " row"],
+            Float[np.ndarray, "row parameter"],
+        ],
+        following: Int[np.ndarray, " row"],
+    ) -> None:
+        """Note what is in slots that were filled, as `labels` and `following` said."""
+        self._simulation[slots], self._step[slots], self._parameters[slots] = labels
+        if self.plan.span > 1:
+            self._next[slots] = following
+
+    def resume(
+        self,
+        simulation: int,
+        expected: int,
+        windows: int,
+        tail: Int[np.ndarray, " slot"],
+    ) -> None:
+        """Go on with a simulation at its step `expected`."""
+        self.live[simulation] = Trajectory(expected, windows, tail)
+        if windows < self.plan.samples:
+            self._unfinished += 1
+            self.slab.retain(tail)
 
     def _finish(self, trajectory: Trajectory) -> None:
         self.slab.release(trajectory.tail)

@@ -33,6 +33,13 @@ class Sink(Protocol):
         """
         ...
 
+    def expected(self, simulation: int) -> int:
+        """Return the number of the first step that it wants of a simulation.
+
+        That is not 0 for a simulation that an earlier process of the study had begun.
+        """
+        ...
+
     def on_room(self, callback: Callable[[], None]) -> None:
         """Register what shall be called, from any thread, when there is room again."""
         ...

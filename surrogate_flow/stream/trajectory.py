@@ -46,7 +46,7 @@ class Trajectory:
         #: Whether the connection has said that this is all.
         self.ended = False
         #: The step expected next.
-        self.next = 0
+        self.next = sink.expected(number)
         #: `time.monotonic` of the last step, or of the opening.
         self.last = time.monotonic()
         #: What the sink has not taken.

@@ -1,0 +1,69 @@
+"""Checkpoints that are whole, or still the one before."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+
+__all__ = ["AtomicCheckpoints"]
+
+logger = logging.getLogger(__name__)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Replaces a checkpoint when the new one is on the disk; reads data, never code.
+
+    A disk that is full does not end a run: the checkpoint before stays as it is, the
+    log says so, and `error` is what the last attempt met, ``None`` if it was written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: OSError | None = None
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any = None,
+    ) -> None:
+        """Write beside the old checkpoint, then take its place."""
+        target = Path(path)
+        part = target.with_name(f"{target.name}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+            self.error = None
+        except (OSError, RuntimeError) as error:
+            # torch reports a failed write as a RuntimeError of its own.
+            if isinstance(error, RuntimeError) and "write" not in str(error):
+                raise
+            self.error = error if isinstance(error, OSError) else OSError(str(error))
+            kept = "the one before is kept" if target.is_file() else "there is none yet"
+            logger.error(
+                "The checkpoint %s was not written (%s); %s. Make room on the disk.",
+                target,
+                error,
+                kept,
+            )
+        finally:
+            part.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = lambda storage, location: storage,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        """Read a checkpoint, without executing anything in it."""
+        loaded: dict[str, Any] = super().load_checkpoint(path, map_location, True)
+        return loaded

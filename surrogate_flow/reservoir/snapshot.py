@@ -1,0 +1,125 @@
+"""What a store holds at one moment, without its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from surrogate_flow.numbers import NumberSet
+from surrogate_flow.reservoir.plan import Plan
+
+__all__ = ["Snapshot"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The books of a store; a *row* is a step that it holds.
+
+    Attributes
+    ----------
+    policy : str
+        Name of the store's class.
+    simulation, step, parameters : array
+        Of each row.
+    following : array of shape (row,) or (0,)
+        Row of the next step, where windows share steps.
+    place : array of shape (row,) or (0,)
+        Where each row's fields are in the file; empty if they were not written.
+    members : array of shape (sample,)
+        Rows in which samples begin, in the order that the policy needs.
+    unseen : int
+        Number of samples never drawn; they come first in `members`.
+    times : array of shape (sample,)
+        How often each was drawn.
+    live : array of shape (simulation, 3)
+        Of simulations that come in: number, next step, complete windows.
+    tails : array of shape (tail, 2)
+        Index in `live`, and row of a step that only windows to come need.
+    finished : array of shape (range, 2)
+        Simulations of which every step has come.
+    again_size, again_simulation, again_step, again_parameters : array
+        Of batches that were drawn and not trained: sizes, and labels one after the
+        other.
+    counts : array of shape (5,)
+        Samples inserted, drawn, batches, samples evicted and removed.
+    left : array of shape (times,)
+        Number of samples that left after 0, 1, 2, ... draws.
+    random : str
+        State of the generator of draws, as JSON; empty if there is none.
+    """
+
+    policy: str
+    simulation: Int[np.ndarray, " row"]
+    step: Int[np.ndarray, " row"]
+    parameters: Float[np.ndarray, "row parameter"]
+    following: Int[np.ndarray, " row"]
+    place: Int[np.ndarray, " row"]
+    members: Int[np.ndarray, " sample"]
+    unseen: int
+    times: Int[np.ndarray, " sample"]
+    live: Int[np.ndarray, "simulation 3"]
+    tails: Int[np.ndarray, "tail 2"]
+    finished: Int[np.ndarray, "range 2"]
+    again_size: Int[np.ndarray, " batch"]
+    again_simulation: Int[np.ndarray, " sample"]
+    again_step: Int[np.ndarray, " sample"]
+    again_parameters: Float[np.ndarray, "sample parameter"]
+    counts: Int[np.ndarray, " 5"]
+    left: Int[np.ndarray, " times"]
+    random: str
+
+    def plain(self) -> dict[str, object]:
+        """Return the attributes by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def restarts(self, plan: Plan) -> dict[int, int]:
+        """Return where simulations have to begin again if the fields are lost.
+
+        That is the first step of the first sample that was not trained yet. Of samples
+        trained in another order, some come a second time; none is left out.
+
+        Returns
+        -------
+        dict of int to int
+            Number of a simulation -> number of a step. Those that are not named have
+            been trained on as a whole, or have not begun.
+        """
+        first = {
+            int(number): min(int(windows) * plan.stride, plan.steps)
+            for number, _, windows in self.live
+            if windows < plan.samples
+        }
+        rows, again = self.members[: self.unseen], self._first_draws(plan.steps)
+        for simulations, steps in (
+            (self.simulation[rows], self.step[rows]),
+            (self.again_simulation[again], self.again_step[again]),
+        ):
+            # Of equal simulations the lowest step comes first.
+            order = np.lexsort((steps, simulations))
+            numbers, places = np.unique(simulations[order], return_index=True)
+            for number, step in zip(numbers, steps[order][places], strict=True):
+                known = first.get(int(number), plan.steps)
+                first[int(number)] = min(known, int(step))
+        return first
+
+    def settled(self, plan: Plan) -> NumberSet:
+        """Return the simulations that were trained on as a whole."""
+        numbers = NumberSet((int(a), int(b)) for a, b in self.finished)
+        for number in self.restarts(plan):
+            numbers.discard(number)
+        return numbers
+
+    def _first_draws(self, steps: int) -> Bool[np.ndarray, " sample"]:
+        """Which of the samples drawn and not trained were not trained before either."""
+        held = self.simulation[self.members] * steps + self.step[self.members]
+        drawn = self.again_simulation * steps + self.again_step
+        if not len(held):
+            return np.ones(len(drawn), dtype=bool)
+        order = np.argsort(held)
+        place = order[np.minimum(np.searchsorted(held[order], drawn), len(held) - 1)]
+        _, which, now = np.unique(drawn, return_inverse=True, return_counts=True)
+        before = (held[place] == drawn) & (self.times[place] > now[which])
+        first: Bool[np.ndarray, " sample"] = ~before
+        return first

@@ -1,0 +1,47 @@
+"""The folders of runs, and the checkpoint to go on from."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+
+__all__ = ["job_checkpoint", "last_checkpoint", "new_folder"]
+
+
+def new_folder(root: Path, workflow: str, kind: str = "") -> Path:
+    """Return ``root/workflow/<time>[_job<id>][_kind]``; the id is that of Slurm."""
+    name = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    job = os.environ.get("SLURM_JOB_ID", "")
+    parts = [name, f"job{job}" if job else "", kind]
+    return root / workflow / "_".join(part for part in parts if part)
+
+
+def last_checkpoint(root: Path, workflow: str, name: str = "last") -> Path:
+    """Return the newest ``<name>.ckpt`` of all runs of a workflow.
+
+    Raises
+    ------
+    FileNotFoundError
+        If no run has one.
+    """
+    found = _newest(root / workflow, f"*/checkpoints/{name}.ckpt")
+    if found is None:
+        raise FileNotFoundError(
+            f"--ckpt_path {name}: no run in {root / workflow} has a checkpoint of that "
+            "name. The first is written at the first validation; begin without "
+            "--ckpt_path, or name a file."
+        )
+    return found
+
+
+def job_checkpoint(root: Path, workflow: str) -> Path | None:
+    """Return the last checkpoint of this Slurm job, if it was requeued and has one."""
+    if os.environ.get("SLURM_RESTART_COUNT", "0") in ("", "0"):
+        return None
+    job = os.environ.get("SLURM_JOB_ID", "")
+    return _newest(root / workflow, f"*_job{job}/checkpoints/last.ckpt")
+
+
+def _newest(folder: Path, pattern: str) -> Path | None:
+    return max(folder.glob(pattern), key=lambda p: p.stat().st_mtime_ns, default=None)

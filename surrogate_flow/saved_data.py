@@ -1,0 +1,96 @@
+"""What a checkpoint says of the simulations and of the reservoir."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int
+
+from surrogate_flow.numbers import NumberSet
+from surrogate_flow.reservoir import Snapshot
+
+__all__ = ["SavedData"]
+
+
+@dataclass(frozen=True)
+class SavedData:
+    """The state of `OnlineData`, as it goes into a checkpoint.
+
+    Attributes
+    ----------
+    held_out : int
+        Number of held-out simulations; those for training are numbered from there.
+    first : dict of str to float
+        Parameters of the first simulation for training, by which a sampler is known.
+    failed : NumberSet
+        Simulations that were set aside for good.
+    store : Snapshot
+        The reservoir's books.
+    rows : str
+        Name of the file of steps beside the checkpoint; empty if there is none.
+    whole : array of int
+        Held-out simulations whose fields are in that file, behind the reservoir's.
+    parameters : array of shape (simulation, parameter)
+        Of these.
+    """
+
+    held_out: int
+    first: Mapping[str, float]
+    failed: NumberSet
+    store: Snapshot
+    rows: str
+    whole: Int[np.ndarray, " simulation"]
+    parameters: Float32[np.ndarray, "simulation parameter"]
+
+    def plain(self) -> dict[str, Any]:
+        """Return numbers, words and tensors only."""
+        return {
+            "held_out": self.held_out,
+            "first": dict(self.first),
+            "failed": self.failed.ranges,
+            "store": {k: _plain(v) for k, v in self.store.plain().items()},
+            "rows": self.rows,
+            "whole": _plain(self.whole),
+            "parameters": _plain(self.parameters),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> SavedData:
+        """Undo `plain`.
+
+        Raises
+        ------
+        ValueError
+            If anything is missing, or there is something else.
+        """
+        names = ({f.name for f in fields(cls)}, {f.name for f in fields(Snapshot)})
+        got = (set(plain), set(plain.get("store", ())))
+        if got != names:
+            differing = sorted((names[0] ^ got[0]) | (names[1] ^ got[1]))
+            raise ValueError(
+                "The checkpoint's data were written by another version of "
+                f"surrogate_flow: entries {differing} are missing or unknown. Start "
+                "from its weights instead, or use the version that wrote it."
+            )
+        store = {k: _array(v) for k, v in plain["store"].items()}
+        return cls(
+            held_out=plain["held_out"],
+            first=plain["first"],
+            failed=NumberSet(plain["failed"]),
+            store=Snapshot(**store),
+            rows=plain["rows"],
+            whole=_array(plain["whole"]),
+            parameters=_array(plain["parameters"]),
+        )
+
+
+def _plain(value: Any) -> Any:
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+
+
+def _array(value: Any) -> Any:
+    return value.numpy() if isinstance(value, torch.Tensor) else value
