@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import pytorch_lightning as L
 from distributed.deploy.cluster import Cluster
 from jaxtyping import Float
 
-from surrogate_flow import schedule
 from surrogate_flow.ensemble import EnsembleError
 from surrogate_flow.faults import Faults
 from surrogate_flow.fields import FieldSpec
@@ -24,10 +23,9 @@ from surrogate_flow.loader import OnlineLoader
 from surrogate_flow.persistence import Persistence
 from surrogate_flow.reservoir import Reservoir, Store
 from surrogate_flow.sampling import Sampler, Uniform
-from surrogate_flow.simulation import Simulation
+from surrogate_flow.sinks import Sinks
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.status import Status
-from surrogate_flow.stream import Sink
 from surrogate_flow.study import Study
 from surrogate_flow.windows import Direct, Window
 
@@ -65,6 +63,10 @@ class OnlineData(L.LightningDataModule):
         Whether checkpoints have the reservoir's fields beside them (its size in bytes,
         each): a resumed run then trains the very same batches. Without, simulations
         whose samples were not trained yet run again.
+    deterministic : bool
+        Whether two runs with the same seeds draw the same batches: simulations enter
+        the reservoir in the order of their numbers, and inserts and draws take turns,
+        which costs waiting. ``trainer.deterministic`` makes torch's part repeatable.
     name : str, optional
         Of the workflow, in task names and folders; the solver's by default.
     """
@@ -81,6 +83,7 @@ class OnlineData(L.LightningDataModule):
         cluster: Callable[[], Cluster] | None = None,
         faults: Faults = Faults(),  # noqa: B008 - frozen
         checkpoint_reservoir: bool = False,
+        deterministic: bool = False,
         name: str = "",
     ) -> None:
         super().__init__()
@@ -101,6 +104,7 @@ class OnlineData(L.LightningDataModule):
         self.cluster = cluster
         self.faults = faults
         self.checkpoint_reservoir = checkpoint_reservoir
+        self.deterministic = deterministic
         self.workflow = name or type(solver).__name__.lower()
         self.store: Store | None = None
         self.held_out: HeldOut | None = None
@@ -127,19 +131,25 @@ class OnlineData(L.LightningDataModule):
             self.memory = Persistence(
                 self.store, self.held_out, first, fields=self.checkpoint_reservoir
             )
+        self._sinks = sinks = Sinks(
+            self.held_out, self.store, self.memory, deterministic=self.deterministic
+        )
         self.window = window
         folder = Path((self.trainer.log_dir if self.trainer else None) or ".")
         self.study = Study(
             self.workflow,
             self.solver,
-            self._planned(part, stage == "fit"),
-            self._sink_for,
+            sinks.planned(part, self.sampler, self.simulations),
+            sinks.sink_for,
             cluster=self.cluster,
             faults=self.faults,
             folder=folder,
-            why=self._why_full,
+            why=sinks.why_full,
+            blocked=sinks.blocked,
             on_set_aside=self._set_aside,
-            on_end=self._end,
+            on_end=sinks.end,
+            # A retry must find a free worker, or the others wait for its turn for ever.
+            ahead=1 if self.deterministic else 2,
         )
         self._open = True
         logger.info("Dask dashboard: %s", self.study.dashboard_link)
@@ -156,37 +166,9 @@ class OnlineData(L.LightningDataModule):
                 f"{store.threshold}. Lower it, or run more simulations."
             )
 
-    def _planned(self, part: str, training: bool) -> Iterator[Simulation]:
-        bounds, memory = self.spec.parameters, self.memory
-        known = self.held_out.finished if self.held_out else []
-        for simulation in schedule.held_out(part, bounds, self.count):
-            if simulation.number not in known:
-                yield simulation
-        if training and memory is not None:
-            ended = memory.ended()
-            for simulation in schedule.training(
-                self.sampler, bounds, self.count, self.simulations
-            ):
-                if not ended(simulation.number):
-                    yield simulation
-
-    def _sink_for(self, simulation: int) -> Sink:
-        sink = self.held_out if simulation < self.count else self.store
-        assert sink is not None, "setup() makes the sinks before the study"
-        return sink
-
     def _set_aside(self, simulation: int) -> None:
-        if self.held_out is not None and simulation < self.count:
-            self.held_out.set_aside(simulation)
-        elif self.memory is not None:
-            self.memory.set_aside(simulation)
-
-    def _why_full(self) -> str:
-        return "" if self.store is None else self.store.waiting()
-
-    def _end(self) -> None:
-        if self.store is not None:
-            self.store.end_reception()
+        assert self.study is not None, "only a study has failures"
+        self._sinks.set_aside(simulation, self.study.inlet.call)
 
     def stop(self) -> None:
         """Deliver no further batch; what waits wakes up.
@@ -291,7 +273,12 @@ class OnlineData(L.LightningDataModule):
         A threshold alone, one batch for FIFO, would give those of a few first steps.
         """
         with contextlib.suppress(TimeoutError):
-            store.wait_threshold(seconds)
+            ready = store.wait_threshold(seconds)
+            if self.deterministic:
+                # Nothing comes in before the first draw, so this is the same each time.
+                return ready or store.draining
+        if self.deterministic:
+            return False
         fill = max(store.threshold, store.capacity // 2)
         held_up = self._running().inlet.counters().pending > 0
         if store.counters().population >= fill or held_up or store.draining:
@@ -309,6 +296,7 @@ class OnlineData(L.LightningDataModule):
                 "The study has not started: expected setup() to be called first, which "
                 "Trainer.fit, validate, test and predict do."
             )
+        self._sinks.start()
         self.study.start()
         return self.study
 

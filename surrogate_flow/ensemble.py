@@ -45,7 +45,7 @@ class Progress:
 class Ensemble:
     """in flight <= room: the next simulation is submitted when one ends.
 
-    Room is twice the number of worker threads, so that no thread waits for the
+    Room is `ahead` times the number of worker threads, so that no thread waits for the
     scheduler, and just their number while held-out simulations are unfinished: these
     come first, and a retry of theirs must never wait behind training simulations that
     wait for the trainer.
@@ -66,6 +66,8 @@ class Ensemble:
         ``<name>-<part>-<number>-<attempt>-<study>``.
     faults : Faults
     failures : Failures
+    ahead : int
+        In flight for each worker thread, when the held-out set is complete.
     is_whole : callable
         Whether all steps of a simulation have arrived, by its number.
     on_set_aside : callable
@@ -84,6 +86,7 @@ class Ensemble:
         name: str,
         faults: Faults,
         failures: Failures,
+        ahead: int = 2,
         is_whole: Callable[[int], bool],
         on_set_aside: Callable[[int], None],
         on_end: Callable[[], None],
@@ -96,6 +99,7 @@ class Ensemble:
         self._token = secrets.token_hex(3)
         self._faults = faults
         self._failures = failures
+        self._ahead = ahead
         self._is_whole = is_whole
         self._on_set_aside = on_set_aside
         self._on_end = on_end
@@ -189,7 +193,7 @@ class Ensemble:
             raise ConnectionError(str(error)) from error
 
     def _room(self) -> int:
-        return self._threads if self._held_out else 2 * self._threads
+        return (1 if self._held_out else self._ahead) * self._threads
 
     def _submit(self) -> None:
         while len(self._flying) < self._room():

@@ -44,10 +44,14 @@ class Study:
         Of the run; failures.csv goes there.
     why : callable
         Says in words what the sinks wait for, for simulations that wait for them.
+    blocked : callable
+        Whether simulations that wait for a sink do so for the trainer.
     on_set_aside : callable
         Called with the number of each simulation that failed for good.
     on_end : callable
         Called when the last simulation has ended.
+    ahead : int
+        Simulations in flight, for each thread of the workers.
     """
 
     def __init__(
@@ -61,10 +65,13 @@ class Study:
         faults: Faults,
         folder: Path,
         why: Callable[[], str],
+        blocked: Callable[[], bool],
         on_set_aside: Callable[[int], None],
         on_end: Callable[[], None],
+        ahead: int = 2,
     ) -> None:
         self._faults = faults
+        self._blocked = blocked
         self._on_set_aside = on_set_aside
         self._resources = contextlib.ExitStack()
         try:
@@ -84,6 +91,7 @@ class Study:
                 name=name,
                 faults=faults,
                 failures=Failures(folder / "failures.csv"),
+                ahead=ahead,
                 is_whole=self.inlet.is_whole,
                 on_set_aside=self._set_aside,
                 # Behind what the inlet was asked before: it may still be giving up.
@@ -120,7 +128,8 @@ class Study:
         self._ensemble.check()
         self.inlet.check()
         now, counters = time.monotonic(), self.inlet.counters()
-        held_up = counters.pending or not self.progress().running
+        waiting = counters.pending > 0 and self._blocked()
+        held_up = waiting or not self.progress().running
         if counters.steps != self._arrived or held_up:
             self._arrived, self._since = counters.steps, now
         elif now - self._since > self._faults.patience:

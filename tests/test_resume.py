@@ -7,6 +7,7 @@ import time
 
 import psutil
 import pytest
+import torch
 from test_end_to_end import CELLS, STEPS, fit
 
 SIMULATIONS = 60
@@ -111,3 +112,63 @@ def test_goes_on_after_sigkill(tmp_path, policy, kept):
         if p.suffix == ".part"
     ]
     assert not left, left
+
+
+def weights(folder):
+    """Every tensor of the newest last.ckpt: of the network, the optimiser and the normalisation."""
+    path = max(
+        folder.glob("runs/tiny/*/checkpoints/last.ckpt"),
+        key=lambda p: p.stat().st_mtime,
+    )
+    saved = torch.load(path, weights_only=True)
+    assert saved["global_step"] == 200
+    state = saved["optimizer_states"][0]["state"]
+    moments = {f"{k}.{name}": v for k, s in state.items() for name, v in s.items()}
+    return {**saved["state_dict"], **moments}
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+def test_deterministic_runs_are_equal_bit_by_bit(tmp_path, policy):
+    """Over one worker, two workers, and a run that was killed and went on."""
+    options = {"deterministic": True, "checkpoint_reservoir": True, "simulations": 200}
+    cluster = {
+        "class_path": "distributed.LocalCluster",
+        "init_args": {
+            "threads_per_worker": 1,
+            "dashboard_address": "127.0.0.1:0",
+            "n_workers": 1,
+        },
+    }
+    folders = [tmp_path / name for name in ("one", "two", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    process = start(folders[2], policy, "--trainer.max_steps=200", **options)
+    kill_after(
+        process,
+        folders[2] / "batches",
+        60,
+        lambda: folders[2].glob("runs/tiny/*/checkpoints/last.ckpt"),
+    )
+    running = [
+        start(
+            folders[0], policy, "--trainer.max_steps=200", **options, cluster=cluster
+        ),
+        start(folders[1], policy, "--trainer.max_steps=200", **options),
+        start(
+            folders[2], policy, "--trainer.max_steps=200", "--ckpt_path=last", **options
+        ),
+    ]
+    for process in running:
+        output, _ = process.communicate(timeout=110)
+        assert process.returncode == 0, output
+    batches = [lines(folder / "batches") for folder in folders]
+    assert batches[0] == batches[1]
+    # What was trained behind the checkpoint comes a second time, and is the same.
+    by_step = {step: batch for step, batch in batches[0]}
+    assert all(by_step[step] == batch for step, batch in batches[2])
+    assert len(by_step) == 200
+    first, *others = [weights(folder) for folder in folders]
+    for other in others:
+        assert set(other) == set(first)
+        for name, tensor in first.items():
+            assert torch.equal(tensor, other[name]), name

@@ -8,6 +8,7 @@ from surrogate_flow.reservoir.fifo import FIFO
 from surrogate_flow.reservoir.firo import FIRO
 from surrogate_flow.reservoir.flight import Flight
 from surrogate_flow.reservoir.limiter import SamplesPerInsert
+from surrogate_flow.reservoir.lockstep import Lockstep
 from surrogate_flow.reservoir.reservoir import Reservoir
 from surrogate_flow.reservoir.snapshot import Snapshot
 from surrogate_flow.reservoir.store import Store
@@ -18,6 +19,7 @@ __all__ = [
     "Counters",
     "Draw",
     "Flight",
+    "Lockstep",
     "Reservoir",
     "SamplesPerInsert",
     "Snapshot",

@@ -16,6 +16,7 @@ from surrogate_flow.fields import FieldSpec
 from surrogate_flow.reservoir.block import Block, check_steps
 from surrogate_flow.reservoir.counters import Clock, Tally, seconds
 from surrogate_flow.reservoir.limiter import SamplesPerInsert
+from surrogate_flow.reservoir.lockstep import Lockstep
 from surrogate_flow.reservoir.plan import Plan
 from surrogate_flow.reservoir.population import Members
 from surrogate_flow.reservoir.refusal import Refusal
@@ -46,7 +47,8 @@ class Intake(ABC):
         if limiter is not None:
             limiter.check(batch_size)
         self.spec, self.window, self.batch_size = spec, window, batch_size
-        self.threshold, self.limiter = threshold, limiter
+        self.threshold = threshold
+        self.limiter: SamplesPerInsert | Lockstep | None = limiter
         self._plan = Plan.of(window, spec.steps)
         self._slab = Slab(self.capacity, spec.step_shape, shared=window.span > 1)
         self._books = Trajectories(self._plan, self._slab, len(spec.parameters))

@@ -151,6 +151,12 @@ class Store(Persistent):
         self._announce()
         return drawn
 
+    @property
+    def ready(self) -> bool:
+        """Whether a batch may be drawn now."""
+        with self._changed:
+            return not self._lacking()
+
     @final
     def wait_threshold(self, timeout: float | None) -> bool:
         """Wait until a batch may be drawn, or none will ever be; blocks.

@@ -1,0 +1,105 @@
+"""Steps in the order of their simulations' numbers, whichever came first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float
+
+from surrogate_flow.reservoir import Lockstep, SamplesPerInsert, Store
+
+__all__ = ["InOrder"]
+
+
+class InOrder:
+    """A sink that makes batches independent of the speed of solvers and trainer.
+
+    Simulations enter the store one after the other, step by step; those ahead of their
+    turn wait. Inserts and draws take turns. With the same seeds, two runs draw the same
+    batches, at the price of waiting.
+
+    Parameters
+    ----------
+    store : Store
+        Empty, and served by this sink only. It draws each sample once on average, or as
+        often as its limiter says.
+    first : int
+        Number of the first simulation for training.
+    ended : callable
+        Says of a simulation whether it finished or failed in an earlier process.
+    """
+
+    def __init__(self, store: Store, first: int, ended: Callable[[int], bool]) -> None:
+        limiter = store.limiter
+        ratio = limiter.ratio if isinstance(limiter, SamplesPerInsert) else 1.0
+        store.limiter = Lockstep(ratio, store.batch_size)
+        self._store = store
+        self._ended = ended
+        self._turn = first
+        self._over: set[int] = set()
+        self._callbacks: list[Callable[[], None]] = []
+        self._ending = False
+        self._skip()
+        store.on_room(self._end_if_due)
+
+    @property
+    def turn(self) -> int:
+        """Number of the simulation whose steps come in now."""
+        return self._turn
+
+    def offer(
+        self,
+        simulation: int,
+        first: int,
+        steps: Float[np.ndarray, "time channel *space"],
+        parameters: Float[np.ndarray, " parameter"],
+    ) -> int:
+        """Store leading steps one by one, if it is the simulation's turn."""
+        taken = 0
+        # The choice of what makes room must not depend on how steps were sent.
+        while simulation == self._turn and taken < len(steps):
+            step = steps[taken : taken + 1]
+            if not self._store.offer(simulation, first + taken, step, parameters):
+                break
+            taken += 1
+        return taken
+
+    def expected(self, simulation: int) -> int:
+        """Return the number of the next step of a simulation."""
+        return self._store.expected(simulation)
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when there may be room, or the turn goes on."""
+        self._callbacks.append(callback)
+        self._store.on_room(callback)
+
+    def forget(self, simulation: int) -> None:
+        """Let the next simulation have its turn, if it was this one's."""
+        self._store.forget(simulation)
+        self.set_aside(simulation)
+
+    def set_aside(self, simulation: int) -> None:
+        """Do not wait for a simulation."""
+        if simulation >= self._turn:
+            self._over.add(simulation)
+        before = self._turn
+        self._skip()
+        if self._turn != before:
+            for callback in self._callbacks:
+                callback()
+
+    def end_reception(self) -> None:
+        """Let the store drain, once the batches that come before were drawn."""
+        self._ending = True
+        self._end_if_due()
+
+    def _skip(self) -> None:
+        while self._turn in self._over or self._ended(self._turn):
+            self._over.discard(self._turn)
+            self._turn += 1
+
+    def _end_if_due(self) -> None:
+        if self._ending and not self._store.ready:
+            self._ending = False
+            self._store.end_reception()

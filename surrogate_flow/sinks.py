@@ -1,0 +1,121 @@
+"""Where the steps of each simulation go, and which simulations have to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from surrogate_flow import schedule
+from surrogate_flow.held_out import HeldOut
+from surrogate_flow.in_order import InOrder
+from surrogate_flow.persistence import Persistence
+from surrogate_flow.reservoir import Store
+from surrogate_flow.sampling import Sampler
+from surrogate_flow.simulation import Simulation
+from surrogate_flow.stream import Sink
+
+__all__ = ["Sinks"]
+
+
+class Sinks:
+    """Held-out simulations go into memory, those for training into the reservoir.
+
+    Parameters
+    ----------
+    held_out : HeldOut
+        Of the simulations 0, ..., count - 1.
+    store : Store, optional
+        Of all others.
+    memory : Persistence, optional
+        What is known of simulations that ended in earlier processes.
+    deterministic : bool
+        Whether training simulations enter the store in the order of their numbers.
+    """
+
+    def __init__(
+        self,
+        held_out: HeldOut,
+        store: Store | None = None,
+        memory: Persistence | None = None,
+        *,
+        deterministic: bool = False,
+    ) -> None:
+        self.held_out = held_out
+        self.store = store
+        self.memory = memory
+        self.order: InOrder | None = None
+        self._deterministic = deterministic
+
+    def start(self) -> None:
+        """Fix the order, after what a checkpoint held has been restored."""
+        if self._deterministic and self.store and self.memory and self.order is None:
+            first = self.held_out.count
+            self.order = InOrder(self.store, first, self.memory.ended())
+
+    def planned(
+        self, part: str, sampler: Sampler, simulations: int | None
+    ) -> Iterator[Simulation]:
+        """Yield the simulations that have not ended: the held-out set, then training's.
+
+        Parameters
+        ----------
+        part : {"validation", "test"}
+            Of the held-out set.
+        sampler : Sampler
+            Of the training set.
+        simulations : int or None
+            How many to train on; ``None`` goes on for ever.
+        """
+        bounds, count = self.held_out.spec.parameters, self.held_out.count
+        known = self.held_out.finished
+        for simulation in schedule.held_out(part, bounds, count):
+            if simulation.number not in known:
+                yield simulation
+        if self.memory is not None:
+            ended = self.memory.ended()
+            for simulation in schedule.training(sampler, bounds, count, simulations):
+                if not ended(simulation.number):
+                    yield simulation
+
+    def sink_for(self, simulation: int) -> Sink:
+        """Return where the steps of a simulation go."""
+        if simulation < self.held_out.count:
+            return self.held_out
+        sink = self.order or self.store
+        assert sink is not None, "only a fit has training simulations"
+        return sink
+
+    def set_aside(
+        self, simulation: int, call: Callable[[Callable[[], None]], None]
+    ) -> None:
+        """Wait no longer for a simulation that failed for good.
+
+        Parameters
+        ----------
+        simulation : int
+        call : callable
+            Has the thread that calls the sinks call something.
+        """
+        if simulation < self.held_out.count:
+            self.held_out.set_aside(simulation)
+            return
+        if self.memory is not None:
+            self.memory.set_aside(simulation)
+        if (order := self.order) is not None:
+            call(lambda: order.set_aside(simulation))
+
+    def end(self) -> None:
+        """Let the store drain: all simulations have ended."""
+        end = self.order or self.store
+        if end is not None:
+            end.end_reception()
+
+    def why_full(self) -> str:
+        """Say what the simulations wait for."""
+        waiting = "" if self.store is None else self.store.waiting()
+        if self.order is not None and not waiting:
+            return f"simulation {self.order.turn} has its turn (deterministic)"
+        return waiting
+
+    def blocked(self) -> bool:
+        """Whether simulations that wait do so for the trainer, not for each other."""
+        return self.order is None or self.store is None or self.store.ready
