@@ -132,6 +132,9 @@ class SurrogateCLI(LightningCLI):
         kwargs["plugins"] = [*plugins, self._checkpoints]
         return super().instantiate_trainer(**kwargs)
 
+    def _parse_ckpt_path(self) -> None:
+        """Take no arguments from a checkpoint, as Lightning would: it has none."""
+
     def _root(self) -> Path:
         config = self._get(self.config_init, "trainer")
         return Path(config.get("default_root_dir") or "runs")

@@ -2,13 +2,20 @@
 
 import collections
 import json
+import os
 import random
+import re
+import shutil
 import time
 
 import psutil
 import pytest
 import torch
+import yaml
 from test_end_to_end import CELLS, STEPS, fit
+
+from surrogate_flow import runs
+from surrogate_flow.cli import main
 
 SIMULATIONS = 60
 POLICIES = {
@@ -21,10 +28,7 @@ POLICIES = {
 def workflow(policy, **options):
     return {
         "name": "tiny",
-        "solver": {
-            "class_path": "surrogate_flow.solvers.Heat2D",
-            "init_args": {"cells": list(CELLS), "steps": STEPS, "time_step": 0.005},
-        },
+        "solver": heat(),
         "simulations": SIMULATIONS,
         "held_out": 2,
         "batch_size": 16,
@@ -172,3 +176,199 @@ def test_deterministic_runs_are_equal_bit_by_bit(tmp_path, policy):
         assert set(other) == set(first)
         for name, tensor in first.items():
             assert torch.equal(tensor, other[name]), name
+
+
+class Touch:
+    """What a pickle with code in it would do."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """A folder with a run in it that ended after 20 batches."""
+    folder = tmp_path_factory.mktemp("ended")
+    process = start(folder, "FIFO", "--trainer.max_steps=20", checkpoint_reservoir=True)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    return folder
+
+
+def refused(
+    ended,
+    folder,
+    capsys,
+    monkeypatch,
+    *words,
+    change=lambda saved, path: saved,
+    **options,
+):
+    """What `fit --ckpt_path` says to a copy of the run's checkpoint, changed."""
+    (path,) = ended.glob("runs/tiny/*/checkpoints/last.ckpt")
+    copied = folder / "runs" / "tiny" / "before"
+    shutil.copytree(path.parents[1], copied)
+    path = copied / "checkpoints" / "last.ckpt"
+    saved = change(torch.load(path, weights_only=True), path)
+    if saved is not None:
+        torch.save(saved, path)
+    (folder / "workflow.yaml").write_text(
+        yaml.safe_dump(
+            workflow(
+                options.pop("policy", "FIFO"), checkpoint_reservoir=True, **options
+            )
+        )
+    )
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            [
+                "fit",
+                "--data",
+                "workflow.yaml",
+                "--model",
+                "fully_connected",
+                f"--ckpt_path={path}",
+                *words,
+            ]
+        )
+    assert stopped.value.code == 2
+    (line,) = [
+        line for line in capsys.readouterr().err.splitlines() if "error:" in line
+    ]
+    return line
+
+
+def heat(**changes):
+    arguments = {"cells": list(CELLS), "steps": STEPS, "time_step": 0.005, **changes}
+    return {"class_path": "surrogate_flow.solvers.Heat2D", "init_args": arguments}
+
+
+def cut(saved, path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def cut_rows(saved, path):
+    (rows,) = [
+        p for p in path.parent.glob("*.npy") if p.name == saved["OnlineData"]["rows"]
+    ]
+    rows.write_bytes(rows.read_bytes()[:-1000])
+
+
+def with_code(saved, path):
+    saved["callbacks"]["code"] = Touch(path.parent / "touched")
+    return saved
+
+
+def of_another_version(saved, path):
+    saved["surrogate"]["format"] = 99
+    return saved
+
+
+def without_unseen(saved, path):
+    del saved["OnlineData"]["store"]["unseen"]
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "change", "message"),
+    [
+        ([], {}, cut, r"cannot be read as a checkpoint"),
+        ([], {}, with_code, r"holds more than data, which is never executed"),
+        ([], {}, of_another_version, r"expected a surrogate of format 1, got 99"),
+        (
+            [],
+            {"solver": heat(steps=STEPS + 1)},
+            None,
+            r"another spec: expected times = .*, got",
+        ),
+        (
+            ["--model.network.init_args.widths=[8]"],
+            {},
+            None,
+            r"another network: expected .*widths = \[8\], got",
+        ),
+        (
+            [],
+            {
+                "sampler": {
+                    "class_path": "surrogate_flow.sampling.Uniform",
+                    "init_args": {"seed": 7},
+                }
+            },
+            None,
+            r"another data\.sampler .*: expected \{.*got \{",
+        ),
+        ([], {"held_out": 3}, None, r"another data\.held_out: expected 3, got 2"),
+        ([], {"policy": "FIRO"}, None, r"reservoir is a FIFO, expected a FIRO"),
+        ([], {}, cut_rows, r"cannot be read as a file of steps .* cut off"),
+        (
+            [],
+            {},
+            without_unseen,
+            r"another version of surrogate_flow: entries \['unseen'\]",
+        ),
+    ],
+    ids=[
+        "cut",
+        "code",
+        "format",
+        "spec",
+        "network",
+        "sampler",
+        "held_out",
+        "policy",
+        "rows",
+        "version",
+    ],
+)
+def test_refuses_a_checkpoint_that_does_not_fit(
+    ended, tmp_path, capsys, monkeypatch, words, options, change, message
+):
+    """One line, which names the difference; nothing runs, nothing in it is executed."""
+    options = {**options, **({"change": change} if change else {})}
+    line = refused(ended, tmp_path, capsys, monkeypatch, *words, **options)
+    assert re.search(message, line), line
+    assert not list(tmp_path.rglob("touched"))
+
+
+def test_last_is_the_newest_run(ended, tmp_path, capsys, monkeypatch):
+    """Without a run it says where it looked."""
+    (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(workflow("FIFO")))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "fit",
+                "--data",
+                "workflow.yaml",
+                "--model",
+                "fully_connected",
+                "--ckpt_path=last",
+            ]
+        )
+    assert (
+        "no run in runs/tiny has a checkpoint of that name" in capsys.readouterr().err
+    )
+    paths = [
+        tmp_path / "runs" / "tiny" / name / "checkpoints" / "last.ckpt"
+        for name in ("b", "a", "c_job7")
+    ]
+    for age, path in enumerate(paths):
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1000 + age, 1000 + age))
+    assert runs.last_checkpoint(tmp_path / "runs", "tiny") == paths[2]
+    os.utime(paths[1])
+    assert runs.last_checkpoint(tmp_path / "runs", "tiny") == paths[1]
+    # A requeued job goes on with its own, and no other job with it.
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert runs.job_checkpoint(tmp_path / "runs", "tiny") is None
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert runs.job_checkpoint(tmp_path / "runs", "tiny") == paths[2]
+    assert runs.new_folder(tmp_path, "tiny").name.endswith("_job7")
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert runs.job_checkpoint(tmp_path / "runs", "tiny") is None
