@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from surrogate_flow.fields import FieldSpec
 from surrogate_flow.reservoir import Draw
 from surrogate_flow.windows import Window
 
@@ -27,12 +28,15 @@ class Batch(NamedTuple):
         The steps just before; ``inputs`` is zero for direct windows.
     target : Tensor of shape (batch, outputs, channel, *space)
         The steps to predict.
+    weight : float
+        Factor of its loss: 0 for a rank whose data have ended while others train.
     """
 
     parameters: Float[Tensor, "batch parameter"]
     step: Float[Tensor, " batch"]
     history: Float[Tensor, "batch inputs channel *space"]
     target: Float[Tensor, "batch outputs channel *space"]
+    weight: float = 1.0
 
     @classmethod
     def from_draw(cls, draw: Draw, window: Window) -> Batch:
@@ -43,4 +47,26 @@ class Batch(NamedTuple):
             step=torch.from_numpy(draw.step + window.inputs).to(torch.float32),
             history=fields[:, : window.inputs],
             target=fields[:, window.inputs :],
+        )
+
+    def pinned(self) -> Batch:
+        """Return it in memory from which a GPU copies while it computes."""
+        return Batch(
+            parameters=self.parameters.pin_memory(),
+            step=self.step.pin_memory(),
+            history=self.history.pin_memory(),
+            target=self.target.pin_memory(),
+            weight=self.weight,
+        )
+
+    @classmethod
+    def weightless(cls, spec: FieldSpec, window: Window) -> Batch:
+        """Return a batch of one sample that nothing is learnt from."""
+        fields = torch.zeros(1, window.span, *spec.step_shape)
+        return cls(
+            parameters=torch.tensor([[p.low for p in spec.parameters]]).float(),
+            step=torch.full((1,), float(window.inputs)),
+            history=fields[:, : window.inputs],
+            target=fields[:, window.inputs :],
+            weight=0.0,
         )

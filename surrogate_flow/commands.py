@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import logging
+import os
 import signal
 import sys
 import threading
@@ -87,6 +88,18 @@ class Ending(Callback):
             trainer.should_stop = True
 
 
+class _Kept(ModelCheckpoint):
+    def on_exception(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        # All ranks write a checkpoint together, and the others may not be there.
+        if trainer.world_size == 1:
+            super().on_exception(trainer, pl_module, exception)
+
+
 class SurrogateCLI(LightningCLI):
     """LightningCLI with one link between data and model, and a folder for each run."""
 
@@ -116,7 +129,7 @@ class SurrogateCLI(LightningCLI):
                 # Two, since one with save_last writes last.ckpt with a new best only.
                 for name, monitor in (("best", "val_relative_l2"), ("last", None)):
                     callbacks.append(
-                        ModelCheckpoint(
+                        _Kept(
                             folder / "checkpoints",
                             filename=name,
                             monitor=monitor,
@@ -161,10 +174,16 @@ class SurrogateCLI(LightningCLI):
         Raises
         ------
         RuntimeError
-            If the last checkpoint could not be written.
+            If the last checkpoint could not be written, or another rank has died.
         """
         with _graceful(self.trainer, self.datamodule):
-            self.trainer.fit(**kwargs)
+            try:
+                self.trainer.fit(**kwargs)
+            except RuntimeError as error:
+                explained = self.datamodule.ranks.explained(error)
+                if explained is error:
+                    raise
+                raise explained from error
         if self._checkpoints.error is not None:
             raise RuntimeError(
                 "The run has ended, but its last checkpoint was not written: "
@@ -178,7 +197,8 @@ def _graceful(trainer: L.Trainer, data: OnlineData) -> Iterator[None]:
 
     def stop(signum: int, frame: FrameType | None) -> None:
         logger.warning("Ctrl-C: ending after this batch. Once more to leave at once.")
-        trainer.should_stop = True
+        # Several ranks end together, at the next batch.
+        trainer.should_stop = trainer.world_size == 1
         signal.signal(signal.SIGINT, before)
         # In a thread: the interrupted code may hold the very locks that it needs.
         threading.Thread(target=data.stop, name="stop", daemon=True).start()
@@ -298,5 +318,7 @@ def _speak() -> None:
     )
     for name in ("surrogate_flow", "pytorch_lightning", "lightning_fabric"):
         package = logging.getLogger(name)
-        package.setLevel(logging.INFO)
+        # The others would say the same again.
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        package.setLevel(logging.INFO if first else logging.WARNING)
         package.handlers[:] = [handler]

@@ -21,7 +21,9 @@ from surrogate_flow.fields import FieldSpec
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.loader import OnlineLoader
 from surrogate_flow.persistence import Persistence
+from surrogate_flow.ranks import Ranks
 from surrogate_flow.reservoir import Reservoir, Store
+from surrogate_flow.reservoir.moments import Moments
 from surrogate_flow.sampling import Sampler, Uniform
 from surrogate_flow.sinks import Sinks
 from surrogate_flow.solvers.solver import Solver
@@ -112,6 +114,9 @@ class OnlineData(L.LightningDataModule):
         self.memory: Persistence | None = None
         self._open = False
         self._base = 0
+        self.ranks = Ranks()
+        #: Number of held-out simulations that the errors are taken over.
+        self.validated = 0
         self._stopped = threading.Event()
 
     def setup(self, stage: str) -> None:
@@ -120,23 +125,49 @@ class OnlineData(L.LightningDataModule):
             return
         self._stopped.clear()
         self.store = self.memory = None
-        module = self.trainer.lightning_module if self.trainer else None
-        window = getattr(module, "window", None) or Direct()
-        part = "test" if stage == "test" else "validation"
-        self.held_out = HeldOut(self.spec, window, self.batch_size, 0, self.count)
-        if stage == "fit":
-            self.store = self.make_store(self.spec, window, self.batch_size)
-            self._check_threshold(self.store, window)
-            first = next(self.sampler.parameters(self.spec.parameters))
-            self.memory = Persistence(
-                self.store, self.held_out, first, fields=self.checkpoint_reservoir
-            )
-        self._sinks = sinks = Sinks(
-            self.held_out, self.store, self.memory, deterministic=self.deterministic
+        trainer = self.trainer
+        self.ranks = (
+            Ranks(trainer.global_rank, trainer.world_size) if trainer else Ranks()
         )
-        self.window = window
+        module = trainer.lightning_module if trainer else None
+        self.window = window = getattr(module, "window", None) or Direct()
+        with self.ranks.failing():
+            self.held_out = self._share(window)
+            if stage == "fit":
+                self.store = self.make_store(self.spec, window, self.batch_size)
+                self._check_threshold(self.store, window)
+                first = next(self.sampler.parameters(self.spec.parameters))
+                self.memory = Persistence(
+                    self.store, self.held_out, first, fields=self.checkpoint_reservoir
+                )
+        self._sinks = Sinks(
+            self.held_out,
+            self.count,
+            self.ranks,
+            self.store,
+            self.memory,
+            deterministic=self.deterministic,
+        )
+        self.study = self._study("test" if stage == "test" else "validation")
+        self._open = True
+        if self.ranks.rank == 0:
+            logger.info("Dask dashboard: %s", self.study.dashboard_link)
+
+    def _share(self, window: Window) -> HeldOut:
+        """Return a place for the held-out simulations of this rank."""
+        rank, world = self.ranks.rank, self.ranks.world
+        if self.count < world:
+            raise ValueError(
+                f"data.held_out: expected at least one simulation for each of {world} "
+                f"ranks, got {self.count}."
+            )
+        count = len(range(rank, self.count, world))
+        return HeldOut(self.spec, window, self.batch_size, rank, count, stride=world)
+
+    def _study(self, part: str) -> Study:
+        sinks = self._sinks
         folder = Path((self.trainer.log_dir if self.trainer else None) or ".")
-        self.study = Study(
+        return Study(
             self.workflow,
             self.solver,
             sinks.planned(part, self.sampler, self.simulations),
@@ -150,18 +181,19 @@ class OnlineData(L.LightningDataModule):
             on_end=sinks.end,
             # A retry must find a free worker, or the others wait for its turn for ever.
             ahead=1 if self.deterministic else 2,
+            ranks=self.ranks,
         )
-        self._open = True
-        logger.info("Dask dashboard: %s", self.study.dashboard_link)
 
     def _check_threshold(self, store: Store, window: Window) -> None:
         if self.simulations is None:
             return
-        samples = self.simulations * window.samples(self.spec.steps)
+        numbers = range(self.count, self.count + self.simulations)
+        mine = sum(self.ranks.mine(number) for number in numbers)
+        samples = mine * window.samples(self.spec.steps)
         if samples < store.threshold:
             raise ValueError(
                 f"The threshold can never be reached: expected at most {samples} "
-                f"samples ({self.simulations} simulations of "
+                f"samples ({mine} simulations of "
                 f"{window.samples(self.spec.steps)}), got a threshold of "
                 f"{store.threshold}. Lower it, or run more simulations."
             )
@@ -193,6 +225,7 @@ class OnlineData(L.LightningDataModule):
 
     def on_exception(self, exception: BaseException) -> None:
         """End the study when the run fails."""
+        self.ranks.leave()
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,13 +235,21 @@ class OnlineData(L.LightningDataModule):
         folder = Path(self.trainer.log_dir or ".") / "checkpoints"
         for callback in self.trainer.checkpoint_callbacks:
             folder = Path(getattr(callback, "dirpath", None) or folder)
-        return self.memory.save(self.trainer.global_step, self._trained(), folder)
+        mine = self.memory.save(self.trainer.global_step, self._trained(), folder)
+        return {"ranks": self.ranks.gather(mine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        if self.memory is not None:
-            path = (self.trainer.ckpt_path if self.trainer else None) or "."
-            self.memory.load(state_dict, Path(path).parent)
+        if self.memory is None:
+            return
+        path = (self.trainer.ckpt_path if self.trainer else None) or "."
+        states, world = state_dict["ranks"], self.ranks.world
+        if len(states) != world:
+            raise ValueError(
+                f"The checkpoint is of {len(states)} ranks, expected {world}: each has "
+                "its share of the simulations. Use as many devices as before."
+            )
+        self.memory.load(states[self.ranks.rank], Path(path).parent)
 
     def _trained(self) -> int:
         """Number of batches that were trained since the loader was made."""
@@ -232,40 +273,50 @@ class OnlineData(L.LightningDataModule):
         study, store = self._running(), self.store
         assert store is not None, "only a fit has a reservoir"
         self._wait(lambda seconds: self._filled(store, seconds))
-        if not store.counters().population:
+        count = store.counters().population
+        shares = self.ranks.gather((count, store.moments() if count else None))
+        moments = Moments(len(self.spec.variables))
+        for share, of_rank in shares:
+            if of_rank is not None:
+                moments.join(share, *of_rank)
+        if not moments.count:
             raise EnsembleError(
                 "The study ended before a single sample arrived: "
                 f"{study.progress().failed} simulations failed. Look into failures.csv "
                 "in the run's folder."
             )
-        return store.moments()
+        return moments.mean, moments.std
 
     def _wait_held_out(self) -> HeldOut:
         self._running()
         held_out = self.held_out
         assert held_out is not None, "setup() makes it"
         self._wait(held_out.wait)
-        finished = len(held_out.finished)
-        if not finished:
+        shares = self.ranks.gather(len(held_out.finished))
+        self.validated = sum(shares)
+        if 0 in shares:
+            of_rank = f" of rank {shares.index(0)}" if len(shares) > 1 else ""
             raise EnsembleError(
-                f"None of the {held_out.count} held-out simulations finished: there is "
-                "nothing to validate with. Look into failures.csv in the run's folder."
+                f"None of the held-out simulations{of_rank} finished: there is nothing "
+                "to validate with. Look into failures.csv in the run's folder."
             )
-        if finished < held_out.count:
+        if self.validated < self.count and self.ranks.rank == 0:
             logger.warning(
                 "Validating with %d of %d simulations; see failures.csv.",
-                finished,
-                held_out.count,
+                self.validated,
+                self.count,
             )
         return held_out
 
     def _wait(self, wait: Callable[[float], bool]) -> None:
-        study = self._running()
-        while not wait(_SLICE):
-            study.check()
-            self._leave_if_stopped()
-        self._leave_if_stopped()
-        study.check()
+        self.ranks.wait(wait, self._check, _SLICE)
+        self._check()
+
+    def _check(self) -> None:
+        if self._stopped.is_set():
+            # Nothing has been trained that could be saved.
+            raise KeyboardInterrupt
+        self._running().check()
 
     def _filled(self, store: Store, seconds: float) -> bool:
         """Whether the moments will be those of many simulations, or of all there are.
@@ -284,11 +335,6 @@ class OnlineData(L.LightningDataModule):
         if store.counters().population >= fill or held_up or store.draining:
             return True
         return self._stopped.wait(_SLICE / 10)
-
-    def _leave_if_stopped(self) -> None:
-        if self._stopped.is_set():
-            # Nothing has been trained that could be saved.
-            raise KeyboardInterrupt
 
     def _running(self) -> Study:
         if self.study is None:
@@ -313,6 +359,8 @@ class OnlineData(L.LightningDataModule):
             self.window,
             flight=memory.flight,
             trained=self._trained if self.trainer is not None else None,
+            ranks=self.ranks,
+            stopped=self._stopped.is_set,
             check=study.check,
         )
 

@@ -68,6 +68,8 @@ class Ensemble:
     failures : Failures
     ahead : int
         In flight for each worker thread, when the held-out set is complete.
+    share : int
+        Number of ensembles that share the workers evenly.
     is_whole : callable
         Whether all steps of a simulation have arrived, by its number.
     on_set_aside : callable
@@ -87,6 +89,7 @@ class Ensemble:
         faults: Faults,
         failures: Failures,
         ahead: int = 2,
+        share: int = 1,
         is_whole: Callable[[int], bool],
         on_set_aside: Callable[[int], None],
         on_end: Callable[[], None],
@@ -99,7 +102,7 @@ class Ensemble:
         self._token = secrets.token_hex(3)
         self._faults = faults
         self._failures = failures
-        self._ahead = ahead
+        self._ahead, self._share = ahead, share
         self._is_whole = is_whole
         self._on_set_aside = on_set_aside
         self._on_end = on_end
@@ -188,7 +191,8 @@ class Ensemble:
 
     def _look(self) -> None:
         try:
-            self._threads = sum(self._client.nthreads().values())
+            threads = sum(self._client.nthreads().values())
+            self._threads = -(-threads // self._share)
         except (OSError, TimeoutError) as error:
             raise ConnectionError(str(error)) from error
 

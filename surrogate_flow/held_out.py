@@ -34,21 +34,35 @@ class HeldOut:
         Number of the first held-out simulation.
     count : int
         How many there are.
+    stride : int
+        Distance between the numbers of two of them.
     """
 
     def __init__(
-        self, spec: FieldSpec, window: Window, batch_size: int, first: int, count: int
+        self,
+        spec: FieldSpec,
+        window: Window,
+        batch_size: int,
+        first: int,
+        count: int,
+        *,
+        stride: int = 1,
     ) -> None:
         self.spec = spec
         self.window = window
         self.batch_size = batch_size
         self.first = first
         self.count = count
+        self.stride = stride
         self.fields = np.empty((count, spec.steps, *spec.step_shape), dtype=np.float32)
         self.parameters = np.empty((count, len(spec.parameters)), dtype=np.float32)
         self._arrived = np.zeros(count, dtype=np.int64)
         self._missing: set[int] = set()
         self._changed = threading.Condition()
+
+    def row(self, simulation: int) -> int:
+        """Return the place of a simulation in `fields`."""
+        return (simulation - self.first) // self.stride
 
     def offer(
         self,
@@ -58,7 +72,7 @@ class HeldOut:
         parameters: Float[np.ndarray, " parameter"],
     ) -> int:
         """Store the steps; all of them, always."""
-        row = simulation - self.first
+        row = self.row(simulation)
         self.fields[row, first : first + len(steps)] = steps
         self.parameters[row] = parameters
         with self._changed:
@@ -68,7 +82,7 @@ class HeldOut:
 
     def expected(self, simulation: int) -> int:
         """Return the number of the next step of a simulation."""
-        return int(self._arrived[simulation - self.first])
+        return int(self._arrived[self.row(simulation)])
 
     def on_room(self, callback: Callable[[], None]) -> None:
         """Do nothing: there is always room."""
@@ -79,7 +93,7 @@ class HeldOut:
     def set_aside(self, simulation: int) -> None:
         """Wait no longer for a simulation that failed for good."""
         with self._changed:
-            self._missing.add(simulation - self.first)
+            self._missing.add(self.row(simulation))
             self._changed.notify_all()
 
     def restore(
@@ -126,7 +140,7 @@ class HeldOut:
             yield Batch.from_draw(
                 Draw(
                     fields=self.fields[rows[:, None], span],
-                    simulation=rows + self.first,
+                    simulation=rows * self.stride + self.first,
                     step=steps,
                     parameters=self.parameters[rows],
                 ),

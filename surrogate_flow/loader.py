@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from surrogate_flow.batch import Batch
+from surrogate_flow.ranks import Ranks, State
 from surrogate_flow.reservoir import Flight, Store
 from surrogate_flow.windows import Window
 
@@ -33,6 +34,11 @@ class OnlineLoader:
     trained : callable, optional
         Number of batches trained so far, of those that this loader gave; by default all
         that it gave.
+    ranks : Ranks, optional
+        All end after the same batch; those whose data have ended before get batches of
+        weight zero.
+    stopped : callable, optional
+        Whether this rank was told to stop, and all with it.
     check : callable
         Raises what stopped the study, if anything did, so that no wait is for ever.
     ahead : int
@@ -46,6 +52,8 @@ class OnlineLoader:
         *,
         flight: Flight,
         trained: Callable[[], int] | None = None,
+        ranks: Ranks | None = None,
+        stopped: Callable[[], bool] = bool,
         check: Callable[[], None],
         ahead: int = 2,
     ) -> None:
@@ -54,6 +62,8 @@ class OnlineLoader:
         self._flight = flight
         self._given = 0
         self._trained = trained or (lambda: self._given)
+        self._ranks = ranks or Ranks()
+        self._stopped = stopped
         self._check = check
         self._ahead = ahead
 
@@ -64,18 +74,49 @@ class OnlineLoader:
             target=self._draw_ahead, args=(ready, left), name="prefetch", daemon=True
         )
         thread.start()
+        ended = False
         try:
-            while (item := ready.get()) is not None:
+            while True:
+                state, item = (State.ENDED, None) if ended else self._look(ready)
+                states = self._ranks.meet(state)
+                ended = state is State.ENDED
+                while State.WAITING in states and State.STOPPED not in states:
+                    if state is State.WAITING:
+                        state, item = self._look(ready)
+                        ended = state is State.ENDED
+                    states = self._ranks.meet(state)
                 if isinstance(item, BaseException):
                     raise item
+                if State.STOPPED in states or State.READY not in states:
+                    return
                 self._given += 1
-                yield item
+                # Gradients are averaged over all ranks, those without data too.
+                weight = self._ranks.world / states.count(State.READY)
+                yield (
+                    Batch.weightless(self._store.spec, self._window)
+                    if item is None
+                    else item._replace(weight=weight)
+                )
         finally:
             left.set()
             while thread.is_alive():
                 while not ready.empty():
                     ready.get_nowait()
                 thread.join(0.01)
+
+    def _look(
+        self, ready: queue.Queue[Batch | BaseException | None]
+    ) -> tuple[State, Batch | BaseException | None]:
+        """Wait for a moment, and say what this rank has."""
+        try:
+            item = ready.get(timeout=_SLICE)
+        except queue.Empty:
+            return State.WAITING, None
+        if self._stopped():
+            return State.STOPPED, None
+        if isinstance(item, BaseException):
+            return State.FAILED, item
+        return (State.ENDED if item is None else State.READY), item
 
     def _draw_ahead(
         self,
@@ -87,7 +128,7 @@ class OnlineLoader:
             while not left.is_set():
                 batch = self._draw(left)
                 if batch is not None and pin:
-                    batch = Batch(*(tensor.pin_memory() for tensor in batch))
+                    batch = batch.pinned()
                 ready.put(batch)
                 if batch is None:
                     return

@@ -162,7 +162,8 @@ class ProgressLine(ProgressBar):
         return [*held, counts, *([waiting] if waiting else [])]
 
     def _line(self) -> Text:
-        parts = [self._stage]
+        ranks = self.trainer.world_size
+        parts = [self._stage, *([f"rank 0 of {ranks}"] if ranks > 1 else [])]
         if self._loss is not None:
             parts.append(f"batch {self.trainer.global_step}")
             parts.append(f"loss {float(self._loss):.3g}")

@@ -48,7 +48,7 @@ class Report(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
             picture(pl_module, held_out).savefig(self.folder / "prediction.png")
         self._lines = [
-            *_errors("val", trainer.callback_metrics, held_out),
+            *_errors("val", trainer, held_out),
             *_best(trainer),
             f"Run: {self.folder}",
             f"Next: {_next_command(self.folder, pl_module)}",
@@ -60,13 +60,13 @@ class Report(Callback):
         """Note the errors of ``validate``."""
         held_out = _held_out(trainer)
         if held_out is not None and trainer.state.fn != TrainerFn.FITTING:
-            self._lines = _errors("val", trainer.callback_metrics, held_out)
+            self._lines = _errors("val", trainer, held_out)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the errors of ``test``."""
         held_out = _held_out(trainer)
         if held_out is not None:
-            self._lines = _errors("test", trainer.callback_metrics, held_out)
+            self._lines = _errors("test", trainer, held_out)
 
     def teardown(
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
@@ -84,13 +84,16 @@ def _held_out(trainer: L.Trainer) -> HeldOut | None:
     return data.held_out if data.held_out and data.held_out.finished else None
 
 
-def _errors(stage: str, metrics: Any, held_out: HeldOut) -> list[str]:
+def _errors(stage: str, trainer: L.Trainer, held_out: HeldOut) -> list[str]:
+    metrics = trainer.callback_metrics
+    data = getattr(trainer, "datamodule", None)
+    count = data.validated if isinstance(data, OnlineData) else len(held_out.finished)
     if f"{stage}_relative_l2" not in metrics:
         return ["No validation has run."]
     title = "Validation" if stage == "val" else "Test"
     lines = [
         f"{title} error: {float(metrics[f'{stage}_relative_l2']):.2%} relative "
-        f"(L2, mean over {len(held_out.finished)} simulations)"
+        f"(L2, mean over {count} simulations)"
     ]
     for variable, spread in zip(
         held_out.spec.variables, held_out.spread(), strict=True

@@ -9,12 +9,25 @@ from pathlib import Path
 __all__ = ["job_checkpoint", "last_checkpoint", "new_folder"]
 
 
+_GIVEN = "SURROGATE_FLOW_RUN"  # to the processes of a run's other ranks
+
+
 def new_folder(root: Path, workflow: str, kind: str = "") -> Path:
-    """Return ``root/workflow/<time>[_job<id>][_kind]``; the id is that of Slurm."""
+    """Return ``root/workflow/<time>[_job<id>][_kind]``; the id is that of Slurm.
+
+    All ranks of a run get the same: they inherit it, or find it in Slurm's variables.
+    """
+    if (given := os.environ.get(_GIVEN)) and os.environ.get("LOCAL_RANK", "0") != "0":
+        return Path(given)
     name = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     job = os.environ.get("SLURM_JOB_ID", "")
     parts = [name, f"job{job}" if job else "", kind]
-    return root / workflow / "_".join(part for part in parts if part)
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        step = os.environ.get("SLURM_STEP_ID", "0")
+        parts = [f"step{step}", os.environ.get("SLURM_RESTART_COUNT", ""), *parts[1:]]
+    folder = root / workflow / "_".join(part for part in parts if part)
+    os.environ[_GIVEN] = str(folder)
+    return folder
 
 
 def last_checkpoint(root: Path, workflow: str, name: str = "last") -> Path:

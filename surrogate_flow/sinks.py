@@ -8,6 +8,7 @@ from surrogate_flow import schedule
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.in_order import InOrder
 from surrogate_flow.persistence import Persistence
+from surrogate_flow.ranks import Ranks
 from surrogate_flow.reservoir import Store
 from surrogate_flow.sampling import Sampler
 from surrogate_flow.simulation import Simulation
@@ -22,7 +23,11 @@ class Sinks:
     Parameters
     ----------
     held_out : HeldOut
-        Of the simulations 0, ..., count - 1.
+        This rank's share of the held-out simulations.
+    count : int
+        Number of all held-out simulations, 0, ..., count - 1.
+    ranks : Ranks
+        Simulations are dealt to them.
     store : Store, optional
         Of all others.
     memory : Persistence, optional
@@ -34,12 +39,16 @@ class Sinks:
     def __init__(
         self,
         held_out: HeldOut,
+        count: int,
+        ranks: Ranks,
         store: Store | None = None,
         memory: Persistence | None = None,
         *,
         deterministic: bool = False,
     ) -> None:
         self.held_out = held_out
+        self.count = count
+        self.ranks = ranks
         self.store = store
         self.memory = memory
         self.order: InOrder | None = None
@@ -48,13 +57,15 @@ class Sinks:
     def start(self) -> None:
         """Fix the order, after what a checkpoint held has been restored."""
         if self._deterministic and self.store and self.memory and self.order is None:
-            first = self.held_out.count
-            self.order = InOrder(self.store, first, self.memory.ended())
+            ended, mine = self.memory.ended(), self.ranks.mine
+            self.order = InOrder(
+                self.store, self.count, lambda n: not mine(n) or ended(n)
+            )
 
     def planned(
         self, part: str, sampler: Sampler, simulations: int | None
     ) -> Iterator[Simulation]:
-        """Yield the simulations that have not ended: the held-out set, then training's.
+        """Yield this rank's simulations that have not ended, the held-out ones first.
 
         Parameters
         ----------
@@ -65,20 +76,21 @@ class Sinks:
         simulations : int or None
             How many to train on; ``None`` goes on for ever.
         """
-        bounds, count = self.held_out.spec.parameters, self.held_out.count
-        known = self.held_out.finished
+        bounds, count = self.held_out.spec.parameters, self.count
+        known, mine = self.held_out.finished, self.ranks.mine
         for simulation in schedule.held_out(part, bounds, count):
-            if simulation.number not in known:
+            number = simulation.number
+            if mine(number) and self.held_out.row(number) not in known:
                 yield simulation
         if self.memory is not None:
             ended = self.memory.ended()
             for simulation in schedule.training(sampler, bounds, count, simulations):
-                if not ended(simulation.number):
+                if mine(simulation.number) and not ended(simulation.number):
                     yield simulation
 
     def sink_for(self, simulation: int) -> Sink:
         """Return where the steps of a simulation go."""
-        if simulation < self.held_out.count:
+        if simulation < self.count:
             return self.held_out
         sink = self.order or self.store
         assert sink is not None, "only a fit has training simulations"
@@ -95,7 +107,7 @@ class Sinks:
         call : callable
             Has the thread that calls the sinks call something.
         """
-        if simulation < self.held_out.count:
+        if simulation < self.count:
             self.held_out.set_aside(simulation)
             return
         if self.memory is not None:

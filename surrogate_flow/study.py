@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from distributed import Client
 from distributed.deploy.cluster import Cluster
 from distributed.utils import get_ip
 
 from surrogate_flow.clusters import is_local, open_cluster
 from surrogate_flow.ensemble import Ensemble, Progress
+from surrogate_flow.existing import Existing
 from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
+from surrogate_flow.ranks import RankError, Ranks, State
 from surrogate_flow.simulation import Simulation, run
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Inlet, Sink
@@ -52,6 +53,8 @@ class Study:
         Called when the last simulation has ended.
     ahead : int
         Simulations in flight, for each thread of the workers.
+    ranks : Ranks, optional
+        The first opens the cluster, and all share its workers.
     """
 
     def __init__(
@@ -69,29 +72,41 @@ class Study:
         on_set_aside: Callable[[int], None],
         on_end: Callable[[], None],
         ahead: int = 2,
+        ranks: Ranks | None = None,
     ) -> None:
+        ranks = ranks or Ranks()
         self._faults = faults
         self._blocked = blocked
         self._on_set_aside = on_set_aside
         self._resources = contextlib.ExitStack()
         try:
-            opened = self._resources.enter_context(open_cluster(cluster))
-            self._client = self._resources.enter_context(
-                Client(opened, set_as_default=False)
-            )
-            self.dashboard_link: str = self._client.dashboard_link
-            host = None if is_local(opened) else get_ip()
-            self.inlet = self._resources.enter_context(
-                Inlet(solver.spec, sink_for, host=host, why=why)
-            )
+            with ranks.failing():
+                known = self._open_cluster(cluster, ranks)
+            ranks.meet(State.READY)
+            known = ranks.gather(known)[0]
+            with ranks.failing():
+                self._client = self._resources.enter_context(known.client())
+                self.dashboard_link: str = self._client.dashboard_link
+                self.inlet = self._resources.enter_context(
+                    Inlet(
+                        solver.spec,
+                        sink_for,
+                        host=None if known.local else get_ip(),
+                        why=why,
+                    )
+                )
+            ranks.meet(State.READY)
             self._ensemble = Ensemble(
                 self._client,
                 partial(run, solver, self.inlet.endpoint),
                 simulations,
                 name=name,
                 faults=faults,
-                failures=Failures(folder / "failures.csv"),
+                failures=Failures(
+                    folder / f"failures{f'_{ranks.rank}' if ranks.rank else ''}.csv"
+                ),
                 ahead=ahead,
+                share=ranks.world,
                 is_whole=self.inlet.is_whole,
                 on_set_aside=self._set_aside,
                 # Behind what the inlet was asked before: it may still be giving up.
@@ -104,6 +119,18 @@ class Study:
         except BaseException:
             self._resources.close()
             raise
+
+    def _open_cluster(
+        self, cluster: Callable[[], Cluster] | None, ranks: Ranks
+    ) -> Existing | None:
+        """Open the cluster on the first rank; it is closed when all have left."""
+        known = None
+        if ranks.rank == 0:
+            opened = self._resources.enter_context(open_cluster(cluster))
+            local = is_local(opened) and ranks.on_one_machine
+            known = Existing.of(opened, local=local)
+        self._resources.callback(_part, ranks)
+        return known
 
     def start(self) -> None:
         """Begin to submit simulations; may be called again."""
@@ -158,3 +185,11 @@ class Study:
     def close(self) -> None:
         """Stop what runs and free every process, port and file; may be called again."""
         self._resources.close()
+
+
+def _part(ranks: Ranks) -> None:
+    try:
+        ranks.meet(State.ENDED)
+    except RankError as error:
+        # This one has ended all the same.
+        logger.warning("%s", error)

@@ -137,8 +137,9 @@ class Surrogate(L.LightningModule):
         """Return the loss in normalised units."""
         prediction = self._normalised(batch.parameters, batch.step, batch.history)
         loss: Tensor = self.loss(prediction, self.normalisation.fields(batch.target))
-        self.log("train_loss", loss, batch_size=len(batch.step))
-        return loss
+        if batch.weight:
+            self.log("train_loss", loss, batch_size=len(batch.step))
+        return loss * batch.weight
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the validation errors."""

@@ -1,4 +1,4 @@
-"""A callback that writes down every batch that was trained, in a file that outlives it."""
+"""A callback that writes down every batch that was trained, in a file a rank that outlives it."""
 
 import json
 import os
@@ -16,7 +16,10 @@ class Recorder(Callback):
         samples = zip(
             batch.parameters[:, 0].tolist(), batch.step.int().tolist(), strict=True
         )
-        line = json.dumps([trainer.global_step - 1, list(samples)]) + "\n"
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(line.encode())
+        line = json.dumps(
+            [trainer.global_step - 1, list(samples) if batch.weight else []]
+        )
+        several = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
+        with open(f"{self.path}{several}", "ab", buffering=0) as file:
+            file.write(f"{line}\n".encode())
             os.fsync(file.fileno())

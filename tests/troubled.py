@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.sampling import Uniform
 from surrogate_flow.solvers.solver import Solver
 
 STEPS, CELLS = 5, 4
@@ -87,3 +88,18 @@ class Troubled(Wave):
     def hangs(self, phase):
         yield self.step(phase, 1.0)
         threading.Event().wait()
+
+
+class OddFail(Wave):
+    """A wave that fails for training simulations with an odd number, behind 3 held-out ones."""
+
+    def __init__(self) -> None:
+        points = Uniform(0).parameters(self.spec.parameters)
+        self.failing = {
+            p["phase"] for n, p in zip(range(3, 500), points, strict=False) if n % 2
+        }
+
+    def solve(self, parameters):
+        if parameters["phase"] in self.failing:
+            raise ArithmeticError("odd")
+        yield from super().solve(parameters)

@@ -48,7 +48,23 @@ class Moments:
         count = values.shape[0] * values.shape[2]
         mean = values.mean(axis=(0, 2))
         values -= mean[:, None]
-        squares = np.einsum("tcx,tcx->c", values, values)
+        self._merge(count, mean, np.einsum("tcx,tcx->c", values, values))
+
+    def join(
+        self,
+        count: int,
+        mean: Float64[np.ndarray, " channel"],
+        std: Float64[np.ndarray, " channel"],
+    ) -> None:
+        """Take the moments of `count` other numbers into account."""
+        self._merge(count, mean, count * std**2)
+
+    def _merge(
+        self,
+        count: int,
+        mean: Float64[np.ndarray, " channel"],
+        squares: Float64[np.ndarray, " channel"],
+    ) -> None:
         both = self.count + count
         shift = mean - self.mean
         self._squares += squares + shift**2 * (self.count * count / both)

@@ -1,0 +1,193 @@
+"""Two ranks that train together: DDP over gloo, as a user starts it."""
+
+import collections
+import os
+import signal
+import time
+
+import psutil
+import pytest
+import torch
+import yaml
+from test_end_to_end import fit
+from test_resume import SIMULATIONS, STEPS, lines, start, workflow
+
+from surrogate_flow.quantities import Parameter
+from surrogate_flow.sampling import Uniform
+from surrogate_flow.solvers import Heat2D
+
+TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+HELD_OUT = 3
+
+
+def wait_for(condition, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"nothing for {seconds} s"
+        time.sleep(0.01)
+
+
+def batches(folder):
+    """What each rank has trained so far."""
+    return [lines(folder / f"batches.{rank}") for rank in range(2)]
+
+
+def family(process):
+    """The other processes of a run: its second rank, and the workers of both."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    second = [
+        child
+        for child in children
+        if "fit" in child.cmdline() and child.ppid() == process.pid
+    ]
+    assert len(second) == 1
+    return second[0], children
+
+
+def gone(processes):
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    return not alive
+
+
+def numbers():
+    """First parameter of each training simulation -> its number."""
+    bounds = Heat2D().spec.parameters
+    assert isinstance(bounds[0], Parameter)
+    points = zip(
+        range(HELD_OUT, HELD_OUT + SIMULATIONS + 1),
+        Uniform(0).parameters(bounds),
+        strict=False,
+    )
+    return {round(point["initial"], 3): number for number, point in points}
+
+
+def samples(batches_of_rank, known):
+    return [
+        (known[round(parameter, 3)], step)
+        for _, batch in batches_of_rank
+        for parameter, step in batch
+    ]
+
+
+@pytest.mark.parametrize("policy", ["FIFO", "Reservoir"])
+def test_each_rank_trains_its_share(tmp_path, policy):
+    """Simulations are dealt by number; both take the same steps; nothing is lost or doubled."""
+    process = start(
+        tmp_path, policy, *TWO, simulations=SIMULATIONS + 1, held_out=HELD_OUT
+    )
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, output
+    known = numbers()
+    both = batches(tmp_path)
+    assert [step for step, _ in both[0]] == [step for step, _ in both[1]]
+    for rank in range(2):
+        counts = collections.Counter(samples(both[rank], known))
+        mine = [n for n in known.values() if n % 2 == rank]
+        assert set(counts) == {(n, s) for n in mine for s in range(STEPS)}
+        if policy == "FIFO":
+            assert set(counts.values()) == {1}
+    (path,) = (tmp_path / "runs" / "tiny").iterdir()
+    assert {"metrics.csv", "prediction.png", "config.yaml"} <= {
+        p.name for p in path.iterdir()
+    }
+    assert f"mean over {HELD_OUT} simulations" in output
+    assert output.count("Dask dashboard") == 1
+
+
+def test_both_ranks_go_on_after_a_kill(tmp_path):
+    """Each with its own share: FIFO trains every sample of every simulation once."""
+    options = {"checkpoint_reservoir": True, "held_out": HELD_OUT}
+    process = start(tmp_path, "FIFO", *TWO, **options)
+    wait_for(
+        lambda: (
+            len(batches(tmp_path)[1]) >= 14
+            and list(tmp_path.glob("runs/tiny/*/checkpoints/last.ckpt"))
+        ),
+        process,
+    )
+    _, children = family(process)
+    for victim in (process, *children):
+        victim.kill()
+    process.communicate(timeout=20)
+    assert gone(children)
+    first = batches(tmp_path)
+    for rank in range(2):
+        (tmp_path / f"batches.{rank}").unlink()
+    process = start(tmp_path, "FIFO", *TWO, "--ckpt_path=last", **options)
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, output
+    second, known = batches(tmp_path), numbers()
+    went_on = second[0][0][0]
+    assert went_on == second[1][0][0] >= 10
+    trained = []
+    for rank in range(2):
+        trained += samples(
+            [b for b in first[rank] if b[0] < went_on] + second[rank], known
+        )
+    assert set(collections.Counter(trained).values()) == {1}
+    assert len(trained) == SIMULATIONS * STEPS
+    process = start(tmp_path, "FIFO", "--ckpt_path=last", **options)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "The checkpoint is of 2 ranks, expected 1" in output
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_a_rank_dies_the_other_ends_with_its_name(tmp_path, victim):
+    process = start(tmp_path, "FIFO", *TWO, held_out=HELD_OUT, simulations=5000)
+    wait_for(lambda: len(batches(tmp_path)[1]) >= 5, process)
+    second, children = family(process)
+    (process if victim == 0 else second).kill()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert (
+        f"Rank {victim} (process {process.pid if victim == 0 else second.pid} on "
+        in output
+    )
+    assert "has died" in output
+    assert gone(children)
+
+
+def test_when_a_rank_fails_the_other_ends_too(tmp_path):
+    """Only the simulations of the second rank fail."""
+    recipe = workflow("FIFO", held_out=HELD_OUT, simulations=5000)
+    recipe["solver"] = {"class_path": "troubled.OddFail", "init_args": {}}
+    recipe["faults"] = {"retries": 0, "max_failures": 3}
+    process = fit(tmp_path, recipe, *TWO, start_new_session=True)
+    wait_for(lambda: psutil.Process(process.pid).children(), process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode != 0
+    assert "Rank 1 (process " in output
+    assert "more than max_failures=3" in output
+    assert gone(children)
+    (path,) = (tmp_path / "runs" / "tiny").iterdir()
+    assert len((path / "failures_1.csv").read_text().splitlines()) >= 5
+    assert not (path / "failures.csv").exists()
+
+
+def test_ctrl_c_ends_both_with_a_checkpoint(tmp_path):
+    process = start(tmp_path, "FIFO", *TWO, held_out=HELD_OUT, simulations=5000)
+    wait_for(lambda: len(batches(tmp_path)[1]) >= 5, process)
+    _, children = family(process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    (path,) = tmp_path.glob("runs/tiny/*/checkpoints/last.ckpt")
+    both = batches(tmp_path)
+    assert (
+        len(both[0])
+        == len(both[1])
+        == torch.load(path, weights_only=True)["global_step"]
+    )
+    assert gone(children)
+
+
+def test_too_few_held_out_simulations(tmp_path):
+    """Each rank needs one to validate with; both ranks say so, and end."""
+    (tmp_path / "w.yaml").write_text(yaml.safe_dump({}))
+    process = start(tmp_path, "FIFO", *TWO, held_out=1)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "expected at least one simulation for each of 2 ranks, got 1" in output
