@@ -35,9 +35,7 @@ class Existing:
     @classmethod
     def of(cls, cluster: Cluster, *, local: bool) -> Self:
         """Return how another process reaches a cluster of this one."""
-        return cls(
-            cluster.scheduler_address, getattr(cluster, "security", None), local
-        )
+        return cls(cluster.scheduler_address, getattr(cluster, "security", None), local)
 
     def client(self) -> Client:
         """Connect.
