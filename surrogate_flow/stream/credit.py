@@ -6,12 +6,14 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from surrogate_flow.stream.refusals import Refusal
+
 __all__ = ["CreditPool", "Overdraft"]
 
 Key = TypeVar("Key", bound=Hashable)
 
 
-class Overdraft(ValueError):
+class Overdraft(Refusal):
     """A connection sent more than it was granted."""
 
 
@@ -114,8 +116,9 @@ class CreditPool(Generic[Key]):
         account = self._accounts[key]
         if account.spent + length > account.granted:
             raise Overdraft(
+                "credit",
                 f"expected at most {account.granted - account.spent} bytes of credit "
-                f"to be used, got {length}"
+                f"to be used, got {length}",
             )
         account.spent += length
         self.pending += length

@@ -16,7 +16,7 @@ class Delivery:
     Parameters
     ----------
     sink_for : callable
-        Number of a simulation -> where its steps go.
+        Number of a simulation -> where its steps go, or None if it has not begun.
     wake : callable
         Given to each sink once; it must lead to a call of `retry`.
     shape : tuple of int
@@ -31,7 +31,7 @@ class Delivery:
 
     def __init__(
         self,
-        sink_for: Callable[[int], Sink],
+        sink_for: Callable[[int], Sink | None],
         wake: Callable[[], None],
         shape: tuple[int, ...],
         taken: Callable[[bytes, int], None],
@@ -43,10 +43,10 @@ class Delivery:
         self._sinks: dict[int, Sink] = {}
         self._waiting: dict[int, Trajectory] = {}
 
-    def open_sink(self, number: int) -> Sink:
+    def open_sink(self, number: int) -> Sink | None:
         """Return the sink of a simulation, which will wake us when it has room."""
         sink = self._sink_for(number)
-        if id(sink) not in self._sinks:
+        if sink is not None and id(sink) not in self._sinks:
             self._sinks[id(sink)] = sink
             sink.on_room(self._wake)
         return sink

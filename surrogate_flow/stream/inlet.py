@@ -33,6 +33,7 @@ __all__ = ["Inlet"]
 logger = logging.getLogger(__name__)
 
 BATCH = 64
+FRAMES = 2
 TICK_SECONDS = 1.0
 
 
@@ -44,8 +45,9 @@ class Inlet:
     spec : FieldSpec
         What every outlet must announce.
     sink_for : callable
-        Number of a simulation -> where its steps go. Called by the inlet's thread when
-        a simulation opens for the first time.
+        Number of a simulation -> where its steps go, or None if it has not begun: then
+        it is refused. Called by the inlet's thread when a simulation opens for the
+        first time.
     study : str, optional
         Tells this run from others; random by default.
     host : str, optional
@@ -79,7 +81,7 @@ class Inlet:
     def __init__(
         self,
         spec: FieldSpec,
-        sink_for: Callable[[int], Sink],
+        sink_for: Callable[[int], Sink | None],
         *,
         study: str | None = None,
         host: str | None = None,
@@ -200,8 +202,8 @@ class Inlet:
         router.router_handover = True
         router.heartbeat_ivl = HEARTBEAT
         router.heartbeat_timeout = HEARTBEAT_TIMEOUT
-        router.maxmsgsize = max(self._largest, 8 * len(self.spec.parameters))
-        router.maxmsgsize = max(router.maxmsgsize, HEADER_BYTES)
+        parameters = 8 * len(self.spec.parameters)
+        router.maxmsgsize = max(self._largest, parameters, HEADER_BYTES)
         if self.host is None:
             folder = SocketFolder()
             self._resources.callback(folder.close)
@@ -252,12 +254,16 @@ class Inlet:
     def _receive_batch(self) -> None:
         for _ in range(BATCH):
             try:
-                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                identity = part = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            self._reception.handle(
-                identity.bytes, [memoryview(f.buffer) for f in frames]
-            )
+            frames: list[memoryview] = []
+            while part.more:
+                part = self._socket.recv(copy=False)
+                # One more than any message has shows that there are too many.
+                if len(frames) < FRAMES + 1:
+                    frames.append(memoryview(part.buffer))
+            self._reception.handle(identity.bytes, frames)
 
     def _obey(self) -> None:
         while not self._commands.empty():

@@ -25,6 +25,7 @@ __all__ = [
 
 # A unix socket's address holds 107 characters; the file's name takes some of them.
 FOLDER_CHARACTERS = 90
+DOMAIN = "inlet"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,10 @@ def require_keys(
     server, client = generate_keys()
     authenticator = ThreadAuthenticator(context)
     authenticator.start()
-    authenticator.configure_curve_callback("*", _OnlyOurs(server.client))
+    authenticator.configure_curve_callback(DOMAIN, _OnlyOurs(server.client))
+    # Without it, ZeroMQ lets everybody in whenever the authenticator is not there.
+    socket.zap_domain = DOMAIN.encode()
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
     socket.curve_server = True
     socket.curve_publickey = server.public
     socket.curve_secretkey = server.secret

@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 
 import msgpack
 
+from surrogate_flow.stream.refusals import Refusal
+
 __all__ = [
     "Abort",
     "Ask",
@@ -38,7 +40,7 @@ REASON_CHARACTERS = 1000
 LARGEST_INTEGER = 2**63 - 1
 
 
-class MalformedMessage(ValueError):
+class MalformedMessage(Refusal):
     """Bytes that are no message of ours, and why."""
 
 
@@ -179,26 +181,29 @@ def decode(frames: Sequence[bytes | memoryview]) -> tuple[Message, memoryview]:
         key, has a value of another type, or a length that is not the payload's.
     """
     if not frames:
-        raise MalformedMessage("expected a header, got no frame")
+        raise MalformedMessage("frames", "expected a header, got no frame")
     header = memoryview(frames[0])
     if header.nbytes > HEADER_BYTES:
         raise MalformedMessage(
-            f"expected a header of at most {HEADER_BYTES} bytes, got {header.nbytes}"
+            "header",
+            f"expected a header of at most {HEADER_BYTES} bytes, got {header.nbytes}",
         )
     kind, plain = _unpack(header)
     message = _build(kind, plain)
     if len(frames) != 1 + kind.has_payload:
         raise MalformedMessage(
+            "frames",
             f"expected {1 + kind.has_payload} frames for {kind.__name__!r}, "
-            f"got {len(frames)}"
+            f"got {len(frames)}",
         )
     if not kind.has_payload:
         return message, memoryview(b"")
     payload = memoryview(frames[1])
     if plain["length"] != payload.nbytes:
         raise MalformedMessage(
+            "length",
             f"{kind.__name__!r} announces {plain['length']} bytes, "
-            f"got a payload of {payload.nbytes}"
+            f"got a payload of {payload.nbytes}",
         )
     return message, payload
 
@@ -208,13 +213,20 @@ def _unpack(header: memoryview) -> tuple[type[Message], dict[str, Any]]:
         plain = msgpack.unpackb(header, ext_hook=_refuse_extension)
     except Exception as error:
         # msgpack raises half a dozen types that share no base of its own.
-        raise MalformedMessage(f"header is not plain msgpack: {error!r}") from error
+        raise MalformedMessage(
+            "header", f"header is not plain msgpack: {error!r}"
+        ) from error
     if type(plain) is not dict:
-        raise MalformedMessage(f"expected a map, got {type(plain).__name__}")
+        raise MalformedMessage("header", f"expected a map, got {type(plain).__name__}")
     name = plain.pop("kind", None)
-    kind = _KINDS.get(name) if type(name) is str else None
+    if type(name) is not str:
+        # Never printed: the text of lists within lists takes as many frames.
+        raise MalformedMessage(
+            "kind", f"expected a kind of type str, got {type(name).__name__}"
+        )
+    kind = _KINDS.get(name)
     if kind is None:
-        raise MalformedMessage(f"unknown kind {str(name)[:40]!r}")
+        raise MalformedMessage("kind", f"unknown kind {name[:40]!r}")
     return kind, plain
 
 
@@ -222,21 +234,24 @@ def _build(kind: type[Message], plain: dict[str, Any]) -> Message:
     fields = _FIELDS[kind]
     if plain.keys() != fields.keys():
         raise MalformedMessage(
+            "keys",
             f"expected the keys {sorted(fields)} for {kind.__name__!r}, "
-            f"got {sorted(str(key)[:40] for key in plain)}"
+            f"got {sorted(str(key)[:40] for key in plain)}",
         )
     for name, value in plain.items():
         if type(value) is not fields[name]:
             raise MalformedMessage(
+                "type",
                 f"{kind.__name__}.{name}: expected {fields[name].__name__}, "
-                f"got {type(value).__name__}"
+                f"got {type(value).__name__}",
             )
         if type(value) is int and not 0 <= value <= LARGEST_INTEGER:
             raise MalformedMessage(
-                f"{kind.__name__}.{name}: expected 0 or more, below 2**63, got {value}"
+                "range",
+                f"{kind.__name__}.{name}: expected 0 or more, below 2**63, got {value}",
             )
     return kind(**plain)
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:
-    raise MalformedMessage(f"extension type {code} of {len(data)} bytes")
+    raise MalformedMessage("header", f"extension type {code} of {len(data)} bytes")

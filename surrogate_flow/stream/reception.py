@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.stream import messages as msg
-from surrogate_flow.stream.credit import CreditPool, Overdraft
+from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.delivery import Delivery
+from surrogate_flow.stream.refusals import Refusal, Refusals
 from surrogate_flow.stream.sink import InletCounters, Progress, Sink
-from surrogate_flow.stream.terms import Refusal, Terms
+from surrogate_flow.stream.terms import Terms
 from surrogate_flow.stream.trajectory import Trajectory
 
 __all__ = ["Reception"]
 
-logger = logging.getLogger(__name__)
-
-LOG_SECONDS = 10.0
 FORMER = 1024
 
 
@@ -37,7 +32,7 @@ class Reception:
     spec : FieldSpec
     study : str
     sink_for : callable
-        Number of a simulation -> where its steps go.
+        Number of a simulation -> where its steps go, or None if it has not begun.
     pool : CreditPool
     coalesce : int
         Largest message of several steps, in bytes.
@@ -58,7 +53,7 @@ class Reception:
         self,
         spec: FieldSpec,
         study: str,
-        sink_for: Callable[[int], Sink],
+        sink_for: Callable[[int], Sink | None],
         *,
         pool: CreditPool[bytes],
         coalesce: int,
@@ -80,8 +75,8 @@ class Reception:
         self._finished: set[int] = set()
         self._given_up: set[int] = set()
         self._stopped: str | None = None
-        self._steps = self._messages = self._duplicates = self._refusals = 0
-        self._logged = -LOG_SECONDS
+        self._steps = self._messages = self._duplicates = 0
+        self._refusals = Refusals()
 
     def handle(self, identity: bytes, frames: Sequence[memoryview]) -> None:
         """Act on one message, whatever it holds."""
@@ -98,9 +93,9 @@ class Reception:
             elif isinstance(message, msg.Abort):
                 self.leave(identity)
             else:
-                raise Refusal(f"{type(message).__name__!r} is for the inlet to say")
-        except (msg.MalformedMessage, Refusal, Overdraft) as error:
-            self._refuse(identity, str(error))
+                raise Refusal("kind", f"{message!r:.40} is for the inlet to say")
+        except Refusal as refusal:
+            self._refuse(identity, refusal)
 
     def retry(self) -> None:
         """Offer again what the sinks have not taken."""
@@ -110,6 +105,7 @@ class Reception:
 
     def tick(self) -> None:
         """Tell those who wait that the inlet lives, and why they wait."""
+        self._refusals.tell()
         if self._waiting:
             word = msg.Wait(self._why())
             for identity in list(self._waiting):
@@ -145,6 +141,7 @@ class Reception:
     def stop(self, reason: str) -> None:
         """Tell every outlet, now and at its opening, that the study ends."""
         self._stopped = reason
+        self._refusals.tell(at_once=True)
         for identity in list(self._connections):
             self._reply(identity, msg.Stop(reason))
 
@@ -155,12 +152,14 @@ class Reception:
     def counters(self) -> InletCounters:
         """Return what was seen so far; from any thread."""
         waiting = list(self._waiting.values())
+        refused = self._refusals.counts()
         return InletCounters(
             bytes=self._steps * self.spec.step_bytes,
             steps=self._steps,
             messages=self._messages,
             duplicates=self._duplicates,
-            refusals=self._refusals,
+            refusals=sum(refused.values()),
+            refused=refused,
             connections=len(self._connections),
             simulations=len(self._live),
             finished=len(self._finished),
@@ -185,11 +184,10 @@ class Reception:
 
     def _open(self, identity: bytes, message: msg.Open, payload: memoryview) -> None:
         number = message.simulation
-        self._terms.check_opening(message)
+        parameters = self._terms.check_opening(message, payload)
         if self._stopped is not None:
             self._reply(identity, msg.Stop(self._stopped))
             return
-        parameters = np.frombuffer(payload, np.float64).copy()
         if number in self._finished:
             self._reply(identity, msg.Welcome(self.spec.steps, True, self._coalesce, 0))
             return
@@ -198,21 +196,18 @@ class Reception:
             return
         trajectory = self._live.get(number)
         if trajectory is None:
-            trajectory = Trajectory(
-                number, parameters, self._delivery.open_sink(number)
-            )
-        elif not np.array_equal(trajectory.parameters, parameters, equal_nan=True):
-            raise Refusal(
-                f"simulation {number} began with the parameters "
-                f"{trajectory.parameters.tolist()}, got {parameters.tolist()}: a retry "
-                "must keep them"
-            )
-        elif message.attempt < trajectory.attempt:
-            newer = f"attempt {trajectory.attempt} is under way"
-            self._reply(identity, msg.Stop(newer))
-            return
+            sink = self._delivery.open_sink(number)
+            if sink is None:
+                raise Refusal("simulation", f"simulation {number} has not begun")
+            trajectory = Trajectory(number, parameters, sink)
+        else:
+            self._terms.check_retry(trajectory, parameters)
+            if message.attempt < trajectory.attempt:
+                word = msg.Stop(f"attempt {trajectory.attempt} is under way")
+                self._reply(identity, word)
+                return
         if self._connections.get(identity, trajectory) is not trajectory:
-            raise Refusal("this connection serves another simulation")
+            raise Refusal("simulation", "this connection serves another simulation")
         if trajectory.identity is not None and trajectory.identity != identity:
             word = msg.Stop(f"superseded by attempt {message.attempt}")
             self._reply(trajectory.identity, word)
@@ -297,13 +292,9 @@ class Reception:
     def _refuse_stranger(self, identity: bytes) -> None:
         # A connection that was told to stop still has messages under way.
         if identity not in self._former:
-            raise Refusal("expected an opening first")
+            raise Refusal("stranger", "expected an opening first")
 
-    def _refuse(self, identity: bytes, reason: str) -> None:
-        self._refusals += 1
-        now = time.monotonic()
-        if now - self._logged >= LOG_SECONDS:
-            self._logged = now
-            logger.warning("Refused (number %d): %s", self._refusals, reason)
+    def _refuse(self, identity: bytes, refusal: Refusal) -> None:
+        self._refusals.add(identity, refusal)
         self.leave(identity)
-        self._reply(identity, msg.Refused(reason))
+        self._reply(identity, msg.Refused(str(refusal)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -61,6 +61,8 @@ class InletCounters:
         Steps that came again and were dropped.
     refusals : int
         Openings and messages that were refused.
+    refused : mapping of str to int
+        The same by cause, such as ``"study"`` or ``"length"``.
     connections, simulations : int
         Open now; of these simulations, unfinished and not given up.
     finished : int
@@ -80,6 +82,7 @@ class InletCounters:
     messages: int
     duplicates: int
     refusals: int
+    refused: Mapping[str, int]
     connections: int
     simulations: int
     finished: int
