@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -32,12 +31,16 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:
+        # What is damaged makes the reader fail in a dozen ways.
         raise ValueError(
             f"{path}: cannot be read as a checkpoint ({type(error).__name__}). It is "
             "cut off, or holds more than data, which is never executed."
         ) from error
-    return recipe_of(saved, str(path)), saved["state_dict"]
+    recipe = recipe_of(saved, str(path))
+    if not isinstance(saved.get("state_dict"), dict):
+        raise ValueError(f"{path}: expected the state of a network, got none.")
+    return recipe, saved["state_dict"]
 
 
 def recipe_of(saved: Any, place: str) -> dict[str, Any]:

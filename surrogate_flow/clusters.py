@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing import resource_tracker
+from pathlib import Path
 
 import dask
 from distributed import LocalCluster
 from distributed.deploy.cluster import Cluster
 
+from surrogate_flow import security
+
 __all__ = ["is_local", "open_cluster"]
+
+logger = logging.getLogger(__name__)
 
 _SETTINGS = {
     # A solver may hold the GIL for longer than any heartbeat; a lost worker shows in
@@ -25,8 +32,20 @@ _SETTINGS = {
 }
 
 
-def open_cluster(factory: Callable[[], Cluster] | None) -> Cluster:
+@contextmanager
+def open_cluster(
+    factory: Callable[..., Cluster] | None, folder: Path = Path()
+) -> Iterator[Cluster]:
     """Build the cluster, or one single-threaded worker a core on this machine.
+
+    Its parts speak TLS with keys made here, unless the recipe says ``security: false``
+    or the class knows no `security`; then a warning tells what is open.
+
+    Parameters
+    ----------
+    factory : callable, optional
+    folder : Path
+        Where workers that other programs start find their keys, in a folder of its own.
 
     Raises
     ------
@@ -34,6 +53,16 @@ def open_cluster(factory: Callable[[], Cluster] | None) -> Cluster:
         If the cluster's class refuses its arguments, or does not start.
     """
     dask.config.set(_SETTINGS)
+    with ExitStack() as resources:
+        if factory is not None:
+            factory = _with_keys(factory, folder, resources)
+        cluster = resources.enter_context(_build(factory))
+        if not security.is_closed(cluster):
+            _warn(cluster)
+        yield cluster
+
+
+def _build(factory: Callable[[], Cluster] | None) -> Cluster:
     try:
         with _deaf_to_interrupts(), warnings.catch_warnings():
             # Another run has the usual port; the address is printed anyhow.
@@ -43,6 +72,7 @@ def open_cluster(factory: Callable[[], Cluster] | None) -> Cluster:
             return LocalCluster(
                 threads_per_worker=1,
                 dashboard_address="127.0.0.1:8787",
+                security=security.in_memory(),
                 # The ensemble says what fails, once and with its parameters.
                 silence_logs=logging.CRITICAL,
             )
@@ -51,6 +81,33 @@ def open_cluster(factory: Callable[[], Cluster] | None) -> Cluster:
             f"The cluster did not start: {type(error).__name__}: {error} Check the "
             "arguments under data.cluster."
         ) from error
+
+
+def _with_keys(
+    factory: Callable[..., Cluster], folder: Path, resources: ExitStack
+) -> Callable[..., Cluster]:
+    """Give the class keys if it knows a `security` that the recipe does not set."""
+    # What jsonargparse builds names every argument of the class, with its default.
+    arguments = getattr(factory, "keywords", {})
+    chosen = arguments.get("security")
+    if chosen is False:
+        # To some classes it means yes, others know no such value.
+        return partial(factory, security=None)
+    known = {*arguments, *inspect.signature(factory).parameters}
+    if "security" not in known or chosen not in (None, True):
+        return factory
+    keys = resources.enter_context(security.in_files(folder))
+    return partial(factory, security=keys)
+
+
+def _warn(cluster: Cluster) -> None:
+    logger.warning(
+        "Nothing guards the scheduler at %s: whoever reaches this address can run code "
+        "as you on every worker%s. Expected a cluster that takes `security`, and a "
+        "recipe without `security: false`.",
+        cluster.scheduler_address,
+        "" if is_local(cluster) else ", and can read the keys of the stream",
+    )
 
 
 @contextmanager

@@ -108,6 +108,23 @@ class SurrogateCLI(LightningCLI):
         parser.set_defaults({"data": {"class_path": "surrogate_flow.OnlineData"}})
         parser.link_arguments("data.spec", "model.spec", apply_on="instantiate")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Open checkpoints as data only, whatever else Lightning offers."""
+        super().parse_arguments(parser, args)
+        options = self.config[self.config.subcommand]
+        if options.get("weights_only") is False:
+            raise ValueError(
+                "--weights_only: expected true, got false. A checkpoint is data, and "
+                "is never executed."
+            )
+        options["weights_only"] = True
+
+    def _parse_ckpt_path(self) -> None:
+        """Refuse what is no checkpoint of ours; Lightning would let it set options."""
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and Path(path).is_file():
+            checkpoint.read(path)
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add loggers, checkpoints, progress and report, unless they are set."""
         config = self._get(self.config_init, "trainer")

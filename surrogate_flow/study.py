@@ -78,10 +78,12 @@ class Study:
         self._faults = faults
         self._blocked = blocked
         self._on_set_aside = on_set_aside
+        self._sink_for = sink_for
+        self._begun: set[int] = set()
         self._resources = contextlib.ExitStack()
         try:
             with ranks.failing():
-                known = self._open_cluster(cluster, ranks)
+                known = self._open_cluster(cluster, folder, ranks)
             ranks.meet(State.READY)
             known = ranks.gather(known)[0]
             with ranks.failing():
@@ -90,7 +92,7 @@ class Study:
                 self.inlet = self._resources.enter_context(
                     Inlet(
                         solver.spec,
-                        sink_for,
+                        self._sink_if_begun,
                         host=None if known.local else get_ip(),
                         why=why,
                     )
@@ -99,7 +101,7 @@ class Study:
             self._ensemble = Ensemble(
                 self._client,
                 partial(run, solver, self.inlet.endpoint),
-                simulations,
+                self._begin(simulations),
                 name=name,
                 faults=faults,
                 failures=Failures(
@@ -121,12 +123,12 @@ class Study:
             raise
 
     def _open_cluster(
-        self, cluster: Callable[[], Cluster] | None, ranks: Ranks
+        self, cluster: Callable[[], Cluster] | None, folder: Path, ranks: Ranks
     ) -> Existing | None:
         """Open the cluster on the first rank; it is closed when all have left."""
         known = None
         if ranks.rank == 0:
-            opened = self._resources.enter_context(open_cluster(cluster))
+            opened = self._resources.enter_context(open_cluster(cluster, folder))
             local = is_local(opened) and ranks.on_one_machine
             known = Existing.of(opened, local=local)
         self._resources.callback(_part, ranks)
@@ -139,7 +141,20 @@ class Study:
             self._since = time.monotonic()
             self._ensemble.start()
 
+    def _begin(self, simulations: Iterator[Simulation]) -> Iterator[Simulation]:
+        for simulation in simulations:
+            self._begun.add(simulation.number)
+            yield simulation
+
+    def _sink_if_begun(self, simulation: int) -> Sink | None:
+        if simulation not in self._begun:
+            return None
+        # The inlet asks once: memory does not grow with the number of simulations.
+        self._begun.discard(simulation)
+        return self._sink_for(simulation)
+
     def _set_aside(self, simulation: int) -> None:
+        self._begun.discard(simulation)
         self.inlet.give_up(simulation)
         self._on_set_aside(simulation)
 

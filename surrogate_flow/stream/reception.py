@@ -195,6 +195,8 @@ class Reception:
             self._reply(identity, msg.Stop(f"simulation {number} was given up"))
             return
         trajectory = self._live.get(number)
+        if self._connections.get(identity, trajectory) is not trajectory:
+            raise Refusal("simulation", "this connection serves another simulation")
         if trajectory is None:
             sink = self._delivery.open_sink(number)
             if sink is None:
@@ -206,8 +208,6 @@ class Reception:
                 word = msg.Stop(f"attempt {trajectory.attempt} is under way")
                 self._reply(identity, word)
                 return
-        if self._connections.get(identity, trajectory) is not trajectory:
-            raise Refusal("simulation", "this connection serves another simulation")
         if trajectory.identity is not None and trajectory.identity != identity:
             word = msg.Stop(f"superseded by attempt {message.attempt}")
             self._reply(trajectory.identity, word)
