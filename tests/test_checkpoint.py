@@ -108,9 +108,9 @@ def test_one_from_afar_runs_neither(evil):
             timeout=100,
         )
         server.shutdown()
+    assert not ran.exists()
     assert done.returncode != 0, done.stdout
     assert "evil.ckpt" in done.stderr or "Weights only load failed" in done.stderr
-    assert not ran.exists()
 
 
 @pytest.mark.parametrize("part", ["network", "window"])

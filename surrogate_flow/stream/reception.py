@@ -295,6 +295,6 @@ class Reception:
             raise Refusal("stranger", "expected an opening first")
 
     def _refuse(self, identity: bytes, refusal: Refusal) -> None:
-        self._refusals.add(identity, refusal)
         self.leave(identity)
-        self._reply(identity, msg.Refused(str(refusal)))
+        if self._refusals.add(identity, refusal):
+            self._reply(identity, msg.Refused(str(refusal)))

@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 LOG_SECONDS = 10.0
 LOG_CHARACTERS = 500
+REPLIES = 64
+PEERS = 1024
 
 
 class Refusal(ValueError):
@@ -35,16 +37,28 @@ class Refusals:
         self._told: Counter[str] = Counter()
         self._logged = -LOG_SECONDS
         self._last = ""
+        self._peers: dict[bytes, int] = {}
 
     def counts(self) -> dict[str, int]:
         """Return how often each cause has occurred; from any thread."""
         return dict(self._counts)
 
-    def add(self, identity: bytes, refusal: Refusal) -> None:
-        """Count one; log it, unless another was logged a moment ago."""
+    def add(self, identity: bytes, refusal: Refusal) -> bool:
+        """Count one; log it, unless another was logged a moment ago.
+
+        Returns
+        -------
+        bool
+            Whether to answer: replies to a peer that never reads would pile up.
+        """
         self._counts[refusal.cause] += 1
         self._last = f"connection {identity[:6].hex()}: {refusal}"[:LOG_CHARACTERS]
         self.tell()
+        times = self._peers.pop(identity, 0) + 1
+        self._peers[identity] = times
+        if len(self._peers) > PEERS:
+            del self._peers[next(iter(self._peers))]
+        return times <= REPLIES
 
     def tell(self, at_once: bool = False) -> None:
         """Log what was not logged yet, if it is time, or `at_once`."""
