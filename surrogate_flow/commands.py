@@ -119,12 +119,6 @@ class SurrogateCLI(LightningCLI):
             )
         options["weights_only"] = True
 
-    def _parse_ckpt_path(self) -> None:
-        """Refuse what is no checkpoint of ours; Lightning would let it set options."""
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and Path(path).is_file():
-            checkpoint.read(path)
-
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add loggers, checkpoints, progress and report, unless they are set."""
         config = self._get(self.config_init, "trainer")
