@@ -24,9 +24,6 @@ __all__ = ["is_local", "open_cluster"]
 logger = logging.getLogger(__name__)
 
 _SETTINGS = {
-    # A solver may hold the GIL for longer than any heartbeat; a lost worker shows in
-    # its connection.
-    "distributed.scheduler.worker-ttl": None,
     # After this time a cluster gives up workers that its nannies are just restarting.
     "distributed.deploy.lost-worker-timeout": "1 day",
 }
@@ -34,7 +31,9 @@ _SETTINGS = {
 
 @contextmanager
 def open_cluster(
-    factory: Callable[..., Cluster] | None, folder: Path = Path()
+    factory: Callable[..., Cluster] | None,
+    folder: Path = Path(),
+    worker_ttl: float | None = None,
 ) -> Iterator[Cluster]:
     """Build the cluster, or one single-threaded worker a core on this machine.
 
@@ -46,13 +45,17 @@ def open_cluster(
     factory : callable, optional
     folder : Path
         Where workers that other programs start find their keys, in a folder of its own.
+    worker_ttl : float, optional
+        Seconds without a heartbeat after which a worker's process is restarted; never
+        by default, since a solver may hold the GIL for as long as a step takes.
 
     Raises
     ------
     RuntimeError
         If the cluster's class refuses its arguments, or does not start.
     """
-    dask.config.set(_SETTINGS)
+    # A lost worker shows in its connection, a stopped one in its heartbeat only.
+    dask.config.set({**_SETTINGS, "distributed.scheduler.worker-ttl": worker_ttl})
     with ExitStack() as resources:
         if factory is not None:
             factory = _with_keys(factory, folder, resources)

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
 import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from distributed import Client, Future
 
 from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
 from surrogate_flow.simulation import Simulation, Summary
+from surrogate_flow.status import Progress
 from surrogate_flow.stream import RefusedStep
+from surrogate_flow.watchdog import Watchdog
 
 __all__ = ["Ensemble", "EnsembleError", "Progress"]
-
-logger = logging.getLogger(__name__)
 
 _POLL = 1.0  # seconds between two looks at the size of the cluster
 _GRACE = 3.0  # seconds that tasks have to end by themselves
@@ -29,17 +27,6 @@ _GRACE = 3.0  # seconds that tasks have to end by themselves
 
 class EnsembleError(RuntimeError):
     """The ensemble cannot go on."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Simulations by state, at one moment."""
-
-    done: int
-    running: int
-    failed: int
-    retried: int
-    workers: int
 
 
 class Ensemble:
@@ -77,6 +64,8 @@ class Ensemble:
     on_end : callable
         Called when the last simulation has ended; not when the ensemble was closed or
         has failed.
+    watchdog : Watchdog, optional
+        Finds the simulations that hang; a failed attempt each.
     """
 
     def __init__(
@@ -93,6 +82,7 @@ class Ensemble:
         is_whole: Callable[[int], bool],
         on_set_aside: Callable[[int], None],
         on_end: Callable[[], None],
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._client = client
         self._address = getattr(client.scheduler, "address", "")
@@ -106,6 +96,8 @@ class Ensemble:
         self._is_whole = is_whole
         self._on_set_aside = on_set_aside
         self._on_end = on_end
+        self._watchdog = watchdog
+        self._hanging: dict[str, TimeoutError] = {}
         self._flying: dict[str, tuple[Simulation, int, Future[Summary]]] = {}
         self._again: deque[tuple[Simulation, int]] = deque()
         self._ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -119,6 +111,19 @@ class Ensemble:
     def start(self) -> None:
         """Begin to submit."""
         self._thread.start()
+        if self._watchdog is not None:
+            self._watchdog.start(self._attempts, self._stop)
+
+    def _attempts(self) -> dict[tuple[int, int], str]:
+        flying = list(self._flying.items())
+        return {(simulation.number, n): key for key, (simulation, n, _) in flying}
+
+    def _stop(self, key: str, error: TimeoutError) -> None:
+        """Give up a task that hangs; the watchdog's thread calls it."""
+        if flying := self._flying.get(key):
+            self._hanging[key] = error
+            flying[2].cancel()
+            self._ended.put(key)
 
     def wait(self, timeout: float) -> bool:
         """Block until nothing is in flight and nothing will be; return whether so."""
@@ -147,6 +152,8 @@ class Ensemble:
         """
         self._closing.set()
         self._ended.put(None)
+        if self._watchdog is not None:
+            self._watchdog.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
         self._cancel()
@@ -234,7 +241,8 @@ class Ensemble:
         if key is None or key not in self._flying:
             return
         simulation, attempt, future = self._flying[key]
-        status = future.status
+        hanging = self._hanging.pop(key, None)
+        status = "error" if hanging else future.status
         if status not in ("finished", "error", "cancelled"):
             # Its worker died with the result, and Dask runs it again.
             self._watch(future)
@@ -243,11 +251,11 @@ class Ensemble:
         if status == "cancelled":
             # Nobody else cancels: the client does, when the scheduler is gone.
             raise ConnectionError(f"task {key} was cancelled")
-        if status == "finished" and self._is_whole(simulation.number):
+        if (status == "finished" or hanging) and self._is_whole(simulation.number):
             self._done += 1
             self._held_out -= simulation.part != "training"
             return
-        error = (
+        error = hanging or (
             future.exception(timeout=_GRACE)
             if status == "error"
             else EnsembleError(
@@ -259,16 +267,6 @@ class Ensemble:
         last = attempt >= self._faults.retries or isinstance(error, RefusedStep)
         outcome = "set aside" if last else "retried"
         self._failures.add(simulation, attempt, outcome, error)
-        logger.warning(
-            "Simulation %d (%s), attempt %d, failed: %s: %s [%s; %s]",
-            simulation.number,
-            simulation.part,
-            attempt,
-            type(error).__name__,
-            str(error).partition("\n")[0],
-            outcome,
-            self._failures.path,
-        )
         if not last:
             self._retried += 1
             self._again.append((simulation, attempt + 1))

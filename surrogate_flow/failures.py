@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import datetime
+import logging
 import traceback
 from pathlib import Path
 
 from surrogate_flow.simulation import Simulation
 
 __all__ = ["Failures"]
+
+logger = logging.getLogger(__name__)
 
 
 class Failures:
@@ -45,7 +48,17 @@ class Failures:
         outcome: str,
         error: BaseException,
     ) -> None:
-        """Append a row and flush it."""
+        """Append a row, flush it, and log it in one line."""
+        logger.warning(
+            "Simulation %d (%s), attempt %d, failed: %s: %s [%s; %s]",
+            simulation.number,
+            simulation.part,
+            attempt,
+            type(error).__name__,
+            str(error).partition("\n")[0],
+            outcome,
+            self.path,
+        )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:

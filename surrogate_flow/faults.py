@@ -19,15 +19,31 @@ class Faults:
         Simulations that may be set aside for good before the study ends with an error.
     start_timeout : float
         Seconds to wait for the first worker.
+    step_timeout : float, optional
+        Seconds, at least one, that a simulation may take for a step, its start
+        included, before it counts as hanging: its worker's process is restarted, and
+        the attempt has failed. Only the user knows how long a step takes, and to stop a
+        simulation that is merely slow costs more than a thread that hangs; so ``None``,
+        the default, is never. Several times the longest step of the solver.
     patience : float
         Seconds that the trainer waits for a step before the study ends with an error
-        that names the silent simulations. Longer than the longest step of the solver.
+        that names the silent simulations. Longer than the longest step of the solver,
+        and than `step_timeout`.
     """
 
     retries: int = 2
     max_failures: int = 10
     start_timeout: float = 300.0
+    step_timeout: float | None = None
     patience: float = 3600.0
+
+    @property
+    def worker_ttl(self) -> float | None:
+        """Seconds without a heartbeat after which a worker counts as stopped.
+
+        Later than the watchdog, which says more, would have acted on a solver.
+        """
+        return None if self.step_timeout is None else 2 * self.step_timeout + 60
 
     def __post_init__(self) -> None:
         if self.retries < 0 or self.max_failures < 0:
@@ -39,4 +55,10 @@ class Faults:
             raise ValueError(
                 "Faults: expected start_timeout > 0 s and patience > 0 s, got "
                 f"{self.start_timeout} and {self.patience}."
+            )
+        if self.step_timeout is not None and not 1 <= self.step_timeout < self.patience:
+            raise ValueError(
+                "Faults: expected 1 s <= step_timeout < patience "
+                f"({self.patience:g} s, after which the whole study ends), got "
+                f"{self.step_timeout:g} s. null switches it off."
             )

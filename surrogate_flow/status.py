@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from surrogate_flow.ensemble import Progress
 from surrogate_flow.reservoir import Counters
 from surrogate_flow.stream import InletCounters
 
-__all__ = ["Status"]
+__all__ = ["Progress", "Status"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Simulations by state, at one moment."""
+
+    done: int
+    running: int
+    failed: int
+    retried: int
+    workers: int
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from surrogate_flow.ranks import RankError, Ranks, State
 from surrogate_flow.simulation import Simulation, run
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Inlet, Sink
+from surrogate_flow.watchdog import Watchdog
 
 __all__ = ["Study"]
 
@@ -113,10 +114,13 @@ class Study:
                 on_set_aside=self._set_aside,
                 # Behind what the inlet was asked before: it may still be giving up.
                 on_end=lambda: self.inlet.call(on_end),
+                watchdog=None
+                if faults.step_timeout is None
+                else Watchdog(self._client, self.inlet, faults.step_timeout),
             )
             self._resources.callback(self._ensemble.close)
             self._resources.callback(self.inlet.dismiss, "the study has ended")
-            self._arrived, self._since = 0, time.monotonic()
+            self._signs, self._since = (0, 0, 0), time.monotonic()
             self._started = False
         except BaseException:
             self._resources.close()
@@ -128,7 +132,9 @@ class Study:
         """Open the cluster on the first rank; it is closed when all have left."""
         known = None
         if ranks.rank == 0:
-            opened = self._resources.enter_context(open_cluster(cluster, folder))
+            opened = self._resources.enter_context(
+                open_cluster(cluster, folder, self._faults.worker_ttl)
+            )
             local = is_local(opened) and ranks.on_one_machine
             known = Existing.of(opened, local=local)
         self._resources.callback(_part, ranks)
@@ -164,21 +170,24 @@ class Study:
         Raises
         ------
         TimeoutError
-            If simulations run, nothing holds them up, and yet no step has arrived for
-            ``faults.patience`` seconds, whatever the trainer does meanwhile.
+            If simulations run, nothing holds them up, and yet for ``faults.patience``
+            seconds no step has arrived and no attempt has failed, whatever the trainer
+            does meanwhile.
         """
         self._ensemble.check()
         self.inlet.check()
-        now, counters = time.monotonic(), self.inlet.counters()
+        counters, progress = self.inlet.counters(), self.progress()
+        signs = (counters.steps, progress.retried, progress.failed)
         waiting = counters.pending > 0 and self._blocked()
-        held_up = waiting or not self.progress().running
-        if counters.steps != self._arrived or held_up:
-            self._arrived, self._since = counters.steps, now
+        now = time.monotonic()
+        if signs != self._signs or waiting or not progress.running:
+            self._signs, self._since = signs, now
         elif now - self._since > self._faults.patience:
             raise TimeoutError(
                 f"No step for {self._faults.patience:g} s (faults.patience), though "
-                f"{self.progress().running} simulations run. {self.silent()} A solver "
-                "hangs, or takes longer for a step: then raise patience."
+                f"{progress.running} simulations run. {self.silent()} A solver hangs: "
+                "set faults.step_timeout to retry such simulations. Or it takes longer "
+                "for a step: then raise patience."
             )
 
     def progress(self) -> Progress:

@@ -179,6 +179,10 @@ class Inlet:
         """Take no more of a simulation that failed for good."""
         self.call(lambda: self._reception.give_up(simulation))
 
+    def knock(self, simulation: int) -> None:
+        """Find out whether a simulation is still connected; `progress` tells soon."""
+        self.call(lambda: self._reception.knock(simulation))
+
     def counters(self) -> InletCounters:
         """Return what was received so far."""
         return self._reception.counters()

@@ -19,6 +19,7 @@ __all__ = ["Line"]
 LINGER = 2000
 POLL = 50
 REPEAT_SECONDS = 5.0
+LIVE_SECONDS = 0.5
 HEARTBEAT = 5000
 HEARTBEAT_TIMEOUT = 30_000
 
@@ -48,6 +49,7 @@ class Line:
         #: Set to end a wait from another thread.
         self.hang_up = False
         self._sent = self._granted = 0
+        self._spoke = time.monotonic()
         self._reason = ""
         self._welcome: msg.Welcome | None = None
         self._done = False
@@ -103,6 +105,14 @@ class Line:
         self._sent += message.length
         assert isinstance(tracker, zmq.MessageTracker)
         return tracker
+
+    def live(self) -> None:
+        """Say that this attempt lives, though it has nothing to send; seldom."""
+        now = time.monotonic()
+        if now - self._spoke > LIVE_SECONDS:
+            self._spoke = now
+            self.listen()
+            self._socket.send(msg.encode(msg.Ask(0, self._sent)))
 
     def end(self, simulation: int, steps: int) -> None:
         """Say that all steps were sent and wait until they are in the sink."""

@@ -77,7 +77,11 @@ class Steps(Message):
 
 @dataclass(frozen=True, slots=True)
 class Ask(Message):
-    """`need` bytes are ready, `sent` bytes went out before: please grant credit."""
+    """`need` bytes are ready, `sent` bytes went out before: please grant credit.
+
+    With none ready it says that the attempt lives, and computes again what the inlet
+    has.
+    """
 
     need: int
     sent: int

@@ -192,6 +192,10 @@ class Outlet:
             )
         skip = min(len(steps), max(0, self.next_step - self._position))
         self._position += skip
+        if skip:
+            # A long way to go again must not look like silence.
+            assert self._line is not None
+            self._line.live()
         steps = np.ascontiguousarray(steps[skip:], _FLOAT32)
         while len(steps):
             count = min(len(steps), self._limit - self._position)

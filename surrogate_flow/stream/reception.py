@@ -111,6 +111,13 @@ class Reception:
             for identity in list(self._waiting):
                 self._reply(identity, word)
 
+    def knock(self, number: int) -> None:
+        """Say something to a simulation, so that a connection that is gone shows."""
+        trajectory = self._live.get(number)
+        if trajectory is not None and trajectory.identity is not None:
+            granted = self.pool.granted(trajectory.identity)
+            self._reply(trajectory.identity, msg.Credit(granted))
+
     def leave(self, identity: bytes) -> None:
         """Close a connection; the simulation may come back on another one."""
         trajectory = self._connections.pop(identity, None)
@@ -174,6 +181,7 @@ class Reception:
         return [
             Progress(
                 trajectory.number,
+                trajectory.attempt,
                 trajectory.next,
                 trajectory.last,
                 trajectory.identity is not None,
@@ -286,7 +294,8 @@ class Reception:
             trajectory = self._connections.get(identity)
             if trajectory is None or trajectory.ended:
                 continue
-            self._waiting.pop(identity, None)
+            if self._waiting.pop(identity, None) is not None:
+                trajectory.last = time.monotonic()
             self._reply(identity, msg.Credit(granted))
 
     def _refuse_stranger(self, identity: bytes) -> None:

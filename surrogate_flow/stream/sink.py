@@ -93,9 +93,14 @@ class InletCounters:
 
 
 class Progress(NamedTuple):
-    """How far a live simulation is; `last` is `time.monotonic` at its last step."""
+    """How far a live simulation is.
+
+    `last` is `time.monotonic` at its last step, at its opening, or when room was made
+    for it, whichever came last.
+    """
 
     simulation: int
+    attempt: int
     next_step: int
     last: float
     connected: bool

@@ -47,7 +47,7 @@ class Trajectory:
         self.ended = False
         #: The step expected next.
         self.next = sink.expected(number)
-        #: `time.monotonic` of the last step, or of the opening.
+        #: `time.monotonic` of the last step, of the opening, or when it ceased to wait.
         self.last = time.monotonic()
         #: What the sink has not taken.
         self.pending: deque[Parcel] = deque()

@@ -1,0 +1,175 @@
+"""The watchdog: notices solvers that hang, and frees the workers that they hold."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from distributed import Client
+
+from surrogate_flow.stream import Inlet
+from surrogate_flow.stream.sink import Progress
+
+__all__ = ["Watchdog"]
+
+logger = logging.getLogger(__name__)
+
+_POLL = 1.0  # seconds between two looks
+_ANSWER = 3.0  # seconds that a worker has to say what it executes
+_RESTART = 30.0  # seconds for a nanny to kill a worker and start the next
+_FRAMES = 4  # of the stack, innermost last, that a failure shows
+
+
+class Watchdog:
+    """silence > step_timeout, and not for lack of room: the solver hangs.
+
+    A simulation is silent since its last step arrived, it was opened, or room was made
+    for it, whichever came last. One that hangs is reported, and its worker's process
+    restarted by its nanny, which needs nothing of a process that a solver may hold.
+    Other simulations on that worker run again, and go on where they were.
+
+    One thread of its own does everything.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Of the cluster.
+    inlet : Inlet
+        Where the steps arrive.
+    step_timeout : float
+        Seconds.
+    """
+
+    def __init__(self, client: Client, inlet: Inlet, step_timeout: float) -> None:
+        self._client = client
+        self._inlet = inlet
+        self._step_timeout = step_timeout
+        self._suspects: dict[str, float] = {}
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(
+        self,
+        attempts: Callable[[], Mapping[tuple[int, int], str]],
+        report: Callable[[str, TimeoutError], None],
+    ) -> None:
+        """Begin to look.
+
+        Parameters
+        ----------
+        attempts : callable
+            (simulation, attempt) -> name of its task, for all in flight.
+        report : callable
+            Told name and error of a task that hangs, before its worker is restarted;
+            it must cancel the task, or Dask runs it again.
+        """
+        self._thread = threading.Thread(
+            target=self._run, args=(attempts, report), name="watchdog", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Look no more; may be called again. Blocks while a worker restarts."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(_ANSWER + _RESTART)
+
+    def _run(
+        self,
+        attempts: Callable[[], Mapping[tuple[int, int], str]],
+        report: Callable[[str, TimeoutError], None],
+    ) -> None:
+        while not self._closing.wait(_POLL):
+            try:
+                silent = self._silent(attempts())
+                if silent and not self._closing.is_set():
+                    self._stop(silent, report)
+            except (OSError, TimeoutError) as error:
+                # A lost scheduler is the ensemble's to report; else the next look is.
+                logger.debug("The watchdog could not look: %r", error)
+
+    def _silent(self, attempts: Mapping[tuple[int, int], str]) -> dict[str, Progress]:
+        """Return what has been silent for too long, at two looks in a row.
+
+        Between the two the inlet finds out which connections are gone: the task of a
+        worker that died runs again, and is no longer silent.
+        """
+        now, before, silent = time.monotonic(), self._suspects, {}
+        for p in self._inlet.progress():
+            key = attempts.get((p.simulation, p.attempt))
+            held_up = p.waiting or not p.connected
+            if key and not held_up and now - p.last > self._step_timeout:
+                silent[key] = p
+                self._inlet.knock(p.simulation)
+        self._suspects = {key: p.last for key, p in silent.items()}
+        return {key: p for key, p in silent.items() if before.get(key) == p.last}
+
+    def _stop(
+        self,
+        silent: Mapping[str, Progress],
+        report: Callable[[str, TimeoutError], None],
+    ) -> None:
+        stacks = self._client.sync(self._stacks, list(silent))
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        places = {
+            key: address
+            for address, keys in self._client.processing().items()
+            for key in keys
+        }
+        restart = set()
+        for key, stack in stacks.items():
+            address = places.get(key)
+            if stack == [] or address is None or address not in workers:
+                # It waits for a thread, or has ended just now.
+                continue
+            nanny = workers[address]["nanny"] is not None
+            if nanny:
+                restart.add(address)
+            report(key, self._error(silent[key], address, nanny, stack))
+        if restart:
+            self._client.restart_workers(
+                list(restart), timeout=_RESTART, raise_for_error=False
+            )
+
+    async def _stacks(self, keys: list[str]) -> dict[str, list[str] | None]:
+        """Return the stack of each task, [] if none runs it, None without an answer."""
+
+        async def stack(key: str) -> list[str] | None:
+            assert self._client.scheduler is not None, "set once it has started"
+            question = self._client.scheduler.call_stack(keys=[key])
+            try:
+                answer = await asyncio.wait_for(question, _ANSWER)
+            except KeyError:
+                return []
+            except (OSError, TimeoutError):
+                return None
+            return [line for worker in answer.values() for line in worker[key]]
+
+        return dict(
+            zip(keys, await asyncio.gather(*map(stack, keys)), strict=True),
+        )
+
+    def _error(
+        self, p: Progress, address: str, nanny: bool, stack: list[str] | None
+    ) -> TimeoutError:
+        last = f"since step {p.next_step - 1}" if p.next_step else "at all"
+        words = (
+            f"Simulation {p.simulation}, attempt {p.attempt}: no step {last}, for "
+            f"{time.monotonic() - p.last:.0f} s (faults.step_timeout="
+            f"{self._step_timeout:g} s). Its solver hangs, or takes longer for a step: "
+            "then raise step_timeout."
+        )
+        if not nanny:
+            words += (
+                f" Its worker {address} has no nanny and could not be restarted, so "
+                "one of its threads stays occupied: start workers with a nanny."
+            )
+        if stack is None:
+            return TimeoutError(
+                f"{words}\nThe worker does not answer: the solver holds the GIL, or "
+                "the process was stopped."
+            )
+        return TimeoutError("\n".join((words, "It was at:", *stack[-_FRAMES:])))
