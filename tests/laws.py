@@ -270,9 +270,11 @@ class Ledger:
 class RawOutlet:
     """A bare DEALER socket: says anything, in any order."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, name: bytes = b"") -> None:
         self.endpoint = endpoint
         self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        if name:
+            self.socket.routing_id = name
         self.socket.linger = 0
         self.socket.rcvtimeo = 20_000
         if endpoint.keys is not None:

@@ -199,6 +199,28 @@ def test_lost_bytes_are_noticed_by_a_question(inlet):
         assert "received 0 of 7 bytes" in raw.hear().reason
 
 
+def test_an_outlet_that_comes_back_too_late_is_told(inlet, ledger):
+    """After a cut that the inlet noticed, the outlet need not wait for an answer in vain."""
+    with RawOutlet(inlet.endpoint, b"outlet") as outlet:
+        outlet.open(SPEC, 1)
+        outlet.say(*outlet.steps(SPEC, 1, 0, 1))
+        ledger.wait_for(1)
+    (progress,) = inlet.progress()
+    assert (progress.attempt, progress.next_step, progress.connected) == (0, 1, True)
+
+    def gone(counters):
+        inlet.knock(1)
+        return not counters.connections
+
+    settle(inlet, gone)
+    # As ZeroMQ does by itself when the network is back.
+    with RawOutlet(inlet.endpoint, b"outlet") as outlet:
+        outlet.say(messages.Ask(SIZE, SIZE))
+        assert "another attempt must" in outlet.hear_until(messages.Refused).reason
+        outlet.say(messages.End(1, SPEC.steps))
+        outlet.hear_until(messages.Refused)
+
+
 def test_a_newer_attempt_supersedes(inlet, ledger):
     """The older connection is told to stop and what it still says is ignored."""
     with RawOutlet(inlet.endpoint) as old, RawOutlet(inlet.endpoint) as new:

@@ -249,7 +249,7 @@ class Inlet:
             if self._socket in events:
                 self._receive_batch()
             for identity in self._unreachable:
-                self._reception.leave(identity)
+                self._reception.lose(identity)
             self._unreachable.clear()
             if time.monotonic() >= tick:
                 self._reception.tick()

@@ -11,12 +11,13 @@ from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.delivery import Delivery
 from surrogate_flow.stream.refusals import Refusal, Refusals
 from surrogate_flow.stream.sink import InletCounters, Progress, Sink
-from surrogate_flow.stream.terms import Terms
+from surrogate_flow.stream.terms import LOST, Terms
 from surrogate_flow.stream.trajectory import Trajectory
 
 __all__ = ["Reception"]
 
 FORMER = 1024
+UNDER_WAY = 4.0
 
 
 class Reception:
@@ -70,7 +71,7 @@ class Reception:
         self._why = why
         self._live: dict[int, Trajectory] = {}
         self._connections: dict[bytes, Trajectory] = {}
-        self._former: dict[bytes, None] = {}
+        self._former: dict[bytes, float] = {}
         self._waiting: dict[bytes, float] = {}
         self._finished: set[int] = set()
         self._given_up: set[int] = set()
@@ -126,10 +127,16 @@ class Reception:
         trajectory.identity = None
         trajectory.ended = False
         self._waiting.pop(identity, None)
-        self._former[identity] = None
+        self._former[identity] = time.monotonic()
         if len(self._former) > FORMER:
             del self._former[next(iter(self._former))]
         self._grant(self.pool.close(identity))
+
+    def lose(self, identity: bytes) -> None:
+        """Close a connection that cannot be told so: it must be when it comes back."""
+        self.leave(identity)
+        if identity in self._former:
+            self._former[identity] = -math.inf
 
     def give_up(self, number: int) -> None:
         """Take no more of a simulation that failed for good."""
@@ -299,9 +306,12 @@ class Reception:
             self._reply(identity, msg.Credit(granted))
 
     def _refuse_stranger(self, identity: bytes) -> None:
-        # A connection that was told to stop still has messages under way.
         if identity not in self._former:
             raise Refusal("stranger", "expected an opening first")
+        # One that was told to stop still has messages under way, for a moment; one that
+        # was cut off, and is back, would wait for an answer in vain.
+        if time.monotonic() - self._former[identity] > UNDER_WAY:
+            raise Refusal("lost", f"another attempt must go on from here. {LOST}")
 
     def _refuse(self, identity: bytes, refusal: Refusal) -> None:
         self.leave(identity)

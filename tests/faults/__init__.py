@@ -1,0 +1,1 @@
+"""Studies into which faults are injected, from a seed, and what must hold after each."""

@@ -1,0 +1,58 @@
+"""The test's own books: what was delivered and what was trained, read off the values."""
+
+import collections
+import threading
+
+import numpy as np
+
+from faults.faulty import STRIDE, values
+
+
+class Ledger:
+    """Counts (simulation, step) by what the fields say, whatever their labels.
+
+    It stands between the inlet and the reservoir, as the sink, and beside the trainer.
+    """
+
+    def __init__(self, store):
+        self.store = store
+        self.delivered = collections.Counter()
+        self.trained = collections.Counter()
+        self.forgotten = collections.Counter()
+        self.wrong = []
+        self.arrived = threading.Event()
+
+    def read(self, fields, number, step, parameters):
+        """Return the identity in a field, and note where its labels say otherwise."""
+        cells = fields.reshape(-1)
+        identity = tuple(divmod(int(cells[0]), STRIDE))
+        labels = (int(number), int(step)), (int(parameters[0]), identity[1])
+        if (identity, identity) != labels:
+            self.wrong.append((identity, labels))
+        if not np.array_equal(cells, values(*identity, len(cells)).astype("f")):
+            self.wrong.append((identity, "values"))
+        return identity
+
+    def offer(self, simulation, first, steps, parameters):
+        """Hand on to the reservoir, and count what it takes."""
+        taken = self.store.offer(simulation, first, steps, parameters)
+        for k in range(taken):
+            self.delivered[self.read(steps[k], simulation, first + k, parameters)] += 1
+        self.arrived.set()
+        return taken
+
+    def on_room(self, callback):
+        """Hand on."""
+        self.store.on_room(callback)
+
+    def forget(self, simulation):
+        """Hand on."""
+        self.forgotten[simulation] += 1
+        self.store.forget(simulation)
+
+    def train(self, batch):
+        """Count the samples of a batch."""
+        for fields, parameters, step in zip(
+            batch.target.numpy(), batch.parameters.numpy(), batch.step, strict=True
+        ):
+            self.trained[self.read(fields, parameters[0], step, parameters)] += 1

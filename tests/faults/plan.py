@@ -1,0 +1,104 @@
+"""What one seed stands for: a small study, and what goes wrong in it."""
+
+import dataclasses
+from functools import partial
+
+import numpy as np
+
+from faults.faulty import Trouble
+from surrogate_flow.reservoir import FIFO, FIRO, Reservoir
+
+IN_SOLVER = ("raises", "nan", "slow", "kill", "term", "stop", "hangs", "gil")
+# How often each comes first in 25 seeds; the last three take seconds.
+CYCLE = (
+    *("raises", "kill", "cut", "nan", "twice", "pause", "slow", "term", "stop"),
+    *("raises", "kill", "cut", "nan", "twice", "pause", "slow", "term", "hangs"),
+    *("raises", "kill", "twice", "nan", "pause", "slow", "gil"),
+)
+KINDS = tuple(dict.fromkeys(CYCLE))
+MORE = ("raises", "nan", "slow", "kill", "twice", "pause")
+CELLS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One study, and its faults by kind.
+
+    Attributes
+    ----------
+    troubles : tuple of Trouble
+        That strike in the solver.
+    twice : tuple of (int, float)
+        Simulations of which another attempt is made, and seconds after the beginning.
+    cuts : tuple of int
+        Numbers of bytes after which connections are cut.
+    pause : float
+        Seconds that the trainer rests, once; 0 is never.
+    step_timeout : float
+        Seconds; short where something hangs.
+    """
+
+    seed: int
+    policy: str
+    simulations: int
+    steps: int
+    batch_size: int
+    pace: float
+    capacity: int
+    coalesce: int
+    troubles: tuple[Trouble, ...]
+    twice: tuple[tuple[int, float], ...]
+    cuts: tuple[int, ...]
+    pause: float
+    step_timeout: float
+    kinds: tuple[str, ...]
+
+    def store(self, spec, window):
+        """Build the reservoir."""
+        half = self.capacity // 2
+        policies = {
+            "FIFO": partial(FIFO, capacity=self.capacity),
+            "FIRO": partial(FIRO, capacity=self.capacity, threshold=half, seed=1),
+            "Reservoir": partial(
+                Reservoir, capacity=self.capacity, threshold=half, seed=1
+            ),
+        }
+        return policies[self.policy](spec, window, self.batch_size)
+
+
+def plan(seed: int) -> Plan:
+    """Return the study of a seed, always the same."""
+    random = np.random.default_rng(seed)
+    more = random.choice(MORE, random.integers(0, 3), replace=False)
+    kinds = tuple(dict.fromkeys((CYCLE[seed % len(CYCLE)], *map(str, more))))
+    simulations = int(random.integers(6, 15))
+    steps = int(random.integers(10, 21))
+    troubles, numbers = [], random.permutation(simulations).tolist()
+    for kind in kinds:
+        if kind in IN_SOLVER:
+            # Three times is once more than it is retried.
+            times = int(random.integers(1, 4)) if kind == "raises" else 1
+            number, step = numbers.pop(), int(random.integers(0, steps))
+            troubles.append(Trouble(kind, number, step, times))
+    twice = tuple(
+        (int(number), float(random.uniform(0, 0.3)))
+        for number in random.integers(0, simulations, 3 * ("twice" in kinds))
+    )
+    length = simulations * steps * CELLS * 4
+    return Plan(
+        seed=seed,
+        policy=str(random.choice(("FIFO", "FIRO", "Reservoir"))),
+        simulations=simulations,
+        steps=steps,
+        batch_size=int(random.integers(1, 9)),
+        pace=float(random.choice((0.0, 0.002, 0.01))),
+        capacity=int(random.integers(16, 65)),
+        # A step a message, some, or all of them.
+        coalesce=int(random.choice((1, 3, 100))) * CELLS * 4,
+        troubles=tuple(troubles),
+        twice=twice,
+        cuts=tuple(random.integers(300, length // 2, 3 * ("cut" in kinds)).tolist()),
+        pause=float(random.uniform(0.5, 1.5)) if "pause" in kinds else 0.0,
+        step_timeout=2.0 if {"hangs", "gil"} & set(kinds) else 20.0,
+        kinds=kinds,
+    )

@@ -1,0 +1,39 @@
+"""Fifty seeds: small studies into which faults are injected, on one cluster."""
+
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from distributed import Client
+
+from faults.cluster import shared_cluster
+from faults.plan import KINDS, plan
+from faults.trial import Trial
+
+SEEDS = range(50)
+
+
+@pytest.fixture(scope="module")
+def client():
+    """A client of a cluster whose workers come back when they die."""
+    with shared_cluster() as cluster, Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def struck():
+    """How often each kind of fault came to pass, over all seeds."""
+    return Counter()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_seed(seed, client, struck, tmp_path, monkeypatch):
+    """Whatever happens, each step arrives and trains as often as promised, and the study ends."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    trial = Trial(plan(seed), client, tmp_path).run()
+    struck.update(trial.struck())
+    assert not trial.complaints()
+    assert not list(tmp_path.glob("flow-*"))
