@@ -1,16 +1,13 @@
 """Fifty seeds: small studies into which faults are injected, on one cluster."""
 
-import os
 import tempfile
 from collections import Counter
-from pathlib import Path
 
-import psutil
 import pytest
 from distributed import Client
 
 from faults.cluster import shared_cluster
-from faults.plan import KINDS, plan
+from faults.plan import plan
 from faults.trial import Trial
 
 SEEDS = range(50)

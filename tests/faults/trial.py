@@ -8,7 +8,6 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import psutil
@@ -143,7 +142,9 @@ class Trial:
         deadline = threading.Timer(DEADLINE, self._give_up)
         deadline.start()
         try:
-            for n, batch in enumerate(OnlineLoader(self.store, Direct(), check=self._check)):
+            for n, batch in enumerate(
+                OnlineLoader(self.store, Direct(), check=self._check)
+            ):
                 self.ledger.train(batch)
                 if n == 1 and self.plan.pause:
                     self.paused += 1
@@ -244,13 +245,19 @@ class Trial:
 
     def _of_failures(self):
         words, rows, plan = [], self.rows(), self.plan
-        injected = {(t.simulation, cause) for t in plan.troubles for cause in CAUSES.get(t.kind, ())}
+        injected = {
+            (t.simulation, cause)
+            for t in plan.troubles
+            for cause in CAUSES.get(t.kind, ())
+        }
         injected |= {(n, cause) for n, _ in plan.twice for cause in CAUSES["twice"]}
         got = [(int(row["simulation"]), row["error"]) for row in rows]
         for pair, row in zip(got, rows, strict=True):
             if pair not in injected and not (plan.cuts and pair[1] in LOST):
                 words.append(f"unexplained failure: {row}")
-        aside = sorted(int(r["simulation"]) for r in rows if r["outcome"] == "set aside")
+        aside = sorted(
+            int(r["simulation"]) for r in rows if r["outcome"] == "set aside"
+        )
         if aside != sorted(self.aside):
             words.append(f"listed as set aside {aside}, were {self.aside}")
         for t in plan.troubles:
