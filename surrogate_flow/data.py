@@ -295,10 +295,12 @@ class OnlineData(L.LightningDataModule):
         shares = self.ranks.gather(len(held_out.finished))
         self.validated = sum(shares)
         if 0 in shares:
-            of_rank = f" of rank {shares.index(0)}" if len(shares) > 1 else ""
+            rank = shares.index(0)
+            of_rank = f" of rank {rank}" if len(shares) > 1 else ""
+            count = len(range(rank, self.count, len(shares)))
             raise EnsembleError(
-                f"None of the held-out simulations{of_rank} finished: there is nothing "
-                "to validate with. Look into failures.csv in the run's folder."
+                f"None of the {count} held-out simulations{of_rank} finished: there is "
+                "nothing to validate with. Look into failures.csv in the run's folder."
             )
         if self.validated < self.count and self.ranks.rank == 0:
             logger.warning(

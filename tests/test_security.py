@@ -250,6 +250,9 @@ def test_a_whole_study_is_closed_to_strangers(tmp_path, monkeypatch, warnings):
         def on_room(self, callback):
             pass
 
+        def expected(self, simulation):
+            return 0
+
         def forget(self, simulation):
             pass
 
@@ -264,10 +267,12 @@ def test_a_whole_study_is_closed_to_strangers(tmp_path, monkeypatch, warnings):
         faults=Faults(),
         folder=tmp_path / "run",
         why=str,
+        blocked=bool,
         on_set_aside=print,
         on_end=ended.set,
     )
     try:
+        study.start()
         assert len(keys_in(tmp_path / "run")) == 2
         assert study.inlet.endpoint.address.startswith("tcp://127.0.0.1:")
         assert study.inlet.endpoint.keys is not None
