@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import psutil
@@ -17,6 +19,10 @@ import torch.distributed as dist
 __all__ = ["RankError", "Ranks", "State"]
 
 _PATIENCE = timedelta(minutes=10)  # for a rank that trains a step, or validates
+
+_Failed = dist.DistError  # what collectives raise, or a plain RuntimeError
+
+_GRACE = 60.0  # seconds that the first rank has to end when another has died
 
 _DYING = 5.0  # seconds that a process may take to end, after its connections
 
@@ -60,6 +66,7 @@ class Ranks:
         self._left = False
         self._addresses: list[tuple[str, int]] = [(socket.gethostname(), os.getpid())]
         if world > 1:
+            _grant_time()
             # Of its own, on the CPU, whatever the gradients go through.
             self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
             self._addresses = self.gather(self._addresses[0])
@@ -135,7 +142,8 @@ class Ranks:
 
     def explained(self, error: RuntimeError) -> RuntimeError:
         """Return what a failed collective means: mostly, that a rank has died."""
-        if self.world == 1 or isinstance(error, RankError):
+        foreign = type(error) is not RuntimeError and not isinstance(error, _Failed)
+        if self.world == 1 or foreign:
             return error
         deadline = time.monotonic() + _DYING
         while not (gone := self._dead()) and time.monotonic() < deadline:
@@ -186,6 +194,23 @@ class _Failing:
             except RankError:
                 # It fails anyhow, with a reason of its own.
                 return
+
+
+def _grant_time() -> None:
+    """Have Lightning kill this process later when another of its ranks has died.
+
+    It would do so at once, with SIGKILL: nothing was said, nothing cleaned up.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            observer: Any = thread
+            observer._run = partial(_look_again, observer._run, observer)
+
+
+def _look_again(look: Callable[[], bool], observer: Any) -> bool:
+    if any(process.poll() for process in observer._child_processes):
+        time.sleep(_GRACE)
+    return look()
 
 
 def _dead(host: str, process: int) -> bool:
