@@ -18,7 +18,7 @@ from typing import Any
 
 import pytorch_lightning as L
 from jsonargparse import ArgumentParser
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
@@ -27,6 +27,7 @@ from rich.logging import RichHandler
 from surrogate_flow import checkpoint, runs, spelling
 from surrogate_flow.atomic import AtomicCheckpoints
 from surrogate_flow.data import OnlineData
+from surrogate_flow.ending import Ending, Kept
 from surrogate_flow.progress import ProgressLine
 from surrogate_flow.recipes import RecipeError
 from surrogate_flow.report import Report
@@ -65,39 +66,6 @@ def uses_lightning(words: Sequence[str]) -> bool:
     """Whether ``predict`` names a workflow, as Lightning's own does."""
     options = {word.partition("=")[0] for word in words}
     return bool(options & {"--data", "--config", "-c"})
-
-
-class Ending(Callback):
-    """Validates and checkpoints once more with the weights that the run ends with.
-
-    Lightning validates at multiples of an interval only, unless the trainer was told to
-    stop.
-    """
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Tell the trainer to stop after its last batch."""
-        loop = trainer.fit_loop.epoch_loop
-        if loop.batch_progress.is_last_batch or trainer.global_step == loop.max_steps:
-            trainer.should_stop = True
-
-
-class _Kept(ModelCheckpoint):
-    def on_exception(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        exception: BaseException,
-    ) -> None:
-        # All ranks write a checkpoint together, and the others may not be there.
-        if trainer.world_size == 1:
-            super().on_exception(trainer, pl_module, exception)
 
 
 class SurrogateCLI(LightningCLI):
@@ -140,7 +108,7 @@ class SurrogateCLI(LightningCLI):
                 # Two, since one with save_last writes last.ckpt with a new best only.
                 for name, monitor in (("best", "val_relative_l2"), ("last", None)):
                     callbacks.append(
-                        _Kept(
+                        Kept(
                             folder / "checkpoints",
                             filename=name,
                             monitor=monitor,

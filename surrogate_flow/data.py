@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -15,15 +14,15 @@ import pytorch_lightning as L
 from distributed.deploy.cluster import Cluster
 from jaxtyping import Float
 
-from surrogate_flow.ensemble import EnsembleError
+from surrogate_flow import runs
 from surrogate_flow.faults import Faults
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.first_fill import FirstFill
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.loader import OnlineLoader
 from surrogate_flow.persistence import Persistence
 from surrogate_flow.ranks import Ranks
 from surrogate_flow.reservoir import Reservoir, Store
-from surrogate_flow.reservoir.moments import Moments
 from surrogate_flow.sampling import Sampler, Uniform
 from surrogate_flow.sinks import Sinks
 from surrogate_flow.solvers.solver import Solver
@@ -132,10 +131,11 @@ class OnlineData(L.LightningDataModule):
         module = trainer.lightning_module if trainer else None
         self.window = window = getattr(module, "window", None) or Direct()
         with self.ranks.failing():
-            self.held_out = self._share(window)
+            self.held_out = HeldOut.of_rank(
+                self.ranks, self.spec, window, self.batch_size, self.count
+            )
             if stage == "fit":
                 self.store = self.make_store(self.spec, window, self.batch_size)
-                self._check_threshold(self.store, window)
                 first = next(self.sampler.parameters(self.spec.parameters))
                 self.memory = Persistence(
                     self.store, self.held_out, first, fields=self.checkpoint_reservoir
@@ -148,21 +148,12 @@ class OnlineData(L.LightningDataModule):
             self.memory,
             deterministic=self.deterministic,
         )
+        with self.ranks.failing():
+            self._sinks.check_threshold(self.simulations)
         self.study = self._study("test" if stage == "test" else "validation")
         self._open = True
         if self.ranks.rank == 0:
             logger.info("Dask dashboard: %s", self.study.dashboard_link)
-
-    def _share(self, window: Window) -> HeldOut:
-        """Return a place for the held-out simulations of this rank."""
-        rank, world = self.ranks.rank, self.ranks.world
-        if self.count < world:
-            raise ValueError(
-                f"data.held_out: expected at least one simulation for each of {world} "
-                f"ranks, got {self.count}."
-            )
-        count = len(range(rank, self.count, world))
-        return HeldOut(self.spec, window, self.batch_size, rank, count, stride=world)
 
     def _study(self, part: str) -> Study:
         sinks = self._sinks
@@ -183,20 +174,6 @@ class OnlineData(L.LightningDataModule):
             ahead=1 if self.deterministic else 2,
             ranks=self.ranks,
         )
-
-    def _check_threshold(self, store: Store, window: Window) -> None:
-        if self.simulations is None:
-            return
-        numbers = range(self.count, self.count + self.simulations)
-        mine = sum(self.ranks.mine(number) for number in numbers)
-        samples = mine * window.samples(self.spec.steps)
-        if samples < store.threshold:
-            raise ValueError(
-                f"The threshold can never be reached: expected at most {samples} "
-                f"samples ({mine} simulations of "
-                f"{window.samples(self.spec.steps)}), got a threshold of "
-                f"{store.threshold}. Lower it, or run more simulations."
-            )
 
     def _set_aside(self, simulation: int) -> None:
         assert self.study is not None, "only a study has failures"
@@ -232,24 +209,16 @@ class OnlineData(L.LightningDataModule):
         """Return what a run needs to go on, for Lightning's checkpoints."""
         if self.memory is None or self.trainer is None:
             return {}
-        folder = Path(self.trainer.log_dir or ".") / "checkpoints"
-        for callback in self.trainer.checkpoint_callbacks:
-            folder = Path(getattr(callback, "dirpath", None) or folder)
+        folder = runs.checkpoint_folder(self.trainer)
         mine = self.memory.save(self.trainer.global_step, self._trained(), folder)
         return {"ranks": self.ranks.gather(mine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        if self.memory is None:
-            return
-        path = (self.trainer.ckpt_path if self.trainer else None) or "."
-        states, world = state_dict["ranks"], self.ranks.world
-        if len(states) != world:
-            raise ValueError(
-                f"The checkpoint is of {len(states)} ranks, expected {world}: each has "
-                "its share of the simulations. Use as many devices as before."
-            )
-        self.memory.load(states[self.ranks.rank], Path(path).parent)
+        if self.memory is not None:
+            path = (self.trainer.ckpt_path if self.trainer else None) or "."
+            state = self.ranks.share_of(state_dict["ranks"])
+            self.memory.load(state, Path(path).parent)
 
     def _trained(self) -> int:
         """Number of batches that were trained since the loader was made."""
@@ -272,42 +241,16 @@ class OnlineData(L.LightningDataModule):
         """
         study, store = self._running(), self.store
         assert store is not None, "only a fit has a reservoir"
-        self._wait(lambda seconds: self._filled(store, seconds))
-        count = store.counters().population
-        shares = self.ranks.gather((count, store.moments() if count else None))
-        moments = Moments(len(self.spec.variables))
-        for share, of_rank in shares:
-            if of_rank is not None:
-                moments.join(share, *of_rank)
-        if not moments.count:
-            raise EnsembleError(
-                "The study ended before a single sample arrived: "
-                f"{study.progress().failed} simulations failed. Look into failures.csv "
-                "in the run's folder."
-            )
-        return moments.mean, moments.std
+        fill = FirstFill(store, study, deterministic=self.deterministic)
+        self._wait(fill.wait)
+        return fill.moments(self.ranks)
 
     def _wait_held_out(self) -> HeldOut:
         self._running()
         held_out = self.held_out
         assert held_out is not None, "setup() makes it"
         self._wait(held_out.wait)
-        shares = self.ranks.gather(len(held_out.finished))
-        self.validated = sum(shares)
-        if 0 in shares:
-            rank = shares.index(0)
-            of_rank = f" of rank {rank}" if len(shares) > 1 else ""
-            count = len(range(rank, self.count, len(shares)))
-            raise EnsembleError(
-                f"None of the {count} held-out simulations{of_rank} finished: there is "
-                "nothing to validate with. Look into failures.csv in the run's folder."
-            )
-        if self.validated < self.count and self.ranks.rank == 0:
-            logger.warning(
-                "Validating with %d of %d simulations; see failures.csv.",
-                self.validated,
-                self.count,
-            )
+        self.validated = held_out.validated(self.ranks, self.count)
         return held_out
 
     def _wait(self, wait: Callable[[float], bool]) -> None:
@@ -319,24 +262,6 @@ class OnlineData(L.LightningDataModule):
             # Nothing has been trained that could be saved.
             raise KeyboardInterrupt
         self._running().check()
-
-    def _filled(self, store: Store, seconds: float) -> bool:
-        """Whether the moments will be those of many simulations, or of all there are.
-
-        A threshold alone, one batch for FIFO, would give those of a few first steps.
-        """
-        with contextlib.suppress(TimeoutError):
-            ready = store.wait_threshold(seconds)
-            if self.deterministic:
-                # Nothing comes in before the first draw, so this is the same each time.
-                return ready or store.draining
-        if self.deterministic:
-            return False
-        fill = max(store.threshold, store.capacity // 2)
-        held_up = self._running().inlet.counters().pending > 0
-        if store.counters().population >= fill or held_up or store.draining:
-            return True
-        return self._stopped.wait(_SLICE / 10)
 
     def _running(self) -> Study:
         if self.study is None:
@@ -377,18 +302,14 @@ class OnlineData(L.LightningDataModule):
         """Return the state of the study, or None before it has started."""
         if self.study is None or self.held_out is None:
             return None
-        finished = len(self.held_out.finished)
-        waiting = "" if self.store is None else self.store.waiting()
-        if not self.held_out.complete:
-            waiting = f"trainer waits for held-out simulations: {finished}/{self.count}"
-        progress = self.study.progress()
         done, failed = self.memory.before if self.memory else (0, 0)
+        progress = self.study.progress()
         return Status(
             simulations=replace(
                 progress, done=progress.done + done, failed=progress.failed + failed
             ),
             reservoir=None if self.store is None else self.store.counters(),
             stream=self.study.inlet.counters(),
-            held_out=f"{finished}/{self.count}",
-            waiting=waiting,
+            held_out=self.held_out.progress,
+            waiting=self._sinks.trainer_waits(),
         )

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from surrogate_flow.batch import Batch
+from surrogate_flow.ensemble import EnsembleError
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.ranks import Ranks
 from surrogate_flow.reservoir import Draw
 from surrogate_flow.reservoir.moments import Moments
 from surrogate_flow.windows import Window
 
 __all__ = ["HeldOut"]
+
+logger = logging.getLogger(__name__)
 
 
 class HeldOut:
@@ -59,6 +65,51 @@ class HeldOut:
         self._arrived = np.zeros(count, dtype=np.int64)
         self._missing: set[int] = set()
         self._changed = threading.Condition()
+
+    @classmethod
+    def of_rank(
+        cls, ranks: Ranks, spec: FieldSpec, window: Window, batch_size: int, count: int
+    ) -> Self:
+        """Return a place for this rank's share of `count` simulations.
+
+        Raises
+        ------
+        ValueError
+            If there is none for some rank.
+        """
+        rank, world = ranks.rank, ranks.world
+        if count < world:
+            raise ValueError(
+                f"data.held_out: expected at least one simulation for each of {world} "
+                f"ranks, got {count}."
+            )
+        share = len(range(rank, count, world))
+        return cls(spec, window, batch_size, rank, share, stride=world)
+
+    def validated(self, ranks: Ranks, count: int) -> int:
+        """Return how many of the `count` simulations of all ranks are whole.
+
+        Raises
+        ------
+        EnsembleError
+            If some rank has none.
+        """
+        shares = ranks.gather(len(self.finished))
+        if 0 in shares:
+            rank = shares.index(0)
+            of_rank = f" of rank {rank}" if len(shares) > 1 else ""
+            share = len(range(rank, count, len(shares)))
+            raise EnsembleError(
+                f"None of the {share} held-out simulations{of_rank} finished: there is "
+                "nothing to validate with. Look into failures.csv in the run's folder."
+            )
+        if sum(shares) < count and ranks.rank == 0:
+            logger.warning(
+                "Validating with %d of %d simulations; see failures.csv.",
+                sum(shares),
+                count,
+            )
+        return sum(shares)
 
     def row(self, simulation: int) -> int:
         """Return the place of a simulation in `fields`."""
@@ -119,6 +170,11 @@ class HeldOut:
     def complete(self) -> bool:
         """Whether nothing more is to come."""
         return len(self._missing.union(self.finished)) == self.count
+
+    @property
+    def progress(self) -> str:
+        """How many of this rank's simulations are whole, of how many."""
+        return f"{len(self.finished)}/{self.count}"
 
     def wait(self, timeout: float) -> bool:
         """Block until complete, `timeout` seconds at most; return whether it is."""

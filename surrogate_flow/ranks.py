@@ -80,6 +80,21 @@ class Ranks:
         """Whether a simulation is dealt to this rank."""
         return number % self.world == self.rank
 
+    def share_of(self, states: Sequence[Any]) -> Any:
+        """Return this rank's part of what `gather` returned, in another process.
+
+        Raises
+        ------
+        ValueError
+            If it was gathered by another number of ranks.
+        """
+        if len(states) != self.world:
+            raise ValueError(
+                f"The checkpoint is of {len(states)} ranks, expected {self.world}: "
+                "each has its share of the simulations. Use as many devices as before."
+            )
+        return states[self.rank]
+
     def gather(self, value: Any) -> list[Any]:
         """Return the plain values of all ranks, in their order."""
         if self.world == 1:

@@ -6,7 +6,9 @@ import datetime
 import os
 from pathlib import Path
 
-__all__ = ["job_checkpoint", "last_checkpoint", "new_folder"]
+import pytorch_lightning as L
+
+__all__ = ["checkpoint_folder", "job_checkpoint", "last_checkpoint", "new_folder"]
 
 
 _GIVEN = "SURROGATE_FLOW_RUN"  # to the processes of a run's other ranks
@@ -27,6 +29,14 @@ def new_folder(root: Path, workflow: str, kind: str = "") -> Path:
         parts = [f"step{step}", os.environ.get("SLURM_RESTART_COUNT", ""), *parts[1:]]
     folder = root / workflow / "_".join(part for part in parts if part)
     os.environ[_GIVEN] = str(folder)
+    return folder
+
+
+def checkpoint_folder(trainer: L.Trainer) -> Path:
+    """Return where the checkpoints of a run go."""
+    folder = Path(trainer.log_dir or ".") / "checkpoints"
+    for callback in trainer.checkpoint_callbacks:
+        folder = Path(getattr(callback, "dirpath", None) or folder)
     return folder
 
 

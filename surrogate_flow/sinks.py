@@ -54,6 +54,26 @@ class Sinks:
         self.order: InOrder | None = None
         self._deterministic = deterministic
 
+    def check_threshold(self, simulations: int | None) -> None:
+        """Refuse a threshold that so many simulations can never fill.
+
+        Raises
+        ------
+        ValueError
+        """
+        store = self.store
+        if store is None or simulations is None:
+            return
+        numbers = range(self.count, self.count + simulations)
+        mine = sum(self.ranks.mine(number) for number in numbers)
+        each = store.window.samples(store.spec.steps)
+        if mine * each < store.threshold:
+            raise ValueError(
+                f"The threshold can never be reached: expected at most {mine * each} "
+                f"samples ({mine} simulations of {each}), got a threshold of "
+                f"{store.threshold}. Lower it, or run more simulations."
+            )
+
     def start(self) -> None:
         """Fix the order, after what a checkpoint held has been restored."""
         if self._deterministic and self.store and self.memory and self.order is None:
@@ -127,6 +147,13 @@ class Sinks:
         if self.order is not None and not waiting:
             return f"simulation {self.order.turn} has its turn (deterministic)"
         return waiting
+
+    def trainer_waits(self) -> str:
+        """Say who waits for whom, as a person at the trainer sees it."""
+        if not self.held_out.complete:
+            progress = self.held_out.progress
+            return f"trainer waits for held-out simulations: {progress}"
+        return "" if self.store is None else self.store.waiting()
 
     def blocked(self) -> bool:
         """Whether simulations that wait do so for the trainer, not for each other."""

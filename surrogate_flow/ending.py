@@ -1,0 +1,45 @@
+"""What happens at the last batch of a run, and when it fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as L
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+__all__ = ["Ending", "Kept"]
+
+
+class Ending(Callback):
+    """Validates and checkpoints once more with the weights that the run ends with.
+
+    Lightning validates at multiples of an interval only, unless the trainer was told to
+    stop.
+    """
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Tell the trainer to stop after its last batch."""
+        loop = trainer.fit_loop.epoch_loop
+        if loop.batch_progress.is_last_batch or trainer.global_step == loop.max_steps:
+            trainer.should_stop = True
+
+
+class Kept(ModelCheckpoint):
+    """A checkpoint that a rank does not write alone when it fails."""
+
+    def on_exception(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        # All ranks write a checkpoint together, and the others may not be there.
+        if trainer.world_size == 1:
+            super().on_exception(trainer, pl_module, exception)
