@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from surrogate_flow.devices import Side
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.reservoir import Draw
 from surrogate_flow.windows import Window
@@ -41,7 +42,7 @@ class Batch(NamedTuple):
     @classmethod
     def from_draw(cls, draw: Draw, window: Window) -> Batch:
         """Split drawn windows into what the network sees and what it shall predict."""
-        fields = torch.from_numpy(draw.fields)
+        fields = torch.as_tensor(draw.fields)
         return cls(
             parameters=torch.from_numpy(draw.parameters),
             step=torch.from_numpy(draw.step + window.inputs).to(torch.float32),
@@ -49,13 +50,13 @@ class Batch(NamedTuple):
             target=fields[:, window.inputs :],
         )
 
-    def pinned(self) -> Batch:
-        """Return it in memory from which a GPU copies while it computes."""
+    def sent(self, side: Side) -> Batch:
+        """Return it on a device; the copies may still be under way."""
         return Batch(
-            parameters=self.parameters.pin_memory(),
-            step=self.step.pin_memory(),
-            history=self.history.pin_memory(),
-            target=self.target.pin_memory(),
+            parameters=side.send(self.parameters),
+            step=side.send(self.step),
+            history=side.send(self.history),
+            target=side.send(self.target),
             weight=self.weight,
         )
 

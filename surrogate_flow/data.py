@@ -288,6 +288,7 @@ class OnlineData(L.LightningDataModule):
             trained=self._trained if self.trainer is not None else None,
             ranks=self.ranks,
             stopped=self._stopped.is_set,
+            device=self.trainer.strategy.root_device if self.trainer else None,
             check=study.check,
         )
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from surrogate_flow.batch import Batch
+from surrogate_flow.devices import side_of
 from surrogate_flow.ranks import Ranks, State
 from surrogate_flow.reservoir import Flight, Store
 from surrogate_flow.windows import Window
@@ -39,6 +40,8 @@ class OnlineLoader:
         weight zero.
     stopped : callable, optional
         Whether this rank was told to stop, and all with it.
+    device : torch.device, optional
+        To which batches are copied, beside the training step; the CPU by default.
     check : callable
         Raises what stopped the study, if anything did, so that no wait is for ever.
     ahead : int
@@ -54,6 +57,7 @@ class OnlineLoader:
         trained: Callable[[], int] | None = None,
         ranks: Ranks | None = None,
         stopped: Callable[[], bool] = bool,
+        device: torch.device | None = None,
         check: Callable[[], None],
         ahead: int = 2,
     ) -> None:
@@ -64,6 +68,7 @@ class OnlineLoader:
         self._trained = trained or (lambda: self._given)
         self._ranks = ranks or Ranks()
         self._stopped = stopped
+        self._side = side_of(device or torch.device("cpu"))
         self._check = check
         self._ahead = ahead
 
@@ -92,6 +97,8 @@ class OnlineLoader:
                 self._given += 1
                 # Gradients are averaged over all ranks, those without data too.
                 weight = self._ranks.world / states.count(State.READY)
+                if item is not None:
+                    self._side.hand_over(*item[:4])
                 yield (
                     Batch.weightless(self._store.spec, self._window)
                     if item is None
@@ -123,12 +130,11 @@ class OnlineLoader:
         ready: queue.Queue[Batch | BaseException | None],
         left: threading.Event,
     ) -> None:
-        pin = torch.cuda.is_available()
         try:
             while not left.is_set():
                 batch = self._draw(left)
-                if batch is not None and pin:
-                    batch = batch.pinned()
+                if batch is not None:
+                    batch = batch.sent(self._side)
                 ready.put(batch)
                 if batch is None:
                     return

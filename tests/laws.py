@@ -60,12 +60,13 @@ def samples_of(draw: Draw) -> list[tuple[int, int]]:
 
 def check_draw(store: Store, draw: Draw) -> None:
     """Check that every row of a batch is what was put under its name."""
-    assert draw.fields.shape[1:] == (store.window.span, *store.spec.step_shape)
-    assert draw.fields.dtype == draw.parameters.dtype == np.float32
+    fields = np.asarray(draw.fields)
+    assert fields.shape[1:] == (store.window.span, *store.spec.step_shape)
+    assert fields.dtype == draw.parameters.dtype == np.float32
     assert draw.simulation.dtype == draw.step.dtype == np.int64
     for i, (simulation, step) in enumerate(samples_of(draw)):
         expected = trajectory(store.spec, simulation, step, store.window.span)
-        np.testing.assert_array_equal(draw.fields[i], expected)
+        np.testing.assert_array_equal(fields[i], expected)
         np.testing.assert_array_equal(
             draw.parameters[i], parameters(store.spec, simulation).astype("f")
         )

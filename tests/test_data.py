@@ -16,7 +16,7 @@ from surrogate_flow.data import OnlineData
 from surrogate_flow.ensemble import EnsembleError
 from surrogate_flow.faults import Faults
 from surrogate_flow.held_out import HeldOut
-from surrogate_flow.reservoir import FIFO, FIRO, Reservoir
+from surrogate_flow.reservoir import FIFO, FIRO, DeviceMemory, Reservoir
 from surrogate_flow.sampling import Sobol, Uniform
 from surrogate_flow.schedule import SEEDS
 from surrogate_flow.windows import Direct
@@ -25,6 +25,7 @@ POLICIES = {
     "FIFO": partial(FIFO, capacity=40),
     "FIRO": partial(FIRO, capacity=40, threshold=20),
     "Reservoir": partial(Reservoir, capacity=40, threshold=20),
+    "device": partial(FIRO, capacity=40, threshold=20, memory=DeviceMemory),
 }
 
 

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from surrogate_flow.fields import FieldSpec, Parameter, Variable
-from surrogate_flow.reservoir import FIFO, FIRO, Reservoir, SamplesPerInsert
+from surrogate_flow.reservoir import (
+    FIFO,
+    FIRO,
+    DeviceMemory,
+    Reservoir,
+    SamplesPerInsert,
+)
 from surrogate_flow.windows import Direct, Window
 
 
@@ -60,6 +66,8 @@ def make_store(policy, window, steps=20, capacity=40, batch_size=4, seed=0, **op
     options = {"capacity": capacity, "threshold": 6, "seed": seed, **options}
     if policy == "FIRO":
         return FIRO(spec, window, batch_size, **options)
+    if policy == "device":
+        options = {"memory": DeviceMemory, **options}
     if policy == "limited":
         options = {"limiter": SamplesPerInsert(2.0, 6.0), **options}
     return Reservoir(spec, window, batch_size, **options)
@@ -92,7 +100,7 @@ def peek(store):
     return list(zip(simulation.tolist(), step.tolist(), strict=True))
 
 
-POLICIES = ["FIFO", "FIRO", "Reservoir", "limited"]
+POLICIES = ["FIFO", "FIRO", "Reservoir", "limited", "device"]
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)

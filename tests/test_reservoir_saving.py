@@ -140,9 +140,9 @@ def test_steps_come_in_while_a_snapshot_is_written(window):
         run.feed(15)
         run.train(1)
     store, moved = run.store, threading.Event()
-    store._slab.gather, gather = (
+    store._slab.memory.gather, gather = (
         lambda *a: (moved.wait(20), gather(*a)),
-        store._slab.gather,
+        store._slab.memory.gather,
     )
     held = {}
     thread = threading.Thread(target=lambda: held.update(result=saved(run)))
@@ -155,14 +155,14 @@ def test_steps_come_in_while_a_snapshot_is_written(window):
     finally:
         moved.set()
         thread.join(20)
-    store._slab.gather = gather
+    store._slab.memory.gather = gather
     snapshot, rows = held["result"]
     assert snapshot.counts[0] == inserted
     other = make_store("Reservoir", window, STEPS)
     other.restore(snapshot, rows)
     samples = other._members.samples
     fields = np.empty((len(samples) * window.span, *other.spec.step_shape), np.float32)
-    other._slab.gather(other._books.slots(samples), fields)
+    other._slab.memory.gather(other._books.slots(samples), fields)
     fields = fields.reshape(len(samples), window.span, *other.spec.step_shape)
     for field, simulation, step in zip(
         fields, *other._books.labels(samples)[:2], strict=True

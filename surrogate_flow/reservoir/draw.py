@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from torch import Tensor
 
 __all__ = ["Draw"]
 
@@ -16,7 +17,10 @@ class Draw(NamedTuple):
     `step` is the number of the first step of each sample.
     """
 
-    fields: Float[np.ndarray, "batch span channel *space"]
+    fields: (
+        Float[np.ndarray, "batch span channel *space"]
+        | Float[Tensor, "batch span channel *space"]
+    )
     simulation: Int[np.ndarray, " batch"]
     step: Int[np.ndarray, " batch"]
     parameters: Float[np.ndarray, "batch parameter"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import numpy as np
 from jaxtyping import Int
 
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.reservoir.memory import HostMemory, Memory
 from surrogate_flow.reservoir.store import Store
 from surrogate_flow.windows import Window
 
@@ -61,16 +63,22 @@ class FIFO(Store):
 
     Parameters
     ----------
-    spec, window, batch_size, capacity
+    spec, window, batch_size, capacity, memory
         As `Store`.
     """
 
     _members: _Queue
 
     def __init__(
-        self, spec: FieldSpec, window: Window, batch_size: int, *, capacity: int | str
+        self,
+        spec: FieldSpec,
+        window: Window,
+        batch_size: int,
+        *,
+        capacity: int | str,
+        memory: Callable[[int, tuple[int, ...], int], Memory] = HostMemory,
     ) -> None:
-        super().__init__(spec, window, batch_size, capacity=capacity)
+        super().__init__(spec, window, batch_size, capacity=capacity, memory=memory)
         self._members = _Queue(self.capacity)
 
     def _needed(self) -> int:

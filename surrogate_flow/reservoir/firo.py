@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import numpy as np
 from jaxtyping import Int
 
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.reservoir.memory import HostMemory, Memory
 from surrogate_flow.reservoir.population import Population
 from surrogate_flow.reservoir.store import Store
 from surrogate_flow.windows import Window
@@ -32,6 +34,8 @@ class FIRO(Store):
         Number of samples to shuffle among.
     seed : int
         Of the draws.
+    memory
+        As `Store`.
 
     References
     ----------
@@ -51,9 +55,15 @@ class FIRO(Store):
         capacity: int | str,
         threshold: int,
         seed: int = 0,
+        memory: Callable[[int, tuple[int, ...], int], Memory] = HostMemory,
     ) -> None:
         super().__init__(
-            spec, window, batch_size, capacity=capacity, threshold=threshold
+            spec,
+            window,
+            batch_size,
+            capacity=capacity,
+            threshold=threshold,
+            memory=memory,
         )
         self._members = Population(self.capacity)
         self._random = np.random.default_rng(seed)

@@ -17,6 +17,7 @@ from surrogate_flow.reservoir.block import Block, check_steps
 from surrogate_flow.reservoir.counters import Clock, Tally, seconds
 from surrogate_flow.reservoir.limiter import SamplesPerInsert
 from surrogate_flow.reservoir.lockstep import Lockstep
+from surrogate_flow.reservoir.memory import Memory
 from surrogate_flow.reservoir.plan import Plan
 from surrogate_flow.reservoir.population import Members
 from surrogate_flow.reservoir.refusal import Refusal
@@ -42,6 +43,7 @@ class Intake(ABC):
         capacity: int | str,
         threshold: int,
         limiter: SamplesPerInsert | None,
+        memory: Callable[[int, tuple[int, ...], int], Memory],
     ) -> None:
         self.capacity = slots(capacity, spec, window, batch_size, threshold)
         if limiter is not None:
@@ -50,7 +52,8 @@ class Intake(ABC):
         self.threshold = threshold
         self.limiter: SamplesPerInsert | Lockstep | None = limiter
         self._plan = Plan.of(window, spec.steps)
-        self._slab = Slab(self.capacity, spec.step_shape, shared=window.span > 1)
+        rows = memory(self.capacity, spec.step_shape, batch_size * window.span)
+        self._slab = Slab(rows, shared=window.span > 1)
         self._books = Trajectories(self._plan, self._slab, len(spec.parameters))
         self._tally = Tally(self.capacity)
         self._changed = threading.Condition(threading.Lock())
@@ -220,7 +223,7 @@ class Intake(ABC):
                     )
                 self._changed.wait(min(left, threading.TIMEOUT_MAX))
         try:
-            self._slab.write(block.slots, steps[: block.steps][block.kept])
+            self._slab.memory.write(block.slots, steps[: block.steps][block.kept])
         except BaseException:
             with self._changed:
                 self._settle(block)

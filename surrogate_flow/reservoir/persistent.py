@@ -88,7 +88,8 @@ class Persistent(Intake):
             # `slots` ascend and `order` has the same ones.
             snapshot = replace(snapshot, place=np.argsort(order))
             for draw in again:
-                write(draw.fields.reshape(-1, *self.spec.step_shape))
+                fields = self._slab.memory.host(draw.fields)
+                write(fields.reshape(-1, *self.spec.step_shape))
         return snapshot
 
     def _held(self) -> Int[np.ndarray, " slot"]:
@@ -144,7 +145,7 @@ class Persistent(Intake):
                     slots = self._slab.pinned(size)
                 if not len(slots):
                     return np.concatenate(order)
-                self._slab.gather(slots, chunk[: len(slots)])
+                self._slab.memory.gather(slots, chunk[: len(slots)])
                 self._unpin(slots)
                 order.append(slots)
                 write(chunk[: len(slots)])
@@ -228,7 +229,7 @@ class Persistent(Intake):
         size = max(1, _CHUNK // self.spec.step_bytes)
         for start in range(0, len(slots), size):
             part = slice(start, start + size)
-            slab.write(slots[part], np.asarray(rows[snapshot.place[part]]))
+            slab.memory.write(slots[part], np.asarray(rows[snapshot.place[part]]))
         labels = (snapshot.simulation, snapshot.step, snapshot.parameters)
         books.restore(slots, labels, slots[snapshot.following])
         books.finished = NumberSet((a, b) for a, b in snapshot.finished.tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import Int
 
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.reservoir.limiter import SamplesPerInsert
+from surrogate_flow.reservoir.memory import HostMemory, Memory
 from surrogate_flow.reservoir.population import Population
 from surrogate_flow.reservoir.store import Store
 from surrogate_flow.windows import Window
@@ -44,6 +46,8 @@ class Reservoir(Store):
         Of draws and evictions.
     limiter : SamplesPerInsert, optional
         Holds the mean number of draws a sample within a band.
+    memory
+        As `Store`.
 
     References
     ----------
@@ -64,6 +68,7 @@ class Reservoir(Store):
         threshold: int = 1000,
         seed: int = 0,
         limiter: SamplesPerInsert | None = None,
+        memory: Callable[[int, tuple[int, ...], int], Memory] = HostMemory,
     ) -> None:
         super().__init__(
             spec,
@@ -72,6 +77,7 @@ class Reservoir(Store):
             capacity=capacity,
             threshold=threshold,
             limiter=limiter,
+            memory=memory,
         )
         self._members = Population(self.capacity)
         self._random = np.random.default_rng(seed)

@@ -1,12 +1,13 @@
-"""Preallocated memory for steps, in slots that are counted by reference."""
+"""Which rows of the memory hold steps: slots, counted by reference."""
 
 from __future__ import annotations
 
-import math
 from collections import deque
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
+
+from surrogate_flow.reservoir.memory import Memory
 
 __all__ = ["Slab"]
 
@@ -15,7 +16,7 @@ _ONE = np.int32(1)
 
 
 class Slab:
-    """An array of steps, ``(capacity, channel, *space)``, with free and used rows.
+    """Free and used rows of a memory of steps.
 
     A slot is released with its last reference, so a step that several windows share is
     kept once. It is free again when the copies that were under way by then are done::
@@ -25,27 +26,21 @@ class Slab:
 
     Parameters
     ----------
-    capacity : int
-        Number of slots.
-    step_shape : tuple of int
-        ``(channel, *space)``.
+    memory : Memory
+        The rows, as many as there are slots.
     shared : bool
         Whether a slot can have more than one reference.
 
     Notes
     -----
-    `write` and `gather` need no lock, for the rows they touch are reserved or pinned;
-    numpy releases the GIL meanwhile. Everything else changes the books and needs the
-    owner's lock. Pages of memory are taken from the system when they are first written.
+    To copy to or from `memory` needs no lock, for the rows are reserved or pinned.
+    Everything else changes the books and needs the owner's lock.
     """
 
-    def __init__(
-        self, capacity: int, step_shape: tuple[int, ...], *, shared: bool
-    ) -> None:
+    def __init__(self, memory: Memory, *, shared: bool) -> None:
+        self.memory = memory
         self._shared = shared
-        self.capacity = capacity
-        self.step_shape = step_shape
-        self._rows = np.empty((capacity, math.prod(step_shape)), dtype=np.float32)
+        self.capacity = capacity = memory.capacity
         self._references = np.zeros(capacity, dtype=np.int32)
         self._stack = np.arange(capacity, dtype=np.intp)[::-1].copy()
         self._free = capacity
@@ -56,11 +51,6 @@ class Slab:
         self._pinned = np.zeros(capacity, dtype=bool)
         self._owed = np.zeros(capacity, dtype=bool)
         self._pins = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the steps take when every slot is used."""
-        return self._rows.nbytes
 
     @property
     def free(self) -> int:
@@ -141,25 +131,6 @@ class Slab:
         """Return those of the slots that somebody still refers to."""
         held: Int[np.ndarray, " slot"] = slots[self._references[slots] > 0]
         return held
-
-    def write(
-        self,
-        slots: Int[np.ndarray, " time"],
-        steps: Float[np.ndarray, "time channel *space"],
-    ) -> None:
-        """Copy steps into reserved slots."""
-        self._rows[slots] = steps.reshape(len(slots), self._rows.shape[1])
-
-    def gather(
-        self,
-        slots: Int[np.ndarray, " row"],
-        out: Float[np.ndarray, "row channel *space"],
-    ) -> None:
-        """Copy rows that are being read into `out`, which is C-contiguous."""
-        # With mode="raise" numpy fills a second buffer first, to keep `out` whole on an
-        # error.
-        flat = out.reshape(len(slots), self._rows.shape[1])
-        np.take(self._rows, slots, axis=0, out=flat, mode="clip")
 
     def _give_back(self, slots: Int[np.ndarray, " slot"]) -> None:
         if self._pins:

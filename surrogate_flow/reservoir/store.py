@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import final
 
 import numpy as np
@@ -15,8 +16,8 @@ from surrogate_flow.fields import FieldSpec
 from surrogate_flow.reservoir.counters import Clock, Counters, seconds
 from surrogate_flow.reservoir.draw import Draw
 from surrogate_flow.reservoir.flight import Flight
-from surrogate_flow.reservoir.lending import Lender
 from surrogate_flow.reservoir.limiter import SamplesPerInsert
+from surrogate_flow.reservoir.memory import HostMemory, Memory
 from surrogate_flow.reservoir.moments import Moments
 from surrogate_flow.reservoir.persistent import Persistent
 from surrogate_flow.windows import Window
@@ -62,6 +63,8 @@ class Store(Persistent):
         Samples needed before a batch is drawn.
     limiter : SamplesPerInsert, optional
         Band for the number of draws per insert.
+    memory : class of Memory
+        Where the steps lie: `HostMemory`, or `DeviceMemory` of a GPU.
 
     Raises
     ------
@@ -85,6 +88,7 @@ class Store(Persistent):
         capacity: int | str,
         threshold: int = 1,
         limiter: SamplesPerInsert | None = None,
+        memory: Callable[[int, tuple[int, ...], int], Memory] = HostMemory,
     ) -> None:
         super().__init__(
             spec,
@@ -93,9 +97,9 @@ class Store(Persistent):
             capacity=capacity,
             threshold=threshold,
             limiter=limiter,
+            memory=memory,
         )
         self._draw_clock = Clock()
-        self._lender = Lender(batch_size * window.span * math.prod(spec.step_shape))
 
     @abstractmethod
     def _needed(self) -> int:
@@ -140,9 +144,7 @@ class Store(Persistent):
                 self._books.release(samples)
             self._changed.notify_all()
         try:
-            shape = (len(samples), self._plan.span, *self.spec.step_shape)
-            fields = self._lender.lend(shape)
-            self._slab.gather(slots, fields)
+            fields = self._slab.memory.batch(slots, len(samples))
             drawn = Draw(fields, *labels)
             if flight:
                 flight.land(number, drawn)
@@ -225,7 +227,7 @@ class Store(Persistent):
                 some = self._slab.referenced(slots[start : start + size])
                 reader = self._slab.begin_read()
             try:
-                self._slab.gather(some, chunk[: len(some)])
+                self._slab.memory.gather(some, chunk[: len(some)])
             finally:
                 self._end_read(reader)
             if len(some):
@@ -255,7 +257,7 @@ class Store(Persistent):
             slab, tally, members = self._slab, self._tally, self._members
             return Counters(
                 capacity=self.capacity,
-                capacity_bytes=slab.nbytes,
+                capacity_bytes=slab.memory.nbytes,
                 steps=self.capacity - slab.free,
                 unfinished=self._books.unfinished,
                 population=len(members),
