@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 BATCH = 64
 FRAMES = 2
 TICK_SECONDS = 1.0
+HANDSHAKE = 30_000  # ms that a connection may take to show its keys
 
 
 class Inlet:
@@ -206,6 +207,7 @@ class Inlet:
         router.router_handover = True
         router.heartbeat_ivl = HEARTBEAT
         router.heartbeat_timeout = HEARTBEAT_TIMEOUT
+        router.handshake_ivl = HANDSHAKE
         parameters = 8 * len(self.spec.parameters)
         router.maxmsgsize = max(self._largest, parameters, HEADER_BYTES)
         if self.host is None:
