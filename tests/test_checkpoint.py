@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import pytorch_lightning as L
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from test_reservoir import Sliding
 
 from surrogate_flow import checkpoint
+from surrogate_flow.atomic import AtomicCheckpoints
 from surrogate_flow.cli import main
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.nn import FullyConnected
@@ -119,6 +121,60 @@ def test_one_from_afar_runs_neither(evil):
     assert not ran.exists()
     assert done.returncode != 0, done.stdout
     assert "evil.ckpt" in done.stderr or "Weights only load failed" in done.stderr
+
+
+class Tiny(L.LightningModule):
+    """A weight that is trained on nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def training_step(self, batch, index):
+        return self.weight.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def train_tiny(folder, steps, **resume):
+    kept = ModelCheckpoint(
+        folder / "checkpoints", filename="{step}", every_n_train_steps=1
+    )
+    trainer = L.Trainer(
+        max_steps=steps,
+        callbacks=[kept],
+        plugins=[AtomicCheckpoints()],
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(Tiny(), torch.utils.data.DataLoader([0] * 9), **resume)
+    return kept
+
+
+@pytest.mark.parametrize(
+    "spelled", ["local://{}", "file://{}/", "{}", "{ours}/../precious", "{ours}/steps"]
+)
+def test_a_checkpoint_has_nothing_else_deleted(spelled, tmp_path):
+    """Lightning removes the best one so far, whatever path a checkpoint gives for it, folders too."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    ours = tmp_path / "checkpoints"
+    kept = train_tiny(tmp_path, 2)
+    assert [path.name for path in ours.iterdir()] == ["step=2.ckpt"]
+    (ours / "steps").mkdir()
+    saved = torch.load(kept.best_model_path, weights_only=True)
+    ((_, state),) = [(k, v) for k, v in saved["callbacks"].items() if "Model" in k]
+    state["best_model_path"] = spelled.format(precious, ours=ours)
+    torch.save(saved, tmp_path / "evil.ckpt")
+    train_tiny(tmp_path, 4, ckpt_path=tmp_path / "evil.ckpt")
+    assert precious.exists()
+    assert {path.name for path in ours.iterdir()} == {
+        *("step=2.ckpt", "step=4.ckpt", "steps"),
+    }
 
 
 @pytest.mark.parametrize("part", ["network", "window"])
