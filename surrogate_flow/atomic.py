@@ -25,6 +25,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def __init__(self) -> None:
         super().__init__()
         self.error: OSError | None = None
+        self._written: set[Path] = set()
 
     def save_checkpoint(
         self,
@@ -42,6 +43,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, target)
+            self._written.add(target.absolute())
             self.error = None
         except (OSError, RuntimeError) as error:
             # torch reports a failed write as a RuntimeError of its own.
@@ -67,3 +69,13 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """Read a checkpoint, without executing anything in it."""
         loaded: dict[str, Any] = super().load_checkpoint(path, map_location, True)
         return loaded
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a file that was written here; Lightning's would delete any folder.
+
+        The path may come from a checkpoint, which is not to be believed.
+        """
+        target = Path(path)
+        if target.absolute() in self._written and not target.is_symlink():
+            target.unlink(missing_ok=True)
+            self._written.discard(target.absolute())

@@ -23,6 +23,8 @@ __all__ = ["is_local", "open_cluster"]
 
 logger = logging.getLogger(__name__)
 
+_DASHBOARD = "127.0.0.1:8787"
+
 _SETTINGS = {
     # After this time a cluster gives up workers that its nannies are just restarting.
     "distributed.deploy.lost-worker-timeout": "1 day",
@@ -58,10 +60,12 @@ def open_cluster(
     dask.config.set({**_SETTINGS, "distributed.scheduler.worker-ttl": worker_ttl})
     with ExitStack() as resources:
         if factory is not None:
-            factory = _with_keys(factory, folder, resources)
+            factory = _on_loopback(_with_keys(factory, folder, resources))
         cluster = resources.enter_context(_build(factory))
         if not security.is_closed(cluster):
             _warn(cluster)
+        if security.is_open_to_all(cluster.dashboard_link):
+            _warn_of_dashboard(cluster)
         yield cluster
 
 
@@ -74,7 +78,7 @@ def _build(factory: Callable[[], Cluster] | None) -> Cluster:
                 return factory()
             return LocalCluster(
                 threads_per_worker=1,
-                dashboard_address="127.0.0.1:8787",
+                dashboard_address=_DASHBOARD,
                 security=security.in_memory(),
                 # The ensemble says what fails, once and with its parameters.
                 silence_logs=logging.CRITICAL,
@@ -101,6 +105,27 @@ def _with_keys(
         return factory
     keys = resources.enter_context(security.in_files(folder))
     return partial(factory, security=keys)
+
+
+def _on_loopback(factory: Callable[..., Cluster]) -> Callable[..., Cluster]:
+    """Show the dashboard to this machine only, unless the recipe says more of it."""
+    arguments = inspect.signature(factory).parameters.values()
+    known = {a.name: a.default for a in arguments}
+    known |= getattr(factory, "keywords", {})
+    # Dask's default, which is every interface.
+    if known.get("dashboard_address") != ":8787":
+        return factory
+    return partial(factory, dashboard_address=_DASHBOARD)
+
+
+def _warn_of_dashboard(cluster: Cluster) -> None:
+    logger.warning(
+        "Dask's dashboard at %s listens on every interface of this machine, and asks "
+        "for no password: whoever reaches it sees what the study does. Set "
+        "dashboard_address: %s (of a queue's cluster, within scheduler_options).",
+        cluster.dashboard_link,
+        _DASHBOARD,
+    )
 
 
 def _warn(cluster: Cluster) -> None:

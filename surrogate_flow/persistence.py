@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from surrogate_flow.held_out import HeldOut
 from surrogate_flow.numbers import NumberSet
 from surrogate_flow.reservoir import Flight, Snapshot, Store
 from surrogate_flow.rows import RowsFile, read_rows
-from surrogate_flow.saved_data import SavedData
+from surrogate_flow.saved_data import SavedData, new_name
 
 __all__ = ["Persistence"]
 
@@ -106,7 +105,7 @@ class Persistence:
 
     def _with_fields(self, folder: Path, failed: NumberSet) -> SavedData:
         held_out = self._held_out
-        path = folder / f"reservoir-{secrets.token_hex(4)}.npy"
+        path = folder / new_name()
         with RowsFile(path, held_out.spec.step_shape) as file:
             snapshot = self._store.save(self.flight, file.write)
             whole = held_out.finished
@@ -143,7 +142,7 @@ class Persistence:
         Raises
         ------
         ValueError
-            If it is of another study, or its file is cut off.
+            If it is of another study or contradicts itself, or its file is cut off.
         """
         saved = SavedData.from_plain(plain)
         for what, theirs, mine in (
@@ -160,6 +159,7 @@ class Persistence:
                     f"{theirs}. Use the recipes that it was trained with (config.yaml "
                     "in its run's folder)."
                 )
+        saved.check(self._held_out.spec)
         rows = self._rows(saved, folder / saved.rows)
         if rows is None:
             self._store.restore(saved.store, None)
@@ -199,4 +199,5 @@ class Persistence:
         steps = self._held_out.spec.steps
         again = int(saved.store.again_size.sum()) * self._store.window.span
         held = len(saved.whole) * steps
-        return read_rows(path, len(saved.store.simulation) + again + held)
+        count = len(saved.store.simulation) + again + held
+        return read_rows(path, (count, *self._held_out.spec.step_shape))

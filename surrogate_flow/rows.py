@@ -74,27 +74,34 @@ class RowsFile:
             self._part.unlink(missing_ok=True)
 
 
-def read_rows(path: Path, count: int) -> Float[np.ndarray, "row channel *space"]:
+def read_rows(
+    path: Path, shape: tuple[int, ...]
+) -> Float[np.ndarray, "row channel *space"]:
     """Return the steps of a file, which are read when they are used.
 
     Raises
     ------
     ValueError
-        If the file is cut off, or holds another number of steps.
+        If the file is cut off, or holds anything else than float32 of that shape.
     """
     try:
-        rows: Float[np.ndarray, "row channel *space"] = np.load(
-            path, mmap_mode="r", allow_pickle=False
+        # Unlike numpy.load it knows neither archives nor pickles.
+        rows: Float[np.ndarray, "row channel *space"] = np.lib.format.open_memmap(
+            path, mode="r"
         )
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:
+        # A header that makes no sense makes the reader fail in half a dozen ways.
         raise ValueError(
-            f"{path}: cannot be read as a file of steps ({error}). It is cut off: the "
-            "disk was full, or the copy is not complete. Delete it to go on without: "
-            "then what it held is simulated again."
+            f"{path}: cannot be read as a file of steps ({type(error).__name__}). It "
+            "is cut off: the disk was full, or the copy is not complete. Delete it to "
+            "go on without: then what it held is simulated again."
         ) from error
-    if len(rows) != count:
+    if rows.shape != shape or rows.dtype != np.float32:
         raise ValueError(
-            f"{path}: expected {count} steps, got {len(rows)}. It belongs to another "
-            "checkpoint; delete it to go on without."
+            f"{path}: expected float32 steps of the shape {shape}, got {rows.dtype} of "
+            f"{rows.shape}. It belongs to another checkpoint; delete it to go on "
+            "without."
         )
     return rows

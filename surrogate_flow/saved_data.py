@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,10 +12,13 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int
 
+from surrogate_flow.fields import FieldSpec
 from surrogate_flow.numbers import NumberSet
 from surrogate_flow.reservoir import Snapshot
 
-__all__ = ["SavedData"]
+__all__ = ["SavedData", "new_name"]
+
+_ROWS = re.compile(r"(reservoir-[0-9a-f]{8}\.npy)?")
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,12 @@ class SavedData:
                 "from its weights instead, or use the version that wrote it."
             )
         store = {k: _array(v) for k, v in plain["store"].items()}
+        if not _ROWS.fullmatch(str(plain["rows"])):
+            raise ValueError(
+                f"The checkpoint names {str(plain['rows'])[:80]!r} as its file of "
+                "steps: expected one beside it, reservoir-<8 digits>.npy. It was "
+                "changed by hand: start from its weights instead."
+            )
         return cls(
             held_out=plain["held_out"],
             first=plain["first"],
@@ -87,10 +98,43 @@ class SavedData:
             parameters=_array(plain["parameters"]),
         )
 
+    def check(self, spec: FieldSpec) -> None:
+        """Check that all numbers and indices fit to each other and to the spec.
+
+        Raises
+        ------
+        ValueError
+            If not.
+        """
+        self.store.check(spec)
+        whole = np.asarray(self.whole)
+        shape = (len(whole), len(spec.parameters))
+        unique = len(np.unique(whole)) == len(whole)
+        inside = not len(whole) or 0 <= whole.min() <= whole.max() < self.held_out
+        if not (unique and inside and self.parameters.shape == shape):
+            raise ValueError(
+                f"The checkpoint contradicts itself: expected {len(whole)} different "
+                f"held-out simulations below {self.held_out} and their parameters, got "
+                f"{self.parameters.shape} of {whole.tolist()[:9]}. It is damaged."
+            )
+
+
+def new_name() -> str:
+    """Return the name of a new file of steps, which lies beside its checkpoint."""
+    return f"reservoir-{secrets.token_hex(4)}.npy"
+
 
 def _plain(value: Any) -> Any:
     return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
 
 
 def _array(value: Any) -> Any:
-    return value.numpy() if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    if not value.is_contiguous():
+        # A few bytes of a file may be said to be any number of values.
+        raise ValueError(
+            f"The checkpoint has an entry of {tuple(value.shape)} values that are not "
+            "all there. It is damaged: start from its weights instead."
+        )
+    return value.numpy()

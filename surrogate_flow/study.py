@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from distributed.deploy.cluster import Cluster
-from distributed.utils import get_ip
 
 from surrogate_flow.clusters import is_local, open_cluster
 from surrogate_flow.ensemble import Ensemble, Progress
@@ -94,7 +93,7 @@ class Study:
                     Inlet(
                         solver.spec,
                         self._sink_if_begun,
-                        host=None if known.local else get_ip(),
+                        host=known.interface,
                         why=why,
                     )
                 )
@@ -137,6 +136,8 @@ class Study:
             )
             local = is_local(opened) and ranks.on_one_machine
             known = Existing.of(opened, local=local)
+            if ranks.world > 1:
+                known = self._resources.enter_context(known.in_files(folder))
         self._resources.callback(_part, ranks)
         return known
 

@@ -1,5 +1,7 @@
 """Checkpoints from strangers: whatever they hold, nothing of it runs."""
 
+import copy
+import io
 import os
 import pickle
 import random
@@ -9,13 +11,21 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import pytorch_lightning as L
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from test_reservoir import Sliding
 
 from surrogate_flow import checkpoint
+from surrogate_flow.atomic import AtomicCheckpoints
 from surrogate_flow.cli import main
+from surrogate_flow.held_out import HeldOut
 from surrogate_flow.nn import FullyConnected
+from surrogate_flow.persistence import Persistence
+from surrogate_flow.reservoir import FIRO
+from surrogate_flow.rows import read_rows
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate import Surrogate
 
@@ -113,6 +123,60 @@ def test_one_from_afar_runs_neither(evil):
     assert "evil.ckpt" in done.stderr or "Weights only load failed" in done.stderr
 
 
+class Tiny(L.LightningModule):
+    """A weight that is trained on nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def training_step(self, batch, index):
+        return self.weight.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def train_tiny(folder, steps, **resume):
+    kept = ModelCheckpoint(
+        folder / "checkpoints", filename="{step}", every_n_train_steps=1
+    )
+    trainer = L.Trainer(
+        max_steps=steps,
+        callbacks=[kept],
+        plugins=[AtomicCheckpoints()],
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(Tiny(), torch.utils.data.DataLoader([0] * 9), **resume)
+    return kept
+
+
+@pytest.mark.parametrize(
+    "spelled", ["local://{}", "file://{}/", "{}", "{ours}/../precious", "{ours}/steps"]
+)
+def test_a_checkpoint_has_nothing_else_deleted(spelled, tmp_path):
+    """Lightning removes the best one so far, whatever path a checkpoint gives for it, folders too."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    ours = tmp_path / "checkpoints"
+    kept = train_tiny(tmp_path, 2)
+    assert [path.name for path in ours.iterdir()] == ["step=2.ckpt"]
+    (ours / "steps").mkdir()
+    saved = torch.load(kept.best_model_path, weights_only=True)
+    ((_, state),) = [(k, v) for k, v in saved["callbacks"].items() if "Model" in k]
+    state["best_model_path"] = spelled.format(precious, ours=ours)
+    torch.save(saved, tmp_path / "evil.ckpt")
+    train_tiny(tmp_path, 4, ckpt_path=tmp_path / "evil.ckpt")
+    assert precious.exists()
+    assert {path.name for path in ours.iterdir()} == {
+        *("step=2.ckpt", "step=4.ckpt", "steps"),
+    }
+
+
 @pytest.mark.parametrize("part", ["network", "window"])
 @pytest.mark.parametrize("name", ["os.mkdir", "subprocess.Popen", "os.path"])
 def test_a_recipe_names_networks_and_windows_only(part, name, saved, tmp_path):
@@ -165,3 +229,155 @@ def test_damaged_checkpoints_are_refused_with_a_word(saved, tmp_path):
                 error
             )
     assert refused > 100
+
+
+# What a checkpoint says of the reservoir, and the file of fields beside it.
+
+ROWS = 30
+
+
+def header(text):
+    text += " " * (64 - (len(text) + 11) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def npy(descr="<f4", shape="(30, 1, 6, 4)", order=False):
+    return header(f"{{'descr': {descr!r}, 'fortran_order': {order}, 'shape': {shape}}}")
+
+
+def archive():
+    file = io.BytesIO()
+    np.savez(file, rows=np.zeros(ROWS))
+    return file.getvalue()
+
+
+HOSTILE = {
+    "pickle": lambda ran: pickle.dumps(Evil(ran)),
+    "objects": lambda ran: npy("|O") + pickle.dumps(Evil(ran)),
+    "archive": lambda ran: archive(),
+    "empty": lambda ran: b"",
+    "cut off": lambda ran: npy() + bytes(4 * ROWS * 24 - 1),
+    "said to be huge": lambda ran: npy(shape=f"(30, {2**60})"),
+    "larger than any": lambda ran: npy(shape=f"(30, {2**80})"),
+    "negative": lambda ran: npy(shape="(30, -1, 6, 4)") + bytes(3000),
+    "a number": lambda ran: npy(shape="()") + bytes(3000),
+    "other steps": lambda ran: npy(shape="(30, 24)") + bytes(3000),
+    "one too many": lambda ran: npy(shape="(31, 1, 6, 4)") + bytes(3000),
+    "float64": lambda ran: npy("<f8") + bytes(6000),
+    "nothing each": lambda ran: npy("V0"),
+    "deep": lambda ran: header("-" * 9000 + "1"),
+    "open": lambda ran: header("(" * 9000),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_file_of_steps_is_float32_of_its_size_or_nothing(what, tmp_path):
+    """Nothing is unpickled, no header is believed, and the error says which file."""
+    path = tmp_path / "reservoir-00000000.npy"
+    path.write_bytes(HOSTILE[what](tmp_path / "ran"))
+    with pytest.raises(ValueError, match=r"00000000\.npy: (cannot|expected)"):
+        read_rows(path, (ROWS, 1, 6, 4))
+    assert not (tmp_path / "ran").exists()
+    path.write_bytes(npy() + bytes(4 * ROWS * 24))
+    assert read_rows(path, (ROWS, 1, 6, 4)).shape == (ROWS, 1, 6, 4)
+
+
+def persistence(first=None):
+    """A reservoir of windows that share steps, half full, and a held-out simulation."""
+    window = Sliding(3, 1)
+    store = FIRO(SPEC, window, 2, capacity=40, threshold=4)
+    held_out = HeldOut(SPEC, window, 2, 0, 1)
+    memory = Persistence(store, held_out, first or {"a": 1.0}, fields=True)
+    return store, held_out, memory
+
+
+@pytest.fixture
+def books(tmp_path):
+    """The state of such a one, with its file in `tmp_path`."""
+    store, held_out, memory = persistence()
+    steps = np.ones((SPEC.steps, *SPEC.step_shape), dtype=np.float32)
+    vector = np.ones(len(SPEC.parameters))
+    held_out.offer(0, 0, steps, vector)
+    for number in (1, 2, 3):
+        store.offer(number, 0, steps[: SPEC.steps - number + 1], vector)
+    store.draw(0, memory.flight)
+    return memory.save(0, 0, tmp_path)
+
+
+def change(books, name, value):
+    place = books["store"] if name in books["store"] else books
+    place[name] = value(place[name]) if callable(value) else value
+
+
+def set_to(value, at=0):
+    def change(old):
+        new = old.clone()
+        new.view(-1)[at] = value
+        return new
+
+    return change
+
+
+HUGE = 2**62
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rows", "../precious.npy"),
+        ("rows", "/etc/passwd"),
+        ("rows", 7),
+        ("place", set_to(HUGE)),
+        ("place", set_to(1, at=2)),
+        ("place", lambda old: old[:-1]),
+        ("members", set_to(-1)),
+        ("members", set_to(HUGE)),
+        ("following", set_to(HUGE)),
+        ("following", lambda old: old[:-1]),
+        ("step", set_to(SPEC.steps)),
+        ("step", set_to(-1)),
+        ("simulation", lambda old: torch.zeros(1, dtype=torch.int64).expand(2**50)),
+        ("simulation", lambda old: old[:-1]),
+        ("simulation", lambda old: old.float()),
+        ("parameters", lambda old: old[:, :-1]),
+        ("times", set_to(-1)),
+        ("unseen", HUGE),
+        ("unseen", -1),
+        ("tails", set_to(HUGE)),
+        ("tails", set_to(HUGE, at=1)),
+        ("live", set_to(HUGE, at=1)),
+        ("live", lambda old: old[:, :2]),
+        ("finished", lambda old: torch.tensor([[5, 5]])),
+        ("finished", lambda old: torch.tensor([[HUGE, 3]])),
+        ("again_size", set_to(HUGE)),
+        ("again_step", set_to(HUGE)),
+        ("again_simulation", lambda old: old[:-1]),
+        ("counts", lambda old: old[:-1]),
+        ("left", lambda old: old[:-1]),
+        ("random", "{"),
+        ("random", "[1]"),
+        ("random", '{"bit_generator": "MT19937"}'),
+        ("whole", torch.tensor([HUGE])),
+        ("whole", torch.tensor([0, 0])),
+        ("parameters", lambda old: torch.zeros(0, 0)),
+        ("store", {}),
+        ("held_out", 2**40),
+        ("failed", [(3, 1)]),
+    ],
+)
+def test_books_that_contradict_themselves_are_refused(name, value, books, tmp_path):
+    """Every index and size is looked at before anything is taken over, or any file opened."""
+    precious = tmp_path / "precious.npy"
+    precious.write_bytes(b"mine")
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (tmp_path / books["rows"]).rename(folder / books["rows"])
+    whole = copy.deepcopy(books)
+    change(books, name, value)
+    _, _, memory = persistence()
+    with pytest.raises(ValueError, match=r"\w+ "):
+        memory.load(books, folder)
+    assert precious.read_bytes() == b"mine"
+    store, _, memory = persistence()
+    memory.load(whole, folder)
+    assert store.counters().population == 3 + 2 + 1 - 2

@@ -42,7 +42,10 @@ def command(*words):
 
 
 def environment():
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "COLUMNS": "200"}
+    # The package that these tests import, wherever an installed one is.
+    folder = Path(__file__).parent
+    paths = os.pathsep.join([str(folder), str(folder.parent)])
+    return {**os.environ, "PYTHONPATH": paths, "COLUMNS": "200"}
 
 
 def fit(folder, workflow, *overrides, **kwargs):

@@ -184,6 +184,24 @@ def test_ctrl_c_ends_both_with_a_checkpoint(tmp_path):
     assert gone(children)
 
 
+def test_ranks_tell_each_other_no_keys(tmp_path):
+    """What torch.distributed sends could be read on the way: only the names of the keys' files go there."""
+    process = fit(
+        tmp_path,
+        workflow("FIFO", held_out=HELD_OUT, simulations=10),
+        *TWO,
+        "--trainer.callbacks+=recorder.Eavesdropper",
+        f"--trainer.callbacks.path={tmp_path / 'sent'}",
+    )
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, output
+    sent = b"".join((tmp_path / f"sent.{rank}").read_bytes() for rank in range(2))
+    assert b"tls://127.0.0.1:" in sent
+    assert b".keys-" in sent
+    assert b"-----BEGIN" not in sent
+    assert not list(tmp_path.glob("**/.keys-*"))
+
+
 def test_too_few_held_out_simulations(tmp_path):
     """Each rank needs one to validate with; both ranks say so, and end."""
     (tmp_path / "w.yaml").write_text(yaml.safe_dump({}))

@@ -253,7 +253,9 @@ def cut(saved, path):
 
 def cut_rows(saved, path):
     (rows,) = [
-        p for p in path.parent.glob("*.npy") if p.name == saved["OnlineData"]["rows"]
+        p
+        for p in path.parent.glob("*.npy")
+        if p.name == saved["OnlineData"]["ranks"][0]["rows"]
     ]
     rows.write_bytes(rows.read_bytes()[:-1000])
 
@@ -269,7 +271,7 @@ def of_another_version(saved, path):
 
 
 def without_unseen(saved, path):
-    del saved["OnlineData"]["store"]["unseen"]
+    del saved["OnlineData"]["ranks"][0]["store"]["unseen"]
     return saved
 
 

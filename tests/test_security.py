@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import pickle
 import socket
 import stat
 import subprocess
@@ -25,6 +26,7 @@ from troubled import Wave
 from surrogate_flow import security
 from surrogate_flow.clusters import open_cluster
 from surrogate_flow.data import OnlineData
+from surrogate_flow.existing import Existing
 from surrogate_flow.faults import Faults
 from surrogate_flow.simulation import Simulation
 from surrogate_flow.stream import Inlet
@@ -179,16 +181,88 @@ def test_jobs_of_a_queue_get_the_keys(tmp_path, monkeypatch):
         script = cluster.job_script()
         assert "dask_worker tls://127.0.0.1:" in script
         files = keys_in(tmp_path / "run")
-        for option, name in (("ca-file", "certificate"), ("key", "key")):
-            (path,) = [p for p in files if p.stem == name]
-            assert f"--tls-{option} {path}" in script
+        assert len(files) == 2
+        for path in files:
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        for option, path in zip(("ca-file", "key"), sorted(files), strict=True):
+            assert f"--tls-{option} {path}" in script
         assert "PRIVATE" not in script
         assert is_let_in(cluster.scheduler_address, cluster.security)
         assert not is_let_in(cluster.scheduler_address, Security.temporary())
     assert not list((tmp_path / "run").iterdir())
     # Nor does dask-jobqueue write any by itself.
     assert not list(tmp_path.glob(".dask-jobqueue*"))
+
+
+def test_other_ranks_are_told_files_not_keys(tmp_path):
+    """What is sent holds no key, and yet opens the scheduler; keys in files stay where they are."""
+    with open_cluster(None, tmp_path) as cluster:
+        opened = Existing.of(cluster, local=True)
+        assert b"PRIVATE KEY" in pickle.dumps(opened)
+        with opened.in_files(tmp_path) as known:
+            sent = pickle.dumps(known)
+            assert b"PRIVATE KEY" not in sent
+            assert b"CERTIFICATE" not in sent
+            files = keys_in(tmp_path)
+            assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+            assert stat.S_IMODE(files[0].parent.stat().st_mode) == 0o700
+            with pickle.loads(sent).client() as client:
+                assert client.submit(int, "7").result(timeout=30) == 7
+            with known.in_files(tmp_path) as again:
+                assert again.security.tls_client_key == known.security.tls_client_key
+        assert not list(tmp_path.iterdir())
+        with pytest.raises(OSError, match="a folder that all ranks share"):
+            known.client()
+    nothing = Existing("tcp://127.0.0.1:1")
+    with nothing.in_files(tmp_path) as same:
+        assert same is nothing
+
+
+def test_the_inlet_takes_the_scheduler_s_interface():
+    """Not the one towards the internet: the one through which workers come."""
+    addresses = [
+        place.address
+        for places in psutil.net_if_addrs().values()
+        for place in places
+        if place.family == socket.AF_INET
+    ]
+    assert "127.0.0.1" in addresses
+    for address in addresses:
+        assert Existing(f"tls://{address}:8786").interface == address
+    assert Existing("tls://127.0.0.1:8786", local=True).interface is None
+
+
+def listening(link):
+    port = int(link.rpartition(":")[2].partition("/")[0])
+    places = psutil.Process().net_connections("inet")
+    return {p.laddr.ip for p in places if p.laddr.port == port and p.status == "LISTEN"}
+
+
+@pytest.mark.parametrize("chosen", [None, ":8787", "0.0.0.0:0"])
+def test_the_dashboard_is_for_this_machine(chosen, tmp_path, warnings):
+    """Dask's default is every interface; ours is not, and the user's choice is kept and said."""
+    words = {k: v for k, v in LOCAL.items() if k != "dashboard_address"}
+    if chosen is not None:
+        words["dashboard_address"] = chosen
+    factory = from_recipe("distributed.LocalCluster", **words)
+    with open_cluster(factory, tmp_path) as cluster:
+        open_ = chosen == "0.0.0.0:0"
+        assert listening(cluster.dashboard_link) == {
+            "0.0.0.0" if open_ else "127.0.0.1"
+        }
+    assert [open_] * len(warnings) == [
+        "no password" in w.getMessage() for w in warnings
+    ]
+    assert len(warnings) == open_
+
+
+def test_an_open_dashboard_of_a_queue_s_cluster_is_said(tmp_path, warnings):
+    """It is Dask's default there, and only the user knows who shares the login node."""
+    factory = partial(SLURMCluster, cores=1, memory="1GB", interface="lo")
+    with open_cluster(factory, tmp_path) as cluster:
+        assert listening(cluster.dashboard_link) == {"0.0.0.0"}
+    (warning,) = warnings
+    assert "within scheduler_options" in warning.getMessage()
 
 
 def open_clusters():
@@ -239,7 +313,6 @@ def test_keys_of_the_recipe_are_kept(tmp_path):
 def test_a_whole_study_is_closed_to_strangers(tmp_path, monkeypatch, warnings):
     """Simulations run over TLS and CURVE; all listens on loopback; afterwards nothing is left."""
     monkeypatch.setattr("surrogate_flow.study.is_local", lambda cluster: False)
-    monkeypatch.setattr("surrogate_flow.study.get_ip", lambda: "127.0.0.1")
     seen, ended = [], threading.Event()
 
     class Sink:

@@ -87,7 +87,9 @@ def test_no_endpoint_before_the_start(ledger):
         _ = Inlet(SPEC, lambda _: ledger).endpoint
 
 
-@pytest.mark.parametrize("host", ["*", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "host", ["*", "", "0.0.0.0", "0", "0x0", "::", "0::0", "::ffff:0.0.0.0"]
+)
 def test_all_interfaces_are_no_address(ledger, host):
     """Outlets must be told where to connect."""
     with pytest.raises(ValueError, match="one interface"):

@@ -1,6 +1,7 @@
 """Encoding and decoding of messages."""
 
 import pickle
+import tracemalloc
 
 import msgpack
 import pytest
@@ -62,12 +63,14 @@ STEPS = {
         ([b"\x93" * 3000], "not plain msgpack"),
         ([pickle.dumps(STEPS)], "msgpack|map"),
         ([b"a" * 5000], "at most 4096 bytes, got 5000"),
-        ([msgpack.packb([1, 2])], "expected a map, got list"),
+        ([msgpack.packb([])], "expected a map, got list"),
+        ([msgpack.packb([1, 2])], "not plain msgpack"),
+        ([msgpack.packb({str(n): n for n in range(40)})], "not plain msgpack"),
         ([msgpack.packb({1: 2})], "not plain msgpack"),
         ([msgpack.packb({})], "type str, got NoneType"),
         ([msgpack.packb({"kind": "exec"})], "unknown kind 'exec'"),
-        ([msgpack.packb({"kind": ["steps"]})], "type str, got list"),
-        ([b"\x81\xa4kind" + b"\x91" * 1020 + b"\x00"], "type str, got list"),
+        ([msgpack.packb({"kind": ["steps"]})], "not plain msgpack"),
+        ([msgpack.packb({"kind": {"kind": "steps"}})], "type str, got dict"),
         ([msgpack.packb({"kind": "stop"})], "expected the keys .*'reason'"),
         ([msgpack.packb({"kind": "stop", "reason": b"x"})], "expected str, got bytes"),
         ([msgpack.packb({**STEPS, "more": 1}), bytes(8)], "expected the keys"),
@@ -76,7 +79,10 @@ STEPS = {
         ([msgpack.packb({**STEPS, "first": 1.0}), bytes(8)], "int, got float"),
         ([msgpack.packb({**STEPS, "first": -1}), bytes(8)], "0 or more"),
         ([msgpack.packb({**STEPS, "first": 2**63}), bytes(8)], "below 2"),
-        ([msgpack.packb({**STEPS, "first": msgpack.ExtType(5, b"x")})], "extension"),
+        (
+            [msgpack.packb({**STEPS, "first": msgpack.ExtType(5, b"x")})],
+            "int, got ExtType",
+        ),
         ([msgpack.packb({**STEPS, "first": msgpack.Timestamp(1)})], "int, got Timest"),
         ([msgpack.packb(STEPS)], "expected 2 frames"),
         ([msgpack.packb(STEPS), bytes(7)], "announces 8 bytes, got a payload of 7"),
@@ -89,6 +95,27 @@ def test_malformed_messages_are_refused_with_the_reason(sent, reason):
     """Nothing but a well-formed message is decoded."""
     with pytest.raises(msg.MalformedMessage, match=reason):
         msg.decode(sent)
+
+
+@pytest.mark.parametrize("more", [b"", b"\x00", b"\xc1"], ids=["", "more", "bad"])
+@pytest.mark.parametrize("level", [b"\x91", b"\x81\xa0", b"\x81\xa4kind"], ids=repr)
+def test_no_depth_is_too_deep(level, more):
+    """Lists or maps within each other, up to what a header holds, with bytes behind or not."""
+    for depth in range(0, 4096 // len(level), 7):
+        with pytest.raises(msg.MalformedMessage) as refused:
+            msg.decode([level * depth + b"\x00" + more])
+        assert len(str(refused.value)) < 500
+
+
+def test_a_small_header_takes_little_memory():
+    """Lists within lists, each said to hold thousands: nothing is allocated for them."""
+    header = b"\xdc\x0b\xb0" * 1000
+    tracemalloc.start()
+    with pytest.raises(msg.MalformedMessage):
+        msg.decode([header])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 @settings(deadline=None)

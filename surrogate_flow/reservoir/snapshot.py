@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from surrogate_flow.fields import FieldSpec
 from surrogate_flow.numbers import NumberSet
 from surrogate_flow.reservoir.plan import Plan
 
@@ -74,6 +76,63 @@ class Snapshot:
         """Return the attributes by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    def check(self, spec: FieldSpec) -> None:
+        """Check that all parts have the right type and size, and point at each other.
+
+        Raises
+        ------
+        ValueError
+            Naming the first part that does not.
+        """
+        rows, samples, again = len(self.simulation), len(self.members), self.again_step
+        order = np.sort(self.place)
+        live = len(self.live)
+        # Name: its shape, and the bound that its values stay below.
+        wanted: dict[str, tuple[tuple[int, ...], int | None]] = {
+            "simulation": ((rows,), None),
+            "step": ((rows,), spec.steps),
+            "following": ((len(self.following) and rows,), rows),
+            "place": ((len(self.place) and rows,), rows),
+            "members": ((samples,), rows),
+            "times": ((samples,), None),
+            "live": ((live, 3), None),
+            "tails": ((len(self.tails), 2), None),
+            "finished": ((len(self.finished), 2), None),
+            "again_size": ((len(self.again_size),), len(again) + 1),
+            "again_simulation": ((len(again),), None),
+            "again_step": ((len(again),), spec.steps),
+            "counts": ((5,), None),
+            "left": ((len(self.left),), None),
+        }
+        for name, (shape, bound) in wanted.items():
+            value = getattr(self, name)
+            if value.shape != shape or value.dtype.kind != "i":
+                _refuse(name, f"integers of {shape}", f"{value.dtype} of {value.shape}")
+            if value.size and value.min() < 0:
+                _refuse(name, "0 or more", f"{value.min()}")
+            if value.size and bound is not None and value.max() >= bound:
+                _refuse(name, f"less than {bound}", f"{value.max()}")
+        for name, count in (("parameters", rows), ("again_parameters", len(again))):
+            value, shape = getattr(self, name), (count, len(spec.parameters))
+            if value.shape != shape or value.dtype.kind != "f":
+                _refuse(name, f"floats of {shape}", f"{value.dtype} of {value.shape}")
+        if len(order) and not np.array_equal(order, np.arange(rows)):
+            _refuse("place", "each row once", "some twice")
+        if not 0 <= self.unseen <= samples:
+            _refuse("unseen", f"at most {samples}", f"{self.unseen}")
+        if self.again_size.sum() != len(again):
+            _refuse("again_size", f"{len(again)} in all", f"{self.again_size.sum()}")
+        if (self.tails >= (live, rows)).any():
+            _refuse("tails", f"less than {live} and {rows}", f"{self.tails.max()}")
+        if (self.live[:, 1] > spec.steps).any():
+            _refuse("live", f"at most {spec.steps} steps", f"{self.live[:, 1].max()}")
+        try:
+            if self.random:
+                np.random.default_rng(0).bit_generator.state = json.loads(self.random)
+        except Exception as error:
+            # Another kind for each thing that can be missing.
+            _refuse("random", "the state of a generator", type(error).__name__)
+
     def restarts(self, plan: Plan) -> dict[int, int]:
         """Return where simulations have to begin again if the fields are lost.
 
@@ -123,3 +182,10 @@ class Snapshot:
         before = (held[place] == drawn) & (self.times[place] > now[which])
         first: Bool[np.ndarray, " sample"] = ~before
         return first
+
+
+def _refuse(name: str, expected: str, got: str) -> None:
+    raise ValueError(
+        f"The checkpoint's reservoir is damaged: {name}: expected {expected}, got "
+        f"{got}. Start from its weights instead."
+    )

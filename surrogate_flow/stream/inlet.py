@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
@@ -22,6 +22,7 @@ from surrogate_flow.stream.keys import (
     Endpoint,
     SocketFolder,
     require_keys,
+    require_one_interface,
 )
 from surrogate_flow.stream.line import HEARTBEAT, HEARTBEAT_TIMEOUT, LINGER
 from surrogate_flow.stream.messages import HEADER_BYTES, Message, encode
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 BATCH = 64
 FRAMES = 2
 TICK_SECONDS = 1.0
+HANDSHAKE = 30_000  # ms that a connection may take to show its keys
 
 
 class Inlet:
@@ -65,7 +67,7 @@ class Inlet:
     Raises
     ------
     ValueError
-        If the budget does not hold two of the largest messages.
+        If the budget is less than two of the largest messages, or `host` means all.
 
     Notes
     -----
@@ -89,11 +91,7 @@ class Inlet:
         coalesce_bytes: int = 1 << 20,
         why: Callable[[], str] | None = None,
     ) -> None:
-        if host in ("*", "0.0.0.0", "::"):
-            raise ValueError(
-                f"Expected the address of one interface, got {host!r}: outlets on "
-                "other machines must be told where to connect."
-            )
+        require_one_interface(host)
         self.spec = spec
         self.study = study or secrets.token_hex(8)
         self.host = host
@@ -206,6 +204,7 @@ class Inlet:
         router.router_handover = True
         router.heartbeat_ivl = HEARTBEAT
         router.heartbeat_timeout = HEARTBEAT_TIMEOUT
+        router.handshake_ivl = HANDSHAKE
         parameters = 8 * len(self.spec.parameters)
         router.maxmsgsize = max(self._largest, parameters, HEADER_BYTES)
         if self.host is None:
@@ -290,13 +289,10 @@ class Inlet:
             self._ring()
 
     def _ring(self) -> None:
-        if self._bell is None:
-            return
-        try:
-            self._bell.send(b"!")
-        except OSError:
+        if self._bell is not None:
             # Full, so it is ringing already; or closed, so nobody listens.
-            return
+            with suppress(OSError):
+                self._bell.send(b"!")
 
     def _reason(self) -> str:
         pool = self._pool

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import secrets
 import shutil
+import socket
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +24,7 @@ __all__ = [
     "SocketFolder",
     "generate_keys",
     "require_keys",
+    "require_one_interface",
 ]
 
 # A unix socket's address holds 107 characters; the file's name takes some of them.
@@ -78,6 +82,34 @@ def generate_keys() -> tuple[ServerKeys, ClientKeys]:
     )
 
 
+def require_one_interface(host: str | None) -> None:
+    """Refuse what means every interface, however it is spelled; None is a unix socket.
+
+    Raises
+    ------
+    ValueError
+        If it does.
+    """
+    if host is None:
+        return
+    places = ["0.0.0.0"] if host in ("", "*") else [host]
+    # The name of an interface is none of a host.
+    with suppress(socket.gaierror):
+        places += [str(info[4][0]) for info in socket.getaddrinfo(host, None)]
+    for place in places:
+        with suppress(ValueError):
+            address = ipaddress.ip_address(place)
+            address = getattr(address, "ipv4_mapped", None) or address
+            if address.is_unspecified:
+                break
+    else:
+        return
+    raise ValueError(
+        f"Expected the address of one interface, got {host!r}: outlets on other "
+        "machines must be told where to connect."
+    )
+
+
 class _OnlyOurs:
     """Lets in who has the key of the study's outlets."""
 
@@ -90,9 +122,9 @@ class _OnlyOurs:
 
 
 def require_keys(
-    context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes]
+    context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes]
 ) -> tuple[ClientKeys, ThreadAuthenticator]:
-    """Make new keys, and make `socket` encrypt and let nobody else in.
+    """Make new keys, and make `router` encrypt and let nobody else in.
 
     Returns
     -------
@@ -106,11 +138,11 @@ def require_keys(
     authenticator.start()
     authenticator.configure_curve_callback(DOMAIN, _OnlyOurs(server.client))
     # Without it, ZeroMQ lets everybody in whenever the authenticator is not there.
-    socket.zap_domain = DOMAIN.encode()
-    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-    socket.curve_server = True
-    socket.curve_publickey = server.public
-    socket.curve_secretkey = server.secret
+    router.zap_domain = DOMAIN.encode()
+    router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    router.curve_server = True
+    router.curve_publickey = server.public
+    router.curve_secretkey = server.secret
     return client, authenticator
 
 

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 HEADER_BYTES = 4096
+KEYS = 16
 REASON_CHARACTERS = 1000
 LARGEST_INTEGER = 2**63 - 1
 
@@ -214,17 +215,23 @@ def decode(frames: Sequence[bytes | memoryview]) -> tuple[Message, memoryview]:
 
 def _unpack(header: memoryview) -> tuple[type[Message], dict[str, Any]]:
     try:
-        plain = msgpack.unpackb(header, ext_hook=_refuse_extension)
+        plain = msgpack.unpackb(
+            header,
+            # No message has a list, for which memory would be taken as announced.
+            max_array_len=0,
+            max_map_len=KEYS,
+        )
     except Exception as error:
-        # msgpack raises half a dozen types that share no base of its own.
+        # msgpack raises half a dozen types that share no base of its own. Never print
+        # one: some hold what was read, and the text of maps within maps takes as many
+        # frames.
         raise MalformedMessage(
-            "header", f"header is not plain msgpack: {error!r}"
+            "header", f"header is not plain msgpack ({type(error).__name__})"
         ) from error
     if type(plain) is not dict:
         raise MalformedMessage("header", f"expected a map, got {type(plain).__name__}")
     name = plain.pop("kind", None)
     if type(name) is not str:
-        # Never printed: the text of lists within lists takes as many frames.
         raise MalformedMessage(
             "kind", f"expected a kind of type str, got {type(name).__name__}"
         )
@@ -255,7 +262,3 @@ def _build(kind: type[Message], plain: dict[str, Any]) -> Message:
                 f"{kind.__name__}.{name}: expected 0 or more, below 2**63, got {value}",
             )
     return kind(**plain)
-
-
-def _refuse_extension(code: int, data: bytes) -> Any:
-    raise MalformedMessage("header", f"extension type {code} of {len(data)} bytes")
