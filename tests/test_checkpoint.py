@@ -368,7 +368,8 @@ HUGE = 2**62
 def test_books_that_contradict_themselves_are_refused(name, value, books, tmp_path):
     """Every index and size is looked at before anything is taken over, or any file opened."""
     precious = tmp_path / "precious.npy"
-    precious.write_bytes(b"mine")
+    mine = (tmp_path / books["rows"]).read_bytes()
+    precious.write_bytes(mine)
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (tmp_path / books["rows"]).rename(folder / books["rows"])
@@ -377,7 +378,7 @@ def test_books_that_contradict_themselves_are_refused(name, value, books, tmp_pa
     _, _, memory = persistence()
     with pytest.raises(ValueError, match=r"\w+ "):
         memory.load(books, folder)
-    assert precious.read_bytes() == b"mine"
+    assert precious.read_bytes() == mine
     store, _, memory = persistence()
     memory.load(whole, folder)
     assert store.counters().population == 3 + 2 + 1 - 2
