@@ -21,7 +21,7 @@ from surrogate_flow.first_fill import FirstFill
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.loader import OnlineLoader
 from surrogate_flow.persistence import Persistence
-from surrogate_flow.ranks import Ranks
+from surrogate_flow.ranks import Ranks, State
 from surrogate_flow.reservoir import Reservoir, Store
 from surrogate_flow.sampling import Sampler, Uniform
 from surrogate_flow.sinks import Sinks
@@ -249,11 +249,11 @@ class OnlineData(L.LightningDataModule):
         self._running()
         held_out = self.held_out
         assert held_out is not None, "setup() makes it"
-        self._wait(held_out.wait)
+        self._wait(lambda s: State.READY if held_out.wait(s) else State.WAITING)
         self.validated = held_out.validated(self.ranks, self.count)
         return held_out
 
-    def _wait(self, wait: Callable[[float], bool]) -> None:
+    def _wait(self, wait: Callable[[float], State]) -> None:
         self.ranks.wait(wait, self._check, _SLICE)
         self._check()
 
@@ -288,6 +288,7 @@ class OnlineData(L.LightningDataModule):
             trained=self._trained if self.trainer is not None else None,
             ranks=self.ranks,
             stopped=self._stopped.is_set,
+            patient=self.deterministic,
             device=self.trainer.strategy.root_device if self.trainer else None,
             check=study.check,
         )

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from surrogate_flow.ensemble import EnsembleError
-from surrogate_flow.ranks import Ranks
+from surrogate_flow.ranks import Ranks, State
 from surrogate_flow.reservoir import Store
 from surrogate_flow.reservoir.moments import Moments
 from surrogate_flow.study import Study
@@ -38,20 +38,21 @@ class FirstFill:
         self._study = study
         self._deterministic = deterministic
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float) -> State:
         """Block, for `seconds` at most; return whether it is there."""
         store, ready = self._store, False
         with contextlib.suppress(TimeoutError):
             ready = store.wait_threshold(seconds) or store.draining
         if self._deterministic or not ready:
             # Nothing comes in before the first draw, so this is the same each time.
-            return ready
+            return State.READY if ready else State.WAITING
+        if store.held_up:
+            return State.FULL
         fill = max(store.threshold, store.capacity // 2)
-        held_up = self._study.inlet.counters().pending > 0
-        if store.counters().population >= fill or held_up or store.draining:
-            return True
+        if store.counters().population >= fill or store.draining:
+            return State.READY
         time.sleep(_POLL)
-        return False
+        return State.WAITING
 
     def moments(
         self, ranks: Ranks

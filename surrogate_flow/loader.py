@@ -10,7 +10,7 @@ import torch
 
 from surrogate_flow.batch import Batch
 from surrogate_flow.devices import side_of
-from surrogate_flow.ranks import Ranks, State
+from surrogate_flow.ranks import Ranks, State, waits
 from surrogate_flow.reservoir import Flight, Store
 from surrogate_flow.windows import Window
 
@@ -36,10 +36,12 @@ class OnlineLoader:
         Number of batches trained so far, of those that this loader gave; by default all
         that it gave.
     ranks : Ranks, optional
-        All end after the same batch; those whose data have ended before get batches of
-        weight zero.
+        All end after the same batch. Those whose data have ended before, or are late
+        while another rank is full, get batches of weight zero.
     stopped : callable, optional
         Whether this rank was told to stop, and all with it.
+    patient : bool
+        Whether a rank without data is waited for even when this one is full.
     device : torch.device, optional
         To which batches are copied, beside the training step; the CPU by default.
     check : callable
@@ -57,6 +59,7 @@ class OnlineLoader:
         trained: Callable[[], int] | None = None,
         ranks: Ranks | None = None,
         stopped: Callable[[], bool] = bool,
+        patient: bool = False,
         device: torch.device | None = None,
         check: Callable[[], None],
         ahead: int = 2,
@@ -68,6 +71,7 @@ class OnlineLoader:
         self._trained = trained or (lambda: self._given)
         self._ranks = ranks or Ranks()
         self._stopped = stopped
+        self._patient = patient
         self._side = side_of(device or torch.device("cpu"))
         self._check = check
         self._ahead = ahead
@@ -79,24 +83,28 @@ class OnlineLoader:
             target=self._draw_ahead, args=(ready, left), name="prefetch", daemon=True
         )
         thread.start()
-        ended = False
+        state, item = State.READY, None
         try:
             while True:
-                state, item = (State.ENDED, None) if ended else self._look(ready)
+                if state is not State.ENDED:
+                    # One that had nothing when others went on does not hold them up.
+                    patience = 0.0 if state is State.WAITING else _SLICE
+                    state, item = self._look(ready, patience)
                 states = self._ranks.meet(state)
-                ended = state is State.ENDED
-                while State.WAITING in states and State.STOPPED not in states:
+                while waits(states):
                     if state is State.WAITING:
-                        state, item = self._look(ready)
-                        ended = state is State.ENDED
+                        state, item = self._look(ready, _SLICE)
+                    elif state is State.READY:
+                        state = self._having()
                     states = self._ranks.meet(state)
                 if isinstance(item, BaseException):
                     raise item
-                if State.STOPPED in states or State.READY not in states:
+                having = states.count(State.READY) + states.count(State.FULL)
+                if State.STOPPED in states or not having:
                     return
                 self._given += 1
                 # Gradients are averaged over all ranks, those without data too.
-                weight = self._ranks.world / states.count(State.READY)
+                weight = self._ranks.world / having
                 if item is not None:
                     self._side.hand_over(*item[:4])
                 yield (
@@ -112,18 +120,22 @@ class OnlineLoader:
                 thread.join(0.01)
 
     def _look(
-        self, ready: queue.Queue[Batch | BaseException | None]
+        self, ready: queue.Queue[Batch | BaseException | None], patience: float
     ) -> tuple[State, Batch | BaseException | None]:
-        """Wait for a moment, and say what this rank has."""
+        """Wait for so many seconds at most, and say what this rank has."""
         try:
-            item = ready.get(timeout=_SLICE)
+            item = ready.get(timeout=patience)
         except queue.Empty:
             return State.WAITING, None
         if self._stopped():
             return State.STOPPED, None
         if isinstance(item, BaseException):
             return State.FAILED, item
-        return (State.ENDED if item is None else State.READY), item
+        return (State.ENDED if item is None else self._having()), item
+
+    def _having(self) -> State:
+        full = not self._patient and self._store.held_up
+        return State.FULL if full else State.READY
 
     def _draw_ahead(
         self,

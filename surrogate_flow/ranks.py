@@ -16,7 +16,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-__all__ = ["RankError", "Ranks", "State"]
+__all__ = ["RankError", "Ranks", "State", "waits"]
 
 _PATIENCE = timedelta(minutes=10)  # for a rank that trains a step, or validates
 
@@ -38,12 +38,23 @@ class State(IntEnum):
     WAITING = 0
     #: It has what all are waiting for.
     READY = 1
+    #: It has it, and its simulations wait until it trains: nobody may wait for more.
+    FULL = 2
     #: Its data have come to an end.
-    ENDED = 2
+    ENDED = 3
     #: It was told to stop.
-    STOPPED = 3
+    STOPPED = 4
     #: It has failed.
-    FAILED = 4
+    FAILED = 5
+
+
+def waits(states: Sequence[State]) -> bool:
+    """Whether all ranks wait, since one has no data yet.
+
+    Not if another one is full: its simulations may hold the very workers that the one
+    without data needs.
+    """
+    return State.WAITING in states and not {State.FULL, State.STOPPED} & {*states}
 
 
 class Ranks:
@@ -128,28 +139,25 @@ class Ranks:
         return agreed
 
     def wait(
-        self, ready: Callable[[float], bool], check: Callable[[], None], slice_: float
+        self, ready: Callable[[float], State], check: Callable[[], None], slice_: float
     ) -> None:
-        """Block until every rank is ready.
+        """Block until every rank is ready, or one is full.
 
         Parameters
         ----------
         ready : callable
-            Waits so many seconds at most, and says whether this rank is ready; it is
-            not called again when it was.
+            Waits so many seconds at most, if it must, and says what the rank has.
         check : callable
             Raises what makes waiting useless.
         slice_ : float
             Seconds between two meetings.
         """
-        mine, over = False, False
-        while not over:
+        states = [State.WAITING]
+        while waits(states):
             with self.failing():
-                mine = mine or ready(slice_)
+                mine = ready(slice_)
                 check()
-            over = State.WAITING not in self.meet(
-                State.READY if mine else State.WAITING
-            )
+            states = self.meet(mine)
 
     def leave(self) -> None:
         """Meet the others no more: this rank has failed, wherever they are."""

@@ -134,6 +134,7 @@ class Study:
             opened = self._resources.enter_context(
                 open_cluster(cluster, folder, self._faults.worker_ttl)
             )
+            _check_reach(opened, ranks)
             local = is_local(opened) and ranks.on_one_machine
             known = Existing.of(opened, local=local)
             if ranks.world > 1:
@@ -210,6 +211,16 @@ class Study:
     def close(self) -> None:
         """Stop what runs and free every process, port and file; may be called again."""
         self._resources.close()
+
+
+def _check_reach(cluster: Cluster, ranks: Ranks) -> None:
+    address = cluster.scheduler_address
+    if not ranks.on_one_machine and "//127." in address:
+        raise ValueError(
+            "Ranks on several machines need a cluster that all of them reach, got one "
+            f"at {address}, which is this machine only. Name another one with "
+            "--data.cluster, such as workflows/clusters/solvers.yaml."
+        )
 
 
 def _part(ranks: Ranks) -> None:

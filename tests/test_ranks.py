@@ -70,12 +70,28 @@ def samples(batches_of_rank, known):
     ]
 
 
-@pytest.mark.parametrize("policy", ["FIFO", "Reservoir"])
-def test_each_rank_trains_its_share(tmp_path, policy):
+# Simulations of one rank can hold all workers, and wait until it trains.
+SCARCE = {
+    "cluster": {
+        "class_path": "distributed.LocalCluster",
+        "init_args": {"n_workers": 1, "threads_per_worker": 1},
+    },
+    "reservoir": {
+        "class_path": "surrogate_flow.reservoir.FIFO",
+        "init_args": {"capacity": 30},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [("FIFO", {}), ("Reservoir", {}), ("FIFO", SCARCE)],
+    ids=["FIFO", "Reservoir", "one worker for both"],
+)
+def test_each_rank_trains_its_share(tmp_path, policy, options):
     """Simulations are dealt by number; both take the same steps; nothing is lost or doubled."""
-    process = start(
-        tmp_path, policy, *TWO, simulations=SIMULATIONS + 1, held_out=HELD_OUT
-    )
+    options = {"simulations": SIMULATIONS + 1, "held_out": HELD_OUT, **options}
+    process = start(tmp_path, policy, *TWO, **options)
     output, _ = process.communicate(timeout=110)
     assert process.returncode == 0, output
     known = numbers()

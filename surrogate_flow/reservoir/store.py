@@ -159,6 +159,12 @@ class Store(Persistent):
         with self._changed:
             return not self._lacking()
 
+    @property
+    def held_up(self) -> bool:
+        """Whether producers wait until something is drawn."""
+        with self._changed:
+            return self._put_clock.running and not self._lacking()
+
     @final
     def wait_threshold(self, timeout: float | None) -> bool:
         """Wait until a batch may be drawn, or none will ever be; blocks.
