@@ -54,8 +54,8 @@ class Case:
     transport: str
     rates: list[float] = field(default_factory=list)
     peaks: list[float] = field(default_factory=list)
-    during: Vitals = Vitals(0, 0, 0)
-    after: Vitals = Vitals(0, 0, 0)
+    during: Vitals = field(default_factory=Vitals.of)
+    after: Vitals = field(default_factory=Vitals.of)
 
     @property
     def name(self) -> str:

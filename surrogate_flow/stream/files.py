@@ -28,7 +28,7 @@ def allow_many_files() -> int:
 def files_exhausted() -> bool:
     """Whether this process cannot open one more file."""
     try:
-        os.close(os.dup(0 if _is_open(0) else 1))
+        os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
         return error.errno in (errno.EMFILE, errno.ENFILE)
     return False

@@ -90,9 +90,7 @@ class Line:
             question = [msg.encode(msg.Ask(need, self._sent))]
             self._wait(lambda: self._granted - self._sent >= need, question)
 
-    def transmit(
-        self, message: msg.Steps, payload: bytes | memoryview
-    ) -> zmq.MessageTracker:
+    def transmit(self, message: msg.Steps, payload: memoryview) -> zmq.MessageTracker:
         """Send steps for which credit was acquired.
 
         They are not copied: leave them alone until the tracker is done.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import zmq
 from jaxtyping import Float, Float32
 
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.stream.buffer import Buffer
 from surrogate_flow.stream.crossing import RefusedStep
 from surrogate_flow.stream.errors import StreamTimeout
 from surrogate_flow.stream.keys import Endpoint
@@ -96,11 +96,10 @@ class Outlet:
         self._lock = threading.Lock()
         # The steps start, ..., position - 1 lie in the buffer, those before first have
         # left, and at position = limit the rest shall.
-        self._buffer = io.BytesIO()
-        self._write: Callable[[Any], int] = self._buffer.write
+        self._buffers: deque[Buffer] = deque()
+        self._write: Callable[[Any], int]
         self._start = self._first = self._position = self._limit = 0
         self._capacity = 1
-        self._copies: deque[tuple[np.ndarray, zmq.MessageTracker]] = deque()
         # The shape that takes the short way of `send`; None closes it.
         self._short: tuple[int, ...] | None = None
 
@@ -120,14 +119,16 @@ class Outlet:
         self.next_step = self._start = self._first = welcome.next_step
         size = min(self._coalesce_bytes, welcome.coalesce) // self._step_bytes
         self._capacity = max(1, size)
-        self._limit = min(self._start + self._capacity, self.spec.steps)
-        if self._capacity > 1 and not self.complete:
+        if self.complete:
+            return self
+        self._turn()
+        if self._capacity > 1:
             self._flusher = threading.Thread(
                 target=self._flush_in_time, name="outlet", daemon=True
             )
             self._flusher.start()
-            if self.next_step == 0:
-                self._short = (1, *self._step_shape)
+        if self.next_step == 0:
+            self._short = (1, *self._step_shape)
         return self
 
     def __exit__(
@@ -199,63 +200,53 @@ class Outlet:
         steps = np.ascontiguousarray(steps[skip:], _FLOAT32)
         while len(steps):
             count = min(len(steps), self._limit - self._position)
-            if self._capacity == 1:
-                self._send_alone(steps[:count])
-            else:
-                self._write(steps[:count])
-                self._position += count
-                if self._position == self._limit:
-                    self._empty()
+            self._write(steps[:count])
+            self._position += count
+            if self._position == self._limit:
+                self._empty()
             steps = steps[count:]
-        if self._capacity > 1 and self._position >= self.next_step:
+        if self.next_step <= self._position < self.spec.steps:
             self._short = (1, *self._step_shape)
 
-    def _send_alone(self, step: np.ndarray) -> None:
-        # Two copies take turns: one leaves while the solver computes the next.
-        if len(self._copies) < 2:
-            copy = np.empty_like(step)
+    def _empty(self) -> None:
+        """Send what is left in the buffer and go on with the other one."""
+        self._flush(self._position)
+        self._start = self._position
+        if self._position < self.spec.steps:
+            self._turn()
         else:
-            copy, tracker = self._copies.popleft()
+            self._short = None
+
+    def _turn(self) -> None:
+        """Go on with the other buffer: one leaves while the solver fills the other."""
+        self._limit = min(self._start + self._capacity, self.spec.steps)
+        if len(self._buffers) < 2:
+            size = min(self._capacity, self.spec.steps - self._start)
+            self._buffers.append(Buffer(size * self._step_bytes))
+        else:
+            self._buffers.rotate()
             try:
-                tracker.wait(self.timeout)
+                self._buffers[-1].rewind(self.timeout)
             except zmq.NotDone:
                 raise StreamTimeout(
-                    f"Step {self._position - 2} of simulation {self.simulation} did "
-                    f"not leave within {self.timeout:g} s. Usual cause: the network, "
-                    "or a trainer that hangs."
+                    f"The steps before {self._start - self._capacity} of simulation "
+                    f"{self.simulation} did not leave within {self.timeout:g} s. Usual "
+                    "cause: the network, or a trainer that hangs."
                 ) from None
-        np.copyto(copy, step)
-        self._copies.append((copy, self._transmit(copy.data, 1)))
-        self._position += 1
-        self._limit += 1
-
-    def _empty(self) -> None:
-        """Send what is left in the buffer and begin it anew."""
-        self._flush(self._position)
-        self._buffer.seek(0)
-        self._start = self._position
-        self._limit = min(self._start + self._capacity, self.spec.steps)
-        if self._position == self.spec.steps:
-            self._short = None
+        self._write = self._buffers[-1].write
 
     def _flush(self, position: int) -> None:
         """Send the steps before `position` that have not left."""
         count = position - self._first
         if count:
-            begin, end = self._first - self._start, position - self._start
-            size = self._step_bytes
-            # A copy, since nothing else may be held: `send` writes without the lock.
-            payload = self._buffer.getvalue()[begin * size : end * size]
-            self._transmit(payload, count)
-
-    def _transmit(self, steps: bytes | memoryview, count: int) -> zmq.MessageTracker:
-        assert self._line is not None
-        length = count * self._step_bytes
-        self._line.acquire(length)
-        message = Steps(self.simulation, self.attempt, self._first, count, length)
-        tracker = self._line.transmit(message, steps)
-        self._first += count
-        return tracker
+            assert self._line is not None
+            first, size = self._first, self._step_bytes
+            self._line.acquire(count * size)
+            begin, end = (first - self._start) * size, (position - self._start) * size
+            buffer = self._buffers[-1]
+            message = Steps(self.simulation, self.attempt, first, count, count * size)
+            buffer.leaves(self._line.transmit(message, buffer.part(begin, end)))
+            self._first = position
 
     def _flush_in_time(self) -> None:
         """Send what has waited; a step waits between a half and the whole limit."""
@@ -267,9 +258,9 @@ class Outlet:
                     if self._leaving.is_set():
                         return
                     self._line.listen()
-                    if self._first == seen:
+                    if self._first == seen < self.spec.steps:
                         # Written before told: what lies below this is whole.
-                        written = self._buffer.tell() // self._step_bytes
+                        written = self._buffers[-1].written // self._step_bytes
                         self._flush(self._start + written)
                     seen = self._first
                 except BaseException as error:
