@@ -399,14 +399,14 @@ def check_stream(spec: FieldSpec, host: str | None, seed: int) -> None:
             assert outlet._line is not None
             with outlet._lock:
                 outlet._line._socket.close(linger=0)
-            outlet._leaving.set()
+            outlet.__exit__(RuntimeError, error, None)
         elif outlet.complete:
             outlet.__exit__(None, None, None)
         else:
             attempt(endpoint, number, chance, trial + 1, True)
             with pytest.raises(StreamError):
                 finish(outlet, number, step)
-            outlet._leaving.set()
+            outlet.__exit__(RuntimeError, error, None)
 
     def simulate(endpoint: Endpoint, number: int) -> None:
         chance = random.Random(seed * 1000 + number)

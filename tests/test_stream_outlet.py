@@ -1,9 +1,11 @@
 """Outlets, against a real inlet on a unix socket."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -200,6 +202,14 @@ def test_another_spec_is_refused(inlet):
         outlet_of(other).__enter__()
 
 
+def heard_by(outlet):
+    """Wait until the flusher has visited the outlet and heard bad news."""
+    end = time.monotonic() + 10
+    while outlet._error is None and time.monotonic() < end:
+        threading.Event().wait(0.005)
+    return outlet._error is not None
+
+
 def test_stop_reaches_a_solver_that_computes(inlet, ledger):
     """The next send after the study's end raises, with the reason."""
     with pytest.raises(StreamStopped, match="max_steps reached"):  # noqa: SIM117
@@ -207,8 +217,7 @@ def test_stop_reaches_a_solver_that_computes(inlet, ledger):
             send_all(outlet, stop=3)
             ledger.wait_for(3)
             inlet.stop("max_steps reached")
-            assert outlet._flusher is not None
-            outlet._flusher.join(10)
+            assert heard_by(outlet)
             outlet.send(trajectory(SPEC, 1, 3, 1))
 
 
@@ -285,6 +294,38 @@ def test_an_exception_beats_a_flush_that_waits(ledger):
                 raw.open(SPEC, 2)
             raise KeyError("solver")
         ledger.make_room(None)
+
+
+def test_a_flush_that_lacks_credit_asks_for_it(ledger):
+    """Steps that wait for their time and for credit leave without another call."""
+    size = SPEC.step_bytes
+    options = {"budget": 4 * size, "coalesce_bytes": 2 * size}
+    with Inlet(SPEC, lambda _: ledger, **options) as inlet:
+        with RawOutlet(inlet.endpoint) as raw:
+            raw.open(SPEC, 2)
+            with outlet_of(inlet, coalesce_seconds=0.01) as outlet:
+                assert outlet._line._granted == 0, "the other one has it all"
+                send_all(outlet, stop=1)
+                ledger.wait_for(1)
+                send_all(outlet, start=1)
+        assert ledger.steps.total() == SPEC.steps
+
+
+def test_many_outlets_share_one_thread(inlet, ledger):
+    """A process with many outlets has one thread for what waits, and then none."""
+    before = set(threading.enumerate())
+    with contextlib.ExitStack() as stack:
+        outlets = [outlet_of(inlet, number, coalesce_seconds=0.02) for number in (1, 2)]
+        for outlet in outlets:
+            stack.enter_context(outlet)
+        for number, outlet in enumerate(outlets, 1):
+            send_all(outlet, number, stop=3)
+        ledger.wait_for(6)
+        more = [thread.name for thread in set(threading.enumerate()) - before]
+        assert more == ["flusher"]
+        for number, outlet in enumerate(outlets, 1):
+            send_all(outlet, number, start=3)
+    assert set(threading.enumerate()) == before
 
 
 def solve_until_killed(endpoint, pipe):

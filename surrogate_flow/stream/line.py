@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from surrogate_flow.stream.keys import Endpoint
 __all__ = ["Line"]
 
 LINGER = 2000
-POLL = 50
 REPEAT_SECONDS = 5.0
 LIVE_SECONDS = 0.5
 HEARTBEAT = 5000
@@ -40,15 +40,14 @@ class Line:
 
     Notes
     -----
-    Not locked: one thread at a time. Only `hang_up` may be set from another.
+    Not locked: one thread at a time.
     """
 
     def __init__(self, endpoint: Endpoint, timeout: float) -> None:
         self.endpoint = endpoint
         self.timeout = timeout
-        #: Set to end a wait from another thread.
-        self.hang_up = False
         self._sent = self._granted = 0
+        self._asked = -REPEAT_SECONDS
         self._spoke = time.monotonic()
         self._reason = ""
         self._welcome: msg.Welcome | None = None
@@ -89,6 +88,22 @@ class Line:
         if self._granted - self._sent < need:
             question = [msg.encode(msg.Ask(need, self._sent))]
             self._wait(lambda: self._granted - self._sent >= need, question)
+
+    def request(self, need: int) -> int:
+        """Return how many of `need` bytes may be sent at once; ask for the others."""
+        if not need:
+            return 0
+        allowed = min(need, self._granted - self._sent)
+        now = time.monotonic()
+        try:
+            if allowed < need and now - self._asked >= REPEAT_SECONDS:
+                question = msg.encode(msg.Ask(need, self._sent))
+                self._socket.send(question, zmq.NOBLOCK)
+                self._asked = now
+        except zmq.Again:
+            # Not even connected, and full: whoever waits will notice the silence.
+            return 0
+        return allowed if self._socket.poll(0, zmq.POLLOUT) else 0
 
     def transmit(self, message: msg.Steps, payload: memoryview) -> zmq.MessageTracker:
         """Send steps for which credit was acquired.
@@ -141,14 +156,13 @@ class Line:
         now = heard = time.monotonic()
         repeat = now
         while not ready():
-            if self.hang_up:
-                raise StreamStopped("the simulation was aborted")
             if now - heard >= self.timeout:
                 raise self._silence()
             if now >= repeat:
                 self._socket.send_multipart(request)
                 repeat = now + REPEAT_SECONDS
-            if self._socket.poll(POLL):
+            pause = min(repeat, heard + self.timeout) - now
+            if self._socket.poll(math.ceil(1000 * pause)):
                 heard = time.monotonic()
                 self.listen()
             now = time.monotonic()
@@ -157,6 +171,7 @@ class Line:
         message, _ = msg.decode([word])
         if isinstance(message, msg.Credit):
             self._granted = max(self._granted, message.granted)
+            self._asked = -REPEAT_SECONDS
         elif isinstance(message, msg.Wait):
             self._reason = message.reason
         elif isinstance(message, msg.Welcome):

@@ -16,6 +16,7 @@ from surrogate_flow.fields import FieldSpec
 from surrogate_flow.stream.buffer import Buffer
 from surrogate_flow.stream.crossing import RefusedStep
 from surrogate_flow.stream.errors import StreamTimeout
+from surrogate_flow.stream.flusher import Flusher
 from surrogate_flow.stream.keys import Endpoint
 from surrogate_flow.stream.line import Line
 from surrogate_flow.stream.messages import Steps
@@ -23,6 +24,7 @@ from surrogate_flow.stream.messages import Steps
 __all__ = ["Outlet"]
 
 _FLOAT32 = np.dtype(np.float32)
+_FLUSHER = Flusher()
 
 
 class Outlet:
@@ -61,7 +63,7 @@ class Outlet:
     Notes
     -----
     `send` blocks while the inlet grants no credit. It is meant for one thread; a second
-    one, started here, sends what has waited long enough.
+    one, shared by all outlets of a process, sends what has waited long enough.
     """
 
     def __init__(
@@ -91,8 +93,7 @@ class Outlet:
         self._line: Line | None = None
         self._finished = False
         self._error: BaseException | None = None
-        self._leaving = threading.Event()
-        self._flusher: threading.Thread | None = None
+        self._leaving = False
         self._lock = threading.Lock()
         # The steps start, ..., position - 1 lie in the buffer, those before first have
         # left, and at position = limit the rest shall.
@@ -100,6 +101,8 @@ class Outlet:
         self._write: Callable[[Any], int]
         self._start = self._first = self._position = self._limit = 0
         self._capacity = 1
+        # What had left at the last visit of the flusher.
+        self._seen = -1
         # The shape that takes the short way of `send`; None closes it.
         self._short: tuple[int, ...] | None = None
 
@@ -123,10 +126,7 @@ class Outlet:
             return self
         self._turn()
         if self._capacity > 1:
-            self._flusher = threading.Thread(
-                target=self._flush_in_time, name="outlet", daemon=True
-            )
-            self._flusher.start()
+            _FLUSHER.add(self._flush_in_time, self._coalesce_seconds / 2)
         if self.next_step == 0:
             self._short = (1, *self._step_shape)
         return self
@@ -138,17 +138,15 @@ class Outlet:
         traceback: TracebackType | None,
     ) -> None:
         assert self._line is not None
-        self._leaving.set()
-        self._line.hang_up = error is not None
         try:
             with self._lock:
+                self._leaving = True
                 if error is not None:
                     self._line.abort(repr(error))
                 elif not self._finished:
                     self._finish()
         finally:
-            if self._flusher is not None:
-                self._flusher.join()
+            _FLUSHER.remove(self._flush_in_time)
             self._line.close()
 
     def send(self, steps: Float32[np.ndarray, "time channel *space"]) -> None:
@@ -250,23 +248,26 @@ class Outlet:
 
     def _flush_in_time(self) -> None:
         """Send what has waited; a step waits between a half and the whole limit."""
-        assert self._line is not None
-        seen = -1
-        while not self._leaving.wait(self._coalesce_seconds / 2):
-            with self._lock:
-                try:
-                    if self._leaving.is_set():
-                        return
-                    self._line.listen()
-                    if self._first == seen < self.spec.steps:
-                        # Written before told: what lies below this is whole.
-                        written = self._buffers[-1].written // self._step_bytes
-                        self._flush(self._start + written)
-                    seen = self._first
-                except BaseException as error:
-                    self._error = error
-                    self._short = None
-                    return
+        if not self._lock.acquire(blocking=False):
+            # The solver is about to send, or waits for credit itself.
+            return
+        try:
+            if self._leaving or self._error is not None:
+                return
+            assert self._line is not None
+            self._line.listen()
+            if self._first == self._seen < self.spec.steps:
+                # Written before told: what lies below this is whole.
+                written = self._buffers[-1].written // self._step_bytes
+                count = self._start + written - self._first
+                allowed = self._line.request(count * self._step_bytes)
+                self._flush(self._first + allowed // self._step_bytes)
+            self._seen = self._first
+        except BaseException as error:
+            self._error = error
+            self._short = None
+        finally:
+            self._lock.release()
 
     def _raise_error(self) -> None:
         if self._error is not None:
