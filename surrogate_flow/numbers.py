@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterable, Iterator
 
 __all__ = ["NumberSet"]
 
+PAGE = 1024
+
 
 class NumberSet:
-    """A set of whole numbers as ranges ``[start, end)``, in order.
+    """A set of whole numbers, a bit for each.
 
-    Simulations end nearly in the order of their numbers, so a few ranges hold them
-    all, where a set would grow with each.
+    A million simulations take 0.2 MB, and 1.8 MB on a rank that sees only every eighth
+    number; a set would take 60 MB.
 
     Parameters
     ----------
     ranges : iterable of (int, int)
-        Ascending, with gaps between them; empty by default.
+        Numbers to begin with, as ranges ``[start, end)``: ascending, with gaps between
+        them.
+
+    Raises
+    ------
+    ValueError
+        If the ranges are not like that.
+
+    Notes
+    -----
+    While one thread changes it, any other may ask whether a number is in it, and how
+    many are.
 
     Examples
     --------
@@ -32,28 +44,50 @@ class NumberSet:
     """
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        # Bit k of page p stands for p * PAGE + k. A page is replaced, never changed, so
+        # that other threads see it as it was before or after.
+        self._pages: dict[int, int] = {}
+        before: tuple[int, int] | None = None
         for start, end in ranges:
-            if start >= end or (self._ends and start <= self._ends[-1]):
+            if start >= end or (before is not None and start <= before[1]):
                 raise ValueError(
                     f"NumberSet: expected ascending ranges with gaps between them, got "
-                    f"[{start}, {end}) behind {self.ranges[-1:]}."
+                    f"[{start}, {end}) behind {before or 'nothing'}."
                 )
-            self._starts.append(start)
-            self._ends.append(end)
+            before = start, end
+            while start < end:
+                page, first = divmod(start, PAGE)
+                last = min(end - page * PAGE, PAGE)
+                bits = (1 << last) - (1 << first)
+                self._pages[page] = self._pages.get(page, 0) | bits
+                start = page * PAGE + last
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
-        """The ranges, for the argument of the same name."""
-        return list(zip(self._starts, self._ends, strict=True))
+        """The numbers as ranges ``[start, end)``, for the argument of this name."""
+        ranges: list[tuple[int, int]] = []
+        for page in sorted(self._pages):
+            bits, place = self._pages[page], page * PAGE
+            while bits:
+                gap = (bits & -bits).bit_length() - 1
+                bits >>= gap
+                place += gap
+                # The lowest 0 ends the run of ones.
+                count = (~bits & (bits + 1)).bit_length() - 1
+                if ranges and ranges[-1][1] == place:
+                    ranges[-1] = ranges[-1][0], place + count
+                else:
+                    ranges.append((place, place + count))
+                bits >>= count
+                place += count
+        return ranges
 
     def __len__(self) -> int:
-        return sum(self._ends) - sum(self._starts)
+        return sum(bits.bit_count() for bits in list(self._pages.values()))
 
     def __contains__(self, number: int) -> bool:
-        place = bisect.bisect_right(self._starts, number) - 1
-        return place >= 0 and number < self._ends[place]
+        page, bit = divmod(number, PAGE)
+        return bool(self._pages.get(page, 0) >> bit & 1)
 
     def __iter__(self) -> Iterator[int]:
         for start, end in self.ranges:
@@ -61,29 +95,13 @@ class NumberSet:
 
     def add(self, number: int) -> None:
         """Add a number, which may be there already."""
-        if number in self:
-            return
-        place = bisect.bisect_right(self._starts, number)
-        before = place > 0 and self._ends[place - 1] == number
-        after = place < len(self._starts) and self._starts[place] == number + 1
-        if before and after:
-            self._ends[place - 1] = self._ends.pop(place)
-            del self._starts[place]
-        elif before:
-            self._ends[place - 1] += 1
-        elif after:
-            self._starts[place] = number
-        else:
-            self._starts.insert(place, number)
-            self._ends.insert(place, number + 1)
+        page, bit = divmod(number, PAGE)
+        self._pages[page] = self._pages.get(page, 0) | 1 << bit
 
     def discard(self, number: int) -> None:
         """Remove a number, if it is there."""
-        if number not in self:
-            return
-        place = bisect.bisect_right(self._starts, number) - 1
-        start, end = self._starts.pop(place), self._ends.pop(place)
-        for a, b in ((number + 1, end), (start, number)):
-            if a < b:
-                self._starts.insert(place, a)
-                self._ends.insert(place, b)
+        if number in self:
+            page, bit = divmod(number, PAGE)
+            self._pages[page] ^= 1 << bit
+            if not self._pages[page]:
+                del self._pages[page]

@@ -350,8 +350,9 @@ def test_an_exception_in_a_sink_is_not_lost():
     sink.close()
 
 
-def test_finished_simulations_take_little_memory():
-    """What is kept of a finished simulation is its number."""
+@pytest.mark.parametrize("world", [1, 2])
+def test_memory_does_not_grow_with_simulations(world):
+    """What is kept of one that finished or failed is some bits, also on one of two ranks."""
     spec = FieldSpec((), (Variable("u"),), (), (), (0.0,))
 
     class Nothing:
@@ -378,19 +379,34 @@ def test_finished_simulations_take_little_memory():
         wake=lambda: None,
         why=str,
     )
-    digest, count = spec.digest(), 20_000
+    digest = spec.digest()
+
+    def simulate(numbers):
+        for number in numbers:
+            identity = number.to_bytes(8, "big")
+            opening = messages.Open("study", digest, number, 0, 0)
+            reception.handle(identity, [messages.encode(opening), b""])
+            if number % 5 == 0:
+                reception.give_up(number)
+                continue
+            header = messages.Steps(number, 0, 0, 1, 4)
+            reception.handle(identity, [messages.encode(header), bytes(4)])
+            reception.handle(identity, [messages.encode(messages.End(number, 1))])
+
+    warm, count = 4_000 * world, 20_000 * world
     tracemalloc.start()
-    for number in range(count):
-        identity = number.to_bytes(8, "big")
-        opening = messages.Open("study", digest, number, 0, 0)
-        reception.handle(identity, [messages.encode(opening), b""])
-        header = messages.Steps(number, 0, 0, 1, 4)
-        reception.handle(identity, [messages.encode(header), bytes(4)])
-        reception.handle(identity, [messages.encode(messages.End(number, 1))])
-    kept, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert reception.counters().finished == count
-    assert kept < count * 150
+    try:
+        simulate(range(0, warm, world))
+        before, _ = tracemalloc.get_traced_memory()
+        simulate(range(warm, count, world))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert reception.counters().finished == 16_000
+    assert reception.is_whole(world)
+    assert not reception.is_whole(5 * world)
+    assert not reception.is_whole(count + world)
+    assert after - before < 2 * 16_000, "two bytes a simulation"
 
 
 def test_the_stream_imports_without_torch():

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.numbers import NumberSet
 from surrogate_flow.stream import messages as msg
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.delivery import Delivery
@@ -74,8 +75,8 @@ class Reception:
         self._connections: dict[bytes, Trajectory] = {}
         self._former: dict[bytes, float] = {}
         self._waiting: dict[bytes, float] = {}
-        self._finished: set[int] = set()
-        self._given_up: set[int] = set()
+        self._finished = NumberSet()
+        self._given_up = NumberSet()
         self._stopped: str | None = None
         self._steps = self._messages = self._duplicates = 0
         self._refusals = Refusals()
