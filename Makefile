@@ -51,6 +51,9 @@ bench: install
 	$(PIP) install -e '.[bench]'
 	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/reservoir.py
+	$(BIN)/python benchmarks/clients.py --rounds 1
+	$(BIN)/python benchmarks/ensemble.py --simulations 5000
+	$(BIN)/python benchmarks/soak.py --minutes 1
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -32,6 +32,7 @@ from typing import Any, Protocol
 from distributed import Client, LocalCluster, Scheduler
 from distributed.deploy.cluster import Cluster
 from distributed.deploy.subprocess import SubprocessCluster
+from distributed.security import Security
 from rich.console import Console
 from rich.table import Table
 from tiny import STEPS, Tiny
@@ -115,10 +116,13 @@ def look(client: Client, study: Running, start: float) -> Point:
     )
 
 
-def local() -> Cluster:
+def local(security: Security | None) -> Cluster:
     """Return a cluster whose scheduler lives in this process."""
     return LocalCluster(
-        n_workers=WORKERS, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        n_workers=WORKERS,
+        threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",
+        security=security,
     )
 
 
@@ -162,8 +166,8 @@ def open_study(
     if kind == "local":
         opened: list[Cluster] = []
 
-        def factory() -> Cluster:
-            opened.append(local())
+        def factory(security: Security | None = None) -> Cluster:
+            opened.append(local(security))
             return opened[0]
 
         study = Study(
@@ -175,10 +179,12 @@ def open_study(
             faults=Faults(),
             folder=folder,
             why=store.waiting,
+            blocked=lambda: not store.ready,
             on_set_aside=lambda _: None,
             on_end=store.end_reception,
         )
         stack.callback(study.close)
+        study.start()
         return stack.enter_context(Client(opened[0], set_as_default=False)), study
     cluster = stack.enter_context(apart())
     client = stack.enter_context(Client(cluster, set_as_default=False))

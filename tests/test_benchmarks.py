@@ -10,7 +10,7 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.mark.parametrize("name", ["stream", "reservoir"])
+@pytest.mark.parametrize("name", ["stream", "reservoir", "clients", "ensemble", "soak"])
 def test_writes_its_rows(name, tmp_path):
     """A list of cases, each with its value, unit, peer, peer's value and their ratio."""
     file = tmp_path / "rows.json"
