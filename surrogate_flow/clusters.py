@@ -30,6 +30,12 @@ _SETTINGS = {
     "distributed.deploy.lost-worker-timeout": "1 day",
 }
 
+# Profiles and logs for Dask's own developers, of which every process keeps the last
+# 1,000 (one a second or a task, some kilobytes each) and 7,200 (two a second): memory
+# would grow for an hour before they are full. What a user has set stays.
+_SHORT_LOGS = {"low-level-log-length": 100, "system-monitor": {"log-length": 600}}
+dask.config.update_defaults({"distributed": {"admin": _SHORT_LOGS}})
+
 
 @contextmanager
 def open_cluster(

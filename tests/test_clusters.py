@@ -1,0 +1,54 @@
+"""Clusters as they are opened for a study."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from distributed import Client, LocalCluster
+
+from surrogate_flow.clusters import open_cluster
+
+LENGTH = "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH"
+
+
+def test_logs_of_every_process_are_short(tmp_path):
+    """Scheduler and workers keep 100 entries: memory stops growing after minutes."""
+    one = partial(
+        LocalCluster, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    )
+    with (
+        open_cluster(one, tmp_path) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(1, timeout=30)
+        kept = client.run(
+            lambda dask_worker: (
+                dask_worker.profile_history.maxlen,
+                dask_worker.state.log.maxlen,
+            )
+        )
+        assert list(kept.values()) == [(100, 100)]
+        assert cluster.scheduler.transition_log.maxlen == 100
+
+
+@pytest.mark.parametrize(("set_to", "expected"), [(None, "100"), ("5000", "5000")])
+def test_what_the_user_has_set_stays(set_to, expected):
+    """Only Dask's default is replaced."""
+    code = (
+        "import dask, surrogate_flow.clusters; "
+        "print(dask.config.get('distributed.admin.low-level-log-length'))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != LENGTH}
+    if set_to is not None:
+        environment[LENGTH] = set_to
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() == expected
