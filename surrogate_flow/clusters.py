@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import cast
 
 import dask
 from distributed import LocalCluster
@@ -66,7 +67,7 @@ def open_cluster(
     dask.config.set({**_SETTINGS, "distributed.scheduler.worker-ttl": worker_ttl})
     with ExitStack() as resources:
         if factory is not None:
-            factory = _on_loopback(_with_keys(factory, folder, resources))
+            factory = _on_loopback(_with_keys(_as_written(factory), folder, resources))
         cluster = resources.enter_context(_build(factory))
         if not security.is_closed(cluster):
             _warn(cluster)
@@ -96,11 +97,35 @@ def _build(factory: Callable[[], Cluster] | None) -> Cluster:
         ) from error
 
 
+def _as_written(factory: Callable[..., Cluster]) -> Callable[..., Cluster]:
+    """Leave out arguments that no recipe sets, of classes behind the cluster's own.
+
+    What jsonargparse builds names all that classes further up take, with their
+    defaults; dask-jobqueue hands such arguments on to its jobs, which refuse them.
+    """
+    words = (factory.func, *factory.args) if isinstance(factory, partial) else ()
+    class_ = next((word for word in words if inspect.isclass(word)), None)
+    if class_ is None or not isinstance(factory, partial):
+        return factory
+    own = inspect.signature(class_).parameters
+    defaults = {
+        key: parameter.default
+        for parent in reversed(class_.__mro__[:-1])
+        for key, parameter in inspect.signature(parent).parameters.items()
+    }
+    kept = {
+        key: value
+        for key, value in factory.keywords.items()
+        if key in own or (value is not None and value != defaults.get(key))
+    }
+    written: Callable[..., Cluster] = partial(cast(type[Cluster], class_), **kept)
+    return written
+
+
 def _with_keys(
     factory: Callable[..., Cluster], folder: Path, resources: ExitStack
 ) -> Callable[..., Cluster]:
     """Give the class keys if it knows a `security` that the recipe does not set."""
-    # What jsonargparse builds names every argument of the class, with its default.
     arguments = getattr(factory, "keywords", {})
     chosen = arguments.get("security")
     if chosen is False:

@@ -74,7 +74,7 @@ class Ranks:
         self.rank = rank
         self.world = world
         self._group: Any = None
-        self._left = False
+        self._left = self._failed = False
         self._addresses: list[tuple[str, int]] = [(socket.gethostname(), os.getpid())]
         if world > 1:
             _grant_time()
@@ -122,6 +122,7 @@ class Ranks:
         RankError
             If another rank has failed, or has died; it is named.
         """
+        self._failed = self._failed or state is State.FAILED
         if self.world == 1 or self._left:
             return [state]
         mine = torch.tensor([int(state)])
@@ -166,7 +167,7 @@ class Ranks:
     def explained(self, error: RuntimeError) -> RuntimeError:
         """Return what a failed collective means: mostly, that a rank has died."""
         foreign = type(error) is not RuntimeError and not isinstance(error, _Failed)
-        if self.world == 1 or foreign:
+        if self.world == 1 or foreign or self._failed:
             return error
         deadline = time.monotonic() + _DYING
         while not (gone := self._dead()) and time.monotonic() < deadline:
