@@ -16,11 +16,14 @@ from surrogate_flow.quantities import Parameter
 from surrogate_flow.sampling import Uniform
 from surrogate_flow.solvers import Heat2D
 
+# Two trainers and their workers take half a minute to start where cores are few.
+pytestmark = pytest.mark.timeout(240)
+
 TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
 HELD_OUT = 3
 
 
-def wait_for(condition, process, seconds=60):
+def wait_for(condition, process, seconds=100):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
