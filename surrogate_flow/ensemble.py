@@ -14,6 +14,7 @@ from distributed import Client, Future
 
 from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
+from surrogate_flow.forgetting import forget
 from surrogate_flow.simulation import Simulation, Summary
 from surrogate_flow.status import Progress
 from surrogate_flow.stream import RefusedStep
@@ -200,6 +201,7 @@ class Ensemble:
         try:
             threads = sum(self._client.nthreads().values())
             self._threads = -(-threads // self._share)
+            forget(self._client)
         except (OSError, TimeoutError) as error:
             raise ConnectionError(str(error)) from error
 

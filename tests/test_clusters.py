@@ -6,9 +6,11 @@ import sys
 from functools import partial
 
 import pytest
+from dask.utils import key_split
 from distributed import Client, LocalCluster
 
 from surrogate_flow.clusters import open_cluster
+from surrogate_flow.forgetting import forget
 
 LENGTH = "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH"
 
@@ -31,6 +33,31 @@ def test_logs_of_every_process_are_short(tmp_path):
         )
         assert list(kept.values()) == [(100, 100)]
         assert cluster.scheduler.transition_log.maxlen == 100
+
+
+def test_a_scheduler_forgets_the_tasks_that_are_over(tmp_path):
+    """However many were submitted, what is kept of them does not grow."""
+    one = partial(
+        LocalCluster, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    )
+    with (
+        open_cluster(one, tmp_path) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+
+        def kept():
+            (span,) = cluster.scheduler.extensions["spans"].spans.values()
+            return len(span.metadata["collections"]), key_split.cache_info().currsize
+
+        # As in a study, one task is always there.
+        always = client.submit(str, key="study-999", pure=False)
+        for _ in range(2):
+            for number in range(20):
+                client.submit(str, number, key=f"study-{number}", pure=False).result(30)
+            assert min(kept()) >= 20, "Dask has ceased to: then so may we"
+            forget(client)
+            assert max(kept()) < 10
+        assert always.result(30) == ""
 
 
 @pytest.mark.parametrize(("set_to", "expected"), [(None, "100"), ("5000", "5000")])

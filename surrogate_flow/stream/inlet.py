@@ -33,6 +33,7 @@ __all__ = ["Inlet"]
 
 logger = logging.getLogger(__name__)
 
+BUDGET = 64 << 20
 BATCH = 64
 FRAMES = 2
 TICK_SECONDS = 1.0
@@ -56,8 +57,10 @@ class Inlet:
         Address of an interface: listen there on a free TCP port, encrypted, and let in
         only who has the study's key. By default on a unix socket in a folder that only
         this user may enter.
-    budget : int
-        Bytes that may be granted or pending at any moment, over all connections.
+    budget : int, optional
+        Bytes that may be granted or pending at any moment, over all connections; 64 MB
+        by default, or eight of the largest messages where these are more. Larger ones
+        take memory when many outlets stream at once, and are not faster.
     coalesce_bytes : int
         Largest message of several steps.
     why : callable, optional
@@ -87,7 +90,7 @@ class Inlet:
         *,
         study: str | None = None,
         host: str | None = None,
-        budget: int = 256 << 20,
+        budget: int | None = None,
         coalesce_bytes: int = 1 << 20,
         why: Callable[[], str] | None = None,
     ) -> None:
@@ -97,6 +100,7 @@ class Inlet:
         self.host = host
         self._why = why
         self._largest = max(spec.step_bytes, coalesce_bytes)
+        budget = budget or max(BUDGET, 8 * self._largest)
         self._pool: CreditPool[bytes] = CreditPool(budget, self._largest)
         self._reception = Reception(
             spec,
