@@ -41,6 +41,10 @@ class Ledger:
         self.arrived.set()
         return taken
 
+    def expected(self, simulation):
+        """Hand on."""
+        return self.store.expected(simulation)
+
     def on_room(self, callback):
         """Hand on."""
         self.store.on_room(callback)

@@ -19,6 +19,7 @@ from surrogate_flow.ensemble import Ensemble
 from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
 from surrogate_flow.loader import OnlineLoader
+from surrogate_flow.reservoir import Flight
 from surrogate_flow.simulation import Simulation, run
 from surrogate_flow.stream import Inlet, StreamError
 from surrogate_flow.watchdog import Watchdog
@@ -143,7 +144,9 @@ class Trial:
         deadline.start()
         try:
             for n, batch in enumerate(
-                OnlineLoader(self.store, Direct(), check=self._check)
+                OnlineLoader(
+                    self.store, Direct(), flight=Flight(), check=self._check
+                )
             ):
                 self.ledger.train(batch)
                 if n == 1 and self.plan.pause:
