@@ -1,5 +1,6 @@
 # make demo   install into .venv, then train a surrogate while its simulations run
 # make test   install with what the tests need, then the whole suite
+# make soak   a thousand small studies into which faults are injected; goes on where it was
 # make lint   what pre-commit and CI check
 # Another torch: make demo TORCH=torch (or any requirement that pip takes). Another Python: PYTHON=python3.12.
 
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: install install-test demo test lint format bench clean
+.PHONY: install install-test demo test soak lint format bench clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -37,6 +38,9 @@ demo: install
 
 test: install-test
 	$(BIN)/pytest
+
+soak: install-test
+	$(BIN)/python tests/faults/soak.py
 
 lint: install-test
 	$(BIN)/ruff check .

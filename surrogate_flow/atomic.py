@@ -46,10 +46,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
             self._written.add(target.absolute())
             self.error = None
         except (OSError, RuntimeError) as error:
-            # torch reports a failed write as a RuntimeError of its own.
-            if isinstance(error, RuntimeError) and "write" not in str(error):
+            self.error = _of_disk(error)
+            if self.error is None:
                 raise
-            self.error = error if isinstance(error, OSError) else OSError(str(error))
             kept = "the one before is kept" if target.is_file() else "there is none yet"
             logger.error(
                 "The checkpoint %s was not written (%s); %s. Make room on the disk.",
@@ -79,3 +78,12 @@ class AtomicCheckpoints(TorchCheckpointIO):
         if target.absolute() in self._written and not target.is_symlink():
             target.unlink(missing_ok=True)
             self._written.discard(target.absolute())
+
+
+def _of_disk(error: OSError | RuntimeError) -> OSError | None:
+    """Return what the disk said, or None if the error is not of its making."""
+    if isinstance(error, OSError):
+        return error
+    # torch's writer reports a write that failed, or was cut short, in its own words.
+    ours = ("inline_container", "PytorchStreamWriter")
+    return OSError(str(error)) if any(word in str(error) for word in ours) else None

@@ -20,7 +20,6 @@ import pytorch_lightning as L
 from jsonargparse import ArgumentParser
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 from rich.logging import RichHandler
 
@@ -28,6 +27,7 @@ from surrogate_flow import checkpoint, runs, spelling
 from surrogate_flow.atomic import AtomicCheckpoints
 from surrogate_flow.data import OnlineData
 from surrogate_flow.ending import Ending, Kept
+from surrogate_flow.loggers import MetricsEvents, MetricsTable
 from surrogate_flow.progress import ProgressLine
 from surrogate_flow.recipes import RecipeError
 from surrogate_flow.report import Report
@@ -98,8 +98,8 @@ class SurrogateCLI(LightningCLI):
             callbacks.append(ProgressLine(console))
         if config.get("logger") in (None, True):
             kwargs["logger"] = [
-                CSVLogger(folder, name="", version=""),
-                TensorBoardLogger(folder, name="", version=""),
+                MetricsTable(folder, name="", version=""),
+                MetricsEvents(folder, name="", version=""),
             ]
         callbacks.append(Report(folder, console))
         if self.subcommand == "fit":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import logging
+import os
 import traceback
 from pathlib import Path
 
@@ -23,7 +25,8 @@ class Failures:
     Parameters
     ----------
     path : Path
-        Of the CSV file. Rows are appended to a file that exists.
+        Of the CSV file. Rows are appended to a file that exists; those for which the
+        disk has no room are in the log, and wait for the next one.
     """
 
     columns = (
@@ -40,6 +43,7 @@ class Failures:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._late: list[tuple[object, ...]] = []
 
     def add(
         self,
@@ -59,22 +63,36 @@ class Failures:
             outcome,
             self.path,
         )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(self.columns)
-            writer.writerow(
-                (
-                    datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-                    simulation.number,
-                    simulation.part,
-                    attempt,
-                    outcome,
-                    type(error).__name__,
-                    str(error),
-                    dict(simulation.parameters),
-                    "".join(traceback.format_exception(error)[-4:]).strip(),
-                )
+        self._late.append(
+            (
+                datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+                simulation.number,
+                simulation.part,
+                attempt,
+                outcome,
+                type(error).__name__,
+                str(error),
+                dict(simulation.parameters),
+                "".join(traceback.format_exception(error)[-4:]).strip(),
             )
+        )
+        try:
+            self._write()
+        except OSError as full:
+            logger.error("%s was not written (%s). Make room there.", self.path, full)
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", newline="") as file:
+                writer = csv.writer(file)
+                if not size:
+                    writer.writerow(self.columns)
+                writer.writerows(self._late)
+        except OSError:
+            with contextlib.suppress(OSError):
+                # Half a row would spoil the next one.
+                os.truncate(self.path, size)
+            raise
+        self._late.clear()

@@ -147,7 +147,14 @@ class OnlineLoader:
                 batch = self._draw(left)
                 if batch is not None:
                     batch = batch.sent(self._side)
-                ready.put(batch)
+                while not left.is_set():
+                    try:
+                        ready.put(batch, timeout=_SLICE)
+                        break
+                    except queue.Full:
+                        # Whoever failed while it trained may never come for the rest.
+                        if self._stopped():
+                            return
                 if batch is None:
                     return
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from surrogate_flow.held_out import HeldOut
 from surrogate_flow.surrogate import Surrogate
 
 __all__ = ["Report", "picture"]
+
+logger = logging.getLogger(__name__)
 
 # Rows of the picture: another simulation, and another share of the time axis, each.
 _MOMENTS = (0.03, 0.1, 0.5)
@@ -45,8 +48,13 @@ class Report(Callback):
         if held_out is None or not isinstance(pl_module, Surrogate):
             return
         if not pl_module.window.inputs:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            picture(pl_module, held_out).savefig(self.folder / "prediction.png")
+            path = self.folder / "prediction.png"
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                picture(pl_module, held_out).savefig(path)
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                logger.error("%s was not written (%s).", path, error)
         self._lines = [
             *_errors("val", trainer, held_out),
             *_best(trainer),

@@ -1,7 +1,6 @@
 """The test's own books: what was delivered and what was trained, read off the values."""
 
 import collections
-import threading
 
 import numpy as np
 
@@ -20,7 +19,8 @@ class Ledger:
         self.trained = collections.Counter()
         self.forgotten = collections.Counter()
         self.wrong = []
-        self.arrived = threading.Event()
+        #: Steps that were taken, repetitions counted.
+        self.steps = 0
 
     def read(self, fields, number, step, parameters):
         """Return the identity in a field, and note where its labels say otherwise."""
@@ -38,8 +38,12 @@ class Ledger:
         taken = self.store.offer(simulation, first, steps, parameters)
         for k in range(taken):
             self.delivered[self.read(steps[k], simulation, first + k, parameters)] += 1
-        self.arrived.set()
+        self.steps += taken
         return taken
+
+    def expected(self, simulation):
+        """Hand on."""
+        return self.store.expected(simulation)
 
     def on_room(self, callback):
         """Hand on."""

@@ -1,7 +1,6 @@
 """One seed: a study with faults from its beginning to its end, and what must hold then."""
 
 import contextlib
-import csv
 import os
 import signal
 import threading
@@ -10,15 +9,16 @@ from dataclasses import replace
 from functools import partial
 from unittest import mock
 
-import psutil
-
+from faults.audit import Audit
 from faults.faulty import Faulty
 from faults.ledger import Ledger
+from faults.leftovers import Leftovers
 from faults.proxy import Proxy
 from surrogate_flow.ensemble import Ensemble
 from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
 from surrogate_flow.loader import OnlineLoader
+from surrogate_flow.reservoir import Flight
 from surrogate_flow.simulation import Simulation, run
 from surrogate_flow.stream import Inlet, StreamError
 from surrogate_flow.watchdog import Watchdog
@@ -27,22 +27,8 @@ from surrogate_flow.windows import Direct
 DEADLINE = 90.0  # seconds that a study has to end by itself
 STOPPED = 2.5  # seconds that a worker stands still
 BEAT = {"HEARTBEAT": 200, "HEARTBEAT_TIMEOUT": 1000}  # ms; STOPPED is longer
-REST = 10.0  # seconds for tasks and threads to be gone after the end
-OURS = ("inlet", "ensemble", "watchdog", "prefetch", "proxy", "resume", "again")
-# Of the nannies, which live in this process and start workers again.
-DASKS = ("AsyncProcess", "QueueFeederThread", "asyncio_", "Dask-", "Profile")
-# What an attempt may fail with, by what was injected into its simulation ...
-CAUSES = {
-    "raises": {"ArithmeticError"},
-    "nan": {"RefusedStep"},
-    "hangs": {"TimeoutError"},
-    "gil": {"TimeoutError"},
-    "stop": {"StreamRefused", "StreamTimeout", "TimeoutError"},
-    # Told to make way for another attempt, which the test began and did not finish.
-    "twice": {"EnsembleError"},
-}
-# ... or, if a cut loses messages, into its study.
-LOST = {"StreamRefused", "StreamTimeout", "EnsembleError"}
+# Seconds between two looks of the watchdog, and for an answer of a worker.
+LOOKS = {"_POLL": 0.3, "_ANSWER": 1.0}
 
 
 class Trial:
@@ -75,22 +61,17 @@ class Trial:
 
     def run(self):
         """Run the study to its end, or to its deadline."""
-        threads, start = set(threading.enumerate()), time.monotonic()
+        self.left, start = Leftovers(), time.monotonic()
         with contextlib.ExitStack() as stack:
-            for name, milliseconds in BEAT.items():
-                stack.enter_context(
-                    mock.patch(f"surrogate_flow.stream.inlet.{name}", milliseconds)
-                )
+            for place, settings in (("stream.inlet", BEAT), ("watchdog", LOOKS)):
+                for name, value in settings.items():
+                    patch = mock.patch(f"surrogate_flow.{place}.{name}", value)
+                    stack.enter_context(patch)
             self._open(stack)
             self._train()
             self.seconds = time.monotonic() - start
         self._over.set()
-        left = time.monotonic() + REST
-        for thread in set(threading.enumerate()) - threads:
-            if thread.name in OURS:
-                thread.join(max(0.0, left - time.monotonic()))
-        left = set(threading.enumerate()) - threads
-        self._threads = [t.name for t in left if not t.name.startswith(DASKS)]
+        self.left.end()
         return self
 
     def _open(self, stack):
@@ -103,7 +84,7 @@ class Trial:
         )
         stack.enter_context(inlet)
         self.inlet, endpoint = inlet, inlet.endpoint
-        self.listening = _ports()
+        self.left.listening()
         if plan.cuts:
             self.proxy = stack.enter_context(Proxy(endpoint.address, plan.cuts))
             endpoint = replace(endpoint, address=self.proxy.address)
@@ -111,7 +92,7 @@ class Trial:
         self.ensemble = Ensemble(
             self.client,
             partial(run, self.solver, endpoint),
-            map(self._simulation, range(plan.simulations)),
+            map(self._simulation, self._numbers()),
             name="faults",
             faults=faults,
             failures=Failures(self.folder / "failures.csv"),
@@ -131,6 +112,9 @@ class Trial:
             )
             thread.start()
 
+    def _numbers(self):
+        return range(self.plan.simulations)
+
     def _simulation(self, number):
         return Simulation(number, "training", {"number": float(number)})
 
@@ -139,11 +123,11 @@ class Trial:
         self.aside.append(number)
 
     def _train(self):
-        deadline = threading.Timer(DEADLINE, self._give_up)
+        deadline = threading.Timer(DEADLINE + self.plan.pause, self._give_up)
         deadline.start()
         try:
             for n, batch in enumerate(
-                OnlineLoader(self.store, Direct(), check=self._check)
+                OnlineLoader(self.store, Direct(), flight=Flight(), check=self._check)
             ):
                 self.ledger.train(batch)
                 if n == 1 and self.plan.pause:
@@ -199,29 +183,10 @@ class Trial:
                 struck[kind] += times
         return struck
 
-    def rows(self):
-        """The rows of failures.csv."""
-        path = self.folder / "failures.csv"
-        if not path.exists():
-            return []
-        with path.open(newline="") as file:
-            return list(csv.DictReader(file))
-
     def whole(self):
         """Every (simulation, step) of those that were not set aside."""
         finished = set(range(self.plan.simulations)) - set(self.aside)
         return {(n, k) for n in finished for k in range(self.plan.steps)}
-
-    def lost(self):
-        """Steps of finished simulations that were not delivered, or not trained."""
-        missing = self.whole() - self.ledger.delivered.keys()
-        return missing | (self.ledger.delivered.keys() - self.ledger.trained.keys())
-
-    def doubled(self):
-        """Steps delivered more than once, or trained more than once where once is right."""
-        books = [self.ledger.delivered]
-        books += [] if self.plan.policy == "Reservoir" else [self.ledger.trained]
-        return {key for book in books for key, times in book.items() if times > 1}
 
     def complaints(self):
         """Everything that does not hold, in words; empty if all is well."""
@@ -230,72 +195,28 @@ class Trial:
             words.append(f"did not end within {DEADLINE:g} s: {self.hung}")
         if self.error:
             words.append(f"ended with {self.error!r}")
-        if wrong := self.ledger.wrong:
-            words.append(f"fields under wrong labels: {wrong[:3]}")
-        if lost := self.lost():
-            words.append(f"lost {len(lost)} steps: {sorted(lost)[:5]}")
-        if doubled := self.doubled():
-            words.append(f"doubled {len(doubled)} steps: {sorted(doubled)[:5]}")
-        if alien := self.ledger.trained.keys() - self.ledger.delivered.keys():
-            words.append(f"trained what never came: {sorted(alien)[:5]}")
         done = self.ensemble.progress().done
         if done + len(self.aside) != self.plan.simulations:
             words.append(f"{done} done and {self.aside} set aside is not all")
-        return words + self._of_failures() + self._left_over()
-
-    def _of_failures(self):
-        words, rows, plan = [], self.rows(), self.plan
-        injected = {
-            (t.simulation, cause)
-            for t in plan.troubles
-            for cause in CAUSES.get(t.kind, ())
-        }
-        injected |= {(n, cause) for n, _ in plan.twice for cause in CAUSES["twice"]}
-        got = [(int(row["simulation"]), row["error"]) for row in rows]
-        for pair, row in zip(got, rows, strict=True):
-            if pair not in injected and not (plan.cuts and pair[1] in LOST):
-                words.append(f"unexplained failure: {row}")
-        aside = sorted(
-            int(r["simulation"]) for r in rows if r["outcome"] == "set aside"
-        )
-        if aside != sorted(self.aside):
-            words.append(f"listed as set aside {aside}, were {self.aside}")
-        for t in plan.troubles:
-            struck = len(list(self.tokens.glob(f"{t.kind}-{t.simulation}-*")))
-            listed = sum(got.count((t.simulation, c)) for c in CAUSES.get(t.kind, ()))
-            # What a dying worker took with it, or another attempt, was not heard of.
-            quiet = {"kill", "term", "hangs", "gil", "cut", "twice"} & set(plan.kinds)
-            sure = t.kind in ("raises", "nan", "hangs", "gil")
-            if sure and listed != struck and (listed > struck or not quiet - {t.kind}):
-                words.append(f"{t} struck {struck} times, {listed} are listed")
-        return words
-
-    def _left_over(self):
-        words = [f"thread {name} is left" for name in self._threads]
-        if ports := _ports() - self.listening:
-            words.append(f"ports {ports} are left")
+        path = self.folder / "failures.csv"
+        words += self.audit.of_steps()
+        words += self.audit.of_failures(path, self.tokens, self.aside)
         for kind in ("hangs", "gil"):
-            for token in self.tokens.glob(f"{kind}-*"):
-                if psutil.pid_exists(int(token.read_text())):
-                    words.append(f"the process of {token.name} is left")
-        deadline = time.monotonic() + REST
-        while left := self._on_workers():
-            if time.monotonic() > deadline:
-                return [*words, f"on the workers there are left: {left}"]
-            time.sleep(0.05)
-        return words
+            self.left.processes(self.tokens.glob(f"{kind}-*"))
+        self.left.tasks(self.client)
+        return words + self.left.words
 
-    def _on_workers(self):
-        tasks = [key for keys in self.client.processing().values() for key in keys]
-        threads = self.client.run(_threads, on_error="ignore")
-        return tasks + [n for names in threads.values() for n in names if n == "outlet"]
+    @property
+    def audit(self):
+        """What was promised of the steps."""
+        return Audit(self.plan, self.ledger, self.whole())
 
-
-def _threads():
-    return [thread.name for thread in threading.enumerate()]
-
-
-def _ports():
-    """Where this process listens."""
-    connections = psutil.Process().net_connections("tcp")
-    return {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
+    def books(self):
+        """Numbers of steps sent, lost and doubled."""
+        audit = self.audit
+        lost, doubled = audit.lost(drained=True), audit.doubled()
+        return {
+            "sent": self.ledger.steps,
+            "lost": len(lost),
+            "doubled": len(doubled),
+        }
