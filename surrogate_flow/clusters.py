@@ -118,7 +118,10 @@ def _as_written(factory: Callable[..., Cluster]) -> Callable[..., Cluster]:
         for key, value in factory.keywords.items()
         if key in own or (value is not None and value != defaults.get(key))
     }
-    written: Callable[..., Cluster] = partial(cast(type[Cluster], class_), **kept)
+    behind = words[words.index(class_) + 1 :]
+    written: Callable[..., Cluster] = partial(
+        cast(type[Cluster], class_), *behind, **kept
+    )
     return written
 
 
