@@ -4,12 +4,16 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
+import yaml
 from dask.utils import key_split
 from distributed import Client, LocalCluster
+from jsonargparse import ArgumentParser
 
 from surrogate_flow.clusters import open_cluster
+from surrogate_flow.data import OnlineData
 from surrogate_flow.forgetting import forget
 
 LENGTH = "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH"
@@ -79,3 +83,21 @@ def test_what_the_user_has_set_stays(set_to, expected):
         timeout=60,
     )
     assert done.stdout.strip() == expected
+
+
+def test_a_queue_s_cluster_is_named_by_its_class(tmp_path):
+    """The shipped example gives a job script with the recipe's resources, and with keys."""
+    path = Path(__file__).parents[1] / "workflows" / "clusters" / "solvers.yaml"
+    recipe = yaml.safe_load(path.read_text())
+    recipe["dict_kwargs"] |= {"n_workers": 0, "interface": "lo"}
+    parser = ArgumentParser()
+    parser.add_class_arguments(OnlineData, "data")
+    data = {"solver": {"class_path": "troubled.Wave"}, "cluster": recipe}
+    factory = parser.instantiate(parser.parse_object({"data": data})).data.cluster
+    with open_cluster(factory, tmp_path) as cluster:
+        script = cluster.job_script()
+        assert "#SBATCH --cpus-per-task=2" in script
+        assert "#SBATCH -t 02:00:00" in script
+        assert "--nworkers 2" in script
+        assert f"--tls-key {tmp_path}" in script
+        assert cluster.scheduler_address.startswith("tls://")
