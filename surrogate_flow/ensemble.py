@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from distributed import Client, Future
+from distributed import Client
 
 from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
@@ -18,12 +15,12 @@ from surrogate_flow.forgetting import forget
 from surrogate_flow.simulation import Simulation, Summary
 from surrogate_flow.status import Progress
 from surrogate_flow.stream import RefusedStep
+from surrogate_flow.tasks import Ended, Tasks
 from surrogate_flow.watchdog import Watchdog
 
 __all__ = ["Ensemble", "EnsembleError", "Progress"]
 
 _POLL = 1.0  # seconds between two looks at the size of the cluster
-_GRACE = 3.0  # seconds that tasks have to end by themselves
 
 
 class EnsembleError(RuntimeError):
@@ -87,10 +84,8 @@ class Ensemble:
     ) -> None:
         self._client = client
         self._address = getattr(client.scheduler, "address", "")
-        self._task = task
+        self._tasks = Tasks(client, task, name)
         self._simulations = simulations
-        self._name = name
-        self._token = secrets.token_hex(3)
         self._faults = faults
         self._failures = failures
         self._ahead, self._share = ahead, share
@@ -98,10 +93,7 @@ class Ensemble:
         self._on_set_aside = on_set_aside
         self._on_end = on_end
         self._watchdog = watchdog
-        self._hanging: dict[str, TimeoutError] = {}
-        self._flying: dict[str, tuple[Simulation, int, Future[Summary]]] = {}
         self._again: deque[tuple[Simulation, int]] = deque()
-        self._ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._threads = 0
         self._done = self._failed = self._retried = self._held_out = 0
         self._exhausted = False
@@ -113,18 +105,7 @@ class Ensemble:
         """Begin to submit."""
         self._thread.start()
         if self._watchdog is not None:
-            self._watchdog.start(self._attempts, self._stop)
-
-    def _attempts(self) -> dict[tuple[int, int], str]:
-        flying = list(self._flying.items())
-        return {(simulation.number, n): key for key, (simulation, n, _) in flying}
-
-    def _stop(self, key: str, error: TimeoutError) -> None:
-        """Give up a task that hangs; the watchdog's thread calls it."""
-        if flying := self._flying.get(key):
-            self._hanging[key] = error
-            flying[2].cancel()
-            self._ended.put(key)
+            self._watchdog.start(self._tasks.names, self._tasks.stop)
 
     def wait(self, timeout: float) -> bool:
         """Block until nothing is in flight and nothing will be; return whether so."""
@@ -140,7 +121,7 @@ class Ensemble:
         """Count simulations by state."""
         return Progress(
             done=self._done,
-            running=min(len(self._flying), self._threads),
+            running=min(len(self._tasks), self._threads),
             failed=self._failed,
             retried=self._retried,
             workers=self._threads,
@@ -152,12 +133,12 @@ class Ensemble:
         Blocks for some seconds at most. Tell the outlets to stop before.
         """
         self._closing.set()
-        self._ended.put(None)
+        self._tasks.wake()
         if self._watchdog is not None:
             self._watchdog.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
-        self._cancel()
+        self._tasks.cancel()
 
     def _run(self) -> None:
         try:
@@ -165,15 +146,11 @@ class Ensemble:
             looked = time.monotonic()
             while not self._closing.is_set():
                 self._submit()
-                if not self._flying and self._exhausted:
+                if not self._tasks and self._exhausted:
                     self._on_end()
                     break
-                try:
-                    self._settle(self._ended.get(timeout=_POLL))
-                    while not self._ended.empty():
-                        self._settle(self._ended.get())
-                except queue.Empty:
-                    pass
+                for ended in self._tasks.wait(_POLL):
+                    self._settle(ended)
                 if time.monotonic() - looked > _POLL:
                     self._look()
                     if not self._threads:
@@ -209,7 +186,7 @@ class Ensemble:
         return (1 if self._held_out else self._ahead) * self._threads
 
     def _submit(self) -> None:
-        while len(self._flying) < self._room():
+        while len(self._tasks) < self._room():
             if self._again:
                 simulation, attempt = self._again.popleft()
             else:
@@ -219,51 +196,21 @@ class Ensemble:
                     return
                 simulation, attempt = following, 0
                 self._held_out += simulation.part != "training"
-            key = self.key(simulation, attempt)
-            future = self._client.submit(
-                self._task,
-                simulation,
-                attempt,
-                key=key,
-                pure=False,
-                priority=int(simulation.part != "training"),
-            )
-            self._flying[key] = (simulation, attempt, future)
-            self._watch(future)
+            self._tasks.submit(simulation, attempt)
 
     def key(self, simulation: Simulation, attempt: int) -> str:
         """Return the name of a task, which no other study on the cluster shares."""
-        number = f"{simulation.number}-{attempt}"
-        return f"{self._name}-{simulation.part}-{number}-{self._token}"
+        return self._tasks.key(simulation, attempt)
 
-    def _watch(self, future: Future[Summary]) -> None:
-        future.add_done_callback(lambda f: self._ended.put(f.key))
-
-    def _settle(self, key: str | None) -> None:
-        if key is None or key not in self._flying:
-            return
-        simulation, attempt, future = self._flying[key]
-        hanging = self._hanging.pop(key, None)
-        status = "error" if hanging else future.status
-        if status not in ("finished", "error", "cancelled"):
-            # Its worker died with the result, and Dask runs it again.
-            self._watch(future)
-            return
-        del self._flying[key]
-        if status == "cancelled":
-            # Nobody else cancels: the client does, when the scheduler is gone.
-            raise ConnectionError(f"task {key} was cancelled")
-        if (status == "finished" or hanging) and self._is_whole(simulation.number):
+    def _settle(self, ended: Ended) -> None:
+        simulation, attempt, error, hung = ended
+        if (error is None or hung) and self._is_whole(simulation.number):
             self._done += 1
             self._held_out -= simulation.part != "training"
             return
-        error = hanging or (
-            future.exception(timeout=_GRACE)
-            if status == "error"
-            else EnsembleError(
-                "The task has ended, but not all of its steps have arrived: another "
-                "attempt had taken its place, and did not end."
-            )
+        error = error or EnsembleError(
+            "The task has ended, but not all of its steps have arrived: another "
+            "attempt had taken its place, and did not end."
         )
         # What a solver yields against its own spec, it will yield again.
         last = attempt >= self._faults.retries or isinstance(error, RefusedStep)
@@ -283,17 +230,6 @@ class Ensemble:
                 f"{dict(simulation.parameters)}: {type(error).__name__}: {error}. All "
                 f"are listed in {self._failures.path}."
             )
-
-    def _cancel(self) -> None:
-        # Tasks that were told to stop end by themselves; cancelled ones complain.
-        deadline = time.monotonic() + _GRACE
-        while self._flying and (left := deadline - time.monotonic()) > 0:
-            with contextlib.suppress(queue.Empty):
-                self._flying.pop(self._ended.get(timeout=left) or "", None)
-        futures = [future for _, _, future in self._flying.values()]
-        self._flying.clear()
-        if futures and self._client.status == "running":
-            self._client.cancel(futures)
 
     def _explained(self, error: BaseException) -> BaseException:
         if isinstance(error, ConnectionError) or self._client.status != "running":

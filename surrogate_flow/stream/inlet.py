@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
@@ -16,6 +15,7 @@ from typing import Self
 import zmq
 
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.stream.bell import Bell
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.keys import (
     ClientKeys,
@@ -120,8 +120,7 @@ class Inlet:
         self._resources = ExitStack()
         self._thread: threading.Thread | None = None
         self._woken = False
-        self._ears: socket.socket | None = None
-        self._bell: socket.socket | None = None
+        self._bell = Bell()
 
     @property
     def endpoint(self) -> Endpoint:
@@ -154,7 +153,7 @@ class Inlet:
         """Tell all outlets why they shall stop, and close; may be called again."""
         if self._stopping is None:
             self._stopping = reason
-            self._ring()
+            self._bell.ring()
         if self._thread is not None:
             self._thread.join()
         self._resources.close()
@@ -171,7 +170,7 @@ class Inlet:
     def call(self, callback: Callable[[], None]) -> None:
         """Have the inlet's thread call something, after all it was asked before."""
         self._commands.put(callback)
-        self._ring()
+        self._bell.ring()
 
     def is_whole(self, simulation: int) -> bool:
         """Whether every step of a simulation has entered its sink."""
@@ -194,10 +193,7 @@ class Inlet:
         return self._reception.progress()
 
     def _bind(self) -> None:
-        self._ears, self._bell = socket.socketpair()
-        for end in (self._ears, self._bell):
-            end.setblocking(False)
-            self._resources.callback(end.close)
+        self._bell.open(self._resources)
         # An own context: it holds the keys' authenticator, one of which fits into each.
         context = self._resources.enter_context(zmq.Context())
         keys: ClientKeys | None = None
@@ -238,16 +234,15 @@ class Inlet:
             self._socket.close()
 
     def _receive(self) -> None:
-        assert self._ears is not None
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._ears, zmq.POLLIN)
+        poller.register(self._bell, zmq.POLLIN)
         tick = time.monotonic() + TICK_SECONDS
         while self._stopping is None:
             wait = max(0.0, tick - time.monotonic())
             events = dict(poller.poll(int(wait * 1000) + 1))
-            if self._ears.fileno() in events:
-                self._ears.recv(4096)
+            if self._bell.fileno() in events:
+                self._bell.hush()
                 self._obey()
             if self._socket in events:
                 self._receive_batch()
@@ -290,13 +285,7 @@ class Inlet:
     def _wake(self) -> None:
         if not self._woken:
             self._woken = True
-            self._ring()
-
-    def _ring(self) -> None:
-        if self._bell is not None:
-            # Full, so it is ringing already; or closed, so nobody listens.
-            with suppress(OSError):
-                self._bell.send(b"!")
+            self._bell.ring()
 
     def _reason(self) -> str:
         pool = self._pool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,15 +10,13 @@ from surrogate_flow.numbers import NumberSet
 from surrogate_flow.stream import messages as msg
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.delivery import Delivery
+from surrogate_flow.stream.former import Former
 from surrogate_flow.stream.refusals import Refusal, Refusals
 from surrogate_flow.stream.sink import InletCounters, Progress, Sink
-from surrogate_flow.stream.terms import LOST, Terms
+from surrogate_flow.stream.terms import Terms
 from surrogate_flow.stream.trajectory import Trajectory
 
 __all__ = ["Reception"]
-
-FORMER = 1024
-UNDER_WAY = 4.0
 
 
 class Reception:
@@ -73,7 +70,7 @@ class Reception:
         self._why = why
         self._live: dict[int, Trajectory] = {}
         self._connections: dict[bytes, Trajectory] = {}
-        self._former: dict[bytes, float] = {}
+        self._former = Former()
         self._waiting: dict[bytes, float] = {}
         self._finished = NumberSet()
         self._given_up = NumberSet()
@@ -129,16 +126,13 @@ class Reception:
         trajectory.identity = None
         trajectory.ended = False
         self._waiting.pop(identity, None)
-        self._former[identity] = time.monotonic()
-        if len(self._former) > FORMER:
-            del self._former[next(iter(self._former))]
+        self._former.add(identity)
         self._grant(self.pool.close(identity))
 
     def lose(self, identity: bytes) -> None:
         """Close a connection that cannot be told so: it must be when it comes back."""
         self.leave(identity)
-        if identity in self._former:
-            self._former[identity] = -math.inf
+        self._former.lose(identity)
 
     def give_up(self, number: int) -> None:
         """Take no more of a simulation that failed for good."""
@@ -187,17 +181,8 @@ class Reception:
 
     def progress(self) -> list[Progress]:
         """Return how far every live simulation is; from any thread."""
-        return [
-            Progress(
-                trajectory.number,
-                trajectory.attempt,
-                trajectory.next,
-                trajectory.last,
-                trajectory.identity is not None,
-                trajectory.identity in self._waiting,
-            )
-            for trajectory in list(self._live.values())
-        ]
+        live = list(self._live.values())
+        return [t.progress(waiting=t.identity in self._waiting) for t in live]
 
     def _open(self, identity: bytes, message: msg.Open, payload: memoryview) -> None:
         number = message.simulation
@@ -234,7 +219,7 @@ class Reception:
             trajectory.attempt = message.attempt
             trajectory.last = time.monotonic()
             self._live[number] = self._connections[identity] = trajectory
-            self._former.pop(identity, None)
+            self._former.reopen(identity)
             credit = self.pool.open(identity)
         else:
             credit = self.pool.granted(identity)
@@ -247,7 +232,7 @@ class Reception:
     ) -> None:
         trajectory = self._connections.get(identity)
         if trajectory is None:
-            self._refuse_stranger(identity)
+            self._former.excuse(identity)
             return
         self._terms.check_steps(trajectory, message)
         self.pool.spend(identity, message.length)
@@ -267,7 +252,7 @@ class Reception:
 
     def _ask(self, identity: bytes, message: msg.Ask) -> None:
         if identity not in self._connections:
-            self._refuse_stranger(identity)
+            self._former.excuse(identity)
             return
         received = self.pool.received(identity)
         self._terms.check_question(message, received, self.pool.largest)
@@ -280,7 +265,7 @@ class Reception:
             if message.simulation in self._finished:
                 self._reply(identity, msg.Done(self.spec.steps))
             else:
-                self._refuse_stranger(identity)
+                self._former.excuse(identity)
             return
         self._terms.check_end(trajectory, message)
         trajectory.ended = True
@@ -306,14 +291,6 @@ class Reception:
             if self._waiting.pop(identity, None) is not None:
                 trajectory.last = time.monotonic()
             self._reply(identity, msg.Credit(granted))
-
-    def _refuse_stranger(self, identity: bytes) -> None:
-        if identity not in self._former:
-            raise Refusal("stranger", "expected an opening first")
-        # One that was told to stop still has messages under way, for a moment; one that
-        # was cut off, and is back, would wait for an answer in vain.
-        if time.monotonic() - self._former[identity] > UNDER_WAY:
-            raise Refusal("lost", f"another attempt must go on from here. {LOST}")
 
     def _refuse(self, identity: bytes, refusal: Refusal) -> None:
         self.leave(identity)

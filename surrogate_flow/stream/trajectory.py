@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from surrogate_flow.stream.sink import Sink
+from surrogate_flow.stream.sink import Progress, Sink
 
 __all__ = ["Parcel", "Trajectory"]
 
@@ -51,6 +51,13 @@ class Trajectory:
         self.last = time.monotonic()
         #: What the sink has not taken.
         self.pending: deque[Parcel] = deque()
+
+    def progress(self, *, waiting: bool) -> Progress:
+        """Return how far it is; from any thread."""
+        connected = self.identity is not None
+        return Progress(
+            self.number, self.attempt, self.next, self.last, connected, waiting
+        )
 
     def add(self, identity: bytes, first: int, payload: memoryview, count: int) -> int:
         """Append the steps of one message that are new and return how many are not.

@@ -115,7 +115,7 @@ class Full(Callback):
             held_out=1,
             batch_size=plan.batch_size,
             reservoir=lambda spec, window, size: plan.store(spec, window),
-            cluster=partial(Borrowed, self.client),
+            cluster=lambda: Borrowed(self.client),
             checkpoint_reservoir=bool(plan.seed % 2),
         )
         self.data.ledger = self.ledger

@@ -38,7 +38,9 @@ class Gone(Trial):
     @contextlib.contextmanager
     def _cluster(self):
         file = f"--scheduler-file={self.folder / 'scheduler.json'}"
-        path = str(Path(__file__).parents[1])
+        path = os.pathsep.join(
+            [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        )
         environment = {**os.environ, "PYTHONPATH": path}
         started = []
         try:

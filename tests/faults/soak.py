@@ -57,7 +57,7 @@ def finished(path):
 def soak(seeds, path, minutes, progress):
     """Run the seeds that the file lacks, and append a line for each."""
     end = time.monotonic() + 60 * minutes
-    known = finished(path)
+    known = finished(path).keys() & set(seeds)
     task = progress.add_task("seeds", total=len(seeds), completed=len(known))
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -102,12 +102,13 @@ def main():
     """Run what is not in the file yet, and print the table of all that is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--file", type=Path, default=FILE, help="what has been run")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     console = Console()
-    seeds = range(options.seeds)
+    seeds = range(options.first, options.first + options.seeds)
     with Progress(console=console) as progress:
         soak(seeds, options.file, options.minutes, progress)
     rows = [row for seed, row in finished(options.file).items() if seed in seeds]

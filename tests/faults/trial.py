@@ -62,6 +62,17 @@ class Trial:
     def run(self):
         """Run the study to its end, or to its deadline."""
         self.left, start = Leftovers(), time.monotonic()
+        try:
+            self._run()
+        except Exception as error:
+            # Of closing: the inlet says at its end what has ended it before.
+            self.error = self.error or error
+        self.seconds = time.monotonic() - start
+        self._over.set()
+        self.left.end()
+        return self
+
+    def _run(self):
         with contextlib.ExitStack() as stack:
             for place, settings in (("stream.inlet", BEAT), ("watchdog", LOOKS)):
                 for name, value in settings.items():
@@ -69,10 +80,6 @@ class Trial:
                     stack.enter_context(patch)
             self._open(stack)
             self._train()
-            self.seconds = time.monotonic() - start
-        self._over.set()
-        self.left.end()
-        return self
 
     def _open(self, stack):
         plan = self.plan
