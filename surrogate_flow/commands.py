@@ -79,7 +79,8 @@ class SurrogateCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Open checkpoints as data only, whatever else Lightning offers."""
         super().parse_arguments(parser, args)
-        options = self.config[self.config.subcommand]
+        command = self.config.get("subcommand")
+        options = self.config[command] if command else self.config
         if options.get("weights_only") is False:
             raise ValueError(
                 "--weights_only: expected true, got false. A checkpoint is data, and "
@@ -144,6 +145,8 @@ class SurrogateCLI(LightningCLI):
             recipe, _ = checkpoint.read(path)
             checkpoint.require_same(self.model.recipe, {checkpoint.KEY: recipe})
             logger.info("From the checkpoint %s", path)
+            if subcommand == "fit":
+                runs.tidy(Path(path).parent)
             kwargs["ckpt_path"] = str(path)
         return kwargs
 

@@ -55,7 +55,8 @@ class Side:
             return tensor
         with self.work():
             # Only from pinned memory a GPU copies while it computes.
-            return tensor.pin_memory().to(self.device, non_blocking=True)
+            pinned = tensor.pin_memory() if tensor.device.type == "cpu" else tensor
+            return pinned.to(self.device, non_blocking=True)
 
     def hand_over(self, *tensors: Tensor) -> None:
         """Let what this thread submits from now on wait for the stream.

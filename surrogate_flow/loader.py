@@ -90,13 +90,13 @@ class OnlineLoader:
                     # One that had nothing when others went on does not hold them up.
                     patience = 0.0 if state is State.WAITING else _SLICE
                     state, item = self._look(ready, patience)
-                states = self._ranks.meet(state)
+                states = self._meet(state)
                 while waits(states):
                     if state is State.WAITING:
                         state, item = self._look(ready, _SLICE)
                     elif state is State.READY:
                         state = self._having()
-                    states = self._ranks.meet(state)
+                    states = self._meet(state)
                 if isinstance(item, BaseException):
                     raise item
                 having = states.count(State.READY) + states.count(State.FULL)
@@ -118,6 +118,12 @@ class OnlineLoader:
                 while not ready.empty():
                     ready.get_nowait()
                 thread.join(0.01)
+            self._flight.give_back(self._given)
+
+    def _meet(self, state: State) -> list[State]:
+        """Tell the other ranks, and first of all whether this one was told to stop."""
+        told = self._stopped() and state is not State.FAILED
+        return self._ranks.meet(State.STOPPED if told else state)
 
     def _look(
         self, ready: queue.Queue[Batch | BaseException | None], patience: float

@@ -90,6 +90,8 @@ class Persistence:
         if self._fields:
             try:
                 saved = self._with_fields(folder, failed)
+            except TimeoutError:
+                raise
             except OSError as error:
                 logger.error(
                     "The reservoir was not written into %s (%s): the checkpoint goes "
@@ -170,7 +172,6 @@ class Persistence:
                 shape = (len(saved.whole), -1, *self._held_out.spec.step_shape)
                 fields = rows[behind:].reshape(shape)
                 self._held_out.restore(saved.whole, fields, saved.parameters)
-            self._files = [folder / saved.rows]
         self._failed = saved.failed
         done = len(self._store.finished)
         self.before = (done, len(self._failed))

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytorch_lightning as L
 
-__all__ = ["checkpoint_folder", "job_checkpoint", "last_checkpoint", "new_folder"]
+__all__ = [
+    "checkpoint_folder",
+    "job_checkpoint",
+    "last_checkpoint",
+    "new_folder",
+    "tidy",
+]
 
 
 _GIVEN = "SURROGATE_FLOW_RUN"  # to the processes of a run's other ranks
@@ -56,6 +62,12 @@ def last_checkpoint(root: Path, workflow: str, name: str = "last") -> Path:
             "--ckpt_path, or name a file."
         )
     return found
+
+
+def tidy(folder: Path) -> None:
+    """Remove the halves of files that a killed run was just writing."""
+    for part in folder.glob("*.part"):
+        part.unlink(missing_ok=True)
 
 
 def job_checkpoint(root: Path, workflow: str) -> Path | None:

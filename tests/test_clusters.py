@@ -97,7 +97,7 @@ def test_a_queue_s_cluster_is_named_by_its_class(tmp_path):
     with open_cluster(factory, tmp_path) as cluster:
         script = cluster.job_script()
         assert "#SBATCH --cpus-per-task=2" in script
-        assert "#SBATCH -t 02:00:00" in script
+        assert "#SBATCH -t 04:00:00" in script
         assert "--nworkers 2" in script
         assert f"--tls-key {tmp_path}" in script
         assert cluster.scheduler_address.startswith("tls://")

@@ -2,9 +2,11 @@
 
 import threading
 
+import numpy as np
 from laws import parameters, trajectory
 from troubled import STEPS, Wave
 
+from surrogate_flow.fields import FieldSpec, Variable
 from surrogate_flow.loader import OnlineLoader
 from surrogate_flow.reservoir import FIFO, Flight
 from surrogate_flow.windows import Direct
@@ -29,3 +31,20 @@ def test_a_trainer_that_failed_leaves_no_thread_behind():
     thread.join(20)
     assert not thread.is_alive()
     batches.close()
+
+
+def test_what_an_iteration_did_not_give_comes_in_the_next():
+    """Epochs that end early lose no batch that was drawn ahead, and train none twice."""
+    spec = FieldSpec((), (Variable("u"),), (), (), tuple(range(60)))
+    store, flight = FIFO(spec, Direct(), 4, capacity=60), Flight()
+    steps = np.arange(60, dtype="f").reshape(60, 1)
+    assert store.offer(0, 0, steps, np.zeros(0, dtype="f")) == 60
+    store.end_reception()
+    loader = OnlineLoader(store, Direct(), flight=flight, check=lambda: None)
+    trained = []
+    for epoch in range(6):
+        for n, batch in enumerate(loader):
+            trained += batch.step.tolist()
+            if n == 2 and epoch < 5:
+                break
+    assert trained == list(range(60))

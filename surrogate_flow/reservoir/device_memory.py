@@ -43,7 +43,8 @@ class DeviceMemory(Memory):
         device: str | None = None,
     ) -> None:
         super().__init__(capacity, step_shape, largest)
-        self.device = torch.device(device) if device else current_device()
+        # With its index, as tensors name it.
+        self.device = torch.empty(0, device=device or current_device()).device
         self._side = side_of(self.device)
         shape = (capacity, math.prod(step_shape))
         try:

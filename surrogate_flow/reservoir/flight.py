@@ -65,6 +65,13 @@ class Flight:
         with self._lock:
             self._draws[number - self._first] = draw
 
+    def give_back(self, given: int) -> None:
+        """Have all but the first `given` batches drawn again: nobody got them."""
+        with self._lock:
+            while self._draws and self._first + len(self._draws) > given:
+                if (draw := self._draws.pop()) is not None:
+                    self._again.appendleft(draw)
+
     def settle(self, trained: int) -> None:
         """Let go of the first `trained` batches, counted from the beginning."""
         with self._lock:

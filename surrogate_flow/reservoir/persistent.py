@@ -151,7 +151,9 @@ class Persistent(Intake):
                 write(chunk[: len(slots)])
         finally:
             # Nothing is left of them, unless writing has failed.
-            self._unpin(self._slab.pinned(self.capacity))
+            with self._changed:
+                rest = self._slab.pinned(self.capacity)
+            self._unpin(rest)
 
     def _unpin(self, slots: Int[np.ndarray, " slot"]) -> None:
         with self._changed:

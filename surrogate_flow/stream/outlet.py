@@ -208,6 +208,7 @@ class Outlet:
 
     def _empty(self) -> None:
         """Send what is left in the buffer and go on with the other one."""
+        self._raise_error()
         self._flush(self._position)
         self._start = self._position
         if self._position < self.spec.steps:
