@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from surrogate_flow.saved_data import named_files
+
 __all__ = ["AtomicCheckpoints"]
 
 logger = logging.getLogger(__name__)
@@ -20,12 +22,15 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     A disk that is full does not end a run: the checkpoint before stays as it is, the
     log says so, and `error` is what the last attempt met, ``None`` if it was written.
+    Files of steps that belong to no checkpoint any more go with it, never before.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.error: OSError | None = None
-        self._written: set[Path] = set()
+        # The files of steps that each checkpoint names, and all that were ever named.
+        self._written: dict[Path, set[Path]] = {}
+        self._steps: set[Path] = set()
 
     def save_checkpoint(
         self,
@@ -36,6 +41,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """Write beside the old checkpoint, then take its place."""
         target = Path(path)
         part = target.with_name(f"{target.name}.part")
+        steps = {target.absolute().parent / name for name in named_files(checkpoint)}
+        self._steps |= steps
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
@@ -43,8 +50,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, target)
-            self._written.add(target.absolute())
+            self._written[target.absolute()] = steps
             self.error = None
+            self._tidy()
         except (OSError, RuntimeError) as error:
             self.error = _of_disk(error)
             if self.error is None:
@@ -77,7 +85,14 @@ class AtomicCheckpoints(TorchCheckpointIO):
         target = Path(path)
         if target.absolute() in self._written and not target.is_symlink():
             target.unlink(missing_ok=True)
-            self._written.discard(target.absolute())
+            del self._written[target.absolute()]
+            self._tidy()
+
+    def _tidy(self) -> None:
+        named = set().union(*self._written.values())
+        for path in self._steps - named:
+            path.unlink(missing_ok=True)
+        self._steps &= named
 
 
 def _of_disk(error: OSError | RuntimeError) -> OSError | None:

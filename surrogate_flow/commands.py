@@ -93,6 +93,7 @@ class SurrogateCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         kind = "" if self.subcommand == "fit" else str(self.subcommand)
         folder = runs.new_folder(self._root(), self.datamodule.workflow, kind)
+        runs.require_room(folder)
         console = _console()
         callbacks: list[Callback] = []
         if config.get("enable_progress_bar") is not False:

@@ -210,7 +210,9 @@ class OnlineData(L.LightningDataModule):
         if self.memory is None or self.trainer is None:
             return {}
         folder = runs.checkpoint_folder(self.trainer)
-        mine = self.memory.save(self.trainer.global_step, self._trained(), folder)
+        with self.ranks.failing():
+            mine = self.memory.save(self.trainer.global_step, self._trained(), folder)
+        self.ranks.meet(State.READY)
         return {"ranks": self.ranks.gather(mine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -221,11 +223,14 @@ class OnlineData(L.LightningDataModule):
             self.memory.load(state, Path(path).parent)
 
     def _trained(self) -> int:
-        """Number of batches that were trained since the loader was made."""
+        """Number of batches in the weights since the loader was made."""
         assert self.trainer is not None, "only a fit trains"
-        loop = self.trainer.fit_loop.epoch_loop
-        processed: int = loop.batch_progress.state_dict()["total"]["processed"]
-        return processed - self._base
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
+        now, total = progress["current"]["processed"], progress["total"]["processed"]
+        over = progress["is_last_batch"] or now >= self.trainer.num_training_batches
+        # Gradients that still add up are in no checkpoint: those batches come again.
+        waiting = 0 if over else now % self.trainer.accumulate_grad_batches
+        return max(0, int(total - waiting) - self._base)
 
     def moments(
         self,
@@ -279,8 +284,8 @@ class OnlineData(L.LightningDataModule):
         assert store is not None, "only a fit has a reservoir"
         assert memory is not None, "and what keeps it"
         if self.trainer is not None:
-            self._base = 0
-            self._base = self._trained()
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
+            self._base = progress["total"]["processed"]
         return OnlineLoader(
             store,
             self.window,

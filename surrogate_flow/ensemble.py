@@ -95,6 +95,8 @@ class Ensemble:
         self._watchdog = watchdog
         self._again: deque[tuple[Simulation, int]] = deque()
         self._threads = 0
+        # Nobody's attempts may wait behind another's if each has just its threads.
+        self._least = share if ahead == 1 else 1
         self._done = self._failed = self._retried = self._held_out = 0
         self._exhausted = False
         self._closing = threading.Event()
@@ -121,10 +123,10 @@ class Ensemble:
         """Count simulations by state."""
         return Progress(
             done=self._done,
-            running=min(len(self._tasks), self._threads),
+            running=min(len(self._tasks), -(-self._threads // self._share)),
             failed=self._failed,
             retried=self._retried,
-            workers=self._threads,
+            workers=-(-self._threads // self._share),
         )
 
     def close(self) -> None:
@@ -153,7 +155,7 @@ class Ensemble:
                     self._settle(ended)
                 if time.monotonic() - looked > _POLL:
                     self._look()
-                    if not self._threads:
+                    if self._threads < self._least:
                         self._await_workers()
                     looked = time.monotonic()
         except BaseException as error:
@@ -163,11 +165,13 @@ class Ensemble:
     def _await_workers(self) -> None:
         deadline = time.monotonic() + self._faults.start_timeout
         self._look()
-        while not self._threads and not self._closing.is_set():
+        while self._threads < self._least and not self._closing.is_set():
             if time.monotonic() > deadline:
+                few = f"Only {self._threads} threads of workers have"
                 raise EnsembleError(
-                    f"No worker has been at {self._address} for "
-                    f"{self._faults.start_timeout:g} s (start_timeout). Its jobs have "
+                    f"{few if self._threads else 'No worker has'} been at "
+                    f"{self._address} for {self._faults.start_timeout:g} s "
+                    f"(start_timeout), expected at least {self._least}. Jobs have "
                     "died, are still queued, or cannot reach the scheduler: look "
                     "at the queue and at the workers' logs."
                 )
@@ -176,14 +180,15 @@ class Ensemble:
 
     def _look(self) -> None:
         try:
-            threads = sum(self._client.nthreads().values())
-            self._threads = -(-threads // self._share)
+            self._threads = sum(self._client.nthreads().values())
             forget(self._client)
         except (OSError, TimeoutError) as error:
             raise ConnectionError(str(error)) from error
 
     def _room(self) -> int:
-        return (1 if self._held_out else self._ahead) * self._threads
+        each = 1 if self._held_out else self._ahead
+        # Rounded down: attempts of all ensembles that share a cluster fit into it.
+        return max(1, each * self._threads // self._share)
 
     def _submit(self) -> None:
         while len(self._tasks) < self._room():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,18 +29,39 @@ class MetricsTable(CSVLogger):
     @rank_zero_only
     def save(self) -> None:
         """Append the rows that are not in the file, or leave it as it was."""
-        path = Path(self.experiment.metrics_file_path)
-        size = path.stat().st_size if path.is_file() else 0
+        writer = self.experiment
+        path = Path(writer.metrics_file_path)
+        known, size = (
+            list(writer.metrics_keys),
+            path.stat().st_size if path.is_file() else 0,
+        )
         try:
-            super().save()
+            if size and not set().union(*writer.metrics) - set(known):
+                super().save()
+            elif writer.metrics:
+                self._replace(path)
             self._full = False
         except OSError as error:
+            writer.metrics_keys = known
             with suppress(OSError):
                 # Half a row would spoil the next one; what is cut off comes again.
                 os.truncate(path, min(size, path.stat().st_size))
             if not self._full:
                 logger.error("%s was not written (%s). Make room there.", path, error)
             self._full = True
+
+    def _replace(self, path: Path) -> None:
+        """Write all rows anew, under a new header, beside those that there are."""
+        writer, part = self.experiment, path.with_name(f"{path.name}.part")
+        try:
+            if path.is_file():
+                shutil.copyfile(path, part)
+            writer.metrics_file_path = str(part)
+            super().save()
+            os.replace(part, path)
+        finally:
+            writer.metrics_file_path = str(path)
+            part.unlink(missing_ok=True)
 
 
 class MetricsEvents(TensorBoardLogger):

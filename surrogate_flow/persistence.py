@@ -55,7 +55,6 @@ class Persistence:
         self._failed = NumberSet()
         self._lock = threading.Lock()
         self._saved: tuple[int, dict[str, Any]] | None = None
-        self._files: list[Path] = []
         #: Simulations that had ended, and those that had failed, before this process.
         self.before = (0, 0)
 
@@ -113,10 +112,6 @@ class Persistence:
             whole = held_out.finished
             for row in whole:
                 file.write(held_out.fields[row])
-        # The checkpoint on the disk may still name the file before this one.
-        for old in self._files[:-1]:
-            old.unlink(missing_ok=True)
-        self._files = [*self._files[-1:], path]
         return self._state(snapshot, failed, path.name, whole)
 
     def _state(
@@ -173,6 +168,9 @@ class Persistence:
                 fields = rows[behind:].reshape(shape)
                 self._held_out.restore(saved.whole, fields, saved.parameters)
         self._failed = saved.failed
+        for number in saved.store.live[:, 0].tolist():
+            if number in self._failed:
+                self._store.forget(number)
         done = len(self._store.finished)
         self.before = (done, len(self._failed))
         again = len(saved.store.restarts(self._store.plan)) if rows is None else 0

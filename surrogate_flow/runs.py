@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
+import tempfile
 from pathlib import Path
 
 import pytorch_lightning as L
+import torch
+
+from surrogate_flow.saved_data import named_files
 
 __all__ = [
     "checkpoint_folder",
     "job_checkpoint",
     "last_checkpoint",
     "new_folder",
+    "require_room",
     "tidy",
 ]
 
+logger = logging.getLogger(__name__)
 
 _GIVEN = "SURROGATE_FLOW_RUN"  # to the processes of a run's other ranks
+_ROOM = 2**16  # bytes that a run writes at its very beginning
 
 
 def new_folder(root: Path, workflow: str, kind: str = "") -> Path:
@@ -36,6 +44,25 @@ def new_folder(root: Path, workflow: str, kind: str = "") -> Path:
     folder = root / workflow / "_".join(part for part in parts if part)
     os.environ[_GIVEN] = str(folder)
     return folder
+
+
+def require_room(folder: Path) -> None:
+    """Check that a new folder can be made and written, before anything is begun.
+
+    Raises
+    ------
+    RuntimeError
+        If not.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent) as file:
+            file.write(bytes(_ROOM))
+    except OSError as error:
+        raise RuntimeError(
+            f"The run's folder {folder} cannot be written ({error}). Make room there, "
+            "or name another place with --trainer.default_root_dir."
+        ) from error
 
 
 def checkpoint_folder(trainer: L.Trainer) -> Path:
@@ -65,9 +92,21 @@ def last_checkpoint(root: Path, workflow: str, name: str = "last") -> Path:
 
 
 def tidy(folder: Path) -> None:
-    """Remove the halves of files that a killed run was just writing."""
+    """Remove what a killed run had just written, and no checkpoint names."""
     for part in folder.glob("*.part"):
         part.unlink(missing_ok=True)
+    named: set[str] = set()
+    for path in folder.glob("*.ckpt"):
+        try:
+            saved = torch.load(path, "cpu", weights_only=True, mmap=True)
+            named |= named_files(saved)
+        except Exception as error:
+            # Damage has many kinds, and what such a checkpoint names is not known.
+            logger.warning("%s cannot be read (%s).", path, type(error).__name__)
+            return
+    for path in folder.glob("reservoir-*.npy"):
+        if path.name not in named:
+            path.unlink(missing_ok=True)
 
 
 def job_checkpoint(root: Path, workflow: str) -> Path | None:

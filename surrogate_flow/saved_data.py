@@ -16,7 +16,7 @@ from surrogate_flow.fields import FieldSpec
 from surrogate_flow.numbers import NumberSet
 from surrogate_flow.reservoir import Snapshot
 
-__all__ = ["SavedData", "new_name"]
+__all__ = ["SavedData", "named_files", "new_name"]
 
 _ROWS = re.compile(r"(reservoir-[0-9a-f]{8}\.npy)?")
 
@@ -122,6 +122,18 @@ class SavedData:
 def new_name() -> str:
     """Return the name of a new file of steps, which lies beside its checkpoint."""
     return f"reservoir-{secrets.token_hex(4)}.npy"
+
+
+def named_files(checkpoint: Mapping[str, Any]) -> set[str]:
+    """Return the names of all files of steps that belong to a checkpoint."""
+    ranks = [
+        rank
+        for entry in checkpoint.values()
+        if isinstance(entry, dict)
+        for rank in entry.get("ranks", ())
+    ]
+    names = {str(rank.get("rows", "")) for rank in ranks if isinstance(rank, dict)}
+    return {name for name in names if name and _ROWS.fullmatch(name)}
 
 
 def _plain(value: Any) -> Any:

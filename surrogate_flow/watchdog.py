@@ -27,9 +27,11 @@ class Watchdog:
     """silence > step_timeout, and not for lack of room: the solver hangs.
 
     A simulation is silent since its last step arrived, it was opened, or room was made
-    for it, whichever came last. One that hangs is reported, and its worker's process
-    restarted by its nanny, which needs nothing of a process that a solver may hold.
-    Other simulations on that worker run again, and go on where they were.
+    for it, whichever came last. So is one that executes but from which nothing is
+    expected: another attempt has brought all of its steps. One that hangs is reported,
+    and its worker's process restarted by its nanny, which needs nothing of a process
+    that a solver may hold. Other simulations on that worker run again, and go on where
+    they were.
 
     One thread of its own does everything.
 
@@ -48,6 +50,9 @@ class Watchdog:
         self._inlet = inlet
         self._step_timeout = step_timeout
         self._suspects: dict[str, float] = {}
+        # Attempts that the inlet does not know, since when, and those that execute.
+        self._unheard: dict[str, float] = {}
+        self._executing: set[str] = set()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -98,14 +103,34 @@ class Watchdog:
         worker that died runs again, and is no longer silent.
         """
         now, before, silent = time.monotonic(), self._suspects, {}
-        for p in self._inlet.progress():
-            key = attempts.get((p.simulation, p.attempt))
+        known = {(p.simulation, p.attempt): p for p in self._inlet.progress()}
+        unheard = {key: at for at, key in attempts.items() if at not in known}
+        self._unheard = {key: self._unheard.get(key, now) for key in unheard}
+        self._executing &= unheard.keys()
+        for place, key in attempts.items():
+            p = known.get(place) or self._progress(*place, self._unheard[key])
             held_up = p.waiting or not p.connected
-            if key and not held_up and now - p.last > self._step_timeout:
+            if not held_up and now - p.last > self._step_timeout:
                 silent[key] = p
-                self._inlet.knock(p.simulation)
+                if place in known:
+                    self._inlet.knock(p.simulation)
         self._suspects = {key: p.last for key, p in silent.items()}
         return {key: p for key, p in silent.items() if before.get(key) == p.last}
+
+    def _progress(self, simulation: int, attempt: int, since: float) -> Progress:
+        whole = self._inlet.is_whole(simulation)
+        steps = self._inlet.spec.steps if whole else 0
+        return Progress(
+            simulation, attempt, steps, since, connected=True, waiting=False
+        )
+
+    def _begins(self, key: str) -> bool:
+        """Whether an attempt that the inlet does not know was just seen to execute."""
+        if key not in self._unheard or key in self._executing:
+            return False
+        self._executing.add(key)
+        self._unheard[key] = time.monotonic()
+        return True
 
     def _stop(
         self,
@@ -124,6 +149,9 @@ class Watchdog:
             address = places.get(key)
             if stack == [] or address is None or address not in workers:
                 # It waits for a thread, or has ended just now.
+                self._unheard.pop(key, None)
+                continue
+            if self._begins(key):
                 continue
             nanny = workers[address]["nanny"] is not None
             if nanny:
@@ -156,6 +184,8 @@ class Watchdog:
         self, p: Progress, address: str, nanny: bool, stack: list[str] | None
     ) -> TimeoutError:
         last = f"since step {p.next_step - 1}" if p.next_step else "at all"
+        if p.next_step == self._inlet.spec.steps:
+            last = "is missing, but it does not end"
         words = (
             f"Simulation {p.simulation}, attempt {p.attempt}: no step {last}, for "
             f"{time.monotonic() - p.last:.0f} s (faults.step_timeout="

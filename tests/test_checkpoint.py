@@ -1,5 +1,6 @@
 """Checkpoints from strangers: whatever they hold, nothing of it runs."""
 
+import contextlib
 import copy
 import io
 import os
@@ -18,7 +19,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from test_reservoir import Sliding
 
-from surrogate_flow import checkpoint
+from surrogate_flow import checkpoint, runs
 from surrogate_flow.atomic import AtomicCheckpoints
 from surrogate_flow.cli import main
 from surrogate_flow.held_out import HeldOut
@@ -175,6 +176,55 @@ def test_a_checkpoint_has_nothing_else_deleted(spelled, tmp_path):
     assert {path.name for path in ours.iterdir()} == {
         *("step=2.ckpt", "step=4.ckpt", "steps"),
     }
+
+
+def of_steps(folder, number):
+    """A checkpoint of two ranks with a file of steps each."""
+    names = [f"reservoir-{number:08x}.npy", f"reservoir-{number + 100:08x}.npy"]
+    for name in names:
+        (folder / name).touch()
+    return {"state_dict": {}, "Data": {"ranks": [{"rows": name} for name in names]}}
+
+
+def numbers(folder):
+    """The numbers of the files of steps in a folder, of the first rank."""
+    found = sorted(int(p.stem[-8:], 16) for p in folder.glob("reservoir-*.npy"))
+    assert [n + 100 for n in found if n < 100] == [n for n in found if n >= 100]
+    return [n for n in found if n < 100]
+
+
+def test_files_of_steps_go_with_the_last_checkpoint_that_names_them(tmp_path):
+    """Those of the best one stay, and those of the last until the next is whole."""
+    files, best, last = AtomicCheckpoints(), tmp_path / "best.ckpt", tmp_path / "l.ckpt"
+    one = of_steps(tmp_path, 1)
+    files.save_checkpoint(one, best)
+    files.save_checkpoint(one, last)
+    files.save_checkpoint(of_steps(tmp_path, 2), last)
+    assert numbers(tmp_path) == [1, 2]
+    (tmp_path / "l.ckpt.part").mkdir()
+    with contextlib.suppress(OSError):
+        files.save_checkpoint(of_steps(tmp_path, 3), last)
+    assert files.error is not None
+    assert numbers(tmp_path) == [1, 2, 3]
+    (tmp_path / "l.ckpt.part").rmdir()
+    files.save_checkpoint(of_steps(tmp_path, 4), last)
+    assert numbers(tmp_path) == [1, 4]
+    files.remove_checkpoint(best)
+    assert numbers(tmp_path) == [4]
+
+
+def test_what_a_killed_run_left_is_removed_if_no_checkpoint_names_it(tmp_path):
+    """Of checkpoints that can be read; else nobody knows."""
+    AtomicCheckpoints().save_checkpoint(of_steps(tmp_path, 1), tmp_path / "last.ckpt")
+    of_steps(tmp_path, 2)
+    (tmp_path / "reservoir-00000003.npy.part").touch()
+    (tmp_path / "best.ckpt").write_bytes(b"cut off")
+    runs.tidy(tmp_path)
+    assert not list(tmp_path.glob("*.part"))
+    assert numbers(tmp_path) == [1, 2]
+    (tmp_path / "best.ckpt").unlink()
+    runs.tidy(tmp_path)
+    assert numbers(tmp_path) == [1]
 
 
 @pytest.mark.parametrize("part", ["network", "window"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as L
 import torch
 from troubled import STEPS, Troubled, Wave
 
@@ -16,9 +17,11 @@ from surrogate_flow.data import OnlineData
 from surrogate_flow.ensemble import EnsembleError
 from surrogate_flow.faults import Faults
 from surrogate_flow.held_out import HeldOut
+from surrogate_flow.nn import FullyConnected
 from surrogate_flow.reservoir import FIFO, FIRO, DeviceMemory, Reservoir
 from surrogate_flow.sampling import Sobol, Uniform
 from surrogate_flow.schedule import SEEDS
+from surrogate_flow.surrogate import Surrogate
 from surrogate_flow.windows import Direct
 
 POLICIES = {
@@ -101,6 +104,49 @@ def test_reception_goes_on_while_validation_runs(opened):
     assert data.study._ensemble.wait(60)
     assert data.status().reservoir.population == 30 * STEPS
     assert data.status().simulations.done == 33
+
+
+class Moment(L.Callback):
+    """Keeps the batches, and what a checkpoint after a certain one says of the reservoir."""
+
+    def __init__(self, after):
+        self.after, self.batches, self.books = after, [], None
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        self.batches.append(batch)
+        if index + 1 == self.after:
+            (rank,) = trainer.datamodule.state_dict()["ranks"]
+            self.books = rank["store"]
+
+
+@pytest.mark.parametrize(("after", "pending"), [(10, 1), (11, 2), (12, 0)])
+def test_batches_whose_gradients_still_add_up_are_in_the_checkpoint(
+    after, pending, tmp_path
+):
+    """The optimizer steps at every third batch; what came since is not in the weights."""
+    data = OnlineData(
+        Wave(), simulations=40, held_out=1, batch_size=4, reservoir=POLICIES["FIFO"]
+    )
+    moment = Moment(after)
+    trainer = L.Trainer(
+        default_root_dir=tmp_path,
+        accumulate_grad_batches=3,
+        max_epochs=1,
+        callbacks=[moment],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    trainer.fit(Surrogate(Wave.spec, partial(FullyConnected, widths=[8])), data)
+    assert len(moment.batches) == 50
+    again = torch.split(moment.books["again_step"], moment.books["again_size"].tolist())
+    expected = [
+        batch.step.int().tolist() for batch in moment.batches[after - pending :]
+    ]
+    assert len(again) >= pending
+    assert [step.tolist() for step in again] == expected[: len(again)]
 
 
 def test_moments_are_those_of_the_first_fill(opened):

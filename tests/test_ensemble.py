@@ -58,7 +58,7 @@ def planned(count, part="training", seed=0):
 class Run:
     """An ensemble on a client, its inlet and its ledger, until it has ended."""
 
-    def __init__(self, client, solver, simulations, folder, **faults):
+    def __init__(self, client, solver, simulations, folder, ahead=2, share=1, **faults):
         self.ledger, self.over, self.aside = Ledger(), threading.Event(), []
         self.failures = folder / "failures.csv"
         self.inlet = Inlet(solver.spec, lambda number: self.ledger)
@@ -70,6 +70,8 @@ class Run:
             name="wave",
             faults=Faults(**faults),
             failures=Failures(self.failures),
+            ahead=ahead,
+            share=share,
             is_whole=self.inlet.is_whole,
             on_set_aside=self.aside.append,
             on_end=self.over.set,
@@ -239,6 +241,43 @@ def test_no_worker_is_said_in_time(tmp_path):
     ):
         assert study.ensemble.wait(30)
         with pytest.raises(EnsembleError, match=r"No worker has been at .* for 0.5 s"):
+            study.ensemble.check()
+
+
+@pytest.mark.parametrize(("threads", "room"), [(2, 1), (3, 1), (4, 2)])
+def test_two_that_share_threads_have_no_more_in_flight_than_there_are(
+    threads, room, tmp_path
+):
+    """A retry of either must find a thread, or both wait for its turn for ever."""
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=threads,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        ahead = []
+
+        def drawn():
+            for number, simulation in enumerate(planned(20)):
+                ahead.append(number + 1 - study.ensemble.progress().done)
+                yield simulation
+
+        study = Run(client, Wave(), drawn(), tmp_path, ahead=1, share=2)
+        with study:
+            study.wait()
+    assert max(ahead) == room
+
+
+def test_fewer_threads_than_ensembles_in_lockstep_are_said_in_time(client, tmp_path):
+    """The cluster has two threads, each of three would need one."""
+    with Run(
+        client, Wave(), planned(1), tmp_path, ahead=1, share=3, start_timeout=0.5
+    ) as study:
+        assert study.ensemble.wait(30)
+        with pytest.raises(EnsembleError, match=r"Only 2 threads .* at least 3"):
             study.ensemble.check()
 
 

@@ -4,6 +4,7 @@ import csv
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -96,3 +97,70 @@ def test_a_disk_that_gets_full_ends_no_run_and_is_told_at_its_end(tmp_path):
     for row in csv.DictReader((folder / "metrics.csv").open()):
         assert None not in row, row
         assert row["step"].isdigit(), row
+
+
+@pytest.mark.skipif(not may_mount(), reason="the kernel forbids user namespaces")
+def test_a_disk_that_is_full_from_the_start_begins_no_run(tmp_path):
+    """One message that names the folder and the remedy, before anything is simulated."""
+    script = """
+        mkdir runs
+        mount -t tmpfs -o size=4k none runs
+        "$@"
+    """
+    words = command("fit", "--data=heat2d", "--model=fully_connected")
+    done = subprocess.run(
+        [*DISK, script, "sh", *words],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.search(
+        r"cannot be written \(.*No space left.*default_root_dir", done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    assert "dashboard" not in done.stdout
+
+
+@pytest.mark.skipif(not may_mount(), reason="the kernel forbids user namespaces")
+def test_a_new_column_costs_no_row_on_a_full_disk(tmp_path):
+    """The table is rewritten for it beside the old one, and comes whole when there is room."""
+    script = f"""
+        mkdir disk
+        mount -t tmpfs -o size=16k none disk
+        exec {sys.executable} -c "$1"
+    """
+    code = """if True:
+        from pathlib import Path
+        from surrogate_flow.loggers import MetricsTable
+        table, filler = MetricsTable("disk", name="", version=""), Path("disk/filler")
+        def log(step, **metrics):
+            table.log_metrics(metrics, step)
+            table.save()
+            return Path("disk/metrics.csv").read_text().split()
+        for step in range(50):
+            rows = log(step, a=1.0)
+        assert len(rows) == 51, rows
+        try:
+            filler.write_bytes(bytes(16 * 1024))
+        except OSError:
+            pass
+        assert log(50, a=1.0, b=2.0) == rows
+        filler.unlink()
+        rows = log(51, a=1.0)
+        assert len(rows) == 53, rows
+        assert rows[0] == "a,b,step" and rows[-2] == "1.0,2.0,50", rows
+        assert {path.name for path in Path("disk").iterdir()} == {"metrics.csv"}
+    """
+    done = subprocess.run(
+        [*DISK, script, "sh", code],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "was not written" in done.stderr

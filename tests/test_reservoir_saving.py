@@ -7,7 +7,7 @@ import threading
 import laws
 import numpy as np
 import pytest
-from test_reservoir import POLICIES, WINDOWS, make_store, offer
+from test_reservoir import POLICIES, WINDOWS, Sliding, make_store, offer
 
 from surrogate_flow.numbers import NumberSet
 from surrogate_flow.reservoir import Flight
@@ -130,6 +130,22 @@ def test_without_the_fields_every_sample_is_trained(policy, window, rounds):
         assert collections.Counter(first + second) == collections.Counter(every)
     if policy in ("FIFO", "FIRO"):
         assert len(second) == len(set(second))
+
+
+def test_steps_that_no_window_covers_do_not_make_a_simulation_run_again():
+    """Its windows were all trained; without their fields, nothing is left to simulate."""
+    window = Sliding(2, 3)
+    store = make_store("FIFO", window, 19)
+    flight, last = Flight(), (window.samples(19) - 1) * window.stride + window.span
+    assert offer(store, 0, 0, last) == last < 19
+    assert offer(store, 1, 0, 19) == 19
+    batches = 2 * window.samples(19) // store.batch_size
+    for _ in range(batches):
+        assert store.draw(0, flight)
+    flight.settle(batches)
+    other = make_store("FIFO", window, 19)
+    other.restore(store.save(flight, None), None)
+    assert [other.expected(n) for n in (0, 1, 2)] == [19, 19, 0]
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)

@@ -187,6 +187,37 @@ class Forgiving(Troubled):
             yield self.step(phase, t)
 
 
+def test_an_attempt_that_hangs_after_another_brought_all_steps_ends(tmp_path):
+    """Nothing more is expected of it, but it holds a worker, and the study's end."""
+    with (
+        workers() as cluster,
+        Client(cluster, set_as_default=False) as client,
+        Run(client, Troubled("hangs", above=0.85), 10, tmp_path) as study,
+    ):
+        ninth = Simulation(9, "training", {"phase": 0.9})
+        while not any(
+            p.simulation == 9 and p.next_step for p in study.inlet.progress()
+        ):
+            assert not study.ensemble.wait(0.01)
+        run(Wave(), study.inlet.endpoint, ninth, 0)
+        assert study.inlet.is_whole(9)
+        assert study.ensemble.wait(60)
+        study.ensemble.check()
+        assert study.ensemble.progress().done == 10
+        assert not any(client.processing().values())
+    assert not study.aside
+    assert not study.path.exists()
+    assert study.ledger.seen == whole(range(10))
+
+
+def test_waiting_for_a_thread_is_no_silence(client, tmp_path):
+    """Attempts that are queued longer than the limit, or begin slowly, are left alone."""
+    solver = Slow(step=0.0, start=0.75 * LIMIT)
+    with quiet(client, solver, tmp_path, count=8) as study:
+        pass
+    assert not study.path.exists()
+
+
 @contextmanager
 def quiet(client, solver, tmp_path, ledger=None, count=4, **options):
     """Run to the end and return the ledger; nothing may be taken for a hang."""

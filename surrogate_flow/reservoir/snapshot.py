@@ -166,6 +166,10 @@ class Snapshot:
     def settled(self, plan: Plan) -> NumberSet:
         """Return the simulations that were trained on as a whole."""
         numbers = NumberSet((int(a), int(b)) for a, b in self.finished)
+        for number, _, windows in self.live:
+            # Steps behind the last window are of no use.
+            if windows >= plan.samples:
+                numbers.add(int(number))
         for number in self.restarts(plan):
             numbers.discard(number)
         return numbers

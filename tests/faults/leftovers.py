@@ -6,6 +6,7 @@ import time
 import psutil
 
 REST = 10.0  # seconds for tasks and threads to be gone after the end
+SILENCE = 75.0  # of an attempt that finds the inlet gone, with its 60 s of patience
 OURS = (
     *("inlet", "ensemble", "watchdog", "prefetch", "flusher", "stop"),
     *("proxy", "resume", "again", "killer"),
@@ -31,7 +32,8 @@ class Leftovers:
         deadline = time.monotonic() + REST
         for thread in set(threading.enumerate()) - self._threads:
             if thread.name in OURS:
-                thread.join(max(0.0, deadline - time.monotonic()))
+                more = SILENCE - REST if thread.name == "again" else 0.0
+                thread.join(max(0.0, deadline + more - time.monotonic()))
         left = set(threading.enumerate()) - self._threads
         names = [t.name for t in left if not t.name.startswith(DASKS)]
         self.words += [f"thread {name} is left" for name in names]
@@ -56,7 +58,11 @@ class Leftovers:
 
 def _on_workers(client):
     tasks = [key for keys in client.processing().values() for key in keys]
-    threads = client.run(_flushers, on_error="ignore")
+    try:
+        question = client._run(_flushers, on_error="ignore")
+        threads = client.sync(lambda: question, callback_timeout=REST)
+    except TimeoutError:
+        return [*tasks, "a worker that does not answer"]
     return tasks + [name for names in threads.values() for name in names]
 
 

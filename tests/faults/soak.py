@@ -34,6 +34,9 @@ def run(seed, client):
             study = trial(seed, client, folder).run()
             complaints = study.complaints()
         left = [f"{path.name} is left" for path in folder.glob("flow-*")]
+        if study.hung:
+            # The next ones shall not suffer from what this one left on the workers.
+            client.restart()
         return {
             "seed": seed,
             "struck": study.struck(),
