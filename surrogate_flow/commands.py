@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import logging
-import os
 import signal
 import sys
 import threading
@@ -21,10 +19,10 @@ from jsonargparse import ArgumentParser
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
-from rich.logging import RichHandler
 
 from surrogate_flow import checkpoint, runs, spelling
 from surrogate_flow.atomic import AtomicCheckpoints
+from surrogate_flow.console import show_logs, the_console
 from surrogate_flow.data import OnlineData
 from surrogate_flow.ending import Ending, Kept
 from surrogate_flow.loggers import MetricsEvents, MetricsTable
@@ -94,7 +92,7 @@ class SurrogateCLI(LightningCLI):
         kind = "" if self.subcommand == "fit" else str(self.subcommand)
         folder = runs.new_folder(self._root(), self.datamodule.workflow, kind)
         runs.require_room(folder)
-        console = _console()
+        console = the_console()
         callbacks: list[Callback] = []
         if config.get("enable_progress_bar") is not False:
             callbacks.append(ProgressLine(console))
@@ -196,7 +194,7 @@ def _graceful(trainer: L.Trainer, data: OnlineData) -> Iterator[None]:
 
 def train(words: Sequence[str]) -> None:
     """Run one of Lightning's subcommands."""
-    _speak()
+    show_logs()
     # Of Lightning's own use of torch and jsonargparse; nothing that a user could mend.
     for words_of_others in (
         "`isinstance\\(treespec",
@@ -274,34 +272,3 @@ def predict(words: Sequence[str]) -> None:
             soft_wrap=True,
             highlight=False,
         )
-
-
-@functools.cache
-def _console() -> Console:
-    """Return the one that progress and logs share, so that neither breaks the other."""
-    return Console()
-
-
-def _speak() -> None:
-    """Show what the package logs, in the manner of the progress line."""
-    handler = RichHandler(
-        console=_console(),
-        show_path=False,
-        markup=False,
-        log_time_format="%X",
-    )
-    # Lightning advertises a product, and the devices that are not there.
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: (
-            not any(
-                word in record.getMessage()
-                for word in ("litlogger", "available: False", "TPU available")
-            )
-        )
-    )
-    for name in ("surrogate_flow", "pytorch_lightning", "lightning_fabric"):
-        package = logging.getLogger(name)
-        # The others would say the same again.
-        first = os.environ.get("LOCAL_RANK", "0") == "0"
-        package.setLevel(logging.INFO if first else logging.WARNING)
-        package.handlers[:] = [handler]

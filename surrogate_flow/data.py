@@ -28,6 +28,7 @@ from surrogate_flow.sinks import Sinks
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.status import Status
 from surrogate_flow.study import Study
+from surrogate_flow.trained import Trained
 from surrogate_flow.windows import Direct, Window
 
 __all__ = ["OnlineData"]
@@ -112,7 +113,8 @@ class OnlineData(L.LightningDataModule):
         self.study: Study | None = None
         self.memory: Persistence | None = None
         self._open = False
-        self._base = 0
+        self._trained: Trained | None = None
+        self._loader: OnlineLoader | None = None
         self.ranks = Ranks()
         #: Number of held-out simulations that the errors are taken over.
         self.validated = 0
@@ -123,7 +125,7 @@ class OnlineData(L.LightningDataModule):
         if self._open:
             return
         self._stopped.clear()
-        self.store = self.memory = None
+        self.store = self.memory = self._loader = None
         trainer = self.trainer
         self.ranks = (
             Ranks(trainer.global_rank, trainer.world_size) if trainer else Ranks()
@@ -211,7 +213,8 @@ class OnlineData(L.LightningDataModule):
             return {}
         folder = runs.checkpoint_folder(self.trainer)
         with self.ranks.failing():
-            mine = self.memory.save(self.trainer.global_step, self._trained(), folder)
+            trained = self._trained() if self._trained else 0
+            mine = self.memory.save(self.trainer.global_step, trained, folder)
         self.ranks.meet(State.READY)
         return {"ranks": self.ranks.gather(mine)}
 
@@ -221,16 +224,6 @@ class OnlineData(L.LightningDataModule):
             path = (self.trainer.ckpt_path if self.trainer else None) or "."
             state = self.ranks.share_of(state_dict["ranks"])
             self.memory.load(state, Path(path).parent)
-
-    def _trained(self) -> int:
-        """Number of batches in the weights since the loader was made."""
-        assert self.trainer is not None, "only a fit trains"
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
-        now, total = progress["current"]["processed"], progress["total"]["processed"]
-        over = progress["is_last_batch"] or now >= self.trainer.num_training_batches
-        # Gradients that still add up are in no checkpoint: those batches come again.
-        waiting = 0 if over else now % self.trainer.accumulate_grad_batches
-        return max(0, int(total - waiting) - self._base)
 
     def moments(
         self,
@@ -279,24 +272,24 @@ class OnlineData(L.LightningDataModule):
         return self.study
 
     def train_dataloader(self) -> OnlineLoader:
-        """Return the batches of the reservoir."""
+        """Return the batches of the reservoir; a study has one loader, which counts."""
         study, store, memory = self._running(), self.store, self.memory
         assert store is not None, "only a fit has a reservoir"
         assert memory is not None, "and what keeps it"
-        if self.trainer is not None:
-            progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
-            self._base = progress["total"]["processed"]
-        return OnlineLoader(
-            store,
-            self.window,
-            flight=memory.flight,
-            trained=self._trained if self.trainer is not None else None,
-            ranks=self.ranks,
-            stopped=self._stopped.is_set,
-            patient=self.deterministic,
-            device=self.trainer.strategy.root_device if self.trainer else None,
-            check=study.check,
-        )
+        if self._loader is None:
+            self._trained = Trained(self.trainer) if self.trainer else None
+            self._loader = OnlineLoader(
+                store,
+                self.window,
+                flight=memory.flight,
+                trained=self._trained,
+                ranks=self.ranks,
+                stopped=self._stopped.is_set,
+                patient=self.deterministic,
+                device=self.trainer.strategy.root_device if self.trainer else None,
+                check=study.check,
+            )
+        return self._loader
 
     def val_dataloader(self) -> HeldOut:
         """Wait for the held-out set, then return its batches."""

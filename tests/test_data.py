@@ -119,6 +119,30 @@ class Moment(L.Callback):
             self.books = rank["store"]
 
 
+def test_loaders_that_lightning_asks_for_again_lose_and_repeat_nothing(tmp_path):
+    """Epochs of 20 batches, with the loader "reloaded" for each: every sample once."""
+    data = OnlineData(
+        Wave(), simulations=40, held_out=1, batch_size=4, reservoir=POLICIES["FIFO"]
+    )
+    moment = Moment(after=20)
+    trainer = L.Trainer(
+        default_root_dir=tmp_path,
+        max_epochs=3,
+        limit_train_batches=20,
+        reload_dataloaders_every_n_epochs=1,
+        callbacks=[moment],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    trainer.fit(Surrogate(Wave.spec, partial(FullyConnected, widths=[8])), data)
+    counts = samples(moment.batches)
+    assert len(counts) == 40 * STEPS
+    assert set(counts.values()) == {1}
+
+
 @pytest.mark.parametrize(("after", "pending"), [(10, 1), (11, 2), (12, 0)])
 def test_batches_whose_gradients_still_add_up_are_in_the_checkpoint(
     after, pending, tmp_path
