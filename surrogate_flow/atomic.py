@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from surrogate_flow.hold import Hold
 from surrogate_flow.saved_data import named_files
 
 __all__ = ["AtomicCheckpoints"]
@@ -31,6 +32,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         # The files of steps that each checkpoint names, and all that were ever named.
         self._written: dict[Path, set[Path]] = {}
         self._steps: set[Path] = set()
+        self._hold: Hold | None = None
 
     def save_checkpoint(
         self,
@@ -45,6 +47,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
         self._steps |= steps
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            if self._hold is None:
+                self._hold = Hold.of(target.parent)
             with part.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()

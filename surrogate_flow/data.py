@@ -68,7 +68,9 @@ class OnlineData(L.LightningDataModule):
     deterministic : bool
         Whether two runs with the same seeds draw the same batches: simulations enter
         the reservoir in the order of their numbers, and inserts and draws take turns,
-        which costs waiting. ``trainer.deterministic`` makes torch's part repeatable.
+        which costs waiting. Checkpoints have the fields, then. What a simulation that
+        fails for good had sent depends on time all the same.
+        ``trainer.deterministic`` makes torch's part repeatable.
     name : str, optional
         Of the workflow, in task names and folders; the solver's by default.
     """
@@ -113,7 +115,6 @@ class OnlineData(L.LightningDataModule):
         self.study: Study | None = None
         self.memory: Persistence | None = None
         self._open = False
-        self._trained: Trained | None = None
         self._loader: OnlineLoader | None = None
         self.ranks = Ranks()
         #: Number of held-out simulations that the errors are taken over.
@@ -139,8 +140,9 @@ class OnlineData(L.LightningDataModule):
             if stage == "fit":
                 self.store = self.make_store(self.spec, window, self.batch_size)
                 first = next(self.sampler.parameters(self.spec.parameters))
+                fields = self.checkpoint_reservoir or self.deterministic
                 self.memory = Persistence(
-                    self.store, self.held_out, first, fields=self.checkpoint_reservoir
+                    self.store, self.held_out, first, fields=fields
                 )
         self._sinks = Sinks(
             self.held_out,
@@ -213,7 +215,7 @@ class OnlineData(L.LightningDataModule):
             return {}
         folder = runs.checkpoint_folder(self.trainer)
         with self.ranks.failing():
-            trained = self._trained() if self._trained else 0
+            trained = self._loader.trained() if self._loader else 0
             mine = self.memory.save(self.trainer.global_step, trained, folder)
         self.ranks.meet(State.READY)
         return {"ranks": self.ranks.gather(mine)}
@@ -277,12 +279,11 @@ class OnlineData(L.LightningDataModule):
         assert store is not None, "only a fit has a reservoir"
         assert memory is not None, "and what keeps it"
         if self._loader is None:
-            self._trained = Trained(self.trainer) if self.trainer else None
             self._loader = OnlineLoader(
                 store,
                 self.window,
                 flight=memory.flight,
-                trained=self._trained,
+                trained=Trained(self.trainer) if self.trainer else None,
                 ranks=self.ranks,
                 stopped=self._stopped.is_set,
                 patient=self.deterministic,

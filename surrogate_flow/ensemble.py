@@ -11,7 +11,7 @@ from distributed import Client
 
 from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
-from surrogate_flow.forgetting import forget
+from surrogate_flow.forgetting import ANSWER, forget
 from surrogate_flow.simulation import Simulation, Summary
 from surrogate_flow.status import Progress
 from surrogate_flow.stream import RefusedStep
@@ -21,6 +21,7 @@ from surrogate_flow.watchdog import Watchdog
 __all__ = ["Ensemble", "EnsembleError", "Progress"]
 
 _POLL = 1.0  # seconds between two looks at the size of the cluster
+_CLOSE = 10.0  # seconds for a look that is under way, when the study ends
 
 
 class EnsembleError(RuntimeError):
@@ -139,8 +140,9 @@ class Ensemble:
         if self._watchdog is not None:
             self._watchdog.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join()
-        self._tasks.cancel()
+            self._thread.join(_CLOSE)
+        if not self._thread.is_alive():
+            self._tasks.cancel()
 
     def _run(self) -> None:
         try:
@@ -180,7 +182,8 @@ class Ensemble:
 
     def _look(self) -> None:
         try:
-            self._threads = sum(self._client.nthreads().values())
+            threads = self._client.nthreads(callback_timeout=ANSWER)
+            self._threads = sum(threads.values())
             forget(self._client)
         except (OSError, TimeoutError) as error:
             raise ConnectionError(str(error)) from error

@@ -8,7 +8,9 @@ from typing import Any
 from dask.utils import key_split
 from distributed import Client
 
-__all__ = ["forget"]
+__all__ = ["ANSWER", "forget"]
+
+ANSWER = 60.0  # seconds that a scheduler may be too busy to answer
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ def forget(client: Client) -> None:
     """
     _forget_names()
     try:
-        client.run_on_scheduler(_forget_spans)
+        client.run_on_scheduler(_forget_spans, callback_timeout=ANSWER)
     except (OSError, TimeoutError):
         raise
     except Exception as error:

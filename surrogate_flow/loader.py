@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -33,8 +34,8 @@ class OnlineLoader:
         Where batches are noted until they have been trained; those that a checkpoint
         found there come first.
     trained : callable, optional
-        Number of batches trained so far, of those that this loader gave; by default all
-        that it gave.
+        Number of batches trained so far, of those that this loader gave, weightless
+        ones too; by default all that it gave.
     ranks : Ranks, optional
         All end after the same batch. Those whose data have ended before, or are late
         while another rank is full, get batches of weight zero.
@@ -68,7 +69,11 @@ class OnlineLoader:
         self._window = window
         self._flight = flight
         self._given = 0
-        self._trained = trained or (lambda: self._given)
+        # Which of those were weightless and are not trained yet, and how many were.
+        self._weightless: deque[int] = deque()
+        self._weightless_before = 0
+        self._weightless_lock = threading.Lock()
+        self._processed = trained or (lambda: self._given)
         self._ranks = ranks or Ranks()
         self._stopped = stopped
         self._patient = patient
@@ -102,6 +107,8 @@ class OnlineLoader:
                 having = states.count(State.READY) + states.count(State.FULL)
                 if State.STOPPED in states or not having:
                     return
+                if item is None:
+                    self._weightless.append(self._given)
                 self._given += 1
                 # Gradients are averaged over all ranks, those without data too.
                 weight = self._ranks.world / having
@@ -118,7 +125,17 @@ class OnlineLoader:
                 while not ready.empty():
                     ready.get_nowait()
                 thread.join(0.01)
-            self._flight.give_back(self._given)
+            left_out = self._weightless_before + len(self._weightless)
+            self._flight.give_back(self._given - left_out)
+
+    def trained(self) -> int:
+        """Return how many batches of the reservoir are in the weights."""
+        with self._weightless_lock:
+            processed = self._processed()
+            while self._weightless and self._weightless[0] < processed:
+                self._weightless.popleft()
+                self._weightless_before += 1
+            return processed - self._weightless_before
 
     def _meet(self, state: State) -> list[State]:
         """Tell the other ranks, and first of all whether this one was told to stop."""
@@ -170,7 +187,7 @@ class OnlineLoader:
     def _draw(self, left: threading.Event) -> Batch | None:
         while not left.is_set():
             self._check()
-            self._flight.settle(self._trained())
+            self._flight.settle(self.trained())
             if (draw := self._flight.repeat()) is not None:
                 return Batch.from_draw(draw, self._window)
             try:

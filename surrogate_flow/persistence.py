@@ -190,8 +190,9 @@ class Persistence:
             return None
         if not path.is_file():
             logger.warning(
-                "%s is gone: it belonged to the checkpoint, which a newer one has "
-                "replaced. Samples that were not trained are simulated again.",
+                "%s is gone: it was deleted, or not copied together with the "
+                "checkpoint that names it. Samples that were not trained are simulated "
+                "again.",
                 path,
             )
             return None

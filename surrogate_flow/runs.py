@@ -11,6 +11,7 @@ from pathlib import Path
 import pytorch_lightning as L
 import torch
 
+from surrogate_flow.hold import Hold
 from surrogate_flow.saved_data import named_files
 
 __all__ = [
@@ -92,7 +93,19 @@ def last_checkpoint(root: Path, workflow: str, name: str = "last") -> Path:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a killed run had just written, and no checkpoint names."""
+    """Remove what a killed run had just written, and no checkpoint names.
+
+    A run that is still alive is left alone.
+    """
+    hold = Hold.of(folder)
+    try:
+        if hold.mine:
+            _tidy(folder)
+    finally:
+        hold.release()
+
+
+def _tidy(folder: Path) -> None:
     for part in folder.glob("*.part"):
         part.unlink(missing_ok=True)
     named: set[str] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import secrets
 import time
@@ -14,6 +15,8 @@ from distributed import Client, Future
 from surrogate_flow.simulation import Simulation, Summary
 
 __all__ = ["Ended", "Tasks"]
+
+logger = logging.getLogger(__name__)
 
 _GRACE = 3.0  # seconds that tasks have to end by themselves
 
@@ -119,7 +122,12 @@ class Tasks:
         futures = [future for _, _, future in self._flying.values()]
         self._flying.clear()
         if futures and self._client.status == "running":
-            self._client.cancel(futures)
+            try:
+                self._client.sync(
+                    self._client._cancel, futures, callback_timeout=_GRACE
+                )
+            except (OSError, TimeoutError) as error:
+                logger.warning("The scheduler does not answer: %r", error)
 
     def _watch(self, future: Future[Summary]) -> None:
         future.add_done_callback(lambda f: self._ended.put(f.key))

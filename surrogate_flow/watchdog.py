@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from distributed import Client
 
@@ -137,13 +138,13 @@ class Watchdog:
         silent: Mapping[str, Progress],
         report: Callable[[str, TimeoutError], None],
     ) -> None:
-        stacks = self._client.sync(self._stacks, list(silent))
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        places = {
-            key: address
-            for address, keys in self._client.processing().items()
-            for key in keys
-        }
+        ask = partial(self._client.sync, callback_timeout=_RESTART)
+        stacks = ask(self._stacks, list(silent))
+        scheduler = self._client.scheduler
+        assert scheduler is not None, "set once it has started"
+        workers = ask(partial(scheduler.identity, n_workers=-1))["workers"]
+        processing = ask(partial(scheduler.processing, workers=None))
+        places = {key: address for address, keys in processing.items() for key in keys}
         restart = set()
         for key, stack in stacks.items():
             address = places.get(key)

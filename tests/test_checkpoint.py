@@ -165,7 +165,7 @@ def test_a_checkpoint_has_nothing_else_deleted(spelled, tmp_path):
     precious.mkdir()
     ours = tmp_path / "checkpoints"
     kept = train_tiny(tmp_path, 2)
-    assert [path.name for path in ours.iterdir()] == ["step=2.ckpt"]
+    assert [path.name for path in ours.glob("*.ckpt")] == ["step=2.ckpt"]
     (ours / "steps").mkdir()
     saved = torch.load(kept.best_model_path, weights_only=True)
     ((_, state),) = [(k, v) for k, v in saved["callbacks"].items() if "Model" in k]
@@ -173,7 +173,7 @@ def test_a_checkpoint_has_nothing_else_deleted(spelled, tmp_path):
     torch.save(saved, tmp_path / "evil.ckpt")
     train_tiny(tmp_path, 4, ckpt_path=tmp_path / "evil.ckpt")
     assert precious.exists()
-    assert {path.name for path in ours.iterdir()} == {
+    assert {path.name for path in ours.iterdir()} - {".lock"} == {
         *("step=2.ckpt", "step=4.ckpt", "steps"),
     }
 
@@ -214,10 +214,16 @@ def test_files_of_steps_go_with_the_last_checkpoint_that_names_them(tmp_path):
 
 
 def test_what_a_killed_run_left_is_removed_if_no_checkpoint_names_it(tmp_path):
-    """Of checkpoints that can be read; else nobody knows."""
-    AtomicCheckpoints().save_checkpoint(of_steps(tmp_path, 1), tmp_path / "last.ckpt")
+    """Of checkpoints that can be read; else nobody knows. And not while it is alive."""
+    alive = AtomicCheckpoints()
+    alive.save_checkpoint(of_steps(tmp_path, 1), tmp_path / "last.ckpt")
     of_steps(tmp_path, 2)
-    (tmp_path / "reservoir-00000003.npy.part").touch()
+    part = tmp_path / "reservoir-00000003.npy.part"
+    part.touch()
+    runs.tidy(tmp_path)
+    assert part.exists()
+    assert numbers(tmp_path) == [1, 2]
+    del alive
     (tmp_path / "best.ckpt").write_bytes(b"cut off")
     runs.tidy(tmp_path)
     assert not list(tmp_path.glob("*.part"))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as L
 import torch
+from distributed import LocalCluster
 from troubled import STEPS, Troubled, Wave
 
 from surrogate_flow.data import OnlineData
@@ -106,17 +107,14 @@ def test_reception_goes_on_while_validation_runs(opened):
     assert data.status().simulations.done == 33
 
 
-class Moment(L.Callback):
-    """Keeps the batches, and what a checkpoint after a certain one says of the reservoir."""
+class Kept(L.Callback):
+    """Keeps the batches."""
 
-    def __init__(self, after):
-        self.after, self.batches, self.books = after, [], None
+    def __init__(self):
+        self.batches = []
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
         self.batches.append(batch)
-        if index + 1 == self.after:
-            (rank,) = trainer.datamodule.state_dict()["ranks"]
-            self.books = rank["store"]
 
 
 def test_loaders_that_lightning_asks_for_again_lose_and_repeat_nothing(tmp_path):
@@ -124,13 +122,13 @@ def test_loaders_that_lightning_asks_for_again_lose_and_repeat_nothing(tmp_path)
     data = OnlineData(
         Wave(), simulations=40, held_out=1, batch_size=4, reservoir=POLICIES["FIFO"]
     )
-    moment = Moment(after=20)
+    kept = Kept()
     trainer = L.Trainer(
         default_root_dir=tmp_path,
         max_epochs=3,
         limit_train_batches=20,
         reload_dataloaders_every_n_epochs=1,
-        callbacks=[moment],
+        callbacks=[kept],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -138,39 +136,66 @@ def test_loaders_that_lightning_asks_for_again_lose_and_repeat_nothing(tmp_path)
         accelerator="cpu",
     )
     trainer.fit(Surrogate(Wave.spec, partial(FullyConnected, widths=[8])), data)
-    counts = samples(moment.batches)
+    counts = samples(kept.batches)
     assert len(counts) == 40 * STEPS
     assert set(counts.values()) == {1}
 
 
-@pytest.mark.parametrize(("after", "pending"), [(10, 1), (11, 2), (12, 0)])
-def test_batches_whose_gradients_still_add_up_are_in_the_checkpoint(
-    after, pending, tmp_path
+class Saves(L.Callback):
+    """Writes a checkpoint after a certain batch."""
+
+    def __init__(self, path, after):
+        self.path, self.after = path, after
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        if index + 1 == self.after:
+            trainer.save_checkpoint(self.path)
+
+
+def one_thread():
+    return LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address="127.0.0.1:0",
+    )
+
+
+@pytest.mark.parametrize("after", [9, 10, 11])
+def test_a_resume_amid_gradients_that_add_up_ends_with_the_same_weights(
+    after, tmp_path
 ):
-    """The optimizer steps at every third batch; what came since is not in the weights."""
-    data = OnlineData(
-        Wave(), simulations=40, held_out=1, batch_size=4, reservoir=POLICIES["FIFO"]
-    )
-    moment = Moment(after)
-    trainer = L.Trainer(
-        default_root_dir=tmp_path,
-        accumulate_grad_batches=3,
-        max_epochs=1,
-        callbacks=[moment],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-    )
-    trainer.fit(Surrogate(Wave.spec, partial(FullyConnected, widths=[8])), data)
-    assert len(moment.batches) == 50
-    again = torch.split(moment.books["again_step"], moment.books["again_size"].tolist())
-    expected = [
-        batch.step.int().tolist() for batch in moment.batches[after - pending :]
-    ]
-    assert len(again) >= pending
-    assert [step.tolist() for step in again] == expected[: len(again)]
+    """The optimizer steps at every third batch, before the checkpoint and after it."""
+    path, weights = tmp_path / "checkpoints" / "kept.ckpt", []
+    for resumed in (False, True):
+        L.seed_everything(0, verbose=False)
+        data = OnlineData(
+            Wave(),
+            simulations=40,
+            held_out=1,
+            batch_size=4,
+            deterministic=True,
+            reservoir=POLICIES["FIRO"],
+            cluster=one_thread,
+        )
+        trainer = L.Trainer(
+            default_root_dir=tmp_path,
+            accumulate_grad_batches=3,
+            max_steps=12,
+            max_epochs=1,
+            callbacks=[] if resumed else [Saves(path, after)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            accelerator="cpu",
+        )
+        surrogate = Surrogate(Wave.spec, partial(FullyConnected, widths=[8]))
+        trainer.fit(surrogate, data, ckpt_path=path if resumed else None)
+        assert trainer.global_step == 12
+        weights.append(surrogate.network.state_dict())
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
 
 
 def test_moments_are_those_of_the_first_fill(opened):

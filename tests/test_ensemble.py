@@ -281,8 +281,11 @@ def test_fewer_threads_than_ensembles_in_lockstep_are_said_in_time(client, tmp_p
             study.ensemble.check()
 
 
-def test_a_lost_scheduler_is_named(tmp_path):
-    """SIGKILL of the scheduler ends the study with an error that names it."""
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_scheduler_is_named(how, tmp_path, monkeypatch):
+    """Killed or standing still, it ends the study with an error that names it."""
+    for module in ("ensemble", "forgetting"):
+        monkeypatch.setattr(f"surrogate_flow.{module}.ANSWER", 3.0)
     file = tmp_path / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]
     options = ["--scheduler-file", str(file)]
@@ -311,7 +314,7 @@ def test_a_lost_scheduler_is_named(tmp_path):
             study = Run(client, Wave(), planned(10**9), tmp_path)
             with study:
                 assert study.ledger.arrived.wait(30)
-                scheduler.kill()
+                scheduler.send_signal(how)
                 assert study.ensemble.wait(60)
                 with pytest.raises(EnsembleError, match=r"Lost the scheduler tcp://"):
                     study.ensemble.check()

@@ -8,6 +8,7 @@ from troubled import STEPS, Wave
 
 from surrogate_flow.fields import FieldSpec, Variable
 from surrogate_flow.loader import OnlineLoader
+from surrogate_flow.ranks import Ranks, State
 from surrogate_flow.reservoir import FIFO, Flight
 from surrogate_flow.windows import Direct
 
@@ -48,3 +49,42 @@ def test_what_an_iteration_did_not_give_comes_in_the_next():
             if n == 2 and epoch < 5:
                 break
     assert trained == list(range(60))
+
+
+class BesideAFullOne(Ranks):
+    """The first of two ranks; the other one is full, and trains whatever this one has."""
+
+    def meet(self, state):
+        return [state, State.FULL]
+
+
+def test_batches_of_weight_zero_count_for_nothing():
+    """They are in no reservoir: what a checkpoint has, and what is drawn again, is all the rest."""
+    spec = FieldSpec((), (Variable("u"),), (), (), tuple(range(40)))
+    store, flight = FIFO(spec, Direct(), 4, capacity=40), Flight()
+    steps, nothing = np.arange(40, dtype="f").reshape(40, 1), np.zeros(0, dtype="f")
+    processed, trained, zero = 0, [], 0
+    loader = OnlineLoader(
+        store,
+        Direct(),
+        flight=flight,
+        trained=lambda: processed,
+        ranks=BesideAFullOne(0, 1),
+        check=lambda: None,
+    )
+    batches = iter(loader)
+    while len(trained) < 20:
+        batch = next(batches)
+        trained += batch.step.int().tolist() if batch.weight else []
+        zero += not batch.weight
+        processed += 1
+        if zero == 2 and store.expected(0) == 0:
+            assert store.offer(0, 0, steps, nothing) == 40
+    assert zero >= 2
+    assert loader.trained() == 5
+    flight.settle(loader.trained())
+    held = store.save(flight, lambda chunk: None)
+    again = held.again_step.tolist() + held.step[held.members].tolist()
+    assert trained + again == list(range(40))
+    batches.close()
+    assert [step for draw in flight.draws for step in draw.step][:4] == [20, 21, 22, 23]

@@ -203,6 +203,18 @@ def test_ctrl_c_ends_both_with_a_checkpoint(tmp_path):
     assert gone(children)
 
 
+@pytest.mark.parametrize("limit", ["max_steps=25", "max_time=00:00:00:06"])
+def test_both_end_at_the_same_step(limit, tmp_path):
+    """However the clocks of the two differ."""
+    options = {"held_out": HELD_OUT, "simulations": None}
+    process = start(tmp_path, "Reservoir", *TWO, f"--trainer.{limit}", **options)
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, output
+    both = [[step for step, _ in rank] for rank in batches(tmp_path)]
+    assert both[0] == both[1]
+    assert both[0][-1] == 24 if "steps" in limit else both[0][-1] > 0
+
+
 def test_ranks_tell_each_other_no_keys(tmp_path):
     """What torch.distributed sends could be read on the way: only the names of the keys' files go there."""
     process = fit(

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from test_reservoir import POLICIES, WINDOWS, Sliding, make_store, offer
 
+from surrogate_flow.fields import FieldSpec, Variable
 from surrogate_flow.numbers import NumberSet
-from surrogate_flow.reservoir import Flight
+from surrogate_flow.reservoir import FIFO, Flight
+from surrogate_flow.windows import Direct
 
 SIMULATIONS = 5
 STEPS = 20
@@ -130,6 +132,22 @@ def test_without_the_fields_every_sample_is_trained(policy, window, rounds):
         assert collections.Counter(first + second) == collections.Counter(every)
     if policy in ("FIFO", "FIRO"):
         assert len(second) == len(set(second))
+
+
+def test_a_solver_without_parameters_is_saved_too():
+    """One deterministic simulation is a study as well."""
+    spec = FieldSpec((), (Variable("u"),), (), (), tuple(range(8)))
+    store, flight = FIFO(spec, Direct(), 4, capacity=8), Flight()
+    steps = np.arange(8, dtype="f").reshape(8, 1)
+    assert store.offer(0, 0, steps, np.zeros(0, dtype="f")) == 8
+    store.draw(0, flight)
+    other = FIFO(spec, Direct(), 4, capacity=8)
+    rows = []
+    snapshot = store.save(flight, lambda chunk: rows.append(chunk.copy()))
+    snapshot.check(spec)
+    (draw,) = other.restore(snapshot, np.concatenate(rows))
+    assert draw.step.tolist() == [0, 1, 2, 3]
+    assert draw.parameters.shape == (4, 0)
 
 
 def test_steps_that_no_window_covers_do_not_make_a_simulation_run_again():

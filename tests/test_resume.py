@@ -1,6 +1,7 @@
 """A trainer that is killed at any moment, and the run that goes on from its checkpoint."""
 
 import collections
+import csv
 import json
 import os
 import random
@@ -119,22 +120,31 @@ def test_goes_on_after_sigkill(tmp_path, policy, kept):
 
 
 def weights(folder):
-    """Every tensor of the newest last.ckpt: of the network, the optimiser and the normalisation."""
+    """Every tensor of the newest last.ckpt: of network, optimiser, schedule and normalisation."""
     path = max(
         folder.glob("runs/tiny/*/checkpoints/last.ckpt"),
         key=lambda p: p.stat().st_mtime,
     )
     saved = torch.load(path, weights_only=True)
     assert saved["global_step"] == 200
+    (schedule,) = saved["lr_schedulers"]
+    assert schedule["last_epoch"] == 200
+    rate = torch.tensor(schedule["_last_lr"])
+    assert rate == pytest.approx(1e-3 * 0.1**6)
     state = saved["optimizer_states"][0]["state"]
     moments = {f"{k}.{name}": v for k, s in state.items() for name, v in s.items()}
-    return {**saved["state_dict"], **moments}
+    return {**saved["state_dict"], **moments, "rate": rate}
 
 
 @pytest.mark.parametrize("policy", list(POLICIES))
 def test_deterministic_runs_are_equal_bit_by_bit(tmp_path, policy):
     """Over one worker, two workers, and a run that was killed and went on."""
-    options = {"deterministic": True, "checkpoint_reservoir": True, "simulations": 200}
+    options = {"deterministic": True, "simulations": 200}
+    words = [
+        "--trainer.max_steps=200",
+        "--model.scheduler=torch.optim.lr_scheduler.StepLR",
+        "--model.scheduler.step_size=30",
+    ]
     cluster = {
         "class_path": "distributed.LocalCluster",
         "init_args": {
@@ -146,7 +156,7 @@ def test_deterministic_runs_are_equal_bit_by_bit(tmp_path, policy):
     folders = [tmp_path / name for name in ("one", "two", "killed")]
     for folder in folders:
         folder.mkdir()
-    process = start(folders[2], policy, "--trainer.max_steps=200", **options)
+    process = start(folders[2], policy, *words, **options)
     kill_after(
         process,
         folders[2] / "batches",
@@ -154,13 +164,9 @@ def test_deterministic_runs_are_equal_bit_by_bit(tmp_path, policy):
         lambda: folders[2].glob("runs/tiny/*/checkpoints/last.ckpt"),
     )
     running = [
-        start(
-            folders[0], policy, "--trainer.max_steps=200", **options, cluster=cluster
-        ),
-        start(folders[1], policy, "--trainer.max_steps=200", **options),
-        start(
-            folders[2], policy, "--trainer.max_steps=200", "--ckpt_path=last", **options
-        ),
+        start(folders[0], policy, *words, **options, cluster=cluster),
+        start(folders[1], policy, *words, **options),
+        start(folders[2], policy, *words, "--ckpt_path=last", **options),
     ]
     for process in running:
         output, _ = process.communicate(timeout=110)
@@ -176,6 +182,49 @@ def test_deterministic_runs_are_equal_bit_by_bit(tmp_path, policy):
         assert set(other) == set(first)
         for name, tensor in first.items():
             assert torch.equal(tensor, other[name]), name
+
+
+def test_a_requeued_job_goes_on_by_itself_with_what_failed(tmp_path, monkeypatch):
+    """As Slurm starts it again: what has failed is not run again, and still counted."""
+    path = tmp_path / "batches"
+    options = {
+        "solver": {
+            "class_path": "troubled.Troubled",
+            "init_args": {"fault": "raises", "above": 0.8},
+        },
+        "simulations": 120,
+        "faults": {"max_failures": 120, "retries": 0},
+    }
+    words = ["--model.network.widths=[16]"]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    process = start(tmp_path, "FIFO", *words, **options)
+    kill_after(
+        process, path, 15, lambda: tmp_path.glob("runs/tiny/*/checkpoints/last.ckpt")
+    )
+    (before,) = (tmp_path / "runs" / "tiny").iterdir()
+    assert before.name.endswith("_job7")
+    first = lines(path)
+    path.unlink()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    process = start(tmp_path, "FIFO", *words, **options)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    second = lines(path)
+    went_on = second[0][0]
+    assert went_on >= 10, output
+    trained = [tuple(s) for step, batch in first if step < went_on for s in batch]
+    trained += [tuple(s) for _, batch in second for s in batch]
+    counts = collections.Counter(trained)
+    assert set(counts.values()) == {1}
+    failed = int(re.findall(r"(\d+) failed", output)[-1])
+    done = int(re.findall(r"simulations (\d+) done", output)[-1])
+    assert done + failed == 120 + 2
+    earlier = int(re.search(r"Going on: .*? (\d+) failed", output)[1])
+    assert 0 < earlier < failed
+    (after,) = set((tmp_path / "runs" / "tiny").iterdir()) - {before}
+    with (after / "failures.csv").open(newline="") as file:
+        again = [row["simulation"] for row in csv.DictReader(file)]
+    assert len(again) == len(set(again)) == failed - earlier
 
 
 class Touch:

@@ -210,12 +210,22 @@ def test_an_attempt_that_hangs_after_another_brought_all_steps_ends(tmp_path):
     assert study.ledger.seen == whole(range(10))
 
 
-def test_waiting_for_a_thread_is_no_silence(client, tmp_path):
-    """Attempts that are queued longer than the limit, or begin slowly, are left alone."""
-    solver = Slow(step=0.0, start=0.75 * LIMIT)
-    with quiet(client, solver, tmp_path, count=8) as study:
+def test_waiting_for_a_thread_is_no_silence(client, tmp_path, monkeypatch):
+    """Attempts that are queued twice as long as the limit are looked at, and left alone."""
+    stacks, asked = Watchdog._stacks, []
+
+    async def noted(self, keys):
+        answer = await stacks(self, keys)
+        asked.extend(answer.values())
+        return answer
+
+    monkeypatch.setattr(Watchdog, "_stacks", noted)
+    solver = Slow(step=0.6 * LIMIT)
+    with quiet(client, solver, tmp_path, count=6) as study:
         pass
     assert not study.path.exists()
+    assert asked
+    assert all(stack == [] for stack in asked)
 
 
 @contextmanager

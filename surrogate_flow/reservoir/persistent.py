@@ -125,7 +125,7 @@ class Persistent(Intake):
             again_step=_joined([d.step for d in again], np.int64),
             again_parameters=_joined(
                 [d.parameters.ravel() for d in again], np.float32
-            ).reshape(-1, width),
+            ).reshape(sum(len(draw.step) for draw in again), width),
             counts=counts,
             left=left,
             random=json.dumps(state) if state else "",
