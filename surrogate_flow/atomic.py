@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
         part = target.with_name(f"{target.name}.part")
         steps = {target.absolute().parent / name for name in named_files(checkpoint)}
         self._steps |= steps
+        # What an attempt without room has left would take the room of this one.
+        self._tidy(steps)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             if self._hold is None:
@@ -92,8 +95,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
             del self._written[target.absolute()]
             self._tidy()
 
-    def _tidy(self) -> None:
-        named = set().union(*self._written.values())
+    def _tidy(self, coming: Collection[Path] = ()) -> None:
+        named = set().union(coming, *self._written.values())
         for path in self._steps - named:
             path.unlink(missing_ok=True)
         self._steps &= named

@@ -145,7 +145,7 @@ class SurrogateCLI(LightningCLI):
             checkpoint.require_same(self.model.recipe, {checkpoint.KEY: recipe})
             logger.info("From the checkpoint %s", path)
             if subcommand == "fit":
-                runs.tidy(Path(path).parent)
+                runs.tidy(Path(path))
             kwargs["ckpt_path"] = str(path)
         return kwargs
 

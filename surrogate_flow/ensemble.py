@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -19,6 +20,8 @@ from surrogate_flow.tasks import Ended, Tasks
 from surrogate_flow.watchdog import Watchdog
 
 __all__ = ["Ensemble", "EnsembleError", "Progress"]
+
+logger = logging.getLogger(__name__)
 
 _POLL = 1.0  # seconds between two looks at the size of the cluster
 _CLOSE = 10.0  # seconds for a look that is under way, when the study ends
@@ -182,7 +185,11 @@ class Ensemble:
 
     def _look(self) -> None:
         try:
-            threads = self._client.nthreads(callback_timeout=ANSWER)
+            try:
+                threads = self._client.nthreads(callback_timeout=ANSWER)
+            except TimeoutError:
+                # If this process stood still, so did the answer.
+                threads = self._client.nthreads(callback_timeout=ANSWER)
             self._threads = sum(threads.values())
             forget(self._client)
         except (OSError, TimeoutError) as error:
@@ -213,6 +220,8 @@ class Ensemble:
     def _settle(self, ended: Ended) -> None:
         simulation, attempt, error, hung = ended
         if (error is None or hung) and self._is_whole(simulation.number):
+            if hung:
+                logger.warning("%s", error)
             self._done += 1
             self._held_out -= simulation.part != "training"
             return

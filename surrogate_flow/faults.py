@@ -20,11 +20,11 @@ class Faults:
     start_timeout : float
         Seconds to wait for the first worker.
     step_timeout : float, optional
-        Seconds, at least one, that a simulation may take for a step, its start
-        included, before it counts as hanging: its worker's process is restarted, and
-        the attempt has failed. Only the user knows how long a step takes, and to stop a
-        simulation that is merely slow costs more than a thread that hangs; so ``None``,
-        the default, is never. Several times the longest step of the solver.
+        Seconds, at least one, that a simulation may take for a step, its start and its
+        end included, before it counts as hanging: its worker's process is restarted,
+        and the attempt has failed. Only the user knows how long a step takes, and to
+        stop a simulation that is merely slow costs more than a thread that hangs; so
+        ``None``, the default, is never. Several times the longest step of the solver.
     patience : float
         Seconds that the trainer waits for a step before the study ends with an error
         that names the silent simulations. Longer than the longest step of the solver,

@@ -10,7 +10,7 @@ from distributed import Client
 
 __all__ = ["ANSWER", "forget"]
 
-ANSWER = 60.0  # seconds that a scheduler may be too busy to answer
+ANSWER = 30.0  # seconds that a scheduler may be too busy to answer
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +24,15 @@ def forget(client: Client) -> None:
 
     Raises
     ------
-    OSError, TimeoutError
-        If the scheduler does not answer.
+    OSError
+        If the scheduler is gone. One that is too busy is asked again next time.
     """
     _forget_names()
     try:
         client.run_on_scheduler(_forget_spans, callback_timeout=ANSWER)
-    except (OSError, TimeoutError):
+    except TimeoutError as error:
+        logger.debug("The scheduler does not answer: %r", error)
+    except OSError:
         raise
     except Exception as error:
         # A scheduler of others that runs no functions, or lacks this package.

@@ -7,9 +7,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Self
 
-__all__ = ["Hold"]
+__all__ = ["LOCK", "Hold"]
 
-_NAME = ".lock"
+LOCK = ".lock"
 
 
 class Hold:
@@ -30,7 +30,7 @@ class Hold:
         """Hold a folder that exists, for as long as this object lives."""
         file = None
         try:
-            file = (folder / _NAME).open("a")
+            file = (folder / LOCK).open("a")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             # Of another process; or a file system without locks, or without room.

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytorch_lightning as L
 import torch
 
-from surrogate_flow.hold import Hold
-from surrogate_flow.saved_data import named_files
+from surrogate_flow.hold import LOCK, Hold
+from surrogate_flow.saved_data import is_file_of_steps, named_files
 
 __all__ = [
     "checkpoint_folder",
@@ -92,24 +92,35 @@ def last_checkpoint(root: Path, workflow: str, name: str = "last") -> Path:
     return found
 
 
-def tidy(folder: Path) -> None:
+def tidy(checkpoint: Path) -> None:
     """Remove what a killed run had just written, and no checkpoint names.
 
-    A run that is still alive is left alone.
+    A run that is still alive is left alone, and so is a folder with files in it that no
+    run has written.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        To go on from; its folder is meant.
     """
+    folder = checkpoint.parent
     hold = Hold.of(folder)
     try:
         if hold.mine:
-            _tidy(folder)
+            _tidy(folder, checkpoint)
     finally:
         hold.release()
 
 
-def _tidy(folder: Path) -> None:
+def _tidy(folder: Path, checkpoint: Path) -> None:
     for part in folder.glob("*.part"):
         part.unlink(missing_ok=True)
     named: set[str] = set()
-    for path in folder.glob("*.ckpt"):
+    steps = {path for path in folder.iterdir() if is_file_of_steps(path.name)}
+    checkpoints = {*folder.glob("*.ckpt"), checkpoint}
+    if {*folder.iterdir()} - steps - checkpoints - {folder / LOCK}:
+        return
+    for path in checkpoints:
         try:
             saved = torch.load(path, "cpu", weights_only=True, mmap=True)
             named |= named_files(saved)
@@ -117,7 +128,7 @@ def _tidy(folder: Path) -> None:
             # Damage has many kinds, and what such a checkpoint names is not known.
             logger.warning("%s cannot be read (%s).", path, type(error).__name__)
             return
-    for path in folder.glob("reservoir-*.npy"):
+    for path in steps:
         if path.name not in named:
             path.unlink(missing_ok=True)
 

@@ -16,7 +16,7 @@ from surrogate_flow.fields import FieldSpec
 from surrogate_flow.numbers import NumberSet
 from surrogate_flow.reservoir import Snapshot
 
-__all__ = ["SavedData", "named_files", "new_name"]
+__all__ = ["SavedData", "is_file_of_steps", "named_files", "new_name"]
 
 _ROWS = re.compile(r"(reservoir-[0-9a-f]{8}\.npy)?")
 
@@ -133,7 +133,12 @@ def named_files(checkpoint: Mapping[str, Any]) -> set[str]:
         for rank in entry.get("ranks", ())
     ]
     names = {str(rank.get("rows", "")) for rank in ranks if isinstance(rank, dict)}
-    return {name for name in names if name and _ROWS.fullmatch(name)}
+    return {name for name in names if is_file_of_steps(name)}
+
+
+def is_file_of_steps(name: str) -> bool:
+    """Whether a file of steps may be called so."""
+    return bool(name and _ROWS.fullmatch(name))
 
 
 def _plain(value: Any) -> Any:

@@ -27,6 +27,7 @@ class Trained(Callback):
         self._before = self._progress()["total"]["processed"]
         # Lightning sets the attribute elsewhere.
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [c for c in callbacks if not isinstance(c, Trained)]
         callbacks.append(self)
 
     def __call__(self) -> int:
@@ -51,10 +52,15 @@ class Trained(Callback):
             counters = saved.get("epoch_loop.batch_progress", {}).get(part, {})
             for name in counters:
                 counters[name] -= count
+        if count:
+            # Lightning adds it again when it goes on behind a step of the optimizer.
+            saved["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
     def _adding_up(self, progress: dict[str, Any]) -> int:
         now: int = progress["current"]["processed"]
-        over = progress["is_last_batch"] or now >= self._trainer.num_training_batches
+        # The flag is set before the batch is trained.
+        last = progress["is_last_batch"] and now == progress["current"]["ready"]
+        over = last or now >= self._trainer.num_training_batches
         return 0 if over else now % self._trainer.accumulate_grad_batches
 
     def _progress(self) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class Watchdog:
         # Attempts that the inlet does not know, since when, and those that execute.
         self._unheard: dict[str, float] = {}
         self._executing: set[str] = set()
+        # Attempts that the inlet knows, and that are not silent.
+        self._lively: set[str] = set()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -108,6 +110,7 @@ class Watchdog:
         unheard = {key: at for at, key in attempts.items() if at not in known}
         self._unheard = {key: self._unheard.get(key, now) for key in unheard}
         self._executing &= unheard.keys()
+        self._lively = set()
         for place, key in attempts.items():
             p = known.get(place) or self._progress(*place, self._unheard[key])
             held_up = p.waiting or not p.connected
@@ -115,6 +118,8 @@ class Watchdog:
                 silent[key] = p
                 if place in known:
                     self._inlet.knock(p.simulation)
+            elif place in known and p.connected:
+                self._lively.add(key)
         self._suspects = {key: p.last for key, p in silent.items()}
         return {key: p for key, p in silent.items() if before.get(key) == p.last}
 
@@ -145,12 +150,16 @@ class Watchdog:
         workers = ask(partial(scheduler.identity, n_workers=-1))["workers"]
         processing = ask(partial(scheduler.processing, workers=None))
         places = {key: address for address, keys in processing.items() for key in keys}
+        lively = {places.get(key) for key in self._lively}
         restart = set()
         for key, stack in stacks.items():
             address = places.get(key)
-            if stack == [] or address is None or address not in workers:
+            # A solver that holds the GIL now and then keeps its worker from answering.
+            quiet = stack is None and key in self._unheard and address in lively
+            if stack == [] or quiet or address is None or address not in workers:
                 # It waits for a thread, or has ended just now.
                 self._unheard.pop(key, None)
+                self._executing.discard(key)
                 continue
             if self._begins(key):
                 continue

@@ -206,6 +206,9 @@ def test_files_of_steps_go_with_the_last_checkpoint_that_names_them(tmp_path):
         files.save_checkpoint(of_steps(tmp_path, 3), last)
     assert files.error is not None
     assert numbers(tmp_path) == [1, 2, 3]
+    with contextlib.suppress(OSError):
+        files.save_checkpoint(of_steps(tmp_path, 4), last)
+    assert numbers(tmp_path) == [1, 2, 4]
     (tmp_path / "l.ckpt.part").rmdir()
     files.save_checkpoint(of_steps(tmp_path, 4), last)
     assert numbers(tmp_path) == [1, 4]
@@ -220,16 +223,22 @@ def test_what_a_killed_run_left_is_removed_if_no_checkpoint_names_it(tmp_path):
     of_steps(tmp_path, 2)
     part = tmp_path / "reservoir-00000003.npy.part"
     part.touch()
-    runs.tidy(tmp_path)
+    runs.tidy(tmp_path / "last.ckpt")
     assert part.exists()
     assert numbers(tmp_path) == [1, 2]
     del alive
     (tmp_path / "best.ckpt").write_bytes(b"cut off")
-    runs.tidy(tmp_path)
+    runs.tidy(tmp_path / "last.ckpt")
     assert not list(tmp_path.glob("*.part"))
     assert numbers(tmp_path) == [1, 2]
-    (tmp_path / "best.ckpt").unlink()
-    runs.tidy(tmp_path)
+    (tmp_path / "best.ckpt").rename(tmp_path / "best.txt")
+    runs.tidy(tmp_path / "last.ckpt")
+    assert numbers(tmp_path) == [1, 2]
+    (tmp_path / "best.txt").unlink()
+    runs.tidy(tmp_path / "last.ckpt")
+    assert numbers(tmp_path) == [1]
+    (tmp_path / "last.ckpt").rename(tmp_path / "good.pt")
+    runs.tidy(tmp_path / "good.pt")
     assert numbers(tmp_path) == [1]
 
 
