@@ -154,10 +154,15 @@ class Watchdog:
         restart = set()
         for key, stack in stacks.items():
             address = places.get(key)
-            # A solver that holds the GIL now and then keeps its worker from answering.
-            quiet = stack is None and key in self._unheard and address in lively
-            if stack == [] or quiet or address is None or address not in workers:
-                # It waits for a thread, or has ended just now.
+            if address is None or address not in workers:
+                # It has ended just now.
+                continue
+            # A worker that does not answer may execute it, or others before it; one
+            # that holds the GIL now and then, while its steps come, is left alone.
+            behind = processing[address].index(key) >= workers[address]["nthreads"]
+            quiet = stack is None and key in self._unheard
+            if stack == [] or (quiet and (behind or address in lively)):
+                # It waits for a thread.
                 self._unheard.pop(key, None)
                 self._executing.discard(key)
                 continue
