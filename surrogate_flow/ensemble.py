@@ -133,13 +133,20 @@ class Ensemble:
             workers=-(-self._threads // self._share),
         )
 
+    def halt(self) -> None:
+        """Submit nothing more; what ends from now on was stopped, and has not failed.
+
+        Never blocks.
+        """
+        self._closing.set()
+        self._tasks.wake()
+
     def close(self) -> None:
         """Submit nothing more, and cancel what does not end within a moment.
 
         Blocks for some seconds at most. Tell the outlets to stop before.
         """
-        self._closing.set()
-        self._tasks.wake()
+        self.halt()
         if self._watchdog is not None:
             self._watchdog.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
@@ -224,6 +231,8 @@ class Ensemble:
                 logger.warning("%s", error)
             self._done += 1
             self._held_out -= simulation.part != "training"
+            return
+        if self._closing.is_set():
             return
         error = error or EnsembleError(
             "The task has ended, but not all of its steps have arrived: another "

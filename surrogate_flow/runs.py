@@ -89,6 +89,16 @@ def last_checkpoint(root: Path, workflow: str, name: str = "last") -> Path:
             "name. The first is written at the first validation; begin without "
             "--ckpt_path, or name a file."
         )
+    for folder in (root / workflow).iterdir():
+        # Of validate, test and predict there are no checkpoints.
+        trains = folder.name.rpartition("_")[2] not in ("validate", "test", "predict")
+        newer = trains and folder.name > found.parents[1].name
+        if newer and not any(folder.glob("checkpoints/*.ckpt")):
+            logger.warning(
+                "%s is newer, but was cut off before its first checkpoint: this goes "
+                "on with an older run.",
+                folder,
+            )
     return found
 
 

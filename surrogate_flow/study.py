@@ -119,6 +119,7 @@ class Study:
             )
             self._resources.callback(self._ensemble.close)
             self._resources.callback(self.inlet.dismiss, "the study has ended")
+            self._resources.callback(self._ensemble.halt)
             self._signs, self._since = (0, 0, 0), time.monotonic()
             self._started = False
         except BaseException:

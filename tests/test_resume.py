@@ -386,7 +386,7 @@ def test_refuses_a_checkpoint_that_does_not_fit(
     assert not list(tmp_path.rglob("touched"))
 
 
-def test_last_is_the_newest_run(ended, tmp_path, capsys, monkeypatch):
+def test_last_is_the_newest_run(ended, tmp_path, capsys, monkeypatch, caplog):
     """Without a run it says where it looked."""
     (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(workflow("FIFO")))
     monkeypatch.chdir(tmp_path)
@@ -404,6 +404,7 @@ def test_last_is_the_newest_run(ended, tmp_path, capsys, monkeypatch):
     assert (
         "no run in runs/tiny has a checkpoint of that name" in capsys.readouterr().err
     )
+    caplog.clear()
     paths = [
         tmp_path / "runs" / "tiny" / name / "checkpoints" / "last.ckpt"
         for name in ("b", "a", "c_job7")
@@ -415,6 +416,13 @@ def test_last_is_the_newest_run(ended, tmp_path, capsys, monkeypatch):
     assert runs.last_checkpoint(tmp_path / "runs", "tiny") == paths[2]
     os.utime(paths[1])
     assert runs.last_checkpoint(tmp_path / "runs", "tiny") == paths[1]
+    assert not caplog.records
+    # One that is newer, but was cut off too early, is not passed over in silence.
+    for name in ("d", "e_test"):
+        (tmp_path / "runs" / "tiny" / name).mkdir()
+    assert runs.last_checkpoint(tmp_path / "runs", "tiny") == paths[1]
+    (record,) = caplog.records
+    assert f"{paths[1].parents[2] / 'd'} is newer" in record.getMessage()
     # A requeued job goes on with its own, and no other job with it.
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert runs.job_checkpoint(tmp_path / "runs", "tiny") is None
