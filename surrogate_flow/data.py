@@ -68,8 +68,7 @@ class OnlineData(L.LightningDataModule):
     deterministic : bool
         Whether two runs with the same seeds draw the same batches: simulations enter
         the reservoir in the order of their numbers, and inserts and draws take turns,
-        which costs waiting. Checkpoints have the fields, then. What a simulation that
-        fails for good had sent depends on time all the same.
+        which costs waiting. Checkpoints have the fields, then.
         ``trainer.deterministic`` makes torch's part repeatable.
     name : str, optional
         Of the workflow, in task names and folders; the solver's by default.
@@ -181,7 +180,7 @@ class OnlineData(L.LightningDataModule):
 
     def _set_aside(self, simulation: int) -> None:
         assert self.study is not None, "only a study has failures"
-        self._sinks.set_aside(simulation, self.study.inlet.call)
+        self._sinks.set_aside(simulation, self.study.inlet)
 
     def stop(self) -> None:
         """Deliver no further batch; what waits wakes up.
@@ -269,7 +268,7 @@ class OnlineData(L.LightningDataModule):
                 "The study has not started: expected setup() to be called first, which "
                 "Trainer.fit, validate, test and predict do."
             )
-        self._sinks.start()
+        self._sinks.start(self.study.inlet)
         self.study.start()
         return self.study
 

@@ -17,7 +17,8 @@ class InOrder:
 
     Simulations enter the store one after the other, step by step; those ahead of their
     turn wait. Inserts and draws take turns. With the same seeds, two runs draw the same
-    batches, at the price of waiting.
+    batches, at the price of waiting. Of a simulation that failed for good all steps
+    enter that came before it failed.
 
     Parameters
     ----------
@@ -28,16 +29,31 @@ class InOrder:
         Number of the first simulation for training.
     ended : callable
         Says of a simulation whether it finished or failed in an earlier process.
+    received : callable
+        How many steps of a simulation have come, be they in the store or not.
+    give_up : callable
+        Told of each simulation that failed for good, when its turn is over.
     """
 
-    def __init__(self, store: Store, first: int, ended: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        first: int,
+        ended: Callable[[int], bool],
+        *,
+        received: Callable[[int], int],
+        give_up: Callable[[int], None],
+    ) -> None:
         limiter = store.limiter
         ratio = limiter.ratio if isinstance(limiter, SamplesPerInsert) else 1.0
         store.limiter = Lockstep(ratio, store.batch_size)
         self._store = store
         self._ended = ended
         self._turn = first
+        self._received = received
+        self._give_up = give_up
         self._over: set[int] = set()
+        self._aside: set[int] = set()
         self._callbacks: list[Callable[[], None]] = []
         self._ending = False
         self._skip()
@@ -63,6 +79,8 @@ class InOrder:
             if not self._store.offer(simulation, first + taken, step, parameters):
                 break
             taken += 1
+        if taken and simulation in self._aside:
+            self._go_on()
         return taken
 
     def expected(self, simulation: int) -> int:
@@ -77,17 +95,23 @@ class InOrder:
     def forget(self, simulation: int) -> None:
         """Let the next simulation have its turn, if it was this one's."""
         self._store.forget(simulation)
-        self.set_aside(simulation)
-
-    def set_aside(self, simulation: int) -> None:
-        """Do not wait for a simulation."""
         if simulation >= self._turn:
             self._over.add(simulation)
+        self._go_on()
+
+    def set_aside(self, simulation: int) -> None:
+        """Do not wait for more steps of a simulation than have come."""
+        if simulation >= self._turn:
+            self._aside.add(simulation)
+        self._go_on()
+
+    def _go_on(self) -> None:
         before = self._turn
         self._skip()
         if self._turn != before:
             for callback in self._callbacks:
                 callback()
+            self._end_if_due()
 
     def end_reception(self) -> None:
         """Let the store drain, once the batches that come before were drawn."""
@@ -95,11 +119,16 @@ class InOrder:
         self._end_if_due()
 
     def _skip(self) -> None:
-        while self._turn in self._over or self._ended(self._turn):
-            self._over.discard(self._turn)
+        while (turn := self._turn) in self._over | self._aside or self._ended(turn):
+            if turn in self._aside:
+                if self._received(turn) > self._store.expected(turn):
+                    return
+                self._aside.discard(turn)
+                self._give_up(turn)
+            self._over.discard(turn)
             self._turn += 1
 
     def _end_if_due(self) -> None:
-        if self._ending and not self._store.ready:
+        if self._ending and not self._aside and not self._store.ready:
             self._ending = False
             self._store.end_reception()

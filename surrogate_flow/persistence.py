@@ -64,8 +64,10 @@ class Persistence:
             self._failed.add(simulation)
 
     def ended(self) -> Callable[[int], bool]:
-        """Return what says of a training simulation whether it need not run."""
-        done, failed = self._store.finished, self._failed
+        """Return what says of a training simulation whether it had ended by now."""
+        with self._lock:
+            failed = NumberSet(self._failed.ranges)
+        done = self._store.finished
         return lambda number: number in done or number in failed
 
     def save(self, step: int, trained: int, folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from surrogate_flow import schedule
 from surrogate_flow.held_out import HeldOut
@@ -12,7 +12,7 @@ from surrogate_flow.ranks import Ranks
 from surrogate_flow.reservoir import Store
 from surrogate_flow.sampling import Sampler
 from surrogate_flow.simulation import Simulation
-from surrogate_flow.stream import Sink
+from surrogate_flow.stream import Inlet, Sink
 
 __all__ = ["Sinks"]
 
@@ -74,12 +74,22 @@ class Sinks:
                 f"{store.threshold}. Lower it, or run more simulations."
             )
 
-    def start(self) -> None:
+    def start(self, inlet: Inlet) -> None:
         """Fix the order, after what a checkpoint held has been restored."""
-        if self._deterministic and self.store and self.memory and self.order is None:
-            ended, mine = self.memory.ended(), self.ranks.mine
+        memory = self.memory
+        if self._deterministic and self.store and memory and self.order is None:
+            ended, mine = memory.ended(), self.ranks.mine
+
+            def give_up(simulation: int) -> None:
+                memory.set_aside(simulation)
+                inlet.give_up(simulation)
+
             self.order = InOrder(
-                self.store, self.count, lambda n: not mine(n) or ended(n)
+                self.store,
+                self.count,
+                lambda n: not mine(n) or ended(n),
+                received=inlet.received,
+                give_up=give_up,
             )
 
     def planned(
@@ -116,24 +126,17 @@ class Sinks:
         assert sink is not None, "only a fit has training simulations"
         return sink
 
-    def set_aside(
-        self, simulation: int, call: Callable[[Callable[[], None]], None]
-    ) -> None:
-        """Wait no longer for a simulation that failed for good.
-
-        Parameters
-        ----------
-        simulation : int
-        call : callable
-            Has the thread that calls the sinks call something.
-        """
+    def set_aside(self, simulation: int, inlet: Inlet) -> None:
+        """Wait no longer for a simulation that failed for good."""
         if simulation < self.count:
+            inlet.give_up(simulation)
             self.held_out.set_aside(simulation)
-            return
-        if self.memory is not None:
-            self.memory.set_aside(simulation)
-        if (order := self.order) is not None:
-            call(lambda: order.set_aside(simulation))
+        elif (order := self.order) is not None:
+            inlet.call(lambda: order.set_aside(simulation))
+        else:
+            inlet.give_up(simulation)
+            if self.memory is not None:
+                self.memory.set_aside(simulation)
 
     def end(self) -> None:
         """Let the store drain: all simulations have ended."""

@@ -164,7 +164,6 @@ class Study:
 
     def _set_aside(self, simulation: int) -> None:
         self._begun.discard(simulation)
-        self.inlet.give_up(simulation)
         self._on_set_aside(simulation)
 
     def check(self) -> None:

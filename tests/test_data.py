@@ -3,6 +3,7 @@
 import collections
 import multiprocessing
 import threading
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -115,6 +116,47 @@ class Kept(L.Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
         self.batches.append(batch)
+
+
+class FailsLate(Wave):
+    """A wave that raises at its last but one step for large phases, fast or slow."""
+
+    def __init__(self, pace):
+        self.pace = pace
+
+    def solve(self, parameters):
+        for k, t in enumerate(self.spec.times):
+            if k == STEPS - 2:
+                time.sleep(self.pace)
+                if parameters["phase"] > 0.7:
+                    raise ArithmeticError("always here")
+            yield self.step(parameters["phase"], t)
+
+
+def test_deterministic_batches_do_not_depend_on_the_speed_of_failures(opened):
+    """What a simulation that fails for good had yielded before is trained, whenever it came."""
+    runs = []
+    for pace in (0.0, 0.3):
+        data = opened(
+            FailsLate(pace),
+            simulations=12,
+            held_out=1,
+            batch_size=4,
+            deterministic=True,
+            reservoir=POLICIES["FIRO"],
+            faults=Faults(retries=1, max_failures=99),
+        )
+        batches = list(data.train_dataloader())
+        runs.append([samples([batch]) for batch in batches])
+        every = samples(batches)
+        assert set(every.values()) == {1}
+        failed = {phase for phase, _ in every if phase > 0.7}
+        assert failed
+        for phase in failed:
+            steps = [step for p, step in every if p == phase]
+            assert sorted(steps) == list(range(STEPS - 2))
+        data.close()
+    assert runs[0] == runs[1]
 
 
 def test_loaders_that_lightning_asks_for_again_lose_and_repeat_nothing(tmp_path):
@@ -245,7 +287,7 @@ def test_a_solver_that_hangs_while_training_goes_on_is_named_in_time(opened):
 def test_no_held_out_simulation_is_an_error(opened):
     """If all of the validation set fail there is nothing to validate with, and it says so."""
     data = opened(
-        Troubled("raises", above=0.0),
+        Troubled("nothing", above=0.0),
         simulations=1,
         reservoir=POLICIES["FIFO"],
         faults=Faults(retries=0),

@@ -176,6 +176,13 @@ class Inlet:
         """Whether every step of a simulation has entered its sink."""
         return self._reception.is_whole(simulation)
 
+    def received(self, simulation: int) -> int:
+        """Return how many steps of a simulation under way have come, or wait.
+
+        For the thread that calls the sinks.
+        """
+        return self._reception.received(simulation)
+
     def give_up(self, simulation: int) -> None:
         """Take no more of a simulation that failed for good."""
         self.call(lambda: self._reception.give_up(simulation))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from jaxtyping import Float, Float32
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.stream.buffer import Buffer
 from surrogate_flow.stream.crossing import RefusedStep
-from surrogate_flow.stream.errors import StreamTimeout
+from surrogate_flow.stream.errors import StreamError, StreamTimeout
 from surrogate_flow.stream.flusher import Flusher
 from surrogate_flow.stream.keys import Endpoint
 from surrogate_flow.stream.line import Line
@@ -31,7 +32,7 @@ class Outlet:
     """One attempt at one simulation, as its inlet sees it.
 
     Entering the context introduces the attempt. Leaving it waits until every step is in
-    the sink; leaving it with an exception drops what was not sent.
+    the sink; leaving it with an exception of the solver's sends what is whole.
 
     Parameters
     ----------
@@ -142,7 +143,7 @@ class Outlet:
             with self._lock:
                 self._leaving = True
                 if error is not None:
-                    self._line.abort(repr(error))
+                    self._part_with(error)
                 elif not self._finished:
                     self._finish()
         finally:
@@ -270,6 +271,16 @@ class Outlet:
         finally:
             self._lock.release()
 
+    def _part_with(self, error: BaseException) -> None:
+        """Send what is whole, which another attempt need not, and say why this ends."""
+        assert self._line is not None
+        ours = isinstance(error, StreamError) or self._error is not None
+        if isinstance(error, Exception) and not ours:
+            # If that cannot be, the solver's own error says more than why.
+            with contextlib.suppress(StreamError, zmq.ZMQError):
+                self._flush(max(self._first, self._position))
+        self._line.abort(repr(error))
+
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
@@ -280,10 +291,11 @@ class Outlet:
         steps = self._position
         if steps < self.spec.steps and not self.complete:
             got = f"{steps} of {self.spec.steps} steps" if steps else "nothing at all"
-            reason = f"Simulation {self.simulation} yielded {got}"
-            self._line.abort(reason)
-            raise RefusedStep(
-                f"{reason}. Expected one for each time of its spec. Usual cause: a "
-                "time loop that ends early. Yield every step, or shorten spec.times."
+            error = RefusedStep(
+                f"Simulation {self.simulation} yielded {got}. Expected one for each "
+                "time of its spec. Usual cause: a time loop that ends early. Yield "
+                "every step, or shorten spec.times."
             )
+            self._part_with(error)
+            raise error
         self._line.end(self.simulation, self.spec.steps)

@@ -134,6 +134,11 @@ class Reception:
         self.leave(identity)
         self._former.lose(identity)
 
+    def received(self, number: int) -> int:
+        """Return how many steps of a live simulation have come; else 0."""
+        trajectory = self._live.get(number)
+        return 0 if trajectory is None else trajectory.next
+
     def give_up(self, number: int) -> None:
         """Take no more of a simulation that failed for good."""
         if number in self._finished:
