@@ -123,8 +123,10 @@ class InOrder:
             if turn in self._aside:
                 if self._received(turn) > self._store.expected(turn):
                     return
-                self._aside.discard(turn)
+                # Noted before it is forgotten: a checkpoint between finds it live.
                 self._give_up(turn)
+                self._store.forget(turn)
+                self._aside.discard(turn)
             self._over.discard(turn)
             self._turn += 1
 

@@ -53,6 +53,8 @@ class Persistence:
         self._first = dict(first)
         self._fields = fields
         self._failed = NumberSet()
+        # Those at the moment of the last books.
+        self._noted = NumberSet()
         self._lock = threading.Lock()
         self._saved: tuple[int, dict[str, Any]] | None = None
         #: Simulations that had ended, and those that had failed, before this process.
@@ -85,12 +87,10 @@ class Persistence:
         if self._saved is not None and self._saved[0] == step:
             return self._saved[1]
         self.flight.settle(trained)
-        with self._lock:
-            failed = NumberSet(self._failed.ranges)
         saved = None
         if self._fields:
             try:
-                saved = self._with_fields(folder, failed)
+                saved = self._with_fields(folder)
             except TimeoutError:
                 raise
             except OSError as error:
@@ -101,28 +101,30 @@ class Persistence:
                     error,
                 )
         if saved is None:
-            snapshot = self._store.save(self.flight, None)
-            saved = self._state(snapshot, failed, "", [])
+            snapshot = self._store.save(self.flight, None, self._note)
+            saved = self._state(snapshot, "", [])
         self._saved = (step, saved.plain())
         return self._saved[1]
 
-    def _with_fields(self, folder: Path, failed: NumberSet) -> SavedData:
+    def _note(self) -> None:
+        with self._lock:
+            self._noted = NumberSet(self._failed.ranges)
+
+    def _with_fields(self, folder: Path) -> SavedData:
         held_out = self._held_out
         path = folder / new_name()
         with RowsFile(path, held_out.spec.step_shape) as file:
-            snapshot = self._store.save(self.flight, file.write)
+            snapshot = self._store.save(self.flight, file.write, self._note)
             whole = held_out.finished
             for row in whole:
                 file.write(held_out.fields[row])
-        return self._state(snapshot, failed, path.name, whole)
+        return self._state(snapshot, path.name, whole)
 
-    def _state(
-        self, snapshot: Snapshot, failed: NumberSet, rows: str, whole: list[int]
-    ) -> SavedData:
+    def _state(self, snapshot: Snapshot, rows: str, whole: list[int]) -> SavedData:
         return SavedData(
             held_out=self._held_out.count,
             first=self._first,
-            failed=failed,
+            failed=self._noted,
             store=snapshot,
             rows=rows,
             whole=np.array(whole, dtype=np.int64),

@@ -134,9 +134,9 @@ class Sinks:
         elif (order := self.order) is not None:
             inlet.call(lambda: order.set_aside(simulation))
         else:
-            inlet.give_up(simulation)
             if self.memory is not None:
                 self.memory.set_aside(simulation)
+            inlet.give_up(simulation)
 
     def end(self) -> None:
         """Let the store drain: all simulations have ended."""

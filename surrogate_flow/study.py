@@ -48,7 +48,8 @@ class Study:
     blocked : callable
         Whether simulations that wait for a sink do so for the trainer.
     on_set_aside : callable
-        Called with the number of each simulation that failed for good.
+        Called with the number of each simulation that failed for good; has the inlet
+        give it up, now or later.
     on_end : callable
         Called when the last simulation has ended.
     ahead : int

@@ -44,6 +44,7 @@ class Persistent(Intake):
         self,
         flight: Flight,
         write: Callable[[Float[np.ndarray, "row channel *space"]], None] | None,
+        note: Callable[[], None] | None = None,
     ) -> Snapshot:
         """Return what is held at one moment, and write its steps; blocks for that.
 
@@ -57,6 +58,8 @@ class Persistent(Intake):
         write : callable, optional
             Takes chunks of steps, one after the other. Without it the books alone are
             returned, from which `restore` can tell what has to be simulated again.
+        note : callable, optional
+            Called at the moment of the books, while nothing can change them.
 
         Raises
         ------
@@ -77,6 +80,8 @@ class Persistent(Intake):
                 slots = self._held()
                 again = flight.draws
                 snapshot = self._books_of(slots, again)
+                if note is not None:
+                    note()
                 if write is not None:
                     self._slab.pin(slots)
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -130,6 +131,11 @@ class Line:
     def end(self, simulation: int, steps: int) -> None:
         """Say that all steps were sent and wait until they are in the sink."""
         self._wait(lambda: self._done, [msg.encode(msg.End(simulation, steps))])
+
+    def part(self, reason: str) -> None:
+        """Say that this attempt has failed; wait until all that it sent was seen."""
+        with contextlib.suppress(StreamStopped):
+            self._wait(lambda: False, [msg.encode(msg.Abort(reason))])
 
     def abort(self, reason: str) -> None:
         """Say that this attempt has failed; never raises."""

@@ -279,6 +279,9 @@ class Outlet:
             # If that cannot be, the solver's own error says more than why.
             with contextlib.suppress(StreamError, zmq.ZMQError):
                 self._flush(max(self._first, self._position))
+                # The news of the failure takes another road, and must not overtake.
+                self._line.part(repr(error))
+                return
         self._line.abort(repr(error))
 
     def _raise_error(self) -> None:

@@ -92,6 +92,8 @@ class Reception:
                 self._end(identity, message)
             elif isinstance(message, msg.Abort):
                 self.leave(identity)
+                # All that it sent before has been seen.
+                self._reply(identity, msg.Stop("aborted"))
             else:
                 raise Refusal("kind", f"{message!r:.40} is for the inlet to say")
         except Refusal as refusal:
