@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
-from troubled import STEPS, Troubled, Wave
+from troubled import STEPS, Leisurely, Troubled, Wave
 
 from surrogate_flow.clusters import open_cluster
 from surrogate_flow.ensemble import Ensemble, EnsembleError
@@ -247,22 +246,13 @@ def test_no_worker_is_said_in_time(tmp_path):
 
 def test_attempts_that_are_stopped_have_not_failed(client, tmp_path):
     """As at Ctrl-C: outlets are told to stop, and tasks end before the cluster does."""
-    with Run(client, Endless(), planned(10), tmp_path) as study:
+    with Run(client, Leisurely(), planned(10), tmp_path) as study:
         assert study.ledger.arrived.wait(30)
         study.ensemble.halt()
         study.inlet.dismiss("Ctrl-C")
         assert study.ensemble.wait(30)
         study.ensemble.check()
     assert not study.failures.exists()
-
-
-class Endless(Wave):
-    """A wave that takes its time, until nobody listens any more."""
-
-    def solve(self, parameters):
-        for t in self.spec.times:
-            yield self.step(parameters["phase"], t)
-            time.sleep(0.3)
 
 
 @pytest.mark.parametrize(("threads", "room"), [(2, 1), (3, 1), (4, 2)])

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import numpy as np
 import xarray as xr
@@ -33,6 +34,15 @@ class Wave(Solver):
     def step(self, phase, t, name="u", cells=CELLS):
         u = phase + t + np.arange(cells) / 10
         return xr.Dataset({name: (("time", "x"), u[None])}, {"time": [t]})
+
+
+class Leisurely(Wave):
+    """A wave that takes its time."""
+
+    def solve(self, parameters):
+        for t in self.spec.times:
+            yield self.step(parameters["phase"], t)
+            time.sleep(0.3)
 
 
 class Troubled(Wave):
