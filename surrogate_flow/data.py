@@ -170,6 +170,7 @@ class OnlineData(L.LightningDataModule):
             faults=self.faults,
             folder=folder,
             why=sinks.why_full,
+            urgency=sinks.urgency,
             blocked=sinks.blocked,
             on_set_aside=self._set_aside,
             on_end=sinks.end,

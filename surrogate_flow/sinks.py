@@ -126,6 +126,15 @@ class Sinks:
         assert sink is not None, "only a fit has training simulations"
         return sink
 
+    def urgency(self, simulation: int) -> int:
+        """Return how far a simulation goes before others, as an inlet asks.
+
+        The trainer waits for the held-out ones, and there is always room for them.
+        """
+        if simulation < self.count:
+            return 2
+        return int(self.order is not None and simulation == self.order.turn)
+
     def set_aside(self, simulation: int, inlet: Inlet) -> None:
         """Wait no longer for a simulation that failed for good."""
         if simulation < self.count:

@@ -52,6 +52,8 @@ class Study:
         give it up, now or later.
     on_end : callable
         Called when the last simulation has ended.
+    urgency : callable, optional
+        How far a simulation goes before others, as an `Inlet` takes it.
     ahead : int
         Simulations in flight, for each thread of the workers.
     ranks : Ranks, optional
@@ -72,6 +74,7 @@ class Study:
         blocked: Callable[[], bool],
         on_set_aside: Callable[[int], None],
         on_end: Callable[[], None],
+        urgency: Callable[[int], int] = lambda simulation: 0,
         ahead: int = 2,
         ranks: Ranks | None = None,
     ) -> None:
@@ -96,6 +99,7 @@ class Study:
                         self._sink_if_begun,
                         host=known.interface,
                         why=why,
+                        urgency=urgency,
                     )
                 )
             ranks.meet(State.READY)

@@ -13,7 +13,7 @@ import pytest
 import pytorch_lightning as L
 import torch
 from distributed import LocalCluster
-from troubled import STEPS, Troubled, Wave
+from troubled import STEPS, Heavy, Troubled, Wave
 
 from surrogate_flow.data import OnlineData
 from surrogate_flow.ensemble import EnsembleError
@@ -157,6 +157,37 @@ def test_deterministic_batches_do_not_depend_on_the_speed_of_failures(opened):
             assert sorted(steps) == list(range(STEPS - 2))
         data.close()
     assert runs[0] == runs[1]
+
+
+def four_threads():
+    return LocalCluster(
+        n_workers=1,
+        threads_per_worker=4,
+        processes=False,
+        dashboard_address="127.0.0.1:0",
+    )
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_simulations_that_are_waited_for_get_through(
+    deterministic, opened, monkeypatch
+):
+    """Quick ones may fill the reservoir and all that is on its way: held-out ones, and that in its turn, go on."""
+    monkeypatch.setattr("surrogate_flow.stream.inlet.BUDGET", 0)
+    data = opened(
+        Heavy(),
+        simulations=12,
+        held_out=2,
+        batch_size=4,
+        deterministic=deterministic,
+        reservoir=partial(FIFO, capacity=8),
+        cluster=four_threads,
+        faults=Faults(patience=20),
+    )
+    assert len(data.val_dataloader()) > 0
+    counts = samples(data.train_dataloader())
+    assert counts.total() == 12 * 60
+    assert set(counts.values()) == {1}
 
 
 def test_loaders_that_lightning_asks_for_again_lose_and_repeat_nothing(tmp_path):

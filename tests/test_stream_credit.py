@@ -20,6 +20,7 @@ class Streams(RuleBasedStateMachine):
         self.total = {}
         self.asking = {}
         self.pending = []
+        self.urgency = {}
         self.names = 0
 
     def take(self, grants):
@@ -38,9 +39,10 @@ class Streams(RuleBasedStateMachine):
         self.balance[key] -= length
         self.pending.append((key, length))
 
-    @rule()
-    def open(self):
+    @rule(urgency=st.sampled_from([0, 0, 0, 2]))
+    def open(self, urgency):
         self.names += 1
+        self.urgency[self.names] = urgency
         self.balance[self.names] = self.total[self.names] = self.pool.open(self.names)
 
     @precondition(lambda self: self.balance)
@@ -54,13 +56,13 @@ class Streams(RuleBasedStateMachine):
             self.spend(key, need)
         else:
             self.asking[key] = need
-            self.take(self.pool.ask(key, need))
+            self.take(self.pool.ask(key, need, self.urgency[key]))
 
     @precondition(lambda self: self.asking)
     @rule(data=st.data())
     def ask_again(self, data):
         key = data.draw(st.sampled_from(sorted(self.asking)))
-        self.take(self.pool.ask(key, self.asking[key]))
+        self.take(self.pool.ask(key, self.asking[key], self.urgency[key]))
 
     @precondition(lambda self: self.pending)
     @rule(data=st.data())
@@ -76,6 +78,35 @@ class Streams(RuleBasedStateMachine):
             book.pop(key, None)
         self.take(self.pool.close(key))
 
+    @precondition(lambda self: self.asking and 1 not in self.urgency.values())
+    @rule(data=st.data())
+    def give_the_turn(self, data):
+        """To one that has waited."""
+        key = data.draw(st.sampled_from(sorted(self.asking)))
+        self.urgency[key] = self.urgency[key] or 1
+        self.take(self.pool.reconsider(self.urgency.__getitem__))
+
+    def consume_of(self, urgency):
+        """What a sink does for the urgent, though it takes nothing of others."""
+        while mine := [p for p in self.pending if self.urgency[p[0]] == urgency]:
+            self.pending.remove(mine[0])
+            self.take(self.pool.consume(*mine[0]))
+        assert not [key for key in self.asking if self.urgency[key] == urgency]
+
+    @rule()
+    def take_the_held_out(self):
+        """Nobody else is served by the sink: they do not wait for that."""
+        self.consume_of(2)
+
+    @rule()
+    def take_the_one_in_turn(self):
+        """Nor does the one that has its turn, and when it is over another one has it."""
+        self.consume_of(2)
+        self.consume_of(1)
+        for key, urgency in self.urgency.items():
+            if urgency == 1:
+                self.urgency[key] = 0
+
     @rule()
     def drain(self):
         """A sink that consumes everything serves everybody: nobody starves."""
@@ -89,7 +120,8 @@ class Streams(RuleBasedStateMachine):
         unspent = sum(self.balance.values())
         pending = sum(length for _, length in self.pending)
         assert self.pool.pending == pending
-        assert self.pool.outstanding == unspent + pending <= self.pool.budget
+        assert self.pool.outstanding == unspent + pending
+        assert self.pool.outstanding <= self.pool.budget + 2 * LARGEST
 
     @invariant()
     def cannot_be_hoarded(self):
@@ -113,6 +145,24 @@ def test_first_come_first_served():
     assert pool.consume("a", 10) == [("b", 10)]
     pool.spend("b", 10)
     assert pool.consume("b", 10) == [("c", 4)]
+
+
+def test_the_urgent_draw_on_a_reserve():
+    """A budget that waits for others is no obstacle: one message a level of urgency."""
+    pool = CreditPool(budget=20, largest=10, window=10)
+    for key in "abct":
+        pool.open(key)
+    pool.spend("a", 10)
+    assert pool.ask("b", 10) == [("b", 10)]
+    pool.spend("b", 10)
+    assert pool.ask("c", 10) == pool.ask("t", 10) == pool.ask("c", 9) == []
+    assert pool.reconsider(lambda key: int(key == "t")) == [("t", 10)]
+    pool.open("held out")
+    assert pool.ask("held out", 10, urgency=2) == [("held out", 10)]
+    pool.spend("held out", 10)
+    assert pool.ask("held out", 10, urgency=2) == []
+    assert pool.consume("held out", 10) == [("held out", 20)]
+    assert pool.outstanding == 40
 
 
 def test_credit_returns_by_itself_below_half():

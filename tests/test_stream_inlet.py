@@ -234,6 +234,7 @@ def test_a_newer_attempt_supersedes(inlet, ledger):
         old.say(*old.steps(SPEC, 1, 5, 5))
         old.say(messages.End(1, 100))
         old.say(messages.Abort("late"))
+        assert old.hear_until(messages.Stop).reason == "aborted"
         assert "attempt 1 is under way" in old.open(SPEC, 1).reason
         counters = inlet.counters()
         assert (counters.connections, counters.refusals) == (1, 0)
@@ -350,6 +351,46 @@ def test_an_exception_in_a_sink_is_not_lost():
     sink.close()
 
 
+class OneAtATime(Ledger):
+    """A sink that takes steps of one simulation only."""
+
+    turn = 0
+
+    def offer(self, simulation, *offered):
+        return super().offer(simulation, *offered) if simulation == self.turn else 0
+
+
+def test_whom_others_wait_for_does_not_wait_for_credit(ledger):
+    """Simulations ahead of their turn fill the pool; neither the one that has it nor what goes elsewhere is stuck behind."""
+    ordered = OneAtATime(SPEC)
+
+    def urgency(simulation):
+        return 2 if simulation == 9 else int(simulation == ordered.turn)
+
+    def sink_for(simulation):
+        return ledger if simulation == 9 else ordered
+
+    with Inlet(
+        SPEC, sink_for, budget=8 * SIZE, coalesce_bytes=2 * SIZE, urgency=urgency
+    ) as inlet:
+        ahead = [threading.Thread(target=send_all, args=(inlet, n)) for n in (1, 2, 3)]
+        for thread in ahead:
+            thread.start()
+        settle(inlet, lambda c: c.waiting == 3 and c.pending == 8 * SIZE)
+        send_all(inlet, 9)
+        for turn in (3, 1, 2):
+            ordered.turn = turn
+            ordered.make_room(None)
+            ordered.wait_for(SPEC.steps * (1 + (3, 1, 2).index(turn)))
+            assert inlet.counters().outstanding <= 12 * SIZE
+        for thread in ahead:
+            thread.join()
+    ordered.close()
+    assert not ordered.wrong
+    assert set(ordered.steps.values()) == set(ledger.steps.values()) == {1}
+    assert ordered.steps.total() == 3 * SPEC.steps
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_memory_does_not_grow_with_simulations(world):
     """What is kept of one that finished or failed is some bits, also on one of two ranks."""
@@ -378,6 +419,7 @@ def test_memory_does_not_grow_with_simulations(world):
         reply=lambda identity, message: None,
         wake=lambda: None,
         why=str,
+        urgency=lambda simulation: 0,
     )
     digest = spec.digest()
 

@@ -1,5 +1,6 @@
 """Solvers for tests: a tiny wave, and all the ways to get it wrong."""
 
+import dataclasses
 import os
 import threading
 import time
@@ -113,3 +114,20 @@ class OddFail(Wave):
         if parameters["phase"] in self.failing:
             raise ArithmeticError("odd")
         yield from super().solve(parameters)
+
+
+class Heavy(Wave):
+    """A wave of 100 KB a step and 60 steps; those of small phases take their time."""
+
+    spec = dataclasses.replace(
+        Wave.spec,
+        shape=(25_000,),
+        times=tuple(float(k) for k in range(1, 61)),
+        coordinates=(),
+    )
+
+    def solve(self, parameters):
+        phase = parameters["phase"]
+        for t in self.spec.times:
+            time.sleep(0.02 if phase < 0.5 else 0.0)
+            yield self.step(phase, t, cells=25_000)

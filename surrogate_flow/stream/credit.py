@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -24,7 +24,7 @@ class _Account:
 
 
 class CreditPool(Generic[Key]):
-    """unspent + spent but not consumed = outstanding <= budget, at every moment.
+    """unspent + spent but not consumed = outstanding <= budget + reserve, always.
 
     Here *unspent* bytes are granted and may still be sent; *spent* bytes were received;
     *consumed* bytes have entered the sink. Two rules share them out:
@@ -37,7 +37,9 @@ class CreditPool(Generic[Key]):
 
     Hence slow solvers cannot hoard more than half of the budget unspent, the other half
     is always enough for whoever asks next, and none starves as long as the sink
-    consumes.
+    consumes. What a sink takes now, although it takes nothing of others, is served out
+    of a reserve of two messages on top, one for each level of `urgency`: it need not
+    wait for those that wait for it.
 
     Parameters
     ----------
@@ -82,12 +84,12 @@ class CreditPool(Generic[Key]):
         self.outstanding = 0
         self.pending = 0
         self._accounts: dict[Key, _Account] = {}
-        self._asking: dict[Key, int] = {}
+        self._asking: tuple[dict[Key, int], ...] = ({}, {}, {})
 
     @property
     def asking(self) -> int:
         """Number of connections that hold data ready and lack credit."""
-        return len(self._asking)
+        return sum(map(len, self._asking))
 
     def open(self, key: Key) -> int:
         """Open an account and return what it is granted at once, or 0."""
@@ -123,7 +125,7 @@ class CreditPool(Generic[Key]):
         account.spent += length
         self.pending += length
         # Whoever sends no longer waits: its old question needs no answer.
-        self._asking.pop(key, None)
+        self._forget(key)
 
     def consume(self, key: Key, length: int) -> list[tuple[Key, int]]:
         """Note that `length` bytes entered the sink; return the grants this allows."""
@@ -135,12 +137,26 @@ class CreditPool(Generic[Key]):
         self.outstanding -= length
         return self._serve()
 
-    def ask(self, key: Key, need: int) -> list[tuple[Key, int]]:
-        """Note that `need` bytes are ready; return the grants this allows."""
+    def ask(self, key: Key, need: int, urgency: int = 0) -> list[tuple[Key, int]]:
+        """Note that `need` bytes are ready; return the grants this allows.
+
+        Its urgency is 0, or 1 or 2 if the sink takes them now, whatever it holds.
+        """
         account = self._accounts[key]
         if account.granted - account.spent >= need:
             return [(key, account.granted)]
-        self._asking[key] = min(need, self.largest)
+        queue = self._asking[urgency]
+        if key not in queue:
+            self._forget(key)
+        queue[key] = min(need, self.largest)
+        return self._serve()
+
+    def reconsider(self, urgency: Callable[[Key], int]) -> list[tuple[Key, int]]:
+        """Ask again how urgent those are that wait; return the grants this allows."""
+        for key, need in list(self._asking[0].items()):
+            if level := urgency(key):
+                del self._asking[0][key]
+                self._asking[level][key] = need
         return self._serve()
 
     def close(self, key: Key) -> list[tuple[Key, int]]:
@@ -149,20 +165,27 @@ class CreditPool(Generic[Key]):
         What it has spent stays outstanding until it is consumed.
         """
         account = self._accounts.pop(key)
-        self._asking.pop(key, None)
+        self._forget(key)
         self.outstanding -= account.granted - account.spent
         return self._serve()
 
+    def _forget(self, key: Key) -> None:
+        for queue in self._asking:
+            queue.pop(key, None)
+
     def _serve(self) -> list[tuple[Key, int]]:
         grants: list[tuple[Key, int]] = []
-        while self._asking:
-            key, need = next(iter(self._asking.items()))
-            account = self._accounts[key]
-            lack = max(0, need - (account.granted - account.spent))
-            if self.outstanding + lack > self.budget:
-                break
-            account.granted += lack
-            self.outstanding += lack
-            del self._asking[key]
-            grants.append((key, account.granted))
+        for urgency in (2, 1, 0):
+            limit = self.budget + urgency * self.largest
+            queue = self._asking[urgency]
+            while queue:
+                key, need = next(iter(queue.items()))
+                account = self._accounts[key]
+                lack = max(0, need - (account.granted - account.spent))
+                if self.outstanding + lack > limit:
+                    break
+                account.granted += lack
+                self.outstanding += lack
+                del queue[key]
+                grants.append((key, account.granted))
         return grants

@@ -66,6 +66,9 @@ class Inlet:
     why : callable, optional
         Says in words what the sinks wait for; told to outlets that wait. Called by the
         inlet's thread about once a second.
+    urgency : callable, optional
+        Number of a simulation -> 0, or 1 or 2 if its sink takes its steps now, though
+        those of others wait; they overtake in that case. Called by the inlet's thread.
 
     Raises
     ------
@@ -93,6 +96,7 @@ class Inlet:
         budget: int | None = None,
         coalesce_bytes: int = 1 << 20,
         why: Callable[[], str] | None = None,
+        urgency: Callable[[int], int] = lambda simulation: 0,
     ) -> None:
         require_one_interface(host)
         self.spec = spec
@@ -111,6 +115,7 @@ class Inlet:
             reply=self._reply,
             wake=self._wake,
             why=self._reason,
+            urgency=urgency,
         )
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._unreachable: list[bytes] = []

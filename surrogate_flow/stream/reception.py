@@ -42,6 +42,8 @@ class Reception:
         Given to the sinks; it must lead to a call of `retry`.
     why : callable
         Says in words why outlets wait.
+    urgency : callable
+        Of the steps of a simulation, as `CreditPool.ask` takes it.
 
     Notes
     -----
@@ -60,6 +62,7 @@ class Reception:
         reply: Callable[[bytes, msg.Message], None],
         wake: Callable[[], None],
         why: Callable[[], str],
+        urgency: Callable[[int], int],
     ) -> None:
         self.spec = spec
         self.pool = pool
@@ -68,6 +71,7 @@ class Reception:
         self._coalesce = coalesce
         self._reply = reply
         self._why = why
+        self._urgency = urgency
         self._live: dict[int, Trajectory] = {}
         self._connections: dict[bytes, Trajectory] = {}
         self._former = Former()
@@ -104,6 +108,9 @@ class Reception:
         for trajectory in self._delivery.retry():
             if trajectory.ended:
                 self._finish(trajectory)
+        # Room, or whose turn it is, may make others urgent.
+        if self.pool.asking:
+            self._grant(self.pool.reconsider(self._urgency_of))
 
     def tick(self) -> None:
         """Tell those who wait that the inlet lives, and why they wait."""
@@ -264,7 +271,11 @@ class Reception:
         received = self.pool.received(identity)
         self._terms.check_question(message, received, self.pool.largest)
         self._waiting.setdefault(identity, time.monotonic())
-        self._grant(self.pool.ask(identity, message.need))
+        urgency = self._urgency_of(identity)
+        self._grant(self.pool.ask(identity, message.need, urgency))
+
+    def _urgency_of(self, identity: bytes) -> int:
+        return self._urgency(self._connections[identity].number)
 
     def _end(self, identity: bytes, message: msg.End) -> None:
         trajectory = self._connections.get(identity)
