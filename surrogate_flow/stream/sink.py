@@ -70,7 +70,7 @@ class InletCounters:
     pending : int
         Bytes that the sink has not taken yet.
     outstanding : int
-        Bytes that are granted or pending; never above the budget.
+        Bytes that are granted or pending; never above the budget and its reserve.
     waiting : int
         Outlets that wait for credit or for the sink.
     waiting_since : float or None
