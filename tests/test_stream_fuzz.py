@@ -140,6 +140,7 @@ def test_whatever_comes_is_taken_or_refused(sent):
         reply=lambda identity, word: told.append(word),
         wake=lambda: None,
         why=str,
+        urgency=lambda simulation: 0,
     )
     for identity, frames in sent:
         reception.handle(identity, [memoryview(frame) for frame in frames])
