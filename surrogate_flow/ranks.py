@@ -16,6 +16,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from surrogate_flow.beacon import Beacon, is_out
+
 __all__ = ["RankError", "Ranks", "State", "waits"]
 
 _PATIENCE = timedelta(minutes=10)  # for a rank that trains a step, or validates
@@ -24,6 +26,7 @@ _Failed = dist.DistError  # what collectives raise, or a plain RuntimeError
 
 _GRACE = 60.0  # seconds that the first rank has to end when another has died
 
+_PAUSE = 0.5  # seconds between two looks at the others
 _DYING = 5.0  # seconds that a process may take to end, after its connections
 
 
@@ -81,6 +84,10 @@ class Ranks:
             # Of its own, on the CPU, whatever the gradients go through.
             self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
             self._addresses = self.gather(self._addresses[0])
+        self._beacons: list[tuple[str, int]] = []
+        if not self.on_one_machine:
+            self._beacon = Beacon(os.environ.get("MASTER_ADDR", "127.0.0.1"))
+            self._beacons = self.gather(self._beacon.address)
 
     @property
     def on_one_machine(self) -> bool:
@@ -171,7 +178,7 @@ class Ranks:
             return error
         deadline = time.monotonic() + _DYING
         while not (gone := self._dead()) and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(_PAUSE)
         if not gone and "onnection" not in str(error):
             return error
         return RankError(
@@ -181,7 +188,12 @@ class Ranks:
         )
 
     def _dead(self) -> list[int]:
-        return [k for k, address in enumerate(self._addresses) if _dead(*address)]
+        here = socket.gethostname()
+        return [
+            k
+            for k, (host, process) in enumerate(self._addresses)
+            if (_dead(process) if host == here else is_out(self._beacons[k]))
+        ]
 
     def failing(self) -> _Failing:
         """Return a context which tells the other ranks of an exception in it."""
@@ -237,9 +249,7 @@ def _look_again(look: Callable[[], bool], observer: Any) -> bool:
     return look()
 
 
-def _dead(host: str, process: int) -> bool:
-    if host != socket.gethostname():
-        return False
+def _dead(process: int) -> bool:
     try:
         status: str = psutil.Process(process).status()
     except psutil.NoSuchProcess:

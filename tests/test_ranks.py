@@ -3,6 +3,8 @@
 import collections
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -240,3 +242,41 @@ def test_too_few_held_out_simulations(tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "expected at least one simulation for each of 2 ranks, got 1" in output
+
+
+ELSEWHERE = """
+import os, signal, socket, sys
+rank = int(sys.argv[1])
+socket.gethostname = lambda: f"machine{rank}"
+import torch.distributed as dist
+from surrogate_flow.ranks import RankError, Ranks, State
+store = dist.FileStore(sys.argv[2], 2)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+ranks = Ranks(rank, 2)
+assert not ranks.on_one_machine
+print(os.getpid(), flush=True)
+ranks.meet(State.READY)
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    ranks.meet(State.READY)
+except RankError as error:
+    print(error)
+"""
+
+
+def test_a_rank_that_dies_elsewhere_is_named_too(tmp_path):
+    """By a port of its own that nobody answers any more, where no process can be looked at."""
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, "-c", ELSEWHERE, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    )
+    said, _ = first.communicate(timeout=100)
+    process, _ = second.communicate(timeout=100)
+    assert f"Rank 1 (process {int(process)} on machine1) has died" in said
