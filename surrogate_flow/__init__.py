@@ -9,10 +9,12 @@ from surrogate_flow.solvers.solver import Solver
 
 if TYPE_CHECKING:
     from surrogate_flow.data import OnlineData
+    from surrogate_flow.scheduler import ExistingScheduler
     from surrogate_flow.surrogate import Surrogate
 
 __all__ = [
     "Coordinate",
+    "ExistingScheduler",
     "FieldSpec",
     "OnlineData",
     "Parameter",
@@ -22,6 +24,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "ExistingScheduler": "surrogate_flow.scheduler",
     "OnlineData": "surrogate_flow.data",
     "Surrogate": "surrogate_flow.surrogate",
 }

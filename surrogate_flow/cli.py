@@ -6,12 +6,15 @@ torch before `main` runs.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 from surrogate_flow.recipes import RecipeError, class_at, find_recipe
 
@@ -20,10 +23,13 @@ __all__ = ["main"]
 # Raised by this package with a message that says what to do.
 _FOR_USERS = (ValueError, RuntimeError, FileNotFoundError, TimeoutError)
 _KINDS = {"--data": "workflows", "--model": "models"}
+_CLUSTER = "--data.cluster"
+_QUOTES = "\"'"
+_WRAPPING = ("class_path", "init_args", "dict_kwargs")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``surrogate-flow fit | validate | test | predict``."""
+    """Run ``surrogate-flow fit | validate | test | predict | plan``."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Torch's threads would spin while they wait, on cores that simulations need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -33,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if words[:1] == ["predict"] and not commands.uses_lightning(words):
             commands.predict(words[1:])
+        elif words[:1] == ["plan"]:
+            commands.plan(words[1:])
         else:
             commands.train(words)
     except Exception as error:
@@ -56,6 +64,13 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
         if option in _KINDS and value is not None:
             value = _recipe(option, value)
             paths[option] = value
+        elif option == _CLUSTER and value is not None:
+            value = paths[option] = _cluster(value)
+        elif option.startswith(f"{_CLUSTER}.") and _CLUSTER in paths:
+            option = _argument(option, paths[_CLUSTER])
+            if option.endswith(".walltime") and value is not None:
+                # To YAML 12:00:00 is a number.
+                value = f'"{value.strip(_QUOTES)}"'
         head, _, dotted = option.partition(".")
         if dotted and head in _KINDS and not whole:
             from surrogate_flow import commands
@@ -66,7 +81,7 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
         else:
             found += [option] if value is None else [option, value]
     if words[0] != "predict" or options & {"--data", "--model"}:
-        for option in _KINDS:
+        for option in ("--data",) if words[0] == "plan" else _KINDS:
             if option not in options and not whole:
                 raise RecipeError(
                     f"{words[0]} needs {option}, got none. Name a recipe, such as "
@@ -107,6 +122,24 @@ def _recipe(option: str, value: str) -> str:
 
     commands.check(option, path)
     return str(path)
+
+
+def _cluster(value: str) -> str:
+    """Return the path of a cluster's recipe; a class stays what it is."""
+    if "." in value and not value.endswith((".yaml", ".yml")):
+        return value
+    return str(find_recipe("workflows/clusters", value))
+
+
+def _argument(option: str, cluster: str) -> str:
+    """Return ``--data.cluster.cores`` as it reaches a class that hands it on."""
+    name = option[len(_CLUSTER) + 1 :].partition(".")[0]
+    is_file = Path(cluster).is_file()
+    recipe = yaml.safe_load(Path(cluster).read_text()) if is_file else {}
+    class_ = class_at(recipe.get("class_path", cluster))
+    if name in (*inspect.signature(class_).parameters, *_WRAPPING):
+        return option
+    return option.replace(_CLUSTER, f"{_CLUSTER}.dict_kwargs", 1)
 
 
 def _ours(error: BaseException | None) -> BaseException | None:

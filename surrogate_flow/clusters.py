@@ -12,13 +12,16 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import dask
+from dask.system import CPU_COUNT
+from dask_jobqueue import JobQueueCluster
 from distributed import LocalCluster
 from distributed.deploy.cluster import Cluster
 
-from surrogate_flow import security
+from surrogate_flow import security, threads
+from surrogate_flow.jobs import Request, complete
 
 __all__ = ["is_local", "open_cluster"]
 
@@ -43,8 +46,12 @@ def open_cluster(
     factory: Callable[..., Cluster] | None,
     folder: Path = Path(),
     worker_ttl: float | None = None,
+    *,
+    cores_per_simulation: int = 1,
 ) -> Iterator[Cluster]:
     """Build the cluster, or one single-threaded worker a core on this machine.
+
+    That of a batch system has no jobs yet; what asks for them is left out.
 
     Its parts speak TLS with keys made here, unless the recipe says ``security: false``
     or the class knows no `security`; then a warning tells what is open.
@@ -57,18 +64,27 @@ def open_cluster(
     worker_ttl : float, optional
         Seconds without a heartbeat after which a worker's process is restarted; never
         by default, since a solver may hold the GIL for as long as a step takes.
+    cores_per_simulation : int
+        Of each worker, and what OpenMP, MKL and OpenBLAS are told.
 
     Raises
     ------
     RuntimeError
         If the cluster's class refuses its arguments, or does not start.
+    ValueError
+        If a job has fewer cores than its simulations need.
     """
     # A lost worker shows in its connection, a stopped one in its heartbeat only.
     dask.config.set({**_SETTINGS, "distributed.scheduler.worker-ttl": worker_ttl})
     with ExitStack() as resources:
         if factory is not None:
+            if Request.of(factory):
+                factory = Request.without(factory)
             factory = _on_loopback(_with_keys(_as_written(factory), folder, resources))
-        cluster = resources.enter_context(_build(factory))
+        with threads.told(cores_per_simulation):
+            cluster = resources.enter_context(_build(factory, cores_per_simulation))
+        if isinstance(cluster, JobQueueCluster):
+            complete(cluster, cores_per_simulation, folder)
         if not security.is_closed(cluster):
             _warn(cluster)
         if security.is_open_to_all(cluster.dashboard_link):
@@ -76,7 +92,7 @@ def open_cluster(
         yield cluster
 
 
-def _build(factory: Callable[[], Cluster] | None) -> Cluster:
+def _build(factory: Callable[[], Cluster] | None, cores: int) -> Cluster:
     try:
         with _deaf_to_interrupts(), warnings.catch_warnings():
             # Another run has the usual port; the address is printed anyhow.
@@ -84,6 +100,7 @@ def _build(factory: Callable[[], Cluster] | None) -> Cluster:
             if factory is not None:
                 return factory()
             return LocalCluster(
+                n_workers=max(1, CPU_COUNT // cores),
                 threads_per_worker=1,
                 dashboard_address=_DASHBOARD,
                 security=security.in_memory(),
@@ -146,10 +163,22 @@ def _on_loopback(factory: Callable[..., Cluster]) -> Callable[..., Cluster]:
     arguments = inspect.signature(factory).parameters.values()
     known = {a.name: a.default for a in arguments}
     known |= getattr(factory, "keywords", {})
+    if Request.of(factory):
+        options = known.get("scheduler_options") or _of_site(factory, known)
+        chosen = {"dashboard_address": _DASHBOARD, **options}
+        return partial(factory, scheduler_options=chosen)
     # Dask's default, which is every interface.
     if known.get("dashboard_address") != ":8787":
         return factory
     return partial(factory, dashboard_address=_DASHBOARD)
+
+
+def _of_site(factory: Callable[..., Cluster], known: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the scheduler that a site's configuration has."""
+    words = (getattr(factory, "func", factory), *getattr(factory, "args", ()))
+    class_: Any = next(word for word in words if inspect.isclass(word))
+    name = known.get("config_name") or class_.job_cls.default_config_name()
+    return dict(dask.config.get(f"jobqueue.{name}.scheduler-options", None) or {})
 
 
 def _warn_of_dashboard(cluster: Cluster) -> None:

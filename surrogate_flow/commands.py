@@ -7,7 +7,6 @@ import logging
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +21,11 @@ from rich.console import Console
 
 from surrogate_flow import checkpoint, runs, spelling
 from surrogate_flow.atomic import AtomicCheckpoints
-from surrogate_flow.console import show_logs, the_console
+from surrogate_flow.console import hush, show_logs, the_console
 from surrogate_flow.data import OnlineData
 from surrogate_flow.ending import Ending, Kept
 from surrogate_flow.loggers import MetricsEvents, MetricsTable
+from surrogate_flow.plan import show
 from surrogate_flow.progress import ProgressLine
 from surrogate_flow.recipes import RecipeError
 from surrogate_flow.report import Report
@@ -35,6 +35,7 @@ __all__ = [
     "SurrogateCLI",
     "check",
     "check_override",
+    "plan",
     "predict",
     "train",
     "uses_lightning",
@@ -195,14 +196,7 @@ def _graceful(trainer: L.Trainer, data: OnlineData) -> Iterator[None]:
 def train(words: Sequence[str]) -> None:
     """Run one of Lightning's subcommands."""
     show_logs()
-    # Of Lightning's own use of torch and jsonargparse; nothing that a user could mend.
-    for words_of_others in (
-        "`isinstance\\(treespec",
-        "\\s*``instantiate_classes``",
-        "Be aware that when using `ckpt_path`",
-        "The dirpath has changed",
-    ):
-        warnings.filterwarnings("ignore", words_of_others)
+    hush()
     sys.argv = [sys.argv[0], *words]
     SurrogateCLI(
         Surrogate,
@@ -230,6 +224,25 @@ def train(words: Sequence[str]) -> None:
             ),
         },
     )
+
+
+def plan(words: Sequence[str]) -> None:
+    """Print what a study would ask of its cluster."""
+    parser = ArgumentParser(
+        prog="surrogate-flow plan",
+        description=(
+            "Print the job script and the plan of a study: jobs, cores, memory, "
+            "walltime, simulations at once, bytes a second. Nothing is submitted."
+        ),
+    )
+    parser.add_subclass_arguments(OnlineData, "data", required=True)
+    parser.set_defaults({"data": {"class_path": "surrogate_flow.OnlineData"}})
+    # So that the words of a fit can be kept.
+    parser.add_argument("--model", help="Ignored: it does not matter here.")
+    show_logs()
+    hush()
+    options = parser.instantiate_classes(parser.parse_args(list(words)))
+    show(options.data, the_console())
 
 
 def predict(words: Sequence[str]) -> None:

@@ -59,6 +59,9 @@ class OnlineData(L.LightningDataModule):
         Built as ``reservoir(spec, window, batch_size)``.
     cluster : class of distributed.deploy.Cluster, optional
         Built when the simulations start; one worker a core on this machine by default.
+    cores_per_simulation : int
+        Of a worker, for solvers with threads (OpenMP, MKL and OpenBLAS are told) or
+        with processes of their own.
     faults : Faults
         How much may go wrong.
     checkpoint_reservoir : bool
@@ -84,6 +87,7 @@ class OnlineData(L.LightningDataModule):
         batch_size: int = 10,
         reservoir: Callable[[FieldSpec, Window, int], Store] = Reservoir,
         cluster: Callable[[], Cluster] | None = None,
+        cores_per_simulation: int = 1,
         faults: Faults = Faults(),  # noqa: B008 - frozen
         checkpoint_reservoir: bool = False,
         deterministic: bool = False,
@@ -94,6 +98,7 @@ class OnlineData(L.LightningDataModule):
             ("simulations", simulations),
             ("held_out", held_out),
             ("batch_size", batch_size),
+            ("cores_per_simulation", cores_per_simulation),
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{what}: expected at least 1, got {value}.")
@@ -105,6 +110,7 @@ class OnlineData(L.LightningDataModule):
         self.batch_size = batch_size
         self.make_store = reservoir
         self.cluster = cluster
+        self.cores_per_simulation = cores_per_simulation
         self.faults = faults
         self.checkpoint_reservoir = checkpoint_reservoir
         self.deterministic = deterministic
@@ -167,6 +173,8 @@ class OnlineData(L.LightningDataModule):
             sinks.planned(part, self.sampler, self.simulations),
             sinks.sink_for,
             cluster=self.cluster,
+            cores_per_simulation=self.cores_per_simulation,
+            waits=lambda: sinks.waits(self._loader.waited if self._loader else None),
             faults=self.faults,
             folder=folder,
             why=sinks.why_full,
@@ -312,5 +320,7 @@ class OnlineData(L.LightningDataModule):
             reservoir=None if self.store is None else self.store.counters(),
             stream=self.study.inlet.counters(),
             held_out=self.held_out.progress,
-            waiting=self._sinks.trainer_waits(),
+            waiting="; ".join(
+                filter(None, [self._sinks.trainer_waits(), self.study.jobs()])
+            ),
         )

@@ -13,6 +13,7 @@ from distributed import Client
 from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
 from surrogate_flow.forgetting import ANSWER, forget
+from surrogate_flow.jobs import Fleet
 from surrogate_flow.simulation import Simulation, Summary
 from surrogate_flow.status import Progress
 from surrogate_flow.stream import RefusedStep
@@ -24,6 +25,7 @@ __all__ = ["Ensemble", "EnsembleError", "Progress"]
 logger = logging.getLogger(__name__)
 
 _POLL = 1.0  # seconds between two looks at the size of the cluster
+_TELL = 30.0  # seconds between two words on what is waited for
 _CLOSE = 10.0  # seconds for a look that is under way, when the study ends
 
 
@@ -68,6 +70,10 @@ class Ensemble:
         has failed.
     watchdog : Watchdog, optional
         Finds the simulations that hang; a failed attempt each.
+    fleet : Fleet, optional
+        The jobs of the workers, on the rank that has them.
+    patient : bool
+        Whether workers that are all gone may be long in coming back.
     """
 
     def __init__(
@@ -85,6 +91,8 @@ class Ensemble:
         on_set_aside: Callable[[int], None],
         on_end: Callable[[], None],
         watchdog: Watchdog | None = None,
+        fleet: Fleet | None = None,
+        patient: bool = False,
     ) -> None:
         self._client = client
         self._address = getattr(client.scheduler, "address", "")
@@ -97,8 +105,10 @@ class Ensemble:
         self._on_set_aside = on_set_aside
         self._on_end = on_end
         self._watchdog = watchdog
+        self._fleet, self._patient = fleet, patient
         self._again: deque[tuple[Simulation, int]] = deque()
         self._threads = 0
+        self._met = False
         # Nobody's attempts may wait behind another's if each has just its threads.
         self._least = share if ahead == 1 else 1
         self._done = self._failed = self._retried = self._held_out = 0
@@ -122,6 +132,13 @@ class Ensemble:
         """Raise what stopped the ensemble, if anything did."""
         if self._error is not None:
             raise self._error
+        if self._fleet is not None:
+            self._fleet.check()
+
+    @property
+    def useful(self) -> int | None:
+        """Number of simulations that could run at once, once all have begun."""
+        return len(self._tasks) if self._exhausted else None
 
     def progress(self) -> Progress:
         """Count simulations by state."""
@@ -175,20 +192,33 @@ class Ensemble:
             self._error = self._explained(error)
 
     def _await_workers(self) -> None:
-        deadline = time.monotonic() + self._faults.start_timeout
+        # What has worked once will again: a queue may be long.
+        faults = self._faults
+        name, limit = (
+            ("patience", faults.patience)
+            if self._met and self._patient
+            else ("start_timeout", faults.start_timeout)
+        )
+        start = told = time.monotonic()
         self._look()
         while self._threads < self._least and not self._closing.is_set():
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - start
+            said = f" {self._fleet.words()}." if self._fleet else ""
+            if waited > limit:
                 few = f"Only {self._threads} threads of workers have"
                 raise EnsembleError(
                     f"{few if self._threads else 'No worker has'} been at "
-                    f"{self._address} for {self._faults.start_timeout:g} s "
-                    f"(start_timeout), expected at least {self._least}. Jobs have "
-                    "died, are still queued, or cannot reach the scheduler: look "
-                    "at the queue and at the workers' logs."
+                    f"{self._address} for {limit:g} s (faults.{name}), expected at "
+                    f"least {self._least}.{said} Jobs have died, are still queued, or "
+                    "cannot reach the scheduler: look at the queue and at the workers' "
+                    "logs."
                 )
+            if time.monotonic() - told > _TELL:
+                told = time.monotonic()
+                logger.info("No worker for %.0f s.%s", waited, said)
             self._closing.wait(0.1)
             self._look()
+        self._met = True
 
     def _look(self) -> None:
         try:
@@ -197,7 +227,8 @@ class Ensemble:
             except TimeoutError:
                 # If this process stood still, so did the answer.
                 threads = self._client.nthreads(callback_timeout=ANSWER)
-            self._threads = sum(threads.values())
+            leaving = self._fleet.leaving() if self._fleet else ()
+            self._threads = sum(n for a, n in threads.items() if a not in leaving)
             forget(self._client)
         except (OSError, TimeoutError) as error:
             raise ConnectionError(str(error)) from error

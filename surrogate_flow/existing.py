@@ -31,18 +31,22 @@ class Existing:
         Keys for TLS, or the names of their files.
     local : bool
         Whether all workers share this machine's file system and sockets.
+    jobs : bool
+        Whether workers are jobs of a batch system, which come and go.
     """
 
     scheduler_address: str
     security: Security | None = None
     local: bool = False
+    jobs: bool = False
     #: Dask's client looks at it before it connects.
     status: str = "running"
 
     @classmethod
-    def of(cls, cluster: Cluster, *, local: bool) -> Self:
+    def of(cls, cluster: Cluster, *, local: bool, jobs: bool = False) -> Self:
         """Return how another process reaches a cluster of this one."""
-        return cls(cluster.scheduler_address, getattr(cluster, "security", None), local)
+        keys = getattr(cluster, "security", None)
+        return cls(cluster.scheduler_address, keys, local, jobs)
 
     @contextmanager
     def in_files(self, folder: Path) -> Iterator[Self]:

@@ -13,6 +13,7 @@ from surrogate_flow.batch import Batch
 from surrogate_flow.devices import side_of
 from surrogate_flow.ranks import Ranks, State, waits
 from surrogate_flow.reservoir import Flight, Store
+from surrogate_flow.reservoir.counters import Clock
 from surrogate_flow.windows import Window
 
 __all__ = ["OnlineLoader"]
@@ -80,6 +81,12 @@ class OnlineLoader:
         self._side = side_of(device or torch.device("cpu"))
         self._check = check
         self._ahead = ahead
+        self._waited = Clock()
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the trainer has waited for batches, up to now."""
+        return self._waited.total
 
     def __iter__(self) -> Iterator[Batch]:
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(self._ahead)
@@ -146,10 +153,12 @@ class OnlineLoader:
         self, ready: queue.Queue[Batch | BaseException | None], patience: float
     ) -> tuple[State, Batch | BaseException | None]:
         """Wait for so many seconds at most, and say what this rank has."""
+        self._waited.start()
         try:
             item = ready.get(timeout=patience)
         except queue.Empty:
             return State.WAITING, None
+        self._waited.stop()
         if self._stopped():
             return State.STOPPED, None
         if isinstance(item, BaseException):

@@ -27,14 +27,15 @@ class RecipeError(ValueError):
 
 def _shipped(kind: str) -> dict[str, Path]:
     """Return the recipes beside the package (a checkout) or of its wheel."""
-    beside = Path(__file__).resolve().parent.parent / kind
-    if (beside.parent / "setup.cfg").is_file():
+    root = Path(__file__).resolve().parent.parent
+    beside = root / kind
+    if (root / "setup.cfg").is_file():
         return {path.stem: path for path in sorted(beside.glob("*.yaml"))}
     installed = importlib.metadata.files("surrogate-flow") or []
     return {
         file.stem: Path(str(file.locate()))
         for file in installed
-        if file.suffix == ".yaml" and file.parent.name == kind
+        if file.suffix == ".yaml" and file.parent.name == Path(kind).name
     }
 
 
@@ -43,7 +44,7 @@ def find_recipe(kind: str, name: str) -> Path:
 
     Parameters
     ----------
-    kind : {"workflows", "models"}
+    kind : {"workflows", "workflows/clusters", "models"}
         The folder that holds the shipped ones.
     name : str
         Such as ``"workflows/heat2d.yaml"`` or ``"heat2d"``.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from surrogate_flow import schedule
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.in_order import InOrder
+from surrogate_flow.jobs import Waits
 from surrogate_flow.persistence import Persistence
 from surrogate_flow.ranks import Ranks
 from surrogate_flow.reservoir import Store
@@ -15,6 +17,8 @@ from surrogate_flow.simulation import Simulation
 from surrogate_flow.stream import Inlet, Sink
 
 __all__ = ["Sinks"]
+
+_STALE = 0.05  # of the samples held, fewer of which are new
 
 
 class Sinks:
@@ -166,6 +170,22 @@ class Sinks:
             progress = self.held_out.progress
             return f"trainer waits for held-out simulations: {progress}"
         return "" if self.store is None else self.store.waiting()
+
+    def waits(self, trainer: float | None) -> Waits:
+        """Return who has waited for whom since the beginning.
+
+        Parameters
+        ----------
+        trainer : float or None
+            Seconds that the trainer waited for batches; None before it takes any: it
+            waits for the held-out set, or for the first samples.
+        """
+        waited = time.monotonic() if trainer is None else trainer
+        if self.store is None:
+            return Waits(waited, 0.0)
+        counters = self.store.counters()
+        stale = counters.unseen < _STALE * counters.population
+        return Waits(waited, counters.put_wait, stale and trainer is not None)
 
     def blocked(self) -> bool:
         """Whether simulations that wait do so for the trainer, not for each other."""

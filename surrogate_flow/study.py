@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from surrogate_flow.ensemble import Ensemble, Progress
 from surrogate_flow.existing import Existing
 from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
+from surrogate_flow.jobs import Fleet, Load, Request, Waits, at_once, processes_of
 from surrogate_flow.ranks import RankError, Ranks, State
 from surrogate_flow.simulation import Simulation, run
 from surrogate_flow.solvers.solver import Solver
@@ -54,6 +56,9 @@ class Study:
         Called when the last simulation has ended.
     urgency : callable, optional
         How far a simulation goes before others, as an `Inlet` takes it.
+    waits : callable, optional
+        Who has waited for whom; the number of jobs follows it.
+    cores_per_simulation : int
     ahead : int
         Simulations in flight, for each thread of the workers.
     ranks : Ranks, optional
@@ -75,6 +80,8 @@ class Study:
         on_set_aside: Callable[[int], None],
         on_end: Callable[[], None],
         urgency: Callable[[int], int] = lambda simulation: 0,
+        waits: Callable[[], Waits] | None = None,
+        cores_per_simulation: int = 1,
         ahead: int = 2,
         ranks: Ranks | None = None,
     ) -> None:
@@ -84,10 +91,14 @@ class Study:
         self._on_set_aside = on_set_aside
         self._sink_for = sink_for
         self._begun: set[int] = set()
+        self._waits = waits
+        self._world = ranks.world
+        self._at_once = 1
+        self.fleet: Fleet | None = None
         self._resources = contextlib.ExitStack()
         try:
             with ranks.failing():
-                known = self._open_cluster(cluster, folder, ranks)
+                known = self._open_cluster(cluster, folder, ranks, cores_per_simulation)
             ranks.meet(State.READY)
             known = ranks.gather(known)[0]
             with ranks.failing():
@@ -121,7 +132,11 @@ class Study:
                 watchdog=None
                 if faults.step_timeout is None
                 else Watchdog(self._client, self.inlet, faults.step_timeout),
+                fleet=self.fleet,
+                patient=known.jobs,
             )
+            if self.fleet is not None:
+                self.fleet.follow(self._load)
             self._resources.callback(self._ensemble.close)
             self._resources.callback(self.inlet.dismiss, "the study has ended")
             self._resources.callback(self._ensemble.halt)
@@ -132,21 +147,44 @@ class Study:
             raise
 
     def _open_cluster(
-        self, cluster: Callable[[], Cluster] | None, folder: Path, ranks: Ranks
+        self,
+        cluster: Callable[[], Cluster] | None,
+        folder: Path,
+        ranks: Ranks,
+        cores: int,
     ) -> Existing | None:
         """Open the cluster on the first rank; it is closed when all have left."""
         known = None
         if ranks.rank == 0:
             opened = self._resources.enter_context(
-                open_cluster(cluster, folder, self._faults.worker_ttl)
+                open_cluster(
+                    cluster, folder, self._faults.worker_ttl, cores_per_simulation=cores
+                )
             )
             _check_reach(opened, ranks)
+            if request := Request.of(cluster):
+                self._at_once = at_once(opened)
+                bounds = request.bounds(processes_of(opened))
+                # All ranks simulate at the same time.
+                bounds = bounds.at_least(-(-ranks.world // self._at_once))
+                self.fleet = self._resources.enter_context(Fleet(opened, bounds))
             local = is_local(opened) and ranks.on_one_machine
-            known = Existing.of(opened, local=local)
+            known = Existing.of(opened, local=local, jobs=self.fleet is not None)
             if ranks.world > 1:
                 known = self._resources.enter_context(known.in_files(folder))
         self._resources.callback(_part, ranks)
         return known
+
+    def _load(self) -> Load:
+        now = time.monotonic()
+        live = [p for p in self.inlet.progress() if p.connected]
+        ages = [now - p.opened - p.waited for p in live]
+        longest = max([*ages, self.inlet.counters().longest])
+        waits = self._waits() if self._waits else Waits(0.0, 0.0)
+        left = self._ensemble.useful
+        # Of the simulations of other ranks this one knows nothing.
+        useful = None if left is None or self._world > 1 else -(-left // self._at_once)
+        return Load(replace(waits, useful=useful), longest)
 
     def start(self) -> None:
         """Begin to submit simulations; may be called again."""
@@ -201,6 +239,11 @@ class Study:
         """Count simulations by state."""
         return self._ensemble.progress()
 
+    def jobs(self) -> str:
+        """Say what jobs there are, if some of those that are wanted have no workers."""
+        fleet = self.fleet
+        return fleet.words() if fleet and fleet.at_work < fleet.wanted else ""
+
     def silent(self) -> str:
         """Say which simulations run, and how long each has been silent."""
         now = time.monotonic()
@@ -224,7 +267,7 @@ def _check_reach(cluster: Cluster, ranks: Ranks) -> None:
         raise ValueError(
             "Ranks on several machines need a cluster that all of them reach, got one "
             f"at {address}, which is this machine only. Name another one with "
-            "--data.cluster, such as workflows/clusters/solvers.yaml."
+            "--data.cluster, such as workflows/clusters/slurm.yaml."
         )
 
 

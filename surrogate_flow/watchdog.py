@@ -127,7 +127,14 @@ class Watchdog:
         whole = self._inlet.is_whole(simulation)
         steps = self._inlet.spec.steps if whole else 0
         return Progress(
-            simulation, attempt, steps, since, connected=True, waiting=False
+            simulation,
+            attempt,
+            steps,
+            since,
+            connected=True,
+            waiting=False,
+            opened=since,
+            waited=0.0,
         )
 
     def _begins(self, key: str) -> bool:

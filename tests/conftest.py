@@ -1,5 +1,8 @@
 """What several tests share."""
 
+import shutil
+
+import batch
 import psutil
 import pytest
 from distributed import Client, LocalCluster
@@ -33,3 +36,38 @@ def no_run_outlives_its_test():
         ):
             for process in [*child.children(recursive=True), child]:
                 process.kill()
+
+
+@pytest.fixture(scope="session")
+def slurm_is_up():
+    """A Slurm on this machine, with two virtual nodes."""
+    why, stop = batch.start()
+    if stop is None:
+        pytest.skip(why)
+    yield
+    stop()
+
+
+@pytest.fixture
+def slurm(slurm_is_up):
+    """The same, without jobs before and after."""
+    assert not batch.jobs()
+    yield
+    left = batch.jobs()
+    for job in left:
+        batch.call("scancel", job)
+    batch.wait_until(lambda: not batch.jobs("PENDING,RUNNING,COMPLETING"))
+    assert not left
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("slurm", marks=pytest.mark.slurm),
+        pytest.param("pbs", marks=pytest.mark.pbs),
+    ]
+)
+def queue(request, slurm):
+    """Slurm by its own command line and by that of PBS."""
+    if request.param == "pbs" and shutil.which("qsub") is None:
+        pytest.skip("no PBS command line; tests/slurm-local.sh install brings it")
+    return request.param

@@ -1,5 +1,6 @@
 """Clusters as they are opened for a study."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,13 +9,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dask.system import CPU_COUNT
 from dask.utils import key_split
 from distributed import Client, LocalCluster
 from jsonargparse import ArgumentParser
+from troubled import STEPS, Wave
 
+from surrogate_flow import ExistingScheduler, security
 from surrogate_flow.clusters import open_cluster
 from surrogate_flow.data import OnlineData
 from surrogate_flow.forgetting import forget
+from surrogate_flow.reservoir import FIFO
 
 LENGTH = "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH"
 
@@ -87,9 +92,9 @@ def test_what_the_user_has_set_stays(set_to, expected):
 
 def test_a_queue_s_cluster_is_named_by_its_class(tmp_path):
     """The shipped example gives a job script with the recipe's resources, and with keys."""
-    path = Path(__file__).parents[1] / "workflows" / "clusters" / "solvers.yaml"
+    path = Path(__file__).parents[1] / "workflows" / "clusters" / "slurm.yaml"
     recipe = yaml.safe_load(path.read_text())
-    recipe["dict_kwargs"] |= {"n_workers": 0, "interface": "lo"}
+    recipe["dict_kwargs"] |= {"interface": "lo"}
     parser = ArgumentParser()
     parser.add_class_arguments(OnlineData, "data")
     data = {"solver": {"class_path": "troubled.Wave"}, "cluster": recipe}
@@ -101,3 +106,77 @@ def test_a_queue_s_cluster_is_named_by_its_class(tmp_path):
         assert "--nworkers 2" in script
         assert f"--tls-key {tmp_path}" in script
         assert cluster.scheduler_address.startswith("tls://")
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A scheduler and a worker that somebody has started, with keys of their own."""
+    with security.in_files(tmp_path / "keys") as keys:
+        options = {"dashboard_address": "127.0.0.1:0", "protocol": "tls://"}
+        with LocalCluster(
+            n_workers=1, threads_per_worker=1, security=keys, **options
+        ) as cluster:
+            file = tmp_path / "scheduler.json"
+            file.write_text(json.dumps({"address": cluster.scheduler_address}))
+            config = keys.get_tls_config_for_role("client")
+            yield (
+                cluster,
+                {
+                    "scheduler_file": str(file),
+                    "tls_ca_file": config["ca_file"],
+                    "tls_cert": config["cert"],
+                    "tls_key": config["key"],
+                },
+            )
+
+
+def test_a_scheduler_that_runs_already(running, tmp_path, monkeypatch):
+    """Its workers simulate, and both are there when the study has ended."""
+    cluster, arguments = running
+    monkeypatch.chdir(tmp_path)
+    data = OnlineData(
+        Wave(),
+        simulations=6,
+        held_out=1,
+        batch_size=5,
+        reservoir=partial(FIFO, capacity=20),
+        cluster=partial(ExistingScheduler, **arguments),
+    )
+    data.setup("fit")
+    assert sum(len(each.step) for each in data.train_dataloader()) == 6 * STEPS
+    data.close()
+    with Client(cluster, set_as_default=False) as client:
+        assert client.submit(abs, -1).result(30) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "either an address or a scheduler_file"),
+        ({"address": "tcp://127.0.0.1:1", "timeout": 1.0}, "no answer within 1 s"),
+        ({"scheduler_file": "nowhere.json"}, "not the file of a scheduler"),
+    ],
+    ids=["neither", "silent", "missing"],
+)
+def test_a_scheduler_that_is_not_there(arguments, words, tmp_path, monkeypatch):
+    """What was asked for, and what it may be."""
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(RuntimeError, match=words),
+        open_cluster(partial(ExistingScheduler, **arguments), tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_local_simulations_have_their_cores(cores, tmp_path, monkeypatch):
+    """Fewer workers, each of which tells OpenMP of its cores, not of the trainer's."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    with (
+        open_cluster(None, tmp_path, cores_per_simulation=cores) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(1, timeout=30)
+        assert len(client.nthreads()) == max(1, CPU_COUNT // cores)
+        assert set(client.run(os.getenv, "OMP_NUM_THREADS").values()) == {str(cores)}
+        assert os.environ["OMP_NUM_THREADS"] == "8"

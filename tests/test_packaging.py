@@ -84,3 +84,14 @@ def test_a_wheel_brings_the_recipes(tmp_path):
         check=True,
     )
     assert where.stdout.startswith(str(home))
+    plan = subprocess.run(
+        [str(home / "bin" / "surrogate-flow"), "plan", "--data", "heat2d"]
+        + ["--data.cluster", "slurm", "--data.cluster.interface", "lo"],
+        cwd=empty,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert "#SBATCH -t 04:00:00" in plan.stdout, plan.stderr
+    shipped = home / "share" / "surrogate_flow" / "workflows" / "clusters"
+    assert {path.suffix for path in shipped.iterdir()} == {".yaml", ".sbatch", ".pbs"}

@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
 from dask_jobqueue import SLURMCluster
@@ -189,7 +190,7 @@ def test_jobs_of_a_queue_get_the_keys(tmp_path, monkeypatch):
         assert "PRIVATE" not in script
         assert is_let_in(cluster.scheduler_address, cluster.security)
         assert not is_let_in(cluster.scheduler_address, Security.temporary())
-    assert not list((tmp_path / "run").iterdir())
+    assert not keys_in(tmp_path / "run")
     # Nor does dask-jobqueue write any by itself.
     assert not list(tmp_path.glob(".dask-jobqueue*"))
 
@@ -256,10 +257,17 @@ def test_the_dashboard_is_for_this_machine(chosen, tmp_path, warnings):
     assert len(warnings) == open_
 
 
-def test_an_open_dashboard_of_a_queue_s_cluster_is_said(tmp_path, warnings):
-    """It is Dask's default there, and only the user knows who shares the login node."""
+def test_the_dashboard_of_a_queue_s_cluster(tmp_path, warnings):
+    """This machine only, where Dask shows it to all; who wants that says so, and is told what it means."""
     factory = partial(SLURMCluster, cores=1, memory="1GB", interface="lo")
     with open_cluster(factory, tmp_path) as cluster:
+        assert listening(cluster.dashboard_link) == {"127.0.0.1"}
+    assert not warnings
+    options = {"dashboard_address": "0.0.0.0:0", "interface": "lo"}
+    with (
+        dask.config.set({"jobqueue.slurm.scheduler-options": options}),
+        open_cluster(factory, tmp_path) as cluster,
+    ):
         assert listening(cluster.dashboard_link) == {"0.0.0.0"}
     (warning,) = warnings
     assert "within scheduler_options" in warning.getMessage()

@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -349,6 +350,23 @@ def test_an_exception_in_a_sink_is_not_lost():
     with pytest.raises(ZeroDivisionError):
         inlet.__exit__(None, None, None)
     sink.close()
+
+
+def test_how_long_simulations_take_without_waiting(inlet, ledger):
+    """What the trainer kept one waiting for is not its own time."""
+    ledger.room = 0
+    start = time.monotonic()
+    thread = threading.Thread(target=send_all, args=(inlet, 1))
+    thread.start()
+    settle(inlet, lambda c: c.waiting == 1)
+    threading.Event().wait(0.6)
+    (live,) = inlet.progress()
+    ledger.make_room(None)
+    thread.join()
+    assert time.monotonic() - start > 0.6
+    assert 0 < inlet.counters().longest < 0.5
+    assert start <= live.opened
+    assert live.waiting
 
 
 class OneAtATime(Ledger):

@@ -2,8 +2,11 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -131,3 +134,60 @@ class Heavy(Wave):
         for t in self.spec.times:
             time.sleep(0.02 if phase < 0.5 else 0.0)
             yield self.step(phase, t, cells=25_000)
+
+
+class Threads(Wave):
+    """A wave that tells how many threads OpenMP may use."""
+
+    def solve(self, parameters):
+        for t in self.spec.times:
+            u = np.full(CELLS, float(os.environ["OMP_NUM_THREADS"]))
+            yield xr.Dataset({"u": (("time", "x"), u[None])}, {"time": [t]})
+
+
+class Parallel(Wave):
+    """A wave of the sum of all ranks, 1 + ... + n, of an MPI program that it starts.
+
+    Parameters
+    ----------
+    ranks : int
+        n.
+    """
+
+    program = (
+        "from mpi4py import MPI; everyone = MPI.COMM_WORLD; "
+        "total = everyone.allreduce(everyone.rank + 1); "
+        "everyone.rank or print(total)"
+    )
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+
+    def solve(self, parameters):
+        mpirun = Path(sys.executable).with_name("mpirun")
+        words = [mpirun, "-launcher", "fork", "-n", str(self.ranks)]
+        for t in self.spec.times:
+            done = subprocess.run(
+                [*words, sys.executable, "-c", self.program],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            u = np.full(CELLS, float(done.stdout))
+            yield xr.Dataset({"u": (("time", "x"), u[None])}, {"time": [t]})
+
+
+class Booked(Leisurely):
+    """A leisurely wave that notes in a file when a simulation begins and ends."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def solve(self, parameters):
+        self.note("begin")
+        yield from super().solve(parameters)
+        self.note("end")
+
+    def note(self, word):
+        with open(self.path, "a") as file:
+            file.write(f"{word}\n")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.numbers import NumberSet
 from surrogate_flow.stream import messages as msg
+from surrogate_flow.stream.counts import Counts
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.delivery import Delivery
 from surrogate_flow.stream.former import Former
@@ -79,7 +80,7 @@ class Reception:
         self._finished = NumberSet()
         self._given_up = NumberSet()
         self._stopped: str | None = None
-        self._steps = self._messages = self._duplicates = 0
+        self._counts = Counts()
         self._refusals = Refusals()
 
     def handle(self, identity: bytes, frames: Sequence[memoryview]) -> None:
@@ -129,12 +130,12 @@ class Reception:
 
     def leave(self, identity: bytes) -> None:
         """Close a connection; the simulation may come back on another one."""
+        self._go_on(identity)
         trajectory = self._connections.pop(identity, None)
         if trajectory is None:
             return
         trajectory.identity = None
         trajectory.ended = False
-        self._waiting.pop(identity, None)
         self._former.add(identity)
         self._grant(self.pool.close(identity))
 
@@ -175,13 +176,14 @@ class Reception:
 
     def counters(self) -> InletCounters:
         """Return what was seen so far; from any thread."""
-        waiting = list(self._waiting.values())
+        counts, waiting = self._counts, list(self._waiting.values())
         refused = self._refusals.counts()
         return InletCounters(
-            bytes=self._steps * self.spec.step_bytes,
-            steps=self._steps,
-            messages=self._messages,
-            duplicates=self._duplicates,
+            bytes=counts.steps * self.spec.step_bytes,
+            steps=counts.steps,
+            messages=counts.messages,
+            duplicates=counts.duplicates,
+            longest=counts.longest,
             refusals=sum(refused.values()),
             refused=refused,
             connections=len(self._connections),
@@ -231,7 +233,8 @@ class Reception:
         if trajectory.identity is None:
             trajectory.identity = identity
             trajectory.attempt = message.attempt
-            trajectory.last = time.monotonic()
+            trajectory.opened = trajectory.last = time.monotonic()
+            trajectory.waited = 0.0
             self._live[number] = self._connections[identity] = trajectory
             self._former.reopen(identity)
             credit = self.pool.open(identity)
@@ -250,14 +253,12 @@ class Reception:
             return
         self._terms.check_steps(trajectory, message)
         self.pool.spend(identity, message.length)
-        self._waiting.pop(identity, None)
+        self._go_on(identity)
         old = trajectory.add(identity, message.first, payload, message.count)
-        self._duplicates += old
+        self._counts.receive(message.count - old, old)
         if old == message.count:
             self._consume(identity, message.length)
             return
-        self._steps += message.count - old
-        self._messages += 1
         if len(trajectory.pending) == 1:
             self._delivery.deliver(trajectory)
 
@@ -295,6 +296,9 @@ class Reception:
     def _finish(self, trajectory: Trajectory) -> None:
         assert trajectory.identity is not None
         self._finished.add(trajectory.number)
+        self._go_on(trajectory.identity)
+        seconds = time.monotonic() - trajectory.opened - trajectory.waited
+        self._counts.finish(seconds)
         del self._live[trajectory.number]
         trajectory.sink.forget(trajectory.number)
         identity = trajectory.identity
@@ -306,9 +310,18 @@ class Reception:
             trajectory = self._connections.get(identity)
             if trajectory is None or trajectory.ended:
                 continue
-            if self._waiting.pop(identity, None) is not None:
+            if self._go_on(identity):
                 trajectory.last = time.monotonic()
             self._reply(identity, msg.Credit(granted))
+
+    def _go_on(self, identity: bytes) -> bool:
+        """Note that a connection waits no longer; return whether it did."""
+        since = self._waiting.pop(identity, None)
+        if since is None:
+            return False
+        if (trajectory := self._connections.get(identity)) is not None:
+            trajectory.waited += time.monotonic() - since
+        return True
 
     def _refuse(self, identity: bytes, refusal: Refusal) -> None:
         self.leave(identity)

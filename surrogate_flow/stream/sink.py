@@ -75,6 +75,9 @@ class InletCounters:
         Outlets that wait for credit or for the sink.
     waiting_since : float or None
         `time.monotonic` when the one that waits longest began to.
+    longest : float
+        Seconds from opening to end of the longest of the last 32 simulations, without
+        waiting for room.
     """
 
     bytes: int
@@ -90,13 +93,15 @@ class InletCounters:
     outstanding: int
     waiting: int
     waiting_since: float | None
+    longest: float
 
 
 class Progress(NamedTuple):
     """How far a live simulation is.
 
     `last` is `time.monotonic` at its last step, at its opening, or when room was made
-    for it, whichever came last.
+    for it, whichever came last; `opened` that at its opening, and `waited` the seconds
+    since then for which it waited for room.
     """
 
     simulation: int
@@ -105,3 +110,5 @@ class Progress(NamedTuple):
     last: float
     connected: bool
     waiting: bool
+    opened: float
+    waited: float

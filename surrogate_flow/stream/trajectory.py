@@ -49,6 +49,10 @@ class Trajectory:
         self.next = sink.expected(number)
         #: `time.monotonic` of the last step, of the opening, or when it ceased to wait.
         self.last = time.monotonic()
+        #: `time.monotonic` when the present attempt was opened.
+        self.opened = self.last
+        #: Seconds of it that the attempt has waited for credit.
+        self.waited = 0.0
         #: What the sink has not taken.
         self.pending: deque[Parcel] = deque()
 
@@ -56,7 +60,14 @@ class Trajectory:
         """Return how far it is; from any thread."""
         connected = self.identity is not None
         return Progress(
-            self.number, self.attempt, self.next, self.last, connected, waiting
+            self.number,
+            self.attempt,
+            self.next,
+            self.last,
+            connected,
+            waiting,
+            self.opened,
+            self.waited,
         )
 
     def add(self, identity: bytes, first: int, payload: memoryview, count: int) -> int:

@@ -1,0 +1,146 @@
+"""The shipped recipes and scripts, on a real Slurm: by its own commands, and by those of PBS."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import batch
+import pytest
+import yaml
+
+SMALL = [
+    "--data.solver.cells=[8,8]",
+    "--data.solver.steps=10",
+    "--data.simulations=60",
+    "--data.held_out=3",
+    "--data.reservoir.capacity=200",
+    "--data.reservoir.threshold=50",
+]
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A user's folder, with the recipes, and with what holds for a whole site."""
+    for name in ("workflows", "models"):
+        shutil.copytree(batch.ROOT / name, tmp_path / name)
+    (tmp_path / "dask").mkdir()
+    everywhere = {"interface": "lo", "memory": "1 GB"}
+    everywhere["job-script-prologue"] = batch.arguments()["job_script_prologue"]
+    settings = {"jobqueue": {"slurm": everywhere, "pbs": everywhere}}
+    (tmp_path / "dask" / "jobqueue.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.setenv("DASK_CONFIG", str(tmp_path / "dask"))
+    # The package that these tests import, wherever an installed one is.
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "surrogate-flow"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m surrogate_flow "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(batch.ROOT))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fit(*words):
+    return subprocess.run(
+        ["surrogate-flow", "fit", "--model", "fully_connected", *words],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+
+def checkpoints(folder):
+    return sorted(Path(folder).glob("**/checkpoints/last.ckpt"))
+
+
+def outputs(folder="."):
+    """What jobs have written, for whoever reads a failure."""
+    logs = [p for p in Path(folder).glob("*.o*")] + list(Path(folder).glob("slurm-*"))
+    return "\n".join(p.read_text() for p in logs)
+
+
+def finish(folder, jobs, seconds=110):
+    """Wait until no job is in the queue, and there are so many checkpoints."""
+    try:
+        batch.wait_until(lambda: not batch.jobs(), seconds)
+    except AssertionError:
+        pytest.fail(f"{batch.jobs()}\n{outputs()}")
+    found = checkpoints(folder)
+    assert len(found) == jobs, outputs()
+    return found
+
+
+def test_the_demo_by_its_recipe(queue, site):
+    """fit --data heat2d --data.cluster slurm (or pbs): simulations are jobs, and none is left."""
+    done = fit("--data", "heat2d", "--data.cluster", queue, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "is in the queue" in done.stdout
+    assert "63 done, 0 running, 0 failed" in done.stdout
+    assert "listens on every interface" not in done.stdout
+    assert len(checkpoints("runs")) == 1
+    assert not batch.jobs()
+    assert not list(site.glob("runs/**/.keys*"))
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_whatever_ends_a_run_leaves_no_job(how, slurm, site):
+    """Ctrl-C at a terminal, and what a batch system sends before it kills."""
+    process = subprocess.Popen(
+        ["surrogate-flow", "fit", "--data", "heat2d", "--model", "fully_connected"]
+        + ["--data.cluster", "slurm", *SMALL, "--data.simulations=null"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if "batch " in line:
+            break
+    assert batch.jobs()
+    os.killpg(process.pid, how)
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode == 0) == (how == signal.SIGINT), said
+    assert not batch.jobs(), said
+    assert not list(site.glob("runs/**/.keys*"))
+
+
+def submit(queue, name, words, monkeypatch):
+    """Submit a script with further arguments, as its first lines say."""
+    script = f"workflows/clusters/{name}.{'sbatch' if queue == 'slurm' else 'pbs'}"
+    if queue == "slurm":
+        batch.call("sbatch", script, *words)
+    else:
+        monkeypatch.setenv("ARGUMENTS", " ".join(words))
+        batch.call("qsub", "-V", script)
+
+
+def test_the_trainer_in_its_own_allocation(queue, site, monkeypatch):
+    """A job trains, others simulate; submitted again, it goes on where it was."""
+    submit(queue, "trainer", [*SMALL, "--trainer.max_steps=10"], monkeypatch)
+    (first,) = finish("runs", 1)
+    submit(queue, "trainer", [*SMALL, "--ckpt_path=last"], monkeypatch)
+    finish("runs", 2)
+    assert f"From the checkpoint {first}" in outputs()
+
+
+def test_a_sweep(queue, site, monkeypatch):
+    """One fit an index of the job array, each with a seed and a folder of its own."""
+    submit(queue, "sweep", SMALL, monkeypatch)
+    finish("runs", 3)
+    for seed in range(3):
+        (config,) = site.glob(f"runs/sweep/fully_connected-{seed}/**/config.yaml")
+        assert yaml.safe_load(config.read_text())["seed_everything"] == seed
+
+
+@pytest.mark.slurm
+def test_two_ranks_on_two_nodes(slurm, site, monkeypatch):
+    """srun starts one rank a node, and the first one submits the jobs of the simulations."""
+    # Virtual nodes have names that nobody can look up.
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    batch.call("sbatch", "workflows/clusters/ranks.sbatch", *SMALL)
+    finish("runs", 1)
