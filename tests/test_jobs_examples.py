@@ -14,7 +14,7 @@ import yaml
 SMALL = [
     "--data.solver.cells=[8,8]",
     "--data.solver.steps=10",
-    "--data.simulations=60",
+    "--data.simulations=27",
     "--data.held_out=3",
     "--data.reservoir.capacity=200",
     "--data.reservoir.threshold=50",
@@ -79,7 +79,7 @@ def test_the_demo_by_its_recipe(queue, site):
     done = fit("--data", "heat2d", "--data.cluster", queue, *SMALL)
     assert done.returncode == 0, done.stderr
     assert "is in the queue" in done.stdout
-    assert "63 done, 0 running, 0 failed" in done.stdout
+    assert "30 done, 0 running, 0 failed" in done.stdout
     assert "listens on every interface" not in done.stdout
     assert len(checkpoints("runs")) == 1
     assert not batch.jobs()
@@ -104,8 +104,9 @@ def test_whatever_ends_a_run_leaves_no_job(how, slurm, site):
     assert batch.jobs()
     os.killpg(process.pid, how)
     said, _ = process.communicate(timeout=60)
-    assert (process.returncode == 0) == (how == signal.SIGINT), said
+    assert process.returncode == 0, said
     assert not batch.jobs(), said
+    assert len(checkpoints("runs")) == 1
     assert not list(site.glob("runs/**/.keys*"))
 
 

@@ -85,7 +85,10 @@ def begin_to_train(data):
 def test_a_job_that_is_killed_is_replaced(opened, kind, processes, size):
     """scancel or qdel amid simulations, with one process a job and two: nothing lost or doubled."""
     data = opened(
-        Leisurely(), kind, cluster={"cores": processes, **size}, simulations=10
+        Leisurely(),
+        kind,
+        cluster={"cores": processes, "memory": f"{processes} GB", **size},
+        simulations=10,
     )
     batches, loader = begin_to_train(data)
     victim = min(batch.jobs("RUNNING"), key=int)
@@ -134,13 +137,13 @@ def test_a_study_outlives_its_walltimes(opened, tmp_path, monkeypatch):
     data = opened(
         Booked(str(book)),
         cluster={"walltime": "00:00:30", "minimum_jobs": 2, "maximum_jobs": 2},
-        simulations=60,
+        simulations=44,
     )
     batches = list(data.train_dataloader())
-    check_all_once(counts(batches), 60)
+    check_all_once(counts(batches), 44)
     assert data.study.fleet.replaced >= 2
     lines = Counter(book.read_text().split())
-    assert lines == {"begin": 61, "end": 61}
+    assert lines == {"begin": 45, "end": 45}
     assert len(left) >= 2
     assert min(left) > 0
 
@@ -247,12 +250,12 @@ def test_the_number_of_jobs_follows_the_training(opened, monkeypatch):
     """Slow solvers, a quick trainer: more jobs, up to the maximum; none is left in the end."""
     monkeypatch.setattr(fleet, "_SETTLE", 2.0)
     data = opened(
-        Leisurely(), cluster={"minimum_jobs": 1, "maximum_jobs": 4}, simulations=40
+        Leisurely(), cluster={"minimum_jobs": 1, "maximum_jobs": 4}, simulations=26
     )
     data.val_dataloader()
     most, drawn = 0, []
     for each in data.train_dataloader():
         drawn.append(each)
         most = max(most, len(batch.jobs("RUNNING")))
-    check_all_once(counts(drawn), 40)
+    check_all_once(counts(drawn), 26)
     assert 2 <= most <= 4
