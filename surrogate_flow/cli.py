@@ -24,7 +24,6 @@ __all__ = ["main"]
 _FOR_USERS = (ValueError, RuntimeError, FileNotFoundError, TimeoutError)
 _KINDS = {"--data": "workflows", "--model": "models"}
 _CLUSTER = "--data.cluster"
-_QUOTES = "\"'"
 _WRAPPING = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -69,8 +68,8 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
         elif option.startswith(f"{_CLUSTER}.") and _CLUSTER in paths:
             option = _argument(option, paths[_CLUSTER])
             if option.endswith(".walltime") and value is not None:
-                # To YAML 12:00:00 is a number.
-                value = f'"{value.strip(_QUOTES)}"'
+                # To YAML 12:00:00 is a number, and 012:00:00 is not.
+                value = re.sub(r"^([1-9]\d*:)", r"0\1", value)
         head, _, dotted = option.partition(".")
         if dotted and head in _KINDS and not whole:
             from surrogate_flow import commands

@@ -456,7 +456,7 @@ def test_a_job_that_is_taken_too_late_is_cancelled(scripted, tmp_path, monkeypat
 @pytest.fixture
 def said(monkeypatch):
     """What a fleet warns of; Dask silences the handlers that pytest gives it."""
-    lines, handler = [], logging.Handler()
+    lines, handler = [], logging.Handler(logging.WARNING)
     monkeypatch.setattr(
         handler, "emit", lambda record: lines.append(record.getMessage())
     )

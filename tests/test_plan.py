@@ -79,7 +79,7 @@ def test_the_script_of_a_job_and_how_many(kind, capsys):
 def test_a_machine_without_queue(capsys):
     """No script; the workers that there would be."""
     cluster = partial(
-        LocalCluster, n_workers=2, threads_per_worker=1, dashboard_address=":0"
+        LocalCluster, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
     )
     show(OnlineData(Wave(), cluster=cluster), Console(width=200))
     printed = capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_a_machine_without_queue(capsys):
 
 def test_a_scheduler_without_workers(capsys):
     """No rate, no time, and no division by nothing."""
-    cluster = partial(LocalCluster, n_workers=0, dashboard_address=":0")
+    cluster = partial(LocalCluster, n_workers=0, dashboard_address="127.0.0.1:0")
     show(OnlineData(Wave(), cluster=cluster), Console(width=200))
     assert "no workers yet" in capsys.readouterr().out
 
@@ -97,8 +97,10 @@ def test_a_scheduler_without_workers(capsys):
 def test_by_the_command_line(monkeypatch, capsys, tmp_path):
     """With recipes by name; a model is no mistake."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DASK_JOBQUEUE__SLURM__INTERFACE", "lo")
-    words = "plan --data heat2d --model fully_connected --data.cluster slurm"
+    words = (
+        "plan --data heat2d --model fully_connected --data.cluster slurm "
+        "--data.cluster.interface lo"
+    )
     main([*words.split(), "--data.solver.steps=3"])
     printed = capsys.readouterr().out
     assert "#SBATCH -t 04:00:00" in printed
@@ -110,21 +112,29 @@ def test_by_the_command_line(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "jobs"),
     [
-        ("slurm --data.cluster.cores 16", "1 to 8, each with 16 cores"),
-        ("slurm --data.cluster.maximum_jobs=3", "1 to 3, each with 2 cores"),
+        (
+            "slurm --data.cluster.cores 16 --data.cluster.interface lo",
+            "1 to 8, each with 16 cores",
+        ),
+        (
+            "slurm --data.cluster.maximum_jobs=3 --data.cluster.interface lo",
+            "1 to 3, each with 2 cores",
+        ),
         (
             "dask_jobqueue.PBSCluster --data.cluster.cores 3 --data.cluster.memory 1GB "
             "--data.cluster.n_workers 7 --data.cluster.interface lo",
             "3, each with 3 cores, 1GB",
         ),
-        ("slurm --data.cluster.walltime 12:00:00", "walltime 12:00:00"),
+        (
+            "slurm --data.cluster.walltime 12:00:00 --data.cluster.interface lo",
+            "walltime 12:00:00",
+        ),
         ("local --data.cluster.n_workers 3", "3 simulations"),
     ],
     ids=lambda words: words.split()[0],
 )
-def test_arguments_of_a_cluster_on_the_command_line(words, jobs, capsys, monkeypatch):
+def test_arguments_of_a_cluster_on_the_command_line(words, jobs, capsys):
     """Its own, and those that it hands on to its jobs."""
-    monkeypatch.setenv("DASK_JOBQUEUE__SLURM__INTERFACE", "lo")
     main(f"plan --data heat2d --data.solver.steps 3 --data.cluster {words}".split())
     assert jobs in capsys.readouterr().out
 

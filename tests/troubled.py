@@ -154,11 +154,22 @@ class Parallel(Wave):
         n.
     """
 
-    program = (
-        "from mpi4py import MPI; everyone = MPI.COMM_WORLD; "
-        "total = everyone.allreduce(everyone.rank + 1); "
-        "everyone.rank or print(total)"
-    )
+    # MPICH by its C interface: where mpi4py is, Lightning starts MPI in the trainer.
+    program = """if True:
+        import ctypes, sys
+        from pathlib import Path
+        mpi = ctypes.CDLL(str(Path(sys.prefix, "lib", "libmpi.so.12")))
+        world, integer, add = 0x44000000, 0x4C000405, 0x58000003
+        rank, total = ctypes.c_int(), ctypes.c_int()
+        mpi.MPI_Init(None, None)
+        mpi.MPI_Comm_rank(world, ctypes.byref(rank))
+        mine = ctypes.c_int(rank.value + 1)
+        mpi.MPI_Allreduce(
+            ctypes.byref(mine), ctypes.byref(total), 1, integer, add, world
+        )
+        mpi.MPI_Finalize()
+        rank.value or print(total.value)
+    """
 
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
