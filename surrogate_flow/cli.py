@@ -54,7 +54,8 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
     """Replace the names of recipes by their paths, and check all that is spelt."""
     pairs = _pairs(words)
     options = {option for option, _, _ in pairs}
-    if options & {"-h", "--help"} or not words or words[0].startswith("-"):
+    helps = {"-h", "--help", *(f"{kind}.help" for kind in _KINDS)}
+    if options & helps or not words or words[0].startswith("-"):
         return list(words)
     whole = options & {"--config", "-c"}
     found: list[str] = []
@@ -67,11 +68,8 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
             value = paths[option] = _cluster(value)
         elif option.startswith(f"{_CLUSTER}.") and _CLUSTER in paths:
             option = _argument(option, paths[_CLUSTER])
-            if option.endswith(".walltime") and value is not None:
-                # To YAML 12:00:00 is a number, and 012:00:00 is not.
-                value = re.sub(r"^([1-9]\d*:)", r"0\1", value)
         head, _, dotted = option.partition(".")
-        if dotted and head in _KINDS and not whole:
+        if dotted not in ("", "help") and head in _KINDS and not whole:
             from surrogate_flow import commands
 
             commands.check_override(head, dotted, value or "", paths.get(head))

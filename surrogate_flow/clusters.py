@@ -109,8 +109,8 @@ def _build(factory: Callable[[], Cluster] | None, cores: int) -> Cluster:
             )
     except (TypeError, ValueError, OSError, RuntimeError) as error:
         raise RuntimeError(
-            f"The cluster did not start: {type(error).__name__}: {error} Check the "
-            "arguments under data.cluster."
+            f"The cluster did not start: {type(error).__name__}: "
+            f"{str(error).rstrip('.')}. Check the arguments under data.cluster."
         ) from error
 
 

@@ -23,7 +23,7 @@ class ExistingScheduler(Cluster):
     address : str, optional
         Such as ``tls://login1:8786``.
     scheduler_file : str, optional
-        Which ``dask scheduler --scheduler-file`` writes; instead of the address.
+        Which ``dask scheduler --scheduler-file`` writes; an address goes before it.
     tls_ca_file, tls_cert, tls_key : str, optional
         Paths of the keys with which one connects to it.
     timeout : float
@@ -32,7 +32,7 @@ class ExistingScheduler(Cluster):
     Raises
     ------
     ValueError
-        If not one of both is given, or the file is none of a scheduler.
+        If neither is given, or the file is none of a scheduler.
     OSError
         If it does not answer.
     """
@@ -46,10 +46,9 @@ class ExistingScheduler(Cluster):
         tls_key: str | None = None,
         timeout: float = 30.0,
     ) -> None:
-        if (address is None) == (scheduler_file is None):
+        if address is None and scheduler_file is None:
             raise ValueError(
-                "ExistingScheduler: expected either an address or a scheduler_file, "
-                f"got {address!r} and {scheduler_file!r}."
+                "ExistingScheduler: expected an address or a scheduler_file, got none."
             )
         # distributed's constructor has no types.
         super().__init__(asynchronous=False, quiet=True)  # type: ignore[no-untyped-call]

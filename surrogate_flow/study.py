@@ -242,7 +242,9 @@ class Study:
     def jobs(self) -> str:
         """Say what jobs there are, if some of those that are wanted have no workers."""
         fleet = self.fleet
-        return fleet.words() if fleet and fleet.at_work < fleet.wanted else ""
+        if fleet is None or self._ensemble.useful == 0:
+            return ""
+        return fleet.words() if fleet.at_work < fleet.wanted else ""
 
     def silent(self) -> str:
         """Say which simulations run, and how long each has been silent."""

@@ -91,7 +91,8 @@ def test_mistakes(words, message, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["fit", "--help"], ["predict", "--help"]]
+    "words",
+    [["--help"], ["fit", "--help"], ["predict", "--help"], ["fit", "--data.help"]],
 )
 def test_help_helps(words, monkeypatch, capsys):
     """Help exits with 0 and explains."""

@@ -152,8 +152,11 @@ def test_a_scheduler_that_runs_already(running, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({}, "either an address or a scheduler_file"),
-        ({"address": "tcp://127.0.0.1:1", "timeout": 1.0}, "no answer within 1 s"),
+        ({}, "an address or a scheduler_file"),
+        (
+            {"address": "tcp://127.0.0.1:1", "scheduler_file": "x", "timeout": 1.0},
+            "no answer within 1 s",
+        ),
         ({"scheduler_file": "nowhere.json"}, "not the file of a scheduler"),
     ],
     ids=["neither", "silent", "missing"],

@@ -37,6 +37,7 @@ SLURM = partial(SLURMCluster, cores=4, memory="4 GB", interface="lo")
     ("asked", "bounds"),
     [
         ({"n_workers": 6}, Bounds(2, 2)),
+        ({"n_workers": 6, "minimum_jobs": 1, "maximum_jobs": 8}, Bounds(2, 2)),
         ({"minimum_jobs": 2, "maximum_jobs": 5}, Bounds(2, 5)),
         ({"maximum_jobs": 5}, Bounds(1, 5)),
         ({"minimum_jobs": 3}, Bounds(3, 3)),
@@ -52,7 +53,6 @@ def test_the_number_of_jobs_that_a_recipe_asks_for(asked, bounds):
     ("asked", "words"),
     [
         ({}, "How many jobs"),
-        ({"n_workers": 2, "maximum_jobs": 2}, "got both"),
         ({"minimum_jobs": 3, "maximum_jobs": 2}, "got 3 and 2"),
         ({"minimum_jobs": 0, "maximum_jobs": -1}, "1 <= minimum_jobs"),
     ],
@@ -144,11 +144,14 @@ def test_what_a_site_says_of_all_jobs_stays(tmp_path):
         assert at_once(cluster) == 2
 
 
-@pytest.mark.parametrize("walltime", [43200, 30, 1.5])
-def test_a_walltime_that_yaml_has_made_a_number_of(walltime):
-    """12:00:00 without quotes, which would ask for thirty days."""
-    with pytest.raises(ValueError, match="between quotes"):
-        Request.of(partial(SLURM, walltime=walltime))
+@pytest.mark.parametrize(
+    ("walltime", "text"),
+    [(43200, "12:00:00"), (90, "00:01:30"), (90061, "25:01:01"), ("1-0", "1-0")],
+)
+def test_a_walltime_that_yaml_has_made_a_number_of(walltime, text, tmp_path):
+    """12:00:00, which would ask for thirty days; whatever else is text stays."""
+    with open_cluster(partial(SLURM, walltime=walltime), tmp_path) as cluster:
+        assert f"#SBATCH -t {text}\n" in cluster.job_script()
 
 
 def test_a_job_with_too_few_cores(tmp_path):

@@ -129,6 +129,10 @@ def test_by_the_command_line(monkeypatch, capsys, tmp_path):
             "slurm --data.cluster.walltime 12:00:00 --data.cluster.interface lo",
             "walltime 12:00:00",
         ),
+        (
+            "slurm --data.cluster.n_workers 4 --data.cluster.interface lo",
+            "2, each with",
+        ),
         ("local --data.cluster.n_workers 3", "3 simulations"),
     ],
     ids=lambda words: words.split()[0],

@@ -27,7 +27,7 @@ class Request:
     Attributes
     ----------
     n_workers : int, optional
-        Fixed, as dask-jobqueue's own argument has it.
+        Fixed, as dask-jobqueue's own argument has it. It counts if both are given.
     minimum_jobs, maximum_jobs : int, optional
         Within which the number of jobs goes up and down; from 1, if only the maximum
         is given.
@@ -55,7 +55,6 @@ class Request:
         if not queues:
             return None
         _check(factory.keywords, queues[0])
-        _check_walltime(factory.keywords.get("walltime"))
         asked = {word: factory.keywords.get(word) for word in _WORDS}
         return cls(**asked)
 
@@ -65,6 +64,8 @@ class Request:
         if not isinstance(factory, partial):
             return factory
         kept = {k: v for k, v in factory.keywords.items() if k not in _WORDS}
+        if "walltime" in kept:
+            kept["walltime"] = _as_text(kept["walltime"])
         return partial(factory.func, *factory.args, **kept)
 
     def bounds(self, processes: int) -> Bounds:
@@ -73,26 +74,20 @@ class Request:
         Raises
         ------
         ValueError
-            If none is asked for, or both a fixed number and bounds.
+            If none is asked for, or bounds that make no sense.
         """
+        if self.n_workers:
+            # Of a command line, say, whose recipe has bounds.
+            jobs = math.ceil(self.n_workers / processes)
+            return Bounds(jobs, jobs)
         least, most = self.minimum_jobs, self.maximum_jobs
-        adaptive = least is not None or most is not None
-        if adaptive and self.n_workers:
-            raise ValueError(
-                f"Expected n_workers or minimum_jobs and maximum_jobs, got both: "
-                f"{self}. The first is for a fixed size, the others for one that "
-                "follows the training."
-            )
-        if adaptive:
-            least = least or 1
-            return Bounds(least, most or least)
-        if not self.n_workers:
+        if least is None and most is None:
             raise ValueError(
                 "How many jobs? Expected n_workers, or minimum_jobs and maximum_jobs, "
                 "among the arguments under data.cluster; got none of them."
             )
-        jobs = math.ceil(self.n_workers / processes)
-        return Bounds(jobs, jobs)
+        least = 1 if least is None else least
+        return Bounds(least, least if most is None else most)
 
 
 def _check(arguments: Iterable[str], queue: type[JobQueueCluster]) -> None:
@@ -109,10 +104,9 @@ def _check(arguments: Iterable[str], queue: type[JobQueueCluster]) -> None:
             raise ValueError(f"{queue.__name__} takes no argument {name!r}. {hint}")
 
 
-def _check_walltime(walltime: object) -> None:
-    """Refuse what YAML has made a number of: 12:00:00 is 43200 to it."""
-    if isinstance(walltime, (int, float)):
-        raise ValueError(
-            f"walltime: expected text such as '12:00:00', got the number {walltime}. "
-            "YAML reads 12:00:00 as one: put it between quotes."
-        )
+def _as_text(walltime: object) -> object:
+    """Return what YAML has made a number of, quotes or not, as text: 12:00:00."""
+    if not isinstance(walltime, (int, float)):
+        return walltime
+    minutes, seconds = divmod(int(walltime), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"

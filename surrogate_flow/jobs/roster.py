@@ -56,6 +56,7 @@ class Roster:
         self._queue = queue.of(cluster)
         self._timed = timed
         self._standing: Mapping[str, Standing] = {}
+        self._silent = False
         self._asked, self._pause = -_ASK, _ASK
         self._questions: dict[int, concurrent.futures.Future[Any]] = {}
         # Cancelled, but perhaps not gone: when that was last tried, and how often.
@@ -94,7 +95,9 @@ class Roster:
         """Note what the queue says of some jobs, and of those that were cancelled."""
         self._asked = self.now = time.monotonic()
         ids = [job.id for job in jobs] + list(self._cancelled)
-        told = (self._queue.look(ids) if ids else {}) or {}
+        answer = self._queue.look(ids) if ids else {}
+        self._silent = answer is None
+        told = answer or {}
         changed = told.keys() != self._standing.keys() or any(
             told[job].state is not self._standing[job].state for job in told
         )
@@ -142,7 +145,9 @@ class Roster:
     def standing(self, job: Job) -> str:
         """Return what the queue said of a job last."""
         told = self._standing.get(job.id)
-        return told.words if told else "the queue has said nothing"
+        if told is not None:
+            return told.words
+        return "the queue has said nothing" if self._silent else "just submitted"
 
     def remaining(self) -> list[Job]:
         """Ask, and return the cancelled jobs that are not known to be gone."""
