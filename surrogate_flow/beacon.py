@@ -37,10 +37,6 @@ class Beacon:
         host, port = self._socket.getsockname()[:2]
         self.address: tuple[str, int] = (host, port)
 
-    def close(self) -> None:
-        """Put it out."""
-        self._socket.close()
-
 
 def is_out(address: tuple[str, int]) -> bool:
     """Whether nobody answers at a beacon's address."""

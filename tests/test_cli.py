@@ -15,7 +15,7 @@ SMALL = ["--data.solver.cells=[4,4]", "--data.solver.steps=2"]
 def nothing_is_submitted(monkeypatch, tmp_path):
     """Opening a cluster fails the test."""
 
-    def refuse(factory, folder):
+    def refuse(*arguments, **others):
         pytest.fail("a cluster was opened")
 
     monkeypatch.setattr(surrogate_flow.study, "open_cluster", refuse)

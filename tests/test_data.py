@@ -159,15 +159,6 @@ def test_deterministic_batches_do_not_depend_on_the_speed_of_failures(opened):
     assert runs[0] == runs[1]
 
 
-def four_threads():
-    return LocalCluster(
-        n_workers=1,
-        threads_per_worker=4,
-        processes=False,
-        dashboard_address="127.0.0.1:0",
-    )
-
-
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_simulations_that_are_waited_for_get_through(
     deterministic, opened, monkeypatch
@@ -181,7 +172,7 @@ def test_simulations_that_are_waited_for_get_through(
         batch_size=4,
         deterministic=deterministic,
         reservoir=partial(FIFO, capacity=8),
-        cluster=four_threads,
+        cluster=partial(one_worker, 4),
         faults=Faults(patience=20),
     )
     assert len(data.val_dataloader()) > 0
@@ -225,10 +216,10 @@ class Saves(L.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def one_thread():
+def one_worker(threads=1):
     return LocalCluster(
         n_workers=1,
-        threads_per_worker=1,
+        threads_per_worker=threads,
         processes=False,
         dashboard_address="127.0.0.1:0",
     )
@@ -249,7 +240,7 @@ def test_a_resume_amid_gradients_that_add_up_ends_with_the_same_weights(
             batch_size=4,
             deterministic=True,
             reservoir=POLICIES["FIRO"],
-            cluster=one_thread,
+            cluster=one_worker,
         )
         trainer = L.Trainer(
             default_root_dir=tmp_path,

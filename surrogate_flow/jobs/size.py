@@ -106,7 +106,6 @@ class Size:
         self.bounds = bounds
         self.settle = settle
         self.wanted = bounds.minimum
-        self._memory = memory
         self._mark: tuple[float, Waits] | None = None
         # Whether jobs were missing since then.
         self._short = False
