@@ -22,6 +22,7 @@ from distributed.deploy.cluster import Cluster
 
 from surrogate_flow import security, threads
 from surrogate_flow.jobs import Request, complete
+from surrogate_flow.jobs.request import class_of
 
 __all__ = ["is_local", "open_cluster"]
 
@@ -175,8 +176,7 @@ def _on_loopback(factory: Callable[..., Cluster]) -> Callable[..., Cluster]:
 
 def _of_site(factory: Callable[..., Cluster], known: dict[str, Any]) -> dict[str, Any]:
     """Return the options of the scheduler that a site's configuration has."""
-    words = (getattr(factory, "func", factory), *getattr(factory, "args", ()))
-    class_: Any = next(word for word in words if inspect.isclass(word))
+    class_: Any = class_of(factory)
     name = known.get("config_name") or class_.job_cls.default_config_name()
     return dict(dask.config.get(f"jobqueue.{name}.scheduler-options", None) or {})
 

@@ -15,7 +15,7 @@ from distributed.deploy.cluster import Cluster
 from surrogate_flow.jobs.size import Bounds
 from surrogate_flow.nearest import nearest
 
-__all__ = ["Request"]
+__all__ = ["Request", "class_of"]
 
 _WORDS = ("n_workers", "minimum_jobs", "maximum_jobs")
 
@@ -46,17 +46,12 @@ class Request:
         ValueError
             If it takes no such argument, with the nearest that it takes.
         """
-        if not isinstance(factory, partial):
-            wanted = inspect.isclass(factory) and issubclass(factory, JobQueueCluster)
-            return cls() if wanted else None
-        words = (factory.func, *factory.args)
-        classes = [word for word in words if inspect.isclass(word)]
-        queues = [word for word in classes if issubclass(word, JobQueueCluster)]
-        if not queues:
+        queue = class_of(factory)
+        if queue is None or not issubclass(queue, JobQueueCluster):
             return None
-        _check(factory.keywords, queues[0])
-        asked = {word: factory.keywords.get(word) for word in _WORDS}
-        return cls(**asked)
+        arguments = getattr(factory, "keywords", {})
+        _check(arguments, queue)
+        return cls(**{word: arguments.get(word) for word in _WORDS})
 
     @staticmethod
     def without(factory: Callable[..., Cluster]) -> Callable[..., Cluster]:
@@ -88,6 +83,12 @@ class Request:
             )
         least = 1 if least is None else least
         return Bounds(least, least if most is None else most)
+
+
+def class_of(factory: Callable[..., Cluster] | None) -> type | None:
+    """Return the class that a recipe's factory builds, if it names one."""
+    words = (getattr(factory, "func", factory), *getattr(factory, "args", ()))
+    return next((word for word in words if inspect.isclass(word)), None)
 
 
 def _check(arguments: Iterable[str], queue: type[JobQueueCluster]) -> None:
