@@ -26,7 +26,7 @@ $(VENV)/torch:
 	@touch $@
 
 $(VENV)/installed: $(VENV)/torch setup.cfg pyproject.toml
-	$(PIP) install -e .
+	$(PIP) install -e '.[networks]'
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

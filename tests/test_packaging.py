@@ -16,13 +16,15 @@ CONDA_NAMES = {
     "torch": "pytorch",
     "msgpack": "msgpack-python",
     "matplotlib": "matplotlib-base",
+    "torch-geometric": "pytorch_geometric",
 }
 
 
 def requirements():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    return setup["options"]["install_requires"].split()
+    runtime = setup["options"]["install_requires"].split()
+    return runtime + setup["options.extras_require"]["networks"].split()
 
 
 def test_conda_environment_names_the_same_packages():
