@@ -60,14 +60,18 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
     whole = options & {"--config", "-c"}
     found: list[str] = []
     paths: dict[str, str] = {}
+    class_path = ""
     for option, value, as_one in pairs:
         if option in _KINDS and value is not None:
             value = _recipe(option, value)
             paths[option] = value
         elif option == _CLUSTER and value is not None:
-            value = paths[option] = _cluster(value)
-        elif option.startswith(f"{_CLUSTER}.") and _CLUSTER in paths:
-            option = _argument(option, paths[_CLUSTER])
+            value = _cluster(value)
+            class_path = _class_path(value)
+        elif option in ("--config", "-c") and value is not None:
+            class_path = _class_path_of_run(value) or class_path
+        elif option.startswith(f"{_CLUSTER}.") and class_path:
+            option = _argument(option, class_path)
         head, _, dotted = option.partition(".")
         if dotted not in ("", "help") and head in _KINDS and not whole:
             from surrogate_flow import commands
@@ -128,12 +132,27 @@ def _cluster(value: str) -> str:
     return str(find_recipe("workflows/clusters", value))
 
 
-def _argument(option: str, cluster: str) -> str:
+def _class_path(cluster: str) -> str:
+    """Return what a cluster's recipe builds; a class stays what it is."""
+    if not Path(cluster).is_file():
+        return cluster
+    recipe = yaml.safe_load(Path(cluster).read_text())
+    return str(recipe.get("class_path", ""))
+
+
+def _class_path_of_run(config: str) -> str:
+    """Return the class of the cluster in the saved settings of a run, if any."""
+    path = Path(config)
+    settings = yaml.safe_load(path.read_text()) if path.is_file() else None
+    for key in ("data", "init_args", "cluster", "class_path"):
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings if isinstance(settings, str) else ""
+
+
+def _argument(option: str, class_path: str) -> str:
     """Return ``--data.cluster.cores`` as it reaches a class that hands it on."""
     name = option[len(_CLUSTER) + 1 :].partition(".")[0]
-    is_file = Path(cluster).is_file()
-    recipe = yaml.safe_load(Path(cluster).read_text()) if is_file else {}
-    class_ = class_at(recipe.get("class_path", cluster))
+    class_ = class_at(class_path)
     if name in (*inspect.signature(class_).parameters, *_WRAPPING):
         return option
     return option.replace(_CLUSTER, f"{_CLUSTER}.dict_kwargs", 1)

@@ -321,6 +321,6 @@ class OnlineData(L.LightningDataModule):
             stream=self.study.inlet.counters(),
             held_out=self.held_out.progress,
             waiting="; ".join(
-                filter(None, [self._sinks.trainer_waits(), self.study.jobs()])
+                filter(None, [self._sinks.trainer_waits(), self.study.held_up()])
             ),
         )

@@ -12,13 +12,14 @@ from distributed import Client
 
 from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
-from surrogate_flow.forgetting import ANSWER, forget
+from surrogate_flow.forgetting import forget
 from surrogate_flow.jobs import Fleet
 from surrogate_flow.simulation import Simulation, Summary
 from surrogate_flow.status import Progress
 from surrogate_flow.stream import RefusedStep
 from surrogate_flow.tasks import Ended, Tasks
 from surrogate_flow.watchdog import Watchdog
+from surrogate_flow.workers import Workers
 
 __all__ = ["Ensemble", "EnsembleError", "Progress"]
 
@@ -107,7 +108,7 @@ class Ensemble:
         self._watchdog = watchdog
         self._fleet, self._patient = fleet, patient
         self._again: deque[tuple[Simulation, int]] = deque()
-        self._threads = 0
+        self._workers = Workers(client)
         self._met = False
         # Nobody's attempts may wait behind another's if each has just its threads.
         self._least = share if ahead == 1 else 1
@@ -144,11 +145,15 @@ class Ensemble:
         """Count simulations by state."""
         return Progress(
             done=self._done,
-            running=min(len(self._tasks), -(-self._threads // self._share)),
+            running=min(len(self._tasks), -(-self._workers.threads // self._share)),
             failed=self._failed,
             retried=self._retried,
-            workers=-(-self._threads // self._share),
+            workers=-(-self._workers.threads // self._share),
         )
+
+    def held_up(self) -> str:
+        """Say which workers begin no simulation for want of memory, if any do not."""
+        return self._workers.words() if self._tasks else ""
 
     def halt(self) -> None:
         """Submit nothing more; what ends from now on was stopped, and has not failed.
@@ -184,7 +189,7 @@ class Ensemble:
                     self._settle(ended)
                 if time.monotonic() - looked > _POLL:
                     self._look()
-                    if self._threads < self._least:
+                    if self._workers.threads < self._least:
                         self._await_workers()
                     looked = time.monotonic()
         except BaseException as error:
@@ -201,13 +206,14 @@ class Ensemble:
         )
         start = told = time.monotonic()
         self._look()
-        while self._threads < self._least and not self._closing.is_set():
+        while self._workers.threads < self._least and not self._closing.is_set():
             waited = time.monotonic() - start
             said = f" {self._fleet.words()}." if self._fleet else ""
             if waited > limit:
-                few = f"Only {self._threads} threads of workers have"
+                threads = self._workers.threads
+                few = f"Only {threads} threads of workers have"
                 raise EnsembleError(
-                    f"{few if self._threads else 'No worker has'} been at "
+                    f"{few if threads else 'No worker has'} been at "
                     f"{self._address} for {limit:g} s (faults.{name}), expected at "
                     f"least {self._least}.{said} Jobs have died, are still queued, or "
                     "cannot reach the scheduler: look at the queue and at the workers' "
@@ -222,13 +228,7 @@ class Ensemble:
 
     def _look(self) -> None:
         try:
-            try:
-                threads = self._client.nthreads(callback_timeout=ANSWER)
-            except TimeoutError:
-                # If this process stood still, so did the answer.
-                threads = self._client.nthreads(callback_timeout=ANSWER)
-            leaving = self._fleet.leaving() if self._fleet else ()
-            self._threads = sum(n for a, n in threads.items() if a not in leaving)
+            self._workers.look(self._fleet.leaving() if self._fleet else ())
             forget(self._client)
         except (OSError, TimeoutError) as error:
             raise ConnectionError(str(error)) from error
@@ -236,7 +236,7 @@ class Ensemble:
     def _room(self) -> int:
         each = 1 if self._held_out else self._ahead
         # Rounded down: attempts of all ensembles that share a cluster fit into it.
-        return max(1, each * self._threads // self._share)
+        return max(1, each * self._workers.ready // self._share)
 
     def _submit(self) -> None:
         while len(self._tasks) < self._room():

@@ -228,9 +228,11 @@ class Study:
         if signs != self._signs or waiting or not progress.running:
             self._signs, self._since = signs, now
         elif now - self._since > self._faults.patience:
+            held_up = self._ensemble.held_up()
             raise TimeoutError(
                 f"No step for {self._faults.patience:g} s (faults.patience), though "
-                f"{progress.running} simulations run. {self.silent()} A solver hangs: "
+                f"{progress.running} simulations run. {self.silent()}"
+                f"{f' {held_up}.' if held_up else ''} A solver hangs: "
                 "set faults.step_timeout to retry such simulations. Or it takes longer "
                 "for a step: then raise patience."
             )
@@ -245,6 +247,10 @@ class Study:
         if fleet is None or self._ensemble.useful == 0:
             return ""
         return fleet.words() if fleet.at_work < fleet.wanted else ""
+
+    def held_up(self) -> str:
+        """Say what holds up the workers: jobs that are missing, or want of memory."""
+        return "; ".join(filter(None, [self.jobs(), self._ensemble.held_up()]))
 
     def silent(self) -> str:
         """Say which simulations run, and how long each has been silent."""

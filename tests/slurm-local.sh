@@ -58,6 +58,7 @@ DefMemPerCPU=256
 # A virtual node has as many cores as it says.
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=100000,batch_sched_delay=0
+JobSubmitPlugins=lua
 ReturnToService=2
 KillWait=5
 StateSaveLocation=$dir/state
@@ -76,6 +77,23 @@ CONF
     echo "${plugin:+optional $plugin}" > "$dir/plugstack.conf"
 }
 
+# Accounts as a site has them: those of its database, which is not here.
+rules() {
+    cat <<'LUA'
+local accounts = { physics = true }
+function slurm_job_submit(job, partitions, user)
+    if job.account ~= nil and not accounts[job.account] then
+        return slurm.ESLURM_INVALID_ACCOUNT
+    end
+    return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, user)
+    return slurm.SUCCESS
+end
+return slurm.SUCCESS
+LUA
+}
+
 start() {
     if lives "$dir/slurmctld.pid" && all_idle; then
         echo "Slurm is up: SLURM_CONF=$SLURM_CONF"
@@ -85,6 +103,7 @@ start() {
     rm -rf "$dir"
     mkdir -p "$dir/state" "$dir/log"
     configure > "$SLURM_CONF"
+    rules > "$dir/job_submit.lua"
     (umask 077 && head -c 1024 /dev/urandom > "$dir/munge.key")
     munged --force --key-file="$dir/munge.key" --socket="$dir/munge.sock" --pid-file="$dir/munge.pid" \
         --log-file="$dir/log/munged.log" --seed-file="$dir/munge.seed" 2>/dev/null

@@ -2,6 +2,7 @@
 
 import collections
 import multiprocessing
+import re
 import threading
 import time
 from collections import Counter
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 import pytorch_lightning as L
 import torch
+from batch import wait_until
 from distributed import LocalCluster
-from troubled import STEPS, Heavy, Troubled, Wave
+from troubled import STEPS, Heavy, Hoarder, Troubled, Wave
 
 from surrogate_flow.data import OnlineData
 from surrogate_flow.ensemble import EnsembleError
@@ -304,6 +306,33 @@ def test_a_solver_that_hangs_while_training_goes_on_is_named_in_time(opened):
         TimeoutError, match=r"No step for 4 s .*simulations run\. Silent"
     ):
         collections.deque(data.train_dataloader(), maxlen=0)
+
+
+def test_workers_that_are_paused_for_want_of_memory_are_told_of(opened, tmp_path):
+    """Dask has such a worker begin nothing: the study says which, why, and what to do; and goes on."""
+    file = tmp_path / "let go"
+    data = opened(
+        Hoarder(str(file), megabytes=700),
+        held_out=1,
+        simulations=3,
+        reservoir=POLICIES["FIFO"],
+        faults=Faults(patience=4.0),
+        cluster=partial(
+            LocalCluster,
+            n_workers=1,
+            threads_per_worker=1,
+            # Paused from 640 MB on, and killed from 760 MB on.
+            memory_limit="800 MB",
+            dashboard_address="127.0.0.1:0",
+        ),
+    )
+    said = r"1 of 1 workers paused for want of memory \(tls://\S+: its process holds \d"
+    with pytest.raises(TimeoutError, match=rf"(?s)No step for 4 s.*{said}"):
+        list(data.train_dataloader())
+    assert re.search(said, data.status().waiting)
+    file.touch()
+    wait_until(lambda: not re.search(said, data.status().waiting))
+    assert len(samples(data.train_dataloader())) == 3 * STEPS
 
 
 def test_no_held_out_simulation_is_an_error(opened):

@@ -161,13 +161,21 @@ def test_a_queue_that_refuses_says_so_in_its_own_words(opened, kind):
     [
         ({"memory": "500 GB"}, "Memory specification can not be satisfied"),
         ({"walltime": "tomorrow"}, "Invalid --time specification"),
+        ({"account": "nobody"}, "Invalid account or account/partition combination"),
     ],
-    ids=["memory", "walltime"],
+    ids=["memory", "walltime", "account"],
 )
 def test_what_a_site_has_not(opened, wrong, words):
     """More than there is: the scheduler's words, and no job."""
     with pytest.raises(FleetError, match=words):
         opened(Wave(), cluster={"n_workers": 1, **wrong})
+
+
+def test_what_a_site_has(opened):
+    """The same account, if it exists, is charged."""
+    data = opened(Wave(), cluster={"n_workers": 1, "account": "physics"}, simulations=2)
+    data.val_dataloader()
+    assert batch.call("squeue", "-h", "-o", "%a").split() == ["physics"]
 
 
 def test_a_job_that_does_not_start(opened):

@@ -4,6 +4,7 @@ import time
 from functools import partial
 
 import pytest
+import yaml
 from dask_jobqueue import PBSCluster, SLURMCluster
 from distributed import LocalCluster
 from rich.console import Console
@@ -50,6 +51,17 @@ def test_a_solver_with_a_mistake():
     """The refusal that a worker would send."""
     with pytest.raises(RefusedStep):
         measure(Troubled("nan", 0.0))
+
+
+@pytest.mark.parametrize("kind", [SLURMCluster, PBSCluster])
+def test_a_walltime_that_no_queue_takes(kind):
+    """It is not called none."""
+    cluster = partial(
+        kind, cores=1, memory="1 GB", interface="lo", walltime="4h", n_workers=1
+    )
+    assert (
+        "walltime '4h', which" in places(OnlineData(Wave(), cluster=cluster)).resources
+    )
 
 
 @pytest.mark.parametrize("kind", [SLURMCluster, PBSCluster])
@@ -141,6 +153,22 @@ def test_arguments_of_a_cluster_on_the_command_line(words, jobs, capsys):
     """Its own, and those that it hands on to its jobs."""
     main(f"plan --data heat2d --data.solver.steps 3 --data.cluster {words}".split())
     assert jobs in capsys.readouterr().out
+
+
+def test_arguments_of_a_cluster_over_the_settings_of_a_run(tmp_path, capsys):
+    """fit --config FILE: they reach the jobs as they do with --data.cluster."""
+    words = "--data.cluster slurm --data.cluster.walltime 01:00:00 --print_config"
+    with pytest.raises(SystemExit):
+        main(["fit", "--data=heat2d", "--model=fully_connected", *words.split()])
+    file = tmp_path / "config.yaml"
+    file.write_text(capsys.readouterr().out)
+    more = ["--data.cluster.cores=16", "--data.cluster.maximum_jobs=3"]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(file), *more, "--print_config"])
+    cluster = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["cluster"]
+    handed_on = cluster["dict_kwargs"]
+    assert (handed_on["cores"], handed_on["maximum_jobs"]) == (16, 3)
+    assert handed_on["walltime"] == "01:00:00"
 
 
 def test_a_misspelt_argument_of_a_cluster(capsys):

@@ -7,8 +7,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import psutil
 import xarray as xr
 
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
@@ -47,6 +49,35 @@ class Leisurely(Wave):
         for t in self.spec.times:
             yield self.step(parameters["phase"], t)
             time.sleep(0.3)
+
+
+class Hoarder(Wave):
+    """A wave whose worker holds much memory after it, until a file exists.
+
+    Parameters
+    ----------
+    file : str
+    megabytes : int
+        That the process holds then.
+    """
+
+    held: ClassVar = []
+
+    def __init__(self, file, megabytes):
+        self.file = file
+        self.megabytes = megabytes
+
+    def solve(self, parameters):
+        yield from super().solve(parameters)
+        if not self.held and not Path(self.file).exists():
+            missing = self.megabytes * 10**6 - psutil.Process().memory_info().rss
+            self.held.append(np.ones(missing // 8))
+            threading.Thread(target=self.let_go, daemon=True).start()
+
+    def let_go(self):
+        while not Path(self.file).exists():
+            time.sleep(0.05)
+        self.held.clear()
 
 
 class Troubled(Wave):

@@ -10,7 +10,7 @@ import dask
 from dask_jobqueue import JobQueueCluster
 
 from surrogate_flow import threads
-from surrogate_flow.jobs.walltime import prologue, walltime_of
+from surrogate_flow.jobs.walltime import asked_for, prologue, walltime_of
 
 __all__ = ["at_once", "complete", "processes_of", "resources_of"]
 
@@ -84,8 +84,14 @@ def resources_of(cluster: JobQueueCluster) -> str:
     options = cluster.new_spec["options"]
     site = options.get("config_name")
     cores, memory = (_of_site(options, site, name) for name in ("cores", "memory"))
-    walltime = walltime_of(cluster.job_script())
-    limit = "no walltime" if walltime is None else f"walltime {timedelta(0, walltime)}"
+    script = cluster.job_script()
+    walltime, word = walltime_of(script), asked_for(script)
+    if walltime is not None:
+        limit = f"walltime {timedelta(0, walltime)}"
+    elif word.upper() in ("", "UNLIMITED", "INFINITE", "-1"):
+        limit = "no walltime"
+    else:
+        limit = f"walltime {word!r}, which the queue will not take: write hh:mm:ss"
     return f"{cores} core{'s'[: cores > 1]}, {memory}, {limit}"
 
 

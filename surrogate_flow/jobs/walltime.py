@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["UNTIL", "prologue", "walltime_of"]
+__all__ = ["UNTIL", "asked_for", "prologue", "walltime_of"]
 
 UNTIL = "SURROGATE_FLOW_UNTIL"
 """Environment variable of a job: seconds since 1970 when its time is over."""
 
 _SLURM = re.compile(r"^#SBATCH\s+(?:-t\s*|--time[= ])(\S+)", re.MULTILINE)
-_PBS = re.compile(r"^#PBS\s+-l\s+(?:\S+,)?walltime=([\d:]+)", re.MULTILINE)
+_PBS = re.compile(r"^#PBS\s+-l\s+(?:\S+,)?walltime=([^\s,]+)", re.MULTILINE)
+
+
+def asked_for(script: str) -> str:
+    """Return the walltime as a job script has it, or nothing.
+
+    Examples
+    --------
+    >>> asked_for("#SBATCH -t 4h")
+    '4h'
+    """
+    found = _SLURM.findall(script) or _PBS.findall(script)
+    return str(found[-1]) if found else ""
 
 
 def walltime_of(script: str) -> float | None:
@@ -24,17 +36,24 @@ def walltime_of(script: str) -> float | None:
     (93600.0, 1800.0)
     >>> walltime_of("#PBS -l walltime=00:30:00"), walltime_of("#PBS -l walltime=90")
     (1800.0, 90.0)
-    >>> walltime_of("#SBATCH -t UNLIMITED"), walltime_of("#$ -l h_rt=60")
+    >>> walltime_of("#SBATCH -t UNLIMITED"), walltime_of("#PBS -l walltime=4h")
     (None, None)
     """
     if found := _SLURM.findall(script):
         return _slurm(found[-1])
     if found := _PBS.findall(script):
-        seconds = 0.0
-        for part in found[-1].split(":"):
-            seconds = 60 * seconds + float(part)
-        return seconds
+        return _pbs(found[-1])
     return None
+
+
+def _pbs(word: str) -> float | None:
+    parts = word.split(":")
+    if not all(part.isdigit() for part in parts):
+        return None
+    seconds = 0.0
+    for part in parts:
+        seconds = 60 * seconds + float(part)
+    return seconds
 
 
 def _slurm(word: str) -> float | None:
