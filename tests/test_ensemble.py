@@ -295,7 +295,7 @@ def test_fewer_threads_than_ensembles_in_lockstep_are_said_in_time(client, tmp_p
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_scheduler_is_named(how, tmp_path, monkeypatch):
     """Killed or standing still, it ends the study with an error that names it."""
-    for module in ("ensemble", "forgetting"):
+    for module in ("workers", "forgetting"):
         monkeypatch.setattr(f"surrogate_flow.{module}.ANSWER", 3.0)
     file = tmp_path / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]
