@@ -184,7 +184,7 @@ def _rows(
     rows.append(("stream", f"{stream} a second expected, {counted} steps"))
     if data.simulations is not None:
         total = one * (data.count + data.simulations)
-        rows.append(("in all", _range(total / most, total / least, format_time)))
+        rows.append(("solving", _range(total / most, total / least, format_time)))
     if where.jobs and (walltime := walltime_of(where.script)) and one > walltime:
         rows.append(
             ("beware", "a simulation takes longer than the walltime: none would end")

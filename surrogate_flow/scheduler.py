@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +14,9 @@ from distributed.deploy.cluster import Cluster
 from distributed.security import Security
 
 __all__ = ["ExistingScheduler"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class ExistingScheduler(Cluster):
@@ -61,6 +65,7 @@ class ExistingScheduler(Cluster):
                 tls_client_cert=tls_cert,
                 tls_client_key=tls_key,
             )
+        logger.info("Asking for %s, for %g s at most", self._address, timeout)
         try:
             with Client(
                 self._address,
