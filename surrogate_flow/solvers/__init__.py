@@ -1,6 +1,8 @@
 """Solvers: one equation a file."""
 
 from surrogate_flow.solvers.heat2d import Heat2D
+from surrogate_flow.solvers.lorenz import Lorenz
+from surrogate_flow.solvers.navier_stokes2d import NavierStokes2D
 from surrogate_flow.solvers.solver import Solver
 
-__all__ = ["Heat2D", "Solver"]
+__all__ = ["Heat2D", "Lorenz", "NavierStokes2D", "Solver"]
