@@ -144,11 +144,17 @@ class Lorenz(Solver):
         Raises
         ------
         ValueError
-            If a parameter is unknown, missing or not a finite number.
+            If a parameter is unknown, missing or not a finite number, or sigma, rho or
+            beta is negative.
         FloatingPointError
-            If the state grows beyond all numbers, as with a negative beta.
+            If the state is too large for any step.
         """
         sigma, rho, beta, *state = self.spec.vector(parameters).tolist()
+        if min(sigma, rho, beta) < 0:
+            raise ValueError(
+                f"Lorenz: expected sigma, rho and beta >= 0, got {sigma}, {rho} and "
+                f"{beta}. With a negative one the state may grow without end."
+            )
 
         def derivative(_: float, state: Float[np.ndarray, " variable"]) -> list[float]:
             x, y, z = state.tolist()
@@ -171,9 +177,8 @@ class Lorenz(Solver):
                 reached = solution.t[-1] if len(solution.t) else time
                 raise FloatingPointError(
                     f"Lorenz: expected {len(times)} steps up to t = {times[-1]:g}, got "
-                    f"none after t = {reached:g} ({solution.message}) The state has "
-                    f"grown beyond all numbers with sigma={sigma}, rho={rho} and "
-                    f"beta={beta}: none of the three may be negative."
+                    f"none after t = {reached:g}. {solution.message} The parameters "
+                    f"are too large, {dict(parameters)}: take smaller ones."
                 )
             time, state = times[-1], solution.y[:, -1]
             yield self.spec.dataset(solution.y.T.astype(np.float32), times, parameters)
