@@ -88,7 +88,7 @@ def test_steps_of_any_length_are_as_exact() -> None:
 @pytest.mark.parametrize("sign", [1, -1, 0])
 def test_fixed_points_stay(sign: int) -> None:
     """The origin, and both points x = y = ±√(β(ρ - 1)), z = ρ - 1, stay where they are."""
-    sigma, rho, beta = CLASSIC.values()
+    rho, beta = CLASSIC["rho"], CLASSIC["beta"]
     x = sign * math.sqrt(beta * (rho - 1))
     point = [x, x, (rho - 1) * abs(sign)]
     initial = dict(zip(("x0", "y0", "z0"), point, strict=True))

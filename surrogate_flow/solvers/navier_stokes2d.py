@@ -22,6 +22,9 @@ __all__ = ["NavierStokes2D", "evolve"]
 # Of the largest wave number; Williamson's scheme is stable up to 1.73.
 _COURANT = 1.0
 
+# Of a substep, at most.
+_PIECES = 10_000
+
 
 class NavierStokes2D(Solver):
     """∂w/∂t + v·∇w = ν Δw + f on the unit torus, ∇·v = 0, w = ∂v₂/∂x - ∂v₁/∂y.
@@ -174,7 +177,7 @@ class NavierStokes2D(Solver):
         ValueError
             If a parameter is unknown, missing or not finite, or a mode not in (0, 1).
         FloatingPointError
-            If the vorticity grows beyond all numbers.
+            If the velocity grows beyond bounds.
         """
         phase = 2 * np.pi * np.add.outer(*2 * (np.arange(self.points) / self.points,))
         fields = evolve(
@@ -232,7 +235,7 @@ def evolve(
     Raises
     ------
     FloatingPointError
-        If the vorticity grows beyond all numbers.
+        If a substep would need more than 10,000 pieces, or the velocity is no number.
     """
     points = len(vorticity)
     count = math.ceil(time_step / substep * (1 - 1e-12))
@@ -240,15 +243,16 @@ def evolve(
     state = torus.keep * fft.rfft2(vorticity, norm="forward")
     for step in range(steps):
         for _ in range(count):
-            rate = torus.advection_rate(state)
-            if not math.isfinite(rate):
+            courant = torus.advection_rate(state) * time_step / count
+            if not courant < _PIECES * _COURANT:
                 raise FloatingPointError(
-                    f"NavierStokes2D: the vorticity is no longer finite in step {step} "
-                    f"({points} points, viscosity {viscosity} m²/s). The flow has "
-                    "details that the points do not resolve, or a forcing that is "
-                    "too strong: take more points, or a shorter substep."
+                    f"NavierStokes2D: expected a Courant number below {_PIECES}, got "
+                    f"{courant:.3g} in step {step} ({points} points, viscosity "
+                    f"{viscosity} m²/s). The velocity has grown beyond bounds: the "
+                    "forcing is too strong, or a substep too long while it grows. Take "
+                    "a weaker one, or a shorter one."
                 )
-            pieces = max(1, math.ceil(rate * time_step / count / _COURANT))
+            pieces = max(1, math.ceil(courant / _COURANT))
             for _ in range(pieces):
                 state = torus.advance(state, time_step / count / pieces)
         yield fft.irfft2(state, s=(points, points), norm="forward")
