@@ -9,7 +9,7 @@ from torchmetrics import MeanSquaredError, Metric, MetricCollection
 
 from surrogate_flow.fields import FieldSpec
 
-__all__ = ["MaximumError", "RelativeL2", "field_metrics"]
+__all__ = ["MaximumError", "RelativeL2", "RelativeL2OfNumbers", "field_metrics"]
 
 
 class RelativeL2(Metric):
@@ -37,6 +37,38 @@ class RelativeL2(Metric):
     def compute(self) -> Tensor:
         """Return the mean."""
         return self.total / self.count
+
+
+class RelativeL2OfNumbers(Metric):
+    """mean over variables of |û - u|_2 / |u|_2 over all samples, without unit.
+
+    For fields without dims: a single number may be zero, so that it is no measure of
+    its own error.
+
+    Parameters
+    ----------
+    variables : int
+        How many there are.
+    """
+
+    error: Tensor
+    size: Tensor
+
+    def __init__(self, variables: int) -> None:
+        super().__init__()
+        for name in ("error", "size"):
+            zeros = torch.zeros(variables, dtype=torch.float64)
+            self.add_state(name, zeros, "sum")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch, ``(batch, time, channel)`` both."""
+        self.error += (prediction - target).double().square().sum((0, 1))
+        self.size += target.double().square().sum((0, 1))
+
+    def compute(self) -> Tensor:
+        """Return the mean."""
+        tiny = torch.finfo(torch.float32).tiny
+        return (self.error / self.size.clamp_min(tiny)).sqrt().mean()
 
 
 class MaximumError(Metric):
@@ -94,7 +126,8 @@ def field_metrics(spec: FieldSpec, prefix: str) -> MetricCollection:
     prefix : str
         Of every name, such as ``"val_"``.
     """
-    metrics: dict[str, Metric | MetricCollection] = {"relative_l2": RelativeL2()}
+    relative = RelativeL2() if spec.dims else RelativeL2OfNumbers(len(spec.variables))
+    metrics: dict[str, Metric | MetricCollection] = {"relative_l2": relative}
     for channel, variable in enumerate(spec.variables):
         metrics[f"rmse_{variable.name}"] = _OfVariable(
             MeanSquaredError(squared=False), channel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 # Rows of the picture: another simulation, and another share of the time axis, each.
 _MOMENTS = (0.03, 0.1, 0.5)
+
+# Letters of a title that fit above a row.
+_LINE = 120
 
 
 class Report(Callback):
@@ -110,8 +114,9 @@ def _errors(stage: str, trainer: L.Trainer, held_out: HeldOut) -> list[str]:
         worst = float(metrics[f"{stage}_max_{variable.name}"])
         units = variable.units
         lines.append(
-            f"  {variable.name}: {rmse:.3g} {units} root mean square "
-            f"(of a constant field: {spread:.3g} {units}), {worst:.3g} {units} at most"
+            f"  {variable.name}: {_words(rmse, units, 3)} root mean square (of a "
+            f"constant field: {_words(spread, units, 3)}), {_words(worst, units, 3)} "
+            "at most"
         )
     return lines
 
@@ -143,8 +148,8 @@ def _next_command(folder: Path, surrogate: Surrogate) -> str:
 def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
     """Draw solver, surrogate and difference for three held-out simulations.
 
-    Two dims are drawn as maps, one as curves, none as a curve over time. Of three, the
-    middle of the last.
+    Two dims are drawn as maps, one as curves, none as curves over time: solver and
+    surrogate in one, the difference beside it. Of three, the middle of the last.
     """
     rows = held_out.finished[: len(_MOMENTS)]
     spec = surrogate.spec
@@ -163,29 +168,49 @@ def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
         truth = spec.dataset(held_out.fields[row, shown], times, parameters)
         guess = surrogate.predict(parameters, times)
         words = [
-            f"{p.name} {parameters[p.name]:.4g} {p.units}" for p in spec.parameters
+            f"{p.name} {_words(parameters[p.name], p.units)}" for p in spec.parameters
         ]
         for name in names:
             part = next(parts)
-            time = _draw_row(part.subplots(1, 3), truth[name], guess[name])
-            part.suptitle(
-                f"simulation {row + held_out.first}{time} ({', '.join(words[:8])})"
-            )
+            time = _draw_row(part, truth[name], guess[name])
+            title = f"simulation {row + held_out.first}{time} ({', '.join(words[:8])})"
+            part.suptitle("\n".join(textwrap.wrap(title, _LINE)))
     return figure
 
 
-def _draw_row(axes: Any, truth: xr.DataArray, guess: xr.DataArray) -> str:
+def _draw_row(part: Any, truth: xr.DataArray, guess: xr.DataArray) -> str:
     """Draw one row; return the time of the picture in words, if it has one."""
     units = truth.attrs.get("units", "1")
     words = ""
     if truth.ndim > 1:
-        words = f" at {float(truth.time[0]):.4g} {truth.time.attrs.get('units', '')}"
+        time = truth.time
+        words = f" at {_words(float(time[0]), time.attrs.get('units', ''))}"
         truth, guess = truth.isel(time=0), guess.isel(time=0)
     while truth.ndim > 2:
         last = truth.dims[-1]
         middle = {last: truth.sizes[last] // 2}
         truth, guess = truth.isel(middle), guess.isel(middle)
     error = (guess - truth).assign_attrs(units=units)
+    draw = _draw_maps if truth.ndim == 2 else _draw_curves
+    draw(part, truth, guess, error, units)
+    return words
+
+
+def _draw_curves(
+    part: Any, truth: xr.DataArray, guess: xr.DataArray, error: xr.DataArray, units: str
+) -> None:
+    both, difference = part.subplots(1, 2)
+    truth.plot.line(ax=both, label="solver")
+    guess.plot.line(ax=both, label="surrogate", linestyle="--")
+    both.legend()
+    both.set(title="solver and surrogate", ylabel=f"{truth.name} [{units}]")
+    error.plot.line(ax=difference)
+    difference.set(title="surrogate - solver", ylabel=f"difference [{units}]")
+
+
+def _draw_maps(
+    part: Any, truth: xr.DataArray, guess: xr.DataArray, error: xr.DataArray, units: str
+) -> None:
     colours: dict[str, Any] = {
         "vmin": float(truth.min()),
         "vmax": float(truth.max()),
@@ -193,24 +218,26 @@ def _draw_row(axes: Any, truth: xr.DataArray, guess: xr.DataArray) -> str:
     }
     width = float(np.abs(error).max()) or 1.0
     around_zero: dict[str, Any] = {"vmin": -width, "vmax": width, "cmap": "RdBu_r"}
-    for axis, title, what, options in (
-        (axes[0], "solver", truth, colours),
-        (axes[1], "surrogate", guess, colours),
-        (axes[2], "surrogate - solver", error, around_zero),
+    for axis, title, what, options in zip(
+        part.subplots(1, 3),
+        ("solver", "surrogate", "surrogate - solver"),
+        (truth, guess, error),
+        (colours, colours, around_zero),
+        strict=True,
     ):
-        label = f"{truth.name if axis is not axes[2] else 'difference'} [{units}]"
-        if what.ndim == 2:
-            what.plot.pcolormesh(
-                ax=axis,
-                x=what.dims[0],
-                y=what.dims[1],
-                extend="neither",
-                cbar_kwargs={"label": label, "shrink": 0.8},
-                **options,
-            )
-            axis.set_aspect("equal")
-        else:
-            what.plot.line(ax=axis)
-            axis.set_ylabel(label)
+        label = f"{'difference' if what is error else truth.name} [{units}]"
+        what.plot.pcolormesh(
+            ax=axis,
+            x=what.dims[0],
+            y=what.dims[1],
+            extend="neither",
+            cbar_kwargs={"label": label, "shrink": 0.8},
+            **options,
+        )
+        axis.set_aspect("equal")
         axis.set_title(title)
-    return words
+
+
+def _words(value: float, units: str, digits: int = 4) -> str:
+    """Write a number with its units; "1" stands for none."""
+    return f"{value:.{digits}g}" + (f" {units}" if units not in ("", "1") else "")

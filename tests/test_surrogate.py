@@ -1,5 +1,6 @@
 """The surrogate: predictions in xarray, checkpoints that are data, errors that name the cause."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -26,6 +27,7 @@ TWO_FIELDS = FieldSpec(
     shape=(7,),
     times=(0.5, 1.0, 2.0),
 )
+NUMBERS = replace(TWO_FIELDS, dims=(), shape=())
 
 
 @pytest.fixture
@@ -42,7 +44,9 @@ def checkpoint(surrogate, tmp_path):
     return tmp_path / "some.ckpt"
 
 
-@pytest.mark.parametrize("spec", [SPEC, TWO_FIELDS], ids=["2d", "two fields"])
+@pytest.mark.parametrize(
+    "spec", [SPEC, TWO_FIELDS, NUMBERS], ids=["2d", "two fields", "two numbers"]
+)
 def test_network_laws(spec):
     """Shape, gradients for every parameter, state-dict round trip."""
     check_network(partial(FullyConnected, widths=(16,)), spec, Direct())
@@ -180,6 +184,24 @@ def test_metrics_agree_with_numpy():
         np.sqrt((error[:, :, 1] ** 2).mean()), 1e-5
     )
     assert got["val_max_p"] == pytest.approx(np.abs(error[:, :, 0]).max(), 1e-5)
+
+
+def test_the_error_of_numbers_is_taken_over_all_samples():
+    """A number that passes through zero is no measure of its own error."""
+    rng = np.random.default_rng(1)
+    target = rng.normal(0.0, [3.0, 0.1], (10, 2, 2)).astype(np.float32)
+    guess = target + rng.normal(0.0, 0.01, target.shape).astype(np.float32)
+    target[0] = 0.0
+    metrics = field_metrics(NUMBERS, "val_")
+    for part in (slice(0, 6), slice(6, 10)):
+        metrics.update(torch.tensor(guess[part]), torch.tensor(target[part]))
+    norms = [np.linalg.norm(a.reshape(20, 2), axis=0) for a in (guess - target, target)]
+    got = metrics.compute()
+    expected = np.mean(norms[0] / norms[1])
+    assert float(got["val_relative_l2"]) == pytest.approx(expected, rel=1e-5)
+    assert float(got["val_max_q"]) == pytest.approx(
+        np.abs(guess - target)[..., 1].max()
+    )
 
 
 def test_overfits_one_batch(surrogate):

@@ -1,0 +1,92 @@
+"""The picture of a run: maps of fields with two dims, curves of those with fewer."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from laws import trajectory
+from matplotlib.figure import Figure
+
+from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.held_out import HeldOut
+from surrogate_flow.nn import FullyConnected
+from surrogate_flow.report import picture
+from surrogate_flow.solvers import Lorenz, NavierStokes2D
+from surrogate_flow.surrogate import Surrogate
+from surrogate_flow.windows import Direct
+
+LINE = FieldSpec(
+    parameters=(Parameter("speed", -1.0, 3.0, "m/s"),),
+    variables=(Variable("u", "m"),),
+    dims=("x",),
+    shape=(7,),
+    times=(0.5, 1.0, 2.0),
+    time_units="s",
+    coordinates=(Coordinate("x", "x", tuple(range(7)), "m"),),
+)
+
+
+def drawn(spec: FieldSpec) -> tuple[Figure, HeldOut]:
+    """The picture of a surrogate that was not trained, for two simulations."""
+    surrogate = Surrogate(spec, partial(FullyConnected, widths=(4,)))
+    surrogate.normalisation.freeze(
+        np.zeros(len(spec.variables)), np.ones(len(spec.variables))
+    )
+    held_out = HeldOut(spec, Direct(), 4, 0, 2)
+    for simulation in range(2):
+        steps = trajectory(spec, simulation, 0, spec.steps)
+        held_out.offer(simulation, 0, steps, (spec.low + spec.high) / 2)
+    return picture(surrogate, held_out), held_out
+
+
+def test_numbers_are_curves_over_time():
+    """A field without dims: solver and surrogate in one, the difference beside it."""
+    spec = Lorenz(steps=5).spec
+    figure, held_out = drawn(spec)
+    assert len(figure.axes) == 2 * 2 * 3
+    fields = iter(np.moveaxis(held_out.fields, 2, 1).reshape(6, 5))
+    for both, difference in zip(figure.axes[::2], figure.axes[1::2], strict=True):
+        solver, surrogate = both.lines
+        labels = [text.get_text() for text in both.get_legend().get_texts()]
+        assert labels == ["solver", "surrogate"]
+        truth = next(fields)
+        np.testing.assert_allclose(solver.get_xdata(), spec.times)
+        np.testing.assert_array_equal(solver.get_ydata(), truth)
+        (line,) = difference.lines
+        np.testing.assert_allclose(
+            line.get_ydata(), surrogate.get_ydata() - truth, rtol=1e-5, atol=1e-4
+        )
+    assert [axis.get_ylabel() for axis in figure.axes[:6:2]] == [
+        "x [1]",
+        "y [1]",
+        "z [1]",
+    ]
+
+
+def test_one_dim_is_a_curve_at_one_time():
+    """A field on a line: both curves along it, at a time that the title says."""
+    figure, held_out = drawn(LINE)
+    both = figure.axes[0]
+    np.testing.assert_array_equal(both.lines[0].get_xdata(), range(7))
+    np.testing.assert_array_equal(both.lines[0].get_ydata(), held_out.fields[0, 0, 0])
+    assert figure.subfigs[0].get_suptitle() == "simulation 0 at 0.5 s (speed 1 m/s)"
+
+
+def test_two_dims_are_maps():
+    """A field in the plane: three maps with their scales, and a title that fits."""
+    figure, held_out = drawn(NavierStokes2D(points=8, steps=3).spec)
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles == ["solver", "surrogate", "surrogate - solver"] * 2
+    solver = figure.axes[0].collections[0].get_array()
+    np.testing.assert_array_equal(np.ravel(solver), held_out.fields[0, 0, 0].T.ravel())
+    title = figure.subfigs[0].get_suptitle()
+    assert max(map(len, title.split("\n"))) <= 120
+    assert "mode_7 0.5)" in title.replace("\n", " ")
+
+
+@pytest.mark.parametrize("spec", [Lorenz(steps=5).spec, LINE], ids=["0d", "1d"])
+def test_pictures_are_drawn_whole(spec, tmp_path):
+    """The file is written."""
+    figure, _ = drawn(spec)
+    figure.savefig(tmp_path / "prediction.png")
+    assert (tmp_path / "prediction.png").stat().st_size > 10_000
