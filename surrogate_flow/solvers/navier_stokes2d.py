@@ -73,10 +73,11 @@ class NavierStokes2D(Solver):
     numbers from a third of ``points`` on are cut off, which removes every alias. See
     `evolve` for the scheme in time.
 
-    The default substep errs by less than 1e-6 of the field until t = 20 s. Against 192
-    points, 64 err by 1e-7 at t = 30 s for ν = 1e-3 m²/s; by 1e-5 at 15 s and 2 % at
-    30 s for 1e-4; by 2 % at 20 s and 30 % at 30 s for 1e-5, where the flow is chaotic:
-    take 128 points there, and no more than 20 s.
+    Measured on one initial field: the default substep errs by less than 1e-6 of the
+    field until t = 20 s, for ν from 1e-4 m²/s on. Against 192 points, 64 err by 1e-7 at
+    t = 30 s for ν = 1e-3 m²/s; by 1e-5 at 15 s and 2 % at 30 s for 1e-4; by 2 % at 20 s
+    and 30 % at 30 s for 1e-5, where the flow is chaotic: take 128 points there, and no
+    more than 20 s.
 
     References
     ----------
