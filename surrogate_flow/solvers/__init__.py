@@ -1,6 +1,7 @@
 """Solvers: one equation a file."""
 
+from surrogate_flow.solvers.combined1d import Combined1D
 from surrogate_flow.solvers.heat2d import Heat2D
 from surrogate_flow.solvers.solver import Solver
 
-__all__ = ["Heat2D", "Solver"]
+__all__ = ["Combined1D", "Heat2D", "Solver"]
