@@ -50,7 +50,7 @@ class GrayScott2D(Solver):
     diffusivities : tuple of float
         Dᵤ and Dᵥ, in m²/s; default (2e-5, 1e-5).
     feed, kill : tuple of float
-        Bounds of F and k, in 1/s; default (0.03, 0.055) and (0.058, 0.064).
+        Bounds of F and k, in 1/s; default (0.03, 0.05) and (0.06, 0.0635).
     spots : int
         Number of spots; default 3.
 
@@ -96,8 +96,8 @@ class GrayScott2D(Solver):
         steps: int = 50,
         time_step: float = 40.0,
         diffusivities: tuple[float, float] = (2e-5, 1e-5),
-        feed: tuple[float, float] = (0.03, 0.055),
-        kill: tuple[float, float] = (0.058, 0.064),
+        feed: tuple[float, float] = (0.03, 0.05),
+        kill: tuple[float, float] = (0.06, 0.0635),
         spots: int = 3,
     ) -> None:
         for name, count in (("cells", cells), ("steps", steps), ("spots", spots)):
@@ -148,7 +148,7 @@ class GrayScott2D(Solver):
             parameters=(
                 Parameter("feed", *self.feed, "1/s"),
                 Parameter("kill", *self.kill, "1/s"),
-                Parameter("w", 0.03 * self.size, 0.06 * self.size, "m"),
+                Parameter("w", 0.04 * self.size, 0.07 * self.size, "m"),
                 *(
                     Parameter(f"{axis}_{j + 1}", 0.0, self.size, "m")
                     for j in range(self.spots)
