@@ -148,8 +148,8 @@ def _next_command(folder: Path, surrogate: Surrogate) -> str:
 def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
     """Draw solver, surrogate and difference for three held-out simulations.
 
-    Two dims are drawn as maps, one as curves, none as curves over time: solver and
-    surrogate in one, the difference beside it. Of three, the middle of the last.
+    Two dims are drawn as maps, one as a map over time, none as curves over time: solver
+    and surrogate in one, the difference beside it. Of three, the middle of the last.
     """
     rows = held_out.finished[: len(_MOMENTS)]
     spec = surrogate.spec
@@ -162,8 +162,9 @@ def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
         values = [float(v) for v in held_out.parameters[row]]
         parameters = {p.name: v for p, v in zip(spec.parameters, values, strict=True)}
         step = min(int(moment * spec.steps), spec.steps - 1)
-        # One time of a map, all times of a curve over time.
-        shown = slice(step, step + 1) if spec.dims else slice(None)
+        # One time of a map, all times where there is room for an axis of time.
+        still = len(spec.dims) > 1 or spec.cells is not None
+        shown = slice(step, step + 1) if still else slice(None)
         times = spec.times[shown]
         truth = spec.dataset(held_out.fields[row, shown], times, parameters)
         guess = surrogate.predict(parameters, times)
@@ -182,7 +183,7 @@ def _draw_row(part: Any, truth: xr.DataArray, guess: xr.DataArray) -> str:
     """Draw one row; return the time of the picture in words, if it has one."""
     units = truth.attrs.get("units", "1")
     words = ""
-    if truth.ndim > 1:
+    if truth.ndim > 1 and truth.sizes["time"] == 1:
         time = truth.time
         words = f" at {_words(float(time[0]), time.attrs.get('units', ''))}"
         truth, guess = truth.isel(time=0), guess.isel(time=0)
@@ -234,7 +235,7 @@ def _draw_maps(
             cbar_kwargs={"label": label, "shrink": 0.8},
             **options,
         )
-        axis.set_aspect("equal")
+        axis.set_aspect("auto" if "time" in what.dims else "equal")
         axis.set_title(title)
 
 
