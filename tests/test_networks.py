@@ -153,6 +153,22 @@ def test_fields_on_no_grid_are_refused(network, spec, message):
         (partial(OnGrid, module="torch.nn.Conv"), "Did you mean 'Conv.d'"),
         (partial(OnGrid, module="torch.nn.functional.relu"), "got 'torch.nn.func"),
         (partial(OnGrid, module="math.pi"), "expected the import path of a torch"),
+        (
+            partial(OnGrid, module="neuralop.models.UNO", arguments={"n_layer": 3}),
+            "got \\['n_layer'\\].*Did you mean 'n_layers'",
+        ),
+        (
+            partial(OnGrid, module="torch.nn.Conv2d"),
+            "missing a required argument: 'kernel_size'",
+        ),
+        (
+            partial(OnGrid, module="torch.nn.Conv2d", arguments={"in_channels": 3}),
+            "multiple values for keyword argument 'in_channels'",
+        ),
+        (
+            partial(OnGrid, module="torch.nn.ReLU"),
+            "unexpected keyword argument 'in_channels'",
+        ),
         (partial(FullyConnected, activation="torch.nn.GELUs"), "Did you mean 'GELU'"),
         (partial(FullyConnected, activation="math.pi"), "import path of an activation"),
     ],
@@ -224,6 +240,8 @@ def test_fourier_layers_are_those_of_neuralop(modes):
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, 8, 6)
     torch.testing.assert_close(ours(x), theirs(x))
+    half = ours(x.bfloat16())  # there is no transform of such numbers
+    torch.testing.assert_close(half, ours(x), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (10, 7), (3, 1), (7, 5, 3), (33, 2)])

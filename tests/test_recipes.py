@@ -60,6 +60,12 @@ WORKFLOWS = sorted((ROOT / "workflows").glob("*.yaml"))
 MODELS = sorted((ROOT / "models").glob("*.yaml"))
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Runs leave their folders beside the test's own files."""
+    monkeypatch.chdir(tmp_path)
+
+
 def on_grid(spec):
     """Fields on a structured grid."""
     return bool(spec.dims) and spec.cells is None
@@ -147,9 +153,8 @@ def test_recipes_are_short():
         assert 5 <= len(path.read_text().splitlines()) <= 25, path
 
 
-def test_a_bare_name_finds_the_shipped_recipe(tmp_path, monkeypatch):
+def test_a_bare_name_finds_the_shipped_recipe():
     """A shipped recipe goes by its name from any folder."""
-    monkeypatch.chdir(tmp_path)
     assert find_recipe("workflows", "heat2d") == ROOT / "workflows" / "heat2d.yaml"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.nearest import nearest
 from surrogate_flow.nn.channels import Channels
 from surrogate_flow.recipes import class_at
 from surrogate_flow.windows import Window
@@ -37,7 +39,8 @@ class OnGrid(nn.Module):
     Raises
     ------
     ValueError
-        If there is no such module, or the fields live on no grid or on a mesh.
+        If there is no such module, its arguments do not fit, or the fields live on no
+        grid or on a mesh.
 
     Examples
     --------
@@ -74,10 +77,12 @@ class OnGrid(nn.Module):
             )
         self.path = module
         self.shape = (window.outputs, *spec.step_shape)
-        self.module = kind(
+        self.module = _built(
+            kind,
+            f"{name}: {module}",
+            arguments or {},
             in_channels=self.channels.count,
             out_channels=self.shape[0] * self.shape[1],
-            **(arguments or {}),
         )
         self.register_state_dict_post_hook(_tensors_only)  # type: ignore[no-untyped-call]
 
@@ -97,6 +102,24 @@ class OnGrid(nn.Module):
                 "keep the size of the grid, such as padding = kernel_size // 2."
             )
         return out.reshape(-1, *self.shape)
+
+
+def _built(
+    kind: type[nn.Module], place: str, arguments: Mapping[str, Any], **channels: int
+) -> nn.Module:
+    signature = inspect.signature(kind.__init__)
+    try:
+        signature.bind(None, **arguments, **channels)
+    except TypeError as error:
+        given = [*channels, *arguments]
+        known = [key for key in signature.parameters if key != "self"]
+        wrong = next((key for key in given if key not in known), "")
+        raise ValueError(
+            f"{place}: expected a module that is built with {', '.join(channels)}, "
+            f"from here, and the arguments of the recipe, got {list(arguments)}: "
+            f"{error}. {nearest(wrong, known)}"
+        ) from error
+    return kind(**arguments, **channels)
 
 
 def _tensors_only(
