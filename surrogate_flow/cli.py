@@ -21,7 +21,13 @@ from surrogate_flow.recipes import RecipeError, class_at, find_recipe
 __all__ = ["main"]
 
 # Raised by this package with a message that says what to do.
-_FOR_USERS = (ValueError, RuntimeError, FileNotFoundError, TimeoutError)
+_FOR_USERS = (
+    ValueError,
+    RuntimeError,
+    FileNotFoundError,
+    ImportError,
+    TimeoutError,
+)
 _KINDS = {"--data": "workflows", "--model": "models"}
 _CLUSTER = "--data.cluster"
 _WRAPPING = ("class_path", "init_args", "dict_kwargs")

@@ -3,13 +3,16 @@
 import pickle
 import queue
 import random
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as L
 import torch
 import xarray as xr
 import zmq
@@ -18,6 +21,7 @@ from surrogate_flow.fields import FieldSpec
 from surrogate_flow.reservoir import Draw, Store
 from surrogate_flow.solvers import Solver
 from surrogate_flow.stream import Endpoint, Inlet, Outlet, StreamError, messages
+from surrogate_flow.surrogate import Surrogate
 from surrogate_flow.windows import Window
 
 
@@ -489,25 +493,82 @@ def check_network(
     spec: FieldSpec,
     window: Window,
 ) -> None:
-    """A network has the promised shape, a gradient for every parameter, and a state that round-trips."""
+    """Check that a network obeys the contract, learns, and comes back from a checkpoint."""
     torch.manual_seed(0)
     module = network(spec, window)
     inputs = (
-        torch.randn(3, len(spec.parameters)),
-        torch.randn(3),
+        torch.rand(3, len(spec.parameters)) * 2 - 1,
+        torch.rand(3) * 2 - 1,
         torch.randn(3, window.inputs, *spec.step_shape),
     )
     out = module(*inputs)
     assert out.shape == (3, window.outputs, *spec.step_shape)
+    assert out.dtype == torch.float32
     assert out.isfinite().all()
+    torch.testing.assert_close(
+        module(*(x[:1] for x in inputs)), out[:1], rtol=1e-4, atol=1e-5
+    )
+    check_dependence(module, inputs)
     out.square().sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
-    again = network(spec, window)
-    again.load_state_dict(module.state_dict())
-    torch.testing.assert_close(again(*inputs), out)
-    torch.testing.assert_close(
-        module(*(x[:1] for x in inputs)), out[:1], rtol=1e-4, atol=1e-5
+    check_return(network, spec, window, inputs)
+    check_learning(module, inputs, out.shape)
+
+
+def check_dependence(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Check that a sample depends on each of its inputs, and on no other sample."""
+    seen = [x.clone().requires_grad_() for x in inputs]
+    module(*seen)[0].square().sum().backward()
+    parameters, step, history = (x.grad for x in seen)
+    assert (parameters[0] != 0).all(), "a parameter is not used"
+    assert step[0] != 0, "the step is not used"
+    assert history[0, ..., None].flatten(2).abs().sum(2).ne(0).all(), (
+        "history is not used"
     )
+    for grad in (parameters, step, history):
+        assert (grad[1:] == 0).all(), "samples of a batch depend on each other"
+
+
+def check_return(
+    network: Callable[[FieldSpec, Window], torch.nn.Module],
+    spec: FieldSpec,
+    window: Window,
+    inputs: tuple[torch.Tensor, ...],
+) -> None:
+    """Check that a surrogate comes back from its checkpoint, which is data alone."""
+    surrogate = Surrogate(spec, network, window=window)
+    channels = len(spec.variables)
+    surrogate.normalisation.freeze(np.arange(1.0, channels + 1), np.full(channels, 2.0))
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / "some.ckpt"
+        trainer = L.Trainer(logger=False, accelerator="cpu", default_root_dir=folder)
+        trainer.strategy.connect(surrogate)
+        trainer.save_checkpoint(path)
+        torch.load(path, weights_only=True)
+        loaded = Surrogate.load(path)
+        assert torch.equal(loaded(*inputs), surrogate.eval()(*inputs))
+
+
+def check_learning(
+    module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], shape: torch.Size
+) -> None:
+    """Check that a network learns smooth fields, one for each sample, by heart."""
+    phase = sum(
+        torch.linspace(0, 3, size).reshape(size, *(1 for _ in shape[axis + 1 :]))
+        for axis, size in enumerate(shape)
+    )
+    target = torch.sin(phase + inputs[1].reshape(-1, *(1 for _ in shape[1:])))
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    losses: list[float] = []
+    for _ in range(300):
+        loss = (module(*inputs) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if losses[-1] < losses[0] / 20:
+            return
+    raise AssertionError(f"The loss fell from {losses[0]} to {losses[-1]} only.")

@@ -3,12 +3,15 @@
 import itertools
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+import yaml
 
 from surrogate_flow.commands import SurrogateCLI
 from surrogate_flow.data import OnlineData
+from surrogate_flow.fields import FieldSpec, Parameter, Variable
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.recipes import (
     RecipeError,
@@ -16,12 +19,74 @@ from surrogate_flow.recipes import (
     find_recipe,
     plain_recipe,
 )
+from surrogate_flow.solvers import Solver
 from surrogate_flow.spelling import check_recipe
 from surrogate_flow.surrogate import Surrogate
 
 ROOT = Path(__file__).parent.parent
+
+
+class NoDims(Solver):
+    """Numbers, on no grid."""
+
+    fields: ClassVar = {"dims": (), "shape": ()}
+
+    @property
+    def spec(self):
+        """Two numbers."""
+        return FieldSpec(
+            parameters=(Parameter("a", 0, 1),),
+            variables=(Variable("u"), Variable("v")),
+            times=(1.0, 2.0),
+            **self.fields,
+        )
+
+    def solve(self, parameters):
+        """Never called: nothing runs here."""
+        raise AssertionError
+
+
+class Mesh(NoDims):
+    """Two triangles."""
+
+    fields: ClassVar = {
+        "dims": ("node",),
+        "shape": (4,),
+        "cells": ((0, 1, 2), (1, 2, 3)),
+    }
+
+
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.yaml"))
 MODELS = sorted((ROOT / "models").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Runs leave their folders beside the test's own files."""
+    monkeypatch.chdir(tmp_path)
+
+
+def on_grid(spec):
+    """Fields on a structured grid."""
+    return bool(spec.dims) and spec.cells is None
+
+
+# Which fields a model is for; the others are for all.
+SERVES = {"fno": on_grid, "unet": on_grid}
+
+
+def compose(workflow, *arguments):
+    """What the command line builds, and does not run yet."""
+    return SurrogateCLI(
+        Surrogate,
+        OnlineData,
+        subclass_mode_data=True,
+        run=False,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        seed_everything_default=0,
+        args=["--data", str(workflow), *arguments],
+    )
 
 
 @pytest.mark.parametrize(
@@ -30,28 +95,56 @@ MODELS = sorted((ROOT / "models").glob("*.yaml"))
     ids=lambda path: path.stem,
 )
 def test_every_workflow_composes_with_every_model(workflow, model):
-    """A model recipe carries no sizes, so the pair instantiates, with a forward pass of its shape."""
-    cli = SurrogateCLI(
-        Surrogate,
-        OnlineData,
-        subclass_mode_data=True,
-        run=False,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        seed_everything_default=0,
-        args=["--data", str(workflow), "--model", str(model)],
-    )
-    assert cli.datamodule.workflow == workflow.stem
-    spec = cli.datamodule.spec
-    with torch.no_grad():
-        out = cli.model(
-            torch.tensor(spec.low, dtype=torch.float32)[None],
-            torch.zeros(1),
-            torch.zeros(1, 0, *spec.step_shape),
-        )
-    assert out.shape == (1, 1, *spec.step_shape)
+    """A model recipe carries no sizes: the pair predicts, or the network says which one does."""
     check_recipe(workflow, OnlineData)
     check_recipe(model, Surrogate)
+    solver = yaml.safe_load(workflow.read_text())["solver"]
+    spec = class_at(solver["class_path"])(**solver.get("init_args", {})).spec
+    if not SERVES.get(model.stem, lambda spec: True)(spec):
+        network = yaml.safe_load(model.read_text())["network"]["class_path"]
+        with pytest.raises(
+            ValueError, match=r"[Uu]se .*surrogate_flow\.nn\."
+        ) as caught:
+            compose(workflow, "--model", str(model))
+        assert str(caught.value).startswith(f"{network.rpartition('.')[2]}: expected")
+        return
+    cli = compose(workflow, "--model", str(model))
+    assert cli.datamodule.workflow == workflow.stem
+    assert cli.datamodule.spec == spec
+    window = cli.model.window
+    # Shapes alone, without the arithmetic: a million cells take their time.
+    with torch.no_grad(), torch.device("meta"):
+        out = cli.model.to("meta")(
+            torch.zeros(1, len(spec.parameters)),
+            torch.zeros(1),
+            torch.zeros(1, window.inputs, *spec.step_shape),
+        )
+    assert out.shape == (1, window.outputs, *spec.step_shape)
+
+
+@pytest.mark.parametrize("model", ["fno", "unet"])
+@pytest.mark.parametrize("solver", [NoDims, Mesh])
+def test_fields_on_no_grid_need_another_model(tmp_path, solver, model):
+    """The command line ends with the name of a model that serves them, and that one does."""
+    workflow = tmp_path / "other.yaml"
+    workflow.write_text(f"solver: {__name__}.{solver.__name__}\nsimulations: 3\n")
+    with pytest.raises(
+        ValueError, match=r": expected fields .*--model fully_connected"
+    ):
+        compose(workflow, "--model", str(ROOT / "models" / f"{model}.yaml"))
+    compose(workflow, "--model", str(ROOT / "models" / "fully_connected.yaml"))
+
+
+def test_a_model_recipe_names_a_window(tmp_path):
+    """The window is a class with arguments as all else is."""
+    model = tmp_path / "model.yaml"
+    model.write_text(
+        "network: surrogate_flow.nn.UNet\n"
+        "window: {class_path: test_networks.History, init_args: {seen: 3, predicted: 2}}"
+    )
+    check_recipe(model, Surrogate)
+    cli = compose(ROOT / "workflows" / "heat2d.yaml", "--model", str(model))
+    assert (cli.model.window.inputs, cli.model.window.outputs) == (3, 2)
 
 
 def test_recipes_are_short():
@@ -60,9 +153,8 @@ def test_recipes_are_short():
         assert 5 <= len(path.read_text().splitlines()) <= 25, path
 
 
-def test_a_bare_name_finds_the_shipped_recipe(tmp_path, monkeypatch):
+def test_a_bare_name_finds_the_shipped_recipe():
     """A shipped recipe goes by its name from any folder."""
-    monkeypatch.chdir(tmp_path)
     assert find_recipe("workflows", "heat2d") == ROOT / "workflows" / "heat2d.yaml"
 
 

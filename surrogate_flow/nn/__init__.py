@@ -7,9 +7,14 @@ All are called with normalised inputs, ``network(parameters, step, history)``:
 - ``history``, of shape (batch, inputs, channel, *space): the steps just before it, none
   for direct windows;
 
-and return (batch, outputs, channel, *space).
+and return (batch, outputs, channel, *space). ``docs/networks.md`` says how to bring
+your own.
 """
 
+from surrogate_flow.nn.channels import Channels
+from surrogate_flow.nn.fno import FNO
 from surrogate_flow.nn.fully_connected import FullyConnected
+from surrogate_flow.nn.on_grid import OnGrid
+from surrogate_flow.nn.unet import UNet
 
-__all__ = ["FullyConnected"]
+__all__ = ["FNO", "Channels", "FullyConnected", "OnGrid", "UNet"]

@@ -1,4 +1,4 @@
-"""The fully connected network of the heat experiment."""
+"""The fully connected network, first used for the heat experiment."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.recipes import class_at
 from surrogate_flow.windows import Window
 
 __all__ = ["FullyConnected"]
 
 
 class FullyConnected(nn.Module):
-    """u = W_n relu(... relu(W_1 (parameters, t, history) + b_1) ...) + b_n.
+    """u = W_n σ(... σ(W_1 (parameters, t, history) + b_1) ...) + b_n.
+
+    It serves any fields: on a grid, on a mesh, or without dims.
 
     Parameters
     ----------
@@ -27,16 +30,28 @@ class FullyConnected(nn.Module):
         Steps seen and steps predicted.
     widths : sequence of int
         Features of each hidden layer.
+    activation : str
+        Import path of σ, a ``torch.nn.Module`` without arguments.
+
+    Raises
+    ------
+    ValueError
+        If a width is not positive, or the activation is no module.
 
     References
     ----------
     High Throughput Training of Deep Surrogates from Large Ensemble Runs, Meyer et al.,
     SC 2023, arXiv 2309.16743: six inputs, two hidden layers of 256, one output a cell,
-    linear.
+    linear; σ is relu.
     """
 
     def __init__(
-        self, spec: FieldSpec, window: Window, *, widths: Sequence[int] = (256, 256)
+        self,
+        spec: FieldSpec,
+        window: Window,
+        *,
+        widths: Sequence[int] = (256, 256),
+        activation: str = "torch.nn.ReLU",
     ) -> None:
         super().__init__()
         if not widths or min(widths) < 1:
@@ -44,11 +59,17 @@ class FullyConnected(nn.Module):
                 f"FullyConnected: expected positive widths, got {list(widths)}. Give "
                 "one number for each hidden layer, such as [256, 256]."
             )
+        sigma = class_at(activation)
+        if not (isinstance(sigma, type) and issubclass(sigma, nn.Module)):
+            raise ValueError(
+                "FullyConnected: expected the import path of an activation, such as "
+                f"torch.nn.GELU, got {activation!r}, which is {sigma!r}."
+            )
         self.shape = (window.outputs, *spec.step_shape)
         features = math.prod(spec.step_shape)
         sizes = [len(spec.parameters) + 1 + window.inputs * features, *widths]
         layers = [
-            layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())
+            layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), sigma())
         ]
         self.layers = nn.Sequential(
             *layers, nn.Linear(sizes[-1], window.outputs * features)

@@ -1,0 +1,124 @@
+"""All that a network sees, as channels of one grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from surrogate_flow.fields import FieldSpec
+from surrogate_flow.windows import Window
+
+__all__ = ["Channels"]
+
+
+class Channels(nn.Module):
+    """x = (history, parameters, step, positions), stacked on the grid of the fields.
+
+    The parameters and the step are the same at every point. Positions, one channel for
+    each dim, run from -1 to 1; they come from the spec, not from the checkpoint.
+
+    Parameters
+    ----------
+    spec : FieldSpec
+        Gives the grid.
+    window : Window
+        Gives the steps of the history, each with a channel for each variable.
+    network : str
+        Whose input it is, for the errors.
+    positions : bool
+        Whether positions are channels too.
+
+    Attributes
+    ----------
+    count : int
+        Number of channels.
+
+    Raises
+    ------
+    ValueError
+        If the fields live on no grid or on an unstructured mesh, or if nothing would
+        differ from point to point.
+
+    Examples
+    --------
+    >>> from surrogate_flow.solvers import Heat2D
+    >>> from surrogate_flow.windows import Direct
+    >>> channels = Channels(Heat2D(cells=(8, 4)).spec, Direct(), network="mine")
+    >>> channels.count  # five parameters, the step, x and y
+    8
+    >>> stacked = channels(torch.ones(3, 5), torch.ones(3), torch.ones(3, 0, 1, 8, 4))
+    >>> stacked.shape
+    torch.Size([3, 8, 8, 4])
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self, spec: FieldSpec, window: Window, *, network: str, positions: bool = True
+    ) -> None:
+        super().__init__()
+        _require_grid(spec, network)
+        if not positions and not window.inputs:
+            raise ValueError(
+                f"{network}: expected positions or a history, got positions=False "
+                f"with {type(window).__name__}, which has no history: every point "
+                "would see the same, and get the same value. Leave positions on, or "
+                "use an autoregressive window."
+            )
+        self.register_buffer(
+            "positions",
+            torch.from_numpy(_positions(spec)[:, : None if positions else 0]),
+            persistent=False,
+        )
+        self.count = (
+            window.inputs * len(spec.variables)
+            + len(spec.parameters)
+            + 1
+            + self.positions.shape[1]
+        )
+
+    def forward(
+        self,
+        parameters: Float[Tensor, "batch parameter"],
+        step: Float[Tensor, " batch"],
+        history: Float[Tensor, "batch inputs channel *space"],
+    ) -> Float[Tensor, "batch stacked *space"]:
+        """Stack them, the oldest step of the history first."""
+        batch, space = len(step), self.positions.shape[2:]
+        same = torch.cat([parameters, step[:, None]], dim=1)
+        same = same.reshape(*same.shape, *(1 for _ in space)).expand(-1, -1, *space)
+        positions = self.positions.expand(batch, *self.positions.shape[1:])
+        return torch.cat([history.flatten(1, 2), same, positions], dim=1)
+
+
+def _require_grid(spec: FieldSpec, network: str) -> None:
+    if not spec.dims:
+        names = ", ".join(v.name for v in spec.variables)
+        raise ValueError(
+            f"{network}: expected fields on a grid, got {names}, which have no dims. "
+            "Use surrogate_flow.nn.FullyConnected (--model fully_connected)."
+        )
+    if spec.cells is not None:
+        raise ValueError(
+            f"{network}: expected fields on a structured grid, got an unstructured "
+            f"mesh of {spec.shape[0]} nodes and {len(spec.cells)} cells, where "
+            "neighbours in the array are not neighbours in space. Use a network on "
+            "graphs, or surrogate_flow.nn.FullyConnected (--model fully_connected)."
+        )
+
+
+def _positions(spec: FieldSpec) -> Float[np.ndarray, "1 dim *space"]:
+    axes = []
+    for dim, size in zip(spec.dims, spec.shape, strict=True):
+        along = {c.name: c.values for c in spec.coordinates if c.dim == dim}
+        # Without a coordinate, points are taken as evenly spaced.
+        values = along.get(dim) or next(iter(along.values()), tuple(range(size)))
+        axis = np.asarray(values, dtype=np.float64)
+        half = (axis.max() - axis.min()) / 2
+        axes.append((axis - axis.min()) / half - 1 if half else np.zeros(size))
+    grids: Float[np.ndarray, "1 dim *space"] = np.stack(
+        np.meshgrid(*axes, indexing="ij")
+    )[None].astype(np.float32)
+    return grids

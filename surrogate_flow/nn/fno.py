@@ -1,0 +1,108 @@
+"""The Fourier neural operator, of neuraloperator."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from surrogate_flow.fields import FieldSpec
+from surrogate_flow.nn.on_grid import OnGrid
+from surrogate_flow.windows import Window
+
+__all__ = ["FNO"]
+
+
+class FNO(OnGrid):
+    """v_{l+1} = σ(W v_l + F⁻¹(R_l F(v_l))), from a lifting to a projection.
+
+    F is the Fourier transform on the grid, of which R_l changes the lowest modes. On
+    fields in 1, 2, 3 or more dims; it needs ``pip install 'surrogate-flow[networks]'``.
+
+    Parameters
+    ----------
+    spec : FieldSpec
+        Gives the grid and the number of channels.
+    window : Window
+        Steps seen and steps predicted.
+    modes : int or sequence of int
+        Modes kept along each dim, positive and negative frequencies counted: 16 are
+        those of up to 8 waves. On a grid of fewer points all are kept.
+    width : int
+        Channels of the hidden layers.
+    layers : int
+        Number of Fourier layers.
+    padding : float
+        Zeros added on each side of each dim, as a part of its size. 0 suits periodic
+        fields; others may gain from 0.1.
+    positions : bool
+        Whether positions are channels too. Without them, and without padding, the
+        network commutes with translations on a periodic grid.
+
+    Raises
+    ------
+    ValueError
+        If the fields live on no grid or on a mesh, or an argument is out of range.
+    ImportError
+        If neuraloperator is not installed.
+
+    References
+    ----------
+    Fourier Neural Operator for Parametric Partial Differential Equations, Li et al.,
+    ICLR 2021, arXiv 2010.08895.
+    """
+
+    def __init__(
+        self,
+        spec: FieldSpec,
+        window: Window,
+        *,
+        modes: int | Sequence[int] = 16,
+        width: int = 32,
+        layers: int = 4,
+        padding: float = 0.0,
+        positions: bool = True,
+    ) -> None:
+        dims = len(spec.dims)
+        wanted = [modes] * dims if isinstance(modes, int) else list(modes)
+        if len(wanted) != dims or min(wanted, default=1) < 1:
+            raise ValueError(
+                f"FNO: expected modes as one number >= 1, or as one for each of the "
+                f"{dims} dims {spec.dims}, got {modes}."
+            )
+        if width < 1 or layers < 1:
+            raise ValueError(
+                f"FNO: expected width >= 1 and layers >= 1, got {width} and {layers}."
+            )
+        if not 0 <= padding < 1:
+            raise ValueError(
+                f"FNO: expected padding as a part of the grid in [0, 1), got {padding}."
+            )
+        super().__init__(
+            spec,
+            window,
+            module="neuralop.models.FNO",
+            arguments={
+                "n_modes": [min(n, s) for n, s in zip(wanted, spec.shape, strict=True)],
+                "hidden_channels": width,
+                "n_layers": layers,
+                "domain_padding": padding or None,
+                "positional_embedding": None,  # OnGrid stacks the true positions
+                "conv_module": _spectral(),
+            },
+            positions=positions,
+        )
+
+
+def _spectral() -> Any:
+    try:
+        # neuralop changes how the whole process shows warnings.
+        with warnings.catch_warnings():
+            from surrogate_flow.nn.spectral import AnySizeSpectralConv
+    except ImportError as error:
+        raise ImportError(
+            f"FNO needs neuraloperator, which cannot be imported ({error}): "
+            "pip install 'surrogate-flow[networks]'. UNet (--model unet) needs "
+            "nothing more."
+        ) from error
+    return AnySizeSpectralConv
