@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from surrogate_flow.data import OnlineData
 from surrogate_flow.held_out import HeldOut
+from surrogate_flow.mesh_picture import draw_mesh
 from surrogate_flow.surrogate import Surrogate
 
 __all__ = ["Report", "picture"]
@@ -143,12 +145,13 @@ def _next_command(folder: Path, surrogate: Surrogate) -> str:
 def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
     """Draw solver, surrogate and difference for three held-out simulations.
 
-    Two dims are drawn as maps, one as curves, none as a curve over time. Of three, the
-    middle of the last.
+    Two dims and meshes are drawn as maps, one dim as curves, none as a curve over time.
+    Of three, the middle of the last.
     """
     rows = held_out.finished[: len(_MOMENTS)]
     spec = surrogate.spec
     names = [v.name for v in spec.variables]
+    cells = spec.cells if len(spec.coordinates) == 2 else None
     height = len(rows) * len(names)
     figure = Figure(figsize=(12, 4 * height), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
@@ -167,14 +170,19 @@ def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
         ]
         for name in names:
             part = next(parts)
-            time = _draw_row(part.subplots(1, 3), truth[name], guess[name])
+            time = _draw_row(part.subplots(1, 3), truth[name], guess[name], cells)
             part.suptitle(
                 f"simulation {row + held_out.first}{time} ({', '.join(words[:8])})"
             )
     return figure
 
 
-def _draw_row(axes: Any, truth: xr.DataArray, guess: xr.DataArray) -> str:
+def _draw_row(
+    axes: Any,
+    truth: xr.DataArray,
+    guess: xr.DataArray,
+    cells: Sequence[Sequence[int]] | None = None,
+) -> str:
     """Draw one row; return the time of the picture in words, if it has one."""
     units = truth.attrs.get("units", "1")
     words = ""
@@ -199,7 +207,9 @@ def _draw_row(axes: Any, truth: xr.DataArray, guess: xr.DataArray) -> str:
         (axes[2], "surrogate - solver", error, around_zero),
     ):
         label = f"{truth.name if axis is not axes[2] else 'difference'} [{units}]"
-        if what.ndim == 2:
+        if cells is not None:
+            draw_mesh(axis, what, cells, label, **options)
+        elif what.ndim == 2:
             what.plot.pcolormesh(
                 ax=axis,
                 x=what.dims[0],

@@ -11,5 +11,6 @@ and return (batch, outputs, channel, *space).
 """
 
 from surrogate_flow.nn.fully_connected import FullyConnected
+from surrogate_flow.nn.message_passing import MessagePassingSolver
 
-__all__ = ["FullyConnected"]
+__all__ = ["FullyConnected", "MessagePassingSolver"]
