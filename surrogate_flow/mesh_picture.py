@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import xarray as xr
@@ -32,11 +33,7 @@ def draw_mesh(
         Of matplotlib: vmin, vmax, cmap.
     """
     x, y = [c for c in field.coords.values() if c.dims == field.dims][:2]
-    triangles = [
-        (cell[0], b, c)
-        for cell in cells
-        for b, c in zip(cell[1:], cell[2:], strict=False)
-    ]
+    triangles = [(cell[0], b, c) for cell in cells for b, c in pairwise(cell[1:])]
     drawn = axis.tripcolor(x, y, triangles, field, shading="gouraud", **colours)
     axis.figure.colorbar(drawn, ax=axis, label=label, shrink=0.8)
     axis.set_aspect("equal")

@@ -37,7 +37,7 @@ class Exchange(MessagePassing):  # type: ignore[misc]
 
     def __init__(self, width: int, seen: int, dims: int, context: int) -> None:
         super().__init__(aggr="mean", node_dim=0)
-        self.parts = (width, width, seen, dims, context)
+        self.parts = [width, width, seen, dims, context]
         self.message_in = nn.Linear(sum(self.parts), width)
         self.message_out = nn.Linear(width, width)
         self.update_in = nn.Linear(2 * width + context, width)
@@ -54,8 +54,8 @@ class Exchange(MessagePassing):  # type: ignore[misc]
         """Send, hear, update and normalise."""
         # φ's first layer is linear in each of its inputs, so what it makes of f, u and
         # θ is computed once a node, not once an edge.
-        own, others, between, across, theta = self.message_in.weight.split(
-            self.parts, dim=1
+        own, others, between, across, theta = torch.split(
+            self.message_in.weight, self.parts, dim=1
         )
         known = F.linear(seen, between)
         told = F.linear(context, theta, self.message_in.bias)
@@ -88,8 +88,8 @@ class Exchange(MessagePassing):  # type: ignore[misc]
     ) -> Float[Tensor, "node batch width"]:
         """ψ, and the features that it is added to."""
         width = features.shape[-1]
-        own, message, theta = self.update_in.weight.split(
-            (width, width, context.shape[-1]), dim=1
+        own, message, theta = torch.split(
+            self.update_in.weight, [width, width, context.shape[-1]], dim=1
         )
         told = F.linear(context, theta, self.update_in.bias)
         hidden = F.silu(F.linear(features, own) + F.linear(heard, message) + told)

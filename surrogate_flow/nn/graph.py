@@ -122,7 +122,7 @@ def _on_a_grid(
             "neighbours."
         )
     cells = np.indices(shape).reshape(len(shape), -1).T.astype(np.float64)
-    tree = cKDTree(cells, boxsize=shape if periodic else None)
+    tree = cKDTree(cells, boxsize=np.array(shape) if periodic else None)
     pairs: Int[np.ndarray, "pair 2"] = tree.query_pairs(reach, output_type="ndarray")
     return pairs
 
