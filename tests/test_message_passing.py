@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as L
 import torch
+from torch.nn import functional as F
 
 from surrogate_flow.batch import Batch
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
@@ -155,22 +156,24 @@ def test_depends_on_everything_that_it_is_given() -> None:
         assert (network(*changed) - out).abs().amin() > 0, (which, place)
 
 
-def test_a_layer_reaches_its_neighbours() -> None:
-    """Before the norm, which all nodes share, one layer carries news by one edge."""
-    spec = line(40)
-    layer = small(spec, Bundle(), neighbours=2)
-    graph = [layer.offsets, layer.edges]
-    torch.manual_seed(0)
-    given = [torch.randn(40, 1, 16), torch.randn(40, 1, 2), torch.randn(1, 3)]
-    changed = [given[0].clone(), *given[1:]]
-    changed[0][20] += 1
-    exchange = layer.layers[0]
-    sent = []
-    exchange.register_propagate_forward_hook(lambda *call: sent.append(call[-1]))
-    for values in (given, changed):
-        exchange(*values, *graph)
-    reached = (sent[1] - sent[0]).abs().sum((1, 2)).nonzero().flatten()
-    assert reached.tolist() == [18, 19, 20, 21, 22]
+@pytest.mark.parametrize("window", [Direct(), Bundle()], ids=str)
+def test_a_layer_is_what_the_paper_writes(window: Window) -> None:
+    """Edge by edge, with every input written out, the same features come out."""
+    network = small(PLATE, window)
+    layer, offsets = network.layers[0], network.offsets
+    seen, context = torch.randn(64, 2, window.inputs), torch.randn(2, 7)
+    f = torch.randn(64, 2, 16)
+    heard = [[] for _ in range(64)]
+    for (j, i), offset in zip(network.edges.T.tolist(), offsets, strict=True):
+        about = [f[i], f[j], seen[i] - seen[j], offset.expand(2, -1), context]
+        inner = F.silu(layer.message_in(torch.cat(about, dim=1)))
+        heard[i].append(F.silu(layer.message_out(inner)))
+    mean = torch.stack([torch.stack(messages).mean(0) for messages in heard])
+    about = torch.cat([f, mean, context.expand(64, -1, -1)], dim=-1)
+    new = f + F.silu(layer.update_out(F.silu(layer.update_in(about))))
+    expected = F.instance_norm(new.permute(1, 2, 0)).permute(2, 0, 1)
+    got = layer(f, seen, context, offsets, network.edges)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_decoder_of_zeros_predicts_persistence() -> None:
