@@ -37,6 +37,7 @@ def draw_mesh(
     drawn = axis.tripcolor(x, y, triangles, field, shading="gouraud", **colours)
     axis.figure.colorbar(drawn, ax=axis, label=label, shrink=0.8)
     axis.set_aspect("equal")
+    axis.locator_params(nbins=5)
     for name, position in (("x", x), ("y", y)):
         units = position.attrs.get("units")
         words = f"{position.name} [{units}]" if units else str(position.name)

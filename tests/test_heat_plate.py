@@ -11,7 +11,12 @@ from laws import check_solver
 from scipy.optimize import brentq
 from scipy.special import j0, y0
 
+from surrogate_flow.held_out import HeldOut
+from surrogate_flow.nn import FullyConnected
+from surrogate_flow.report import picture
 from surrogate_flow.solvers import HeatPlate
+from surrogate_flow.surrogate import Surrogate
+from surrogate_flow.windows import Direct
 
 TEMPERATURES = {
     "initial": 450.0,
@@ -240,6 +245,25 @@ def test_a_large_solver_is_a_small_message() -> None:
     message = pickle.dumps(solver)
     assert len(message) < 600
     assert pickle.loads(message).spec.digest() == digest
+
+
+def test_the_picture_is_of_the_plate() -> None:
+    """Solver, surrogate and difference as maps of the triangles, with units and bars."""
+    solver = HeatPlate((16, 3), steps=2)
+    spec = solver.spec
+    held_out = HeldOut(spec, Direct(), 2, 0, 1)
+    fields = run(solver, TEMPERATURES).values[:, None]
+    held_out.offer(0, 0, fields, spec.vector(TEMPERATURES))
+    figure = picture(Surrogate(spec, FullyConnected), held_out)
+    drawn = [axis for axis in figure.axes if axis.get_title()]
+    bars = [axis.get_ylabel() for axis in figure.axes if not axis.get_title()]
+    assert bars == ["temperature [K]", "temperature [K]", "difference [K]"]
+    for axis in drawn:
+        assert (axis.get_xlabel(), axis.get_ylabel()) == ("x [m]", "y [m]")
+        (mesh,) = axis.collections
+        assert len(mesh.get_paths()) == len(spec.cells) == 96
+    colours = drawn[0].collections[0].get_array()
+    np.testing.assert_allclose(colours, fields[0, 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -178,14 +178,15 @@ def test_a_layer_is_what_the_paper_writes(window: Window) -> None:
 
 def test_a_decoder_of_zeros_predicts_persistence() -> None:
     """Bundled steps are differences to the last known one, in proportion to time."""
-    network, given = small(PLATE, Bundle()), inputs(PLATE, Bundle())
+    spec = line(channels=2)
+    network, given = small(spec, Bundle()), inputs(spec, Bundle())
     last = network.decoder[-1]
     torch.nn.init.zeros_(last.weight)
     torch.nn.init.zeros_(last.bias)
     expected = given[2][:, -1:].expand(-1, 3, -1, -1)
     torch.testing.assert_close(network(*given), expected)
-    torch.nn.init.ones_(last.bias)
-    ahead = torch.tensor([1 / 3, 2 / 3, 1]).reshape(3, 1, 1)
+    last.bias.data = torch.tensor([1.0, 10.0])
+    ahead = torch.tensor([[1 / 3, 10 / 3], [2 / 3, 20 / 3], [1, 10]])[..., None]
     torch.testing.assert_close(network(*given), expected + ahead)
 
 
