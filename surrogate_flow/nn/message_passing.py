@@ -23,7 +23,7 @@ class MessagePassingSolver(nn.Module):
 
     The steps d_l ahead come out of a convolution over the features f at a node, all
     `outputs` of them at once (temporal bundling). A direct window has no u_k to go on
-    from: its only step is what a layer makes of f, t and θ.
+    from: its step is what two layers make of f, t and θ.
 
     Parameters
     ----------
@@ -58,9 +58,14 @@ class MessagePassingSolver(nn.Module):
     References
     ----------
     J. Brandstetter, D. Worrall, M. Welling, "Message Passing Neural PDE Solvers", ICLR
-    2022, https://arxiv.org/abs/2202.03376. Their decoders for 20 and 50 steps have
-    kernels of 15 and 10, 12 and 10, ours 16 and 10, 12 and 10. Direct windows are ours.
+    2022, https://arxiv.org/abs/2202.03376, equation 10. Theirs decodes 20, 25 or 50
+    steps of one variable, by kernels of 15 and 10, 16 and 14, 12 and 10; ours any
+    number, these by 16 and 10, 29 and 10, 12 and 10. Direct windows are not in it.
     """
+
+    places: Tensor
+    offsets: Tensor
+    edges: Tensor
 
     def __init__(
         self,
@@ -133,10 +138,6 @@ class MessagePassingSolver(nn.Module):
                 nn.Linear(width, window.outputs * channels),
             )
         )
-
-    places: Tensor
-    offsets: Tensor
-    edges: Tensor
 
     def forward(
         self,
