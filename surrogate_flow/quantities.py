@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["Coordinate", "Parameter", "Variable", "number"]
+__all__ = ["Coordinate", "Parameter", "Variable", "in_units", "number"]
 
 
 def number(value: float) -> float:
@@ -76,3 +76,14 @@ class Coordinate:
                 f"Coordinate {self.name!r}: expected finite positions, got some that "
                 "are not. Leave out what has no position."
             )
+
+
+def in_units(value: float, units: str, digits: int = 4) -> str:
+    """Write a number with its units; "1" stands for none.
+
+    Examples
+    --------
+    >>> in_units(3.14159, "rad", 3), in_units(2.0, "1")
+    ('3.14 rad', '2')
+    """
+    return f"{value:.{digits}g}" + (f" {units}" if units not in ("", "1") else "")

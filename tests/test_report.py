@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.report import picture
+from surrogate_flow.picture import picture
 from surrogate_flow.solvers import Lorenz, NavierStokes2D
 from surrogate_flow.surrogate import Surrogate
 from surrogate_flow.windows import Direct

@@ -7,7 +7,7 @@ import pytest
 
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.report import picture
+from surrogate_flow.picture import picture
 from surrogate_flow.solvers import Combined1D
 from surrogate_flow.surrogate import Surrogate
 from surrogate_flow.windows import Direct

@@ -14,7 +14,15 @@ your own.
 from surrogate_flow.nn.channels import Channels
 from surrogate_flow.nn.fno import FNO
 from surrogate_flow.nn.fully_connected import FullyConnected
+from surrogate_flow.nn.message_passing import MessagePassingSolver
 from surrogate_flow.nn.on_grid import OnGrid
 from surrogate_flow.nn.unet import UNet
 
-__all__ = ["FNO", "Channels", "FullyConnected", "OnGrid", "UNet"]
+__all__ = [
+    "FNO",
+    "Channels",
+    "FullyConnected",
+    "MessagePassingSolver",
+    "OnGrid",
+    "UNet",
+]

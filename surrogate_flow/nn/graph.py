@@ -1,0 +1,145 @@
+"""Which nodes of a grid or a mesh exchange messages."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.spatial import cKDTree
+
+from surrogate_flow.fields import FieldSpec
+
+__all__ = ["Graph", "graph_of"]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in the order of the flattened ``*space``, and the edges between them.
+
+    Parameters
+    ----------
+    places : array
+        Where each node is, of order one: from -1 to 1 along the longest side, or sine
+        and cosine of the way round along each periodic one.
+    edges : array
+        Sender and receiver of each message, sorted by receiver.
+    offsets : array
+        From sender to receiver, in units of the root mean square of all.
+    """
+
+    places: Float[np.ndarray, "node place"]
+    edges: Int[np.ndarray, "2 edge"]
+    offsets: Float[np.ndarray, "edge dim"]
+
+
+def graph_of(spec: FieldSpec, neighbours: int = 3, periodic: bool = False) -> Graph:
+    """Return the graph of a spec's grid, points or mesh.
+
+    On a mesh nodes that share a cell are joined. On a grid of d dims a node hears from
+    the 2 d `neighbours` nearest, counted in cells, and from all that are as near as the
+    farthest of them; scattered points from as many nearest.
+
+    Parameters
+    ----------
+    spec : FieldSpec
+    neighbours : int
+        On each side of a node in one dim; a mesh has its own.
+    periodic : bool
+        Whether the last cell of each dim of a grid is followed by the first.
+
+    Raises
+    ------
+    ValueError
+        If there are no two nodes, or no positions, or nothing that could be periodic.
+    """
+    nodes = int(np.prod(spec.shape))
+    if not spec.dims or nodes < 2:
+        raise ValueError(
+            f"Messages pass between nodes: expected a spec with a grid or a mesh, got "
+            f"the dims {spec.dims} of the sizes {spec.shape}. Take FullyConnected for "
+            "fields without space."
+        )
+    if neighbours < 1 or neighbours != int(neighbours):
+        raise ValueError(f"neighbours: expected a whole number >= 1, got {neighbours}.")
+    along = [c for c in spec.coordinates if c.dim == spec.dims[0]]
+    if len(spec.dims) == 1 and (spec.cells is not None or len(along) > 1):
+        if periodic:
+            raise ValueError(
+                "periodic: expected a grid, got a mesh or scattered points along "
+                f"{spec.dims[0]!r}, of which nobody knows how they repeat."
+            )
+        if not along:
+            raise ValueError(
+                f"Messages tell where they come from: expected coordinates along "
+                f"{spec.dims[0]!r}, got none. Give the spec the positions of its nodes."
+            )
+        points = np.stack([c.values for c in along], axis=-1)
+        pairs = (
+            _near(points, 2 * points.shape[1] * neighbours)
+            if spec.cells is None
+            else _in_a_cell(spec.cells)
+        )
+        return _graph(points, pairs, None)
+    axes = [_axis(spec, dim, n) for dim, n in zip(spec.dims, spec.shape, strict=True)]
+    points = np.stack([x.ravel() for x in np.meshgrid(*axes, indexing="ij")], axis=-1)
+    pairs = _on_a_grid(spec.shape, neighbours, periodic)
+    # The last cell is as wide as the others are in the mean.
+    period = [(x[-1] - x[0]) * len(x) / max(len(x) - 1, 1) for x in axes]
+    return _graph(points, pairs, np.array(period) if periodic else None)
+
+
+def _axis(spec: FieldSpec, dim: str, size: int) -> Float[np.ndarray, " size"]:
+    along = [c.values for c in spec.coordinates if c.dim == dim]
+    return np.array(along[0] if along else range(size), dtype=np.float64)
+
+
+def _near(
+    points: Float[np.ndarray, "node dim"], count: int
+) -> Int[np.ndarray, "pair 2"]:
+    count = min(count, len(points) - 1)
+    _, near = cKDTree(points).query(points, k=range(2, count + 2))
+    return np.stack([np.repeat(np.arange(len(points)), count), near.ravel()], axis=-1)
+
+
+def _in_a_cell(cells: tuple[tuple[int, ...], ...]) -> Int[np.ndarray, "pair 2"]:
+    pairs = [pair for cell in cells for pair in itertools.combinations(cell, 2)]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _on_a_grid(
+    shape: tuple[int, ...], neighbours: int, periodic: bool
+) -> Int[np.ndarray, "pair 2"]:
+    around = itertools.product(range(-neighbours, neighbours + 1), repeat=len(shape))
+    distances = np.sort([np.hypot.reduce(way) for way in around])
+    # The first is the node's own.
+    reach = distances[2 * len(shape) * neighbours] + 1e-6
+    if periodic and min(shape) <= 2 * reach:
+        raise ValueError(
+            f"periodic: expected more than {int(2 * reach)} cells along each dim, got "
+            f"{shape}: a node would hear from another from both sides. Take fewer "
+            "neighbours."
+        )
+    cells = np.indices(shape).reshape(len(shape), -1).T.astype(np.float64)
+    tree = cKDTree(cells, boxsize=np.array(shape) if periodic else None)
+    pairs: Int[np.ndarray, "pair 2"] = tree.query_pairs(reach, output_type="ndarray")
+    return pairs
+
+
+def _graph(
+    points: Float[np.ndarray, "node dim"],
+    pairs: Int[np.ndarray, "pair 2"],
+    period: Float[np.ndarray, " dim"] | None,
+) -> Graph:
+    receiver, sender = np.unique(np.vstack([pairs, pairs[:, ::-1]]), axis=0).T
+    offsets = points[receiver] - points[sender]
+    if period is None:
+        low, high = points.min(axis=0), points.max(axis=0)
+        places = (2 * points - low - high) / (np.max(high - low) or 1.0)
+    else:
+        offsets -= period * np.round(offsets / period)
+        angle = 2 * np.pi * points / period
+        places = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    length = np.sqrt(np.mean(np.sum(np.square(offsets), axis=1))) or 1.0
+    return Graph(places, np.stack([sender, receiver]), offsets / length)
