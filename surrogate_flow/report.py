@@ -17,6 +17,7 @@ from rich.console import Console
 
 from surrogate_flow.data import OnlineData
 from surrogate_flow.held_out import HeldOut
+from surrogate_flow.rollout_report import HISTORY
 from surrogate_flow.surrogate import Surrogate
 
 __all__ = ["Report", "picture"]
@@ -47,19 +48,18 @@ class Report(Callback):
         held_out = _held_out(trainer)
         if held_out is None or not isinstance(pl_module, Surrogate):
             return
-        if not pl_module.window.inputs:
-            path = self.folder / "prediction.png"
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                picture(pl_module, held_out).savefig(path)
-            except OSError as error:
-                path.unlink(missing_ok=True)
-                logger.error("%s was not written (%s).", path, error)
+        path = self.folder / "prediction.png"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            picture(pl_module, held_out).savefig(path)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            logger.error("%s was not written (%s).", path, error)
         self._lines = [
             *_errors("val", trainer, held_out),
             *_best(trainer),
             f"Run: {self.folder}",
-            f"Next: {_next_command(self.folder, pl_module)}",
+            f"Next: {_next_command(self.folder, pl_module, held_out)}",
         ]
 
     def on_validation_end(
@@ -124,7 +124,7 @@ def _best(trainer: L.Trainer) -> list[str]:
     return []
 
 
-def _next_command(folder: Path, surrogate: Surrogate) -> str:
+def _next_command(folder: Path, surrogate: Surrogate, held_out: HeldOut) -> str:
     kept = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     path = next((path for path in kept if path.is_file()), None)
     if path is None:
@@ -134,15 +134,24 @@ def _next_command(folder: Path, surrogate: Surrogate) -> str:
         f"{p.name}: {p.low + (p.high - p.low) * (k + 1) / (len(parameters) + 1):.4g}"
         for k, p in enumerate(parameters)
     )
+    history = ""
+    if surrogate.window.inputs:
+        # The simulation of which the file has the first steps.
+        row = held_out.parameters[held_out.finished[0]]
+        example = ", ".join(
+            f"{p.name}: {value:.6g}" for p, value in zip(parameters, row, strict=True)
+        )
+        history = f"--history {folder / HISTORY} "
     return (
         f"surrogate-flow predict --ckpt_path {path} "
-        f"--parameters '{{{example}}}' --output field.nc"
+        f"--parameters '{{{example}}}' {history}--output field.nc"
     )
 
 
 def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
     """Draw solver, surrogate and difference for three held-out simulations.
 
+    An autoregressive surrogate is rolled out from the first steps to the last one.
     Two dims are drawn as maps, one as curves, none as a curve over time. Of three, the
     middle of the last.
     """
@@ -157,11 +166,14 @@ def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
         values = [float(v) for v in held_out.parameters[row]]
         parameters = {p.name: v for p, v in zip(spec.parameters, values, strict=True)}
         step = min(int(moment * spec.steps), spec.steps - 1)
+        inputs = surrogate.window.inputs
+        history = held_out.simulation(row, slice(inputs)) if inputs else None
+        step = spec.steps - 1 if inputs else step
         # One time of a map, all times of a curve over time.
-        shown = slice(step, step + 1) if spec.dims else slice(None)
+        shown = slice(step, step + 1) if spec.dims else slice(inputs, None)
         times = spec.times[shown]
         truth = spec.dataset(held_out.fields[row, shown], times, parameters)
-        guess = surrogate.predict(parameters, times)
+        guess = surrogate.predict(parameters, times, history)
         words = [
             f"{p.name} {parameters[p.name]:.4g} {p.units}" for p in spec.parameters
         ]
