@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,17 +76,6 @@ class ErrorCurve:
         shape = (0, 2, spec.steps - start, len(spec.variables))
         stacked = np.stack(curves) if curves else np.empty(shape)
         return cls(spec, start, stacked[:, 0], stacked[:, 1])
-
-    @classmethod
-    def joined(cls, curves: Sequence[ErrorCurve]) -> ErrorCurve:
-        """Return one over the simulations of several, such as those of all ranks."""
-        first = curves[0]
-        return cls(
-            first.spec,
-            first.start,
-            np.concatenate([c.squared_errors for c in curves]),
-            np.concatenate([c.squares for c in curves]),
-        )
 
     @property
     def times(self) -> Float[np.ndarray, " time"]:

@@ -11,7 +11,7 @@ import xarray as xr
 from jaxtyping import Float, Float32, Int
 
 from surrogate_flow.fields import FieldSpec
-from surrogate_flow.stream.crossing import Crossing, RefusedStep
+from surrogate_flow.stream.crossing import TIME_TOLERANCE, Crossing, RefusedStep
 from surrogate_flow.windows import Window
 
 __all__ = [
@@ -80,8 +80,7 @@ def steps_at(
     near = positions(spec, times)
     steps: Int[np.ndarray, " time"] = np.rint(near).astype(np.int64)
     for time, step, exact in zip(np.atleast_1d(times), steps, near, strict=True):
-        # As far from a step as the stream tolerates of a solver.
-        if abs(exact - step) > 0.01:
+        if abs(exact - step) > TIME_TOLERANCE:
             known = spec.times[int(exact)], spec.times[int(exact) + 1]
             raise ValueError(
                 f"predict: expected times of the solver's steps, got {time:g}, between "
@@ -125,15 +124,7 @@ def checked_history(
             f"goes on from what it sees ({window}): give the first steps of a "
             f"simulation, {example}{units}."
         )
-    first = 0
-    times = history.coords.get("time")
-    if (
-        times is not None
-        and times.ndim == 1
-        and times.size
-        and times.dtype.kind in "fiu"
-    ):
-        first = int(np.abs(np.asarray(spec.times) - float(times[0])).argmin())
+    first = _first(spec, history)
     try:
         fields = Crossing(spec, "history").convert(history, first)
     except RefusedStep as error:
@@ -153,6 +144,17 @@ def checked_history(
             f"predict. Cut it off, such as with history.isel(time=slice({inputs}))."
         )
     return behind, fields[-inputs:]
+
+
+def _first(spec: FieldSpec, history: xr.Dataset) -> int:
+    """Return the step that a history begins with; the first one if it is none."""
+    given = history.coords.get("time")
+    if given is None or given.dtype.kind not in "fiu" or not given.size:
+        return 0
+    times = np.asarray(spec.times)
+    distances = np.abs(times - float(given.values.flat[0]))
+    step = int(distances.argmin())
+    return step if distances[step] <= TIME_TOLERANCE * np.diff(times).min() else 0
 
 
 def read_history(path: Path) -> xr.Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -68,7 +69,14 @@ class RolloutReport(Callback):
         if held_out is None:
             return
         mine = ErrorCurve.of(pl_module, held_out)
-        curve = ErrorCurve.joined(data.ranks.gather(mine))
+        shares = data.ranks.gather(
+            [mine.squared_errors.tolist(), mine.squares.tolist()]
+        )
+        curve = dataclasses.replace(
+            mine,
+            squared_errors=np.array([s for share in shares for s in share[0]]),
+            squares=np.array([s for share in shares for s in share[1]]),
+        )
         if not (trainer.is_global_zero and len(curve.squares)):
             return
         try:
@@ -85,5 +93,6 @@ class RolloutReport(Callback):
             relative = np.nanmean(curve.relative_l2, axis=1)
             self._line = (
                 f"Rollout error over {len(relative)} steps: {np.nanmean(relative):.2%} "
-                f"relative (L2), {relative[-1]:.2%} at the last step"
+                f"relative (L2), {relative[-1]:.2%} at the last step "
+                f"(mean over {len(curve.squares)} simulations)"
             )

@@ -9,9 +9,9 @@ from jaxtyping import Float32
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.nearest import nearest
 
-__all__ = ["Crossing", "RefusedStep"]
+__all__ = ["TIME_TOLERANCE", "Crossing", "RefusedStep"]
 
-TIME_TOLERANCE = 0.01
+TIME_TOLERANCE = 0.01  # of the distance between steps
 
 
 class RefusedStep(ValueError):
