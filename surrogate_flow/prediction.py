@@ -39,7 +39,7 @@ def checked_parameters(
             warnings.warn(
                 f"{p.name} = {value:g} {p.units} lies outside of the range "
                 f"[{p.low:g}, {p.high:g}] that the surrogate was trained on.",
-                stacklevel=3,
+                stacklevel=4,
             )
     return vector
 
