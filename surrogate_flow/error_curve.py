@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.held_out import HeldOut
-from surrogate_flow.rollout import roll_out
+from surrogate_flow.rollout import predictions
 from surrogate_flow.surrogate import Surrogate
 
 __all__ = ["ErrorCurve"]
@@ -155,20 +155,19 @@ _COLUMNS = ("relative_l2", "rmse")
 def _squares(
     surrogate: Surrogate, held_out: HeldOut, row: int, start: int
 ) -> Float[np.ndarray, "2 time channel"]:
-    # One simulation at a time: the steps of all together could be too many to hold.
+    # Prediction by prediction: a whole rollout could be too large to hold.
     inputs, steps = surrogate.window.inputs, surrogate.spec.steps - start
-    device = surrogate.device
-    fields = torch.from_numpy(held_out.fields[row]).to(device)
-    truth = fields[start:]
-    rolled = roll_out(
+    fields, device = held_out.fields[row], surrogate.device
+    following = predictions(
         surrogate,
         torch.from_numpy(held_out.parameters[row]).to(device)[None],
         torch.full((1,), float(start), device=device),
-        fields[None, start - inputs : start],
-        steps,
-    )[0]
-    squares = torch.empty(2, *truth.shape[:2], dtype=torch.float64)
-    for k in range(steps):
-        for i, values in enumerate((rolled[k] - truth[k], truth[k])):
-            squares[i, k] = values.double().square().reshape(len(values), -1).mean(1)
-    return squares.numpy()
+        torch.from_numpy(fields[start - inputs : start]).to(device)[None],
+    )
+    guesses = (guess for bundle in following for guess in bundle[0].cpu().numpy())
+    squares = np.empty((2, steps, fields.shape[1]))
+    for k, (truth, guess) in enumerate(zip(fields[start:], guesses, strict=False)):
+        for i, values in enumerate((guess - truth, truth)):
+            cells = values.reshape(len(values), -1).astype(np.float64)
+            squares[i, k] = np.square(cells).mean(axis=1)
+    return squares

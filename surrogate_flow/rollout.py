@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -10,10 +10,26 @@ from torch import Tensor
 
 from surrogate_flow.batch import Batch
 
-__all__ = ["pushed_forward", "roll_out"]
+__all__ = ["predictions", "pushed_forward", "roll_out"]
 
 #: (parameters, step, history) -> the next steps; all fields in physical units.
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def predictions(
+    predict: Predict,
+    parameters: Float[Tensor, "batch parameter"],
+    step: Float[Tensor, " batch"],
+    history: Float[Tensor, "batch inputs channel *space"],
+) -> Iterator[Float[Tensor, "batch outputs channel *space"]]:
+    """Yield one prediction after the other, without end; see `roll_out`."""
+    inputs = history.shape[1]
+    while True:
+        predicted = predict(parameters, step, history)
+        yield predicted
+        step = step + predicted.shape[1]
+        history = torch.cat([history, predicted], dim=1)
+        history = history[:, history.shape[1] - inputs :]
 
 
 def roll_out(
@@ -48,14 +64,11 @@ def roll_out(
     >>> roll_out(double, torch.zeros(1, 0), torch.zeros(1), ones, 4).flatten().tolist()
     [2.0, 4.0, 8.0, 16.0]
     """
-    inputs = history.shape[1]
+    following = predictions(predict, parameters, step, history)
     predicted, done = [history[:, :0]], 0
     while done < steps:
-        bundle = predict(parameters, step + done, history)
-        predicted.append(bundle)
-        done += bundle.shape[1]
-        history = torch.cat([history, bundle], dim=1)
-        history = history[:, history.shape[1] - inputs :]
+        predicted.append(next(following))
+        done += predicted[-1].shape[1]
     return torch.cat(predicted, dim=1)[:, :steps]
 
 

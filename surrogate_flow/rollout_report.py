@@ -18,6 +18,7 @@ from surrogate_flow.surrogate import Surrogate
 __all__ = ["HISTORY", "RolloutReport"]
 
 HISTORY = "history.nc"
+_FILES = ("rollout.csv", "rollout.png", HISTORY)
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +82,16 @@ class RolloutReport(Callback):
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            curve.write(self.folder / "rollout.csv")
-            curve.draw().savefig(self.folder / "rollout.png")
+            curve.write(self.folder / _FILES[0])
+            curve.draw().savefig(self.folder / _FILES[1])
             if history and pl_module.window.inputs and held_out.finished:
                 seen = slice(pl_module.window.inputs)
                 first = held_out.simulation(held_out.finished[0], seen)
                 first.to_netcdf(self.folder / HISTORY)
         except OSError as error:
-            logger.error("The rollouts are not all in %s (%s).", self.folder, error)
+            for name in _FILES:
+                (self.folder / name).unlink(missing_ok=True)
+            logger.error("No rollouts were written to %s (%s).", self.folder, error)
         if pl_module.window.inputs:
             relative = np.nanmean(curve.relative_l2, axis=1)
             self._line = (
