@@ -28,7 +28,8 @@ class Batch(NamedTuple):
     history : Tensor of shape (batch, inputs, channel, *space)
         The steps just before; ``inputs`` is zero for direct windows.
     target : Tensor of shape (batch, outputs, channel, *space)
-        The steps to predict.
+        The steps to predict; those of ``unroll + 1`` predictions where training
+        unrolls, until `pushed_forward` has chosen one.
     weight : float
         Factor of its loss: 0 for a rank whose data have ended while others train.
     """

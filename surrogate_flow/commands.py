@@ -26,9 +26,11 @@ from surrogate_flow.data import OnlineData
 from surrogate_flow.ending import Ending, Kept
 from surrogate_flow.loggers import MetricsEvents, MetricsTable
 from surrogate_flow.plan import show
+from surrogate_flow.prediction import read_history
 from surrogate_flow.progress import ProgressLine
 from surrogate_flow.recipes import RecipeError
 from surrogate_flow.report import Report
+from surrogate_flow.rollout_report import RolloutReport
 from surrogate_flow.surrogate import Surrogate
 
 __all__ = [
@@ -102,7 +104,7 @@ class SurrogateCLI(LightningCLI):
                 MetricsTable(folder, name="", version=""),
                 MetricsEvents(folder, name="", version=""),
             ]
-        callbacks.append(Report(folder, console))
+        callbacks += [RolloutReport(folder, console), Report(folder, console)]
         if self.subcommand == "fit":
             callbacks.append(Ending())
             if config.get("enable_checkpointing") is not False:
@@ -267,11 +269,17 @@ def predict(words: Sequence[str]) -> None:
         help="Such as '[0.1, 0.5]'; all steps of the solver by default.",
     )
     parser.add_argument(
+        "--history",
+        type=Path | None,
+        help="A netCDF file with the first steps, for one that rolls out from them.",
+    )
+    parser.add_argument(
         "--output", type=Path, default=Path("field.nc"), help="A netCDF file."
     )
     options = parser.parse_args(list(words))
     surrogate = Surrogate.load(options.ckpt_path)
-    dataset = surrogate.predict(options.parameters, options.times)
+    history = None if options.history is None else read_history(options.history)
+    dataset = surrogate.predict(options.parameters, options.times, history)
     if not options.output.parent.is_dir():
         raise FileNotFoundError(
             f"--output {options.output}: there is no folder {options.output.parent}."

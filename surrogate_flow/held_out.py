@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Self
 
 import numpy as np
+import xarray as xr
 from jaxtyping import Float, Int
 
 from surrogate_flow.batch import Batch
@@ -27,7 +28,8 @@ class HeldOut:
     """u[simulation, time, channel, *space] of a validation or test set.
 
     A sink of the stream which is never full. Iterating yields the batches of all
-    *finished* simulations, in the same order every time.
+    *finished* simulations, in the same order every time; a sample is one prediction,
+    also where training unrolls.
 
     Thread-safe: the inlet writes while the trainer waits.
 
@@ -55,7 +57,7 @@ class HeldOut:
         stride: int = 1,
     ) -> None:
         self.spec = spec
-        self.window = window
+        self.window = window.without_unroll()
         self.batch_size = batch_size
         self.first = first
         self.count = count
@@ -202,6 +204,16 @@ class HeldOut:
                 ),
                 self.window,
             )
+
+    def simulation(self, row: int, steps: slice = slice(None)) -> xr.Dataset:
+        """Return steps of one simulation as its solver yielded them."""
+        values = map(float, self.parameters[row])
+        names = (p.name for p in self.spec.parameters)
+        return self.spec.dataset(
+            self.fields[row, steps],
+            self.spec.times[steps],
+            dict(zip(names, values, strict=True)),
+        )
 
     def spread(self) -> Float[np.ndarray, " channel"]:
         """Return, for each variable, the error of the best constant prediction."""

@@ -2,73 +2,56 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import MeanSquaredError, Metric, MetricCollection
+from torchmetrics.utilities import dim_zero_cat
 
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.relative_errors import (
+    NormalisedRMSE,
+    RelativeL2,
+    RelativeL2OfNumbers,
+    VarianceScaledRMSE,
+)
 
-__all__ = ["MaximumError", "RelativeL2", "RelativeL2OfNumbers", "field_metrics"]
+__all__ = [
+    "MaximumError",
+    "PercentileRMSE",
+    "detailed_metrics",
+    "field_metrics",
+]
 
 
-class RelativeL2(Metric):
-    """mean over samples and variables of |û - u|_2 / |u|_2, without unit.
+class PercentileRMSE(Metric):
+    """99th percentile over samples of sqrt(mean (û - u)²), in the units of u.
 
-    Zongyi Li et al., Fourier Neural Operator for Parametric Partial Differential
-    Equations, ICLR 2021, report it.
+    Exact: one number is kept for each sample. The mean error says little of the worst
+    simulations, and the maximum is that of a single cell.
     """
 
-    total: Tensor
-    count: Tensor
+    errors: list[Tensor]
 
-    def __init__(self) -> None:
+    def __init__(self, percent: float = 99.0) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), "sum")
-        self.add_state("count", torch.tensor(0), "sum")
+        self.percent = percent
+        self.add_state("errors", [], "cat")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch, ``(batch, time, channel, *space)`` both."""
-        error = (prediction - target).transpose(1, 2).flatten(2).norm(dim=2)
-        size = target.transpose(1, 2).flatten(2).norm(dim=2)
-        self.total += (error / size.clamp_min(torch.finfo(size.dtype).tiny)).sum()
-        self.count += error.numel()
+        """Add a batch, ``(batch, ...)`` both."""
+        error = (prediction - target).flatten(1).square().mean(dim=1).sqrt()
+        self.errors.append(error)
 
     def compute(self) -> Tensor:
-        """Return the mean."""
-        return self.total / self.count
-
-
-class RelativeL2OfNumbers(Metric):
-    """mean over variables of |û - u|_2 / |u|_2 over all samples, without unit.
-
-    For fields without dims: a single number may be zero, so that it is no measure of
-    its own error.
-
-    Parameters
-    ----------
-    variables : int
-        How many there are.
-    """
-
-    error: Tensor
-    size: Tensor
-
-    def __init__(self, variables: int) -> None:
-        super().__init__()
-        for name in ("error", "size"):
-            zeros = torch.zeros(variables, dtype=torch.float64)
-            self.add_state(name, zeros, "sum")
-
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch, ``(batch, time, channel)`` both."""
-        self.error += (prediction - target).double().square().sum((0, 1))
-        self.size += target.double().square().sum((0, 1))
-
-    def compute(self) -> Tensor:
-        """Return the mean."""
-        tiny = torch.finfo(torch.float32).tiny
-        return (self.error / self.size.clamp_min(tiny)).sqrt().mean()
+        """Return the percentile, interpolated between the two samples next to it."""
+        errors = dim_zero_cat(self.errors)
+        # torch.quantile refuses more than 16 million numbers.
+        value = np.percentile(errors.cpu().numpy(), self.percent)
+        return torch.tensor(float(value), device=errors.device)
 
 
 class MaximumError(Metric):
@@ -102,9 +85,9 @@ class _OfVariable(Metric):
         prediction: Float[Tensor, "batch time channel *space"],
         target: Float[Tensor, "batch time channel *space"],
     ) -> None:
+        channel = slice(self.channel, self.channel + 1)
         self.metric.update(
-            prediction[:, :, self.channel].contiguous(),
-            target[:, :, self.channel].contiguous(),
+            prediction[:, :, channel].contiguous(), target[:, :, channel].contiguous()
         )
 
     def compute(self) -> Tensor:
@@ -117,7 +100,11 @@ class _OfVariable(Metric):
 
 
 def field_metrics(spec: FieldSpec, prefix: str) -> MetricCollection:
-    """Return the errors that are logged: one relative, two in units for each variable.
+    """Return the errors that every validation logs.
+
+    ``relative_l2``, and for each variable ``rmse``, ``p99`` and ``max`` in its units,
+    ``nrmse`` and ``vrmse`` without. A variable of one cell has neither: its mean over
+    space may be zero, and it has no variance there.
 
     Parameters
     ----------
@@ -126,11 +113,46 @@ def field_metrics(spec: FieldSpec, prefix: str) -> MetricCollection:
     prefix : str
         Of every name, such as ``"val_"``.
     """
-    relative = RelativeL2() if spec.dims else RelativeL2OfNumbers(len(spec.variables))
-    metrics: dict[str, Metric | MetricCollection] = {"relative_l2": relative}
+    return _collection(prefix, _short(spec))
+
+
+def detailed_metrics(spec: FieldSpec, prefix: str) -> MetricCollection:
+    """Return those of `field_metrics`, and each variable's ``mse`` and ``relative_l2``.
+
+    Parameters
+    ----------
+    spec, prefix
+        As in `field_metrics`.
+    """
+    metrics = _short(spec)
     for channel, variable in enumerate(spec.variables):
-        metrics[f"rmse_{variable.name}"] = _OfVariable(
-            MeanSquaredError(squared=False), channel
-        )
-        metrics[f"max_{variable.name}"] = _OfVariable(MaximumError(), channel)
-    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+        metrics[f"mse_{variable.name}"] = _OfVariable(MeanSquaredError(), channel)
+        relative = _relative_l2(spec, 1)
+        metrics[f"relative_l2_{variable.name}"] = _OfVariable(relative, channel)
+    return _collection(prefix, metrics)
+
+
+def _short(spec: FieldSpec) -> dict[str, Metric]:
+    metrics: dict[str, Metric] = {
+        "relative_l2": _relative_l2(spec, len(spec.variables))
+    }
+    for channel, variable in enumerate(spec.variables):
+        of_one: dict[str, Metric] = {
+            "rmse": MeanSquaredError(squared=False),
+            "p99": PercentileRMSE(),
+            "max": MaximumError(),
+        }
+        if math.prod(spec.shape) > 1:
+            of_one |= {"nrmse": NormalisedRMSE(), "vrmse": VarianceScaledRMSE()}
+        for name, metric in of_one.items():
+            metrics[f"{name}_{variable.name}"] = _OfVariable(metric, channel)
+    return metrics
+
+
+def _relative_l2(spec: FieldSpec, variables: int) -> Metric:
+    return RelativeL2() if spec.dims else RelativeL2OfNumbers(variables)
+
+
+def _collection(prefix: str, metrics: dict[str, Metric]) -> MetricCollection:
+    named: dict[str, Metric | MetricCollection] = {**metrics}
+    return MetricCollection(named, prefix=prefix, compute_groups=False)

@@ -28,6 +28,7 @@ _LINE = 120
 def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
     """Draw solver, surrogate and difference for three held-out simulations.
 
+    An autoregressive surrogate is rolled out from the first steps to the last one.
     Two dims and meshes are drawn as maps, one dim as a map over time, none as curves
     over time: solver and surrogate in one, the difference beside it. Of three, the
     middle of the last.
@@ -45,12 +46,15 @@ def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
         values = [float(v) for v in held_out.parameters[row]]
         parameters = {p.name: v for p, v in zip(spec.parameters, values, strict=True)}
         step = min(int(moment * spec.steps), spec.steps - 1)
+        inputs = surrogate.window.inputs
+        history = held_out.simulation(row, slice(inputs)) if inputs else None
+        step = spec.steps - 1 if inputs else step
         # One time of a map, all times where there is room for an axis of time.
         still = len(spec.dims) > 1 or spec.cells is not None
-        shown = slice(step, step + 1) if still else slice(None)
+        shown = slice(step, step + 1) if still else slice(inputs, None)
         times = spec.times[shown]
         truth = spec.dataset(held_out.fields[row, shown], times, parameters)
-        guess = surrogate.predict(parameters, times)
+        guess = surrogate.predict(parameters, times, history)
         words = [
             f"{p.name} {in_units(parameters[p.name], p.units)}" for p in spec.parameters
         ]

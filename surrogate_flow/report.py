@@ -14,6 +14,7 @@ from surrogate_flow.data import OnlineData
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.picture import picture
 from surrogate_flow.quantities import in_units
+from surrogate_flow.rollout_report import HISTORY
 from surrogate_flow.surrogate import Surrogate
 
 __all__ = ["Report"]
@@ -41,19 +42,18 @@ class Report(Callback):
         held_out = _held_out(trainer)
         if held_out is None or not isinstance(pl_module, Surrogate):
             return
-        if not pl_module.window.inputs:
-            path = self.folder / "prediction.png"
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                picture(pl_module, held_out).savefig(path)
-            except OSError as error:
-                path.unlink(missing_ok=True)
-                logger.error("%s was not written (%s).", path, error)
+        path = self.folder / "prediction.png"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            picture(pl_module, held_out).savefig(path)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            logger.error("%s was not written (%s).", path, error)
         self._lines = [
             *_errors("val", trainer, held_out),
             *_best(trainer),
             f"Run: {self.folder}",
-            f"Next: {_next_command(self.folder, pl_module)}",
+            f"Next: {_next_command(self.folder, pl_module, held_out)}",
         ]
 
     def on_validation_end(
@@ -105,8 +105,8 @@ def _errors(stage: str, trainer: L.Trainer, held_out: HeldOut) -> list[str]:
         units = variable.units
         lines.append(
             f"  {variable.name}: {in_units(rmse, units, 3)} root mean square (of a "
-            f"constant field: {in_units(spread, units, 3)}), {in_units(worst, units, 3)} "
-            "at most"
+            f"constant field: {in_units(spread, units, 3)}), "
+            f"{in_units(worst, units, 3)} at most"
         )
     return lines
 
@@ -119,7 +119,7 @@ def _best(trainer: L.Trainer) -> list[str]:
     return []
 
 
-def _next_command(folder: Path, surrogate: Surrogate) -> str:
+def _next_command(folder: Path, surrogate: Surrogate, held_out: HeldOut) -> str:
     kept = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     path = next((path for path in kept if path.is_file()), None)
     if path is None:
@@ -129,7 +129,15 @@ def _next_command(folder: Path, surrogate: Surrogate) -> str:
         f"{p.name}: {p.low + (p.high - p.low) * (k + 1) / (len(parameters) + 1):.4g}"
         for k, p in enumerate(parameters)
     )
+    history = ""
+    if surrogate.window.inputs:
+        # The simulation of which the file has the first steps.
+        row = held_out.parameters[held_out.finished[0]]
+        example = ", ".join(
+            f"{p.name}: {value:.6g}" for p, value in zip(parameters, row, strict=True)
+        )
+        history = f"--history {folder / HISTORY} "
     return (
         f"surrogate-flow predict --ckpt_path {path} "
-        f"--parameters '{{{example}}}' --output field.nc"
+        f"--parameters '{{{example}}}' {history}--output field.nc"
     )

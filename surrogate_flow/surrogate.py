@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,9 +18,16 @@ from torch import Tensor, nn
 from surrogate_flow import checkpoint
 from surrogate_flow.batch import Batch
 from surrogate_flow.fields import FieldSpec
-from surrogate_flow.metrics import field_metrics
+from surrogate_flow.metrics import detailed_metrics, field_metrics
 from surrogate_flow.normalisation import Normalisation
+from surrogate_flow.prediction import (
+    checked_history,
+    checked_parameters,
+    positions,
+    steps_at,
+)
 from surrogate_flow.recipes import class_at, plain_recipe
+from surrogate_flow.rollout import pushed_forward, roll_out
 from surrogate_flow.windows import Direct, Window
 
 if TYPE_CHECKING:
@@ -82,6 +88,7 @@ class Surrogate(L.LightningModule):
         super().__init__()
         self.spec = spec
         self.window = window or Direct()
+        self.window.require(spec.steps)
         self.recipe = {
             "format": checkpoint.FORMAT,
             "spec": spec.to_plain(),
@@ -103,7 +110,7 @@ class Surrogate(L.LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.val_errors = field_metrics(spec, "val_")
-        self.test_errors = field_metrics(spec, "test_")
+        self.test_errors = detailed_metrics(spec, "test_")
 
     def forward(
         self,
@@ -134,12 +141,21 @@ class Surrogate(L.LightningModule):
         self.normalisation.freeze(*data.moments())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss in normalised units."""
+        """Return the loss in normalised units, of the last prediction if unrolled."""
+        unrolls = self._unrolls(batch_idx)
+        batch = pushed_forward(self, batch, unrolls, self.window.outputs)
         prediction = self._normalised(batch.parameters, batch.step, batch.history)
         loss: Tensor = self.loss(prediction, self.normalisation.fields(batch.target))
         if batch.weight:
             self.log("train_loss", loss, batch_size=len(batch.step))
         return loss * batch.weight
+
+    def _unrolls(self, batch_idx: int) -> int:
+        if not self.window.unroll:
+            return 0
+        # Of the number of the batch: the same on all ranks, and in a run that goes on.
+        chance = np.random.default_rng([torch.initial_seed(), batch_idx])
+        return int(chance.integers(self.window.unroll + 1))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the validation errors."""
@@ -151,8 +167,9 @@ class Surrogate(L.LightningModule):
 
     def _evaluate(self, stage: str, errors: Any, batch: Batch) -> None:
         normalised = self._normalised(batch.parameters, batch.step, batch.history)
-        loss = self.loss(normalised, self.normalisation.fields(batch.target))
-        errors.update(self.normalisation.physical(normalised), batch.target)
+        target = batch.target[:, : self.window.outputs]
+        loss = self.loss(normalised, self.normalisation.fields(target))
+        errors.update(self.normalisation.physical(normalised), target)
         self.log(f"{stage}_loss", loss, batch_size=len(batch.step), sync_dist=True)
         self.log_dict(errors, batch_size=len(batch.step))
 
@@ -181,6 +198,7 @@ class Surrogate(L.LightningModule):
         self,
         parameters: Mapping[str, float],
         times: Sequence[float] | None = None,
+        history: xr.Dataset | None = None,
     ) -> xr.Dataset:
         """Return what the solver would yield, with coordinates and units.
 
@@ -189,59 +207,43 @@ class Surrogate(L.LightningModule):
         parameters : mapping of str to float
             One value for each parameter of the spec.
         times : sequence of float, optional
-            In the units of the spec; between two steps of the solver the network
-            interpolates. All steps of the solver by default.
+            In the units of the spec. With a direct window the network interpolates
+            between two steps of the solver; an autoregressive one rolls out over steps
+            alone, to the last of those asked for. All steps of the solver by default,
+            or all that come after the history.
+        history : xr.Dataset, optional
+            For autoregressive windows: consecutive steps as the solver yields them,
+            ``inputs`` or more, of which the last are seen.
 
         Raises
         ------
         ValueError
-            If a parameter is unknown, missing or not finite, or a time lies outside of
-            the spec's.
+            If a parameter is unknown, missing or not finite, a time lies outside of the
+            spec's, or the history is missing, not needed, too short or not what the
+            solver yields.
         """
-        if self.window.inputs:
-            raise ValueError(
-                f"predict: expected a direct window, got one that needs "
-                f"{self.window.inputs} steps of history; call the surrogate itself."
-            )
-        vector = self.spec.vector(parameters)
-        for p, value in zip(self.spec.parameters, vector, strict=True):
-            if not p.low <= value <= p.high:
-                warnings.warn(
-                    f"{p.name} = {value:g} {p.units} lies outside of the range "
-                    f"[{p.low:g}, {p.high:g}] that the surrogate was trained on.",
-                    stacklevel=2,
-                )
-        steps = self._steps(self.spec.times if times is None else times)
+        spec = self.spec
+        vector = checked_parameters(spec, parameters)
+        first, seen = checked_history(spec, self.window, history)
+        times = spec.times[first:] if times is None else times
         was_training = self.training
         self.eval()
         row = torch.tensor(vector, dtype=torch.float32, device=self.device)[None]
-        history = row.new_zeros((1, 0, *self.spec.step_shape))
-        fields = np.empty((len(steps), *self.spec.step_shape), dtype=np.float32)
-        for k, step in enumerate(steps):
-            at = row.new_full((1,), float(step))
-            fields[k] = self(row, at, history)[0, 0].cpu().numpy()
+        past = torch.from_numpy(seen).to(self.device)[None]
+        if self.window.inputs:
+            steps = steps_at(spec, times, first)
+            begin = row.new_full((1,), float(first))
+            count = int(steps.max(initial=first - 1)) + 1 - first
+            rolled = roll_out(self, row, begin, past, count)[0].cpu().numpy()
+            fields = rolled[steps - first]
+        else:
+            at = positions(spec, times)
+            fields = np.empty((len(at), *spec.step_shape), dtype=np.float32)
+            for k, step in enumerate(at):
+                begin = row.new_full((1,), float(step))
+                fields[k] = self(row, begin, past)[0, 0].cpu().numpy()
         self.train(was_training)
-        return self.spec.dataset(
-            fields, self.spec.times if times is None else times, parameters
-        )
-
-    def _steps(self, times: Sequence[float]) -> Float[np.ndarray, " time"]:
-        known = np.asarray(self.spec.times)
-        wanted = np.atleast_1d(np.asarray(times, dtype=np.float64))
-        slack = 1e-6 * (known[-1] - known[0])
-        outside = wanted[
-            ~((wanted >= known[0] - slack) & (wanted <= known[-1] + slack))
-        ]
-        if outside.size:
-            raise ValueError(
-                f"predict: expected times in [{known[0]:g}, {known[-1]:g}] "
-                f"{self.spec.time_units}, got {outside[0]:g}. The surrogate has learnt "
-                "no other times."
-            )
-        steps: Float[np.ndarray, " time"] = np.interp(
-            wanted, known, np.arange(len(known))
-        )
-        return steps
+        return spec.dataset(fields, times, parameters)
 
     def on_save_checkpoint(self, saved: dict[str, Any]) -> None:
         """Add what `load` needs, as plain values."""

@@ -17,7 +17,6 @@ import pytest
 import pytorch_lightning as L
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from test_reservoir import Sliding
 
 from surrogate_flow import checkpoint, runs
 from surrogate_flow.atomic import AtomicCheckpoints
@@ -29,6 +28,7 @@ from surrogate_flow.reservoir import FIRO
 from surrogate_flow.rows import read_rows
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate import Surrogate
+from surrogate_flow.windows import Autoregressive
 
 SPEC = Heat2D(cells=(6, 4), steps=5).spec
 
@@ -349,7 +349,7 @@ def test_a_file_of_steps_is_float32_of_its_size_or_nothing(what, tmp_path):
 
 def persistence(first=None):
     """A reservoir of windows that share steps, half full, and a held-out simulation."""
-    window = Sliding(3, 1)
+    window = Autoregressive(2)
     store = FIRO(SPEC, window, 2, capacity=40, threshold=4)
     held_out = HeldOut(SPEC, window, 2, 0, 1)
     memory = Persistence(store, held_out, first or {"a": 1.0}, fields=True)

@@ -43,6 +43,10 @@ MISTAKES = {
         [*FIT, "--data.reservoir.capacity=5", "--data.reservoir.threshold=5"],
         "batch",
     ),
+    "simulations shorter than a sample": (
+        [*FIT[:3], "--model=fully_connected_autoregressive", *SMALL],
+        "at least 3 steps",
+    ),
     "threshold never reached": (
         [*FIT, *SMALL, "--data.simulations=3"],
         "The threshold can never be reached",

@@ -21,12 +21,12 @@ from surrogate_flow.reservoir import (
     Reservoir,
     SamplesPerInsert,
 )
-from surrogate_flow.windows import Direct, Window
+from surrogate_flow.windows import Autoregressive, Direct, Window
 
 
 @dataclass(frozen=True)
 class Sliding(Window):
-    """Windows of any span and stride."""
+    """A window of somebody else: any span and stride, unchecked."""
 
     span_: int = 3
     stride_: int = 1
@@ -55,7 +55,14 @@ def make_spec(steps=20, cells=3):
     )
 
 
-WINDOWS = [Direct(), Sliding(3, 1), Sliding(3, 2), Sliding(2, 3), Sliding(4, 4)]
+WINDOWS = [
+    Direct(),
+    Autoregressive(2),
+    Autoregressive(1, 2, stride=2),
+    Autoregressive(1, 1, stride=3),
+    Autoregressive(3, 1, stride=4),
+    Autoregressive(1, 1, unroll=2),
+]
 
 
 def make_store(policy, window, steps=20, capacity=40, batch_size=4, seed=0, **options):
@@ -162,7 +169,7 @@ def test_end_of_reception_lets_short_batches_go():
 
 def test_forget_releases_unfinished_windows():
     """What only windows to come hold is free once the simulation is given up."""
-    store = make_store("FIFO", Sliding(3, 1), batch_size=1)
+    store = make_store("FIFO", Autoregressive(2), batch_size=1)
     offer(store, 0, 0, 4)
     offer(store, 1, 0, 2)
     assert (store.counters().steps, store.counters().unfinished) == (6, 2)
@@ -178,7 +185,7 @@ def test_forget_releases_unfinished_windows():
 
 def test_whole_simulation_holds_no_tail():
     """After its last step a simulation holds nothing for windows to come."""
-    store = make_store("FIFO", Sliding(3, 1), steps=5, batch_size=3)
+    store = make_store("FIFO", Autoregressive(2), steps=5, batch_size=3)
     offer(store, 0, 0, 5)
     assert store.counters().unfinished == 0
     assert len(store.draw(0).step) == 3
@@ -187,7 +194,7 @@ def test_whole_simulation_holds_no_tail():
 
 def test_too_many_simulations_wait_for_their_turn():
     """New simulations wait while the unfinished ones could fill the store."""
-    store = make_store("FIFO", Sliding(5, 1), capacity=20, batch_size=1)
+    store = make_store("FIFO", Autoregressive(4), capacity=20, batch_size=1)
     taken = [offer(store, simulation, 0, 4) for simulation in range(6)]
     assert taken == [4, 4, 4, 4, 0, 0]
     assert "4 unfinished simulations" in store.waiting()
@@ -199,7 +206,7 @@ def test_too_many_simulations_wait_for_their_turn():
 
 def test_shared_steps_full_below_the_threshold():
     """A store full of unfinished windows gives what it has rather than wait."""
-    store = make_store("FIRO", Sliding(3, 1), capacity=13, threshold=10)
+    store = make_store("FIRO", Autoregressive(2), capacity=13, threshold=10)
     for simulation in range(5):
         offer(store, simulation, 0, 2)
     assert offer(store, 0, 2, 3) == 3
@@ -240,9 +247,9 @@ def test_wrong_steps_are_refused(policy):
         (Direct(), {"capacity": "100 B"}, "threshold <= 4 samples"),
         (Direct(), {"capacity": "100"}, "with its unit"),
         (Direct(), {"capacity": "much"}, "'2 GiB'"),
-        (Sliding(6), {"capacity": 5, "threshold": 1}, "capacity >= 6 steps"),
-        (Sliding(21), {}, "at least 21 steps"),
-        (Sliding(3, 2), {"capacity": 12}, "threshold <= 5 samples"),
+        (Autoregressive(5), {"capacity": 5, "threshold": 1}, "capacity >= 6 steps"),
+        (Autoregressive(20), {}, "at least 21 steps"),
+        (Autoregressive(2, stride=2), {"capacity": 12}, "threshold <= 5 samples"),
         (Sliding(3, 0), {}, "window.stride >= 1"),
         (Direct(), {"limiter": SamplesPerInsert(4.0, 3.9)}, "tolerance >= .* = 4"),
     ],
@@ -473,7 +480,7 @@ TestReservoir = ReservoirMachine.TestCase
 
 
 @pytest.mark.parametrize("producers", [1, 2])
-@pytest.mark.parametrize("window", [Direct(), Sliding(3, 1)], ids=str)
+@pytest.mark.parametrize("window", [Direct(), Autoregressive(2)], ids=str)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_threads(policy, window, producers):
     """With producers and trainer in threads nothing is lost, torn or drawn unduly."""
@@ -524,7 +531,7 @@ def test_threads(policy, window, producers):
 
 def test_put_under_way_outlives_the_end_of_reception():
     """A put that waits when reception ends gets all its steps in."""
-    store = make_store("FIFO", Sliding(3, 1), capacity=10)
+    store = make_store("FIFO", Autoregressive(2), capacity=10)
     result = []
     thread = threading.Thread(target=lambda: result.append(put(store, 0, 0, 20)))
     thread.start()
@@ -609,7 +616,7 @@ def test_limiter_does_not_starve_an_empty_store():
     """Where windows to come have pushed out all samples, an insert needs no batch."""
     options = {"capacity": 4, "threshold": 1, "batch_size": 1}
     limiter = SamplesPerInsert(ratio=10.0, tolerance=5.5)
-    store = make_store("Reservoir", Sliding(3, 1), 4, limiter=limiter, **options)
+    store = make_store("Reservoir", Autoregressive(2), 4, limiter=limiter, **options)
     step = offer(store, 0, 0, 4)
     while step < 4 or store.counters().unseen:
         if step < 4:
@@ -620,7 +627,7 @@ def test_limiter_does_not_starve_an_empty_store():
     assert offer(store, 1, 2, 1) == 1
 
 
-@pytest.mark.parametrize("window", [Direct(), Sliding(3, 1)], ids=str)
+@pytest.mark.parametrize("window", [Direct(), Autoregressive(2)], ids=str)
 def test_moments(window):
     """Mean and standard deviation are those of the stored steps, each counted once."""
     store = make_store("FIFO", window)

@@ -7,12 +7,12 @@ import threading
 import laws
 import numpy as np
 import pytest
-from test_reservoir import POLICIES, WINDOWS, Sliding, make_store, offer
+from test_reservoir import POLICIES, WINDOWS, make_store, offer
 
 from surrogate_flow.fields import FieldSpec, Variable
 from surrogate_flow.numbers import NumberSet
 from surrogate_flow.reservoir import FIFO, Flight
-from surrogate_flow.windows import Direct
+from surrogate_flow.windows import Autoregressive, Direct
 
 SIMULATIONS = 5
 STEPS = 20
@@ -152,7 +152,7 @@ def test_a_solver_without_parameters_is_saved_too():
 
 def test_steps_that_no_window_covers_do_not_make_a_simulation_run_again():
     """Its windows were all trained; without their fields, nothing is left to simulate."""
-    window = Sliding(2, 3)
+    window = Autoregressive(1, stride=3)
     store = make_store("FIFO", window, 19)
     flight, last = Flight(), (window.samples(19) - 1) * window.stride + window.span
     assert offer(store, 0, 0, last) == last < 19

@@ -9,9 +9,9 @@ from jaxtyping import Float32
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.nearest import nearest
 
-__all__ = ["Crossing", "RefusedStep"]
+__all__ = ["TIME_TOLERANCE", "Crossing", "RefusedStep"]
 
-TIME_TOLERANCE = 0.01
+TIME_TOLERANCE = 0.01  # of the distance between steps
 
 
 class RefusedStep(ValueError):
@@ -25,8 +25,8 @@ class Crossing:
     ----------
     spec : FieldSpec
         What the solver announces.
-    simulation : int
-        Named in every refusal.
+    simulation : int or str
+        Named in every refusal: the number of a simulation, or what else has the steps.
 
     Examples
     --------
@@ -38,7 +38,7 @@ class Crossing:
     (1, 1, 3)
     """
 
-    def __init__(self, spec: FieldSpec, simulation: int) -> None:
+    def __init__(self, spec: FieldSpec, simulation: int | str) -> None:
         self.spec = spec
         self.simulation = simulation
         self._names = [v.name for v in spec.variables]
@@ -88,7 +88,9 @@ class Crossing:
         return steps
 
     def _at(self, step: int) -> str:
-        return f"Simulation {self.simulation}, step {step}"
+        number = isinstance(self.simulation, int)
+        name = f"Simulation {self.simulation}" if number else self.simulation
+        return f"{name}, step {step}"
 
     def _values(
         self, name: str, variable: xr.Variable, step: int, count: int
