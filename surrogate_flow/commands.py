@@ -24,23 +24,27 @@ from surrogate_flow.atomic import AtomicCheckpoints
 from surrogate_flow.console import hush, show_logs, the_console
 from surrogate_flow.data import OnlineData
 from surrogate_flow.ending import Ending, Kept
+from surrogate_flow.generate import generate as write_data_set
 from surrogate_flow.loggers import MetricsEvents, MetricsTable
 from surrogate_flow.plan import show
 from surrogate_flow.progress import ProgressLine
-from surrogate_flow.recipes import RecipeError
+from surrogate_flow.recipes import RecipeError, class_at
 from surrogate_flow.report import Report
 from surrogate_flow.surrogate import Surrogate
+from surrogate_flow.training_data import TrainingData
 
 __all__ = [
     "SurrogateCLI",
     "check",
     "check_override",
+    "generate",
     "plan",
     "predict",
     "train",
     "uses_lightning",
 ]
 
+_EPOCHS = 1  # unless more are asked for
 _OWNERS: dict[str, Any] = {"--data": OnlineData, "--model": Surrogate}
 
 logger = logging.getLogger(__name__)
@@ -52,11 +56,21 @@ def check(option: str, path: Path) -> None:
 
 
 def check_override(option: str, dotted: str, value: str, path: str | None) -> None:
-    """Refuse a dotted override that names no argument."""
+    """Refuse a dotted override that names no argument.
+
+    Parameters
+    ----------
+    option, dotted, value : str
+        Of ``--data.solver.cells [4, 4]``.
+    path : str, optional
+        Of the recipe, or of the class that stands in its place.
+    """
     is_file = path is not None and Path(path).is_file()
     recipe = spelling.read_recipe(Path(path)) if is_file and path else {}
+    class_path = recipe.get("class_path", None if is_file else path)
     try:
-        spelling.check_override(dotted, value, recipe, _OWNERS[option])
+        owner = class_at(class_path) if class_path else _OWNERS[option]
+        spelling.check_override(dotted, value, recipe, owner)
     except RecipeError as error:
         raise RecipeError(f"{option}.{dotted}: {error}") from error
 
@@ -90,6 +104,10 @@ class SurrogateCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add loggers, checkpoints, progress and report, unless they are set."""
         config = self._get(self.config_init, "trainer")
+        counted = config.get("max_steps", -1) > 0
+        if counted and self.datamodule.repeats and config["max_epochs"] == _EPOCHS:
+            # The default of one epoch is that of data which never come again.
+            kwargs["max_epochs"] = -1
         kind = "" if self.subcommand == "fit" else str(self.subcommand)
         folder = runs.new_folder(self._root(), self.datamodule.workflow, kind)
         runs.require_room(folder)
@@ -174,7 +192,7 @@ class SurrogateCLI(LightningCLI):
 
 
 @contextmanager
-def _graceful(trainer: L.Trainer, data: OnlineData) -> Iterator[None]:
+def _graceful(trainer: L.Trainer, data: TrainingData) -> Iterator[None]:
     """Make the first Ctrl-C end training after the batch; the second one raises."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -200,14 +218,14 @@ def train(words: Sequence[str]) -> None:
     sys.argv = [sys.argv[0], *words]
     SurrogateCLI(
         Surrogate,
-        OnlineData,
+        TrainingData,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         trainer_defaults={
-            "max_epochs": 1,
+            "max_epochs": _EPOCHS,
             "val_check_interval": 500,
             "check_val_every_n_epoch": None,
             "log_every_n_steps": 10,
@@ -220,7 +238,10 @@ def train(words: Sequence[str]) -> None:
             "description": (
                 "Train a deep surrogate of a solver while its simulations run. "
                 "--data and --model take a recipe: a YAML file, or the name of a "
-                "shipped one (heat2d, fully_connected)."
+                "shipped one (heat2d, fully_connected); --data also a data set. "
+                "Two commands without a trainer have a --help of their own: "
+                "'surrogate-flow plan' says what a study would ask of its cluster, "
+                "'surrogate-flow generate' writes its simulations to a data set."
             ),
         },
     )
@@ -228,21 +249,41 @@ def train(words: Sequence[str]) -> None:
 
 def plan(words: Sequence[str]) -> None:
     """Print what a study would ask of its cluster."""
-    parser = ArgumentParser(
-        prog="surrogate-flow plan",
-        description=(
-            "Print the job script and the plan of a study: jobs, cores, memory, "
-            "walltime, simulations at once, bytes a second. Nothing is submitted."
-        ),
+    parser = _parser_of_study(
+        "plan",
+        "Print the job script and the plan of a study: jobs, cores, memory, walltime, "
+        "simulations at once, bytes a second. Nothing is submitted.",
     )
+    options = parser.instantiate_classes(parser.parse_args(list(words)))
+    show(options.data, the_console())
+
+
+def generate(words: Sequence[str]) -> None:
+    """Write the simulations of a study to a data set on disk."""
+    parser = _parser_of_study(
+        "generate",
+        "Simulate the whole study, held-out simulations included, onto the disk: a "
+        "data set in Zarr format 3, which xarray.open_zarr opens and 'fit --data' "
+        "trains on. The workers write it, so they must share its file system. Typed "
+        "again, the command adds the simulations that are missing.",
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, help="The data set, such as heat2d.zarr."
+    )
+    options = parser.instantiate_classes(parser.parse_args(list(words)))
+    if not write_data_set(options.data, options.output, the_console()):
+        sys.exit(128 + signal.SIGINT)
+
+
+def _parser_of_study(command: str, description: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=f"surrogate-flow {command}", description=description)
     parser.add_subclass_arguments(OnlineData, "data", required=True)
     parser.set_defaults({"data": {"class_path": "surrogate_flow.OnlineData"}})
     # So that the words of a fit can be kept.
     parser.add_argument("--model", help="Ignored: it does not matter here.")
     show_logs()
     hush()
-    options = parser.instantiate_classes(parser.parse_args(list(words)))
-    show(options.data, the_console())
+    return parser
 
 
 def predict(words: Sequence[str]) -> None:

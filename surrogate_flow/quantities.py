@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["Coordinate", "Parameter", "Variable", "number"]
+__all__ = ["Coordinate", "Parameter", "Variable", "attributes", "number"]
 
 
 def number(value: float) -> float:
@@ -76,3 +76,12 @@ class Coordinate:
                 f"Coordinate {self.name!r}: expected finite positions, got some that "
                 "are not. Leave out what has no position."
             )
+
+
+def attributes(units: str, long_name: str = "") -> dict[str, str]:
+    """Return what xarray and netCDF note of a quantity, where there is something."""
+    return {
+        key: value
+        for key, value in (("units", units), ("long_name", long_name))
+        if value
+    }
