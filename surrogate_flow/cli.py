@@ -38,14 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         words = _with_recipes(words)
-        from surrogate_flow import commands
+        from surrogate_flow import commands, standalone
 
         if words[:1] == ["predict"] and not commands.uses_lightning(words):
-            commands.predict(words[1:])
+            standalone.predict(words[1:])
         elif words[:1] == ["plan"]:
-            commands.plan(words[1:])
+            standalone.plan(words[1:])
         elif words[:1] == ["generate"]:
-            commands.generate(words[1:])
+            standalone.generate(words[1:])
         else:
             commands.train(words)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The subcommands: Lightning's own, and predict from a checkpoint alone."""
+"""Lightning's subcommands: fit, validate, test and predict with a workflow."""
 
 from __future__ import annotations
 
@@ -14,19 +14,15 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as L
-from jsonargparse import ArgumentParser
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from rich.console import Console
 
 from surrogate_flow import checkpoint, runs, spelling
 from surrogate_flow.atomic import AtomicCheckpoints
 from surrogate_flow.console import hush, show_logs, the_console
 from surrogate_flow.data import OnlineData
 from surrogate_flow.ending import Ending, Kept
-from surrogate_flow.generate import generate as write_data_set
 from surrogate_flow.loggers import MetricsEvents, MetricsTable
-from surrogate_flow.plan import show
 from surrogate_flow.progress import ProgressLine
 from surrogate_flow.recipes import RecipeError, class_at
 from surrogate_flow.report import Report
@@ -37,9 +33,6 @@ __all__ = [
     "SurrogateCLI",
     "check",
     "check_override",
-    "generate",
-    "plan",
-    "predict",
     "train",
     "uses_lightning",
 ]
@@ -245,84 +238,3 @@ def train(words: Sequence[str]) -> None:
             ),
         },
     )
-
-
-def plan(words: Sequence[str]) -> None:
-    """Print what a study would ask of its cluster."""
-    parser = _parser_of_study(
-        "plan",
-        "Print the job script and the plan of a study: jobs, cores, memory, walltime, "
-        "simulations at once, bytes a second. Nothing is submitted.",
-    )
-    options = parser.instantiate_classes(parser.parse_args(list(words)))
-    show(options.data, the_console())
-
-
-def generate(words: Sequence[str]) -> None:
-    """Write the simulations of a study to a data set on disk."""
-    parser = _parser_of_study(
-        "generate",
-        "Simulate the whole study, held-out simulations included, onto the disk: a "
-        "data set in Zarr format 3, which xarray.open_zarr opens and 'fit --data' "
-        "trains on. The workers write it, so they must share its file system. Typed "
-        "again, the command adds the simulations that are missing.",
-    )
-    parser.add_argument(
-        "--output", required=True, type=Path, help="The data set, such as heat2d.zarr."
-    )
-    options = parser.instantiate_classes(parser.parse_args(list(words)))
-    if not write_data_set(options.data, options.output, the_console()):
-        sys.exit(128 + signal.SIGINT)
-
-
-def _parser_of_study(command: str, description: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=f"surrogate-flow {command}", description=description)
-    parser.add_subclass_arguments(OnlineData, "data", required=True)
-    parser.set_defaults({"data": {"class_path": "surrogate_flow.OnlineData"}})
-    # So that the words of a fit can be kept.
-    parser.add_argument("--model", help="Ignored: it does not matter here.")
-    show_logs()
-    hush()
-    return parser
-
-
-def predict(words: Sequence[str]) -> None:
-    """Write what a trained surrogate predicts to a netCDF file."""
-    parser = ArgumentParser(
-        prog="surrogate-flow predict",
-        description=(
-            "Predict fields from a checkpoint alone; neither solver nor cluster is "
-            "needed. With --data and --model it is Lightning's own predict."
-        ),
-    )
-    parser.add_argument("--ckpt_path", required=True, type=str, help="A checkpoint.")
-    parser.add_argument(
-        "--parameters",
-        required=True,
-        type=dict[str, float],
-        help="Such as '{initial: 300, left: 100, ...}', in the units of the spec.",
-    )
-    parser.add_argument(
-        "--times",
-        type=list[float] | None,
-        help="Such as '[0.1, 0.5]'; all steps of the solver by default.",
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("field.nc"), help="A netCDF file."
-    )
-    options = parser.parse_args(list(words))
-    surrogate = Surrogate.load(options.ckpt_path)
-    dataset = surrogate.predict(options.parameters, options.times)
-    if not options.output.parent.is_dir():
-        raise FileNotFoundError(
-            f"--output {options.output}: there is no folder {options.output.parent}."
-        )
-    dataset.to_netcdf(options.output)
-    console = Console()
-    for name, field in dataset.data_vars.items():
-        console.print(
-            f"{options.output}: {name} {dict(field.sizes)}, {float(field.min()):.4g} "
-            f"to {float(field.max()):.4g} {field.attrs.get('units', '')}",
-            soft_wrap=True,
-            highlight=False,
-        )

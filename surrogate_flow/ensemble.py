@@ -104,11 +104,10 @@ class Ensemble:
         self._tasks = Tasks(client, task, name, unarchived)
         self._simulations, self._exhausted = simulations, False
         self._faults, self._failures = faults, failures
-        self._ahead, self._share = ahead, share
+        self._ahead, self._share, self._patient = ahead, share, patient
         self._is_whole, self._on_end = is_whole, on_end
         self._on_set_aside, self._watchdog = on_set_aside, watchdog
-        self._fleet, self._patient = fleet, patient
-        self._again: deque[tuple[Simulation, int]] = deque()
+        self._fleet, self._again = fleet, deque[tuple[Simulation, int]]()
         self._workers, self._met = Workers(client), False
         # Nobody's attempts may wait behind another's if each has just its threads.
         self._least = share if ahead == 1 else 1
