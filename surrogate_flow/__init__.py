@@ -8,24 +8,30 @@ from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.solvers.solver import Solver
 
 if TYPE_CHECKING:
+    from surrogate_flow.archive import Archive
     from surrogate_flow.data import OnlineData
     from surrogate_flow.scheduler import ExistingScheduler
+    from surrogate_flow.stored import StoredData
     from surrogate_flow.surrogate import Surrogate
 
 __all__ = [
+    "Archive",
     "Coordinate",
     "ExistingScheduler",
     "FieldSpec",
     "OnlineData",
     "Parameter",
     "Solver",
+    "StoredData",
     "Surrogate",
     "Variable",
 ]
 
 _LAZY = {
+    "Archive": "surrogate_flow.archive",
     "ExistingScheduler": "surrogate_flow.scheduler",
     "OnlineData": "surrogate_flow.data",
+    "StoredData": "surrogate_flow.stored",
     "Surrogate": "surrogate_flow.surrogate",
 }
 

@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import torch
 
+from surrogate_flow.difference import difference
+
 __all__ = ["FORMAT", "KEY", "read", "require_same"]
 
 KEY = "surrogate"  # of the surrogate's recipe, within Lightning's checkpoint
@@ -74,20 +76,6 @@ def require_same(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         if theirs.get(key) != value:
             raise ValueError(
                 f"The checkpoint is of another {key}: expected "
-                f"{_difference(value, theirs.get(key))}. Use the recipes that it was "
+                f"{difference(value, theirs.get(key))}. Use the recipes that it was "
                 "trained with (config.yaml in its run's folder)."
             )
-
-
-def _difference(mine: Any, theirs: Any, place: str = "") -> str:
-    """Return the first place where two plain values differ, and both values there."""
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        for key in {**mine, **theirs}:
-            if mine.get(key) != theirs.get(key):
-                return _difference(mine.get(key), theirs.get(key), f"{place}.{key}")
-    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
-        for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
-            if a != b:
-                return _difference(a, b, f"{place}[{i}]")
-    name = place.lstrip(".") or "value"
-    return f"{name} = {str(mine)[:80]}, got {str(theirs)[:80]}"

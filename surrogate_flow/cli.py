@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from surrogate_flow.nearest import nearest
 from surrogate_flow.recipes import RecipeError, class_at, find_recipe
 
 __all__ = ["main"]
@@ -31,21 +32,26 @@ _FOR_USERS = (
 _KINDS = {"--data": "workflows", "--model": "models"}
 _CLUSTER = "--data.cluster"
 _WRAPPING = ("class_path", "init_args", "dict_kwargs")
+_COMMANDS = ("fit", "validate", "test", "predict", "plan", "generate")
+_STUDIES = ("plan", "generate")  # commands that take no model
+_STORED = "surrogate_flow.StoredData"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``surrogate-flow fit | validate | test | predict | plan``."""
+    """Run ``surrogate-flow fit | validate | test | predict | plan | generate``."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Torch's threads would spin while they wait, on cores that simulations need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         words = _with_recipes(words)
-        from surrogate_flow import commands
+        from surrogate_flow import commands, standalone
 
         if words[:1] == ["predict"] and not commands.uses_lightning(words):
-            commands.predict(words[1:])
+            standalone.predict(words[1:])
         elif words[:1] == ["plan"]:
-            commands.plan(words[1:])
+            standalone.plan(words[1:])
+        elif words[:1] == ["generate"]:
+            standalone.generate(words[1:])
         else:
             commands.train(words)
     except Exception as error:
@@ -63,11 +69,22 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
     helps = {"-h", "--help", *(f"{kind}.help" for kind in _KINDS)}
     if options & helps or not words or words[0].startswith("-"):
         return list(words)
+    if words[0] not in _COMMANDS:
+        raise RecipeError(f"No command {words[0]!r}. {nearest(words[0], _COMMANDS)}")
     whole = options & {"--config", "-c"}
     found: list[str] = []
     paths: dict[str, str] = {}
     class_path = ""
     for option, value, as_one in pairs:
+        if option == "--data" and value is not None and _is_data_set(value):
+            if words[0] in _STUDIES:
+                raise RecipeError(
+                    f"{words[0]} simulates: expected a workflow as --data, got the "
+                    f"data set {value}. Name a recipe, such as --data heat2d."
+                )
+            paths[option] = _STORED
+            found += [option, _STORED, f"{option}.path", value]
+            continue
         if option in _KINDS and value is not None:
             value = _recipe(option, value)
             paths[option] = value
@@ -88,7 +105,7 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
         else:
             found += [option] if value is None else [option, value]
     if words[0] != "predict" or options & {"--data", "--model"}:
-        for option in ("--data",) if words[0] == "plan" else _KINDS:
+        for option in ("--data",) if words[0] in _STUDIES else _KINDS:
             if option not in options and not whole:
                 raise RecipeError(
                     f"{words[0]} needs {option}, got none. Name a recipe, such as "
@@ -116,6 +133,10 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str | None, bool]]:
         else:
             pairs.append((word, None, False))
     return pairs
+
+
+def _is_data_set(value: str) -> bool:
+    return Path(value).is_dir() or Path(value).suffix == ".zarr"
 
 
 def _recipe(option: str, value: str) -> str:

@@ -1,4 +1,4 @@
-"""The subcommands: Lightning's own, and predict from a checkpoint alone."""
+"""Lightning's subcommands: fit, validate, test and predict with a workflow."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as L
-from jsonargparse import ArgumentParser
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from rich.console import Console
 
 from surrogate_flow import checkpoint, runs, spelling
 from surrogate_flow.atomic import AtomicCheckpoints
@@ -25,24 +23,22 @@ from surrogate_flow.console import hush, show_logs, the_console
 from surrogate_flow.data import OnlineData
 from surrogate_flow.ending import Ending, Kept
 from surrogate_flow.loggers import MetricsEvents, MetricsTable
-from surrogate_flow.plan import show
-from surrogate_flow.prediction import read_history
 from surrogate_flow.progress import ProgressLine
-from surrogate_flow.recipes import RecipeError
+from surrogate_flow.recipes import RecipeError, class_at
 from surrogate_flow.report import Report
 from surrogate_flow.rollout_report import RolloutReport
 from surrogate_flow.surrogate import Surrogate
+from surrogate_flow.training_data import TrainingData
 
 __all__ = [
     "SurrogateCLI",
     "check",
     "check_override",
-    "plan",
-    "predict",
     "train",
     "uses_lightning",
 ]
 
+_EPOCHS = 1  # unless more are asked for
 _OWNERS: dict[str, Any] = {"--data": OnlineData, "--model": Surrogate}
 
 logger = logging.getLogger(__name__)
@@ -54,11 +50,21 @@ def check(option: str, path: Path) -> None:
 
 
 def check_override(option: str, dotted: str, value: str, path: str | None) -> None:
-    """Refuse a dotted override that names no argument."""
+    """Refuse a dotted override that names no argument.
+
+    Parameters
+    ----------
+    option, dotted, value : str
+        Of ``--data.solver.cells [4, 4]``.
+    path : str, optional
+        Of the recipe, or of the class that stands in its place.
+    """
     is_file = path is not None and Path(path).is_file()
     recipe = spelling.read_recipe(Path(path)) if is_file and path else {}
+    class_path = recipe.get("class_path", None if is_file else path)
     try:
-        spelling.check_override(dotted, value, recipe, _OWNERS[option])
+        owner = class_at(class_path) if class_path else _OWNERS[option]
+        spelling.check_override(dotted, value, recipe, owner)
     except RecipeError as error:
         raise RecipeError(f"{option}.{dotted}: {error}") from error
 
@@ -92,6 +98,10 @@ class SurrogateCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add loggers, checkpoints, progress and report, unless they are set."""
         config = self._get(self.config_init, "trainer")
+        counted = config.get("max_steps", -1) > 0
+        if counted and self.datamodule.repeats and config["max_epochs"] == _EPOCHS:
+            # The default of one epoch is that of data which never come again.
+            kwargs["max_epochs"] = -1
         kind = "" if self.subcommand == "fit" else str(self.subcommand)
         folder = runs.new_folder(self._root(), self.datamodule.workflow, kind)
         runs.require_room(folder)
@@ -176,7 +186,7 @@ class SurrogateCLI(LightningCLI):
 
 
 @contextmanager
-def _graceful(trainer: L.Trainer, data: OnlineData) -> Iterator[None]:
+def _graceful(trainer: L.Trainer, data: TrainingData) -> Iterator[None]:
     """Make the first Ctrl-C end training after the batch; the second one raises."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -202,14 +212,14 @@ def train(words: Sequence[str]) -> None:
     sys.argv = [sys.argv[0], *words]
     SurrogateCLI(
         Surrogate,
-        OnlineData,
+        TrainingData,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         trainer_defaults={
-            "max_epochs": 1,
+            "max_epochs": _EPOCHS,
             "val_check_interval": 500,
             "check_val_every_n_epoch": None,
             "log_every_n_steps": 10,
@@ -222,74 +232,10 @@ def train(words: Sequence[str]) -> None:
             "description": (
                 "Train a deep surrogate of a solver while its simulations run. "
                 "--data and --model take a recipe: a YAML file, or the name of a "
-                "shipped one (heat2d, fully_connected)."
+                "shipped one (heat2d, fully_connected); --data also a data set. "
+                "Two commands without a trainer have a --help of their own: "
+                "'surrogate-flow plan' says what a study would ask of its cluster, "
+                "'surrogate-flow generate' writes its simulations to a data set."
             ),
         },
     )
-
-
-def plan(words: Sequence[str]) -> None:
-    """Print what a study would ask of its cluster."""
-    parser = ArgumentParser(
-        prog="surrogate-flow plan",
-        description=(
-            "Print the job script and the plan of a study: jobs, cores, memory, "
-            "walltime, simulations at once, bytes a second. Nothing is submitted."
-        ),
-    )
-    parser.add_subclass_arguments(OnlineData, "data", required=True)
-    parser.set_defaults({"data": {"class_path": "surrogate_flow.OnlineData"}})
-    # So that the words of a fit can be kept.
-    parser.add_argument("--model", help="Ignored: it does not matter here.")
-    show_logs()
-    hush()
-    options = parser.instantiate_classes(parser.parse_args(list(words)))
-    show(options.data, the_console())
-
-
-def predict(words: Sequence[str]) -> None:
-    """Write what a trained surrogate predicts to a netCDF file."""
-    parser = ArgumentParser(
-        prog="surrogate-flow predict",
-        description=(
-            "Predict fields from a checkpoint alone; neither solver nor cluster is "
-            "needed. With --data and --model it is Lightning's own predict."
-        ),
-    )
-    parser.add_argument("--ckpt_path", required=True, type=str, help="A checkpoint.")
-    parser.add_argument(
-        "--parameters",
-        required=True,
-        type=dict[str, float],
-        help="Such as '{initial: 300, left: 100, ...}', in the units of the spec.",
-    )
-    parser.add_argument(
-        "--times",
-        type=list[float] | None,
-        help="Such as '[0.1, 0.5]'; all steps of the solver by default.",
-    )
-    parser.add_argument(
-        "--history",
-        type=Path | None,
-        help="A netCDF file with the first steps, for one that rolls out from them.",
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("field.nc"), help="A netCDF file."
-    )
-    options = parser.parse_args(list(words))
-    surrogate = Surrogate.load(options.ckpt_path)
-    history = None if options.history is None else read_history(options.history)
-    dataset = surrogate.predict(options.parameters, options.times, history)
-    if not options.output.parent.is_dir():
-        raise FileNotFoundError(
-            f"--output {options.output}: there is no folder {options.output.parent}."
-        )
-    dataset.to_netcdf(options.output)
-    console = Console()
-    for name, field in dataset.data_vars.items():
-        console.print(
-            f"{options.output}: {name} {dict(field.sizes)}, {float(field.min()):.4g} "
-            f"to {float(field.max()):.4g} {field.attrs.get('units', '')}",
-            soft_wrap=True,
-            highlight=False,
-        )

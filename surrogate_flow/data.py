@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as L
 from distributed.deploy.cluster import Cluster
 from jaxtyping import Float
 
@@ -28,7 +27,9 @@ from surrogate_flow.sinks import Sinks
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.status import Status
 from surrogate_flow.study import Study
+from surrogate_flow.tee import Tee
 from surrogate_flow.trained import Trained
+from surrogate_flow.training_data import TrainingData
 from surrogate_flow.windows import Direct, Window
 
 __all__ = ["OnlineData"]
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 _SLICE = 0.5  # seconds of a wait between two looks at the study
 
 
-class OnlineData(L.LightningDataModule):
+class OnlineData(TrainingData):
     """solver -> stream -> reservoir -> batches, while the simulations run.
 
     Parameters
@@ -73,6 +74,9 @@ class OnlineData(L.LightningDataModule):
         the reservoir in the order of their numbers, and inserts and draws take turns,
         which costs waiting. Checkpoints have the fields, then.
         ``trainer.deterministic`` makes torch's part repeatable.
+    archive : Path, optional
+        Data set in Zarr format 3 that the workers write the simulations of a fit into,
+        as ``surrogate-flow generate`` does; it may be there, and is completed then.
     name : str, optional
         Of the workflow, in task names and folders; the solver's by default.
     """
@@ -91,6 +95,7 @@ class OnlineData(L.LightningDataModule):
         faults: Faults = Faults(),  # noqa: B008 - frozen
         checkpoint_reservoir: bool = False,
         deterministic: bool = False,
+        archive: Path | None = None,
         name: str = "",
     ) -> None:
         super().__init__()
@@ -114,12 +119,14 @@ class OnlineData(L.LightningDataModule):
         self.faults = faults
         self.checkpoint_reservoir = checkpoint_reservoir
         self.deterministic = deterministic
+        self.archive = None if archive is None else Path(archive)
         self.workflow = name or type(solver).__name__.lower()
         self.store: Store | None = None
         self.held_out: HeldOut | None = None
         self.study: Study | None = None
         self.memory: Persistence | None = None
         self._open = False
+        self._tee: Tee | None = None
         self._loader: OnlineLoader | None = None
         self.ranks = Ranks()
         #: Number of held-out simulations that the errors are taken over.
@@ -159,6 +166,15 @@ class OnlineData(L.LightningDataModule):
         )
         with self.ranks.failing():
             self._sinks.check_threshold(self.simulations)
+        self._tee = Tee(
+            self.archive if stage == "fit" else None,
+            self.solver,
+            self.sampler,
+            held_out=self.count,
+            simulations=self.simulations,
+            workflow=self.workflow,
+            ranks=self.ranks,
+        )
         self.study = self._study("test" if stage == "test" else "validation")
         self._open = True
         if self.ranks.rank == 0:
@@ -185,10 +201,13 @@ class OnlineData(L.LightningDataModule):
             # A retry must find a free worker, or the others wait for its turn for ever.
             ahead=1 if self.deterministic else 2,
             ranks=self.ranks,
+            writer=self._tee.writer if self._tee else None,
         )
 
     def _set_aside(self, simulation: int) -> None:
         assert self.study is not None, "only a study has failures"
+        assert self._tee is not None, "setup() makes it"
+        self._tee.fail(simulation)
         self._sinks.set_aside(simulation, self.study.inlet)
 
     def stop(self) -> None:
@@ -206,6 +225,8 @@ class OnlineData(L.LightningDataModule):
         self.stop()
         if self.study is not None:
             self.study.close()
+        if self._tee is not None:
+            self._tee.close()
         self._open = False
 
     def teardown(self, stage: str) -> None:

@@ -27,7 +27,11 @@ class Ending(Callback):
     ) -> None:
         """Tell the trainer to stop after its last batch."""
         loop = trainer.fit_loop.epoch_loop
-        if loop.batch_progress.is_last_batch or trainer.global_step == loop.max_steps:
+        # Data that come in a stream, of unknown length, come once.
+        once = trainer.num_training_batches == float("inf")
+        last = once or trainer.current_epoch + 1 == trainer.max_epochs
+        over = last and loop.batch_progress.is_last_batch
+        if over or trainer.global_step == loop.max_steps:
             trainer.should_stop = True
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from distributed import Client
 
+from surrogate_flow.archive import ArchiveError
 from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
 from surrogate_flow.forgetting import forget
@@ -75,6 +76,8 @@ class Ensemble:
         The jobs of the workers, on the rank that has them.
     patient : bool
         Whether workers that are all gone may be long in coming back.
+    unarchived : callable, optional
+        As `Tasks`.
     """
 
     def __init__(
@@ -94,26 +97,21 @@ class Ensemble:
         watchdog: Watchdog | None = None,
         fleet: Fleet | None = None,
         patient: bool = False,
+        unarchived: Callable[[Simulation, int], Summary] | None = None,
     ) -> None:
         self._client = client
         self._address = getattr(client.scheduler, "address", "")
-        self._tasks = Tasks(client, task, name)
-        self._simulations = simulations
-        self._faults = faults
-        self._failures = failures
-        self._ahead, self._share = ahead, share
-        self._is_whole = is_whole
-        self._on_set_aside = on_set_aside
-        self._on_end = on_end
-        self._watchdog = watchdog
-        self._fleet, self._patient = fleet, patient
-        self._again: deque[tuple[Simulation, int]] = deque()
-        self._workers = Workers(client)
-        self._met = False
+        self._tasks = Tasks(client, task, name, unarchived)
+        self._simulations, self._exhausted = simulations, False
+        self._faults, self._failures = faults, failures
+        self._ahead, self._share, self._patient = ahead, share, patient
+        self._is_whole, self._on_end = is_whole, on_end
+        self._on_set_aside, self._watchdog = on_set_aside, watchdog
+        self._fleet, self._again = fleet, deque[tuple[Simulation, int]]()
+        self._workers, self._met = Workers(client), False
         # Nobody's attempts may wait behind another's if each has just its threads.
         self._least = share if ahead == 1 else 1
         self._done = self._failed = self._retried = self._held_out = 0
-        self._exhausted = False
         self._closing = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="ensemble", daemon=True)
@@ -269,6 +267,10 @@ class Ensemble:
             "The task has ended, but not all of its steps have arrived: another "
             "attempt had taken its place, and did not end."
         )
+        if isinstance(error, ArchiveError):
+            self._tasks.archive_no_more(error)
+            self._again.append((simulation, attempt + 1))
+            return
         # What a solver yields against its own spec, it will yield again.
         last = attempt >= self._faults.retries or isinstance(error, RefusedStep)
         outcome = "set aside" if last else "retried"

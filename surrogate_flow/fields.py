@@ -21,7 +21,13 @@ import xarray as xr
 from jaxtyping import Float
 
 from surrogate_flow.nearest import nearest
-from surrogate_flow.quantities import Coordinate, Parameter, Variable, number
+from surrogate_flow.quantities import (
+    Coordinate,
+    Parameter,
+    Variable,
+    attributes,
+    number,
+)
 
 __all__ = ["Coordinate", "FieldSpec", "Parameter", "Variable"]
 
@@ -209,17 +215,17 @@ class FieldSpec:
         dims = ("time", *self.dims)
         return xr.Dataset(
             {
-                v.name: (dims, fields[:, i], _attributes(v.units, v.long_name))
+                v.name: (dims, fields[:, i], attributes(v.units, v.long_name))
                 for i, v in enumerate(self.variables)
             },
             coords={
-                "time": ("time", list(times), _attributes(self.time_units, "time")),
+                "time": ("time", list(times), attributes(self.time_units, "time")),
                 **{
-                    c.name: (c.dim, list(c.values), _attributes(c.units, c.name))
+                    c.name: (c.dim, list(c.values), attributes(c.units, c.name))
                     for c in self.coordinates
                 },
                 **{
-                    p.name: ((), float(parameters[p.name]), _attributes(p.units))
+                    p.name: ((), float(parameters[p.name]), attributes(p.units))
                     for p in self.parameters
                 },
             },
@@ -253,11 +259,3 @@ class FieldSpec:
         """Return a short hash that two equal specs share, in any process."""
         text = json.dumps(self.to_plain(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _attributes(units: str, long_name: str = "") -> dict[str, str]:
-    return {
-        key: value
-        for key, value in (("units", units), ("long_name", long_name))
-        if value
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import pytorch_lightning as L
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
-from surrogate_flow.data import OnlineData
-from surrogate_flow.status import Status
+from surrogate_flow.ticker import Ticker
+from surrogate_flow.training_data import TrainingData
 
 __all__ = ["ProgressLine"]
 
@@ -25,9 +23,8 @@ _WINDOW = 5.0  # seconds over which samples/s is averaged
 class ProgressLine(ProgressBar):
     """One line: batch, loss, samples/s, reservoir, simulations, who waits for whom.
 
-    On a terminal it is rewritten four times a second, and on a narrow one shortened to
-    ``reservoir seen+unseen`` and ``simulations done/running/failed``; elsewhere (a
-    batch job's log) it is printed every `every` seconds.
+    It shows as a `Ticker` does, on a narrow terminal shortened to
+    ``reservoir seen+unseen`` and ``simulations done/running/failed``.
 
     Parameters
     ----------
@@ -39,16 +36,13 @@ class ProgressLine(ProgressBar):
     def __init__(self, console: Console | None = None, *, every: float = 5.0) -> None:
         super().__init__()
         self._console = console or Console()
-        self._every = every
+        self._ticker = Ticker(self._line, self._console, every=every)
         self._enabled = True
         self._stage = ""
         self._trained: deque[tuple[float, int]] = deque(maxlen=4096)
         self._samples = 0
         self._loss: Any = None
         self._error: float | None = None
-        self._live: Live | None = None
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
 
     def disable(self) -> None:
         """Show nothing (on all ranks but the first)."""
@@ -68,25 +62,14 @@ class ProgressLine(ProgressBar):
         """Begin to show the line."""
         super().setup(trainer, pl_module, stage)
         self._stage = stage
-        if not self._enabled or self._live or self._thread:
-            return
-        if self._console.is_terminal:
-            self._live = Live(
-                get_renderable=self._line, console=self._console, refresh_per_second=4
-            )
-            self._live.start()
-        else:
-            self._over.clear()
-            self._thread = threading.Thread(
-                target=self._print_lines, name="progress", daemon=True
-            )
-            self._thread.start()
+        if self._enabled:
+            self._ticker.start()
 
     def teardown(
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
     ) -> None:
         """Leave the last state of the line standing."""
-        self._stop()
+        self._ticker.stop()
 
     def on_exception(
         self,
@@ -95,21 +78,7 @@ class ProgressLine(ProgressBar):
         exception: BaseException,
     ) -> None:
         """Leave the terminal as it was."""
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._live:
-            self._live.stop()
-            self._live = None
-        if self._thread:
-            self._over.set()
-            self._thread.join()
-            self._thread = None
-
-    def _print_lines(self) -> None:
-        while not self._over.wait(self._every):
-            self._console.print(self._line(), soft_wrap=True)
-        self._console.print(self._line(), soft_wrap=True)
+        self._ticker.stop()
 
     def on_train_batch_end(
         self,
@@ -140,27 +109,6 @@ class ProgressLine(ProgressBar):
         (t0, n0), (t1, n1) = recent[0], recent[-1]
         return (n1 - n0) / max(t1 - t0, 1e-9)
 
-    def _of_study(self, status: Status) -> list[str]:
-        s, r = status.simulations, status.reservoir
-        waiting = status.waiting
-        if self._console.is_terminal and self._console.width < _WIDE:
-            # Rewritten in place, it must fit on one line; a log has room.
-            held = (
-                [] if r is None else [f"reservoir {r.population - r.unseen}+{r.unseen}"]
-            )
-            counts = f"simulations {s.done}/{s.running}/{s.failed}"
-            return [*held, counts, *([waiting.partition(":")[0]] if waiting else [])]
-        held = (
-            []
-            if r is None
-            else [
-                f"reservoir {r.population}/{r.capacity} "
-                f"(seen {r.population - r.unseen}, unseen {r.unseen})"
-            ]
-        )
-        counts = f"simulations {s.done} done, {s.running} running, {s.failed} failed"
-        return [*held, counts, *([waiting] if waiting else [])]
-
     def _line(self) -> Text:
         ranks = self.trainer.world_size
         parts = [self._stage, *([f"rank 0 of {ranks}"] if ranks > 1 else [])]
@@ -172,7 +120,9 @@ class ProgressLine(ProgressBar):
             parts.append(f"validation {self._error:.2%}")
         # Lightning declares an attribute where a trainer without data module has none.
         data = getattr(self.trainer, "datamodule", None)
-        status = data.status() if isinstance(data, OnlineData) else None
+        status = data.status() if isinstance(data, TrainingData) else None
         if status is not None:
-            parts += self._of_study(status)
+            # Rewritten in place, it must fit on one line; a log has room.
+            narrow = self._console.is_terminal and self._console.width < _WIDE
+            parts += status.words(narrow=narrow)
         return Text(" | ".join(parts), no_wrap=True, overflow="ellipsis")

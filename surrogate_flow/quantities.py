@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["Coordinate", "Parameter", "Variable", "in_units", "number"]
+__all__ = [
+    "Coordinate",
+    "Parameter",
+    "Variable",
+    "attributes",
+    "in_units",
+    "number",
+]
 
 
 def number(value: float) -> float:
@@ -87,3 +94,12 @@ def in_units(value: float, units: str, digits: int = 4) -> str:
     ('3.14 rad', '2')
     """
     return f"{value:.{digits}g}" + (f" {units}" if units not in ("", "1") else "")
+
+
+def attributes(units: str, long_name: str = "") -> dict[str, str]:
+    """Return what xarray and netCDF note of a quantity, where there is something."""
+    return {
+        key: value
+        for key, value in (("units", units), ("long_name", long_name))
+        if value
+    }

@@ -10,12 +10,12 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 
-from surrogate_flow.data import OnlineData
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.picture import picture
 from surrogate_flow.quantities import in_units
 from surrogate_flow.rollout_report import HISTORY
 from surrogate_flow.surrogate import Surrogate
+from surrogate_flow.training_data import TrainingData
 
 __all__ = ["Report"]
 
@@ -81,7 +81,7 @@ class Report(Callback):
 
 def _held_out(trainer: L.Trainer) -> HeldOut | None:
     data = getattr(trainer, "datamodule", None)
-    if not (trainer.is_global_zero and isinstance(data, OnlineData)):
+    if not (trainer.is_global_zero and isinstance(data, TrainingData)):
         return None
     return data.held_out if data.held_out and data.held_out.finished else None
 
@@ -89,7 +89,7 @@ def _held_out(trainer: L.Trainer) -> HeldOut | None:
 def _errors(stage: str, trainer: L.Trainer, held_out: HeldOut) -> list[str]:
     metrics = trainer.callback_metrics
     data = getattr(trainer, "datamodule", None)
-    count = data.validated if isinstance(data, OnlineData) else len(held_out.finished)
+    count = data.validated if isinstance(data, TrainingData) else len(held_out.finished)
     if f"{stage}_relative_l2" not in metrics:
         return ["No validation has run."]
     title = "Validation" if stage == "val" else "Test"

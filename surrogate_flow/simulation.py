@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from surrogate_flow.fields import FieldSpec, Variable
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Crossing, Endpoint, Outlet, StreamStopped
 
-__all__ = ["Simulation", "Summary", "run"]
+if TYPE_CHECKING:
+    from surrogate_flow.archive import Writer
+
+__all__ = ["Simulation", "Summary", "receipts", "run"]
 
 
 @dataclass(frozen=True)
@@ -57,15 +65,50 @@ class Summary:
     stopped: bool = False
 
 
+def receipts(spec: FieldSpec) -> FieldSpec:
+    """Return what is streamed of simulations that are archived only: a number a step.
+
+    So the study sees how each simulation gets on, as ever, and no field moves.
+    """
+    return dataclasses.replace(
+        spec,
+        variables=(Variable("receipt"),),
+        dims=(),
+        shape=(),
+        coordinates=(),
+        cells=None,
+    )
+
+
 def run(
-    solver: Solver, endpoint: Endpoint, simulation: Simulation, attempt: int
+    solver: Solver,
+    endpoint: Endpoint,
+    simulation: Simulation,
+    attempt: int,
+    *,
+    writer: Writer | None = None,
+    streams: bool = True,
 ) -> Summary:
     """Solve one simulation and stream its steps; runs on a worker.
+
+    Parameters
+    ----------
+    solver : Solver
+    endpoint : Endpoint
+        Of the study's inlet.
+    simulation : Simulation
+    attempt : int
+    writer : Writer, optional
+        Of a data set that it goes into, too.
+    streams : bool
+        Whether fields are streamed, or `receipts` for them.
 
     Raises
     ------
     RefusedStep
         If the solver yields what its spec does not promise.
+    ArchiveError
+        If the data set cannot be written.
     Exception
         Whatever the solver raises.
     """
@@ -77,21 +120,32 @@ def run(
         return Summary(steps, seconds, solving, socket.gethostname(), stopped)
 
     spec = solver.spec
+    streamed = spec if streams else receipts(spec)
     crossing = Crossing(spec, simulation.number)
     try:
         with Outlet(
             endpoint,
-            spec,
+            streamed,
             simulation.number,
             attempt,
             spec.vector(simulation.parameters),
         ) as outlet:
             if outlet.complete:
                 return summary()
+            writing = writer and writer.begin(spec, simulation.number)
+            if writing and writing.whole and not streams:
+                # Its last receipts were lost with the process that wrote it.
+                outlet.send(np.zeros((spec.steps, 1), dtype=np.float32))
+                return summary()
             mark = time.perf_counter()
             for dataset in solver.solve(simulation.parameters):
                 solving += time.perf_counter() - mark
                 fields = crossing.convert(dataset, steps)
+                if writing:
+                    # Before the step is sent: a whole simulation does not run again.
+                    writing.write(fields)
+                if not streams:
+                    fields = np.zeros((len(fields), 1), dtype=np.float32)
                 outlet.send(fields)
                 steps += len(fields)
                 mark = time.perf_counter()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from distributed.deploy.cluster import Cluster
 
+from surrogate_flow.archive import Writer
 from surrogate_flow.clusters import is_local, open_cluster
 from surrogate_flow.ensemble import Ensemble, Progress
 from surrogate_flow.existing import Existing
@@ -19,7 +20,7 @@ from surrogate_flow.failures import Failures
 from surrogate_flow.faults import Faults
 from surrogate_flow.jobs import Fleet, Load, Request, Waits, at_once, processes_of
 from surrogate_flow.ranks import RankError, Ranks, State
-from surrogate_flow.simulation import Simulation, run
+from surrogate_flow.simulation import Simulation, receipts, run
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Inlet, Sink
 from surrogate_flow.watchdog import Watchdog
@@ -63,6 +64,11 @@ class Study:
         Simulations in flight, for each thread of the workers.
     ranks : Ranks, optional
         The first opens the cluster, and all share its workers.
+    writer : Writer, optional
+        Of a data set that the simulations go into, too.
+    streams : bool
+        Whether fields arrive in the sinks, or only `receipts`: then the data set must
+        be writable, or the study ends.
     """
 
     def __init__(
@@ -84,6 +90,8 @@ class Study:
         cores_per_simulation: int = 1,
         ahead: int = 2,
         ranks: Ranks | None = None,
+        writer: Writer | None = None,
+        streams: bool = True,
     ) -> None:
         ranks = ranks or Ranks()
         self._faults = faults
@@ -106,7 +114,7 @@ class Study:
                 self.dashboard_link: str = self._client.dashboard_link
                 self.inlet = self._resources.enter_context(
                     Inlet(
-                        solver.spec,
+                        solver.spec if streams else receipts(solver.spec),
                         self._sink_if_begun,
                         host=known.interface,
                         why=why,
@@ -114,9 +122,10 @@ class Study:
                     )
                 )
             ranks.meet(State.READY)
+            plain = partial(run, solver, self.inlet.endpoint)
             self._ensemble = Ensemble(
                 self._client,
-                partial(run, solver, self.inlet.endpoint),
+                partial(plain, writer=writer, streams=streams) if writer else plain,
                 self._begin(simulations),
                 name=name,
                 faults=faults,
@@ -134,6 +143,7 @@ class Study:
                 else Watchdog(self._client, self.inlet, faults.step_timeout),
                 fleet=self.fleet,
                 patient=known.jobs,
+                unarchived=plain if streams else None,
             )
             if self.fleet is not None:
                 self.fleet.follow(self._load)

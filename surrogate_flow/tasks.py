@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from distributed import Client, Future
 
+from surrogate_flow.archive import ArchiveError
 from surrogate_flow.simulation import Simulation, Summary
 
 __all__ = ["Ended", "Tasks"]
@@ -40,6 +41,8 @@ class Tasks:
         ``task(simulation, attempt) -> Summary``; pickled, runs on a worker.
     name : str
         Of the workflow; the first part of all names.
+    unarchived : callable, optional
+        The task from the moment that a data set cannot be written.
 
     Notes
     -----
@@ -47,10 +50,15 @@ class Tasks:
     """
 
     def __init__(
-        self, client: Client, task: Callable[[Simulation, int], Summary], name: str
+        self,
+        client: Client,
+        task: Callable[[Simulation, int], Summary],
+        name: str,
+        unarchived: Callable[[Simulation, int], Summary] | None = None,
     ) -> None:
         self._client = client
         self._task = task
+        self._unarchived = unarchived
         self._name = name
         self._token = secrets.token_hex(3)
         self._hanging: dict[str, TimeoutError] = {}
@@ -90,6 +98,14 @@ class Tasks:
             self._hanging[key] = error
             flying[2].cancel()
             self._ended.put(key)
+
+    def archive_no_more(self, error: ArchiveError) -> None:
+        """Have attempts from now on stream only, or raise if there is no such task."""
+        if self._unarchived is None:
+            raise error
+        if self._task is not self._unarchived:
+            logger.error("%s This run goes on, and archives no more.", error)
+            self._task = self._unarchived
 
     def wake(self) -> None:
         """End a wait."""

@@ -233,3 +233,17 @@ class Booked(Leisurely):
     def note(self, word):
         with open(self.path, "a") as file:
             file.write(f"{word}\n")
+
+
+class Noted(Wave):
+    """A wave that notes its phase in a file when it begins, and takes a moment."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def solve(self, parameters):
+        with open(self.path, "a") as file:
+            file.write(f"{parameters['phase']!r}\n")
+        for step in super().solve(parameters):
+            time.sleep(0.02)
+            yield step

@@ -1,0 +1,107 @@
+"""Subcommands without a trainer: plan, generate, predict from a checkpoint alone."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from surrogate_flow.console import hush, show_logs, the_console
+from surrogate_flow.data import OnlineData
+from surrogate_flow.generate import generate as write_data_set
+from surrogate_flow.plan import show
+from surrogate_flow.prediction import read_history
+from surrogate_flow.surrogate import Surrogate
+
+__all__ = ["generate", "plan", "predict"]
+
+
+def plan(words: Sequence[str]) -> None:
+    """Print what a study would ask of its cluster."""
+    parser = _parser_of_study(
+        "plan",
+        "Print the job script and the plan of a study: jobs, cores, memory, walltime, "
+        "simulations at once, bytes a second. Nothing is submitted.",
+    )
+    options = parser.instantiate_classes(parser.parse_args(list(words)))
+    show(options.data, the_console())
+
+
+def generate(words: Sequence[str]) -> None:
+    """Write the simulations of a study to a data set on disk."""
+    parser = _parser_of_study(
+        "generate",
+        "Simulate the whole study, held-out simulations included, onto the disk: a "
+        "data set in Zarr format 3, which xarray.open_zarr opens and 'fit --data' "
+        "trains on. The workers write it, so they must share its file system. Typed "
+        "again, the command adds the simulations that are missing.",
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, help="The data set, such as heat2d.zarr."
+    )
+    options = parser.instantiate_classes(parser.parse_args(list(words)))
+    if not write_data_set(options.data, options.output, the_console()):
+        sys.exit(128 + signal.SIGINT)
+
+
+def _parser_of_study(command: str, description: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=f"surrogate-flow {command}", description=description)
+    parser.add_subclass_arguments(OnlineData, "data", required=True)
+    parser.set_defaults({"data": {"class_path": "surrogate_flow.OnlineData"}})
+    # So that the words of a fit can be kept.
+    parser.add_argument("--model", help="Ignored: it does not matter here.")
+    show_logs()
+    hush()
+    return parser
+
+
+def predict(words: Sequence[str]) -> None:
+    """Write what a trained surrogate predicts to a netCDF file."""
+    parser = ArgumentParser(
+        prog="surrogate-flow predict",
+        description=(
+            "Predict fields from a checkpoint alone; neither solver nor cluster is "
+            "needed. With --data and --model it is Lightning's own predict."
+        ),
+    )
+    parser.add_argument("--ckpt_path", required=True, type=str, help="A checkpoint.")
+    parser.add_argument(
+        "--parameters",
+        required=True,
+        type=dict[str, float],
+        help="Such as '{initial: 300, left: 100, ...}', in the units of the spec.",
+    )
+    parser.add_argument(
+        "--times",
+        type=list[float] | None,
+        help="Such as '[0.1, 0.5]'; all steps of the solver by default.",
+    )
+    parser.add_argument(
+        "--history",
+        type=Path | None,
+        help="A netCDF file with the first steps, for one that rolls out from them.",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("field.nc"), help="A netCDF file."
+    )
+    options = parser.parse_args(list(words))
+    surrogate = Surrogate.load(options.ckpt_path)
+    history = None if options.history is None else read_history(options.history)
+    dataset = surrogate.predict(options.parameters, options.times, history)
+    if not options.output.parent.is_dir():
+        raise FileNotFoundError(
+            f"--output {options.output}: there is no folder {options.output.parent}."
+        )
+    dataset.to_netcdf(options.output)
+    console = Console()
+    for name, field in dataset.data_vars.items():
+        console.print(
+            f"{options.output}: {name} {dict(field.sizes)}, {float(field.min()):.4g} "
+            f"to {float(field.max()):.4g} {field.attrs.get('units', '')}",
+            soft_wrap=True,
+            highlight=False,
+        )

@@ -1,0 +1,57 @@
+"""What the command line, the surrogate and the report ask of a data module."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import pytorch_lightning as L
+from jaxtyping import Float
+
+from surrogate_flow.fields import FieldSpec
+from surrogate_flow.held_out import HeldOut
+from surrogate_flow.ranks import Ranks
+from surrogate_flow.status import Status, StoredStatus
+
+__all__ = ["TrainingData"]
+
+
+class TrainingData(L.LightningDataModule, ABC):
+    """Batches to train on, and simulations kept apart.
+
+    Attributes
+    ----------
+    spec : FieldSpec
+        Of the fields; known before `setup`.
+    workflow : str
+        Names the folder of its runs.
+    ranks : Ranks
+        That train together; after `setup`.
+    held_out : HeldOut or None
+        This rank's share of the held-out simulations; after `setup`.
+    validated : int
+        Number of held-out simulations, of all ranks, that errors are taken over.
+    repeats : bool
+        Whether each epoch brings the same samples again.
+    """
+
+    spec: FieldSpec
+    workflow: str
+    ranks: Ranks
+    held_out: HeldOut | None
+    validated: int
+    repeats: bool = False
+
+    @abstractmethod
+    def moments(
+        self,
+    ) -> tuple[Float[np.ndarray, " channel"], Float[np.ndarray, " channel"]]:
+        """Return mean and std of each variable, over what is trained on first."""
+
+    @abstractmethod
+    def status(self) -> Status | StoredStatus | None:
+        """Return its state, or None before it has begun."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Deliver no further batch; what waits wakes up."""
