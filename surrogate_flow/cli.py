@@ -32,13 +32,17 @@ _FOR_USERS = (
 _KINDS = {"--data": "workflows", "--model": "models"}
 _CLUSTER = "--data.cluster"
 _WRAPPING = ("class_path", "init_args", "dict_kwargs")
-_COMMANDS = ("fit", "validate", "test", "predict", "plan", "generate")
+_COMMANDS = ("fit", "validate", "test", "predict", "plan", "generate", "compare")
 _STUDIES = ("plan", "generate")  # commands that take no model
+_SIMULATES = (*_STUDIES, "compare")
 _STORED = "surrogate_flow.StoredData"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``surrogate-flow fit | validate | test | predict | plan | generate``."""
+    """Run ``surrogate-flow fit | validate | test | predict``, or one of ours.
+
+    These are ``plan``, ``generate`` and ``compare``.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Torch's threads would spin while they wait, on cores that simulations need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -52,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             standalone.plan(words[1:])
         elif words[:1] == ["generate"]:
             standalone.generate(words[1:])
+        elif words[:1] == ["compare"]:
+            standalone.compare(words[1:])
         else:
             commands.train(words)
     except Exception as error:
@@ -77,7 +83,7 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
     class_path = ""
     for option, value, as_one in pairs:
         if option == "--data" and value is not None and _is_data_set(value):
-            if words[0] in _STUDIES:
+            if words[0] in _SIMULATES:
                 raise RecipeError(
                     f"{words[0]} simulates: expected a workflow as --data, got the "
                     f"data set {value}. Name a recipe, such as --data heat2d."

@@ -23,6 +23,7 @@ from surrogate_flow.console import hush, show_logs, the_console
 from surrogate_flow.data import OnlineData
 from surrogate_flow.ending import Ending, Kept
 from surrogate_flow.loggers import MetricsEvents, MetricsTable
+from surrogate_flow.outcome import Outcomes
 from surrogate_flow.progress import ProgressLine
 from surrogate_flow.recipes import RecipeError, class_at
 from surrogate_flow.report import Report
@@ -116,7 +117,7 @@ class SurrogateCLI(LightningCLI):
             ]
         callbacks += [RolloutReport(folder, console), Report(folder, console)]
         if self.subcommand == "fit":
-            callbacks.append(Ending())
+            callbacks += [Outcomes(folder), Ending()]
             if config.get("enable_checkpointing") is not False:
                 # Two, since one with save_last writes last.ckpt with a new best only.
                 for name, monitor in (("best", "val_relative_l2"), ("last", None)):
@@ -233,9 +234,10 @@ def train(words: Sequence[str]) -> None:
                 "Train a deep surrogate of a solver while its simulations run. "
                 "--data and --model take a recipe: a YAML file, or the name of a "
                 "shipped one (heat2d, fully_connected); --data also a data set. "
-                "Two commands without a trainer have a --help of their own: "
+                "Three commands have a --help of their own: "
                 "'surrogate-flow plan' says what a study would ask of its cluster, "
-                "'surrogate-flow generate' writes its simulations to a data set."
+                "'surrogate-flow generate' writes its simulations to a data set, "
+                "'surrogate-flow compare' trains offline and online."
             ),
         },
     )

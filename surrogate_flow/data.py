@@ -29,7 +29,7 @@ from surrogate_flow.status import Status
 from surrogate_flow.study import Study
 from surrogate_flow.tee import Tee
 from surrogate_flow.trained import Trained
-from surrogate_flow.training_data import TrainingData
+from surrogate_flow.training_data import Effort, TrainingData
 from surrogate_flow.windows import Direct, Window
 
 __all__ = ["OnlineData"]
@@ -327,6 +327,14 @@ class OnlineData(TrainingData):
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
+
+    def effort(self) -> Effort:
+        """Return what simulations took, those of this process."""
+        if self.study is None:
+            return Effort(0, 0, 0.0)
+        stream = self.study.inlet.counters()
+        samples = 0 if self.store is None else self.store.counters().inserted
+        return Effort(stream.finished, samples, stream.worked)
 
     def status(self) -> Status | None:
         """Return the state of the study, or None before it has started."""

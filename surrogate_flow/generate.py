@@ -119,6 +119,7 @@ class Generation:
                 study.check()
             return self.progress()
         finally:
+            self.archive.spend(study.inlet.counters().worked)
             study.close()
 
     def _set_aside(self, simulation: int) -> None:

@@ -1,4 +1,4 @@
-"""Subcommands without a trainer: plan, generate, predict from a checkpoint alone."""
+"""Subcommands without a trainer: plan, generate, compare, predict from a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from surrogate_flow.compare import compare as run_comparison
 from surrogate_flow.console import hush, show_logs, the_console
 from surrogate_flow.data import OnlineData
 from surrogate_flow.generate import generate as write_data_set
@@ -17,7 +18,7 @@ from surrogate_flow.plan import show
 from surrogate_flow.prediction import read_history
 from surrogate_flow.surrogate import Surrogate
 
-__all__ = ["generate", "plan", "predict"]
+__all__ = ["compare", "generate", "plan", "predict"]
 
 
 def plan(words: Sequence[str]) -> None:
@@ -46,6 +47,13 @@ def generate(words: Sequence[str]) -> None:
     options = parser.instantiate_classes(parser.parse_args(list(words)))
     if not write_data_set(options.data, options.output, the_console()):
         sys.exit(128 + signal.SIGINT)
+
+
+def compare(words: Sequence[str]) -> None:
+    """Train offline and online, and put the errors side by side."""
+    show_logs()
+    hush()
+    run_comparison(words, the_console())
 
 
 def _parser_of_study(command: str, description: str) -> ArgumentParser:

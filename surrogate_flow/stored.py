@@ -18,7 +18,7 @@ from surrogate_flow.reservoir.moments import Moments
 from surrogate_flow.shuffled import Shuffled
 from surrogate_flow.status import StoredStatus
 from surrogate_flow.stored_loader import StoredLoader
-from surrogate_flow.training_data import TrainingData
+from surrogate_flow.training_data import Effort, TrainingData
 from surrogate_flow.windows import Direct
 
 __all__ = ["StoredData"]
@@ -246,6 +246,13 @@ class StoredData(TrainingData):
     def _end(self) -> None:
         if self.trainer is not None:
             self.trainer.should_stop = True
+
+    def effort(self) -> Effort:
+        """Return what the simulations of the whole data set took."""
+        whole = self.archive.whole()
+        train = sum(n >= self.archive.held_out for n in whole)
+        samples = train * self.window.samples(self.spec.steps)
+        return Effort(len(whole), samples, self.archive.solver_seconds)
 
     def stop(self) -> None:
         """Deliver no further batch; what waits wakes up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 import pytorch_lightning as L
@@ -13,7 +14,26 @@ from surrogate_flow.held_out import HeldOut
 from surrogate_flow.ranks import Ranks
 from surrogate_flow.status import Status, StoredStatus
 
-__all__ = ["TrainingData"]
+__all__ = ["Effort", "TrainingData"]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What it took to make the data of one process.
+
+    Attributes
+    ----------
+    simulations : int
+        That are whole, the held-out ones included.
+    samples : int
+        Different ones to train on.
+    solver_seconds : float
+        Of all simulations, together; without waiting for room.
+    """
+
+    simulations: int
+    samples: int
+    solver_seconds: float
 
 
 class TrainingData(L.LightningDataModule, ABC):
@@ -51,6 +71,10 @@ class TrainingData(L.LightningDataModule, ABC):
     @abstractmethod
     def status(self) -> Status | StoredStatus | None:
         """Return its state, or None before it has begun."""
+
+    @abstractmethod
+    def effort(self) -> Effort:
+        """Return what it took to make the data, up to now."""
 
     @abstractmethod
     def stop(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -23,6 +24,10 @@ from surrogate_flow.hold import LOCK, Hold
 from surrogate_flow.simulation import Simulation
 
 __all__ = ["Archive"]
+
+logger = logging.getLogger(__name__)
+
+_SPENT = "solver_seconds"
 
 
 class Archive:
@@ -170,6 +175,20 @@ class Archive:
         """Mark a simulation that failed for good, unless it is whole."""
         if self._state[simulation] != WHOLE:
             self._state[simulation] = FAILED
+
+    @property
+    def solver_seconds(self) -> float:
+        """Of all simulations that ``generate`` has run, together."""
+        return float(self.attributes.get(_SPENT, 0.0))
+
+    def spend(self, seconds: float) -> None:
+        """Note that simulations have taken so much longer."""
+        self.attributes[_SPENT] = self.solver_seconds + seconds
+        try:
+            self._group.attrs[_SPENT] = self.attributes[_SPENT]
+            layout.consolidate(self.path)
+        except OSError as error:
+            logger.error("%s: %s was not noted (%s).", self.path, _SPENT, error)
 
     def require_chunks(self, simulations: Collection[int]) -> None:
         """Check that all chunks of some simulations are there.

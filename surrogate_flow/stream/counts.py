@@ -16,10 +16,13 @@ class Counts:
     ----------
     steps, messages, duplicates : int
         As in `InletCounters`.
+    worked : float
+        The same.
     """
 
     def __init__(self) -> None:
         self.steps = self.messages = self.duplicates = 0
+        self.worked = 0.0
         self._durations: deque[float] = deque(maxlen=_RECENT)
 
     def receive(self, new: int, old: int) -> None:
@@ -31,6 +34,7 @@ class Counts:
 
     def finish(self, seconds: float) -> None:
         """Note how long the last attempt at a simulation took that has finished."""
+        self.worked += seconds
         self._durations.append(seconds)
 
     @property

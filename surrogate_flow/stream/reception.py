@@ -184,6 +184,7 @@ class Reception:
             messages=counts.messages,
             duplicates=counts.duplicates,
             longest=counts.longest,
+            worked=counts.worked,
             refusals=sum(refused.values()),
             refused=refused,
             connections=len(self._connections),

@@ -78,6 +78,9 @@ class InletCounters:
     longest : float
         Seconds from opening to end of the longest of the last 32 simulations, without
         waiting for room.
+    worked : float
+        The same seconds of all simulations that have finished, together: what their
+        last attempts took.
     """
 
     bytes: int
@@ -94,6 +97,7 @@ class InletCounters:
     waiting: int
     waiting_since: float | None
     longest: float
+    worked: float
 
 
 class Progress(NamedTuple):

@@ -1,0 +1,215 @@
+"""Runs every arm of a comparison with every seed, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from surrogate_flow.compare.arm import OFFLINE, Arm
+from surrogate_flow.outcome import FILE, Outcome
+
+__all__ = ["Contest", "ContestError"]
+
+logger = logging.getLogger(__name__)
+
+_POLL = 0.5  # seconds between two looks at what a run says
+_CURVE = 20  # points of a curve
+_END = 60.0  # seconds for a run to end after Ctrl-C
+_TAIL = 20  # lines of a run that failed
+
+
+class ContestError(RuntimeError):
+    """A run of the comparison failed, or belongs to another one."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """arms x seeds -> outcomes, the same number of batches each.
+
+    Every run is a process of its own, whose words go to ``log.txt`` in its folder. What
+    has ended is not run again.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the comparison.
+    arms : sequence of Arm
+    seeds : int
+        0, 1, ...: of the weights and of the batches.
+    model : str
+        Recipe of the model.
+    batches : int
+        Steps of the optimizer of each run; online ones may end before, with their data.
+    offline : int
+        Simulations of the data set, the held-out ones not counted.
+    workflow : Path
+        Recipe of the study that makes the data set.
+    words : sequence of str
+        Arguments for each fit.
+    of_study : sequence of str
+        Those under ``--data.``, for what simulates.
+    of_data : sequence of str
+        Those for the data set.
+    """
+
+    folder: Path
+    arms: Sequence[Arm]
+    seeds: int
+    model: str
+    batches: int
+    offline: int
+    workflow: Path
+    words: Sequence[str] = ()
+    of_study: Sequence[str] = ()
+    of_data: Sequence[str] = ()
+
+    def run(self, console: Console) -> None:
+        """Run what has not ended yet.
+
+        Raises
+        ------
+        ContestError
+            If a run fails, with the end of what it said; or if the folder holds runs of
+            another comparison.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._claim()
+        if any(arm.name == OFFLINE for arm in self.arms):
+            self._generate(console)
+        # Seed by seed, so that a machine that gets slower does so for all arms.
+        for seed in range(self.seeds):
+            for arm in self.arms:
+                if self.outcome(arm, seed) is None:
+                    self._fit(arm, seed, console)
+
+    def run_folder(self, arm: Arm, seed: int) -> Path | None:
+        """Return the folder of a run that has ended."""
+        found = self._place(arm, seed).glob(f"*/*/{FILE}")
+        return max((path.parent for path in found), default=None)
+
+    def outcome(self, arm: Arm, seed: int) -> Outcome | None:
+        """Return what has come of a run, if it has ended."""
+        folder = self.run_folder(arm, seed)
+        return None if folder is None else Outcome.read(folder)
+
+    def _place(self, arm: Arm, seed: int) -> Path:
+        return self.folder / arm.name / f"seed-{seed}"
+
+    def _claim(self) -> None:
+        """Note what is compared; refuse a folder in which something else was."""
+        mine = json.loads(json.dumps(self._described()))
+        path = self.folder / "comparison.json"
+        if not path.is_file():
+            path.write_text(json.dumps(mine, indent=1))
+            return
+        theirs = json.loads(path.read_text())
+        for name, value in mine.items():
+            if theirs.get(name) != value:
+                raise ContestError(
+                    f"{self.folder} holds runs of another comparison: {name} was "
+                    f"{theirs.get(name)!r}, now it is {value!r}. Name another folder "
+                    "with --output, or remove this one."
+                )
+
+    def _described(self) -> dict[str, Any]:
+        """Return what runs of one comparison share; arms and seeds may be added."""
+        return {
+            "workflow": self.workflow.read_text(),
+            "model": Path(self.model).read_text(),
+            "batches": self.batches,
+            "offline": self.offline,
+            "words": [*self.words],
+            "of_study": [*self.of_study],
+        }
+
+    def _generate(self, console: Console) -> None:
+        output = self.folder / "offline.zarr"
+        words = ["--data", str(self.workflow), "--output", str(output), *self.of_study]
+        said = f"data set of {self.offline} simulations"
+        count = f"--data.simulations={self.offline}"
+        self._call(["generate", *words, count], self.folder / "generate", said, console)
+
+    def _fit(self, arm: Arm, seed: int, console: Console) -> None:
+        place = self._place(arm, seed)
+        own = self.of_data if arm.name == OFFLINE else self.of_study
+        words = [
+            *("--data", str(arm.data(self.folder))),
+            *("--model", self.model),
+            *own,
+            f"--seed_everything={seed}",
+            f"--trainer.max_steps={self.batches}",
+            f"--trainer.val_check_interval={max(1, self.batches // _CURVE)}",
+            *self.words,
+            f"--trainer.default_root_dir={place}",
+        ]
+        self._call(["fit", *words], place, f"{arm.name}, seed {seed}", console)
+        if self.outcome(arm, seed) is None:
+            raise ContestError(f"{place} has no outcome, though the run has ended.")
+
+    def _call(
+        self, words: Sequence[str], place: Path, said: str, console: Console
+    ) -> None:
+        """Run a command of this package; show the last thing that it says."""
+        place.mkdir(parents=True, exist_ok=True)
+        log = place / "log.txt"
+        with (
+            log.open("w") as file,
+            console.status(said) as status,
+            _process([sys.executable, "-m", "surrogate_flow", *words], file) as process,
+        ):
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL)
+                line = _tail(log, 1).strip()
+                status.update(f"{said}: {line}"[: console.width - 4])
+        if process.returncode:
+            raise ContestError(
+                f"{said}: the run failed (exit status {process.returncode}). "
+                f"{log} ends with:\n{_tail(log, _TAIL)}"
+            )
+        console.print(f"{said}: done", highlight=False)
+
+
+@contextlib.contextmanager
+def _process(words: Sequence[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a run, which ends with this process."""
+    process = subprocess.Popen(
+        words, stdout=log, stderr=subprocess.STDOUT, env=_environment()
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            # At a terminal it has had it already; a second one ends it at once.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END / 10)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _environment() -> Mapping[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1"}
+
+
+def _tail(log: Path, lines: int) -> str:
+    with log.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 8192))
+        text = file.read().decode(errors="replace")
+    return "\n".join(text.rstrip().splitlines()[-lines:])

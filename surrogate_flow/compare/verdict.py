@@ -1,0 +1,155 @@
+"""The outcomes of a comparison side by side: a table, numbers and curves."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from surrogate_flow.compare.arm import OFFLINE
+from surrogate_flow.compare.contest import Contest
+from surrogate_flow.outcome import Outcome
+
+__all__ = ["Verdict"]
+
+_ERROR = "val_relative_l2"
+_COLUMNS = {
+    "batches": "batches",
+    "samples": "samples trained",
+    "unique_samples": "unique samples",
+    "simulations": "simulations",
+    "samples_per_second": "samples/s",
+    "training_seconds": "seconds of training",
+    "solver_seconds": "seconds in solvers",
+}
+
+
+class Verdict:
+    """error(arm), mean and spread over seeds, and what each arm took.
+
+    Parameters
+    ----------
+    outcomes : mapping of str to sequence of Outcome
+        Of each arm, one a seed.
+    curves : mapping of str to sequence of Path
+        The metrics.csv of each run.
+    """
+
+    def __init__(
+        self,
+        outcomes: Mapping[str, Sequence[Outcome]],
+        curves: Mapping[str, Sequence[Path]],
+    ) -> None:
+        self.outcomes = outcomes
+        self.curves = curves
+
+    @classmethod
+    def of(cls, contest: Contest) -> Verdict:
+        """Gather what has ended of a comparison."""
+        outcomes: dict[str, list[Outcome]] = {}
+        curves: dict[str, list[Path]] = {}
+        for arm in contest.arms:
+            for seed in range(contest.seeds):
+                folder = contest.run_folder(arm, seed)
+                if folder and (outcome := Outcome.read(folder)):
+                    outcomes.setdefault(arm.name, []).append(outcome)
+                    curves.setdefault(arm.name, []).append(folder / "metrics.csv")
+        return cls(outcomes, curves)
+
+    def table(self) -> Table:
+        """Return the figures, an arm a column."""
+        table = Table(title="At the end of training: mean ± spread over the seeds")
+        table.add_column("", no_wrap=True)
+        for arm in self.outcomes:
+            table.add_column(arm, justify="right", no_wrap=True)
+        for name in self._errors():
+            errors = [[run.errors[name] for run in r] for r in self.outcomes.values()]
+            table.add_row(name.removeprefix("val_"), *map(_spread, errors))
+        table.add_row("relative_l2, gain", *self._gains())
+        table.add_section()
+        for name, words in _COLUMNS.items():
+            numbers = [
+                [float(getattr(run, name)) for run in runs]
+                for runs in self.outcomes.values()
+            ]
+            table.add_row(words, *map(_spread, numbers))
+        return table
+
+    def _gains(self) -> list[str]:
+        base, gains = self._error(OFFLINE), []
+        for arm in self.outcomes:
+            mine = self._error(arm)
+            known = base is not None and mine is not None and arm != OFFLINE
+            gains.append(f"{100 * (mine / base - 1):+.0f} %" if known else "")  # type: ignore[operator]  # both are known
+        return gains
+
+    def write_csv(self, path: Path) -> None:
+        """Write all numbers, a run a row; seconds are seconds."""
+        names = self._errors()
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["arm", "seed", *_COLUMNS, *names])
+            for arm, runs in self.outcomes.items():
+                for seed, run in enumerate(runs):
+                    numbers = [getattr(run, column) for column in _COLUMNS]
+                    writer.writerow(
+                        [arm, seed, *numbers, *(run.errors[name] for name in names)]
+                    )
+
+    def picture(self) -> Figure:
+        """Draw the error over the batches: a line a seed, a colour an arm."""
+        figure = Figure(figsize=(8, 5), layout="constrained", dpi=120)
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for colour, (arm, paths) in enumerate(self.curves.items()):
+            for seed, path in enumerate(paths):
+                steps, errors = _curve(path)
+                axes.plot(
+                    steps,
+                    100 * errors,
+                    color=f"C{colour}",
+                    alpha=0.8,
+                    label="" if seed else arm,
+                )
+        axes.set_yscale("log")
+        axes.set_xlabel("batches")
+        axes.set_ylabel("validation error, relative L2 [%]")
+        axes.grid(visible=True, which="both", alpha=0.3)
+        axes.legend()
+        return figure
+
+    def _errors(self) -> list[str]:
+        """Return the names of the errors, in the order in which they were logged.
+
+        Without the loss: each run has a scale of its own for it.
+        """
+        runs = [run for runs in self.outcomes.values() for run in runs]
+        names = dict.fromkeys(name for run in runs for name in run.errors)
+        return [name for name in names if name != "val_loss"]
+
+    def _error(self, arm: str) -> float | None:
+        runs: Any = self.outcomes.get(arm)
+        return float(np.mean([run.errors[_ERROR] for run in runs])) if runs else None
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = float(np.mean(values))
+    shown = f"{mean:.3g}" if abs(mean) < 1000 else f"{mean:.0f}"
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return f"{shown} ± {spread:.1g}" if spread else shown
+
+
+def _curve(
+    path: Path,
+) -> tuple[Float[np.ndarray, " point"], Float[np.ndarray, " point"]]:
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get(_ERROR)]
+    steps = np.array([float(row["step"]) + 1 for row in rows])
+    return steps, np.array([float(row[_ERROR]) for row in rows])
