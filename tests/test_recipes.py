@@ -1,6 +1,7 @@
 """Recipes: every pair composes, and every mistake is named with the nearest valid word."""
 
 import itertools
+import math
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -71,8 +72,13 @@ def on_grid(spec):
     return bool(spec.dims) and spec.cells is None
 
 
+def has_few_nodes(spec):
+    """Fields at points, whose messages fit into a computer's memory."""
+    return bool(spec.dims) and math.prod(spec.shape) < 100_000
+
+
 # Which fields a model is for; the others are for all.
-SERVES = {"fno": on_grid, "unet": on_grid}
+SERVES = {"fno": on_grid, "unet": on_grid, "message_passing": has_few_nodes}
 
 
 def compose(workflow, *arguments):
@@ -99,6 +105,7 @@ def test_every_workflow_composes_with_every_model(workflow, model):
     check_recipe(workflow, OnlineData)
     check_recipe(model, Surrogate)
     solver = yaml.safe_load(workflow.read_text())["solver"]
+    solver = solver if isinstance(solver, dict) else {"class_path": solver}
     spec = class_at(solver["class_path"])(**solver.get("init_args", {})).spec
     if not SERVES.get(model.stem, lambda spec: True)(spec):
         network = yaml.safe_load(model.read_text())["network"]["class_path"]

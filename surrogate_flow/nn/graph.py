@@ -57,9 +57,9 @@ def graph_of(spec: FieldSpec, neighbours: int = 3, periodic: bool = False) -> Gr
     nodes = int(np.prod(spec.shape))
     if not spec.dims or nodes < 2:
         raise ValueError(
-            f"Messages pass between nodes: expected a spec with a grid or a mesh, got "
-            f"the dims {spec.dims} of the sizes {spec.shape}. Take FullyConnected for "
-            "fields without space."
+            "MessagePassingSolver: expected fields on a grid or a mesh, between whose "
+            f"nodes messages pass, got the dims {spec.dims} of the sizes {spec.shape}. "
+            "Use surrogate_flow.nn.FullyConnected (--model fully_connected)."
         )
     if neighbours < 1 or neighbours != int(neighbours):
         raise ValueError(f"neighbours: expected a whole number >= 1, got {neighbours}.")

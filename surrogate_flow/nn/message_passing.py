@@ -102,9 +102,10 @@ class MessagePassingSolver(nn.Module):
         bytes_ = 16 * nodes * 2 * len(spec.dims) * neighbours * width * layers
         if bytes_ > _MOST:
             raise ValueError(
-                f"MessagePassingSolver: {nodes:,} nodes are too many: one sample would "
-                f"take {bytes_ / 2**30:.0f} GiB in training. Simulate on a coarser "
-                "grid, or take another network."
+                "MessagePassingSolver: expected fewer nodes, got "
+                f"{nodes:,}: one sample would take {bytes_ / 2**30:.0f} GiB in "
+                "training. Simulate on a coarser grid, or use "
+                "surrogate_flow.nn.FullyConnected or another network."
             )
         graph = graph_of(spec, neighbours, periodic)
         places = graph.places if positions else graph.places[:, :0]
