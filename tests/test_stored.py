@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as L
 import torch
 import zarr
+from pytorch_lightning.callbacks import ModelCheckpoint
 from recorder import Recorder
 from troubled import STEPS, Wave
 
@@ -210,18 +211,20 @@ def test_a_run_that_goes_on_trains_the_rest_of_its_epoch(written, tmp_path):
         (second, {"max_epochs": 3}, tmp_path / "cut.ckpt"),
     ):
         data = StoredData(written, batch_size=7)
+        kept = ModelCheckpoint(tmp_path, "cut", save_on_train_epoch_end=False)
         trainer = L.Trainer(
             accelerator="cpu",
             logger=False,
-            enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[recorder],
+            callbacks=[recorder, kept],
+            num_sanity_val_steps=0,
+            val_check_interval=cut,
+            check_val_every_n_epoch=None,
             **limits,
         )
         surrogate = Surrogate(data.spec, FullyConnected)
         trainer.fit(surrogate, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        trainer.save_checkpoint(tmp_path / "cut.ckpt")
     lines = [
         [tuple(sample) for sample in json.loads(line)[1]]
         for name in ("first", "second")
