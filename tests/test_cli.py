@@ -77,6 +77,23 @@ MISTAKES = {
         "cannot import 'nowhere'",
     ),
     "no widths": ([*FIT, "--model.network.widths=[]"], "widths"),
+    "a command that is none": (["generat", *FIT[1:]], "Did you mean 'generate'"),
+    "generate: no output": (["generate", *FIT[1:3]], "output"),
+    "generate: no data": (["generate", "--output=x.zarr"], "generate needs --data"),
+    "generate: missing recipe": (
+        ["generate", "--data=heat", "--output=x.zarr"],
+        "Did you mean 'heat2d'",
+    ),
+    "generate: unknown option": (
+        ["generate", *FIT[1:3], "--output=x.zarr", "--data.solver.cell=[4,4]"],
+        "Did you mean 'cells'",
+    ),
+    "generate: a data set": (["generate", "--data=x.zarr"], "expected a workflow"),
+    "no data set": (["fit", "--data=x.zarr", *FIT[3:]], "x.zarr is no data set"),
+    "unknown option of a data set": (
+        ["fit", "--data=x.zarr", "--data.memry=1", *FIT[3:]],
+        "Did you mean 'memory'",
+    ),
     "missing checkpoint": (
         ["predict", "--ckpt_path=none.ckpt", "--parameters={a: 1}"],
         "No checkpoint",
@@ -96,7 +113,13 @@ def test_mistakes(words, message, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["fit", "--help"], ["predict", "--help"], ["fit", "--data.help"]],
+    [
+        ["--help"],
+        ["fit", "--help"],
+        ["predict", "--help"],
+        ["generate", "--help"],
+        ["fit", "--data.help"],
+    ],
 )
 def test_help_helps(words, monkeypatch, capsys):
     """Help exits with 0 and explains."""

@@ -328,7 +328,7 @@ def test_a_full_disk_ends_it_with_what_is_whole(tmp_path):
     words[-1] = "full/noted.zarr"
     script = """
         mkdir full
-        mount -t tmpfs -o size=2M none full
+        mount -t tmpfs -o size=600k none full
         code=0
         "$@" || code=$?
         cp -r full out
