@@ -38,6 +38,13 @@ def no_run_outlives_its_test():
                 process.kill()
 
 
+def pytest_collection_modifyitems(items):
+    """Of several processes that test, one has all that needs the batch system."""
+    for item in items:
+        if {"slurm", "queue"} & {*getattr(item, "fixturenames", ())}:
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
 @pytest.fixture(scope="session")
 def slurm_is_up():
     """A Slurm on this machine, with two virtual nodes."""

@@ -10,12 +10,12 @@ import xarray as xr
 from matplotlib.image import imread
 
 from surrogate_flow.cli import main
-from surrogate_flow.commands import predict
 from surrogate_flow.error_curve import ErrorCurve
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report import picture
 from surrogate_flow.solvers import Heat2D
+from surrogate_flow.standalone import predict
 from surrogate_flow.surrogate import Surrogate
 from surrogate_flow.windows import Autoregressive, Direct
 

@@ -63,15 +63,6 @@ def test_numbers_are_curves_over_time():
     ]
 
 
-def test_one_dim_is_a_curve_at_one_time():
-    """A field on a line: both curves along it, at a time that the title says."""
-    figure, held_out = drawn(LINE)
-    both = figure.axes[0]
-    np.testing.assert_array_equal(both.lines[0].get_xdata(), range(7))
-    np.testing.assert_array_equal(both.lines[0].get_ydata(), held_out.fields[0, 0, 0])
-    assert figure.subfigs[0].get_suptitle() == "simulation 0 at 0.5 s (speed 1 m/s)"
-
-
 def test_two_dims_are_maps():
     """A field in the plane: three maps with their scales, and a title that fits."""
     figure, held_out = drawn(NavierStokes2D(points=8, steps=3).spec)

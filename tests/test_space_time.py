@@ -56,6 +56,6 @@ def test_a_line_is_drawn_over_space_and_time(tmp_path):
 def test_a_line_with_one_step_is_a_curve():
     """Without a second time there is no map: a curve, and its time in the title."""
     figure = picture(*held_out(steps=1))
-    (line,) = figure.axes[0].lines
+    line, _ = figure.axes[0].lines
     np.testing.assert_allclose(line.get_xdata(), np.arange(1, 16, 2))
     assert figure.subfigs[0].get_suptitle().startswith("simulation 0 at 0.5 s (")
