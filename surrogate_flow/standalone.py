@@ -53,7 +53,11 @@ def compare(words: Sequence[str]) -> None:
     """Train offline and online, and put the errors side by side."""
     show_logs()
     hush()
-    run_comparison(words, the_console())
+    try:
+        run_comparison(words, the_console())
+    except KeyboardInterrupt:
+        print("Type the same command again to go on.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _parser_of_study(command: str, description: str) -> ArgumentParser:

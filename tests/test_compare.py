@@ -1,0 +1,199 @@
+"""Offline against online: every arm trains the same number of batches, and what came of it is put side by side."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+
+from surrogate_flow.cli import main
+from surrogate_flow.compare import ContestError, Verdict, arms_of
+from surrogate_flow.outcome import Outcome
+from surrogate_flow.recipes import RecipeError
+
+WORDS = [
+    "--data=heat2d",
+    "--model=fully_connected",
+    "--batches=40",
+    "--seeds=2",
+    "--offline=4",
+    "--data.solver.cells=[6,6]",
+    "--data.solver.steps=20",
+    "--data.held_out=2",
+    "--data.batch_size=8",
+    "--data.reservoir.capacity=100",
+    "--data.reservoir.threshold=30",
+    "--output=comparison",
+    "--arms",
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty one, to run in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows():
+    with Path("comparison/comparison.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.timeout(280)
+def test_arms_train_the_same_batches_and_are_run_once(folder, capsys):
+    """An offline and an online arm, two seeds each; a third arm that comes later; nothing runs twice."""
+    main(["compare", *WORDS, "offline", "reservoir"])
+    printed = capsys.readouterr().out
+    assert printed.count(": done") == 5  # with the data set
+    assert "relative_l2, gain" in printed
+    runs = {(row["arm"], int(row["seed"])): row for row in rows()}
+    assert len(runs) == 4
+    for (arm, _), row in runs.items():
+        assert int(row["batches"]) == 40
+        assert int(row["samples"]) == 40 * 8
+        assert float(row["solver_seconds"]) > 0
+        if arm == "offline":
+            assert (int(row["unique_samples"]), int(row["simulations"])) == (80, 6)
+    errors = [float(row["val_relative_l2"]) for row in runs.values()]
+    assert len(set(errors)) == 4
+    assert Path("comparison/comparison.png").stat().st_size > 5000
+    written = {p: p.stat().st_mtime_ns for p in Path("comparison").rglob("last.ckpt")}
+    assert len(written) == 4
+
+    main(["compare", *WORDS, "offline", "reservoir", "fifo"])
+    assert len(rows()) == 6
+    for path, when in written.items():
+        assert path.stat().st_mtime_ns == when
+    recipe = yaml.safe_load(Path("comparison/fifo.yaml").read_text())
+    assert recipe["reservoir"] == {
+        "class_path": "surrogate_flow.reservoir.FIFO",
+        "init_args": {"capacity": 100},
+    }
+
+    # The batches that both were trained on are of the same mesh and the same held-out set.
+    with pytest.raises(SystemExit):
+        main(["compare", *WORDS, "offline", "--data.solver.diffusivity=2"])
+    assert "runs of another comparison: of_study was" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_shows_the_end_of_its_log(folder, capsys):
+    """Its words, and where the rest of them is."""
+    with pytest.raises(SystemExit):
+        main(["compare", *WORDS, "reservoir", "--data.reservoir.threshold=500"])
+    said = capsys.readouterr().err
+    assert "reservoir, seed 0: the run failed (exit status 2)" in said
+    assert "threshold" in said
+    assert "comparison/reservoir/seed-0/log.txt ends with" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["offlin"], "--arms: no arm 'offlin'. Did you mean 'offline'"),
+        (["offline", "--data.reservoir=FIFO"], "gives each arm a policy of its own"),
+        (["offline", "--bathces=3"], "compare takes no '--bathces'"),
+        (["offline", "--trainer.max_time"], "expected a value after --trainer.max_time"),
+        (["offline", "--data.reservoir.capcity=3"], "capcity"),
+    ],
+)
+def test_mistakes_are_named(folder, words, message, capsys):
+    """Before anything runs."""
+    with pytest.raises(SystemExit):
+        main(["compare", *WORDS, *words])
+    assert message in capsys.readouterr().err
+    assert not list(folder.iterdir())
+
+
+def test_a_study_of_stored_data_cannot_be_compared(folder, capsys):
+    """What is compared is how simulations reach the trainer."""
+    with pytest.raises(SystemExit):
+        main(["compare", "--data=some.zarr", "--model=fully_connected"])
+    assert "compare simulates: expected a workflow" in capsys.readouterr().err
+
+
+def test_recipes_with_a_class_of_their_own_keep_it():
+    """Whatever the form of the recipe, only its reservoir and its end change."""
+    recipe = {
+        "class_path": "surrogate_flow.OnlineData",
+        "init_args": {"solver": "a.B", "simulations": 5},
+    }
+    (arm,) = arms_of(recipe, ["firo"], {"capacity": 9, "threshold": 3})
+    assert arm.recipe["class_path"] == "surrogate_flow.OnlineData"
+    assert arm.recipe["init_args"] == {
+        "solver": "a.B",
+        "simulations": None,
+        "reservoir": {
+            "class_path": "surrogate_flow.reservoir.FIRO",
+            "init_args": {"capacity": 9, "threshold": 3},
+        },
+    }
+    assert recipe["init_args"]["simulations"] == 5
+    with pytest.raises(RecipeError):
+        arms_of(recipe, ["lifo"], {})
+
+
+def outcome(error, **changed):
+    numbers = {"batches": 10, "samples": 40, "unique_samples": 20, "simulations": 2}
+    numbers |= {"solver_seconds": 1.0, "training_seconds": 2.0}
+    errors = {"val_relative_l2": error, "val_loss": 7.0}
+    return Outcome(**{**numbers, "samples_per_second": 20.0, "errors": errors, **changed})
+
+
+def test_the_verdict_is_mean_spread_and_gain():
+    """0.2 and 0.4 against 0.1 and 0.1: 0.3 ± 0.1, and minus two thirds."""
+    verdict = Verdict(
+        {"offline": [outcome(0.2), outcome(0.4)], "firo": [outcome(0.1)] * 2}, {}
+    )
+    console = Console(width=100, record=True)
+    console.print(verdict.table())
+    printed = console.export_text()
+    assert f"0.3 ± {np.std([0.2, 0.4], ddof=1):.1g}" in printed
+    assert "-67 %" in printed
+    assert "loss" not in printed
+
+
+def test_ctrl_c_ends_the_run_under_way(folder):
+    """The comparison ends, and so does its child; the next one begins it anew."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "surrogate_flow", "compare", *WORDS, "reservoir"]
+        + ["--batches=100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    log = folder / "comparison/reservoir/seed-0/log.txt"
+    try:
+        from batch import wait_until
+
+        wait_until(lambda: log.is_file() and "batch " in log.read_text(), 60)
+        os.killpg(process.pid, 2)
+        process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+    assert process.returncode != 0
+    assert not list(folder.rglob("comparison.csv"))
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_the_folder_says_what_is_compared(folder):
+    """A person, and the next command, can read it."""
+    with pytest.raises(ContestError):
+        from surrogate_flow.compare import Contest
+
+        Path("one.yaml").write_text("name: one\n")
+        first = Contest(Path("c"), [], 1, "one.yaml", 5, 2, Path("one.yaml"))
+        first.run(Console(quiet=True))
+        assert json.loads(Path("c/comparison.json").read_text())["batches"] == 5
+        Contest(Path("c"), [], 1, "one.yaml", 6, 2, Path("one.yaml")).run(
+            Console(quiet=True)
+        )
