@@ -1,5 +1,5 @@
 # make demo   install into .venv, then train a surrogate while its simulations run
-# make test   install with what the tests need, then the whole suite
+# make test   install with what the tests need, then the whole suite, in two processes
 # make soak   a thousand small studies into which faults are injected; goes on where it was
 # make lint   what pre-commit and CI check
 # Another torch: make demo TORCH=torch (or any requirement that pip takes). Another Python: PYTHON=python3.12.
@@ -37,7 +37,7 @@ demo: install
 	$(BIN)/surrogate-flow fit --data workflows/heat2d.yaml --model models/fully_connected.yaml
 
 test: install-test
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 soak: install-test
 	$(BIN)/python tests/faults/soak.py

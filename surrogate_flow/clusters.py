@@ -16,12 +16,12 @@ from typing import Any, cast
 
 import dask
 from dask.system import CPU_COUNT
-from dask_jobqueue import JobQueueCluster
 from distributed import LocalCluster
 from distributed.deploy.cluster import Cluster
 
 from surrogate_flow import security, threads
 from surrogate_flow.jobs import Request, complete
+from surrogate_flow.jobs.jobqueue import JobQueueCluster
 from surrogate_flow.jobs.request import class_of
 
 __all__ = ["is_local", "open_cluster"]

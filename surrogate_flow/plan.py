@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dask.utils import format_bytes, format_time
-from dask_jobqueue import JobQueueCluster
 from distributed import Client
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +18,7 @@ from surrogate_flow.clusters import open_cluster
 from surrogate_flow.data import OnlineData
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.jobs import Bounds, Request, at_once, processes_of, resources_of
+from surrogate_flow.jobs.jobqueue import JobQueueCluster
 from surrogate_flow.jobs.walltime import walltime_of
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Crossing

@@ -39,10 +39,12 @@ def no_run_outlives_its_test():
 
 
 def pytest_collection_modifyitems(items):
-    """Of several processes that test, one has all that needs the batch system."""
+    """Of several processes that test, one has all that must come one after the other."""
     for item in items:
-        if {"slurm", "queue"} & {*getattr(item, "fixturenames", ())}:
-            item.add_marker(pytest.mark.xdist_group("slurm"))
+        # One batch system; and one count of all faults that came to pass.
+        for name in ("slurm", "queue", "struck"):
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")

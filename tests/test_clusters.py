@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -183,3 +184,17 @@ def test_local_simulations_have_their_cores(cores, tmp_path, monkeypatch):
         assert len(client.nthreads()) == max(1, CPU_COUNT // cores)
         assert set(client.run(os.getenv, "OMP_NUM_THREADS").values()) == {str(cores)}
         assert os.environ["OMP_NUM_THREADS"] == "8"
+
+
+@pytest.mark.parametrize("first", ["dask_jobqueue", "signal"])
+def test_an_import_leaves_ctrl_c_as_it_was(first):
+    """dask-jobqueue makes SIGINT an end in silence, as if all were well; here it is what it is in Python."""
+    code = (
+        f"import {first}, signal, surrogate_flow.commands, surrogate_flow.standalone\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 _POLL = 0.5  # seconds between two looks at what a run says
 _CURVE = 20  # points of a curve
 _END = 60.0  # seconds for a run to end after Ctrl-C
+_ENDED = "ended.txt"  # names the folder of a run that was not cut off
 _TAIL = 20  # lines of a run that failed
 
 
@@ -94,9 +95,9 @@ class Contest:
                     self._fit(arm, seed, console)
 
     def run_folder(self, arm: Arm, seed: int) -> Path | None:
-        """Return the folder of a run that has ended."""
-        found = self._place(arm, seed).glob(f"*/*/{FILE}")
-        return max((path.parent for path in found), default=None)
+        """Return the folder of a run that has ended by itself."""
+        ended = self._place(arm, seed) / _ENDED
+        return Path(ended.read_text()) if ended.is_file() else None
 
     def outcome(self, arm: Arm, seed: int) -> Outcome | None:
         """Return what has come of a run, if it has ended."""
@@ -154,8 +155,11 @@ class Contest:
             f"--trainer.default_root_dir={place}",
         ]
         self._call(["fit", *words], place, f"{arm.name}, seed {seed}", console)
-        if self.outcome(arm, seed) is None:
-            raise ContestError(f"{place} has no outcome, though the run has ended.")
+        found = max((path.parent for path in place.glob(f"*/*/{FILE}")), default=None)
+        if found is None:
+            raise ContestError(f"{place} has no {FILE}, though the run has ended.")
+        # Not by the run itself: one that was interrupted has an outcome, too.
+        (place / _ENDED).write_text(str(found))
 
     def _call(
         self, words: Sequence[str], place: Path, said: str, console: Console

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from dask_jobqueue import JobQueueCluster
 from distributed import Client
 from distributed.core import Status
 
 from surrogate_flow.jobs.job import Job
+from surrogate_flow.jobs.jobqueue import JobQueueCluster
 
 __all__ = ["Departure"]
 

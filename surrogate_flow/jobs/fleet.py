@@ -9,11 +9,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from dask_jobqueue import JobQueueCluster
 from distributed import Client
 
 from surrogate_flow.jobs.departure import Departure
 from surrogate_flow.jobs.job import Job, Refused
+from surrogate_flow.jobs.jobqueue import JobQueueCluster
 from surrogate_flow.jobs.roster import Roster
 from surrogate_flow.jobs.size import Bounds, Load, Size
 from surrogate_flow.jobs.walltime import walltime_of

@@ -10,8 +10,7 @@ import re
 from pathlib import Path
 from typing import cast
 
-from dask_jobqueue import JobQueueCluster
-from dask_jobqueue.core import Job as Submission
+from surrogate_flow.jobs.jobqueue import JobQueueCluster, Submission
 
 __all__ = ["Job", "Refused"]
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from dask_jobqueue import JobQueueCluster, PBSCluster, SLURMCluster
+from surrogate_flow.jobs.jobqueue import JobQueueCluster, PBSCluster, SLURMCluster
 
 __all__ = ["PBS", "Queue", "Silent", "Slurm", "Standing", "State", "of"]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
-from dask_jobqueue import JobQueueCluster
 from distributed.deploy.cluster import Cluster
 
+from surrogate_flow.jobs.jobqueue import JobQueueCluster
 from surrogate_flow.jobs.size import Bounds
 from surrogate_flow.nearest import nearest
 

@@ -11,11 +11,11 @@ import time
 from collections.abc import Mapping
 from typing import Any, cast
 
-from dask_jobqueue import JobQueueCluster
 from distributed import Client
 
 from surrogate_flow.jobs import queue
 from surrogate_flow.jobs.job import Job
+from surrogate_flow.jobs.jobqueue import JobQueueCluster
 from surrogate_flow.jobs.queue import Standing, State
 from surrogate_flow.jobs.walltime import UNTIL
 

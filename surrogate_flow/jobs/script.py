@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from dask_jobqueue import JobQueueCluster
 
 from surrogate_flow import threads
+from surrogate_flow.jobs.jobqueue import JobQueueCluster
 from surrogate_flow.jobs.walltime import asked_for, prologue, walltime_of
 
 __all__ = ["at_once", "complete", "processes_of", "resources_of"]
