@@ -1,0 +1,144 @@
+"""Surrogates of the combined equation against WENO5 on their own grid: error and time.
+
+For each checkpoint of an autoregressive surrogate, as
+``surrogate-flow fit --data combined1d_e1`` leaves it: the figure of merit of
+Brandstetter, Worrall and Welling, Message Passing Neural PDE Solvers, ICLR 2022 (from
+step 50, the sum over the steps of the mean squared error, mean over simulations), as a
+ratio to that of this project's own WENO5 on as many cells. The truth is WENO5 on a fine
+grid, brought down by averaging. One thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from surrogate_flow import Surrogate
+from surrogate_flow.error_curve import ErrorCurve
+from surrogate_flow.held_out import HeldOut
+from surrogate_flow.schedule import held_out as planned
+from surrogate_flow.solvers import Combined1D
+
+START = 50  # index of the first step that counts
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure beside that of WENO5."""
+
+    case: str
+    value: float
+    unit: str
+    peer: str
+    peer_value: float
+    ratio: float
+
+
+def solved(
+    solver: Combined1D, simulations: list[dict[str, float]]
+) -> tuple[Float[np.ndarray, "simulation time channel x"], float]:
+    """Return all fields, and the seconds of one simulation."""
+    name, begin = solver.spec.variables[0].name, time.perf_counter()
+    fields = [
+        np.concatenate([step[name].to_numpy() for step in solver.solve(parameters)])
+        for parameters in simulations
+    ]
+    seconds = (time.perf_counter() - begin) / len(simulations)
+    return np.stack(fields)[:, :, None].astype(np.float32), seconds
+
+
+def compare(path: Path, count: int) -> list[Row]:
+    """Roll a surrogate out, and solve the same on its grid."""
+    surrogate = Surrogate.load(path)
+    spec = surrogate.spec
+    cells = spec.shape[0]
+    simulations = [
+        dict(s.parameters)
+        for s in islice(planned("test", spec.parameters, count), count)
+    ]
+    truth, _ = solved(_solver(surrogate, cells, 200 // cells * cells), simulations)
+    weno, solver_seconds = solved(_solver(surrogate, cells, cells), simulations)
+    kept = HeldOut(spec, surrogate.window, 1, 0, count)
+    vectors = np.stack([spec.vector(p) for p in simulations]).astype(np.float32)
+    kept.restore(np.arange(count), truth, vectors)
+    begin = time.perf_counter()
+    curve = ErrorCurve.of(surrogate, kept, start=START)
+    seconds = (time.perf_counter() - begin) / count
+    mine = float(curve.accumulated[0])
+    steady = np.repeat(truth[:, START - 1 : START], spec.steps - START, axis=1)
+    still = _accumulated(truth[:, START:], steady)
+    theirs = _accumulated(truth[:, START:], weno[:, START:])
+    name = f"{type(surrogate.network).__name__}, {cells} cells"
+    peer = f"WENO5, {cells} cells"
+    return [
+        Row(f"{name}: error", mine, "m²/s²", peer, theirs, mine / theirs),
+        Row("nothing moves: error", still, "m²/s²", peer, theirs, still / theirs),
+        Row(
+            f"{name}: time",
+            seconds,
+            "s",
+            peer,
+            solver_seconds,
+            seconds / solver_seconds,
+        ),
+    ]
+
+
+def _solver(surrogate: Surrogate, cells: int, fine: int) -> Combined1D:
+    spec = surrogate.spec
+    bounds = {p.name: (p.low, p.high) for p in spec.parameters}
+    solver = Combined1D(
+        cells,
+        fine,
+        steps=spec.steps,
+        time_step=spec.times[1] - spec.times[0],
+        **{k: v for k, v in bounds.items() if k in ("alpha", "beta", "gamma")},
+    )
+    if replace(solver.spec, times=spec.times) != spec:
+        raise SystemExit(
+            "expected a surrogate of the combined equation, alpha = 1 unless it "
+            f"varies, got one of {[p.name for p in spec.parameters]} on {spec.shape}."
+        )
+    return solver
+
+
+def _accumulated(
+    truth: Float[np.ndarray, "simulation time channel x"],
+    guess: Float[np.ndarray, "simulation time channel x"],
+) -> float:
+    squares = np.square(guess.astype(np.float64) - truth).mean(axis=(2, 3))
+    return float(squares.sum(axis=1).mean())
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("--simulations", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [
+        row
+        for path in options.checkpoints
+        for row in compare(path, options.simulations)
+    ]
+    for row in rows:
+        print(
+            f"{row.case:45} {row.value:10.4g} {row.unit:6} | {row.peer}: "
+            f"{row.peer_value:.4g} | ratio {row.ratio:.3g}"
+        )
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()

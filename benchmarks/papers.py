@@ -1,0 +1,84 @@
+"""The experiments of the two papers, at a size for two cores: one command a figure.
+
+Each is a comparison, as ``surrogate-flow compare`` makes it, and goes on where it was
+when it is typed again. docs/results.md has what came of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from surrogate_flow.cli import main
+
+__all__ = ["EXPERIMENTS"]
+
+HERE = Path(__file__).resolve().parent
+_PLAIN = str(HERE / "fully_connected_plain.yaml")
+_ONE_STEP = "--model.window=surrogate_flow.windows.Autoregressive"
+_SMALL_FNO = ["--model.network.modes=8", "--model.network.width=16"]
+
+# Meyer et al., SC 2023: the laptop run, and the large one; Meyer et al., ICML 2023:
+# four networks, whose equations and sizes are our choice, since none are published.
+EXPERIMENTS = {
+    "laptop": [
+        *("--data", str(HERE / "heat2d_laptop.yaml"), "--model", _PLAIN),
+        *("--batches", "12000", "--offline", "100", "--data.simulations", "100"),
+        *("--seeds", "1"),
+    ],
+    "large": [
+        *("--data", str(HERE / "heat2d_large.yaml"), "--model", _PLAIN),
+        *("--batches", "20000", "--offline", "25", "--seeds", "2"),
+        *("--arms", "offline", "reservoir"),
+        # Of 61,300 batches they halve the rate at 6250, 12500, 18750 and 25000.
+        *("--model.scheduler.milestones", "[2000, 4000, 6000, 8000]"),
+    ],
+    "fully_connected": [
+        *("--data", "heat2d", "--model", "fully_connected"),
+        *("--batches", "2000", "--offline", "10", "--seeds", "3"),
+        *("--arms", "offline", "reservoir", "--data.solver.cells", "[50, 50]"),
+    ],
+    "fno": [
+        *("--data", "navier_stokes2d", "--model", "fno", *_SMALL_FNO, _ONE_STEP),
+        *("--batches", "1000", "--offline", "20", "--seeds", "3"),
+        *("--arms", "offline", "reservoir", "--data.solver.points", "32"),
+        *("--data.reservoir.capacity", "2000", "--data.batch_size", "16"),
+    ],
+    "unet": [
+        *("--data", "navier_stokes2d", "--model", "unet", _ONE_STEP),
+        *("--model.network.widths", "[16, 32, 64]", "--model.network.padding=circular"),
+        *("--batches", "1000", "--offline", "20", "--seeds", "3"),
+        *("--arms", "offline", "reservoir", "--data.solver.points", "32"),
+        *("--data.reservoir.capacity", "2000", "--data.batch_size", "16"),
+    ],
+    "message_passing": [
+        *("--data", "combined1d_e1", "--model", "message_passing", _ONE_STEP),
+        *("--model.window.inputs=25", "--model.window.outputs=25"),
+        *("--model.network.width=64", "--model.network.periodic=true"),
+        *("--batches", "1000", "--offline", "20", "--seeds", "3"),
+        *("--arms", "offline", "reservoir", "--data.solver.cells", "40"),
+        *("--data.batch_size", "16"),
+    ],
+}
+# A thousandth of it, to see that it runs.
+QUICK = ["--batches", "4", "--offline", "2", "--seeds", "1", "--data.held_out", "2"]
+
+
+def run(name: str, folder: Path, *, quick: bool, words: list[str]) -> None:
+    """Run one experiment; `words` go before what it says."""
+    path = [str(HERE), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    sys.path.insert(0, str(HERE))
+    more = [*(QUICK if quick else []), *words]
+    main(["compare", *EXPERIMENTS[name], "--output", str(folder / name), *more])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=EXPERIMENTS)
+    parser.add_argument("--output", type=Path, default=Path("runs/papers"))
+    parser.add_argument("--quick", action="store_true", help="a few batches of each")
+    options, rest = parser.parse_known_args()
+    run(options.name, options.output, quick=options.quick, words=rest)
