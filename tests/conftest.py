@@ -38,6 +38,7 @@ def no_run_outlives_its_test():
                 process.kill()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Of several processes that test, one has all that must come one after the other."""
     for item in items:
