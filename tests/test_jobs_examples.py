@@ -89,10 +89,19 @@ def test_the_demo_by_its_recipe(queue, site):
 @pytest.mark.slurm
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_whatever_ends_a_run_leaves_no_job(how, slurm, site):
-    """Ctrl-C at a terminal, and what a batch system sends before it kills."""
+    """Ctrl-C at a terminal, and what a batch system sends before it kills, while a job is handed over."""
+    slow = site / "bin" / "sbatch"
+    slow.write_text(
+        "#!/bin/sh\n"
+        f'answer=$({shutil.which("sbatch")} "$@") || exit\n'
+        f"[ -e {site}/one ] && while [ ! -e {site}/go ]; do sleep 0.1; done\n"
+        f'touch {site}/one; echo "$answer"\n'
+    )
+    slow.chmod(0o755)
     process = subprocess.Popen(
         ["surrogate-flow", "fit", "--data", "heat2d", "--model", "fully_connected"]
-        + ["--data.cluster", "slurm", *SMALL, "--data.simulations=null"],
+        + ["--data.cluster", "slurm", "--data.cluster.n_workers", "4"]
+        + [*SMALL, "--data.simulations=null"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -101,8 +110,9 @@ def test_whatever_ends_a_run_leaves_no_job(how, slurm, site):
     for line in process.stdout:
         if "batch " in line:
             break
-    assert batch.jobs()
+    batch.wait_until(lambda: len(batch.jobs()) == 2)
     os.killpg(process.pid, how)
+    (site / "go").touch()
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert not batch.jobs(), said

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -89,6 +90,9 @@ class Job:
             raise Refused(_words(error)) from error
 
     async def _submit(self) -> None:
+        # Ctrl-C and SIGTERM come to all processes of a run. A command that ends by them
+        # may have handed the job over, and would not say which it is.
+        self._job._call = partial(self._job._call, start_new_session=True)
         await self._job.start()
         if self._late:
             await self._job.close()
