@@ -37,7 +37,7 @@ demo: install
 	$(BIN)/surrogate-flow fit --data workflows/heat2d.yaml --model models/fully_connected.yaml
 
 test: install-test
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2
 
 soak: install-test
 	$(BIN)/python tests/faults/soak.py

@@ -6,6 +6,7 @@ import batch
 import psutil
 import pytest
 from distributed import Client, LocalCluster
+from xdist.scheduler import LoadFileScheduling
 
 
 @pytest.fixture(scope="session")
@@ -38,14 +39,17 @@ def no_run_outlives_its_test():
                 process.kill()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Of several processes that test, one has all that must come one after the other."""
-    for item in items:
-        # One batch system; and one count of all faults that came to pass.
-        for name in ("slurm", "queue", "struck"):
-            if name in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(name))
+class ByFile(LoadFileScheduling):
+    """Files are dealt to the processes that test; those that share the batch system go to one."""
+
+    def _split_scope(self, nodeid):
+        file = nodeid.partition("::")[0]
+        return "batch system" if "test_jobs_" in file else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Deal the tests, where there are several processes (-n)."""
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
