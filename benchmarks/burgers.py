@@ -95,12 +95,15 @@ def compare(path: Path, count: int) -> list[Row]:
 def _solver(surrogate: Surrogate, cells: int, fine: int) -> Combined1D:
     spec = surrogate.spec
     bounds = {p.name: (p.low, p.high) for p in spec.parameters}
+    none = (0.0, 0.0)
     solver = Combined1D(
         cells,
         fine,
         steps=spec.steps,
         time_step=spec.times[1] - spec.times[0],
-        **{k: v for k, v in bounds.items() if k in ("alpha", "beta", "gamma")},
+        alpha=bounds.get("alpha", (1.0, 1.0)),
+        beta=bounds.get("beta", none),
+        gamma=bounds.get("gamma", none),
     )
     if replace(solver.spec, times=spec.times) != spec:
         raise SystemExit(
