@@ -163,6 +163,21 @@ class SurrogateCLI(LightningCLI):
             kwargs["ckpt_path"] = str(path)
         return kwargs
 
+    def validate(self, **kwargs: Any) -> None:
+        """Validate, ending in order as `fit` does."""
+        with _graceful(self.trainer, self.datamodule):
+            self.trainer.validate(**kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Test, ending in order as `fit` does."""
+        with _graceful(self.trainer, self.datamodule):
+            self.trainer.test(**kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict, ending in order as `fit` does."""
+        with _graceful(self.trainer, self.datamodule):
+            self.trainer.predict(**kwargs)
+
     def fit(self, **kwargs: Any) -> None:
         """Fit, with a first Ctrl-C ending the run cleanly.
 
@@ -188,22 +203,28 @@ class SurrogateCLI(LightningCLI):
 
 @contextmanager
 def _graceful(trainer: L.Trainer, data: TrainingData) -> Iterator[None]:
-    """Make the first Ctrl-C end training after the batch; the second one raises."""
+    """Make the first Ctrl-C, or SIGTERM, end a run in order, whatever it waits for.
+
+    A second Ctrl-C raises. SIGTERM is what a batch system sends before it kills.
+    """
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        logger.warning("Ctrl-C: ending after this batch. Once more to leave at once.")
+        if signum == signal.SIGINT:
+            logger.warning("Ctrl-C: ending in order. Once more to leave at once.")
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
         # Several ranks end together, at the next batch.
         trainer.should_stop = trainer.world_size == 1
-        signal.signal(signal.SIGINT, before)
         # In a thread: the interrupted code may hold the very locks that it needs.
         threading.Thread(target=data.stop, name="stop", daemon=True).start()
 
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, stop)
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def train(words: Sequence[str]) -> None:

@@ -137,7 +137,9 @@ class OnlineData(TrainingData):
         """Open the study: everything is checked before anything is submitted."""
         if self._open:
             return
-        self._stopped.clear()
+        if self.study is not None:
+            # Opened again. A signal that came before the first time still counts.
+            self._stopped.clear()
         self.store = self.memory = self._loader = None
         trainer = self.trainer
         self.ranks = (

@@ -33,11 +33,12 @@ class Outcome:
     samples : int
         That were trained, repetitions counted; of this process.
     unique_samples : int
-        Different ones.
+        Different ones that there were to train on: all of a data set; online, all that
+        came into the reservoir.
     simulations : int
-        Whose steps these are, and the held-out ones.
+        That were whole, the held-out ones included.
     solver_seconds : float
-        That all solvers worked, together.
+        That these took, together, without waiting for room.
     training_seconds : float
         From the first batch to the last, validations in between included.
     samples_per_second : float

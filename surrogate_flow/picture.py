@@ -37,7 +37,6 @@ def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
     spec = surrogate.spec
     names = [v.name for v in spec.variables]
     cells = spec.cells if len(spec.coordinates) == 2 else None
-    cells = spec.cells if len(spec.coordinates) == 2 else None
     height = len(rows) * len(names)
     figure = Figure(figsize=(12, 4 * height), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)

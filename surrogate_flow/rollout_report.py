@@ -11,9 +11,9 @@ import pytorch_lightning as L
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 
-from surrogate_flow.data import OnlineData
 from surrogate_flow.error_curve import ErrorCurve
 from surrogate_flow.surrogate import Surrogate
+from surrogate_flow.training_data import TrainingData
 
 __all__ = ["HISTORY", "RolloutReport"]
 
@@ -64,7 +64,7 @@ class RolloutReport(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, *, history: bool
     ) -> None:
         data = getattr(trainer, "datamodule", None)
-        if not (isinstance(data, OnlineData) and isinstance(pl_module, Surrogate)):
+        if not (isinstance(data, TrainingData) and isinstance(pl_module, Surrogate)):
             return
         held_out = data.held_out
         if held_out is None:

@@ -1,4 +1,4 @@
-"""The samples of a data set in a new order each epoch, read once."""
+"""The samples of a data set in a new order each epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Reading = tuple[_Steps, list[Future[None]]]
 
 
 class Shuffled:
-    """Windows of some simulations, shuffled: each once an epoch, each chunk read once.
+    """Windows of some simulations, shuffled: each once an epoch.
 
     What fits into `memory` is read once and stays there; every epoch is a new
     permutation of all windows. Of more, the pieces are permuted, and read ahead in

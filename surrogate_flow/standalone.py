@@ -53,6 +53,7 @@ def compare(words: Sequence[str]) -> None:
     """Train offline and online, and put the errors side by side."""
     show_logs()
     hush()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run_comparison(words, the_console())
     except KeyboardInterrupt:

@@ -29,9 +29,10 @@ logger = logging.getLogger(__name__)
 class StoredData(TrainingData):
     """data set on disk -> shuffled batches, each sample once an epoch.
 
-    No chunk is read twice in an epoch, and what fits into `memory` only once in all;
-    threads read ahead while the trainer works. Of several ranks each has its share of
-    the simulations.
+    What fits into `memory` is read once in all. Of a larger data set each chunk is read
+    once an epoch; where windows have several steps, those that reach from one piece
+    into the next have the steps there read for both. Threads read ahead while the
+    trainer works. Of several ranks each has its share of the simulations.
 
     Parameters
     ----------

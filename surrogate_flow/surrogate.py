@@ -153,8 +153,9 @@ class Surrogate(L.LightningModule):
     def _unrolls(self, batch_idx: int) -> int:
         if not self.window.unroll:
             return 0
-        # Of the number of the batch: the same on all ranks, and in a run that goes on.
-        chance = np.random.default_rng([torch.initial_seed(), batch_idx])
+        # Of epoch and batch: the same on all ranks, and in a run that goes on.
+        number = [torch.initial_seed(), self.current_epoch, batch_idx]
+        chance = np.random.default_rng(number)
         return int(chance.integers(self.window.unroll + 1))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -1,7 +1,6 @@
 """Offline against online: every arm trains the same number of batches, and what came of it is put side by side."""
 
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -84,6 +83,29 @@ def test_a_run_that_fails_shows_the_end_of_its_log(folder, capsys):
     assert "reservoir, seed 0: the run failed (exit status 2)" in said
     assert "threshold" in said
     assert "comparison/reservoir/seed-0/log.txt ends with" in said
+
+
+@pytest.mark.parametrize("name", ["reservoir", "batches"])
+def test_what_is_compared_is_one_thing(name, folder):
+    """Runs of another reservoir, or of other batches, are not mixed with these."""
+    recipe = Path("one.yaml")
+    recipe.write_text("name: one\n")
+    Path("c").mkdir()
+    whole = dict(
+        folder=Path("c"),
+        arms=[],
+        seeds=1,
+        model="one.yaml",
+        batches=5,
+        offline=2,
+        workflow=recipe,
+        reservoir={"capacity": 7},
+    )
+    Contest(**whole)._note()
+    Contest(**whole).run(Console(quiet=True))
+    other = {"reservoir": {"capacity": 8}, "batches": 6}[name]
+    with pytest.raises(ContestError, match=f"of another comparison: {name} was"):
+        Contest(**{**whole, name: other}).run(Console(quiet=True))
 
 
 @pytest.mark.parametrize(
@@ -184,13 +206,3 @@ def test_ctrl_c_ends_the_run_under_way(folder):
     assert not list(folder.rglob("ended.txt"))
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-
-
-def test_the_folder_says_what_is_compared(folder):
-    """A person, and the next command, can read it."""
-    recipe, quiet = Path("one.yaml"), Console(quiet=True)
-    recipe.write_text("name: one\n")
-    Contest(Path("c"), [], 1, "one.yaml", 5, 2, recipe).run(quiet)
-    assert json.loads(Path("c/comparison.json").read_text())["batches"] == 5
-    with pytest.raises(ContestError, match="batches was 5, now it is 6"):
-        Contest(Path("c"), [], 1, "one.yaml", 6, 2, recipe).run(quiet)

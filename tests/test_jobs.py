@@ -445,7 +445,7 @@ def test_a_job_that_is_taken_too_late_is_cancelled(scripted, tmp_path, monkeypat
     cancelled = tmp_path / "cancelled"
     scripted("sbatch", "sleep 1; echo Submitted batch job 41")
     scripted("scancel", f"echo $1 > {cancelled}.part; mv {cancelled}.part {cancelled}")
-    monkeypatch.setattr(jobs, "_ANSWER", 0.2)
+    monkeypatch.setattr(jobs, "ANSWER", 0.2)
     with open_cluster(SLURM, tmp_path) as cluster:
         with pytest.raises(Refused, match="no answer within"):
             Job(cluster, 0).submit()

@@ -120,6 +120,26 @@ def test_whatever_ends_a_run_leaves_no_job(how, slurm, site):
     assert not list(site.glob("runs/**/.keys*"))
 
 
+@pytest.mark.slurm
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_waits_for_its_jobs_ends_when_told(how, slurm, site):
+    """While the first job is handed over, and none has begun: the run ends at once, and so do they."""
+    process = subprocess.Popen(
+        ["surrogate-flow", "fit", "--data", "heat2d", "--model", "fully_connected"]
+        + ["--data.cluster", "slurm", *SMALL]
+        + ["--data.cluster.job_extra_directives", "['--begin=now+3600']"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    batch.wait_until(batch.jobs)
+    os.killpg(process.pid, how)
+    said, _ = process.communicate(timeout=60)
+    assert not batch.jobs(), said
+    assert not list(site.glob("runs/**/.keys*"))
+
+
 def submit(queue, name, words, monkeypatch):
     """Submit a script with further arguments, as its first lines say."""
     script = f"workflows/clusters/{name}.{'sbatch' if queue == 'slurm' else 'pbs'}"

@@ -13,6 +13,7 @@ import yaml
 
 from surrogate_flow.nearest import nearest
 from surrogate_flow.recipes import RecipeError, class_at
+from surrogate_flow.reservoir import Reservoir
 
 __all__ = ["OFFLINE", "Arm", "arms_of"]
 
@@ -39,6 +40,15 @@ class Arm:
 
     name: str
     recipe: Mapping[str, Any] | None = None
+
+    def seeded(self, seed: int) -> list[str]:
+        """Return what has its samples come in another order."""
+        if self.recipe is None:
+            return [f"--data.seed={seed}"]
+        arguments = self.recipe.get("init_args", self.recipe)
+        policy = class_at(arguments["reservoir"]["class_path"])
+        known = inspect.signature(policy).parameters
+        return [f"--data.reservoir.seed={seed}"] if "seed" in known else []
 
     def data(self, folder: Path) -> Path:
         """Return what ``fit --data`` takes; written into a folder if it is a recipe."""
@@ -75,7 +85,7 @@ def arms_of(
         Arm(name)
         if name == OFFLINE
         else Arm(name, _with_policy(recipe, _POLICIES[name], reservoir))
-        for name in names
+        for name in dict.fromkeys(names)
     ]
 
 
@@ -85,8 +95,11 @@ def _with_policy(
     mine = copy.deepcopy(dict(recipe))
     arguments = mine.get("init_args", mine)
     before = arguments.get("reservoir") or {}
+    before = before if isinstance(before, Mapping) else {"class_path": before}
     known = inspect.signature(class_at(class_path)).parameters
-    wanted = {**before.get("init_args", {}), **changed}
+    default = inspect.signature(Reservoir).parameters
+    wanted = {name: default[name].default for name in ("capacity", "threshold")}
+    wanted |= {**before.get("init_args", {}), **changed}
     arguments["reservoir"] = {
         "class_path": class_path,
         "init_args": {k: v for k, v in wanted.items() if k in known},

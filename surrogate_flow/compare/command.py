@@ -37,6 +37,9 @@ def compare(words: Sequence[str], console: Console) -> None:
     options, passed = _parser().parse_known_args(list(words))
     given = _Given.read(passed)
     workflow, model = Path(options.data), Path(options.model)
+    for option, path in (("--data", workflow), ("--model", model)):
+        if not path.is_file():
+            raise RecipeError(f"compare: expected a recipe as {option}, got {path}.")
     recipe = yaml.safe_load(workflow.read_text()) or {}
     folder = options.output or Path("runs/compare") / f"{workflow.stem}-{model.stem}"
     contest = Contest(
@@ -50,6 +53,7 @@ def compare(words: Sequence[str], console: Console) -> None:
         words=given.others,
         of_study=given.of_study,
         of_data=given.of_data or _batch_size(recipe),
+        reservoir=given.reservoir,
     )
     contest.run(console)
     verdict = Verdict.of(contest)
@@ -88,7 +92,7 @@ class _Given:
                 if not rest or rest[0].startswith("--"):
                     raise RecipeError(f"compare: expected a value after {option}.")
                 value = rest.pop(0)
-            given._add(option, value)
+            given._add(option.replace("--data.init_args.", "--data.", 1), value)
         return given
 
     def _add(self, option: str, value: str) -> None:

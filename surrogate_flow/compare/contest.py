@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 _POLL = 0.5  # seconds between two looks at what a run says
 _CURVE = 20  # points of a curve
-_END = 60.0  # seconds for a run to end after Ctrl-C
+_END = 150.0  # seconds for a run to end after Ctrl-C, with its jobs
+_NOTE = "comparison.json"
 _ENDED = "ended.txt"  # names the folder of a run that was not cut off
 _TAIL = 20  # lines of a run that failed
 
@@ -47,7 +48,8 @@ class Contest:
         Of the comparison.
     arms : sequence of Arm
     seeds : int
-        0, 1, ...: of the weights and of the batches.
+        0, 1, ...: of the weights, and of the order of the samples. The simulations are
+        the same for all.
     model : str
         Recipe of the model.
     batches : int
@@ -62,6 +64,8 @@ class Contest:
         Those under ``--data.``, for what simulates.
     of_data : sequence of str
         Those for the data set.
+    reservoir : mapping
+        Those of the reservoir, which the recipes of the arms have already.
     """
 
     folder: Path
@@ -74,6 +78,7 @@ class Contest:
     words: Sequence[str] = ()
     of_study: Sequence[str] = ()
     of_data: Sequence[str] = ()
+    reservoir: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, console: Console) -> None:
         """Run what has not ended yet.
@@ -86,18 +91,20 @@ class Contest:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._claim()
-        if any(arm.name == OFFLINE for arm in self.arms):
-            self._generate(console)
-        # Seed by seed, so that a machine that gets slower does so for all arms.
+        # Seed by seed, so that a machine that gets slower does so for all arms. Offline
+        # last: what is wrong shows before many simulations have been made.
         for seed in range(self.seeds):
-            for arm in self.arms:
+            for arm in sorted(self.arms, key=lambda arm: arm.name == OFFLINE):
                 if self.outcome(arm, seed) is None:
+                    if arm.name == OFFLINE:
+                        self._generate(console)
                     self._fit(arm, seed, console)
+                    self._note()
 
     def run_folder(self, arm: Arm, seed: int) -> Path | None:
         """Return the folder of a run that has ended by itself."""
         ended = self._place(arm, seed) / _ENDED
-        return Path(ended.read_text()) if ended.is_file() else None
+        return ended.parent / ended.read_text() if ended.is_file() else None
 
     def outcome(self, arm: Arm, seed: int) -> Outcome | None:
         """Return what has come of a run, if it has ended."""
@@ -108,12 +115,10 @@ class Contest:
         return self.folder / arm.name / f"seed-{seed}"
 
     def _claim(self) -> None:
-        """Note what is compared; refuse a folder in which something else was."""
-        mine = json.loads(json.dumps(self._described()))
-        path = self.folder / "comparison.json"
-        if not path.is_file():
-            path.write_text(json.dumps(mine, indent=1))
+        """Refuse a folder in which something else was compared."""
+        if not (path := self.folder / _NOTE).is_file():
             return
+        mine = json.loads(json.dumps(self._described()))
         theirs = json.loads(path.read_text())
         for name, value in mine.items():
             if theirs.get(name) != value:
@@ -122,6 +127,10 @@ class Contest:
                     f"{theirs.get(name)!r}, now it is {value!r}. Name another folder "
                     "with --output, or remove this one."
                 )
+
+    def _note(self) -> None:
+        """Note what is compared, once a run of it has ended."""
+        (self.folder / _NOTE).write_text(json.dumps(self._described(), indent=1))
 
     def _described(self) -> dict[str, Any]:
         """Return what runs of one comparison share; arms and seeds may be added."""
@@ -132,6 +141,7 @@ class Contest:
             "offline": self.offline,
             "words": [*self.words],
             "of_study": [*self.of_study],
+            "reservoir": dict(self.reservoir),
         }
 
     def _generate(self, console: Console) -> None:
@@ -148,18 +158,27 @@ class Contest:
             *("--data", str(arm.data(self.folder))),
             *("--model", self.model),
             *own,
+            *arm.seeded(seed),
             f"--seed_everything={seed}",
             f"--trainer.max_steps={self.batches}",
             f"--trainer.val_check_interval={max(1, self.batches // _CURVE)}",
             *self.words,
             f"--trainer.default_root_dir={place}",
         ]
+        before = set(place.glob(f"*/*/{FILE}"))
         self._call(["fit", *words], place, f"{arm.name}, seed {seed}", console)
-        found = max((path.parent for path in place.glob(f"*/*/{FILE}")), default=None)
-        if found is None:
+        new = [path.parent for path in set(place.glob(f"*/*/{FILE}")) - before]
+        outcome = Outcome.read(new[0]) if new else None
+        if outcome is None:
             raise ContestError(f"{place} has no {FILE}, though the run has ended.")
+        limited = any("simulations=" in word for word in own)
+        if outcome.batches != self.batches and not limited:
+            raise ContestError(
+                f"{arm.name}, seed {seed}: expected {self.batches} batches, got "
+                f"{outcome.batches}: the run was stopped. Type the command again."
+            )
         # Not by the run itself: one that was interrupted has an outcome, too.
-        (place / _ENDED).write_text(str(found))
+        (place / _ENDED).write_text(str(new[0].relative_to(place)))
 
     def _call(
         self, words: Sequence[str], place: Path, said: str, console: Console
@@ -187,24 +206,26 @@ class Contest:
 
 @contextlib.contextmanager
 def _process(words: Sequence[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a run, which ends with this process."""
+    """Start a run, which ends in order when this process is told to end."""
     process = subprocess.Popen(
-        words, stdout=log, stderr=subprocess.STDOUT, env=_environment()
+        words,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=_environment(),
+        # Ctrl-C at a terminal reaches it once, from here.
+        start_new_session=True,
     )
     try:
         yield process
     finally:
         if process.poll() is None:
-            # At a terminal it has had it already; a second one ends it at once.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_END / 10)
-        if process.poll() is None:
             process.send_signal(signal.SIGINT)
             try:
                 process.wait(_END)
-            except subprocess.TimeoutExpired:
+            except BaseException:
                 process.kill()
                 process.wait()
+                raise
 
 
 def _environment() -> Mapping[str, str]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from distributed import Client
 
 from surrogate_flow.jobs.departure import Departure
-from surrogate_flow.jobs.job import Job, Refused
+from surrogate_flow.jobs.job import ANSWER, Job, Refused
 from surrogate_flow.jobs.jobqueue import JobQueueCluster
 from surrogate_flow.jobs.roster import Roster
 from surrogate_flow.jobs.size import Bounds, Load, Size
@@ -90,6 +92,9 @@ class Fleet:
                 f"The batch system refuses the job: {refused}\nChange the arguments "
                 "under data.cluster; `surrogate-flow plan` shows the job's script."
             ) from refused
+        except BaseException:
+            self._client.close()
+            raise
         self._thread.start()
         return self
 
@@ -103,11 +108,12 @@ class Fleet:
         try:
             self._thread.join(_END)
         finally:
-            # After a second Ctrl-C too.
-            try:
-                self._cancel_all()
-            finally:
-                self._client.close()
+            # After a second Ctrl-C too; a third one waits.
+            with _undisturbed():
+                try:
+                    self._cancel_all()
+                finally:
+                    self._client.close()
 
     def follow(self, load: Callable[[], Load]) -> None:
         """Have the number of jobs follow what `load` tells, within the bounds."""
@@ -269,14 +275,20 @@ class Fleet:
 
     def _cancel_all(self) -> None:
         roster = self._roster
+        for job in list(roster.jobs):
+            roster.cancel(job)
+        if self._thread.is_alive():
+            logger.info("Waiting for the batch system's answer, to cancel its job too.")
+            self._thread.join(ANSWER)
+        # One that was being submitted meanwhile.
+        for job in list(roster.jobs):
+            roster.cancel(job)
+        if self._thread.is_alive():
+            logger.warning(
+                "The batch system has not said whether it took a last job. Look for "
+                "one of yours in the queue, and end it."
+            )
         deadline = time.monotonic() + _CANCEL
-        # One that was being submitted when the wait for the thread was over comes late.
-        while roster.jobs or self._thread.is_alive():
-            for job in list(roster.jobs):
-                roster.cancel(job)
-            if time.monotonic() > deadline:
-                break
-            self._thread.join(0.1)
         while (remaining := roster.remaining()) and time.monotonic() < deadline:
             time.sleep(0.2)
         # A scheduler that ends before its workers complains of each.
@@ -289,3 +301,16 @@ class Fleet:
                 roster.standing(job),
                 job.cancel_command,
             )
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C for a moment."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

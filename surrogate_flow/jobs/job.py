@@ -13,11 +13,11 @@ from typing import cast
 
 from surrogate_flow.jobs.jobqueue import JobQueueCluster, Submission
 
-__all__ = ["Job", "Refused"]
+__all__ = ["ANSWER", "Job", "Refused"]
 
 logger = logging.getLogger(__name__)
 
-_ANSWER = 60.0  # seconds that a batch system may be too busy to take a word
+ANSWER = 60.0  # seconds that a batch system may be too busy to take a word
 _LINES = 5  # of a log, that an error shows
 _BYTES = 1 << 16  # of its end, in which they are
 
@@ -82,12 +82,19 @@ class Job:
             self._submit(), self._cluster.loop.asyncio_loop
         )
         try:
-            future.result(_ANSWER)
+            future.result(ANSWER)
         except concurrent.futures.TimeoutError as error:
             self._late = True
-            raise Refused(f"no answer within {_ANSWER:g} s") from error
+            raise Refused(f"no answer within {ANSWER:g} s") from error
         except (RuntimeError, ValueError, OSError) as error:
             raise Refused(_words(error)) from error
+        except BaseException:
+            # Ctrl-C: what is being handed over is taken back.
+            self._late = True
+            with contextlib.suppress(Exception):
+                future.result(ANSWER)
+                self.cancel()
+            raise
 
     async def _submit(self) -> None:
         # Ctrl-C and SIGTERM come to all processes of a run. A command that ends by them
@@ -103,7 +110,7 @@ class Job:
         Whether it did is for the queue to tell.
         """
         try:
-            self._cluster.sync(self._job.close, callback_timeout=_ANSWER)
+            self._cluster.sync(self._job.close, callback_timeout=ANSWER)
         except (OSError, TimeoutError) as error:
             logger.warning("%s: %r", self.cancel_command, error)
 
