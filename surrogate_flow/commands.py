@@ -82,6 +82,9 @@ class SurrogateCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the workflow say what the model predicts."""
         parser.set_defaults({"data": {"class_path": "surrogate_flow.OnlineData"}})
+        # The class's own default is a function, which no config.yaml can hold.
+        adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}}
+        parser.set_defaults({"model.optimizer": adam})
         parser.link_arguments("data.spec", "model.spec", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -67,7 +67,7 @@ class Generation:
     """
 
     def __init__(self, data: OnlineData, path: Path) -> None:
-        self.archive, self._planned = planned(
+        self.archive, self.planned = planned(
             path,
             data.solver,
             data.sampler,
@@ -77,9 +77,13 @@ class Generation:
         )
         self.folder = path.parent / f"{path.stem}_generate"
         self._data = data
+        if cut := self.archive.forget_cut_off():
+            logger.warning(
+                "%s: %d simulations have lost chunks, and run again.", path, len(cut)
+            )
         whole = set(self.archive.whole())
-        self.missing = [s for s in self._planned if s.number not in whole]
-        self._before = len(self._planned) - len(self.missing)
+        self.missing = [s for s in self.planned if s.number not in whole]
+        self._before = len(self.planned) - len(self.missing)
         self._study: Study | None = None
         self._over = threading.Event()
         self._start = time.monotonic()
@@ -136,7 +140,7 @@ class Generation:
 
     def line(self) -> Text:
         """Say how far it is."""
-        p, total = self.progress(), len(self._planned)
+        p, total = self.progress(), len(self.planned)
         steps = 0 if self._study is None else self._study.inlet.counters().steps
         written = steps * self.archive.spec.step_bytes
         pace = written / max(time.monotonic() - self._start, 1e-9)
@@ -179,12 +183,12 @@ def generate(data: OnlineData, path: Path, console: Console) -> bool:
         if failed:
             table = generation.folder / "failures.csv"
             console.print(f"{failed} simulations failed for good: {table}", style="red")
-    for line in _summary(archive):
+    for line in _summary(archive, len(generation.planned)):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     return ended
 
 
-def _summary(archive: Archive) -> Iterator[str]:
+def _summary(archive: Archive, planned: int) -> Iterator[str]:
     whole = len(archive.whole())
     fields = whole * archive.spec.steps * archive.spec.step_bytes
     yield (
@@ -192,7 +196,7 @@ def _summary(archive: Archive) -> Iterator[str]:
         f"{archive.held_out} of them held out; {format_bytes(archive.size())} on disk, "
         f"{format_bytes(fields)} of fields"
     )
-    if whole < archive.simulations:
+    if whole < planned:
         yield "Type the same command again for the simulations that are missing."
     if whole > archive.held_out:
         yield (

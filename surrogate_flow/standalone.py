@@ -45,7 +45,12 @@ def generate(words: Sequence[str]) -> None:
         "--output", required=True, type=Path, help="The data set, such as heat2d.zarr."
     )
     options = parser.instantiate_classes(parser.parse_args(list(words)))
-    if not write_data_set(options.data, options.output, the_console()):
+    try:
+        whole = write_data_set(options.data, options.output, the_console())
+    except KeyboardInterrupt:
+        print("Left at once. The same command goes on.", file=sys.stderr)
+        whole = False
+    if not whole:
         sys.exit(128 + signal.SIGINT)
 
 

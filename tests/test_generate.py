@@ -118,6 +118,20 @@ def test_again_nothing_is_simulated_and_more_can_be_added(heat, tmp_path):
     assert before.items() <= after.items()
 
 
+def test_what_has_lost_a_chunk_is_simulated_again(heat, tmp_path):
+    """A file that is gone comes back as it was; all else stays."""
+    generated, data = heat
+    path = shutil.copytree(generated, tmp_path / "heat.zarr")
+    (gone, *_) = path.glob("temperature/c.4.*")
+    bytes_ = gone.read_bytes()
+    gone.unlink()
+    generation = Generation(data, path)
+    assert [s.number for s in generation.missing] == [4]
+    assert generation.run().done == 11
+    assert gone.read_bytes() == bytes_
+    assert len(Archive(path).whole()) == 11
+
+
 OTHERS = {
     "solver": (partial(study, HEAT(diffusivity=2.0)), "solver.*diffusivity = 2.0, got"),
     "grid": (partial(study, HEAT(cells=(6, 5))), r"solver.*cells\[1\] = 5, got 4"),

@@ -154,6 +154,15 @@ def test_a_model_recipe_names_a_window(tmp_path):
     assert (cli.model.window.inputs, cli.model.window.outputs) == (3, 2)
 
 
+def test_a_recipe_without_an_optimizer_can_be_saved(tmp_path):
+    """The default one is a class with its arguments, which config.yaml can hold."""
+    model = tmp_path / "model.yaml"
+    model.write_text("network: {class_path: surrogate_flow.nn.FullyConnected}\n")
+    cli = compose(ROOT / "workflows" / "lorenz.yaml", "--model", str(model))
+    assert cli.config.model.optimizer.class_path == "torch.optim.Adam"
+    assert cli.model.configure_optimizers().defaults["lr"] == 1e-3
+
+
 def test_recipes_are_short():
     """A recipe says only what differs from the defaults: 5 to 25 lines."""
     for path in WORKFLOWS + MODELS:

@@ -18,7 +18,7 @@ from jaxtyping import Float32, Float64, Int
 from surrogate_flow.archive import layout
 from surrogate_flow.archive.errors import ArchiveError
 from surrogate_flow.archive.provenance import FORMAT, Provenance
-from surrogate_flow.archive.writer import FAILED, STATE, WHOLE, Writer
+from surrogate_flow.archive.writer import ABSENT, FAILED, STATE, WHOLE, Writer
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.hold import LOCK, Hold
 from surrogate_flow.simulation import Simulation
@@ -193,28 +193,37 @@ class Archive:
     def require_chunks(self, simulations: Collection[int]) -> None:
         """Check that all chunks of some simulations are there.
 
-        Zarr takes one that is not for one full of NaN.
-
         Raises
         ------
         ArchiveError
             Naming the first that is missing, and how many are.
         """
+        if missing := self._missing_chunks(simulations):
+            names = [name for of_one in missing.values() for name in of_one]
+            raise ArchiveError(
+                f"{self.path} is cut off: {len(names)} chunks are missing, {names[0]} "
+                "first. A copy was interrupted, or files were deleted. Copy it again, "
+                "or type the command that generated it, which adds what is missing."
+            )
+
+    def forget_cut_off(self) -> list[int]:
+        """Mark simulations that have lost chunks as absent; return their numbers."""
+        for number in (missing := list(self._missing_chunks(self.whole()))):
+            self._state[number] = ABSENT
+        return missing
+
+    def _missing_chunks(self, simulations: Collection[int]) -> dict[int, list[str]]:
+        # Zarr takes a chunk that is not there for one full of NaN.
         chunks = -(-self.spec.steps // self.chunk_steps)
         space = ".0" * len(self.spec.dims)
-        missing: list[str] = []
+        missing: dict[int, list[str]] = {}
         for variable in self.spec.variables:
             there = set(os.listdir(self.path / variable.name))
-            names = (f"c.{n}.{k}{space}" for n in simulations for k in range(chunks))
-            missing += [f"{variable.name}/{n}" for n in names if n not in there]
-        if missing:
-            raise ArchiveError(
-                f"{self.path} is cut off: {len(missing)} chunks of simulations that "
-                f"are marked as whole are missing, {missing[0]} first. A copy was "
-                "interrupted, or files were deleted. Copy it again; or delete "
-                f"{STATE}/c.{missing[0].split('.')[1]} (and those of the other "
-                "simulations) and generate again."
-            )
+            for n in simulations:
+                for k in range(chunks):
+                    if (name := f"c.{n}.{k}{space}") not in there:
+                        missing.setdefault(n, []).append(f"{variable.name}/{name}")
+        return missing
 
     def read(
         self,

@@ -72,7 +72,7 @@ class Verdict:
         for name in self._errors():
             errors = [[run.errors[name] for run in r] for r in self.outcomes.values()]
             table.add_row(name.removeprefix("val_"), *map(_spread, errors))
-        table.add_row("relative_l2, gain", *self._gains())
+        table.add_row("relative_l2, change", *self._gains())
         table.add_section()
         for name, words in _COLUMNS.items():
             numbers = [

@@ -105,7 +105,8 @@ def _require_grid(spec: FieldSpec, network: str) -> None:
             f"{network}: expected fields on a structured grid, got an unstructured "
             f"mesh of {spec.shape[0]} nodes and {len(spec.cells)} cells, where "
             "neighbours in the array are not neighbours in space. Use a network on "
-            "graphs, or surrogate_flow.nn.FullyConnected (--model fully_connected)."
+            "graphs (--model message_passing), or surrogate_flow.nn.FullyConnected "
+            "(--model fully_connected)."
         )
 
 
