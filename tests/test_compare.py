@@ -176,7 +176,7 @@ def test_the_verdict_is_mean_spread_and_gain():
     console = Console(width=100, record=True)
     console.print(verdict.table())
     printed = console.export_text()
-    assert f"0.3 ± {np.std([0.2, 0.4], ddof=1):.1g}" in printed
+    assert f"0.3 ± {np.std([0.2, 0.4], ddof=1):.2g}" in printed
     assert "-67 %" in printed
     assert "loss" not in printed
 

@@ -141,9 +141,12 @@ class Verdict:
 
 def _spread(values: Sequence[float]) -> str:
     mean = float(np.mean(values))
-    shown = f"{mean:.3g}" if abs(mean) < 1000 else f"{mean:.0f}"
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return f"{shown} ± {spread:.1g}" if spread else shown
+    return f"{_short(mean, 3)} ± {_short(spread, 2)}" if spread else _short(mean, 3)
+
+
+def _short(value: float, digits: int) -> str:
+    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
 def _curve(
