@@ -93,7 +93,9 @@ class PlateMesh:
     @cached_property
     def triangles(self) -> Int[np.ndarray, "triangle 3"]:
         """Node numbers of each triangle, counterclockwise."""
-        corners = Delaunay(self.points / self.size).simplices.astype(np.int64)
+        corners: Int[np.ndarray, "triangle 3"] = Delaunay(
+            self.points / self.size
+        ).simplices.astype(np.int64)
         corners = corners[(corners >= self.cells[0]).any(axis=1)]  # none in the hole
         a, b, c = (self.points[corners[:, k]] for k in range(3))
         (ux, uy), (vx, vy) = (b - a).T, (c - a).T
