@@ -86,8 +86,10 @@ class Verdict:
         base, gains = self._error(OFFLINE), []
         for arm in self.outcomes:
             mine = self._error(arm)
-            known = base is not None and mine is not None and arm != OFFLINE
-            gains.append(f"{100 * (mine / base - 1):+.0f} %" if known else "")  # type: ignore[operator]  # both are known
+            if base is None or mine is None or arm == OFFLINE:
+                gains.append("")
+            else:
+                gains.append(f"{100 * (mine / base - 1):+.0f} %")
         return gains
 
     def write_csv(self, path: Path) -> None:

@@ -12,6 +12,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.solvers.arguments import require_counts, require_positive
 from surrogate_flow.solvers.finite_volumes import Cells, trajectory
 from surrogate_flow.solvers.solver import Solver
 
@@ -101,27 +102,20 @@ class Combined1D(Solver):
         gamma: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         counts = {"cells": cells, "fine_cells": fine_cells, "steps": steps}
-        for name, count in counts.items():
-            if count < 1 or count != int(count):
-                raise ValueError(
-                    f"Combined1D: expected {name} to be a whole number >= 1, got "
-                    f"{count}."
-                )
+        require_counts("Combined1D", counts)
         if fine_cells % cells or fine_cells < 3:
             raise ValueError(
                 f"Combined1D: expected fine_cells to be a multiple of cells, and 3 at "
                 f"least, got fine_cells={fine_cells} and cells={cells}. Each cell is "
                 "the mean of as many fine ones: take, say, 200 for 100, 50 and 40."
             )
-        for name, value, units in (
-            ("length", length, "m"),
-            ("time_step", time_step, "s"),
-        ):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(
-                    f"Combined1D: expected {name} to be finite and > 0, got {value}. "
-                    f"Give it in {units}."
-                )
+        require_positive(
+            "Combined1D",
+            {
+                "length": (length, "m"),
+                "time_step": (time_step, "s"),
+            },
+        )
         for name, ends, least in (
             ("alpha", alpha, 0.0),
             ("beta", beta, 0.0),

@@ -13,6 +13,7 @@ from jaxtyping import Complex, Float
 from scipy import fft
 
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.solvers.arguments import require_counts, require_positive
 from surrogate_flow.solvers.solver import Solver
 
 __all__ = ["GrayScott2D", "trajectory"]
@@ -100,12 +101,8 @@ class GrayScott2D(Solver):
         kill: tuple[float, float] = (0.06, 0.0635),
         spots: int = 3,
     ) -> None:
-        for name, count in (("cells", cells), ("steps", steps), ("spots", spots)):
-            if count < 1 or count != int(count):
-                raise ValueError(
-                    f"GrayScott2D: expected {name} to be a whole number >= 1, got "
-                    f"{count}."
-                )
+        counts = {"cells": cells, "steps": steps, "spots": spots}
+        require_counts("GrayScott2D", counts)
         for name, pair in (
             ("diffusivities", diffusivities),
             ("feed", feed),
@@ -115,17 +112,15 @@ class GrayScott2D(Solver):
                 raise ValueError(
                     f"GrayScott2D: expected two values in {name}, got {tuple(pair)}."
                 )
-        for name, value, units in (
-            ("size", size, "m"),
-            ("time_step", time_step, "s"),
-            ("diffusivities[0]", diffusivities[0], "m²/s"),
-            ("diffusivities[1]", diffusivities[1], "m²/s"),
-        ):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(
-                    f"GrayScott2D: expected {name} to be finite and > 0, got {value}. "
-                    f"Give it in {units}."
-                )
+        require_positive(
+            "GrayScott2D",
+            {
+                "size": (size, "m"),
+                "time_step": (time_step, "s"),
+                "diffusivities[0]": (diffusivities[0], "m²/s"),
+                "diffusivities[1]": (diffusivities[1], "m²/s"),
+            },
+        )
         for name, (low, high) in (("feed", feed), ("kill", kill)):
             if not (math.isfinite(high) and 0 <= low < high):
                 raise ValueError(

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from scipy import fft
 
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.solvers.arguments import require_counts, require_positive
 from surrogate_flow.solvers.solver import Solver
 
 __all__ = ["Heat2D"]
@@ -100,22 +101,16 @@ class Heat2D(Solver):
                     f"{tuple(pair)}."
                 )
         counts = {"cells[0]": cells[0], "cells[1]": cells[1], "steps": steps}
-        for name, count in counts.items():
-            if count < 1 or count != int(count):
-                raise ValueError(
-                    f"Heat2D: expected {name} to be a whole number >= 1, got {count}."
-                )
-        for name, value, units in (
-            ("size[0]", size[0], "m"),
-            ("size[1]", size[1], "m"),
-            ("time_step", time_step, "s"),
-            ("diffusivity", diffusivity, "m²/s"),
-        ):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(
-                    f"Heat2D: expected {name} to be finite and > 0, got {value}. Give "
-                    f"it in {units}."
-                )
+        require_counts("Heat2D", counts)
+        require_positive(
+            "Heat2D",
+            {
+                "size[0]": (size[0], "m"),
+                "size[1]": (size[1], "m"),
+                "time_step": (time_step, "s"),
+                "diffusivity": (diffusivity, "m²/s"),
+            },
+        )
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(
                 f"Heat2D: expected finite temperatures low < high, got low={low} and "

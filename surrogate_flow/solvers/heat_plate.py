@@ -14,6 +14,7 @@ from scipy import sparse
 from scipy.sparse.linalg import SuperLU, splu
 
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.solvers.arguments import require_counts, require_positive
 from surrogate_flow.solvers.plate_mesh import PlateMesh
 from surrogate_flow.solvers.solver import Solver
 
@@ -90,19 +91,14 @@ class HeatPlate(Solver):
         low: float = 100.0,
         high: float = 500.0,
     ) -> None:
-        if steps < 1 or steps != int(steps):
-            raise ValueError(
-                f"HeatPlate: expected steps to be a whole number >= 1, got {steps}."
-            )
-        for name, value, units in (
-            ("time_step", time_step, "s"),
-            ("diffusivity", diffusivity, "m²/s"),
-        ):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(
-                    f"HeatPlate: expected {name} to be finite and > 0, got {value}. "
-                    f"Give it in {units}."
-                )
+        require_counts("HeatPlate", {"steps": steps})
+        require_positive(
+            "HeatPlate",
+            {
+                "time_step": (time_step, "s"),
+                "diffusivity": (diffusivity, "m²/s"),
+            },
+        )
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(
                 f"HeatPlate: expected finite temperatures low < high, got low={low} "

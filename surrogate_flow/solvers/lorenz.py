@@ -13,6 +13,7 @@ from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
 from surrogate_flow.fields import FieldSpec, Parameter, Variable
+from surrogate_flow.solvers.arguments import require_counts
 from surrogate_flow.solvers.solver import Solver
 
 __all__ = ["Lorenz"]
@@ -86,10 +87,7 @@ class Lorenz(Solver):
         y0: tuple[float, float] = (-20.0, 20.0),
         z0: tuple[float, float] = (10.0, 40.0),
     ) -> None:
-        if steps < 1 or steps != int(steps):
-            raise ValueError(
-                f"Lorenz: expected steps to be a whole number >= 1, got {steps}."
-            )
+        require_counts("Lorenz", {"steps": steps})
         if not (math.isfinite(time_step) and time_step > 0):
             raise ValueError(
                 f"Lorenz: expected time_step to be finite and > 0, got {time_step}. It "

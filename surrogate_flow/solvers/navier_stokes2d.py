@@ -13,6 +13,7 @@ from jaxtyping import Float
 from scipy import fft
 
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.solvers.arguments import require_counts, require_positive
 from surrogate_flow.solvers.gaussian_field import GaussianField
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.solvers.torus import Torus
@@ -108,21 +109,16 @@ class NavierStokes2D(Solver):
         forcing: float = 0.1,
         substep: float = 0.05,
     ) -> None:
-        for name, count in {"points": points, "steps": steps, "modes": modes}.items():
-            if count < 1 or count != int(count):
-                raise ValueError(
-                    f"NavierStokes2D: expected {name} to be a whole number >= 1, got "
-                    f"{count}."
-                )
-        for name, value, units in (
-            ("time_step", time_step, "s"),
-            ("substep", substep, "s"),
-        ):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(
-                    f"NavierStokes2D: expected {name} to be finite and > 0, got "
-                    f"{value}. Give it in {units}."
-                )
+        require_counts(
+            "NavierStokes2D", {"points": points, "steps": steps, "modes": modes}
+        )
+        require_positive(
+            "NavierStokes2D",
+            {
+                "time_step": (time_step, "s"),
+                "substep": (substep, "s"),
+            },
+        )
         if not math.isfinite(forcing):
             raise ValueError(
                 f"NavierStokes2D: expected forcing to be finite, got {forcing}. Give "
