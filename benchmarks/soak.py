@@ -111,7 +111,7 @@ class Watch(L.Callback):
         assert status is not None, "the study has started"
         assert cluster.scheduler is not None, "it lives in this process"
         assert cluster.loop is not None, "it has started"
-        loop: asyncio.AbstractEventLoop = cluster.loop.asyncio_loop  # type: ignore
+        loop: asyncio.AbstractEventLoop = cluster.loop.asyncio_loop  # type: ignore  # tornado has no types
         processes = [nanny.pid for nanny in list(cluster.workers.values())]
         return Look(
             seconds,

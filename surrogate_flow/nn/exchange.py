@@ -11,7 +11,7 @@ from torch_geometric.nn import MessagePassing
 __all__ = ["Exchange"]
 
 
-class Exchange(MessagePassing):  # type: ignore[misc]
+class Exchange(MessagePassing):  # type: ignore[misc]  # its base has no types
     """m_ij = φ(f_i, f_j, u_i - u_j, x_i - x_j, θ), f_i <- norm(f_i + ψ(f_i, m̄_i, θ)).
 
     m̄_i is the mean of the messages m_ij that node i hears; φ and ψ have two layers
