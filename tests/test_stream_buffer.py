@@ -5,6 +5,7 @@ import pytest
 import zmq
 
 from surrogate_flow.stream.buffer import Buffer
+from surrogate_flow.stream.loan import Loan
 
 
 @pytest.fixture
@@ -53,3 +54,27 @@ def test_refuses_memory_in_pieces():
     with pytest.raises(ValueError, match="contiguous"):
         buffer.write(np.zeros((4, 2), np.float32)[:, 0])
     assert buffer.written == 0
+
+
+def test_a_loan_is_given_back_when_it_has_left(ends):
+    """A lent step is not copied, and waits as long as it lies in a socket."""
+    out, into = ends
+    step = np.arange(zmq.COPY_THRESHOLD, dtype=np.float32)
+    loan = Loan()
+    loan.rewind(0)
+    assert loan.write(step) == loan.written == step.nbytes
+    assert np.shares_memory(np.frombuffer(loan.part(4, 8), np.float32), step[1:2])
+    loan.leaves(out.send(loan.part(0, step.nbytes), copy=False, track=True))
+    with pytest.raises(zmq.NotDone):
+        loan.rewind(0.02)
+    assert loan.written == step.nbytes
+    into.bind("inproc://steps")
+    assert np.array_equal(np.frombuffer(into.recv(), np.float32), step)
+    loan.rewind(10)
+    assert loan.written == 0
+
+
+def test_a_loan_is_in_one_piece():
+    """Memory with gaps is refused, as by a buffer."""
+    with pytest.raises(ValueError, match="contiguous"):
+        Loan().write(np.zeros((4, 2), np.float32)[:, 0])

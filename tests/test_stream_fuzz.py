@@ -1,5 +1,6 @@
 """An inlet that strangers with the keys send nonsense to, while a study runs."""
 
+import ctypes
 import gc
 import logging
 import multiprocessing
@@ -301,6 +302,8 @@ def weight(inlet, sink):
 def use(inlet, sink):
     """Memory of the inlet and of its process, and the process's descriptors and threads."""
     gc.collect()
+    # What the C library keeps of freed memory depends on how long queues once were.
+    ctypes.CDLL(None).malloc_trim(0)
     process = psutil.Process()
     return {
         "inlet": weight(inlet, sink),

@@ -20,6 +20,7 @@ from surrogate_flow.stream.errors import StreamError, StreamTimeout
 from surrogate_flow.stream.flusher import Flusher
 from surrogate_flow.stream.keys import Endpoint
 from surrogate_flow.stream.line import Line
+from surrogate_flow.stream.loan import Loan
 from surrogate_flow.stream.messages import Steps
 
 __all__ = ["Outlet"]
@@ -98,7 +99,7 @@ class Outlet:
         self._lock = threading.Lock()
         # The steps start, ..., position - 1 lie in the buffer, those before first have
         # left, and at position = limit the rest shall.
-        self._buffers: deque[Buffer] = deque()
+        self._buffers: deque[Buffer | Loan] = deque()
         self._write: Callable[[Any], int]
         self._start = self._first = self._position = self._limit = 0
         self._capacity = 1
@@ -151,7 +152,10 @@ class Outlet:
             self._line.close()
 
     def send(self, steps: Float32[np.ndarray, "time channel *space"]) -> None:
-        """Send the next steps; the array may be reused at once.
+        """Send the next steps; the array must not be written to any more.
+
+        Steps as large as a message leave from the array itself, smaller ones are
+        copied.
 
         Raises
         ------
@@ -218,11 +222,12 @@ class Outlet:
             self._short = None
 
     def _turn(self) -> None:
-        """Go on with the other buffer: one leaves while the solver fills the other."""
+        """Go on with the other buffer: one leaves while the solver fills the next."""
         self._limit = min(self._start + self._capacity, self.spec.steps)
         if len(self._buffers) < 2:
             size = min(self._capacity, self.spec.steps - self._start)
-            self._buffers.append(Buffer(size * self._step_bytes))
+            gathers = self._capacity > 1
+            self._buffers.append(Buffer(size * self._step_bytes) if gathers else Loan())
         else:
             self._buffers.rotate()
             try:
