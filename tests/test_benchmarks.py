@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xarray as xr
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -54,6 +56,22 @@ def test_a_surrogate_of_the_combined_equation_beside_weno5(tmp_path):
     """Error and time of what the experiment of the message-passing network has left."""
     call("papers", "message_passing", "--quick", "--arms", "reservoir", cwd=tmp_path)
     (path,) = tmp_path.rglob("best.ckpt")
+    call(
+        "payback",
+        path.parent.parent,
+        "--simulations=2",
+        "--json",
+        "pay.json",
+        cwd=tmp_path,
+    )
+    (row,) = json.loads((tmp_path / "pay.json").read_text())
+    # What errs as much as this is coarse, and takes less than the full solver.
+    assert row["peer"].startswith("WENO5 on")
+    assert 0 < row["peer_error"] <= row["error"]
+    assert row["peer_seconds"] < row["full_solver_seconds"]
+    spent = row["solver_seconds"] + row["training_seconds"]
+    saved = row["full_solver_seconds"] - row["seconds"]
+    assert row["pays_after_full"] == (np.ceil(spent / saved) if saved > 0 else None)
     call("burgers", path, "--simulations=2", "--json", "rows.json", cwd=tmp_path)
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["case"].rpartition(": ")[2] for row in rows] == [
@@ -64,3 +82,27 @@ def test_a_surrogate_of_the_combined_equation_beside_weno5(tmp_path):
     # One that has seen four batches does not beat a solver; standing still does neither.
     assert rows[0]["ratio"] > 1
     assert rows[1]["ratio"] > 1
+
+
+def test_waves_of_a_coarse_grid_are_the_same_on_a_fine_one(monkeypatch):
+    """Points at 0, or half a cell off it: five waves on 12 are the five waves on 30."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from coarser import trigonometric
+
+    def field(x, y):
+        return xr.Dataset(
+            {"u": np.sin(2 * np.pi * (2 * x - y)) + np.cos(2 * np.pi * 5 * y)},
+        ).transpose("y", "x")
+
+    def points(count, offset, name):
+        return xr.DataArray((np.arange(count) + offset) / count, dims=name, name=name)
+
+    for offset in (0.0, 0.5):
+        coarse, fine = (
+            {name: points(count, offset, name) for name in "xy"} for count in (12, 30)
+        )
+        coarse = field(**coarse).assign_coords(coarse)
+        got = trigonometric(coarse, {name: c.values for name, c in fine.items()})
+        xr.testing.assert_allclose(
+            got.u.drop_vars(["x", "y"]), field(**fine).u, atol=1e-12
+        )
