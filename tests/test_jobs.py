@@ -20,7 +20,7 @@ from surrogate_flow.jobs import (
     Size,
     Waits,
     at_once,
-    fleet,
+    cancellation,
     processes_of,
     queue,
 )
@@ -458,12 +458,12 @@ def test_a_job_that_is_taken_too_late_is_cancelled(scripted, tmp_path, monkeypat
 
 @pytest.fixture
 def said(monkeypatch):
-    """What a fleet warns of; Dask silences the handlers that pytest gives it."""
+    """What the end of a fleet warns of; Dask silences the handlers that pytest gives it."""
     lines, handler = [], logging.Handler(logging.WARNING)
     monkeypatch.setattr(
         handler, "emit", lambda record: lines.append(record.getMessage())
     )
-    logger = logging.getLogger(fleet.__name__)
+    logger = logging.getLogger(cancellation.__name__)
     logger.addHandler(handler)
     yield lines
     logger.removeHandler(handler)
@@ -474,7 +474,7 @@ def test_a_job_that_cannot_be_cancelled_is_named(scripted, tmp_path, monkeypatch
     scripted("sbatch", "echo Submitted batch job 41")
     scripted("squeue", "echo '41|PENDING|Priority'")
     scripted("scancel", "exit 1")
-    monkeypatch.setattr(fleet, "_CANCEL", 1.0)
+    monkeypatch.setattr(cancellation, "_CANCEL", 1.0)
     with open_cluster(SLURM, tmp_path) as cluster, Fleet(cluster, Bounds(1, 1)):
         pass
     (line,) = said
@@ -487,7 +487,7 @@ def test_a_queue_that_does_not_answer_is_no_end(scripted, tmp_path, monkeypatch,
     scripted("sbatch", "echo Submitted batch job 41")
     scripted("squeue", "exit 1")
     scripted("scancel", "exit 0")
-    monkeypatch.setattr(fleet, "_CANCEL", 1.0)
+    monkeypatch.setattr(cancellation, "_CANCEL", 1.0)
     with open_cluster(SLURM, tmp_path) as cluster, Fleet(cluster, Bounds(1, 1)):
         pass
     (line,) = said

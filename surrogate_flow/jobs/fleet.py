@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from distributed import Client
 
+from surrogate_flow.jobs.cancellation import cancel_all, undisturbed
 from surrogate_flow.jobs.departure import Departure
-from surrogate_flow.jobs.job import ANSWER, Job, Refused
+from surrogate_flow.jobs.job import Job, Refused
 from surrogate_flow.jobs.jobqueue import JobQueueCluster
 from surrogate_flow.jobs.roster import Roster
 from surrogate_flow.jobs.size import Bounds, Load, Size
@@ -32,7 +31,6 @@ _LONGEST = 300.0  # the same, at most
 _SLOWEST = 600.0  # seconds, at most, over which waits are measured
 _END = 10.0  # seconds for a look that is under way, when the study ends
 _SETTLE = 30.0  # seconds, at least, over which waits are measured
-_CANCEL = 15.0  # seconds until a cancelled job must have left the queue
 
 
 class FleetError(RuntimeError):
@@ -109,9 +107,9 @@ class Fleet:
             self._thread.join(_END)
         finally:
             # After a second Ctrl-C too; a third one waits.
-            with _undisturbed():
+            with undisturbed():
                 try:
-                    self._cancel_all()
+                    cancel_all(self._roster, self._thread)
                 finally:
                     self._client.close()
 
@@ -272,45 +270,3 @@ class Fleet:
         job.submit()
         self._roster.add(job)
         logger.info("Job %s is in the queue", job.id)
-
-    def _cancel_all(self) -> None:
-        roster = self._roster
-        for job in list(roster.jobs):
-            roster.cancel(job)
-        if self._thread.is_alive():
-            logger.info("Waiting for the batch system's answer, to cancel its job too.")
-            self._thread.join(ANSWER)
-        # One that was being submitted meanwhile.
-        for job in list(roster.jobs):
-            roster.cancel(job)
-        if self._thread.is_alive():
-            logger.warning(
-                "The batch system has not said whether it took a last job. Look for "
-                "one of yours in the queue, and end it."
-            )
-        deadline = time.monotonic() + _CANCEL
-        while (remaining := roster.remaining()) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        # A scheduler that ends before its workers complains of each.
-        while roster.workers() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        for job in remaining:
-            logger.warning(
-                "Job %s may still be in the queue (%s). End it: %s",
-                job.id,
-                roster.standing(job),
-                job.cancel_command,
-            )
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C for a moment."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
