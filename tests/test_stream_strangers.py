@@ -15,8 +15,7 @@ import zmq
 from laws import Ledger, RawOutlet, parameters, trajectory
 from test_stream_inlet import SPEC, settle, wrong_keys
 
-from surrogate_flow.stream import Inlet, Outlet, messages
-from surrogate_flow.stream import inlet as inlets
+from surrogate_flow.stream import Inlet, Outlet, messages, router
 from surrogate_flow.stream.keys import Endpoint
 
 HOST = "127.0.0.1"
@@ -141,7 +140,7 @@ def check_flat(before, after):
 
 def test_garbage_on_the_port_disturbs_nobody(caplog, monkeypatch):
     """Hundreds of connections without a handshake: no line of ours runs, nothing grows."""
-    monkeypatch.setattr(inlets, "HANDSHAKE", 1000)
+    monkeypatch.setattr(router, "HANDSHAKE", 1000)
     ledger = Ledger(SPEC)
     with Inlet(SPEC, lambda _: ledger, host=HOST) as inlet:
         port = int(inlet.endpoint.address.rpartition(":")[2])

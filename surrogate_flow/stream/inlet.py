@@ -17,16 +17,10 @@ import zmq
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.stream.bell import Bell
 from surrogate_flow.stream.credit import CreditPool
-from surrogate_flow.stream.keys import (
-    ClientKeys,
-    Endpoint,
-    SocketFolder,
-    require_keys,
-    require_one_interface,
-)
-from surrogate_flow.stream.line import HEARTBEAT, HEARTBEAT_TIMEOUT, LINGER
+from surrogate_flow.stream.keys import Endpoint, require_one_interface
 from surrogate_flow.stream.messages import HEADER_BYTES, Message, encode
 from surrogate_flow.stream.reception import Reception
+from surrogate_flow.stream.router import open_router
 from surrogate_flow.stream.sink import InletCounters, Progress, Sink
 
 __all__ = ["Inlet"]
@@ -37,7 +31,6 @@ BUDGET = 64 << 20
 BATCH = 64
 FRAMES = 2
 TICK_SECONDS = 1.0
-HANDSHAKE = 30_000  # ms that a connection may take to show its keys
 
 
 class Inlet:
@@ -206,30 +199,9 @@ class Inlet:
 
     def _bind(self) -> None:
         self._bell.open(self._resources)
-        # An own context: it holds the keys' authenticator, one of which fits into each.
-        context = self._resources.enter_context(zmq.Context())
-        keys: ClientKeys | None = None
-        router = self._socket = context.socket(zmq.ROUTER)
-        self._resources.callback(router.close)
-        router.linger = LINGER
-        router.router_mandatory = True
-        router.router_handover = True
-        router.heartbeat_ivl = HEARTBEAT
-        router.heartbeat_timeout = HEARTBEAT_TIMEOUT
-        router.handshake_ivl = HANDSHAKE
         parameters = 8 * len(self.spec.parameters)
-        router.maxmsgsize = max(self._largest, parameters, HEADER_BYTES)
-        if self.host is None:
-            folder = SocketFolder()
-            self._resources.callback(folder.close)
-            address = folder.address
-        else:
-            keys, authenticator = require_keys(context, router)
-            self._resources.callback(authenticator.stop)
-            router.ipv6 = ":" in self.host
-            address = f"tcp://{f'[{self.host}]' if router.ipv6 else self.host}:*"
-        router.bind(address)
-        address = router.getsockopt_string(zmq.LAST_ENDPOINT)
+        largest = max(self._largest, parameters, HEADER_BYTES)
+        self._socket, address, keys = open_router(self._resources, self.host, largest)
         self._endpoint = Endpoint(address, self.study, self.spec.digest(), keys)
 
     def _run(self) -> None:
