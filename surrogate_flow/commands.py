@@ -33,6 +33,7 @@ from surrogate_flow.training_data import TrainingData
 
 __all__ = [
     "SurrogateCLI",
+    "built",
     "check",
     "check_override",
     "train",
@@ -204,6 +205,17 @@ class SurrogateCLI(LightningCLI):
             )
 
 
+class _Rehearsal(SurrogateCLI):
+    """All that a run is made of, but neither its folder nor the run."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Refuse what the trainer refuses."""
+        return LightningCLI.instantiate_trainer(self, logger=False, **kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
 @contextmanager
 def _graceful(trainer: L.Trainer, data: TrainingData) -> Iterator[None]:
     """Make the first Ctrl-C, or SIGTERM, end a run in order, whatever it waits for.
@@ -234,8 +246,18 @@ def train(words: Sequence[str]) -> None:
     """Run one of Lightning's subcommands."""
     show_logs()
     hush()
+    _cli(SurrogateCLI, words)
+
+
+def built(words: Sequence[str]) -> tuple[TrainingData, Surrogate]:
+    """Return data and model of a ``fit``, built as it builds them; nothing runs."""
+    cli = _cli(_Rehearsal, words)
+    return cli.datamodule, cli.model
+
+
+def _cli(kind: type[SurrogateCLI], words: Sequence[str]) -> SurrogateCLI:
     sys.argv = [sys.argv[0], *words]
-    SurrogateCLI(
+    return kind(
         Surrogate,
         TrainingData,
         subclass_mode_data=True,

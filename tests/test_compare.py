@@ -32,6 +32,8 @@ WORDS = [
     "--arms",
 ]
 
+SHORT = ["--data.solver.steps=2"]
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -77,11 +79,13 @@ def test_arms_train_the_same_batches_and_are_run_once(folder, capsys):
 
 def test_a_run_that_fails_shows_the_end_of_its_log(folder, capsys):
     """Its words, and where the rest of them is."""
+    # No look at the settings could tell.
+    late = "--data.faults.patience=0.001"
     with pytest.raises(SystemExit):
-        main(["compare", *WORDS, "reservoir", "--data.reservoir.threshold=500"])
+        main(["compare", *WORDS, "reservoir", late])
     said = capsys.readouterr().err
     assert "reservoir, seed 0: the run failed (exit status 2)" in said
-    assert "threshold" in said
+    assert "patience" in said
     assert "comparison/reservoir/seed-0/log.txt ends with" in said
 
 
@@ -119,13 +123,36 @@ def test_what_is_compared_is_one_thing(name, folder):
             "expected a value after --trainer.max_time",
         ),
         (["offline", "--data.reservoir.capcity=3"], "capcity"),
+        (["offline", "reservoir", "--data.reservoir.threshold=500"], "threshold"),
+        (["offline", "reservoir", "--data.reservoir.threshold=soon"], "threshold"),
+        (["reservoir", "--data.simulations=1"], "threshold can never be reached"),
+        (["offline", "--trainer.precision=7"], "precision"),
+        (["offline", "--data.solver.cells=[0,6]"], "cells"),
+        (["offline", "--model=fully_connected_autoregressive", *SHORT], "2 steps"),
     ],
 )
-def test_mistakes_are_named(folder, words, message, capsys):
-    """Before anything runs."""
+def test_mistakes_are_named(folder, words, message, capsys, monkeypatch):
+    """Before anything runs, whichever arm it is that could not."""
+    runs = []
+    monkeypatch.setattr(Contest, "_call", lambda *call: runs.append(call))
     with pytest.raises(SystemExit):
         main(["compare", *WORDS, *words])
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert not runs
+    assert not list(folder.iterdir())
+
+
+def test_a_model_that_does_not_fit_is_refused_first(folder, monkeypatch, capsys):
+    """A Fourier network for fields without dims: nothing runs, no folder is made."""
+    runs = []
+    monkeypatch.setattr(Contest, "_call", lambda *call: runs.append(call))
+    with pytest.raises(SystemExit):
+        main(["compare", "--data=lorenz", "--model=fno", "--output=comparison"])
+    said = capsys.readouterr().err
+    assert "fifo, before anything has run: FNO" in said
+    assert not runs
     assert not list(folder.iterdir())
 
 
