@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,32 @@ def folder(tmp_path, monkeypatch):
 def rows():
     with Path("comparison/comparison.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def outcome_of(words):
+    """Train without a comparison; return what the run has come to."""
+    main(["fit", "--model=fully_connected", *words])
+    (path,) = Path("runs").glob("*/*/outcome.json")
+    outcome = Outcome.read(path.parent)
+    shutil.rmtree("runs")
+    return outcome
+
+
+def test_different_samples_are_those_that_were_drawn(folder, monkeypatch):
+    """Of 80 stored samples 5 batches of 8 draw 40, 20 draw all; online, no more than were drawn."""
+    monkeypatch.setattr(sys, "argv", ["surrogate-flow"])
+    study = [word for word in WORDS if word.startswith("--data")]
+    few = [word for word in study if "reservoir" not in word]
+    main(["generate", *few, "--data.simulations=4", "--output=wave.zarr"])
+    offline = ["--data=wave.zarr", "--data.batch_size=8", "--trainer.max_epochs=-1"]
+    for batches, different in ((5, 40), (20, 80)):
+        run = outcome_of([*offline, f"--trainer.max_steps={batches}"])
+        assert (run.samples, run.unique_samples) == (8 * batches, different)
+    # The reservoir holds 100 samples before it gives the first; four batches are drawn ahead.
+    online = [*study, "--data.reservoir.threshold=100", "--data.simulations=30"]
+    run = outcome_of([*online, "--trainer.max_steps=1"])
+    assert run.samples == 8
+    assert 8 <= run.unique_samples <= (1 + 4) * 8
 
 
 @pytest.mark.timeout(280)
