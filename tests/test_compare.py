@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from batch import wait_until
 from rich.console import Console
 
 from surrogate_flow.cli import main
-from surrogate_flow.compare import Contest, ContestError, Verdict, arms_of
+from surrogate_flow.compare import Contest, ContestError, Verdict, arms_of, contest
 from surrogate_flow.outcome import Outcome
 from surrogate_flow.recipes import RecipeError
 
@@ -260,3 +261,28 @@ def test_ctrl_c_ends_the_run_under_way(folder):
     assert not list(folder.rglob("ended.txt"))
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+def test_a_run_that_does_not_end_is_killed_with_a_word(tmp_path, monkeypatch):
+    """Deaf to Ctrl-C: killed with its child, named; what interrupted goes on its way."""
+    monkeypatch.setattr(contest, "_END", 1.0)
+    deaf = (
+        "import signal, subprocess\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()"
+    )
+    console, log = Console(width=500, record=True), tmp_path / "log.txt"
+    words = [sys.executable, "-c", deaf]
+    with (
+        log.open("w") as file,
+        pytest.raises(KeyboardInterrupt),
+        contest._process(words, file, "firo, seed 2", console),
+    ):
+        child = int(wait_until(log.read_text))
+        raise KeyboardInterrupt
+    said = console.export_text()
+    assert "firo, seed 2: expected it to end within 1 s, it had not" in said
+    assert "The same command runs it anew" in said
+    wait_until(lambda: not psutil.pid_exists(child))

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _POLL = 0.5  # seconds between two looks at what a run says
 _CURVE = 20  # points of a curve
-_END = 150.0  # seconds for a run to end after Ctrl-C, with its jobs
+_END = 600.0  # seconds for a run to validate, save and end, with its jobs
 _NOTE = "comparison.json"
 _ENDED = "ended.txt"  # names the folder of a run that was not cut off
 _TAIL = 20  # lines of a run that failed
@@ -215,10 +215,11 @@ class Contest:
         """Run a command of this package; show the last thing that it says."""
         place.mkdir(parents=True, exist_ok=True)
         log = place / "log.txt"
+        command = [sys.executable, "-m", "surrogate_flow", *words]
         with (
             log.open("w") as file,
             console.status(said) as status,
-            _process([sys.executable, "-m", "surrogate_flow", *words], file) as process,
+            _process(command, file, f"{said} ({log})", console) as process,
         ):
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -234,7 +235,9 @@ class Contest:
 
 
 @contextlib.contextmanager
-def _process(words: Sequence[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
+def _process(
+    words: Sequence[str], log: Any, said: str, console: Console
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start a run, which ends in order when this process is told to end."""
     process = subprocess.Popen(
         words,
@@ -248,13 +251,32 @@ def _process(words: Sequence[str], log: Any) -> Iterator[subprocess.Popen[bytes]
         yield process
     finally:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(_END)
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
+            _end(process, said, console)
+
+
+def _end(process: subprocess.Popen[bytes], said: str, console: Console) -> None:
+    """Have a run end in order; kill it, with its workers, if it does not in time."""
+    process.send_signal(signal.SIGINT)
+    console.print(
+        f"{said}: validates, saves and ends, within {_END:g} s. Ctrl-C kills it.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    try:
+        process.wait(_END)
+    except subprocess.TimeoutExpired:
+        console.print(
+            f"{said}: expected it to end within {_END:g} s, it had not, and was "
+            "killed. A validation that takes longer, or a solver that hangs, is the "
+            "usual cause: its log says. The same command runs it anew, with fewer "
+            "--data.held_out or with --data.faults.step_timeout if need be.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _environment() -> Mapping[str, str]:
