@@ -105,6 +105,22 @@ def test_arms_train_the_same_batches_and_are_run_once(folder, capsys):
     assert "runs of another comparison: of_study was" in capsys.readouterr().err
 
 
+@pytest.mark.timeout(280)
+def test_arms_validate_on_the_same_simulations(folder, monkeypatch):
+    """From a data set or from the stream: the same parameters, the same fields."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    seen = "--trainer.callbacks=recorder.ValidatedOn"
+    main(["compare", *WORDS, "offline", "fifo", "--seeds=1", "--batches=4", seen])
+    paths = sorted(Path("comparison").glob("*/seed-*/*/*/validated_on.npz"))
+    assert [path.parts[1] for path in paths] == ["fifo", "offline"]
+    online, offline = (np.load(path) for path in paths)
+    assert online["parameters"].shape == (2, 5)
+    assert online["fields"].shape == (2, 20, 1, 6, 6)
+    assert np.ptp(online["fields"]) > 1
+    for name in ("parameters", "fields"):
+        np.testing.assert_array_equal(online[name], offline[name])
+
+
 def test_a_run_that_fails_shows_the_end_of_its_log(folder, capsys):
     """Its words, and where the rest of them is."""
     # No look at the settings could tell.
