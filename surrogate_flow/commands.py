@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as L
-from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from surrogate_flow import checkpoint, runs, spelling
@@ -104,14 +103,16 @@ class SurrogateCLI(LightningCLI):
         """Add loggers, checkpoints, progress and report, unless they are set."""
         config = self._get(self.config_init, "trainer")
         counted = config.get("max_steps", -1) > 0
-        if counted and self.datamodule.repeats and config["max_epochs"] == _EPOCHS:
+        typed = any(w.partition("=")[0] == "--trainer.max_epochs" for w in sys.argv)
+        default = config["max_epochs"] == _EPOCHS and not typed
+        if counted and self.datamodule.repeats and default:
             # The default of one epoch is that of data which never come again.
             kwargs["max_epochs"] = -1
         kind = "" if self.subcommand == "fit" else str(self.subcommand)
         folder = runs.new_folder(self._root(), self.datamodule.workflow, kind)
-        runs.require_room(folder)
+        self._folder = folder
         console = the_console()
-        callbacks: list[Callback] = []
+        callbacks: list[L.Callback] = []
         if config.get("enable_progress_bar") is not False:
             callbacks.append(ProgressLine(console))
         if config.get("logger") in (None, True):
@@ -148,6 +149,16 @@ class SurrogateCLI(LightningCLI):
     def _root(self) -> Path:
         config = self._get(self.config_init, "trainer")
         return Path(config.get("default_root_dir") or "runs")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leave no folder of a run that was refused before it began."""
+        made = runs.require_room(self._folder)
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            if self.trainer.is_global_zero:
+                runs.discard(self._folder, made)
+            raise
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Find the checkpoint that is meant, and refuse one that does not fit."""
