@@ -40,7 +40,11 @@ __all__ = [
 ]
 
 _EPOCHS = 1  # unless more are asked for
-_OWNERS: dict[str, Any] = {"--data": OnlineData, "--model": Surrogate}
+_OWNERS: dict[str, Any] = {
+    "--data": OnlineData,
+    "--model": Surrogate,
+    "--trainer": L.Trainer,
+}
 
 logger = logging.getLogger(__name__)
 
@@ -286,6 +290,7 @@ def _cli(kind: type[SurrogateCLI], words: Sequence[str]) -> SurrogateCLI:
         },
         parser_kwargs={
             "prog": "surrogate-flow",
+            "allow_abbrev": False,
             "version": importlib.metadata.version("surrogate-flow"),
             "description": (
                 "Train a deep surrogate of a solver while its simulations run. "
