@@ -40,11 +40,7 @@ __all__ = [
 ]
 
 _EPOCHS = 1  # unless more are asked for
-_OWNERS: dict[str, Any] = {
-    "--data": OnlineData,
-    "--model": Surrogate,
-    "--trainer": L.Trainer,
-}
+_OWNERS = {"--data": OnlineData, "--model": Surrogate, "--trainer": L.Trainer}
 
 logger = logging.getLogger(__name__)
 
@@ -221,11 +217,7 @@ class SurrogateCLI(LightningCLI):
 
 
 class _Rehearsal(SurrogateCLI):
-    """All that a run is made of, but neither its folder nor the run."""
-
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Refuse what the trainer refuses."""
-        return LightningCLI.instantiate_trainer(self, logger=False, **kwargs)
+    """All that a run is made of, and no run."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""
