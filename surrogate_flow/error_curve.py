@@ -144,7 +144,8 @@ class ErrorCurve:
                 values = error[:, channel]
                 # With marks where there are few: a single step makes no line.
                 axis.plot(self.times, values, marker="." if len(values) < 50 else "")
-                axis.set_xlabel(f"time [{self.spec.time_units or '1'}]")
+                if channel == count - 1:
+                    axis.set_xlabel(f"time [{self.spec.time_units or '1'}]")
                 axis.set_ylabel(label.format(variable.name, variable.units or "1"))
                 axis.set_ylim(bottom=0)
                 axis.grid(visible=True, alpha=0.3)
