@@ -106,6 +106,12 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
             from surrogate_flow import commands
 
             commands.check_override(head, dotted, value or "", paths.get(head))
+        elif dotted not in ("", "help") and head == "--trainer":
+            from surrogate_flow import commands
+
+            # What stands behind the name is Lightning's to check.
+            name = dotted.partition(".")[0].rstrip("+")
+            commands.check_override(head, name, "", None)
         if as_one:
             found.append(f"{option}={value}")
         else:

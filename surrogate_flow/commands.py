@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as L
-from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from surrogate_flow import checkpoint, runs, spelling
@@ -33,6 +32,7 @@ from surrogate_flow.training_data import TrainingData
 
 __all__ = [
     "SurrogateCLI",
+    "built",
     "check",
     "check_override",
     "train",
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _EPOCHS = 1  # unless more are asked for
-_OWNERS: dict[str, Any] = {"--data": OnlineData, "--model": Surrogate}
+_OWNERS = {"--data": OnlineData, "--model": Surrogate, "--trainer": L.Trainer}
 
 logger = logging.getLogger(__name__)
 
@@ -103,14 +103,16 @@ class SurrogateCLI(LightningCLI):
         """Add loggers, checkpoints, progress and report, unless they are set."""
         config = self._get(self.config_init, "trainer")
         counted = config.get("max_steps", -1) > 0
-        if counted and self.datamodule.repeats and config["max_epochs"] == _EPOCHS:
+        typed = any(w.partition("=")[0] == "--trainer.max_epochs" for w in sys.argv)
+        default = config["max_epochs"] == _EPOCHS and not typed
+        if counted and self.datamodule.repeats and default:
             # The default of one epoch is that of data which never come again.
             kwargs["max_epochs"] = -1
         kind = "" if self.subcommand == "fit" else str(self.subcommand)
         folder = runs.new_folder(self._root(), self.datamodule.workflow, kind)
-        runs.require_room(folder)
+        self._folder = folder
         console = the_console()
-        callbacks: list[Callback] = []
+        callbacks: list[L.Callback] = []
         if config.get("enable_progress_bar") is not False:
             callbacks.append(ProgressLine(console))
         if config.get("logger") in (None, True):
@@ -147,6 +149,16 @@ class SurrogateCLI(LightningCLI):
     def _root(self) -> Path:
         config = self._get(self.config_init, "trainer")
         return Path(config.get("default_root_dir") or "runs")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leave no folder of a run that was refused before it began."""
+        made = runs.require_room(self._folder)
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            if self.trainer.is_global_zero:
+                runs.discard(self._folder, made)
+            raise
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Find the checkpoint that is meant, and refuse one that does not fit."""
@@ -204,6 +216,13 @@ class SurrogateCLI(LightningCLI):
             )
 
 
+class _Rehearsal(SurrogateCLI):
+    """All that a run is made of, and no run."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
 @contextmanager
 def _graceful(trainer: L.Trainer, data: TrainingData) -> Iterator[None]:
     """Make the first Ctrl-C, or SIGTERM, end a run in order, whatever it waits for.
@@ -234,8 +253,18 @@ def train(words: Sequence[str]) -> None:
     """Run one of Lightning's subcommands."""
     show_logs()
     hush()
+    _cli(SurrogateCLI, words)
+
+
+def built(words: Sequence[str]) -> tuple[TrainingData, Surrogate]:
+    """Return data and model of a ``fit``, built as it builds them; nothing runs."""
+    cli = _cli(_Rehearsal, words)
+    return cli.datamodule, cli.model
+
+
+def _cli(kind: type[SurrogateCLI], words: Sequence[str]) -> SurrogateCLI:
     sys.argv = [sys.argv[0], *words]
-    SurrogateCLI(
+    return kind(
         Surrogate,
         TrainingData,
         subclass_mode_data=True,
@@ -253,6 +282,7 @@ def train(words: Sequence[str]) -> None:
         },
         parser_kwargs={
             "prog": "surrogate-flow",
+            "allow_abbrev": False,
             "version": importlib.metadata.version("surrogate-flow"),
             "description": (
                 "Train a deep surrogate of a solver while its simulations run. "

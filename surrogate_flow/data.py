@@ -335,8 +335,8 @@ class OnlineData(TrainingData):
         if self.study is None:
             return Effort(0, 0, 0.0)
         stream = self.study.inlet.counters()
-        samples = 0 if self.store is None else self.store.counters().inserted
-        return Effort(stream.finished, samples, stream.worked)
+        drawn = 0 if self.store is None else sum(self.store.counters().times_seen[1:])
+        return Effort(stream.finished, drawn, stream.worked)
 
     def status(self) -> Status | None:
         """Return the state of the study, or None before it has started."""

@@ -90,14 +90,18 @@ class ErrorCurve:
 
     @property
     def relative_l2(self) -> Float[np.ndarray, "time channel"]:
-        """Mean over simulations of sqrt(<(û - u)²> / <u²>); NaN where all u are 0."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = np.sqrt(self.squared_errors / self.squares)
-        counted = self.squares > 0
+        """Mean over simulations of sqrt(<(û - u)²> / U²), without unit.
+
+        U² is the mean of <u²> over all steps of the rollout, so that a step at which u
+        is near zero does not count for more. A simulation whose u is 0 throughout does
+        not count; NaN if all are. The error of a validation, ``val_relative_l2``, is of
+        single predictions, each relative to its own target.
+        """
+        size = self.squares.mean(1, keepdims=True)
+        counted = size > 0
+        ratios = np.sqrt(self.squared_errors / np.where(counted, size, np.inf))
         with np.errstate(invalid="ignore"):
-            mean: Float[np.ndarray, "time channel"] = np.where(
-                counted, ratios, 0.0
-            ).sum(0) / counted.sum(0)
+            mean: Float[np.ndarray, "time channel"] = ratios.sum(0) / counted.sum(0)
         return mean
 
     @property
@@ -134,13 +138,14 @@ class ErrorCurve:
             for axis, error, label in zip(
                 axes[channel],
                 (self.relative_l2, self.rmse),
-                ("relative L2 error of {} [1]", "RMSE of {} [{}]"),
+                ("RMSE of {} / its RMS over all steps [1]", "RMSE of {} [{}]"),
                 strict=True,
             ):
                 values = error[:, channel]
                 # With marks where there are few: a single step makes no line.
                 axis.plot(self.times, values, marker="." if len(values) < 50 else "")
-                axis.set_xlabel(f"time [{self.spec.time_units or '1'}]")
+                if channel == count - 1:
+                    axis.set_xlabel(f"time [{self.spec.time_units or '1'}]")
                 axis.set_ylabel(label.format(variable.name, variable.units or "1"))
                 axis.set_ylim(bottom=0)
                 axis.grid(visible=True, alpha=0.3)

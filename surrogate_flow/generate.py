@@ -87,6 +87,7 @@ class Generation:
         self._study: Study | None = None
         self._over = threading.Event()
         self._start = time.monotonic()
+        self._ended: float | None = None
 
     def run(self, stopped: Callable[[], bool] = bool) -> Progress:
         """Simulate what is missing, until all have ended or `stopped` says so.
@@ -123,6 +124,7 @@ class Generation:
                 study.check()
             return self.progress()
         finally:
+            self._ended = time.monotonic()
             self.archive.spend(study.inlet.counters().worked)
             study.close()
 
@@ -143,7 +145,8 @@ class Generation:
         p, total = self.progress(), len(self.planned)
         steps = 0 if self._study is None else self._study.inlet.counters().steps
         written = steps * self.archive.spec.step_bytes
-        pace = written / max(time.monotonic() - self._start, 1e-9)
+        until = time.monotonic() if self._ended is None else self._ended
+        pace = written / max(until - self._start, 1e-9)
         words = [
             "generate",
             f"simulations {p.done} of {total} done, {p.running} running, "

@@ -33,8 +33,8 @@ class Outcome:
     samples : int
         That were trained, repetitions counted; of this process.
     unique_samples : int
-        Different ones that there were to train on: all of a data set; online, all that
-        came into the reservoir.
+        Different ones among those drawn to train on, of this process. Online, up to
+        four batches are drawn ahead, which the end of the run leaves untrained.
     simulations : int
         That were whole, the held-out ones included.
     solver_seconds : float

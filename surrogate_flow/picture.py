@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from surrogate_flow.fields import FieldSpec
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.mesh_picture import draw_mesh
 from surrogate_flow.quantities import in_units
@@ -21,8 +22,9 @@ __all__ = ["picture"]
 # Rows of the picture: another simulation, and another share of the time axis, each.
 _MOMENTS = (0.03, 0.1, 0.5)
 
-# Letters of a title that fit above a row.
-_LINE = 120
+# Letters of a title that fit above a row, and parameters that it names.
+_LINE = 100
+_NAMED = 8
 
 
 def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
@@ -54,15 +56,25 @@ def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
         times = spec.times[shown]
         truth = spec.dataset(held_out.fields[row, shown], times, parameters)
         guess = surrogate.predict(parameters, times, history)
-        words = [
-            f"{p.name} {in_units(parameters[p.name], p.units)}" for p in spec.parameters
-        ]
+        named = _named(spec, parameters)
         for name in names:
             part = next(parts)
             time = _draw_row(part, truth[name], guess[name], cells)
-            title = f"simulation {row + held_out.first}{time} ({', '.join(words[:8])})"
+            title = f"simulation {row + held_out.first}{time} ({named})"
             part.suptitle("\n".join(textwrap.wrap(title, _LINE)))
     return figure
+
+
+def _named(spec: FieldSpec, parameters: Mapping[str, float]) -> str:
+    """Return the first parameters in words that no line is broken within."""
+    words = [
+        f"{p.name} {in_units(parameters[p.name], p.units)}".replace(" ", "\xa0")
+        for p in spec.parameters
+    ]
+    # One that is left out would be named in as much room.
+    if len(words) > _NAMED:
+        words[_NAMED - 1 :] = [f"and\xa0{len(words) - _NAMED + 1}\xa0more"]
+    return ", ".join(words)
 
 
 def _draw_row(
@@ -137,4 +149,5 @@ def _draw_maps(
                 **options,
             )
             axis.set_aspect("auto" if "time" in what.dims else "equal")
+            axis.locator_params(nbins=5)
         axis.set_title(title)

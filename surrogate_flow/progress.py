@@ -43,6 +43,7 @@ class ProgressLine(ProgressBar):
         self._samples = 0
         self._loss: Any = None
         self._error: float | None = None
+        self._last_rate: float | None = None
 
     def disable(self) -> None:
         """Show nothing (on all ranks but the first)."""
@@ -100,7 +101,13 @@ class ProgressLine(ProgressBar):
         if "val_relative_l2" in trainer.callback_metrics:
             self._error = float(trainer.callback_metrics["val_relative_l2"])
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the pace as it was: nothing is trained any more."""
+        self._last_rate = self._rate()
+
     def _rate(self) -> float:
+        if self._last_rate is not None:
+            return self._last_rate
         # A copy first: the trainer's thread goes on appending.
         trained, since = tuple(self._trained), time.monotonic() - _WINDOW
         recent = [(t, n) for t, n in trained if t > since]

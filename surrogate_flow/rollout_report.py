@@ -96,6 +96,7 @@ class RolloutReport(Callback):
             relative = np.nanmean(curve.relative_l2, axis=1)
             self._line = (
                 f"Rollout error over {len(relative)} steps: {np.nanmean(relative):.2%} "
-                f"relative (L2), {relative[-1]:.2%} at the last step "
+                "relative (L2, to the size of whole rollouts), "
+                f"{relative[-1]:.2%} at the last step "
                 f"(mean over {len(curve.squares)} simulations)"
             )

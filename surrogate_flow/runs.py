@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as L
@@ -16,6 +18,7 @@ from surrogate_flow.saved_data import is_file_of_steps, named_files
 
 __all__ = [
     "checkpoint_folder",
+    "discard",
     "job_checkpoint",
     "last_checkpoint",
     "new_folder",
@@ -26,6 +29,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _GIVEN = "SURROGATE_FLOW_RUN"  # to the processes of a run's other ranks
+_EVENTS = "events.out.tfevents."
 _ROOM = 2**16  # bytes that a run writes at its very beginning
 
 
@@ -47,14 +51,20 @@ def new_folder(root: Path, workflow: str, kind: str = "") -> Path:
     return folder
 
 
-def require_room(folder: Path) -> None:
+def require_room(folder: Path) -> list[Path]:
     """Check that a new folder can be made and written, before anything is begun.
+
+    Returns
+    -------
+    list of Path
+        The folders above it that were made for it, the nearest first.
 
     Raises
     ------
     RuntimeError
         If not.
     """
+    made = [path for path in folder.parents if not path.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder.parent) as file:
@@ -64,6 +74,27 @@ def require_room(folder: Path) -> None:
             f"The run's folder {folder} cannot be written ({error}). Make room there, "
             "or name another place with --trainer.default_root_dir."
         ) from error
+    return made
+
+
+def discard(folder: Path, made: Sequence[Path]) -> None:
+    """Remove what a run has left that was refused before it began; a full one stays.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run. Until a run begins there are the empty events of TensorBoard in it.
+    made : sequence of Path
+        As `require_room` returned it.
+    """
+    with contextlib.suppress(OSError):
+        left = list(folder.glob("*"))
+        if all(path.name.startswith(_EVENTS) for path in left):
+            for path in left:
+                path.unlink()
+            for empty in (folder, *made):
+                if empty.is_dir():
+                    empty.rmdir()
 
 
 def checkpoint_folder(trainer: L.Trainer) -> Path:

@@ -67,7 +67,9 @@ def compare(words: Sequence[str]) -> None:
 
 
 def _parser_of_study(command: str, description: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=f"surrogate-flow {command}", description=description)
+    parser = ArgumentParser(
+        prog=f"surrogate-flow {command}", description=description, allow_abbrev=False
+    )
     parser.add_subclass_arguments(OnlineData, "data", required=True)
     parser.set_defaults({"data": {"class_path": "surrogate_flow.OnlineData"}})
     # So that the words of a fit can be kept.
@@ -85,6 +87,7 @@ def predict(words: Sequence[str]) -> None:
             "Predict fields from a checkpoint alone; neither solver nor cluster is "
             "needed. With --data and --model it is Lightning's own predict."
         ),
+        allow_abbrev=False,
     )
     parser.add_argument("--ckpt_path", required=True, type=str, help="A checkpoint.")
     parser.add_argument(

@@ -250,10 +250,8 @@ class StoredData(TrainingData):
 
     def effort(self) -> Effort:
         """Return what the simulations of the whole data set took."""
-        whole = self.archive.whole()
-        train = sum(n >= self.archive.held_out for n in whole)
-        samples = train * self.window.samples(self.spec.steps)
-        return Effort(len(whole), samples, self.archive.solver_seconds)
+        drawn = self._loader.different if self._loader else 0
+        return Effort(len(self.archive.whole()), drawn, self.archive.solver_seconds)
 
     def stop(self) -> None:
         """Deliver no further batch; what waits wakes up."""

@@ -63,6 +63,7 @@ class StoredLoader:
         self._spec = spec
         self._window = window
         self._batch_size = batch_size
+        self._windows = windows[ranks.rank]
         self._batches = [-(-count // batch_size) for count in windows]
         self._ranks = ranks
         self._stopped = stopped
@@ -75,6 +76,12 @@ class StoredLoader:
 
     def __len__(self) -> int:
         return max(self._batches)
+
+    @property
+    def different(self) -> int:
+        """Number of samples of this rank that were given, once or more often."""
+        first = min(self._windows, self.given * self._batch_size)
+        return self._windows if self.epoch > 0 else first
 
     def state_dict(self) -> dict[str, Any]:
         """Return where it is, for Lightning's checkpoints."""

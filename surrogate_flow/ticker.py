@@ -16,7 +16,7 @@ class Ticker:
     """Shows what `line` returns, from `start` to `stop`.
 
     On a terminal it is rewritten four times a second; elsewhere (a batch job's log) it
-    is printed every `every` seconds, and once more at the end.
+    is printed every `every` seconds, and once more at the end if it has changed.
 
     Parameters
     ----------
@@ -64,6 +64,9 @@ class Ticker:
             self._thread = None
 
     def _print_lines(self) -> None:
+        line = None
         while not self._over.wait(self._every):
-            self._console.print(self._line(), soft_wrap=True)
-        self._console.print(self._line(), soft_wrap=True)
+            line = self._line()
+            self._console.print(line, soft_wrap=True)
+        if (last := self._line()) != line:
+            self._console.print(last, soft_wrap=True)

@@ -26,7 +26,7 @@ class Effort:
     simulations : int
         That are whole, the held-out ones included.
     samples : int
-        Different ones to train on.
+        Different ones drawn to train on, once or more often.
     solver_seconds : float
         Of all simulations, together; without waiting for room.
     """

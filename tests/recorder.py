@@ -3,7 +3,9 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
+import numpy as np
 import torch.distributed
 from pytorch_lightning.callbacks import Callback
 
@@ -39,3 +41,12 @@ class Eavesdropper(Callback):
             gather(values, value, group=group)
 
         torch.distributed.all_gather_object = record
+
+
+class ValidatedOn(Callback):
+    """Writes parameters and fields of the held-out simulations to the run's folder."""
+
+    def on_validation_end(self, trainer, pl_module):
+        held_out = trainer.datamodule.held_out
+        path = Path(trainer.log_dir) / "validated_on.npz"
+        np.savez(path, parameters=held_out.parameters, fields=held_out.fields)

@@ -69,6 +69,17 @@ MISTAKES = {
     ),
     "unknown bare class": ([*FIT, "--data.reservoir", "Resevoir"], "'Reservoir'"),
     "unknown option of the network": ([*FIT, "--model.network.width=3"], "'widths'"),
+    "unknown option of the trainer": (
+        [*FIT, "--trainer.max_step=3"],
+        "--trainer.max_step: unknown option 'max_step' of Trainer. "
+        "Did you mean 'max_steps'",
+    ),
+    "a shortened option": ([*FIT, "--seed_every=3"], "--seed_every=3"),
+    "generate: a shortened option": (
+        ["generate", *FIT[1:3], "--outp=x.zarr"],
+        "--outp=x.zarr",
+    ),
+    "predict: a shortened option": (["predict", "--ckpt=a"], "--ckpt=a"),
     "no checkpoint": (["validate", *FIT[1:]], "validate needs --ckpt_path"),
     "no data": (["fit", "--model=fully_connected"], "fit needs --data"),
     "a path that is none": (["fit", "--data", "./nope"], "No recipe './nope'"),

@@ -2,18 +2,20 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from batch import wait_until
 from rich.console import Console
 
 from surrogate_flow.cli import main
-from surrogate_flow.compare import Contest, ContestError, Verdict, arms_of
+from surrogate_flow.compare import Contest, ContestError, Verdict, arms_of, contest
 from surrogate_flow.outcome import Outcome
 from surrogate_flow.recipes import RecipeError
 
@@ -32,6 +34,8 @@ WORDS = [
     "--arms",
 ]
 
+SHORT = ["--data.solver.steps=2"]
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -43,6 +47,32 @@ def folder(tmp_path, monkeypatch):
 def rows():
     with Path("comparison/comparison.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def outcome_of(words):
+    """Train without a comparison; return what the run has come to."""
+    main(["fit", "--model=fully_connected", *words])
+    (path,) = Path("runs").glob("*/*/outcome.json")
+    outcome = Outcome.read(path.parent)
+    shutil.rmtree("runs")
+    return outcome
+
+
+def test_different_samples_are_those_that_were_drawn(folder, monkeypatch):
+    """Of 80 stored samples 5 batches of 8 draw 40, 20 draw all; online, no more than were drawn."""
+    monkeypatch.setattr(sys, "argv", ["surrogate-flow"])
+    study = [word for word in WORDS if word.startswith("--data")]
+    few = [word for word in study if "reservoir" not in word]
+    main(["generate", *few, "--data.simulations=4", "--output=wave.zarr"])
+    offline = ["--data=wave.zarr", "--data.batch_size=8", "--trainer.max_epochs=-1"]
+    for batches, different in ((5, 40), (20, 80)):
+        run = outcome_of([*offline, f"--trainer.max_steps={batches}"])
+        assert (run.samples, run.unique_samples) == (8 * batches, different)
+    # The reservoir holds 100 samples before it gives the first; four batches are drawn ahead.
+    online = [*study, "--data.reservoir.threshold=100", "--data.simulations=30"]
+    run = outcome_of([*online, "--trainer.max_steps=1"])
+    assert run.samples == 8
+    assert 8 <= run.unique_samples <= (1 + 4) * 8
 
 
 @pytest.mark.timeout(280)
@@ -75,13 +105,31 @@ def test_arms_train_the_same_batches_and_are_run_once(folder, capsys):
     assert "runs of another comparison: of_study was" in capsys.readouterr().err
 
 
+@pytest.mark.timeout(280)
+def test_arms_validate_on_the_same_simulations(folder, monkeypatch):
+    """From a data set or from the stream: the same parameters, the same fields."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    seen = "--trainer.callbacks=recorder.ValidatedOn"
+    main(["compare", *WORDS, "offline", "fifo", "--seeds=1", "--batches=4", seen])
+    paths = sorted(Path("comparison").glob("*/seed-*/*/*/validated_on.npz"))
+    assert [path.parts[1] for path in paths] == ["fifo", "offline"]
+    online, offline = (np.load(path) for path in paths)
+    assert online["parameters"].shape == (2, 5)
+    assert online["fields"].shape == (2, 20, 1, 6, 6)
+    assert np.ptp(online["fields"]) > 1
+    for name in ("parameters", "fields"):
+        np.testing.assert_array_equal(online[name], offline[name])
+
+
 def test_a_run_that_fails_shows_the_end_of_its_log(folder, capsys):
     """Its words, and where the rest of them is."""
+    # No look at the settings could tell.
+    late = "--data.faults.patience=0.001"
     with pytest.raises(SystemExit):
-        main(["compare", *WORDS, "reservoir", "--data.reservoir.threshold=500"])
+        main(["compare", *WORDS, "reservoir", late])
     said = capsys.readouterr().err
     assert "reservoir, seed 0: the run failed (exit status 2)" in said
-    assert "threshold" in said
+    assert "patience" in said
     assert "comparison/reservoir/seed-0/log.txt ends with" in said
 
 
@@ -119,13 +167,36 @@ def test_what_is_compared_is_one_thing(name, folder):
             "expected a value after --trainer.max_time",
         ),
         (["offline", "--data.reservoir.capcity=3"], "capcity"),
+        (["offline", "reservoir", "--data.reservoir.threshold=500"], "threshold"),
+        (["offline", "reservoir", "--data.reservoir.threshold=soon"], "threshold"),
+        (["reservoir", "--data.simulations=1"], "threshold can never be reached"),
+        (["offline", "--trainer.precision=7"], "precision"),
+        (["offline", "--data.solver.cells=[0,6]"], "cells"),
+        (["offline", "--model=fully_connected_autoregressive", *SHORT], "2 steps"),
     ],
 )
-def test_mistakes_are_named(folder, words, message, capsys):
-    """Before anything runs."""
+def test_mistakes_are_named(folder, words, message, capsys, monkeypatch):
+    """Before anything runs, whichever arm it is that could not."""
+    runs = []
+    monkeypatch.setattr(Contest, "_call", lambda *call: runs.append(call))
     with pytest.raises(SystemExit):
         main(["compare", *WORDS, *words])
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert not runs
+    assert not list(folder.iterdir())
+
+
+def test_a_model_that_does_not_fit_is_refused_first(folder, monkeypatch, capsys):
+    """A Fourier network for fields without dims: nothing runs, no folder is made."""
+    runs = []
+    monkeypatch.setattr(Contest, "_call", lambda *call: runs.append(call))
+    with pytest.raises(SystemExit):
+        main(["compare", "--data=lorenz", "--model=fno", "--output=comparison"])
+    said = capsys.readouterr().err
+    assert "fifo, before anything has run: FNO" in said
+    assert not runs
     assert not list(folder.iterdir())
 
 
@@ -206,3 +277,28 @@ def test_ctrl_c_ends_the_run_under_way(folder):
     assert not list(folder.rglob("ended.txt"))
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+def test_a_run_that_does_not_end_is_killed_with_a_word(tmp_path, monkeypatch):
+    """Deaf to Ctrl-C: killed with its child, named; what interrupted goes on its way."""
+    monkeypatch.setattr(contest, "_END", 1.0)
+    deaf = (
+        "import signal, subprocess\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()"
+    )
+    console, log = Console(width=500, record=True), tmp_path / "log.txt"
+    words = [sys.executable, "-c", deaf]
+    with (
+        log.open("w") as file,
+        pytest.raises(KeyboardInterrupt),
+        contest._process(words, file, "firo, seed 2", console),
+    ):
+        child = int(wait_until(log.read_text))
+        raise KeyboardInterrupt
+    said = console.export_text()
+    assert "firo, seed 2: expected it to end within 1 s, it had not" in said
+    assert "The same command runs it anew" in said
+    wait_until(lambda: not psutil.pid_exists(child))

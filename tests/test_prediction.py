@@ -195,7 +195,8 @@ def test_error_curve_by_hand(surrogate, held_out, start, tmp_path):
     errors, sizes = np.array(errors, np.float64), np.array(sizes, np.float64)
     squares = (errors**2).mean((2, 3))
     np.testing.assert_allclose(curve.rmse[:, 0], np.sqrt(squares.mean(0)), rtol=1e-4)
-    relative = np.linalg.norm(errors, axis=(2, 3)) / np.linalg.norm(sizes, axis=(2, 3))
+    size = np.sqrt((sizes**2).mean((1, 2, 3)))[:, None]
+    relative = np.sqrt(squares) / size
     np.testing.assert_allclose(curve.relative_l2[:, 0], relative.mean(0), rtol=1e-4)
     figure_of_merit = (errors**2).sum((1, 2, 3)).mean() / 24
     np.testing.assert_allclose(curve.accumulated, [figure_of_merit], rtol=1e-4)
@@ -209,6 +210,15 @@ def test_error_curve_by_hand(surrogate, held_out, start, tmp_path):
     assert written == pytest.approx(curve.rmse[:, 0], rel=1e-5)
     curve.draw().savefig(tmp_path / "rollout.png")
     assert imread(tmp_path / "rollout.png")[..., :3].std() > 0.02
+
+
+def test_a_step_near_zero_counts_no_more_than_others():
+    """An error of 0.1 beside a field of 1, 0 and 1: 0.1 over the root of 2/3, at each step."""
+    squares = np.array([1.0, 0.0, 1.0]).reshape(1, 3, 1)
+    curve = ErrorCurve(SPEC, 0, np.full((1, 3, 1), 0.01), squares)
+    np.testing.assert_allclose(curve.relative_l2, 0.1 / np.sqrt(2 / 3))
+    nothing = ErrorCurve(SPEC, 0, np.full((1, 3, 1), 0.01), 0 * squares)
+    assert np.isnan(nothing.relative_l2).all()
 
 
 def test_error_curve_of_a_direct_surrogate(held_out):

@@ -11,7 +11,7 @@ from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.picture import picture
-from surrogate_flow.solvers import Lorenz, NavierStokes2D
+from surrogate_flow.solvers import Combined1D, Lorenz, NavierStokes2D
 from surrogate_flow.surrogate import Surrogate
 from surrogate_flow.windows import Direct
 
@@ -71,8 +71,24 @@ def test_two_dims_are_maps():
     solver = figure.axes[0].collections[0].get_array()
     np.testing.assert_array_equal(np.ravel(solver), held_out.fields[0, 0, 0].T.ravel())
     title = figure.subfigs[0].get_suptitle()
-    assert max(map(len, title.split("\n"))) <= 120
-    assert "mode_7 0.5)" in title.replace("\n", " ")
+    assert max(map(len, title.split("\n"))) <= 100
+
+
+def test_a_title_names_some_of_many_parameters_and_says_so(tmp_path):
+    """Twenty parameters: seven with their values, whole, and how many there are besides."""
+    figure, _ = drawn(Combined1D(cells=8, fine_cells=8, steps=3).spec)
+    figure.savefig(tmp_path / "prediction.png")
+    (part, *_) = figure.subfigs
+    title = part.get_suptitle()
+    shown = title.replace("\xa0", " ").replace("\n", " ")
+    count = len(Combined1D().spec.parameters)
+    assert f"and {count - 7} more)" in shown
+    assert shown.count("m/s2") == 5
+    # A number stays beside its name and its units.
+    assert all(line.endswith((",", ")")) for line in title.split("\n"))
+    width = part._suptitle.get_window_extent().width
+    assert width < figure.bbox.width
+    assert max(len(axis.get_xticks()) for axis in figure.axes) <= 7
 
 
 @pytest.mark.parametrize("spec", [Lorenz(steps=5).spec, LINE], ids=["0d", "1d"])

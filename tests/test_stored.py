@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -323,3 +324,35 @@ def test_fit_from_a_data_set_by_the_command_line(tmp_path, monkeypatch, capsys):
         main(f"{command} {words} --ckpt_path {run}/checkpoints/last.ckpt".split())
         again = capsys.readouterr().out
         assert error.split("error: ")[1].split("%")[0][:4] in again
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["typed", "by default"])
+def test_one_epoch_that_was_typed_is_one_epoch(typed, tmp_path, monkeypatch):
+    """Steps go on over many epochs, unless somebody asked for one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["surrogate-flow"])
+    write(tmp_path / "wave.zarr", Wave())
+    Path("longer.yaml").write_text("trainer: {max_steps: 40}\n")
+    words = "--data wave.zarr --data.batch_size 7 --model fully_connected"
+    epochs = "--trainer.max_epochs 1" if typed else ""
+    main(f"fit --config longer.yaml {words} {epochs}".split())
+    (outcome,) = Path("runs").glob("*/*/outcome.json")
+    epoch = -(-TRAINING * STEPS // 7)
+    assert json.loads(outcome.read_text())["batches"] == (epoch if typed else 40)
+
+
+def test_a_refused_run_leaves_nothing(tmp_path, monkeypatch, capsys):
+    """Neither a folder of its own, nor one above it; what was there stays."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["surrogate-flow"])
+    write(tmp_path / "wave.zarr", Wave())
+    words = "fit --data wave.zarr --model fully_connected"
+    for refused in ("--data.memory=9", "--ckpt_path=last", "--trainer.precision=7"):
+        with pytest.raises(SystemExit):
+            main([*words.split(), refused])
+        assert [path.name for path in tmp_path.iterdir()] == ["wave.zarr"], refused
+    Path("mine").mkdir()
+    with pytest.raises(SystemExit):
+        main([*words.split(), "--data.memory=9", "--trainer.default_root_dir=mine"])
+    assert not list(Path("mine").iterdir())
+    assert "data.memory: expected at least" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from surrogate_flow.compare.arm import OFFLINE, Arm
+from surrogate_flow.compare.rehearsal import rehearse
 from surrogate_flow.outcome import FILE, Outcome
 
 __all__ = ["Contest", "ContestError"]
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _POLL = 0.5  # seconds between two looks at what a run says
 _CURVE = 20  # points of a curve
-_END = 150.0  # seconds for a run to end after Ctrl-C, with its jobs
+_END = 600.0  # seconds for a run to validate, save and end, with its jobs
 _NOTE = "comparison.json"
 _ENDED = "ended.txt"  # names the folder of a run that was not cut off
 _TAIL = 20  # lines of a run that failed
@@ -81,25 +83,35 @@ class Contest:
     reservoir: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, console: Console) -> None:
-        """Run what has not ended yet.
+        """Run what has not ended yet, after all of it was checked.
 
         Raises
         ------
+        RecipeError
+            If an arm cannot run; nothing has been written then.
         ContestError
             If a run fails, with the end of what it said; or if the folder holds runs of
             another comparison.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._claim()
         # Seed by seed, so that a machine that gets slower does so for all arms. Offline
-        # last: what is wrong shows before many simulations have been made.
-        for seed in range(self.seeds):
-            for arm in sorted(self.arms, key=lambda arm: arm.name == OFFLINE):
-                if self.outcome(arm, seed) is None:
-                    if arm.name == OFFLINE:
-                        self._generate(console)
-                    self._fit(arm, seed, console)
-                    self._note()
+        # last: what only a run shows, it shows before many simulations have been made.
+        coming = [
+            (arm, seed)
+            for seed in range(self.seeds)
+            for arm in sorted(self.arms, key=lambda arm: arm.name == OFFLINE)
+            if self.outcome(arm, seed) is None
+        ]
+        for arm, seed in coming:
+            # Seeds differ in nothing that could be refused.
+            if seed == coming[0][1]:
+                self._rehearse(arm, seed)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for arm, seed in coming:
+            if arm.name == OFFLINE:
+                self._generate(console)
+            self._fit(arm, seed, console)
+            self._note()
 
     def run_folder(self, arm: Arm, seed: int) -> Path | None:
         """Return the folder of a run that has ended by itself."""
@@ -151,18 +163,35 @@ class Contest:
         count = f"--data.simulations={self.offline}"
         self._call(["generate", *words, count], self.folder / "generate", said, console)
 
+    def _of_training(self, seed: int) -> list[str]:
+        """Return the arguments of a fit that are the same for all arms."""
+        return [
+            *("--model", self.model),
+            f"--seed_everything={seed}",
+            f"--trainer.max_steps={self.batches}",
+            f"--trainer.val_check_interval={max(1, self.batches // _CURVE)}",
+            *self.words,
+        ]
+
+    def _rehearse(self, arm: Arm, seed: int) -> None:
+        """Refuse an arm that could not run; offline, the study of its data set."""
+        words = [*self.of_study, *self._of_training(seed)]
+        if arm.name == OFFLINE:
+            count = f"--data.simulations={self.offline}"
+            rehearse(arm.name, self.workflow, [*words, count])
+            return
+        with tempfile.TemporaryDirectory(prefix="flow-compare-") as folder:
+            recipe = arm.data(Path(folder))
+            rehearse(arm.name, recipe, [*words, *arm.seeded(seed)], reservoir=True)
+
     def _fit(self, arm: Arm, seed: int, console: Console) -> None:
         place = self._place(arm, seed)
         own = self.of_data if arm.name == OFFLINE else self.of_study
         words = [
             *("--data", str(arm.data(self.folder))),
-            *("--model", self.model),
             *own,
             *arm.seeded(seed),
-            f"--seed_everything={seed}",
-            f"--trainer.max_steps={self.batches}",
-            f"--trainer.val_check_interval={max(1, self.batches // _CURVE)}",
-            *self.words,
+            *self._of_training(seed),
             f"--trainer.default_root_dir={place}",
         ]
         before = set(place.glob(f"*/*/{FILE}"))
@@ -186,10 +215,11 @@ class Contest:
         """Run a command of this package; show the last thing that it says."""
         place.mkdir(parents=True, exist_ok=True)
         log = place / "log.txt"
+        command = [sys.executable, "-m", "surrogate_flow", *words]
         with (
             log.open("w") as file,
             console.status(said) as status,
-            _process([sys.executable, "-m", "surrogate_flow", *words], file) as process,
+            _process(command, file, f"{said} ({log})", console) as process,
         ):
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -205,7 +235,9 @@ class Contest:
 
 
 @contextlib.contextmanager
-def _process(words: Sequence[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
+def _process(
+    words: Sequence[str], log: Any, said: str, console: Console
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start a run, which ends in order when this process is told to end."""
     process = subprocess.Popen(
         words,
@@ -219,13 +251,32 @@ def _process(words: Sequence[str], log: Any) -> Iterator[subprocess.Popen[bytes]
         yield process
     finally:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(_END)
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
+            _end(process, said, console)
+
+
+def _end(process: subprocess.Popen[bytes], said: str, console: Console) -> None:
+    """Have a run end in order; kill it, with its workers, if it does not in time."""
+    process.send_signal(signal.SIGINT)
+    console.print(
+        f"{said}: validates, saves and ends, within {_END:g} s. Ctrl-C kills it.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    try:
+        process.wait(_END)
+    except subprocess.TimeoutExpired:
+        console.print(
+            f"{said}: expected it to end within {_END:g} s, it had not, and was "
+            "killed. A validation that takes longer, or a solver that hangs, is the "
+            "usual cause: its log says. The same command runs it anew, with fewer "
+            "--data.held_out or with --data.faults.step_timeout if need be.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _environment() -> Mapping[str, str]:

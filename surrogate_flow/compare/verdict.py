@@ -23,7 +23,7 @@ _ERROR = "val_relative_l2"
 _COLUMNS = {
     "batches": "batches",
     "samples": "samples trained",
-    "unique_samples": "different samples there",
+    "unique_samples": "different samples drawn",
     "simulations": "simulations",
     "samples_per_second": "samples/s",
     "training_seconds": "seconds of training",

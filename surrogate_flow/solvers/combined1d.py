@@ -48,7 +48,8 @@ class Combined1D(Solver):
     steps : int
         Number of steps of a simulation; default 250. The initial state is not one.
     time_step : float
-        Time between two steps, in s; default 0.016. Step k is at ``k * time_step``.
+        Time between two steps, in s; default 0.016. Step k is at
+        ``(k + 1) * time_step``.
     alpha, beta, gamma : tuple of float
         Ranges of the coefficients of advection (no unit), diffusion (m²/s) and
         dispersion (m³/s); the first two not negative. With two equal ends a coefficient

@@ -47,7 +47,8 @@ class GrayScott2D(Solver):
     steps : int
         Number of steps of a simulation; default 50. The initial state is not one.
     time_step : float
-        Time between two steps, in s; default 40.0. Step k is at ``k * time_step``.
+        Time between two steps, in s; default 40.0. Step k is at
+        ``(k + 1) * time_step``.
     diffusivities : tuple of float
         Dᵤ and Dᵥ, in m²/s; default (2e-5, 1e-5).
     feed, kill : tuple of float

@@ -37,7 +37,8 @@ class Heat2D(Solver):
     steps : int
         Number of steps of a simulation; default 100. The initial state is not one.
     time_step : float
-        Time between two steps, in s; default 0.01. Step k is at ``k * time_step``.
+        Time between two steps, in s; default 0.01. Step k is at
+        ``(k + 1) * time_step``.
     diffusivity : float
         a, in m²/s; default 1.0.
     low, high : float

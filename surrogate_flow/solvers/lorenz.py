@@ -38,7 +38,7 @@ class Lorenz(Solver):
         Number of steps of a simulation; default 400. The initial state is not one.
     time_step : float
         Time between two steps, without dimension; default 0.01. Step k is at
-        ``k * time_step``.
+        ``(k + 1) * time_step``.
     sigma, rho, beta : tuple of float
         Bounds of each; default (9.0, 11.0), (20.0, 36.0) and (2.0, 3.0), which hold
         the classic 10, 28, 8/3. None may be negative: states would grow without end.

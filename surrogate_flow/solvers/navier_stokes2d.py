@@ -45,7 +45,7 @@ class NavierStokes2D(Solver):
     steps : int
         Number of steps of a simulation; default 30. The initial state is not one.
     time_step : float
-        Time between two steps, in s; default 1.0. Step k is at ``k * time_step``.
+        Time between two steps, in s; default 1.0. Step k is at ``(k + 1) * time_step``.
     modes : int
         Number of modes of the initial vorticity; default 24, which are all of wave
         vectors up to (2, 2), with 92 % of the variance of the whole field.
