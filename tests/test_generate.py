@@ -118,13 +118,17 @@ def test_again_nothing_is_simulated_and_more_can_be_added(heat, tmp_path):
     assert before.items() <= after.items()
 
 
-def test_what_has_lost_a_chunk_is_simulated_again(heat, tmp_path):
-    """A file that is gone comes back as it was; all else stays."""
+@pytest.mark.parametrize("what", ["gone", "cut off", "empty"])
+def test_what_has_lost_a_chunk_is_simulated_again(heat, tmp_path, what):
+    """A file that is gone, or lost its end, comes back as it was; all else stays."""
     generated, data = heat
     path = shutil.copytree(generated, tmp_path / "heat.zarr")
     (gone, *_) = path.glob("temperature/c.4.*")
     bytes_ = gone.read_bytes()
-    gone.unlink()
+    if what == "gone":
+        gone.unlink()
+    else:
+        gone.write_bytes(bytes_[:-1] if what == "cut off" else b"")
     generation = Generation(data, path)
     assert [s.number for s in generation.missing] == [4]
     assert generation.run().done == 11

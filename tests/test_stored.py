@@ -246,6 +246,26 @@ def truncated(path):
     chunk.write_bytes(chunk.read_bytes()[:-3])
 
 
+def emptied(path):
+    (path / "u" / "c.5.1.0").write_bytes(b"")
+
+
+def flipped(path):
+    chunk = path / "u" / "c.5.1.0"
+    content = bytearray(chunk.read_bytes())
+    content[-6] ^= 1
+    chunk.write_bytes(content)
+
+
+def no_parameters(path):
+    (path / "phase" / "c.0").unlink()
+
+
+def parameters_cut_off(path):
+    chunk = path / "phase" / "c.0"
+    chunk.write_bytes(chunk.read_bytes()[:-3])
+
+
 def other_format(path):
     zarr.open_group(path, mode="r+").attrs["format"] = 7
 
@@ -264,8 +284,12 @@ def garbled(path):
 
 
 DAMAGES = {
-    cut_off: "cut off: 1 chunks .* u/c.5.1.0 first",
-    truncated: "simulation 5 cannot be read",
+    cut_off: "cut off: 1 chunks .* u/c.5.1.0 of simulation 5 first",
+    truncated: "cut off: 1 chunks .* u/c.5.1.0 of simulation 5 first",
+    emptied: "cut off: 1 chunks .* u/c.5.1.0 of simulation 5 first",
+    flipped: "simulation 5 cannot be read: u/c.5.1.0 is damaged",
+    no_parameters: "damaged .*phase/c.0",
+    parameters_cut_off: "damaged",
     other_format: "of format 1, got 7",
     no_spec: "damaged",
     empty: "none of its 21 training simulations is whole",
