@@ -125,6 +125,11 @@ class Generation:
         finally:
             self.archive.spend(study.inlet.counters().worked)
             study.close()
+            self.close()
+
+    def close(self) -> None:
+        """Let other processes add to the data set; may be called again."""
+        self.archive.release()
 
     def _set_aside(self, simulation: int) -> None:
         assert self._study is not None, "only a study has failures"
@@ -183,6 +188,7 @@ def generate(data: OnlineData, path: Path, console: Console) -> bool:
         if failed:
             table = generation.folder / "failures.csv"
             console.print(f"{failed} simulations failed for good: {table}", style="red")
+    generation.close()
     for line in _summary(archive, len(generation.planned)):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     return ended

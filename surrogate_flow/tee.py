@@ -74,11 +74,12 @@ class Tee:
                 logger.error("%s: not marked as failed (%s).", simulation, error)
 
     def close(self) -> None:
-        """Say how complete it is, once."""
+        """Say how complete it is, once, and let others add to it."""
         if self._archive is None or self._told:
             return
         self._told = True
         archive = self._archive
+        archive.release()
         try:
             whole = len(archive.whole())
         except ArchiveError as error:

@@ -1,5 +1,9 @@
 """The files of a data set: which are cut off, and how it grows."""
 
+import errno
+import fcntl
+import os
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -8,22 +12,22 @@ from test_stored import HELD_OUT, TRAINING, write
 from troubled import Wave
 from zarr.codecs import ZstdCodec
 
-from surrogate_flow.archive import Archive, planned
+from surrogate_flow.archive import Archive, ArchiveError, archive, planned
 from surrogate_flow.archive.chunks import is_whole
+from surrogate_flow.hold import Hold
 from surrogate_flow.sampling import Uniform
 
 
 def again(path, simulations=TRAINING):
     """The same study, or a larger one, once more."""
-    archive, _ = planned(
+    return planned(
         path,
         Wave(),
         Uniform(),
         held_out=HELD_OUT,
         simulations=simulations,
         workflow="wave",
-    )
-    return archive
+    )[0]
 
 
 @pytest.mark.parametrize("size", [1, 70, 1000, 300_000])
@@ -74,10 +78,67 @@ def test_growth_that_was_cut_off_is_done_again(tmp_path, count, monkeypatch):
         else:
             assert count == 5
     for simulations in (TRAINING - 1, TRAINING + 6):
-        again(path, simulations)
-        archive = Archive(path)
-        assert len(archive.whole()) == HELD_OUT + TRAINING
-        np.testing.assert_array_equal(archive.parameters[: len(before)], before)
-    assert len(set(archive.parameters[:, 0])) == archive.simulations == 30
+        again(path, simulations).release()
+        grown = Archive(path)
+        assert len(grown.whole()) == HELD_OUT + TRAINING
+        np.testing.assert_array_equal(grown.parameters[: len(before)], before)
+    assert len(set(grown.parameters[:, 0])) == grown.simulations == 30
     with xr.open_zarr(path) as written:
         assert written.sizes["simulation"] == 30
+
+
+def test_one_process_at_a_time_adds_to_a_data_set(tmp_path):
+    """The second is refused until the first lets go, which leaves no file."""
+    path = write(tmp_path / "wave.zarr", Wave())
+    first = again(path)
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
+    with pytest.raises(ArchiveError, match=rf"another run: process {os.getpid()} on "):
+        again(path, TRAINING + 6)
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
+    assert len(Archive(path).whole()) == HELD_OUT + TRAINING
+    first.release()
+    assert not list(path.glob(".*"))
+    assert again(path, TRAINING + 6).simulations == HELD_OUT + TRAINING + 6
+
+
+def test_who_waits_for_a_lock_that_is_removed_gets_another(tmp_path, monkeypatch):
+    """Opened before its holder removed it, locked after: nobody else would see that lock."""
+    first, flock = Hold.of(tmp_path), fcntl.flock
+
+    def late(file, operation):
+        first.release(remove=True)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    second = Hold.of(tmp_path)
+    third = Hold.of(tmp_path)
+    assert (second.mine, third.mine) == (True, False)
+    assert str(os.getpid()) in third.other
+
+
+def test_two_that_create_it_at_the_same_moment(tmp_path, monkeypatch):
+    """The second one finds that of the first, and says so."""
+    path, found = tmp_path / "wave.zarr", []
+    create = archive.create
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(archive, "create", create)
+        found.append(again(path))
+        create(*arguments)
+
+    monkeypatch.setattr(archive, "create", overtaken)
+    with pytest.raises(ArchiveError, match="written by another run"):
+        again(path)
+    assert found[0].simulations == HELD_OUT + TRAINING
+    assert [p.name for p in tmp_path.iterdir()] == ["wave.zarr"]
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
+    """It is written all the same, with a warning."""
+
+    def refused(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    again(tmp_path / "wave.zarr")
+    assert "wave.zarr cannot be locked" in caplog.text

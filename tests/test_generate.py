@@ -237,6 +237,7 @@ def test_an_online_run_leaves_the_same_data_set(heat, tmp_path, monkeypatch):
         xr.testing.assert_identical(generated.drop_attrs(), teed.drop_attrs())
         for name in ("solver", "sampler", "spec", "held_out"):
             assert generated.attrs[name] == teed.attrs[name]
+    assert not list(tee.glob(".*"))
     # And generate sees that nothing is missing.
     assert Generation(study(sampler=Sobol(seed=2)), tee).missing == []
 
@@ -298,20 +299,30 @@ def begun(folder, words):
 
 
 def test_killed_half_way_it_goes_on_where_it_was(tmp_path):
-    """SIGKILL: whole simulations do not run again, others do, and the fields are the solver's."""
+    """SIGKILL: whole simulations do not run again, others do, and the fields are the solver's.
+
+    Until then no other process may write there; its lock dies with it.
+    """
     process, children = begun(tmp_path, workflow(tmp_path))
+    path, notes = tmp_path / "noted.zarr", tmp_path / "notes"
+    data = study(Noted(str(notes)), simulations=40, name="noted")
+    store = partial(FIFO, capacity=40)
+    teeing = study(data.solver, simulations=40, archive=path, reservoir=store)
+    named = f"noted.zarr is written by another run: process {process.pid} on "
+    for second in (lambda: Generation(data, path), lambda: teeing.setup("fit")):
+        with pytest.raises(ArchiveError, match=named):
+            second()
+    teeing.close()
     process.kill()
     process.communicate(timeout=30)
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
-    path, notes = tmp_path / "noted.zarr", tmp_path / "notes"
     # A worker that dies while it writes leaves this.
     (path / "u" / "c.41.0.0123.partial").write_bytes(b"half")
     whole = set(Archive(path).whole())
     assert 3 <= len(whole) < 42
     first = notes.read_text().splitlines()
     notes.unlink()
-    data = study(Noted(str(notes)), simulations=40, name="noted")
     assert generate(data, path, Console(quiet=True))
     again = notes.read_text().splitlines()
     phases = [repr(p["phase"]) for p in parameters(data)]
@@ -336,7 +347,7 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     assert "Type the same command again" in output
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 @pytest.mark.skipif(not may_mount(), reason="the kernel forbids user namespaces")

@@ -64,6 +64,7 @@ def write(path, solver, simulations=TRAINING, leave=()):
             crossing = Crossing(solver.spec, row.number)
             for step, dataset in enumerate(solver.solve(row.parameters)):
                 writing.write(crossing.convert(dataset, step))
+    archive.release()
     return path
 
 

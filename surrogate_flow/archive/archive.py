@@ -15,11 +15,11 @@ from jaxtyping import Float32, Float64, Int
 from surrogate_flow.archive import layout
 from surrogate_flow.archive.chunks import lost_chunks, names_of
 from surrogate_flow.archive.errors import ArchiveError
-from surrogate_flow.archive.folder import create, opened
+from surrogate_flow.archive.folder import create, held, opened
 from surrogate_flow.archive.provenance import FORMAT, Provenance
 from surrogate_flow.archive.writer import ABSENT, FAILED, STATE, WHOLE, Writer
 from surrogate_flow.fields import FieldSpec
-from surrogate_flow.hold import LOCK, Hold
+from surrogate_flow.hold import Hold
 from surrogate_flow.simulation import Simulation
 
 __all__ = ["Archive"]
@@ -58,6 +58,7 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._group: Any = opened(path)
+        self._hold: Hold | None = None
         self.attributes: dict[str, Any] = dict(self._group.attrs)
         got = self.attributes.get("format")
         if got != FORMAT:
@@ -91,6 +92,8 @@ class Archive:
     ) -> Self:
         """Create a data set, or go on with one of the same simulations.
 
+        No other process can do so until `release`, or the end of this one.
+
         Parameters
         ----------
         path : Path
@@ -101,7 +104,8 @@ class Archive:
         Raises
         ------
         ArchiveError
-            If it is of other simulations, or cannot be written.
+            If it is of other simulations, cannot be written, or another process adds
+            to it.
         """
         parameters = [simulation.parameters for simulation in simulations]
         vectors = np.array([provenance.spec.vector(p) for p in parameters])
@@ -109,10 +113,12 @@ class Archive:
             try:
                 create(path, provenance, parameters)
             except OSError as error:
-                raise ArchiveError(
-                    f"{path} cannot be written ({error}). Make room there, or name "
-                    "another place."
-                ) from error
+                # Unless another process has just created it.
+                if not path.exists():
+                    raise ArchiveError(
+                        f"{path} cannot be written ({error}). Make room there, or name "
+                        "another place."
+                    ) from error
         archive = cls(path)
         provenance.require_same(archive.attributes, str(path))
         common = min(len(vectors), archive.simulations)
@@ -127,13 +133,27 @@ class Archive:
             )
         if not os.access(path, os.W_OK):
             raise ArchiveError(f"{path} is not writable for you: give another path.")
-        archive._tidy()
-        grown = len(vectors) - archive.simulations
-        if grown > 0 or (grown == 0 and not archive._even):
-            layout.add_rows(archive._group, archive.spec, parameters, archive.held_out)
-            layout.consolidate(path)
+        hold = held(path)
+        try:
+            # As the last process has left it.
             archive = cls(path)
+            grown = len(vectors) - archive.simulations
+            if grown > 0 or (grown == 0 and not archive._even):
+                layout.add_rows(
+                    archive._group, archive.spec, parameters, archive.held_out
+                )
+                layout.consolidate(path)
+                archive = cls(path)
+        except BaseException:
+            hold.release(remove=True)
+            raise
+        archive._hold = hold
         return archive
+
+    def release(self) -> None:
+        """Let other processes add to it; may be called again."""
+        if self._hold is not None:
+            self._hold.release(remove=True)
 
     @property
     def _even(self) -> bool:
@@ -141,17 +161,6 @@ class Archive:
         names = [p.name for p in self.spec.parameters]
         sizes = {self._group[n].shape[0] for n in (*names, layout.ROW)}
         return sizes | {a.shape[0] for a in self._arrays} == {self.simulations}
-
-    def _tidy(self) -> None:
-        """Remove halves of chunks that killed processes have left."""
-        hold = Hold.of(self.path)
-        try:
-            if hold.mine:
-                for part in self.path.glob("*/*.partial"):
-                    part.unlink(missing_ok=True)
-        finally:
-            hold.release()
-            (self.path / LOCK).unlink(missing_ok=True)
 
     @property
     def writer(self) -> Writer:

@@ -1,7 +1,8 @@
-"""The folder of a data set, which appears as a whole."""
+"""The folder of a data set: it appears as a whole, and one process adds to it."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -14,8 +15,11 @@ import zarr
 from surrogate_flow.archive import layout
 from surrogate_flow.archive.errors import ArchiveError
 from surrogate_flow.archive.provenance import Provenance
+from surrogate_flow.hold import Hold
 
-__all__ = ["create", "opened"]
+__all__ = ["create", "held", "opened"]
+
+logger = logging.getLogger(__name__)
 
 
 def opened(path: Path) -> Any:
@@ -57,3 +61,34 @@ def create(path: Path, provenance: Provenance, parameters: Sequence[Any]) -> Non
         os.rename(part, path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def held(path: Path) -> Hold:
+    """Keep other processes from adding to a data set, and tidy it.
+
+    The workers of this one, wherever they are, write without asking. The kernel takes
+    the lock back from a process that is killed.
+
+    Raises
+    ------
+    ArchiveError
+        If another process adds to it now, which is named.
+    """
+    hold = Hold.of(path)
+    if hold.other:
+        raise ArchiveError(
+            f"{path} is written by another run: {hold.other}. Nothing was changed in "
+            "it. Wait until that has ended, or end it, and type this again; or give "
+            "another path."
+        )
+    if hold.mine:
+        for part in path.glob("*/*.partial"):
+            # Half a chunk that a killed process has left.
+            part.unlink(missing_ok=True)
+    else:
+        logger.warning(
+            "%s cannot be locked, which its file system does not allow: start no "
+            "second run that writes there.",
+            path,
+        )
+    return hold
