@@ -213,11 +213,16 @@ def _summary(archive: Archive, planned: int) -> Iterator[str]:
 
 @contextmanager
 def _told_to_stop() -> Iterator[threading.Event]:
-    """Have the first Ctrl-C, or SIGTERM, set an event; the second one raises."""
+    """Have the first Ctrl-C, or any SIGTERM, set an event; a second Ctrl-C raises.
+
+    SIGTERM is what a batch system sends before it kills, and often more than once.
+    """
     told = threading.Event()
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signum, before[signal.Signals(signum)])
+        if signum == signal.SIGINT:
+            logger.warning("Ctrl-C: ending in order. Once more to leave at once.")
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
         told.set()
 
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}

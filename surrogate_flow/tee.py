@@ -68,10 +68,7 @@ class Tee:
     def fail(self, simulation: int) -> None:
         """Mark a simulation that failed for good."""
         if self._archive is not None:
-            try:
-                self._archive.fail(simulation)
-            except OSError as error:
-                logger.error("%s: not marked as failed (%s).", simulation, error)
+            self._archive.fail(simulation)
 
     def close(self) -> None:
         """Say how complete it is, once, and let others add to it."""

@@ -14,6 +14,7 @@ from zarr.codecs import ZstdCodec
 
 from surrogate_flow.archive import Archive, ArchiveError, archive, planned
 from surrogate_flow.archive.chunks import is_whole
+from surrogate_flow.archive.writer import ABSENT, FAILED, WHOLE
 from surrogate_flow.hold import Hold
 from surrogate_flow.sampling import Uniform
 
@@ -142,3 +143,16 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "flock", refused)
     again(tmp_path / "wave.zarr")
     assert "wave.zarr cannot be locked" in caplog.text
+
+
+def test_a_failure_that_cannot_be_marked_ends_nothing(tmp_path, caplog):
+    """A disk that refuses is logged, with the simulation."""
+    path = write(tmp_path / "wave.zarr", Wave(), leave=(5, 6))
+    written = again(path)
+    (path / "state" / "c.5").mkdir()
+    written.fail(5)
+    assert "simulation 5 was not marked as failed" in caplog.text
+    written.fail(6)
+    written.fail(7)
+    (path / "state" / "c.5").rmdir()
+    assert written.states()[4:8].tolist() == [WHOLE, ABSENT, FAILED, WHOLE]

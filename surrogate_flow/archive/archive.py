@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int
 
 from surrogate_flow.archive import layout
-from surrogate_flow.archive.chunks import lost_chunks, names_of
+from surrogate_flow.archive.chunks import is_sound, lost_chunks, names_of
 from surrogate_flow.archive.errors import ArchiveError
 from surrogate_flow.archive.folder import create, held, opened
 from surrogate_flow.archive.provenance import FORMAT, Provenance
@@ -183,9 +183,20 @@ class Archive:
         return [int(n) for n in np.flatnonzero(self.states() == WHOLE)]
 
     def fail(self, simulation: int) -> None:
-        """Mark a simulation that failed for good, unless it is whole."""
-        if self._state[simulation] != WHOLE:
-            self._state[simulation] = FAILED
+        """Mark a simulation that failed for good, unless it is whole.
+
+        A disk that refuses is logged: unmarked it counts as absent, which is as good.
+        """
+        try:
+            if self._state[simulation] != WHOLE:
+                self._state[simulation] = FAILED
+        except (OSError, ValueError, RuntimeError) as error:
+            logger.error(
+                "%s: simulation %d was not marked as failed (%s).",
+                self.path,
+                simulation,
+                error,
+            )
 
     @property
     def solver_seconds(self) -> float:
@@ -258,27 +269,21 @@ class Archive:
         self, simulation: int, first: int, stop: int, why: str
     ) -> ArchiveError:
         """Return an error that names the first chunk that is damaged."""
+        where = f"{self.path}: steps {first} to {stop - 1} of simulation {simulation}"
         size, dims = self.chunk_steps, len(self.spec.dims)
         chunks = range(first // size, -(-stop // size))
         for variable, array in zip(self.spec.variables, self._arrays, strict=True):
             names = names_of(variable.name, simulation, chunks, dims)
             for k, name in zip(chunks, names, strict=True):
-                try:
-                    steps = array[simulation, k * size : (k + 1) * size]
-                    damaged = not np.isfinite(steps).all()
-                except (OSError, ValueError, RuntimeError):
-                    damaged = True
-                if damaged:
+                if not is_sound(array, simulation, slice(k * size, (k + 1) * size)):
                     return ArchiveError(
-                        f"{self.path}: steps {first} to {stop - 1} of simulation "
-                        f"{simulation} cannot be read: {name} is damaged or missing "
-                        f"({why}). Copy the data set again, or delete that file and "
-                        "type the command that generated it."
+                        f"{where} cannot be read: {name} is damaged or missing ({why})."
+                        " Copy the data set again, or delete that file and type the "
+                        "command that generated it."
                     )
         return ArchiveError(
-            f"{self.path}: steps {first} to {stop - 1} of simulation {simulation} "
-            f"could not be read ({why}), and now they can: the disk did not answer for "
-            "a while. Try again."
+            f"{where} could not be read ({why}), and now they can: the disk did not "
+            "answer for a while. Try again."
         )
 
     def size(self) -> int:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from surrogate_flow.archive.errors import ArchiveError
 
-__all__ = ["is_whole", "lost_chunks", "names_of"]
+__all__ = ["is_sound", "is_whole", "lost_chunks", "names_of"]
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _RLE = 1  # the kind of a block that is one byte, repeated
@@ -83,6 +86,14 @@ def is_whole(chunk: Path) -> bool:
         return _frame_length(file) == os.fstat(file).st_size
     finally:
         os.close(file)
+
+
+def is_sound(array: Any, simulation: int, steps: slice) -> bool:
+    """Whether some steps can be read, and none is missing."""
+    try:
+        return bool(np.isfinite(array[simulation, steps]).all())
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def _frame_length(file: int) -> int:
