@@ -15,6 +15,7 @@ from zarr.codecs import ZstdCodec
 from surrogate_flow.archive.errors import ArchiveError
 from surrogate_flow.archive.writer import STATE
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.hold import LOCK
 from surrogate_flow.quantities import attributes
 
 __all__ = [
@@ -149,6 +150,7 @@ def consolidate(folder: Path) -> None:
     with warnings.catch_warnings():
         # It is no part of the format yet, and ignored by who does not know it.
         warnings.filterwarnings("ignore", "Consolidated metadata")
+        warnings.filterwarnings("ignore", f"Object at {LOCK} ")
         zarr.consolidate_metadata(folder)
 
 
