@@ -59,6 +59,7 @@ class StoredData(TrainingData):
 
     repeats = True
 
+    tests_apart = False
     def __init__(
         self,
         path: Path,
@@ -227,7 +228,10 @@ class StoredData(TrainingData):
         return self._loader
 
     def val_dataloader(self) -> HeldOut:
-        """Return the batches of the held-out simulations; a data set has one such set.
+        """Return the batches of the held-out simulations.
+
+        A data set has one such set: ``test`` takes those that ``best.ckpt`` was chosen
+        by, and says so.
 
         Raises
         ------

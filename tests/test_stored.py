@@ -344,7 +344,8 @@ def test_fit_from_a_data_set_by_the_command_line(tmp_path, monkeypatch, capsys):
     assert rmse < constant / 3
     assert "mean over 3 simulations" in printed
     error = next(line for line in printed.splitlines() if "Validation error" in line)
-    for command in ("validate", "test"):
-        main(f"{command} {words} --ckpt_path {run}/checkpoints/last.ckpt".split())
-        again = capsys.readouterr().out
-        assert error.split("error: ")[1].split("%")[0][:4] in again
+    for again in ("validate", "test"):
+        main(f"{again} {words} --ckpt_path {run}/checkpoints/last.ckpt".split())
+        said = capsys.readouterr().out
+        assert error.split("error: ")[1].split("%")[0][:4] in said
+        assert ("by which best.ckpt was chosen" in said) == (again == "test")
