@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import zarr
 from pytorch_lightning.callbacks import ModelCheckpoint
 from recorder import Recorder
 from troubled import STEPS, Wave
+from test_end_to_end import command, environment
+from test_ranks import TWO
 
 from surrogate_flow.archive import Archive, ArchiveError, layout, planned
 from surrogate_flow.cli import main
@@ -282,6 +285,47 @@ def empty(path):
 
 def garbled(path):
     (path / "zarr.json").write_text("{")
+
+@pytest.mark.timeout(150)
+def test_two_ranks_train_each_sample_once_an_epoch(tmp_path):
+    """DDP over gloo, by the command line: each has its share, and as many steps as the other."""
+    path = write(tmp_path / "wave.zarr", Wave())
+    words = command("fit", "--data", "wave.zarr", "--model", "fully_connected")
+    words += ["--data.batch_size=7", "--trainer.max_epochs=2", *TWO]
+    words += ["--trainer.callbacks+=recorder.Recorder"]
+    words += [f"--trainer.callbacks.path={tmp_path / 'batches'}"]
+    done = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ranks = [
+        [
+            json.loads(line)
+            for line in (tmp_path / f"batches.{k}").read_text().splitlines()
+        ]
+        for k in range(2)
+    ]
+    length = -(-(TRAINING // 2 + 1) * STEPS // 7)
+    for rank in ranks:
+        assert [step for step, _ in rank] == list(range(2 * length))
+    for epoch in range(2):
+        shares = [
+            Counter(
+                (round(p, 5), int(s))
+                for _, batch in rank[epoch * length : (epoch + 1) * length]
+                for p, s in batch
+            )
+            for rank in ranks
+        ]
+        assert shares[0] + shares[1] == expected(path, range(STEPS))
+        assert abs(shares[0].total() - shares[1].total()) == STEPS
+    assert f"mean over {HELD_OUT} simulations" in done.stdout
+
 
 
 DAMAGES = {
