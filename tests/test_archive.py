@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -19,12 +20,12 @@ from surrogate_flow.hold import Hold
 from surrogate_flow.sampling import Uniform
 
 
-def again(path, simulations=TRAINING):
+def again(path, simulations=TRAINING, sampler=None):
     """The same study, or a larger one, once more."""
     return planned(
         path,
         Wave(),
-        Uniform(),
+        sampler or Uniform(),
         held_out=HELD_OUT,
         simulations=simulations,
         workflow="wave",
@@ -55,6 +56,28 @@ def test_a_chunk_is_whole_if_no_byte_is_missing(tmp_path, size, values):
         assert not is_whole(chunk)
     chunk.unlink()
     assert not is_whole(chunk)
+
+
+class Moody(Uniform):
+    """A sampler that draws otherwise after a while, whatever its recipe says."""
+
+    backwards = False
+
+    def parameters(self, bounds):
+        drawn = list(islice(super().parameters(bounds), 99))
+        return iter(drawn[::-1] if self.backwards else drawn)
+
+
+def test_a_sampler_that_draws_otherwise_is_refused(tmp_path, monkeypatch):
+    """The first simulation that differs is named, and nothing is changed."""
+    path = tmp_path / "wave.zarr"
+    again(path, sampler=Moody()).release()
+    again(path, sampler=Moody()).release()
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
+    monkeypatch.setattr(Moody, "backwards", True)
+    with pytest.raises(ArchiveError, match=f"parameters for simulation {HELD_OUT}:"):
+        again(path, sampler=Moody())
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
 
 
 @pytest.mark.parametrize("count", range(6))
