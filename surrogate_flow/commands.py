@@ -288,6 +288,8 @@ def _cli(kind: type[SurrogateCLI], words: Sequence[str]) -> SurrogateCLI:
                 "Train a deep surrogate of a solver while its simulations run. "
                 "--data and --model take a recipe: a YAML file, or the name of a "
                 "shipped one (heat2d, fully_connected); --data also a data set. "
+                "'test' simulates anew; of a data set it takes the held-out "
+                "simulations, by which best.ckpt was chosen. "
                 "Three commands have a --help of their own: "
                 "'surrogate-flow plan' says what a study would ask of its cluster, "
                 "'surrogate-flow generate' writes its simulations to a data set, "

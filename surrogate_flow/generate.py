@@ -127,6 +127,11 @@ class Generation:
             self._ended = time.monotonic()
             self.archive.spend(study.inlet.counters().worked)
             study.close()
+            self.close()
+
+    def close(self) -> None:
+        """Let other processes add to the data set; may be called again."""
+        self.archive.release()
 
     def _set_aside(self, simulation: int) -> None:
         assert self._study is not None, "only a study has failures"
@@ -186,6 +191,7 @@ def generate(data: OnlineData, path: Path, console: Console) -> bool:
         if failed:
             table = generation.folder / "failures.csv"
             console.print(f"{failed} simulations failed for good: {table}", style="red")
+    generation.close()
     for line in _summary(archive, len(generation.planned)):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     return ended
@@ -210,11 +216,16 @@ def _summary(archive: Archive, planned: int) -> Iterator[str]:
 
 @contextmanager
 def _told_to_stop() -> Iterator[threading.Event]:
-    """Have the first Ctrl-C, or SIGTERM, set an event; the second one raises."""
+    """Have the first Ctrl-C, or any SIGTERM, set an event; a second Ctrl-C raises.
+
+    SIGTERM is what a batch system sends before it kills, and often more than once.
+    """
     told = threading.Event()
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signum, before[signal.Signals(signum)])
+        if signum == signal.SIGINT:
+            logger.warning("Ctrl-C: ending in order. Once more to leave at once.")
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
         told.set()
 
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}

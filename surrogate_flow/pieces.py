@@ -38,6 +38,11 @@ class Piece:
         """How many are read."""
         return self.stop - self.first
 
+    def rounded(self, chunk_steps: int, steps: int) -> int:
+        """Return how many come from the disk, where whole chunks are read."""
+        first = self.first // chunk_steps * chunk_steps
+        return min(steps, -(-self.stop // chunk_steps) * chunk_steps) - first
+
 
 @dataclass(frozen=True)
 class Table:

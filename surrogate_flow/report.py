@@ -97,6 +97,11 @@ def _errors(stage: str, trainer: L.Trainer, held_out: HeldOut) -> list[str]:
         f"{title} error: {float(metrics[f'{stage}_relative_l2']):.2%} relative "
         f"(L2, mean over {count} simulations)"
     ]
+    if stage == "test" and isinstance(data, TrainingData) and not data.tests_apart:
+        lines.append(
+            "  of the held-out simulations of the data set, by which best.ckpt was "
+            "chosen: test with the workflow as --data for fresh ones"
+        )
     for variable, spread in zip(
         held_out.spec.variables, held_out.spread(), strict=True
     ):

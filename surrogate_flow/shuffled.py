@@ -17,7 +17,7 @@ from surrogate_flow.windows import Window
 __all__ = ["Shuffled"]
 
 _Steps = Float32[np.ndarray, "time channel *space"]
-_Reading = tuple[_Steps, list[Future[None]]]
+_Reading = tuple[_Steps, list[Future[int]]]
 
 
 class Shuffled:
@@ -26,6 +26,11 @@ class Shuffled:
     What fits into `memory` is read once and stays there; every epoch is a new
     permutation of all windows. Of more, the pieces are permuted, and read ahead in
     blocks of half the memory; the windows of a block are permuted together.
+
+    A simulation larger than a sixteenth of the memory is cut into pieces of that size,
+    of k chunks, at least one. Windows that reach into the next piece have its first
+    chunks read for both: 1 + ceil((span - 1) / chunk_steps) / k times the bytes, at
+    most. Windows of one step, and whole simulations, are read once.
 
     Parameters
     ----------
@@ -83,8 +88,10 @@ class Shuffled:
                 f"data.memory: expected at least {2 * largest * spec.step_bytes} bytes "
                 f"(twice the {largest} steps that are read at once), got {memory}."
             )
+        self._steps = total
         self.windows = sum(len(piece.windows) for piece in self._pieces)
-        #: Bytes of fields read since the beginning.
+        #: Bytes of fields read in an epoch, and since the beginning.
+        self.each = sum(map(self._bytes, self._pieces))
         self.read = 0
         self._readers = ThreadPoolExecutor(threads, "reader")
         # The block that was read first, until it is used; for ever if that is all.
@@ -93,6 +100,21 @@ class Shuffled:
     def close(self) -> None:
         """Read no more; may be called again."""
         self._readers.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def how(self) -> str:
+        """How the data set is read, in words."""
+        if self.fits:
+            return "kept in memory"
+        again = self.each / (self._steps * self._archive.spec.step_bytes)
+        words = "read anew in each epoch"
+        if again <= 1:
+            return words
+        return (
+            f"{words}, {again:.2f} times as many bytes: windows of {self._window.span} "
+            "steps cross the borders of what is read at once; more data.memory makes "
+            "that fewer"
+        )
 
     def moments(self) -> tuple[int, Float[np.ndarray, ""], Float[np.ndarray, ""]]:
         """Return number, mean and std of the fields: of all, or of the first block."""
@@ -154,6 +176,11 @@ class Shuffled:
             self._first = None
         return first[2], []
 
+    def _bytes(self, piece: Piece) -> int:
+        archive = self._archive
+        steps = piece.rounded(archive.chunk_steps, archive.spec.steps)
+        return steps * archive.spec.step_bytes
+
     def _begin(self, block: Sequence[Piece]) -> _Reading:
         spec = self._archive.spec
         count = sum(piece.steps for piece in block)
@@ -165,20 +192,18 @@ class Shuffled:
             at += piece.steps
         return steps, futures
 
-    def _read(self, piece: Piece, out: _Steps) -> None:
+    def _read(self, piece: Piece, out: _Steps) -> int:
         self._archive.read(piece.simulation, piece.first, out)
+        return self._bytes(piece)
 
     def _taken(self, reading: _Reading) -> _Steps:
         steps, futures = reading
         try:
-            for future in futures:
-                future.result()
+            self.read += sum(future.result() for future in futures)
         except BaseException:
             for future in futures:
                 future.cancel()
             raise
-        if futures:
-            self.read += steps.nbytes
         if self.fits:
             self._first = (0, 0, steps)
         return steps

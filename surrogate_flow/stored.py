@@ -30,9 +30,10 @@ class StoredData(TrainingData):
     """data set on disk -> shuffled batches, each sample once an epoch.
 
     What fits into `memory` is read once in all. Of a larger data set each chunk is read
-    once an epoch; where windows have several steps, those that reach from one piece
-    into the next have the steps there read for both. Threads read ahead while the
-    trainer works. Of several ranks each has its share of the simulations.
+    once an epoch, unless windows have several steps and a simulation is larger than a
+    sixteenth of the memory: then chunks at the borders of its pieces are read twice,
+    few where memory is many chunks; `Shuffled` has the bound. Threads read ahead while
+    the trainer works. Of several ranks each has its share of the simulations.
 
     Parameters
     ----------
@@ -58,6 +59,7 @@ class StoredData(TrainingData):
     """
 
     repeats = True
+    tests_apart = False
 
     def __init__(
         self,
@@ -174,14 +176,13 @@ class StoredData(TrainingData):
 
     def _say(self, count: int) -> None:
         assert self._samples is not None, "a fit has samples"
-        how = "kept in memory" if self._samples.fits else "read anew in each epoch"
         size = count * self.spec.steps * self.spec.step_bytes
         logger.info(
             "%s: %d simulations to train on, %s of fields, %s",
             self.path,
             count,
             format_bytes(size),
-            how,
+            self._samples.how,
         )
 
     def moments(
@@ -227,7 +228,10 @@ class StoredData(TrainingData):
         return self._loader
 
     def val_dataloader(self) -> HeldOut:
-        """Return the batches of the held-out simulations; a data set has one such set.
+        """Return the batches of the held-out simulations.
+
+        A data set has one such set: ``test`` takes those that ``best.ckpt`` was chosen
+        by, and says so.
 
         Raises
         ------

@@ -68,17 +68,15 @@ class Tee:
     def fail(self, simulation: int) -> None:
         """Mark a simulation that failed for good."""
         if self._archive is not None:
-            try:
-                self._archive.fail(simulation)
-            except OSError as error:
-                logger.error("%s: not marked as failed (%s).", simulation, error)
+            self._archive.fail(simulation)
 
     def close(self) -> None:
-        """Say how complete it is, once."""
+        """Say how complete it is, once, and let others add to it."""
         if self._archive is None or self._told:
             return
         self._told = True
         archive = self._archive
+        archive.release()
         try:
             whole = len(archive.whole())
         except ArchiveError as error:

@@ -53,6 +53,8 @@ class TrainingData(L.LightningDataModule, ABC):
         Number of held-out simulations, of all ranks, that errors are taken over.
     repeats : bool
         Whether each epoch brings the same samples again.
+    tests_apart : bool
+        Whether ``test`` has simulations of its own, which chose no checkpoint.
     """
 
     spec: FieldSpec
@@ -61,6 +63,7 @@ class TrainingData(L.LightningDataModule, ABC):
     held_out: HeldOut | None
     validated: int
     repeats: bool = False
+    tests_apart: bool = True
 
     @abstractmethod
     def moments(

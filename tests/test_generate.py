@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import xarray as xr
 import yaml
+import zarr
 from distributed import LocalCluster
 from rich.console import Console
 from test_end_to_end import command, environment
@@ -29,7 +31,7 @@ from surrogate_flow.cli import main
 from surrogate_flow.data import OnlineData
 from surrogate_flow.ensemble import EnsembleError
 from surrogate_flow.faults import Faults
-from surrogate_flow.generate import Generation, generate
+from surrogate_flow.generate import Generation, _told_to_stop, generate
 from surrogate_flow.reservoir import FIFO
 from surrogate_flow.sampling import Sobol, Uniform
 from surrogate_flow.solvers import Heat2D
@@ -118,13 +120,17 @@ def test_again_nothing_is_simulated_and_more_can_be_added(heat, tmp_path):
     assert before.items() <= after.items()
 
 
-def test_what_has_lost_a_chunk_is_simulated_again(heat, tmp_path):
-    """A file that is gone comes back as it was; all else stays."""
+@pytest.mark.parametrize("what", ["gone", "cut off", "empty"])
+def test_what_has_lost_a_chunk_is_simulated_again(heat, tmp_path, what):
+    """A file that is gone, or lost its end, comes back as it was; all else stays."""
     generated, data = heat
     path = shutil.copytree(generated, tmp_path / "heat.zarr")
     (gone, *_) = path.glob("temperature/c.4.*")
     bytes_ = gone.read_bytes()
-    gone.unlink()
+    if what == "gone":
+        gone.unlink()
+    else:
+        gone.write_bytes(bytes_[:-1] if what == "cut off" else b"")
     generation = Generation(data, path)
     assert [s.number for s in generation.missing] == [4]
     assert generation.run().done == 11
@@ -155,18 +161,81 @@ def test_another_study_is_refused_and_nothing_changed(heat, other):
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
 
 
-def test_another_version_of_the_solver_is_refused(tmp_path, monkeypatch):
-    """A data set is never of two sources of the same class."""
-    path, source = tmp_path / "wave.zarr", tmp_path / "mine.py"
+MINE = """from based import Base
+
+def speed():
+    return 1
+
+class Mine(Base):
+    pass
+"""
+BASED = "from troubled import Wave\n\nclass Base(Wave):\n    colour = 1\n"
+
+
+def imported(folder, monkeypatch, name, text):
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("edited", ["class", "helper"])
+def test_another_version_of_the_solver_is_refused(tmp_path, monkeypatch, edited):
+    """A data set is never of two sources of the same file; the file is named."""
+    path = tmp_path / "wave.zarr"
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    text = "from troubled import Wave\n\n\nclass Mine(Wave):\n    speed = 1\n"
-    source.write_text(text)
-    mine = importlib.import_module("mine")
-    Generation(study(mine.Mine()), path)
-    source.write_text(text.replace("speed = 1", "speed = 22"))
-    with pytest.raises(ArchiveError, match="another solver: expected source = "):
-        Generation(study(importlib.reload(mine).Mine()), path)
+    imported(tmp_path, monkeypatch, "based", BASED)
+    mine = imported(tmp_path, monkeypatch, "mine", MINE)
+    Generation(study(mine.Mine()), path).close()
+    Generation(study(mine.Mine()), path).close()
+    text = (
+        MINE.replace("pass", "q = 0") if edited == "class" else MINE.replace("1", "22")
+    )
+    mine = imported(tmp_path, monkeypatch, "mine", text)
+    with pytest.raises(
+        ArchiveError, match=r"another solver: expected sources\.mine = "
+    ):
+        Generation(study(mine.Mine()), path)
+
+
+def test_base_classes_of_the_same_package_are_part_of_the_version(
+    tmp_path, monkeypatch
+):
+    """An edit of the file of a base class is refused, in a package of its own."""
+    path, package = tmp_path / "wave.zarr", tmp_path / "equations"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    package.mkdir()
+    (package / "__init__.py").touch()
+    mine = MINE.replace("from based", "from equations.based")
+    for text in (BASED, BASED.replace("1", "22")):
+        for name in ("equations.based", "equations.mine", "equations"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        (package / "based.py").write_text(text)
+        (package / "mine.py").write_text(mine)
+        solver = importlib.import_module("equations.mine").Mine()
+        if text == BASED:
+            Generation(study(solver), path).close()
+    with pytest.raises(ArchiveError, match=r"expected sources\.equations\.based = "):
+        Generation(study(solver), path)
+    assert not {"surrogate_flow.solvers.solver", "abc"} & set(
+        json.loads(Archive(path).attributes["solver"])["sources"]
+    )
+
+
+def test_an_older_data_set_can_be_read_but_not_added_to(heat, tmp_path):
+    """It says why, and what to do; nothing is changed."""
+    generated, data = heat
+    path = shutil.copytree(generated, tmp_path / "heat.zarr")
+    attributes = zarr.open_group(path, mode="r+").attrs
+    solver = json.loads(attributes["solver"])
+    del solver["sources"]
+    attributes["solver"] = json.dumps({**solver, "source": "0123456789abcdef"})
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
+    with pytest.raises(ArchiveError, match="written by an older version"):
+        Generation(data, path)
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
+    assert len(Archive(path).whole()) == 11
 
 
 @pytest.mark.parametrize("what", ["folder", "file", "beneath a file", "no end"])
@@ -189,7 +258,7 @@ def test_places_that_cannot_be_written(tmp_path, what):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_failed_simulations_are_absent_and_marked(tmp_path):
+def test_failed_simulations_are_absent_and_marked(tmp_path, recwarn):
     """NaN in the fields, 'failed' in the state, a row in failures.csv beside the data set."""
     path = tmp_path / "wave.zarr"
     data = study(
@@ -207,6 +276,7 @@ def test_failed_simulations_are_absent_and_marked(tmp_path):
     with (tmp_path / "wave_generate" / "failures.csv").open(newline="") as file:
         rows = [int(row["simulation"]) for row in csv.DictReader(file)]
     assert sorted(rows) == failing
+    assert not [w for w in recwarn if "Zarr" in str(w.message)]
     # Typed again, they have another try.
     assert [s.number for s in Generation(data, path).missing] == failing
     data.faults = Faults(retries=0, max_failures=0)
@@ -233,6 +303,7 @@ def test_an_online_run_leaves_the_same_data_set(heat, tmp_path, monkeypatch):
         xr.testing.assert_identical(generated.drop_attrs(), teed.drop_attrs())
         for name in ("solver", "sampler", "spec", "held_out"):
             assert generated.attrs[name] == teed.attrs[name]
+    assert not list(tee.glob(".*"))
     # And generate sees that nothing is missing.
     assert Generation(study(sampler=Sobol(seed=2)), tee).missing == []
 
@@ -294,20 +365,30 @@ def begun(folder, words):
 
 
 def test_killed_half_way_it_goes_on_where_it_was(tmp_path):
-    """SIGKILL: whole simulations do not run again, others do, and the fields are the solver's."""
+    """SIGKILL: whole simulations do not run again, others do, and the fields are the solver's.
+
+    Until then no other process may write there; its lock dies with it.
+    """
     process, children = begun(tmp_path, workflow(tmp_path))
+    path, notes = tmp_path / "noted.zarr", tmp_path / "notes"
+    data = study(Noted(str(notes)), simulations=40, name="noted")
+    store = partial(FIFO, capacity=40)
+    teeing = study(data.solver, simulations=40, archive=path, reservoir=store)
+    named = f"noted.zarr is written by another run: process {process.pid} on "
+    for second in (lambda: Generation(data, path), lambda: teeing.setup("fit")):
+        with pytest.raises(ArchiveError, match=named):
+            second()
+    teeing.close()
     process.kill()
     process.communicate(timeout=30)
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
-    path, notes = tmp_path / "noted.zarr", tmp_path / "notes"
     # A worker that dies while it writes leaves this.
     (path / "u" / "c.41.0.0123.partial").write_bytes(b"half")
     whole = set(Archive(path).whole())
     assert 3 <= len(whole) < 42
     first = notes.read_text().splitlines()
     notes.unlink()
-    data = study(Noted(str(notes)), simulations=40, name="noted")
     assert generate(data, path, Console(quiet=True))
     again = notes.read_text().splitlines()
     phases = [repr(p["phase"]) for p in parameters(data)]
@@ -332,7 +413,30 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     assert "Type the same command again" in output
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_sigterm_ends_it_in_order_however_often_it_comes():
+    """As it ends a fit; a second Ctrl-C leaves at once."""
+
+    def at_once(signum, frame):
+        raise InterruptedError(signum)
+
+    handlers = {n: signal.signal(n, at_once) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with _told_to_stop() as told:
+            assert not told.is_set()
+            for _ in range(3):
+                signal.raise_signal(signal.SIGTERM)
+                assert told.is_set()
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(InterruptedError):
+                signal.raise_signal(signal.SIGINT)
+        with pytest.raises(InterruptedError):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.skipif(not may_mount(), reason="the kernel forbids user namespaces")

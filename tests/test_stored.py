@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ import torch
 import zarr
 from pytorch_lightning.callbacks import ModelCheckpoint
 from recorder import Recorder
+from test_end_to_end import command, environment
+from test_ranks import TWO
 from troubled import STEPS, Wave
 
 from surrogate_flow.archive import Archive, ArchiveError, layout, planned
@@ -27,7 +31,7 @@ from surrogate_flow.stored import StoredData
 from surrogate_flow.stored_loader import StoredLoader
 from surrogate_flow.stream import Crossing
 from surrogate_flow.surrogate import Surrogate
-from surrogate_flow.windows import Window
+from surrogate_flow.windows import Autoregressive, Direct, Window
 
 HELD_OUT, TRAINING = 3, 21
 
@@ -49,6 +53,12 @@ class Steps(Window):
         return 2
 
 
+class Long(Wave):
+    """A wave of 40 steps."""
+
+    spec = replace(Wave.spec, times=tuple(float(k) for k in range(1, 41)))
+
+
 def write(path, solver, simulations=TRAINING, leave=()):
     """A data set, without a cluster: as workers write it."""
     archive, rows = planned(
@@ -65,6 +75,7 @@ def write(path, solver, simulations=TRAINING, leave=()):
             crossing = Crossing(solver.spec, row.number)
             for step, dataset in enumerate(solver.solve(row.parameters)):
                 writing.write(crossing.convert(dataset, step))
+    archive.release()
     return path
 
 
@@ -163,6 +174,44 @@ def test_no_byte_is_read_twice_in_an_epoch(written, memory, monkeypatch):
     assert epochs == ([size, 0, 0] if memory == "in memory" else [size] * 3)
 
 
+def test_windows_that_cross_pieces_read_no_more_than_is_said(tmp_path, monkeypatch):
+    """Of long simulations: bytes of an epoch as counted, and below the documented bound."""
+    monkeypatch.setattr(layout, "_CHUNK", 2 * Long.spec.step_bytes)
+    path, length = write(tmp_path / "long.zarr", Long(), simulations=5), 40
+    archive, spans = Archive(path), {}
+    get, steps = zarr.storage.LocalStore.get, Counter()
+
+    async def counted(self, key, *arguments, **others):
+        value = await get(self, key, *arguments, **others)
+        if value is not None and "/c." in key:
+            steps["read"] += archive.chunk_steps
+        return value
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", counted)
+    for span, chunks in product((1, 2, 4), (1, 2, 5)):
+        shuffled = Shuffled(
+            archive,
+            range(HELD_OUT, HELD_OUT + 5),
+            Autoregressive(inputs=span - 1) if span > 1 else Direct(),
+            memory=2 * 8 * chunks * 2 * Long.spec.step_bytes,
+            threads=2,
+            seed=(0,),
+        )
+        steps.clear()
+        assert sum(len(draw.step) for draw in shuffled.draws(0, 7)) == 5 * (
+            length - span + 1
+        )
+        shuffled.close()
+        assert steps["read"] * Long.spec.step_bytes == shuffled.read == shuffled.each
+        spans[span, chunks] = steps["read"] / (5 * length)
+        bound = 1 + -(-(span - 1) // 2) / chunks
+        assert 1 <= spans[span, chunks] <= bound
+        assert ("times as many bytes" in shuffled.how) == (spans[span, chunks] > 1)
+    assert spans[1, 1] == 1
+    assert spans[2, 1] > 1.9
+    assert spans[2, 5] < 1.2
+
+
 def test_moments_are_those_of_the_training_part(written):
     """The normalisation knows nothing of the held-out simulations."""
     data = opened(written)
@@ -238,12 +287,73 @@ def test_a_run_that_goes_on_trains_the_rest_of_its_epoch(written, tmp_path):
         assert counted == expected(written, range(STEPS))
 
 
+@pytest.mark.timeout(150)
+def test_two_ranks_train_each_sample_once_an_epoch(tmp_path):
+    """DDP over gloo, by the command line: as many steps each, the last of one without samples."""
+    path = write(tmp_path / "wave.zarr", Wave())
+    words = command("fit", "--data", "wave.zarr", "--model", "fully_connected")
+    words += ["--data.batch_size=5", "--trainer.max_epochs=2", *TWO]
+    words += ["--trainer.callbacks+=recorder.Recorder"]
+    words += [f"--trainer.callbacks.path={tmp_path / 'batches'}"]
+    done = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ranks = [
+        [
+            json.loads(line)
+            for line in (tmp_path / f"batches.{k}").read_text().splitlines()
+        ]
+        for k in range(2)
+    ]
+    length = TRAINING // 2 + 1
+    for rank in ranks:
+        assert [step for step, _ in rank] == list(range(2 * length))
+    for epoch in range(2):
+        shares = [
+            Counter(
+                (round(p, 5), int(s))
+                for _, batch in rank[epoch * length : (epoch + 1) * length]
+                for p, s in batch
+            )
+            for rank in ranks
+        ]
+        assert shares[0] + shares[1] == expected(path, range(STEPS))
+        assert abs(shares[0].total() - shares[1].total()) == STEPS
+    assert f"mean over {HELD_OUT} simulations" in done.stdout
+
+
 def cut_off(path):
     (path / "u" / "c.5.1.0").unlink()
 
 
 def truncated(path):
     chunk = path / "u" / "c.5.1.0"
+    chunk.write_bytes(chunk.read_bytes()[:-3])
+
+
+def emptied(path):
+    (path / "u" / "c.5.1.0").write_bytes(b"")
+
+
+def flipped(path):
+    chunk = path / "u" / "c.5.1.0"
+    content = bytearray(chunk.read_bytes())
+    content[-6] ^= 1
+    chunk.write_bytes(content)
+
+
+def no_parameters(path):
+    (path / "phase" / "c.0").unlink()
+
+
+def parameters_cut_off(path):
+    chunk = path / "phase" / "c.0"
     chunk.write_bytes(chunk.read_bytes()[:-3])
 
 
@@ -265,8 +375,12 @@ def garbled(path):
 
 
 DAMAGES = {
-    cut_off: "cut off: 1 chunks .* u/c.5.1.0 first",
-    truncated: "simulation 5 cannot be read",
+    cut_off: "cut off: 1 chunks .* u/c.5.1.0 of simulation 5 first",
+    truncated: "cut off: 1 chunks .* u/c.5.1.0 of simulation 5 first",
+    emptied: "cut off: 1 chunks .* u/c.5.1.0 of simulation 5 first",
+    flipped: "simulation 5 cannot be read: u/c.5.1.0 is damaged",
+    no_parameters: "damaged .*phase/c.0",
+    parameters_cut_off: "damaged",
     other_format: "of format 1, got 7",
     no_spec: "damaged",
     empty: "none of its 21 training simulations is whole",
@@ -320,10 +434,11 @@ def test_fit_from_a_data_set_by_the_command_line(tmp_path, monkeypatch, capsys):
     assert rmse < constant / 3
     assert "mean over 3 simulations" in printed
     error = next(line for line in printed.splitlines() if "Validation error" in line)
-    for command in ("validate", "test"):
-        main(f"{command} {words} --ckpt_path {run}/checkpoints/last.ckpt".split())
-        again = capsys.readouterr().out
-        assert error.split("error: ")[1].split("%")[0][:4] in again
+    for again in ("validate", "test"):
+        main(f"{again} {words} --ckpt_path {run}/checkpoints/last.ckpt".split())
+        said = capsys.readouterr().out
+        assert error.split("error: ")[1].split("%")[0][:4] in said
+        assert ("by which best.ckpt was chosen" in said) == (again == "test")
 
 
 @pytest.mark.parametrize("typed", [True, False], ids=["typed", "by default"])

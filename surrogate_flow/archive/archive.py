@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import zarr
 from jaxtyping import Float32, Float64, Int
 
 from surrogate_flow.archive import layout
+from surrogate_flow.archive.chunks import is_sound, lost_chunks, names_of
 from surrogate_flow.archive.errors import ArchiveError
+from surrogate_flow.archive.folder import create, held, opened
 from surrogate_flow.archive.provenance import FORMAT, Provenance
 from surrogate_flow.archive.writer import ABSENT, FAILED, STATE, WHOLE, Writer
 from surrogate_flow.fields import FieldSpec
-from surrogate_flow.hold import LOCK, Hold
+from surrogate_flow.hold import Hold
 from surrogate_flow.simulation import Simulation
 
 __all__ = ["Archive"]
@@ -58,7 +57,8 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._group: Any = _opened(path)
+        self._group: Any = opened(path)
+        self._hold: Hold | None = None
         self.attributes: dict[str, Any] = dict(self._group.attrs)
         got = self.attributes.get("format")
         if got != FORMAT:
@@ -70,15 +70,17 @@ class Archive:
         try:
             self.spec = FieldSpec.from_plain(json.loads(self.attributes["spec"]))
             self.held_out = int(json.loads(self.attributes["held_out"]))
-            columns = [self._group[p.name][:] for p in self.spec.parameters]
             self._arrays = [self._group[v.name] for v in self.spec.variables]
             self._state = self._group[STATE]
-        except (KeyError, ValueError, TypeError, OSError) as error:
+            self.simulations = int(self._state.shape[0])
+            names = [p.name for p in self.spec.parameters]
+            columns = layout.columns(path, self._group, names, self.simulations)
+        except (KeyError, ValueError, TypeError, OSError, RuntimeError) as error:
             raise ArchiveError(
                 f"{path} is damaged ({type(error).__name__}: {error}): a part that all "
-                "data sets have is missing. Copy it again, or generate it anew."
+                "data sets have is missing, or cut off. Copy it again, or generate it "
+                "anew."
             ) from error
-        self.simulations = int(self._state.shape[0])
         self.parameters: Float64[np.ndarray, "simulation parameter"] = np.array(
             columns, dtype=np.float64
         ).T
@@ -90,6 +92,8 @@ class Archive:
     ) -> Self:
         """Create a data set, or go on with one of the same simulations.
 
+        No other process can do so until `release`, or the end of this one.
+
         Parameters
         ----------
         path : Path
@@ -100,18 +104,21 @@ class Archive:
         Raises
         ------
         ArchiveError
-            If it is of other simulations, or cannot be written.
+            If it is of other simulations, cannot be written, or another process adds
+            to it.
         """
         parameters = [simulation.parameters for simulation in simulations]
         vectors = np.array([provenance.spec.vector(p) for p in parameters])
         if not path.exists():
             try:
-                _create(path, provenance, parameters)
+                create(path, provenance, parameters)
             except OSError as error:
-                raise ArchiveError(
-                    f"{path} cannot be written ({error}). Make room there, or name "
-                    "another place."
-                ) from error
+                # Unless another process has just created it.
+                if not path.exists():
+                    raise ArchiveError(
+                        f"{path} cannot be written ({error}). Make room there, or name "
+                        "another place."
+                    ) from error
         archive = cls(path)
         provenance.require_same(archive.attributes, str(path))
         common = min(len(vectors), archive.simulations)
@@ -126,12 +133,27 @@ class Archive:
             )
         if not os.access(path, os.W_OK):
             raise ArchiveError(f"{path} is not writable for you: give another path.")
-        archive._tidy()
-        if len(vectors) > archive.simulations or not archive._even:
-            layout.add_rows(archive._group, archive.spec, parameters, archive.held_out)
-            layout.consolidate(path)
+        hold = held(path)
+        try:
+            # As the last process has left it.
             archive = cls(path)
+            grown = len(vectors) - archive.simulations
+            if grown > 0 or (grown == 0 and not archive._even):
+                layout.add_rows(
+                    archive._group, archive.spec, parameters, archive.held_out
+                )
+                layout.consolidate(path)
+                archive = cls(path)
+        except BaseException:
+            hold.release(remove=True)
+            raise
+        archive._hold = hold
         return archive
+
+    def release(self) -> None:
+        """Let other processes add to it; may be called again."""
+        if self._hold is not None:
+            self._hold.release(remove=True)
 
     @property
     def _even(self) -> bool:
@@ -139,17 +161,6 @@ class Archive:
         names = [p.name for p in self.spec.parameters]
         sizes = {self._group[n].shape[0] for n in (*names, layout.ROW)}
         return sizes | {a.shape[0] for a in self._arrays} == {self.simulations}
-
-    def _tidy(self) -> None:
-        """Remove halves of chunks that killed processes have left."""
-        hold = Hold.of(self.path)
-        try:
-            if hold.mine:
-                for part in self.path.glob("*/*.partial"):
-                    part.unlink(missing_ok=True)
-        finally:
-            hold.release()
-            (self.path / LOCK).unlink(missing_ok=True)
 
     @property
     def writer(self) -> Writer:
@@ -172,9 +183,20 @@ class Archive:
         return [int(n) for n in np.flatnonzero(self.states() == WHOLE)]
 
     def fail(self, simulation: int) -> None:
-        """Mark a simulation that failed for good, unless it is whole."""
-        if self._state[simulation] != WHOLE:
-            self._state[simulation] = FAILED
+        """Mark a simulation that failed for good, unless it is whole.
+
+        A disk that refuses is logged: unmarked it counts as absent, which is as good.
+        """
+        try:
+            if self._state[simulation] != WHOLE:
+                self._state[simulation] = FAILED
+        except (OSError, ValueError, RuntimeError) as error:
+            logger.error(
+                "%s: simulation %d was not marked as failed (%s).",
+                self.path,
+                simulation,
+                error,
+            )
 
     @property
     def solver_seconds(self) -> float:
@@ -191,39 +213,34 @@ class Archive:
             logger.error("%s: %s was not noted (%s).", self.path, _SPENT, error)
 
     def require_chunks(self, simulations: Collection[int]) -> None:
-        """Check that all chunks of some simulations are there.
+        """Check that all chunks of some simulations are there, up to their ends.
 
         Raises
         ------
         ArchiveError
-            Naming the first that is missing, and how many are.
+            Naming the first that is not, its simulation, and how many are not.
         """
-        if missing := self._missing_chunks(simulations):
-            names = [name for of_one in missing.values() for name in of_one]
+        if lost := self._lost_chunks(simulations):
+            count = sum(map(len, lost.values()))
+            number, names = next(iter(lost.items()))
             raise ArchiveError(
-                f"{self.path} is cut off: {len(names)} chunks are missing, {names[0]} "
-                "first. A copy was interrupted, or files were deleted. Copy it again, "
+                f"{self.path} is cut off: {count} chunks are missing or have lost "
+                f"their end, {names[0]} of simulation {number} first. A copy was "
+                "interrupted, a disk was full, or files were deleted. Copy it again, "
                 "or type the command that generated it, which adds what is missing."
             )
 
     def forget_cut_off(self) -> list[int]:
         """Mark simulations that have lost chunks as absent; return their numbers."""
-        for number in (missing := list(self._missing_chunks(self.whole()))):
+        for number in (lost := list(self._lost_chunks(self.whole()))):
             self._state[number] = ABSENT
-        return missing
+        return lost
 
-    def _missing_chunks(self, simulations: Collection[int]) -> dict[int, list[str]]:
+    def _lost_chunks(self, simulations: Collection[int]) -> dict[int, list[str]]:
         # Zarr takes a chunk that is not there for one full of NaN.
-        chunks = -(-self.spec.steps // self.chunk_steps)
-        space = ".0" * len(self.spec.dims)
-        missing: dict[int, list[str]] = {}
-        for variable in self.spec.variables:
-            there = set(os.listdir(self.path / variable.name))
-            for n in simulations:
-                for k in range(chunks):
-                    if (name := f"c.{n}.{k}{space}") not in there:
-                        missing.setdefault(n, []).append(f"{variable.name}/{name}")
-        return missing
+        names = [variable.name for variable in self.spec.variables]
+        chunks, dims = -(-self.spec.steps // self.chunk_steps), len(self.spec.dims)
+        return lost_chunks(self.path, names, simulations, chunks, dims)
 
     def read(
         self,
@@ -239,22 +256,35 @@ class Archive:
             If a chunk is damaged or missing.
         """
         stop = first + len(out)
-        where = f"{self.path}: steps {first} to {stop - 1} of simulation {simulation}"
         try:
             for channel, array in enumerate(self._arrays):
                 out[:, channel] = array[simulation, first:stop]
         except (OSError, ValueError, RuntimeError) as error:
-            raise ArchiveError(
-                f"{where} cannot be read ({type(error).__name__}: {error}). The file "
-                "is damaged or cut off: copy it again, or delete "
-                f"{STATE}/c.{simulation} and generate again."
-            ) from error
+            raise self._unreadable(simulation, first, stop, str(error)) from error
         if not np.isfinite(out.sum(dtype=np.float64)):
-            raise ArchiveError(
-                f"{where} are not all there, or hold NaN, which no simulation yields. "
-                f"Copy the data set again, or delete {STATE}/c.{simulation} and "
-                "generate again."
-            )
+            why = "some are missing, or NaN, which no simulation yields"
+            raise self._unreadable(simulation, first, stop, why)
+
+    def _unreadable(
+        self, simulation: int, first: int, stop: int, why: str
+    ) -> ArchiveError:
+        """Return an error that names the first chunk that is damaged."""
+        where = f"{self.path}: steps {first} to {stop - 1} of simulation {simulation}"
+        size, dims = self.chunk_steps, len(self.spec.dims)
+        chunks = range(first // size, -(-stop // size))
+        for variable, array in zip(self.spec.variables, self._arrays, strict=True):
+            names = names_of(variable.name, simulation, chunks, dims)
+            for k, name in zip(chunks, names, strict=True):
+                if not is_sound(array, simulation, slice(k * size, (k + 1) * size)):
+                    return ArchiveError(
+                        f"{where} cannot be read: {name} is damaged or missing ({why})."
+                        " Copy the data set again, or delete that file and type the "
+                        "command that generated it."
+                    )
+        return ArchiveError(
+            f"{where} could not be read ({why}), and now they can: the disk did not "
+            "answer for a while. Try again."
+        )
 
     def size(self) -> int:
         """Return the bytes on disk."""
@@ -265,37 +295,3 @@ class Archive:
             for entry in os.scandir(folder)
             if entry.is_file()
         )
-
-
-def _opened(path: Path) -> Any:
-    if not (path / "zarr.json").is_file():
-        what = "there is nothing" if not path.exists() else "it has no zarr.json"
-        raise ArchiveError(
-            f"{path} is no data set of surrogate_flow: {what}. Give the path that "
-            "'surrogate-flow generate --output' wrote, or another one to write to."
-        )
-    try:
-        return zarr.open_group(path, mode="r+", use_consolidated=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArchiveError(
-            f"{path} cannot be read as a Zarr group ({type(error).__name__}: {error}). "
-            "It is cut off, not readable for you, or something else."
-        ) from error
-
-
-def _create(path: Path, provenance: Provenance, parameters: Sequence[Any]) -> None:
-    """Write a data set without simulations beside its place, then put it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        part = beside / path.name
-        spec = provenance.spec
-        layout.write_layout(
-            part, spec, provenance.attributes(), layout.chunk_steps(spec)
-        )
-        group = zarr.open_group(part, mode="r+")
-        layout.add_rows(group, spec, parameters, provenance.held_out)
-        layout.consolidate(part)
-        os.rename(part, path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

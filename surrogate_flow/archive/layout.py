@@ -9,18 +9,28 @@ from typing import Any
 
 import numpy as np
 import zarr
+from jaxtyping import Float64
 from zarr.codecs import ZstdCodec
 
 from surrogate_flow.archive.errors import ArchiveError
 from surrogate_flow.archive.writer import STATE
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.hold import LOCK
 from surrogate_flow.quantities import attributes
 
-__all__ = ["ROW", "add_rows", "chunk_steps", "consolidate", "write_layout"]
+__all__ = [
+    "ROW",
+    "add_rows",
+    "chunk_steps",
+    "columns",
+    "consolidate",
+    "write_layout",
+]
 
 ROW = "simulation"  # the dim of all simulations
 HELD_OUT = "held_out"
 _CHUNK = 4 << 20  # bytes of a chunk, uncompressed
+_ROWS = 4096  # of a chunk of parameters
 # One folder for the chunks of an array, so that one look shows which are there.
 _FLAT = {"name": "default", "separator": "."}
 
@@ -102,17 +112,37 @@ def add_rows(
     parameters: Sequence[Mapping[str, float]],
     held_out: int,
 ) -> None:
-    """Make room for so many simulations in all; may be called again, and then more."""
+    """Make room for so many simulations in all; may be called again, and then more.
+
+    The state grows last, and with it the data set: if this is cut off, nothing was.
+    """
     count = len(parameters)
+    vectors = np.array([spec.vector(p) for p in parameters])
+    values = {p.name: vectors[:, k] for k, p in enumerate(spec.parameters)}
+    values |= {ROW: np.arange(count), HELD_OUT: np.arange(count) < held_out}
+    for name, column in values.items():
+        group[name].resize((count,))
+        group[name][:] = column
     for name in (*(v.name for v in spec.variables), STATE):
         array = group[name]
         array.resize((count, *array.shape[1:]))
-    vectors = np.array([spec.vector(p) for p in parameters])
-    columns = {p.name: vectors[:, k] for k, p in enumerate(spec.parameters)}
-    columns |= {ROW: np.arange(count), HELD_OUT: np.arange(count) < held_out}
-    for name, values in columns.items():
-        group[name].resize((count,))
-        group[name][:] = values
+
+
+def columns(
+    folder: Path, group: Any, names: Sequence[str], count: int
+) -> list[Float64[np.ndarray, " simulation"]]:
+    """Read the parameters of the first simulations.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a chunk is missing, which Zarr takes for one full of zeros.
+    """
+    for name in names:
+        for k in range(-(-count // group[name].chunks[0])):
+            if not (folder / name / f"c.{k}").is_file():
+                raise FileNotFoundError(f"there is no {name}/c.{k}")
+    return [group[name][:count] for name in names]
 
 
 def consolidate(folder: Path) -> None:
@@ -120,6 +150,7 @@ def consolidate(folder: Path) -> None:
     with warnings.catch_warnings():
         # It is no part of the format yet, and ignored by who does not know it.
         warnings.filterwarnings("ignore", "Consolidated metadata")
+        warnings.filterwarnings("ignore", f"Object at {LOCK} ")
         zarr.consolidate_metadata(folder)
 
 
@@ -131,7 +162,7 @@ def _values(
 
 
 def _rows(group: Any, name: str, dtype: str, words: dict[str, Any]) -> None:
-    _create(group, name, (ROW,), (0,), (4096,), words, dtype=dtype)
+    _create(group, name, (ROW,), (0,), (_ROWS,), words, dtype=dtype)
 
 
 def _create(

@@ -16,6 +16,7 @@ from typing import Any
 from surrogate_flow.archive.errors import ArchiveError
 from surrogate_flow.difference import difference
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.solvers.solver import Solver
 
 __all__ = ["FORMAT", "Provenance", "recipe_of"]
 
@@ -34,7 +35,7 @@ class Provenance:
     ----------
     spec : FieldSpec
     solver : dict
-        Its recipe, the version of its package and a hash of its source.
+        Its recipe, the version of its package and a hash of each of its modules.
     sampler : dict
         Its recipe.
     held_out : int
@@ -57,7 +58,7 @@ class Provenance:
         described = {
             **recipe_of(solver),
             "version": _version(type(solver)),
-            "source": _source(type(solver)),
+            "sources": _sources(type(solver)),
         }
         return cls(solver.spec, described, recipe_of(sampler), held_out, workflow)
 
@@ -88,13 +89,21 @@ class Provenance:
             Naming the first difference, and both values.
         """
         theirs = {name: json.loads(attributes[name]) for name in _SAME}
+        if "source" in theirs["solver"]:
+            raise ArchiveError(
+                f"{place} was written by an older version of surrogate_flow, which "
+                "noted the source of the solver's class alone: whether its helpers are "
+                "still the same is not known. Nothing was changed in it. It can be "
+                "read and trained on. To add to it use the versions in its attribute "
+                f"'versions' ({attributes['versions']}), or generate it anew."
+            )
         for name, mine in self._plain().items():
             if mine != theirs[name]:
                 raise ArchiveError(
                     f"{place} is of another {name}: expected "
                     f"{difference(mine, theirs[name])}. Nothing was changed in it. Use "
-                    "the recipe that it was generated with (its attribute 'command'), "
-                    "or give another path."
+                    "the recipe, and the solver, that it was generated with (its "
+                    "attribute 'command'), or give another path."
                 )
 
     def _plain(self) -> dict[str, Any]:
@@ -152,10 +161,25 @@ def _installed(name: str) -> str:
         return ""
 
 
-def _source(kind: type) -> str:
+def _sources(kind: type) -> dict[str, str]:
+    """Return a hash of each module that a solver's class is made of.
+
+    These are the whole files of its own class and of its base classes, in its package
+    and in this one. What they import from elsewhere is not covered, nor is `Solver`.
+    """
+    own = {kind.__module__.partition(".")[0], __name__.partition(".")[0]}
+    modules = {base.__module__: base for base in kind.__mro__}
+    return {
+        name: _hash(base)
+        for name, base in modules.items()
+        if name.partition(".")[0] in own and name != Solver.__module__
+    }
+
+
+def _hash(kind: type) -> str:
     try:
-        text = inspect.getsource(kind)
-    except (OSError, TypeError):
+        text = inspect.getsource(sys.modules[kind.__module__])
+    except (OSError, TypeError, KeyError):
         # Of a class that was typed in, or is compiled.
         return ""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
