@@ -2,101 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
 from scipy.signal import resample
 
-from surrogate_flow.solvers import Combined1D, Heat2D, NavierStokes2D, Solver
+from surrogate_flow.fields import FieldSpec
+from surrogate_flow.solvers import Combined1D, Heat2D, NavierStokes2D
 
-__all__ = ["LADDERS", "Fields", "on_grid", "trigonometric"]
+__all__ = ["LADDERS", "Bare", "Fields", "labelled", "on_grid", "trigonometric"]
 
 Fields = Float[np.ndarray, "time channel *space"]
 
 
-def heat(solver: Heat2D) -> Iterator[tuple[str, Solver]]:
+class Bare(Protocol):
+    """A solver of one variable that gives arrays, too: labels take time."""
+
+    @property
+    def spec(self) -> FieldSpec:
+        """What it yields."""
+
+    def fields(self, parameters: Mapping[str, float]) -> Iterator[np.ndarray]:
+        """Yield the field of each step."""
+
+
+def heat(solver: Heat2D) -> Iterator[tuple[str, Bare]]:
     """Yield coarser settings of the heat solver."""
-    nx, ny = solver.cells
-    bounds = {"low": solver.low, "high": solver.high}
-    for part in (1, 2, 5, 10):
-        for stretch in (1, 2, 5, 10):
-            yield (
-                f"{nx // part} x {ny // part} cells, steps {stretch} x as long",
-                Heat2D(
-                    (nx // part, ny // part),
-                    solver.size,
-                    steps=solver.steps // stretch,
-                    time_step=solver.time_step * stretch,
-                    diffusivity=solver.diffusivity,
-                    **bounds,
-                ),
+    (nx, ny), bounds = solver.cells, {"low": solver.low, "high": solver.high}
+    for part, stretch in product((1, 2, 5, 10), (1, 2, 5, 10)):
+        if nx % part == ny % part == 0 and _divides(stretch, solver.steps):
+            coarse = Heat2D(
+                (nx // part, ny // part),
+                solver.size,
+                steps=solver.steps // stretch,
+                time_step=solver.time_step * stretch,
+                diffusivity=solver.diffusivity,
+                **bounds,
             )
+            yield f"{nx // part} x {ny // part} cells, every {_every(stretch)}", coarse
 
 
-def combined(solver: Combined1D) -> Iterator[tuple[str, Solver]]:
+def combined(solver: Combined1D) -> Iterator[tuple[str, Bare]]:
     """Yield coarser settings of WENO5."""
     kept = solver.cells
     fine = [n * kept for n in range(solver.fine_cells // kept, 0, -1)]
-    for n in (*fine, *(n for n in (32, 25, 20, 16, 12, 10, 8) if n < kept)):
-        yield (
-            f"WENO5 on {n} cells",
-            Combined1D(
+    cells = [*fine, *(n for n in (32, 20, 16, 10, 8) if n < kept)]
+    for n, stretch in product(cells, (1, 5, 25)):
+        if _divides(stretch, solver.steps):
+            coarse = Combined1D(
                 min(n, kept),
                 n,
                 length=solver.length,
-                steps=solver.steps,
-                time_step=solver.time_step,
+                steps=solver.steps // stretch,
+                time_step=solver.time_step * stretch,
                 alpha=solver.alpha,
                 beta=solver.beta,
                 gamma=solver.gamma,
-            ),
-        )
+            )
+            yield f"WENO5 on {n} cells, every {_every(stretch)}", coarse
 
 
-def navier_stokes(solver: NavierStokes2D) -> Iterator[tuple[str, Solver]]:
+def navier_stokes(solver: NavierStokes2D) -> Iterator[tuple[str, Bare]]:
     """Yield coarser settings of the pseudo-spectral solver."""
-    modes = len(solver.initial.parameters)
-    for points in (32, 24, 20, 16, 12, 10):
-        for substep in (0.05, 0.2, 1.0):
-            if points <= solver.points and substep >= solver.substep:
-                yield (
-                    f"{points} x {points} points, substeps of {substep} s",
-                    NavierStokes2D(
-                        points,
-                        steps=solver.steps,
-                        time_step=solver.time_step,
-                        modes=modes,
-                        viscosity=solver.viscosity,
-                        forcing=solver.forcing,
-                        substep=substep,
-                    ),
-                )
+    least = 3 * solver.initial.largest
+    sizes = [n for n in (96, 64, 48, 32, 24, 20, 16, 12, 10, 8) if n < solver.points]
+    substeps = [s for s in (0.2, 1.0) if s > solver.substep]
+    for points, substep in product(
+        [solver.points, *sizes], [solver.substep, *substeps]
+    ):
+        if points > least:
+            coarse = NavierStokes2D(
+                points,
+                steps=solver.steps,
+                time_step=solver.time_step,
+                modes=solver.modes,
+                viscosity=solver.viscosity,
+                forcing=solver.forcing,
+                substep=substep,
+            )
+            yield f"{points} x {points} points, substeps of {substep} s", coarse
 
 
 # The solvers that can be had coarser, and how.
-LADDERS: dict[type, Callable[[Any], Iterator[tuple[str, Solver]]]] = {
+LADDERS: dict[type, Callable[[Any], Iterator[tuple[str, Bare]]]] = {
     Heat2D: heat,
     Combined1D: combined,
     NavierStokes2D: navier_stokes,
 }
 
 
-def on_grid(coarse: xr.Dataset, fine: Solver) -> list[Fields]:
-    """Return a coarse solution on the grid and times of `fine`, in two ways."""
+def _divides(stretch: int, steps: int) -> bool:
+    # Between two steps at least there is something to interpolate.
+    return steps % stretch == 0 and steps > stretch
+
+
+def _every(stretch: int) -> str:
+    return "step" if stretch == 1 else f"{stretch} steps"
+
+
+def labelled(solver: Bare, course: list[np.ndarray]) -> xr.Dataset:
+    """Return the steps of a simulation with their grid and times."""
+    spec = solver.spec
+    fields = np.stack(course)[:, np.newaxis]
+    return spec.dataset(fields, spec.times, {p.name: p.low for p in spec.parameters})
+
+
+def on_grid(coarse: xr.Dataset, fine: Bare) -> list[Fields]:
+    """Return a coarse solution on the grid and times of `fine`, in one or two ways."""
     spec = fine.spec
     targets = {c.name: np.array(c.values) for c in spec.coordinates}
     extrapolate = {"fill_value": "extrapolate"}
-    times = coarse.interp(time=np.array(spec.times), kwargs=extrapolate)
-    linear = times.interp(targets, kwargs=extrapolate)
-    ways = [linear]
+    if coarse.sizes["time"] < spec.steps:
+        coarse = coarse.interp(time=np.array(spec.times), kwargs=extrapolate)
+    ways = [coarse.interp(targets, kwargs=extrapolate)]
     if not isinstance(fine, Heat2D):
         # Both others are periodic; cell averages begin half a cell off.
-        ways.append(trigonometric(times, targets))
-    names = [v.name for v in spec.variables]
-    order = ("time", *spec.dims)
+        ways.append(trigonometric(coarse, targets))
+    names, order = [v.name for v in spec.variables], ("time", *spec.dims)
     return [
         np.stack([way[name].transpose(*order).values for name in names], axis=1)
         for way in ways

@@ -4,9 +4,10 @@ For each run of ``surrogate-flow fit`` or ``compare`` on the heat equation, the 
 equation or Navier-Stokes: the error of its surrogate on simulations that it never saw,
 and the cheapest setting of the same solver that errs no more. Settings are coarser
 grids and longer steps; what they give is brought to the surrogate's grid by linear and
-by trigonometric interpolation, of which the better one counts. The error is relative
-L2, over all cells and all steps that the surrogate predicts, the mean over simulations;
-the truth is the solver that made the training data. One thread each.
+by trigonometric interpolation, of which the better one counts, and which takes no time.
+The error is relative L2, over all cells and all steps that the surrogate predicts, the
+mean over simulations; the truth is the solver that made the training data. Times are of
+one simulation, as bare arrays on both sides, on one thread.
 
 A surrogate that goes on from steps of the solver is charged for these. *Pays after* is
 what the run took, solvers and training, over what one evaluation saves::
@@ -25,15 +26,16 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-import xarray as xr
 import yaml
-from coarser import LADDERS, Fields, on_grid
+import zarr
+from coarser import LADDERS, Bare, Fields, labelled, on_grid
 from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +44,15 @@ from surrogate_flow import Surrogate
 from surrogate_flow.outcome import Outcome
 from surrogate_flow.rollout import roll_out
 from surrogate_flow.schedule import held_out as planned
-from surrogate_flow.solvers import Solver
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A setting of a solver, its relative error and the seconds of a simulation."""
+
+    name: str
+    error: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class Row:
     run: str
     error: float
     seconds: float
+    #: When all simulations are predicted in one batch.
     seconds_of_many: float
     full_solver_seconds: float
     peer: str
@@ -65,14 +76,42 @@ class Row:
     pays_after_full: int | None
 
 
-def solver_of(run: Path) -> Solver:
-    """Return the solver that a run's config.yaml names."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    settings = config["data"]
-    solver = settings.get("init_args", settings)["solver"]
+def cheapest(rungs: Sequence[Rung], most: float) -> Rung:
+    """Return the rung that takes least of those that err `most`, or less.
+
+    Examples
+    --------
+    >>> ladder = [Rung("full", 0.0, 8.0), Rung("a", 0.1, 2.0), Rung("b", 0.3, 1.0)]
+    >>> [cheapest(ladder, most).name for most in (0.05, 0.1, 0.5)]
+    ['full', 'a', 'b']
+    """
+    return min((r for r in rungs if r.error <= most), key=lambda r: r.seconds)
+
+
+def evaluations(spent: float, saved: float) -> int | None:
+    """Return after how many evaluations that save `saved` each `spent` is back.
+
+    Examples
+    --------
+    >>> evaluations(100.0, 0.3), evaluations(100.0, -0.1)
+    (334, None)
+    """
+    return math.ceil(spent / saved) if saved > 0 else None
+
+
+def solver_of(run: Path) -> Bare:
+    """Return the solver of a run's simulations, or of those of its data set."""
+    settings = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    settings = settings.get("init_args", settings)
+    if "path" in settings:
+        # As it was typed: from the folder in which the run was started.
+        attributes = zarr.open_group(settings["path"], mode="r").attrs
+        solver = json.loads(str(attributes["solver"]))
+    else:
+        solver = settings["solver"]
     for cls in LADDERS:
         if solver["class_path"].rpartition(".")[2] == cls.__name__:
-            made: Solver = cls(**solver.get("init_args", {}))
+            made: Bare = cls(**solver.get("init_args", {}))
             return made
     raise SystemExit(
         f"{run}: expected a run of one of {[c.__name__ for c in LADDERS]}, got "
@@ -81,21 +120,39 @@ def solver_of(run: Path) -> Solver:
 
 
 def solved(
-    solver: Solver, simulations: list[dict[str, float]]
-) -> tuple[list[xr.Dataset], float]:
-    """Return what each simulation yields, and the median seconds of one."""
+    solver: Bare, simulations: Sequence[Mapping[str, float]]
+) -> tuple[list[list[np.ndarray]], float]:
+    """Return the fields of each simulation, and the median seconds of one."""
     runs, seconds = [], []
     for parameters in simulations:
         begin = time.perf_counter()
-        steps = list(solver.solve(parameters))
+        runs.append(list(solver.fields(parameters)))
         seconds.append(time.perf_counter() - begin)
-        runs.append(xr.concat(steps, "time"))
     return runs, statistics.median(seconds)
 
 
-def error(guess: Fields, truth: Fields) -> float:
+def relative(guess: Fields, truth: Fields) -> float:
     """Return the relative L2 error over all cells and steps."""
     return float(np.linalg.norm(guess - truth) / np.linalg.norm(truth))
+
+
+def climbed(
+    solver: Bare,
+    simulations: Sequence[Mapping[str, float]],
+    truth: Float[np.ndarray, "simulation time channel *space"],
+    start: int,
+) -> list[Rung]:
+    """Return every coarser setting, with its error from the step `start` on."""
+    rungs = []
+    for name, coarse in LADDERS[type(solver)](solver):
+        runs, taken = solved(coarse, simulations)
+        grids = [on_grid(labelled(coarse, course), solver) for course in runs]
+        errors = [
+            [relative(way[start:], t[start:]) for way in ways]
+            for ways, t in zip(grids, truth, strict=True)
+        ]
+        rungs.append(Rung(name, float(min(np.mean(errors, axis=0))), taken))
+    return rungs
 
 
 @torch.inference_mode()
@@ -117,8 +174,8 @@ def predicted(
     return fields.reshape(len(vectors), spec.steps, *spec.step_shape)
 
 
-def measure(run: Path, count: int) -> Row:
-    """Return one run's row, from `count` simulations of the test seed."""
+def measure(run: Path, count: int) -> tuple[Row, list[Rung]]:
+    """Return one run's row and rungs, from `count` simulations of the test seed."""
     surrogate = Surrogate.load(run / "checkpoints" / "best.ckpt").eval()
     solver, outcome = solver_of(run), Outcome.read(run)
     if outcome is None:
@@ -128,74 +185,61 @@ def measure(run: Path, count: int) -> Row:
         dict(s.parameters)
         for s in islice(planned("test", spec.parameters, count), count)
     ]
-    truth_sets, full = solved(solver, simulations)
-    truth = np.stack([on_grid(t, solver)[0] for t in truth_sets]).astype(np.float32)
+    courses, full = solved(solver, simulations)
+    truth = np.array(courses, dtype=np.float32)[:, :, np.newaxis]
     vectors = np.stack([spec.vector(p) for p in simulations]).astype(np.float32)
     predicted(surrogate, vectors[:1], truth[:1])
-    seconds, mine = [], []
+    seconds, errors = [], []
     for k in range(count):
         begin = time.perf_counter()
         guess = predicted(surrogate, vectors[k : k + 1], truth[k : k + 1])[0]
         seconds.append(time.perf_counter() - begin)
-        mine.append(error(guess, truth[k, inputs:]))
+        errors.append(relative(guess, truth[k, inputs:]))
     begin = time.perf_counter()
     predicted(surrogate, vectors, truth)
     many = (time.perf_counter() - begin) / count
-    history = full * inputs / spec.steps
-    equal, equal_error, equal_seconds = "the solver itself", 0.0, full
-    for name, coarse in LADDERS[type(solver)](solver):
-        runs, taken = solved(coarse, simulations)
-        ways = [
-            [error(way[inputs:], t[inputs:]) for way in on_grid(r, solver)]
-            for r, t in zip(runs, truth, strict=True)
-        ]
-        theirs = min(np.mean(ways, axis=0))
-        print(f"    {name}: {theirs:.3%}, {taken:.4g} s")
-        if theirs <= np.mean(mine) and taken < equal_seconds:
-            equal, equal_error, equal_seconds = name, float(theirs), taken
+    mine, history = float(np.mean(errors)), full * inputs / spec.steps
+    rungs = climbed(solver, simulations, truth, inputs)
+    peer = cheapest([Rung("the solver itself", 0.0, full), *rungs], mine)
     spent = outcome.solver_seconds + outcome.training_seconds
     own = statistics.median(seconds) + history
-
-    def evaluations(saved: float) -> int | None:
-        return math.ceil(spent / saved) if saved > 0 else None
-
-    return Row(
+    row = Row(
         f"{type(surrogate.network).__name__}, {run}",
-        float(np.mean(mine)),
+        mine,
         own,
         many + history,
         full,
-        equal,
-        equal_error,
-        equal_seconds,
+        peer.name,
+        peer.error,
+        peer.seconds,
         outcome.solver_seconds,
         outcome.training_seconds,
-        evaluations(equal_seconds - own),
-        evaluations(full - own),
+        evaluations(spent, peer.seconds - own),
+        evaluations(spent, full - own),
     )
+    return row, rungs
 
 
 def main() -> None:
     """Print a table, and write it where `--json` says."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--simulations", type=int, default=10)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--simulations", type=int, default=10, help="to measure by")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    console, rows = Console(), []
     for run in options.runs:
-        print(f"{run}:")
-        rows.append(measure(run, options.simulations))
-    columns = (
-        "run",
-        "error",
-        "s",
-        "solver that errs as much",
-        "error",
-        "s",
-        "pays after",
-    )
+        row, rungs = measure(run, options.simulations)
+        rows.append(row)
+        console.print(f"{run}: what the solver can be had for", highlight=False)
+        for rung in sorted(rungs, key=lambda rung: rung.error):
+            words = f"{rung.error:8.2%} {rung.seconds:8.4f} s  {rung.name}"
+            console.print(words, highlight=False)
+    peer = ("solver that errs as much", "error", "s")
+    columns = ("run", "error", "s", *peer, "pays after")
     table = Table(*columns, title="evaluations until a surrogate has paid for itself")
     for row in rows:
         never = "never" if row.pays_after is None else f"{row.pays_after:,}"
@@ -208,7 +252,7 @@ def main() -> None:
             f"{row.peer_seconds:.3g}",
             never,
         )
-    Console().print(table)
+    console.print(table)
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
 

@@ -65,15 +65,52 @@ def test_surrogates_of_the_combined_equation_beside_weno5(tmp_path):
     assert all(row["ratio"] > 1 for row in rows if row["unit"] != "s")
     runs = sorted(path.parent for path in tmp_path.rglob("outcome.json"))
     assert len(runs) == 2
-    call("payback", runs[0], "--simulations=2", "--json", "pay.json", cwd=tmp_path)
-    (row,) = json.loads((tmp_path / "pay.json").read_text())
-    # What errs as much as this is coarse, and takes less than the full solver.
-    assert row["peer"].startswith("WENO5 on")
-    assert 0 < row["peer_error"] <= row["error"]
-    assert row["peer_seconds"] < row["full_solver_seconds"]
-    spent = row["solver_seconds"] + row["training_seconds"]
-    saved = row["full_solver_seconds"] - row["seconds"]
-    assert row["pays_after_full"] == (np.ceil(spent / saved) if saved > 0 else None)
+    call("payback", *runs, "--simulations=2", "--json", "pay.json", cwd=tmp_path)
+    for row in json.loads((tmp_path / "pay.json").read_text()):
+        # What errs as much as this is coarse, and takes less than the full solver.
+        assert row["peer"].startswith("WENO5 on")
+        assert 0 < row["peer_error"] <= row["error"]
+        assert row["peer_seconds"] < row["full_solver_seconds"]
+
+
+def test_a_surrogate_pays_by_what_the_cheapest_solver_that_errs_as_much_takes(
+    monkeypatch,
+):
+    """By hand: of three rungs the third errs too much, and the second saves half a second."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from payback import Rung, cheapest, evaluations
+
+    ladder = [Rung("full", 0.0, 4.0), Rung("half", 0.05, 1.5), Rung("rough", 0.2, 0.1)]
+    peer = cheapest(ladder, 0.06)
+    assert peer.name == "half"
+    assert evaluations(30.0 + 20.0, peer.seconds - 1.0) == 100
+    assert evaluations(50.0, peer.seconds - 1.5) is None
+
+
+def test_coarser_solvers_come_near_the_full_one(monkeypatch):
+    """Each ladder begins with the full grid, which errs by nothing, and errs by more further down."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from coarser import LADDERS
+    from payback import climbed, solved
+
+    from surrogate_flow.solvers import Combined1D, Heat2D, NavierStokes2D
+
+    for solver in (
+        Heat2D((20, 20), steps=10),
+        Combined1D(20, 40, steps=25),
+        NavierStokes2D(24, steps=3, substep=0.2),
+    ):
+        chance = np.random.default_rng(1)
+        drawn = [
+            {p.name: chance.uniform(p.low, p.high) for p in solver.spec.parameters}
+        ]
+        courses, _ = solved(solver, drawn)
+        truth = np.array(courses, dtype=np.float32)[:, :, np.newaxis]
+        rungs = climbed(solver, drawn, truth, 0)
+        assert len(rungs) == len(list(LADDERS[type(solver)](solver))) > 5
+        assert rungs[0].error < 1e-6
+        assert 0.003 < rungs[-1].error < 1.0
+        assert max(rung.error for rung in rungs) < 1.0
 
 
 def test_waves_of_a_coarse_grid_are_the_same_on_a_fine_one(monkeypatch):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.solvers.arguments import require_counts, require_positive
@@ -192,12 +192,22 @@ class Combined1D(Solver):
             If a parameter is unknown, missing or not a finite number, or alpha or beta
             is negative.
         """
+        blank = np.broadcast_to(np.float32(0), (self.steps, *self.spec.step_shape))
+        labels = self.spec.dataset(blank, self.spec.times, parameters)
+        for step, u in enumerate(self.fields(parameters)):
+            # Relabelling a view costs a quarter of building a dataset anew.
+            yield labels.isel(time=slice(step, step + 1)).copy(
+                data={"u": u[np.newaxis]}
+            )
+
+    def fields(
+        self, parameters: Mapping[str, float]
+    ) -> Iterator[Float32[np.ndarray, " x"]]:
+        """Yield the averages of u of each step without labels, as `solve` does with."""
         vector = self.spec.vector(parameters)
         waves = vector[-4 * _WAVES :].reshape(4, _WAVES)
         source = _source(waves, self.fine_cells, self.length)
         given = {name: parameters.get(name) for name in ("alpha", "beta", "gamma")}
-        blank = np.broadcast_to(np.float32(0), (self.steps, *self.spec.step_shape))
-        labels = self.spec.dataset(blank, self.spec.times, parameters)
         course = trajectory(
             source(0.0),
             self.spec.times,
@@ -205,12 +215,8 @@ class Combined1D(Solver):
             source=source,
             **{n: getattr(self, n)[0] if v is None else v for n, v in given.items()},
         )
-        for step, fine in enumerate(course):
-            u = fine.reshape(self.cells, -1).mean(axis=1)
-            # Relabelling a view costs a quarter of building a dataset anew.
-            yield labels.isel(time=slice(step, step + 1)).copy(
-                data={"u": u[np.newaxis].astype(np.float32)}
-            )
+        for fine in course:
+            yield fine.reshape(self.cells, -1).mean(axis=1).astype(np.float32)
 
 
 def _source(

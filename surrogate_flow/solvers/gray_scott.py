@@ -31,7 +31,8 @@ class GrayScott2D(Solver):
 
         u = 1 - s/2,  v = s/4,  s = 1 - Πⱼ (1 - exp(-rⱼ² / 2w²)),
 
-    where rⱼ is the distance from the centre of spot j, measured around the torus.
+    where rⱼ² = (L/π)² (sin² π(x - xⱼ)/L + sin² π(y - yⱼ)/L) is the squared distance
+    from the centre of spot j, near it, and smooth all around the torus of side L.
 
     The parameters of a simulation are the rate ``feed`` (F) and ``kill`` (k) in 1/s,
     the width ``w`` of the spots in m, and their centres ``x_j`` and ``y_j`` in m. They

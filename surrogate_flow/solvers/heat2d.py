@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from scipy import fft
 
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
@@ -160,6 +160,18 @@ class Heat2D(Solver):
         ValueError
             If a parameter is unknown, missing or not a finite number.
         """
+        blank = np.broadcast_to(np.float32(0), (self.steps, *self.spec.step_shape))
+        labels = self.spec.dataset(blank, self.spec.times, parameters)
+        for step, temperature in enumerate(self.fields(parameters)):
+            # Relabelling a view costs a quarter of building a dataset anew.
+            yield labels.isel(time=slice(step, step + 1)).copy(
+                data={"temperature": temperature[np.newaxis]}
+            )
+
+    def fields(
+        self, parameters: Mapping[str, float]
+    ) -> Iterator[Float32[np.ndarray, "x y"]]:
+        """Yield the temperature of each step without labels, as `solve` does with."""
         initial, left, right, bottom, top = self.spec.vector(parameters)
         (nx, ny), (hx, hy) = self.cells, np.divide(self.size, self.cells)
 
@@ -176,18 +188,10 @@ class Heat2D(Solver):
         coefficients = fft.dstn(np.full(self.cells, initial), type=2)
         source = fft.dstn(rate * walls, type=2)
 
-        blank = np.broadcast_to(np.float32(0), (self.steps, *self.spec.step_shape))
-        labels = self.spec.dataset(blank, self.spec.times, parameters)
-        for step in range(self.steps):
+        for _ in range(self.steps):
             coefficients += source
             coefficients *= decay
-            temperature = fft.idstn(
-                coefficients.astype(np.float32), type=2, overwrite_x=True
-            )
-            # Relabelling a view costs a quarter of building a dataset anew.
-            yield labels.isel(time=slice(step, step + 1)).copy(
-                data={"temperature": temperature[np.newaxis]}
-            )
+            yield fft.idstn(coefficients.astype(np.float32), type=2, overwrite_x=True)
 
 
 def _eigenvalues(cells: int, width: float) -> Float[np.ndarray, " mode"]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from scipy import fft
 
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
@@ -129,7 +129,8 @@ class NavierStokes2D(Solver):
                 "NavierStokes2D: expected two values in viscosity, 0 < low < high, got "
                 f"{tuple(viscosity)}. Give both in m²/s, the lower bound first."
             )
-        self.initial = GaussianField(int(modes))
+        self.modes = int(modes)
+        self.initial = GaussianField(self.modes)
         longest = self.initial.largest
         if points % 2 or 3 * longest >= points:
             raise ValueError(
@@ -176,6 +177,13 @@ class NavierStokes2D(Solver):
         FloatingPointError
             If the velocity grows beyond bounds.
         """
+        for time, field in zip(self.spec.times, self.fields(parameters), strict=True):
+            yield self.spec.dataset(field[np.newaxis, np.newaxis], [time], parameters)
+
+    def fields(
+        self, parameters: Mapping[str, float]
+    ) -> Iterator[Float32[np.ndarray, "x y"]]:
+        """Yield the vorticity of each step without labels, as `solve` does with."""
         phase = 2 * np.pi * np.add.outer(*2 * (np.arange(self.points) / self.points,))
         fields = evolve(
             self.initial.field(self.spec.vector(parameters)[1:], self.points),
@@ -185,9 +193,8 @@ class NavierStokes2D(Solver):
             time_step=self.time_step,
             substep=self.substep,
         )
-        for time, field in zip(self.spec.times, fields, strict=True):
-            vorticity = field.astype(np.float32)[np.newaxis, np.newaxis]
-            yield self.spec.dataset(vorticity, [time], parameters)
+        for field in fields:
+            yield field.astype(np.float32)
 
 
 def evolve(
