@@ -154,8 +154,8 @@ class Outlet:
     def send(self, steps: Float32[np.ndarray, "time channel *space"]) -> None:
         """Send the next steps; the array must not be written to any more.
 
-        Steps as large as a message leave from the array itself, smaller ones are
-        copied.
+        Steps of more than half a message leave from the array itself, smaller ones
+        are copied.
 
         Raises
         ------
