@@ -47,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Torch's threads would spin while they wait, on cores that simulations need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        if asked := _help_of(words):
+            from surrogate_flow import option_help
+
+            option_help.show(*asked)
+            return
         words = _with_recipes(words)
         from surrogate_flow import commands, standalone
 
@@ -68,12 +73,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
+def _help_of(words: Sequence[str]) -> tuple[str, str | None, str | None] | None:
+    """Return what help on an option is asked for, with its value and the recipe's."""
+    pairs = _pairs(words)
+    for option, value, _ in pairs:
+        kind, _, rest = option.partition(".")
+        if kind in _KINDS and rest.rpartition(".")[2] == "help":
+            recipe = next((v for o, v, _ in pairs if o == kind), None)
+            return option, value, recipe
+    return None
+
+
 def _with_recipes(words: Sequence[str]) -> list[str]:
     """Replace the names of recipes by their paths, and check all that is spelt."""
     pairs = _pairs(words)
     options = {option for option, _, _ in pairs}
-    helps = {"-h", "--help", *(f"{kind}.help" for kind in _KINDS)}
-    if options & helps or not words or words[0].startswith("-"):
+    if options & {"-h", "--help"} or not words or words[0].startswith("-"):
         return list(words)
     if words[0] not in _COMMANDS:
         raise RecipeError(f"No command {words[0]!r}. {nearest(words[0], _COMMANDS)}")

@@ -130,6 +130,9 @@ def test_mistakes(words, message, monkeypatch, capsys):
         ["predict", "--help"],
         ["generate", "--help"],
         ["fit", "--data.help"],
+        ["fit", "--data", "lorenz", "--data.help"],
+        ["fit", "--data.help", "lorenz"],
+        ["fit", "--model.help"],
     ],
 )
 def test_help_helps(words, monkeypatch, capsys):
@@ -137,6 +140,29 @@ def test_help_helps(words, monkeypatch, capsys):
     code, shown = run(words, monkeypatch, capsys)
     assert code == 0
     assert "surrogate" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--data.help"], "--data.batch_size"),
+        (["--model", "fno", "--model.help"], "--model.normalisation"),
+        (["--data", "lorenz", "--data.solver.help"], "--data.solver.time_step"),
+        (["--model", "fno", "--model.network.help"], "--model.network.modes"),
+        (["--model.network.help", "surrogate_flow.nn.UNet"], "--model.network.widths"),
+    ],
+)
+def test_help_shows_the_options_of_a_recipe_and_of_its_classes(
+    words, shown, monkeypatch, capsys
+):
+    """A user finds what may be overridden without reading a recipe."""
+    code, said = run(["fit", *words], monkeypatch, capsys)
+    assert code == 0
+    assert shown in said.out
+    assert "--model.spec" not in said.out
+    code, said = run(["fit", "--data.help", "lorentz"], monkeypatch, capsys)
+    assert code == 2
+    assert "Did you mean 'lorenz'" in said.err
 
 
 def test_print_config_shows_everything(monkeypatch, capsys):

@@ -1,0 +1,66 @@
+"""Help on the options of a workflow, of a model, and of the classes that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from surrogate_flow.data import OnlineData
+from surrogate_flow.recipes import find_recipe
+from surrogate_flow.stored import StoredData
+from surrogate_flow.surrogate import Surrogate
+
+__all__ = ["show"]
+
+_KINDS = {"data": "workflows", "model": "models"}
+
+
+def show(option: str, value: str | None, recipe: str | None) -> None:
+    """Print what an option such as ``--data.solver.help`` asks for.
+
+    Parameters
+    ----------
+    option : str
+        ``--data.help``, ``--model.help``, or with the name of an argument in between
+        that is a class of its own.
+    value : str, optional
+        A class; or a recipe or data set, in place of `recipe`.
+    recipe : str, optional
+        What was given as ``--data`` or ``--model``, of which the class is then taken.
+
+    Raises
+    ------
+    RecipeError
+        If there is no such recipe.
+    """
+    kind, *names, _ = option.removeprefix("--").split(".")
+    parser = ArgumentParser(prog="surrogate-flow fit", allow_abbrev=False)
+    if not names:
+        recipe = value or recipe
+    stored = kind == "data" and recipe is not None and Path(recipe).is_dir()
+    owner: Any = Surrogate if kind == "model" else OnlineData
+    if stored or (recipe or "").rpartition(".")[2] == StoredData.__name__:
+        owner = StoredData
+    # The spec comes from the data, whatever a command line says.
+    parser.add_class_arguments(owner, kind, skip={"spec"})
+    if not names:
+        if value is not None and not stored and "." not in value:
+            find_recipe(_KINDS[kind], value)
+        parser.print_help()
+        parser.exit()
+    if value is None and recipe is not None and not stored:
+        value = _class_in(find_recipe(_KINDS[kind], recipe), names)
+    parser.parse_args([option if value is None else f"{option}={value}"])
+
+
+def _class_in(path: Path, names: Sequence[str]) -> str | None:
+    """Return the class that a recipe has for an argument, if any."""
+    settings: Any = yaml.safe_load(path.read_text())
+    for name in names:
+        settings = settings.get("init_args", settings).get(name, {})
+    found = settings if isinstance(settings, str) else settings.get("class_path")
+    return None if found is None else str(found)
