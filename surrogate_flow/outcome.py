@@ -33,8 +33,8 @@ class Outcome:
     samples : int
         That were trained, repetitions counted; of this process.
     unique_samples : int
-        Different ones among those drawn to train on, of this process. Online, up to
-        four batches are drawn ahead, which the end of the run leaves untrained.
+        Different ones among them. Online, where up to four batches are drawn ahead
+        which the end of the run leaves untrained, it may be too many by as much.
     simulations : int
         That were whole, the held-out ones included.
     solver_seconds : float
@@ -111,7 +111,8 @@ class Outcomes(Callback):
         outcome = Outcome(
             batches=trainer.global_step,
             samples=self._samples,
-            unique_samples=effort.samples,
+            # What was drawn ahead has not been trained.
+            unique_samples=min(effort.samples, self._samples),
             simulations=effort.simulations,
             solver_seconds=effort.solver_seconds,
             training_seconds=seconds,

@@ -179,3 +179,16 @@ def test_a_failure_that_cannot_be_marked_ends_nothing(tmp_path, caplog):
     written.fail(7)
     (path / "state" / "c.5").rmdir()
     assert written.states()[4:8].tolist() == [WHOLE, ABSENT, FAILED, WHOLE]
+
+
+def test_a_folder_that_was_made_for_it_is_as_good_as_none(tmp_path):
+    """Empty, it becomes the data set; with anything in it, it stays as it is."""
+    made = tmp_path / "wave.zarr"
+    made.mkdir()
+    assert again(made).simulations == HELD_OUT + TRAINING
+    other = tmp_path / "other.zarr"
+    other.mkdir()
+    (other / "mine.txt").write_text("mine")
+    with pytest.raises(ArchiveError, match=r"it has no zarr\.json"):
+        again(other)
+    assert [path.name for path in other.iterdir()] == ["mine.txt"]

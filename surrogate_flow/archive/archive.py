@@ -109,12 +109,14 @@ class Archive:
         """
         parameters = [simulation.parameters for simulation in simulations]
         vectors = np.array([provenance.spec.vector(p) for p in parameters])
-        if not path.exists():
+        # A folder that somebody has made for it is as good as none.
+        made = path.is_dir() and not any(path.iterdir())
+        if made or not path.exists():
             try:
                 create(path, provenance, parameters)
             except OSError as error:
                 # Unless another process has just created it.
-                if not path.exists():
+                if made or not path.exists():
                     raise ArchiveError(
                         f"{path} cannot be written ({error}). Make room there, or name "
                         "another place."

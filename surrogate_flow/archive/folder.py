@@ -41,7 +41,8 @@ def opened(path: Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArchiveError(
             f"{path} cannot be read as a Zarr group ({type(error).__name__}: {error}). "
-            "It is cut off, not readable for you, or something else."
+            "Its zarr.json is cut off, not readable for you, or of something else: "
+            "copy the data set again, or generate it anew in another place."
         ) from error
 
 

@@ -46,7 +46,11 @@ class Refusal(Enum):
             case Refusal.SAVING:
                 return "a checkpoint is being written"
             case _:
+                shared = ""
+                if books.plan.span > 1:
+                    held = books.slab.capacity - books.slab.free
+                    shared = f" in {held} steps, which they share"
                 return (
-                    f"{members.unseen} of {len(members)} samples unseen, "
+                    f"{members.unseen} of {len(members)} samples unseen{shared}, "
                     f"{tally.last_draw}"
                 )
