@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytorch_lightning as L
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from surrogate_flow.training_data import TrainingData
+
 __all__ = ["Ending", "Kept"]
+
+logger = logging.getLogger(__name__)
 
 
 class Ending(Callback):
@@ -33,6 +38,19 @@ class Ending(Callback):
         over = last and loop.batch_progress.is_last_batch
         if over or trainer.global_step == loop.max_steps:
             trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so if there was nothing left to train on before `max_steps`."""
+        data = getattr(trainer, "datamodule", None)
+        once = isinstance(data, TrainingData) and not data.repeats
+        used_up = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if once and used_up and 0 < trainer.global_step < trainer.max_steps:
+            logger.info(
+                "All simulations are used up after %d of %d batches. More of them: "
+                "--data.simulations, or null there for as many as it takes.",
+                trainer.global_step,
+                trainer.max_steps,
+            )
 
 
 class Kept(ModelCheckpoint):

@@ -75,6 +75,19 @@ def test_different_samples_are_those_that_were_drawn(folder, monkeypatch):
     assert run.unique_samples == 8
 
 
+def test_it_is_said_when_simulations_are_used_up(folder, monkeypatch, capsys):
+    """Before the steps that were asked for; not where these were trained."""
+    monkeypatch.setattr(sys, "argv", ["surrogate-flow"])
+    study = [word for word in WORDS if word.startswith("--data")]
+    for steps, used_up in ((400, True), (2, False)):
+        run = outcome_of(
+            [*study, "--data.simulations=4", f"--trainer.max_steps={steps}"]
+        )
+        printed = "".join(capsys.readouterr())
+        words = f"used up after {run.batches} of {steps} batches"
+        assert (words in printed) == used_up, printed
+
+
 @pytest.mark.timeout(280)
 def test_arms_train_the_same_batches_and_are_run_once(folder, capsys):
     """An offline and an online arm; what has ended does not run again."""
