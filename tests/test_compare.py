@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -15,7 +16,14 @@ from batch import wait_until
 from rich.console import Console
 
 from surrogate_flow.cli import main
-from surrogate_flow.compare import Contest, ContestError, Verdict, arms_of, contest
+from surrogate_flow.compare import (
+    Contest,
+    ContestError,
+    Verdict,
+    arms_of,
+    child,
+    seconds,
+)
 from surrogate_flow.outcome import Outcome
 from surrogate_flow.recipes import RecipeError
 
@@ -103,6 +111,14 @@ def test_arms_train_the_same_batches_and_are_run_once(folder, capsys):
         assert float(row["solver_seconds"]) > 0
         if arm == "offline":
             assert (int(row["unique_samples"]), int(row["simulations"])) == (80, 6)
+        # The process has to start, and the data to come.
+        places = [f"{arm}/seed-0", *(["generate"] if arm == "offline" else [])]
+        took = [Path("comparison", place, "seconds.txt") for place in places]
+        wall = sum(float(path.read_text()) for path in took)
+        assert float(row["wall_seconds"]) == pytest.approx(wall)
+        assert wall > float(row["training_seconds"]) + len(places)
+    assert "seconds in all" in printed
+    assert "offline with those of the data set" in " ".join(printed.split())
     errors = [float(row["val_relative_l2"]) for row in runs.values()]
     assert len(set(errors)) == 2
     assert Path("comparison/comparison.png").stat().st_size > 5000
@@ -119,6 +135,43 @@ def test_arms_train_the_same_batches_and_are_run_once(folder, capsys):
 
 
 @pytest.mark.timeout(280)
+def test_seconds_of_a_data_set_are_those_until_it_is_whole(tmp_path, monkeypatch):
+    """An interrupted part counts, a look at a whole one does not; a killed one is unknown."""
+    recipe = tmp_path / "one.yaml"
+    recipe.write_text("name: one\n")
+    folder, took = tmp_path / "c", tmp_path / "c/generate/seconds.txt"
+    arms = arms_of({"solver": "a.B"}, ["offline"], {})
+    one = Contest(folder, arms, 1, str(recipe), 5, 2, recipe)
+    ended: list[BaseException | None] = [KeyboardInterrupt(), None, None]
+
+    def call(*_):
+        assert not took.exists()  # so a process that is killed leaves none
+        (folder / "offline.zarr").mkdir(exist_ok=True)
+        if error := ended.pop(0):
+            raise error
+
+    monkeypatch.setattr(Contest, "_call", call)
+    clock = SimpleNamespace(monotonic=iter(range(0, 1000, 10)).__next__)
+    monkeypatch.setattr(seconds, "time", clock)
+    console = Console(quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        one._generate(console)
+    assert float(took.read_text()) == 10
+    one._generate(console)
+    one._generate(console)
+    assert float(took.read_text()) == 20
+    took.unlink()
+    ended.append(None)
+    one._generate(console)
+    assert not took.exists()
+    place = folder / "offline/seed-0"
+    place.mkdir(parents=True)
+    (place / "seconds.txt").write_text("7\n")
+    assert one.seconds(arms[0], 0) is None
+    took.write_text("20\n")
+    assert one.seconds(arms[0], 0) == 27
+
+
 def test_arms_validate_on_the_same_simulations(folder, monkeypatch):
     """From a data set or from the stream: the same parameters, the same fields."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
@@ -265,6 +318,32 @@ def test_the_verdict_is_mean_spread_and_gain():
     assert "loss" not in printed
 
 
+def test_seconds_in_all_are_a_dash_where_they_are_unknown(tmp_path):
+    """Folders of older versions have none: the rest is shown, the cell of the CSV is empty."""
+    runs = {"offline": [outcome(0.2)] * 2, "firo": [outcome(0.1)] * 2}
+    for wall, offline, firo in (
+        (None, "-", "-"),
+        ({"offline": [40.0, None], "firo": [30.0, 30.0]}, "-", "30"),
+    ):
+        verdict = Verdict(runs, {}, wall)
+        console = Console(width=100, record=True)
+        console.print(verdict.table())
+        (row,) = (
+            line
+            for line in console.export_text().splitlines()
+            if "│ seconds in a" in line
+        )
+        assert [cell.strip() for cell in row.split("│")[2:-1]] == [offline, firo]
+    verdict.write_csv(tmp_path / "all.csv")
+    with (tmp_path / "all.csv").open(newline="") as file:
+        assert [r["wall_seconds"] for r in csv.DictReader(file)] == [
+            "40.0",
+            "",
+            "30.0",
+            "30.0",
+        ]
+
+
 def test_ctrl_c_ends_the_run_under_way(folder):
     """The comparison ends, and so does its child; the next one begins it anew."""
     process = subprocess.Popen(
@@ -294,7 +373,7 @@ def test_ctrl_c_ends_the_run_under_way(folder):
 
 def test_a_run_that_does_not_end_is_killed_with_a_word(tmp_path, monkeypatch):
     """Deaf to Ctrl-C: killed with its child, named; what interrupted goes on its way."""
-    monkeypatch.setattr(contest, "_END", 1.0)
+    monkeypatch.setattr(child, "_END", 1.0)
     deaf = (
         "import signal, subprocess\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
@@ -307,11 +386,11 @@ def test_a_run_that_does_not_end_is_killed_with_a_word(tmp_path, monkeypatch):
     with (
         log.open("w") as file,
         pytest.raises(KeyboardInterrupt),
-        contest._process(words, file, "firo, seed 2", console),
+        child._process(words, file, "firo, seed 2", console),
     ):
-        child = int(wait_until(log.read_text))
+        pid = int(wait_until(log.read_text))
         raise KeyboardInterrupt
     said = console.export_text()
     assert "firo, seed 2: expected it to end within 1 s, it had not" in said
     assert "The same command runs it anew" in said
-    wait_until(lambda: not psutil.pid_exists(child))
+    wait_until(lambda: not psutil.pid_exists(pid))

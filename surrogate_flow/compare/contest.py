@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from surrogate_flow.compare import seconds
 from surrogate_flow.compare.arm import OFFLINE, Arm
+from surrogate_flow.compare.child import call
+from surrogate_flow.compare.errors import ContestError
 from surrogate_flow.compare.rehearsal import rehearse
 from surrogate_flow.outcome import FILE, Outcome
 
-__all__ = ["Contest", "ContestError"]
+__all__ = ["Contest"]
 
-logger = logging.getLogger(__name__)
-
-_POLL = 0.5  # seconds between two looks at what a run says
 _CURVE = 20  # points of a curve
-_END = 600.0  # seconds for a run to validate, save and end, with its jobs
 _NOTE = "comparison.json"
+_GENERATE = "generate"  # the folder of what the data set's generation says
 _ENDED = "ended.txt"  # names the folder of a run that was not cut off
-_TAIL = 20  # lines of a run that failed
-
-
-class ContestError(RuntimeError):
-    """A run of the comparison failed, or belongs to another one."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +96,11 @@ class Contest:
             if seed == coming[0][1]:
                 self._rehearse(arm, seed)
         self.folder.mkdir(parents=True, exist_ok=True)
+        generated = False
         for arm, seed in coming:
-            if arm.name == OFFLINE:
+            if arm.name == OFFLINE and not generated:
                 self._generate(console)
+                generated = True
             self._fit(arm, seed, console)
             self._note()
 
@@ -122,6 +113,19 @@ class Contest:
         """Return what has come of a run, if it has ended."""
         folder = self.run_folder(arm, seed)
         return None if folder is None else Outcome.read(folder)
+
+    def seconds(self, arm: Arm, seed: int) -> float | None:
+        """Return the wall time of a run that has ended, from start to end.
+
+        Offline, that of the data set counts with each run, as each needs it; it was
+        generated once. None where it was not noted, as in folders of older versions.
+        """
+        places = [self._place(arm, seed)]
+        if arm.name == OFFLINE:
+            places.append(self.folder / _GENERATE)
+        took = [seconds.read(place) for place in places]
+        known = [one for one in took if one is not None]
+        return sum(known) if len(known) == len(took) else None
 
     def _place(self, arm: Arm, seed: int) -> Path:
         return self.folder / arm.name / f"seed-{seed}"
@@ -157,11 +161,20 @@ class Contest:
         }
 
     def _generate(self, console: Console) -> None:
-        output = self.folder / "offline.zarr"
+        """Make the data set, or what is missing of it; note the seconds until whole."""
+        output, place = self.folder / "offline.zarr", self.folder / _GENERATE
         words = ["--data", str(self.workflow), "--output", str(output), *self.of_study]
-        said = f"data set of {self.offline} simulations"
         count = f"--data.simulations={self.offline}"
-        self._call(["generate", *words, count], self.folder / "generate", said, console)
+        ended, begun = place / _ENDED, output.exists()
+        if not begun:
+            ended.unlink(missing_ok=True)
+        # What one that was killed, or an older version, took is not known.
+        before = seconds.read(place) if begun else 0.0
+        whole = ended.is_file()
+        with seconds.noted(place, before, add=not whole):
+            said = f"data set of {self.offline} simulations"
+            self._call(["generate", *words, count], place, said, console)
+        ended.write_text(output.name)
 
     def _of_training(self, seed: int) -> list[str]:
         """Return the arguments of a fit that are the same for all arms."""
@@ -195,7 +208,8 @@ class Contest:
             f"--trainer.default_root_dir={place}",
         ]
         before = set(place.glob(f"*/*/{FILE}"))
-        self._call(["fit", *words], place, f"{arm.name}, seed {seed}", console)
+        with seconds.noted(place):
+            self._call(["fit", *words], place, f"{arm.name}, seed {seed}", console)
         new = [path.parent for path in set(place.glob(f"*/*/{FILE}")) - before]
         outcome = Outcome.read(new[0]) if new else None
         if outcome is None:
@@ -212,80 +226,5 @@ class Contest:
     def _call(
         self, words: Sequence[str], place: Path, said: str, console: Console
     ) -> None:
-        """Run a command of this package; show the last thing that it says."""
-        place.mkdir(parents=True, exist_ok=True)
-        log = place / "log.txt"
-        command = [sys.executable, "-m", "surrogate_flow", *words]
-        with (
-            log.open("w") as file,
-            console.status(said) as status,
-            _process(command, file, f"{said} ({log})", console) as process,
-        ):
-            while process.poll() is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_POLL)
-                line = _tail(log, 1).strip()
-                status.update(f"{said}: {line}"[: console.width - 4])
-        if process.returncode:
-            raise ContestError(
-                f"{said}: the run failed (exit status {process.returncode}). "
-                f"{log} ends with:\n{_tail(log, _TAIL)}"
-            )
-        console.print(f"{said}: done", highlight=False)
-
-
-@contextlib.contextmanager
-def _process(
-    words: Sequence[str], log: Any, said: str, console: Console
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a run, which ends in order when this process is told to end."""
-    process = subprocess.Popen(
-        words,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=_environment(),
-        # Ctrl-C at a terminal reaches it once, from here.
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            _end(process, said, console)
-
-
-def _end(process: subprocess.Popen[bytes], said: str, console: Console) -> None:
-    """Have a run end in order; kill it, with its workers, if it does not in time."""
-    process.send_signal(signal.SIGINT)
-    console.print(
-        f"{said}: validates, saves and ends, within {_END:g} s. Ctrl-C kills it.",
-        highlight=False,
-        soft_wrap=True,
-    )
-    try:
-        process.wait(_END)
-    except subprocess.TimeoutExpired:
-        console.print(
-            f"{said}: expected it to end within {_END:g} s, it had not, and was "
-            "killed. A validation that takes longer, or a solver that hangs, is the "
-            "usual cause: its log says. The same command runs it anew, with fewer "
-            "--data.held_out or with --data.faults.step_timeout if need be.",
-            highlight=False,
-            soft_wrap=True,
-        )
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _environment() -> Mapping[str, str]:
-    return {**os.environ, "PYTHONUNBUFFERED": "1"}
-
-
-def _tail(log: Path, lines: int) -> str:
-    with log.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - 8192))
-        text = file.read().decode(errors="replace")
-    return "\n".join(text.rstrip().splitlines()[-lines:])
+        """Run a command of this package, which says what it does in ``log.txt``."""
+        call(words, place / "log.txt", said, console)

@@ -29,6 +29,8 @@ _COLUMNS = {
     "training_seconds": "seconds of training",
     "solver_seconds": "seconds in solvers",
 }
+_WALL = "wall_seconds"
+_UNKNOWN = "-"
 
 
 class Verdict:
@@ -40,28 +42,36 @@ class Verdict:
         Of each arm, one a seed.
     curves : mapping of str to sequence of Path
         The metrics.csv of each run.
+    wall : mapping of str to sequence of float, optional
+        Seconds from the start of each run to its end, as `Contest.seconds` counts them;
+        None where they are not known.
     """
 
     def __init__(
         self,
         outcomes: Mapping[str, Sequence[Outcome]],
         curves: Mapping[str, Sequence[Path]],
+        wall: Mapping[str, Sequence[float | None]] | None = None,
     ) -> None:
         self.outcomes = outcomes
         self.curves = curves
+        unknown = {arm: [None] * len(runs) for arm, runs in outcomes.items()}
+        self.wall = {**unknown, **(wall or {})}
 
     @classmethod
     def of(cls, contest: Contest) -> Verdict:
         """Gather what has ended of a comparison."""
         outcomes: dict[str, list[Outcome]] = {}
         curves: dict[str, list[Path]] = {}
+        wall: dict[str, list[float | None]] = {}
         for arm in contest.arms:
             for seed in range(contest.seeds):
                 folder = contest.run_folder(arm, seed)
                 if folder and (outcome := Outcome.read(folder)):
                     outcomes.setdefault(arm.name, []).append(outcome)
                     curves.setdefault(arm.name, []).append(folder / "metrics.csv")
-        return cls(outcomes, curves)
+                    wall.setdefault(arm.name, []).append(contest.seconds(arm, seed))
+        return cls(outcomes, curves, wall)
 
     def table(self) -> Table:
         """Return the figures, an arm a column."""
@@ -80,6 +90,13 @@ class Verdict:
                 for runs in self.outcomes.values()
             ]
             table.add_row(words, *map(_spread, numbers))
+        table.add_row("seconds in all", *(_spread(self.wall[a]) for a in self.outcomes))
+        table.caption = "Seconds in all: wall time, from start to end"
+        if OFFLINE in self.outcomes:
+            table.caption += (
+                "; offline with those of the data set, which is generated once and "
+                "counts in each run"
+            )
         return table
 
     def _gains(self) -> list[str]:
@@ -93,14 +110,15 @@ class Verdict:
         return gains
 
     def write_csv(self, path: Path) -> None:
-        """Write all numbers, a run a row; seconds are seconds."""
+        """Write all numbers, a run a row; what is not known stays empty."""
         names = self._errors()
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["arm", "seed", *_COLUMNS, *names])
+            writer.writerow(["arm", "seed", *_COLUMNS, _WALL, *names])
             for arm, runs in self.outcomes.items():
                 for seed, run in enumerate(runs):
                     numbers = [getattr(run, column) for column in _COLUMNS]
+                    numbers.append(self.wall[arm][seed])
                     writer.writerow(
                         [arm, seed, *numbers, *(run.errors[name] for name in names)]
                     )
@@ -141,9 +159,12 @@ class Verdict:
         return float(np.mean([run.errors[_ERROR] for run in runs])) if runs else None
 
 
-def _spread(values: Sequence[float]) -> str:
-    mean = float(np.mean(values))
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def _spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return _UNKNOWN
+    mean = float(np.mean(known))
+    spread = float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
     return f"{_short(mean, 3)} ± {_short(spread, 2)}" if spread else _short(mean, 3)
 
 
