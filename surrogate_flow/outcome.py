@@ -45,6 +45,9 @@ class Outcome:
         In this time.
     errors : dict of str to float
         Every ``val_*`` metric of the last validation.
+    validated : int, optional
+        Held-out simulations, of all ranks, that these are taken over: those that
+        failed are left out. None in the files of older versions.
     """
 
     batches: int
@@ -55,6 +58,7 @@ class Outcome:
     training_seconds: float
     samples_per_second: float
     errors: dict[str, float]
+    validated: int | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Outcome | None:
@@ -118,6 +122,7 @@ class Outcomes(Callback):
             training_seconds=seconds,
             samples_per_second=self._samples / seconds if seconds else 0.0,
             errors=errors,
+            validated=data.validated,
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

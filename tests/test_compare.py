@@ -1,6 +1,8 @@
 """Offline against online: every arm trains the same number of batches, and what came of it is put side by side."""
 
 import csv
+import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -76,10 +78,11 @@ def test_different_samples_are_those_that_were_drawn(folder, monkeypatch):
     for batches, different in ((5, 40), (20, 80)):
         run = outcome_of([*offline, f"--trainer.max_steps={batches}"])
         assert (run.samples, run.unique_samples) == (8 * batches, different)
+        assert run.validated == 2
     # The reservoir holds 100 samples before it gives the first.
     online = [*study, "--data.reservoir.threshold=100", "--data.simulations=30"]
     run = outcome_of([*online, "--trainer.max_steps=1"])
-    assert run.samples == 8
+    assert (run.samples, run.validated) == (8, 2)
     assert run.unique_samples == 8
 
 
@@ -129,6 +132,14 @@ def test_arms_train_the_same_batches_and_are_run_once(folder, capsys):
     assert [row["arm"] for row in rows()] == ["reservoir"]
     for path, when in written.items():
         assert path.stat().st_mtime_ns == when
+    # A held-out simulation that had failed, in a folder without seconds.
+    (path,) = Path("comparison/reservoir").rglob("outcome.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "validated": 1}))
+    for path in Path("comparison").rglob("seconds.txt"):
+        path.unlink()
+    main(["compare", *WORDS, "offline", "reservoir", "--seeds=1"])
+    assert "simulations: offline over 2, reservoir over 1" in capsys.readouterr().out
+    assert [row["wall_seconds"] for row in rows()] == ["", ""]
     with pytest.raises(SystemExit):
         main(["compare", *WORDS, "offline", "--data.solver.diffusivity=2"])
     assert "runs of another comparison: of_study was" in capsys.readouterr().err
@@ -342,6 +353,33 @@ def test_seconds_in_all_are_a_dash_where_they_are_unknown(tmp_path):
             "30.0",
             "30.0",
         ]
+
+
+def test_arms_that_were_validated_otherwise_are_marked(tmp_path):
+    """7 of 10 simulations beside 10: a row, a column and a line with the arms; else no line."""
+    same = {"offline": [outcome(0.2, validated=10)] * 2}
+    short = [outcome(0.1, validated=7), outcome(0.1, validated=8)]
+    other = {"fifo": short, "firo": [outcome(0.1)] * 2}
+    verdict = Verdict(same | other, {})
+    console = Console(width=100, record=True)
+    console.print(verdict.table())
+    (row,) = (r for r in console.export_text().splitlines() if "held-out" in r)
+    assert [cell.strip() for cell in row.split("│")[2:-1]] == ["10", "7 to 8", "-"]
+    assert "simulations: offline over 10, fifo over 7 to 8, firo" in verdict.warning()
+    verdict.write_csv(tmp_path / "all.csv")
+    with (tmp_path / "all.csv").open(newline="") as file:
+        counts = [row["validated"] for row in csv.DictReader(file)]
+    assert counts == ["10", "10", "7", "8", "", ""]
+    assert Verdict(same | {"firo": [outcome(0.1)]}, {}).warning() is None
+    assert Verdict(same | {"firo": [outcome(0.1, validated=10)]}, {}).warning() is None
+
+
+def test_outcomes_of_older_versions_are_read(tmp_path):
+    """Without the number of simulations that were validated on."""
+    numbers = dataclasses.asdict(outcome(0.2))
+    del numbers["validated"]
+    (tmp_path / "outcome.json").write_text(json.dumps(numbers))
+    assert Outcome.read(tmp_path) == outcome(0.2)
 
 
 def test_ctrl_c_ends_the_run_under_way(folder):

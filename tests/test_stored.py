@@ -456,6 +456,17 @@ def test_one_epoch_that_was_typed_is_one_epoch(typed, tmp_path, monkeypatch):
     assert json.loads(outcome.read_text())["batches"] == (epoch if typed else 40)
 
 
+def test_an_outcome_says_what_was_validated_on(tmp_path, monkeypatch):
+    """A held-out simulation that failed is not among them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["surrogate-flow"])
+    write(tmp_path / "wave.zarr", Wave(), leave=(1,))
+    words = "--data wave.zarr --model fully_connected --trainer.max_steps 2"
+    main(f"fit {words}".split())
+    (outcome,) = Path("runs").glob("*/*/outcome.json")
+    assert json.loads(outcome.read_text())["validated"] == HELD_OUT - 1
+
+
 def test_a_refused_run_leaves_nothing(tmp_path, monkeypatch, capsys):
     """Neither a folder of its own, nor one above it; what was there stays."""
     monkeypatch.chdir(tmp_path)

@@ -58,6 +58,8 @@ def compare(words: Sequence[str], console: Console) -> None:
     contest.run(console)
     verdict = Verdict.of(contest)
     console.print(verdict.table())
+    if warning := verdict.warning():
+        console.print(warning, soft_wrap=True, highlight=False)
     verdict.write_csv(folder / "comparison.csv")
     verdict.picture().savefig(folder / "comparison.png")
     for name, what in (("csv", "all numbers"), ("png", "the errors over the batches")):

@@ -29,6 +29,7 @@ _COLUMNS = {
     "training_seconds": "seconds of training",
     "solver_seconds": "seconds in solvers",
 }
+_VALIDATED = "validated"
 _WALL = "wall_seconds"
 _UNKNOWN = "-"
 
@@ -83,6 +84,7 @@ class Verdict:
             errors = [[run.errors[name] for run in r] for r in self.outcomes.values()]
             table.add_row(name.removeprefix("val_"), *map(_spread, errors))
         table.add_row("relative_l2, change", *self._gains())
+        table.add_row("held-out simulations", *map(_range, self._validated().values()))
         table.add_section()
         for name, words in _COLUMNS.items():
             numbers = [
@@ -99,6 +101,25 @@ class Verdict:
             )
         return table
 
+    def warning(self) -> str | None:
+        """Return what to say if not all runs were validated on as many simulations."""
+        counts = self._validated()
+        known = {count for mine in counts.values() for count in mine}
+        if len(known - {None}) < 2:
+            return None
+        arms = ", ".join(f"{arm} over {_range(mine)}" for arm, mine in counts.items())
+        return (
+            "Warning: the errors are taken over different numbers of held-out "
+            f"simulations: {arms}. They do not compare. Simulations that failed are "
+            "the usual cause: the log.txt of the arm, or of generate, names the file "
+            "that says why."
+        )
+
+    def _validated(self) -> dict[str, list[int | None]]:
+        return {
+            arm: [run.validated for run in runs] for arm, runs in self.outcomes.items()
+        }
+
     def _gains(self) -> list[str]:
         base, gains = self._error(OFFLINE), []
         for arm in self.outcomes:
@@ -114,11 +135,11 @@ class Verdict:
         names = self._errors()
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["arm", "seed", *_COLUMNS, _WALL, *names])
+            writer.writerow(["arm", "seed", *_COLUMNS, _WALL, _VALIDATED, *names])
             for arm, runs in self.outcomes.items():
                 for seed, run in enumerate(runs):
                     numbers = [getattr(run, column) for column in _COLUMNS]
-                    numbers.append(self.wall[arm][seed])
+                    numbers += [self.wall[arm][seed], run.validated]
                     writer.writerow(
                         [arm, seed, *numbers, *(run.errors[name] for name in names)]
                     )
@@ -166,6 +187,13 @@ def _spread(values: Sequence[float | None]) -> str:
     mean = float(np.mean(known))
     spread = float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
     return f"{_short(mean, 3)} ± {_short(spread, 2)}" if spread else _short(mean, 3)
+
+
+def _range(counts: Sequence[int | None]) -> str:
+    known = sorted({count for count in counts if count is not None})
+    if not known or None in counts:
+        return _UNKNOWN
+    return f"{known[0]}" if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
 
 def _short(value: float, digits: int) -> str:
