@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.metadata
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from surrogate_flow.compare import (
     Verdict,
     arms_of,
     child,
+    claim,
     seconds,
 )
 from surrogate_flow.outcome import Outcome
@@ -188,7 +190,7 @@ def test_arms_validate_on_the_same_simulations(folder, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     seen = "--trainer.callbacks=recorder.ValidatedOn"
     main(["compare", *WORDS, "offline", "fifo", "--seeds=1", "--batches=4", seen])
-    paths = sorted(Path("comparison").glob("*/seed-*/*/*/validated_on.npz"))
+    paths = sorted(Path("comparison").glob("*/seed-*/*/*/*/validated_on.npz"))
     assert [path.parts[1] for path in paths] == ["fifo", "offline"]
     online, offline = (np.load(path) for path in paths)
     assert online["parameters"].shape == (2, 5)
@@ -226,7 +228,7 @@ def test_what_is_compared_is_one_thing(name, folder):
         workflow=recipe,
         reservoir={"capacity": 7},
     )
-    Contest(**whole)._note()
+    claim.note(Path("c"), Contest(**whole)._described())
     Contest(**whole).run(Console(quiet=True))
     other = {"reservoir": {"capacity": 8}, "batches": 6}[name]
     with pytest.raises(ContestError, match=f"of another comparison: {name} was"):
@@ -382,8 +384,67 @@ def test_outcomes_of_older_versions_are_read(tmp_path):
     assert Outcome.read(tmp_path) == outcome(0.2)
 
 
-def test_ctrl_c_ends_the_run_under_way(folder):
-    """The comparison ends, and so does its child; the next one begins it anew."""
+@pytest.fixture
+def runs(folder, monkeypatch):
+    """The folders of runs that end at once, each beside one of somebody else."""
+    made = []
+
+    def call(_, words, *place):
+        (root,) = (w.partition("=")[2] for w in words if "default_root_dir" in w)
+        mine = Path(root, "heat2d", "now")
+        beside = Path(root).parent / "heat2d"
+        strangers = [beside / f"{len(made)}-{n}" for n in range(9)]
+        made.append(mine)
+        for run in (*strangers, mine):
+            run.mkdir(parents=True)
+            one = outcome(0.1 if run == mine else 0.9, batches=40)
+            (run / "outcome.json").write_text(json.dumps(dataclasses.asdict(one)))
+            (run / "metrics.csv").write_text("step,val_relative_l2\n39,0.1\n")
+
+    monkeypatch.setattr(Contest, "_call", call)
+    return made
+
+
+def test_a_run_is_its_own_whoever_ends_beside_it(runs):
+    """As one whose comparison was killed does; cut off itself, it begins in a new folder."""
+    main(["compare", *WORDS, "reservoir", "--seeds=1"])
+    Path("comparison/reservoir/seed-0/ended.txt").unlink()
+    main(["compare", *WORDS, "reservoir", "--seeds=1"])
+    assert [run.parts[-3] for run in runs] == ["run-1", "run-2"]
+    assert [float(row["val_relative_l2"]) for row in rows()] == [0.1]
+    assert not Path("comparison/.lock").exists()
+
+
+def test_a_folder_of_another_version_is_gone_on_with_under_a_warning(runs, capsys):
+    """It names the versions, also the next time; nothing is said if nothing runs."""
+    words = ["compare", *WORDS, "reservoir"]
+    note = Path("comparison/comparison.json")
+    main([*words, "--seeds=1"])
+    mine = importlib.metadata.version("surrogate-flow")
+    described = json.loads(note.read_text())
+    assert described["versions"] == [mine]
+    main([*words, "--seeds=2"])
+    assert "Warning" not in capsys.readouterr().out
+    described["versions"] = ["0.0.1"]
+    note.write_text(json.dumps(described))
+    main([*words, "--seeds=2"])
+    assert "Warning" not in capsys.readouterr().out
+    for seeds in (3, 4):
+        main([*words, f"--seeds={seeds}"])
+        said = capsys.readouterr().out
+        assert f"holds runs of surrogate-flow 0.0.1; this is {mine}" in said
+        assert json.loads(note.read_text())["versions"] == ["0.0.1", mine]
+    del described["versions"]
+    note.write_text(json.dumps(described))
+    main([*words, "--seeds=5"])
+    assert "surrogate-flow (version not noted); this is" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_the_run_under_way(folder, capsys):
+    """The comparison ends, and so does its child; the next one begins it anew.
+
+    Until then no other one may use its folder.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "surrogate_flow", "compare", *WORDS, "reservoir"]
         + ["--batches=100000"],
@@ -397,6 +458,10 @@ def test_ctrl_c_ends_the_run_under_way(folder):
     log = folder / "comparison/reservoir/seed-0/log.txt"
     try:
         wait_until(lambda: log.is_file() and "batch " in log.read_text(), 60)
+        with pytest.raises(SystemExit):
+            main(["compare", *WORDS, "reservoir", "--batches=100000"])
+        said = capsys.readouterr().err
+        assert f"in use by another comparison: process {process.pid} on" in said
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=60)
     finally:
@@ -405,6 +470,7 @@ def test_ctrl_c_ends_the_run_under_way(folder):
     assert process.returncode == 128 + signal.SIGINT
     assert not list(folder.rglob("comparison.csv"))
     assert not list(folder.rglob("ended.txt"))
+    assert not list(folder.glob("comparison/.lock"))
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from surrogate_flow.compare import seconds
+from surrogate_flow.compare import claim, seconds
 from surrogate_flow.compare.arm import OFFLINE, Arm
 from surrogate_flow.compare.child import call
 from surrogate_flow.compare.errors import ContestError
@@ -21,7 +21,6 @@ from surrogate_flow.outcome import FILE, Outcome
 __all__ = ["Contest"]
 
 _CURVE = 20  # points of a curve
-_NOTE = "comparison.json"
 _GENERATE = "generate"  # the folder of what the data set's generation says
 _ENDED = "ended.txt"  # names the folder of a run that was not cut off
 
@@ -80,29 +79,43 @@ class Contest:
             If an arm cannot run; nothing has been written then.
         ContestError
             If a run fails, with the end of what it said; or if the folder holds runs of
-            another comparison.
+            another comparison, or another process compares in it.
         """
-        self._claim()
-        # Seed by seed, so that a machine that gets slower does so for all arms. Offline
-        # last: what only a run shows, it shows before many simulations have been made.
-        coming = [
-            (arm, seed)
-            for seed in range(self.seeds)
-            for arm in sorted(self.arms, key=lambda arm: arm.name == OFFLINE)
-            if self.outcome(arm, seed) is None
-        ]
+        claim.check(self.folder, self._described())
+        coming = self._coming()
         for arm, seed in coming:
             # Seeds differ in nothing that could be refused.
             if seed == coming[0][1]:
                 self._rehearse(arm, seed)
         self.folder.mkdir(parents=True, exist_ok=True)
+        with claim.held(self.folder):
+            # Another process may have been there until now.
+            claim.check(self.folder, self._described())
+            self._run(self._coming(), console)
+
+    def _coming(self) -> list[tuple[Arm, int]]:
+        """Return what has not ended, in the order in which it is to run.
+
+        Seed by seed, so that a machine that gets slower does so for all arms. Offline
+        last: what only a run shows, it shows before many simulations have been made.
+        """
+        return [
+            (arm, seed)
+            for seed in range(self.seeds)
+            for arm in sorted(self.arms, key=lambda arm: arm.name == OFFLINE)
+            if self.outcome(arm, seed) is None
+        ]
+
+    def _run(self, coming: Sequence[tuple[Arm, int]], console: Console) -> None:
+        if coming and (warning := claim.other_versions(self.folder)):
+            console.print(warning, soft_wrap=True, highlight=False)
         generated = False
         for arm, seed in coming:
             if arm.name == OFFLINE and not generated:
                 self._generate(console)
                 generated = True
             self._fit(arm, seed, console)
-            self._note()
+            claim.note(self.folder, self._described())
 
     def run_folder(self, arm: Arm, seed: int) -> Path | None:
         """Return the folder of a run that has ended by itself."""
@@ -129,24 +142,6 @@ class Contest:
 
     def _place(self, arm: Arm, seed: int) -> Path:
         return self.folder / arm.name / f"seed-{seed}"
-
-    def _claim(self) -> None:
-        """Refuse a folder in which something else was compared."""
-        if not (path := self.folder / _NOTE).is_file():
-            return
-        mine = json.loads(json.dumps(self._described()))
-        theirs = json.loads(path.read_text())
-        for name, value in mine.items():
-            if theirs.get(name) != value:
-                raise ContestError(
-                    f"{self.folder} holds runs of another comparison: {name} was "
-                    f"{theirs.get(name)!r}, now it is {value!r}. Name another folder "
-                    "with --output, or remove this one."
-                )
-
-    def _note(self) -> None:
-        """Note what is compared, once a run of it has ended."""
-        (self.folder / _NOTE).write_text(json.dumps(self._described(), indent=1))
 
     def _described(self) -> dict[str, Any]:
         """Return what runs of one comparison share; arms and seeds may be added."""
@@ -200,20 +195,21 @@ class Contest:
     def _fit(self, arm: Arm, seed: int, console: Console) -> None:
         place = self._place(arm, seed)
         own = self.of_data if arm.name == OFFLINE else self.of_study
+        # Its own, as a run that was cut off may be alive still, and end meanwhile.
+        root = _unused(place)
         words = [
             *("--data", str(arm.data(self.folder))),
             *own,
             *arm.seeded(seed),
             *self._of_training(seed),
-            f"--trainer.default_root_dir={place}",
+            f"--trainer.default_root_dir={root}",
         ]
-        before = set(place.glob(f"*/*/{FILE}"))
         with seconds.noted(place):
             self._call(["fit", *words], place, f"{arm.name}, seed {seed}", console)
-        new = [path.parent for path in set(place.glob(f"*/*/{FILE}")) - before]
-        outcome = Outcome.read(new[0]) if new else None
-        if outcome is None:
-            raise ContestError(f"{place} has no {FILE}, though the run has ended.")
+        ended = next(root.glob(f"*/*/{FILE}"), None)
+        outcome = Outcome.read(ended.parent) if ended else None
+        if ended is None or outcome is None:
+            raise ContestError(f"{root} has no {FILE}, though the run has ended.")
         limited = any("simulations=" in word for word in own)
         if outcome.batches != self.batches and not limited:
             raise ContestError(
@@ -221,10 +217,18 @@ class Contest:
                 f"{outcome.batches}: the run was stopped. Type the command again."
             )
         # Not by the run itself: one that was interrupted has an outcome, too.
-        (place / _ENDED).write_text(str(new[0].relative_to(place)))
+        (place / _ENDED).write_text(str(ended.parent.relative_to(place)))
 
     def _call(
         self, words: Sequence[str], place: Path, said: str, console: Console
     ) -> None:
         """Run a command of this package, which says what it does in ``log.txt``."""
         call(words, place / "log.txt", said, console)
+
+
+def _unused(place: Path) -> Path:
+    """Make the first folder of run-1, run-2, ... that is not there yet."""
+    numbers = itertools.count(1)
+    root = next(p for n in numbers if not (p := place / f"run-{n}").exists())
+    root.mkdir(parents=True)
+    return root
