@@ -107,7 +107,7 @@ def test_arms_train_the_same_batches_and_are_run_once(folder, capsys):
     main(["compare", *WORDS, "offline", "reservoir", "--seeds=1"])
     printed = capsys.readouterr().out
     assert printed.count(": done") == 3  # with the data set
-    assert "relative_l2, change" in printed
+    assert "relative_l2, change from offline" in printed
     runs = {(row["arm"], int(row["seed"])): row for row in rows()}
     assert len(runs) == 2
     for (arm, _), row in runs.items():

@@ -22,6 +22,7 @@ __all__ = ["compare"]
 _OURS = ("--arms", "--batches", "--data", "--model", "--offline", "--output", "--seeds")
 _RESERVOIR = "--data.reservoir"
 _BATCH = "batch_size"  # which a data set takes, too
+_WIDTH = 130  # letters of the table where there is no terminal
 
 
 def compare(words: Sequence[str], console: Console) -> None:
@@ -57,7 +58,8 @@ def compare(words: Sequence[str], console: Console) -> None:
     )
     contest.run(console)
     verdict = Verdict.of(contest)
-    console.print(verdict.table())
+    # A log has no width of its own, and a spread that is cut off says nothing.
+    console.print(verdict.table(), width=None if console.is_terminal else _WIDTH)
     if warning := verdict.warning():
         console.print(warning, soft_wrap=True, highlight=False)
     verdict.write_csv(folder / "comparison.csv")

@@ -23,8 +23,8 @@ _ERROR = "val_relative_l2"
 _COLUMNS = {
     "batches": "batches",
     "samples": "samples trained",
-    "unique_samples": "different samples drawn",
-    "simulations": "simulations",
+    "unique_samples": "different samples",
+    "simulations": "simulations, with held-out ones",
     "samples_per_second": "samples/s",
     "training_seconds": "seconds of training",
     "solver_seconds": "seconds in solvers",
@@ -83,7 +83,8 @@ class Verdict:
         for name in self._errors():
             errors = [[run.errors[name] for run in r] for r in self.outcomes.values()]
             table.add_row(name.removeprefix("val_"), *map(_spread, errors))
-        table.add_row("relative_l2, change", *self._gains())
+        if OFFLINE in self.outcomes:
+            table.add_row("relative_l2, change from offline", *self._gains())
         table.add_row("held-out simulations", *map(_range, self._validated().values()))
         table.add_section()
         for name, words in _COLUMNS.items():
@@ -93,12 +94,16 @@ class Verdict:
             ]
             table.add_row(words, *map(_spread, numbers))
         table.add_row("seconds in all", *(_spread(self.wall[a]) for a in self.outcomes))
-        table.caption = "Seconds in all: wall time, from start to end"
+        table.caption = (
+            "max, p99 and rmse in units of the variable; nrmse, vrmse and relative_l2 "
+            "as parts of its size. Seconds in all: wall time, from start to end"
+        )
         if OFFLINE in self.outcomes:
             table.caption += (
                 "; offline with those of the data set, which is generated once and "
                 "counts in each run"
             )
+        table.caption += "."
         return table
 
     def warning(self) -> str | None:
