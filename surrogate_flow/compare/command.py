@@ -59,7 +59,8 @@ def compare(words: Sequence[str], console: Console) -> None:
     contest.run(console)
     verdict = Verdict.of(contest)
     # A log has no width of its own, and a spread that is cut off says nothing.
-    console.print(verdict.table(), width=None if console.is_terminal else _WIDTH)
+    wide = Console(width=_WIDTH, file=console.file)
+    (console if console.is_terminal else wide).print(verdict.table())
     if warning := verdict.warning():
         console.print(warning, soft_wrap=True, highlight=False)
     verdict.write_csv(folder / "comparison.csv")
