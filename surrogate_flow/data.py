@@ -228,7 +228,7 @@ class OnlineData(TrainingData):
         if self.study is not None:
             self.study.close()
         if self._tee is not None:
-            self._tee.close()
+            self._tee.close(self.effort().solver_seconds)
         self._open = False
 
     def teardown(self, stage: str) -> None:

@@ -43,6 +43,7 @@ from surrogate_flow.solvers import (
     Lorenz,
     NavierStokes2D,
 )
+from surrogate_flow.stored import StoredData
 
 HEAT = partial(Heat2D, cells=(6, 4), steps=8, time_step=0.005)
 CLUSTER = partial(
@@ -369,6 +370,13 @@ def test_an_online_run_leaves_the_same_data_set(heat, tmp_path, monkeypatch):
         for name in ("solver", "sampler", "spec", "held_out"):
             assert generated.attrs[name] == teed.attrs[name]
     assert not list(tee.glob(".*"))
+    # What it took is known to those who train on it, and not counted twice.
+    took = data.effort().solver_seconds
+    assert StoredData(tee).effort().solver_seconds == took > 0
+    data.setup("fit")
+    assert sum(len(batch.step) for batch in data.train_dataloader()) == trained
+    data.close()
+    assert Archive(tee).solver_seconds == took
     # And generate sees that nothing is missing.
     assert Generation(study(sampler=Sobol(seed=2)), tee).missing == []
 
