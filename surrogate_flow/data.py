@@ -14,6 +14,7 @@ from distributed.deploy.cluster import Cluster
 from jaxtyping import Float
 
 from surrogate_flow import runs
+from surrogate_flow.batch_memory import require_room
 from surrogate_flow.faults import Faults
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.first_fill import FirstFill
@@ -148,6 +149,8 @@ class OnlineData(TrainingData):
         module = trainer.lightning_module if trainer else None
         self.window = window = getattr(module, "window", None) or Direct()
         with self.ranks.failing():
+            if stage == "fit":
+                require_room(trainer, self.batch_size)
             self.held_out = HeldOut.of_rank(
                 self.ranks, self.spec, window, self.batch_size, self.count
             )
@@ -228,7 +231,7 @@ class OnlineData(TrainingData):
         if self.study is not None:
             self.study.close()
         if self._tee is not None:
-            self._tee.close()
+            self._tee.close(self.effort().solver_seconds)
         self._open = False
 
     def teardown(self, stage: str) -> None:

@@ -121,6 +121,10 @@ class Ranks:
         self._together(lambda: dist.all_gather_object(values, value, group=self._group))
         return values
 
+    def total(self, value: float) -> float:
+        """Return the sum over all ranks, or `value` if this one meets them no more."""
+        return value if self._left else float(sum(self.gather(value)))
+
     def meet(self, state: State) -> list[State]:
         """Return the states of all ranks.
 

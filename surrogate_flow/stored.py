@@ -12,6 +12,7 @@ from dask.utils import format_bytes, parse_bytes
 from jaxtyping import Float
 
 from surrogate_flow.archive import Archive, ArchiveError
+from surrogate_flow.batch_memory import require_room
 from surrogate_flow.held_out import HeldOut
 from surrogate_flow.ranks import Ranks
 from surrogate_flow.reservoir.moments import Moments
@@ -115,6 +116,8 @@ class StoredData(TrainingData):
         module = trainer.lightning_module if trainer else None
         self.window = getattr(module, "window", None) or Direct()
         with self.ranks.failing():
+            if stage == "fit":
+                require_room(trainer, self.batch_size)
             whole = self._whole(stage)
             count, rank, world = (
                 self.archive.held_out,

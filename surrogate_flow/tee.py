@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from surrogate_flow.archive import Archive, ArchiveError, Writer, planned
-from surrogate_flow.ranks import Ranks, State
+from surrogate_flow.ranks import RankError, Ranks, State
 from surrogate_flow.sampling import Sampler
 from surrogate_flow.solvers.solver import Solver
 
@@ -43,7 +43,9 @@ class Tee:
         ranks: Ranks,
     ) -> None:
         self._archive: Archive | None = None
-        self._told = ranks.rank != 0
+        self._ranks = ranks
+        self._before = 0
+        self._closed = False
         if path is None:
             return
         with ranks.failing():
@@ -56,6 +58,7 @@ class Tee:
                     simulations=simulations,
                     workflow=workflow,
                 )
+                self._before = len(self._archive.whole())
         ranks.meet(State.READY)
         with ranks.failing():
             self._archive = self._archive or Archive(path)
@@ -70,18 +73,35 @@ class Tee:
         if self._archive is not None:
             self._archive.fail(simulation)
 
-    def close(self) -> None:
-        """Say how complete it is, once, and let others add to it."""
-        if self._archive is None or self._told:
+    def close(self, worked: float) -> None:
+        """Say how complete it is, once, and let others add to it.
+
+        Parameters
+        ----------
+        worked : float
+            Seconds that the simulations of this rank have taken. Unless all that it
+            has were there before, it notes those of all ranks.
+        """
+        if self._archive is None or self._closed:
             return
-        self._told = True
-        archive = self._archive
-        archive.release()
+        self._closed = True
+        try:
+            worked = self._ranks.total(worked)
+        except RankError as error:
+            logger.warning("%s", error)
+        if self._ranks.rank == 0:
+            self._complete(self._archive, worked)
+
+    def _complete(self, archive: Archive, worked: float) -> None:
         try:
             whole = len(archive.whole())
+            if whole > self._before:
+                archive.spend(worked)
         except ArchiveError as error:
             logger.error("%s", error)
             return
+        finally:
+            archive.release()
         missing = archive.simulations - whole
         how = f"surrogate-flow generate --output {archive.path}"
         logger.info(

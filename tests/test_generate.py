@@ -26,6 +26,7 @@ from troubled import STEPS, Noted, Troubled, Wave
 
 from surrogate_flow import schedule
 from surrogate_flow.archive import Archive, ArchiveError
+from surrogate_flow.archive.sources import sources
 from surrogate_flow.archive.writer import FAILED, WHOLE
 from surrogate_flow.cli import main
 from surrogate_flow.data import OnlineData
@@ -34,7 +35,15 @@ from surrogate_flow.faults import Faults
 from surrogate_flow.generate import Generation, _told_to_stop, generate
 from surrogate_flow.reservoir import FIFO
 from surrogate_flow.sampling import Sobol, Uniform
-from surrogate_flow.solvers import Heat2D
+from surrogate_flow.solvers import (
+    Combined1D,
+    GrayScott2D,
+    Heat2D,
+    HeatPlate,
+    Lorenz,
+    NavierStokes2D,
+)
+from surrogate_flow.stored import StoredData
 
 HEAT = partial(Heat2D, cells=(6, 4), steps=8, time_step=0.005)
 CLUSTER = partial(
@@ -198,44 +207,101 @@ def test_another_version_of_the_solver_is_refused(tmp_path, monkeypatch, edited)
         Generation(study(mine.Mine()), path)
 
 
-def test_base_classes_of_the_same_package_are_part_of_the_version(
-    tmp_path, monkeypatch
-):
-    """An edit of the file of a base class is refused, in a package of its own."""
-    path, package = tmp_path / "wave.zarr", tmp_path / "equations"
-    monkeypatch.syspath_prepend(tmp_path)
+def package(folder, monkeypatch, **texts):
+    """A package with these modules, imported anew; its class `Mine`, which is in `mine`."""
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    package.mkdir()
-    (package / "__init__.py").touch()
-    mine = MINE.replace("from based", "from equations.based")
-    for text in (BASED, BASED.replace("1", "22")):
-        for name in ("equations.based", "equations.mine", "equations"):
-            monkeypatch.delitem(sys.modules, name, raising=False)
-        (package / "based.py").write_text(text)
-        (package / "mine.py").write_text(mine)
-        solver = importlib.import_module("equations.mine").Mine()
-        if text == BASED:
-            Generation(study(solver), path).close()
-    with pytest.raises(ArchiveError, match=r"expected sources\.equations\.based = "):
-        Generation(study(solver), path)
-    assert not {"surrogate_flow.solvers.solver", "abc"} & set(
-        json.loads(Archive(path).attributes["solver"])["sources"]
-    )
+    for name in [n for n in sys.modules if n.partition(".")[0] == folder.name]:
+        monkeypatch.delitem(sys.modules, name)
+    folder.mkdir(exist_ok=True)
+    for name, text in {"__init__": "", **texts}.items():
+        (folder / f"{name}.py").write_text(text)
+    return importlib.import_module(f"{folder.name}.mine").Mine()
 
 
-def test_an_older_data_set_can_be_read_but_not_added_to(heat, tmp_path):
-    """It says why, and what to do; nothing is changed."""
-    generated, data = heat
-    path = shutil.copytree(generated, tmp_path / "heat.zarr")
+PACKAGE = {
+    "__init__": "from .flux import godunov",
+    "mine": """
+from equations import godunov
+from .based import Base
+
+class Mine(Base):
+    def slow(self):
+        from equations.late import never
+""",
+    "based": BASED,
+    "flux": "from .constants import G\n\ndef godunov():\n    return G\n",
+    "constants": "G = 9.81\n",
+    "late": "import math, neighbour\n\nnever = math.inf\n",
+    "unused": "x = 1\n",
+}
+
+
+@pytest.mark.parametrize("edited", ["based", "flux", "constants", "late", "neighbour"])
+def test_what_a_solver_imports_is_part_of_its_version(tmp_path, monkeypatch, edited):
+    """In its package and folder: bases, functions through others, constants, late ones."""
+    monkeypatch.syspath_prepend(tmp_path)
+    path, home = tmp_path / "wave.zarr", tmp_path / "equations"
+    (tmp_path / "neighbour.py").write_text("y = 1\n")
+    Generation(study(package(home, monkeypatch, **PACKAGE)), path).close()
+    noted = json.loads(Archive(path).attributes["solver"])["sources"]
+    known = {"mine", "based", "flux", "constants", "late"}
+    assert {*noted} == {f"equations.{name}" for name in known} | {"neighbour"}
+    assert all(noted.values())
+    # Nothing was run to find out.
+    assert not {"equations.late", "neighbour"} & {*sys.modules}
+    unused = {"unused": "x = 2\n", "new": "x = 1\n"}
+    same = package(home, monkeypatch, **{**PACKAGE, **unused})
+    Generation(study(same), path).close()
+    if edited == "neighbour":
+        (tmp_path / "neighbour.py").write_text("y = 2\n")
+        again = same
+    else:
+        text = PACKAGE[edited] + "# edited\n"
+        again = package(home, monkeypatch, **{**PACKAGE, edited: text})
+    name = edited if edited == "neighbour" else rf"equations\.{edited}"
+    with pytest.raises(ArchiveError, match=rf"expected sources\.{name} = "):
+        Generation(study(again), path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "helpers"),
+    [
+        (Combined1D, {"finite_volumes"}),
+        (NavierStokes2D, {"gaussian_field", "torus"}),
+        (HeatPlate, {"plate_mesh"}),
+        (Heat2D, set()),
+        (GrayScott2D, set()),
+        (Lorenz, set()),
+    ],
+)
+def test_the_numerics_of_the_shipped_solvers_are_part_of_their_version(kind, helpers):
+    """The files with their numerics, and no more: any version may check its arguments."""
+    names = {name.rpartition(".")[2] for name in sources(kind)} - helpers
+    assert names == {kind.__module__.rpartition(".")[2]}
+    assert all(sources(kind).values())
+
+
+@pytest.mark.parametrize("how", ["one", "some"])
+def test_an_older_data_set_can_be_read_but_not_added_to(tmp_path, how):
+    """It says why, of which files, and what to do; nothing is changed."""
+    path = tmp_path / "combined.zarr"
+    data = study(Combined1D(cells=4, fine_cells=8, steps=2))
+    Generation(data, path).close()
     attributes = zarr.open_group(path, mode="r+").attrs
     solver = json.loads(attributes["solver"])
-    del solver["sources"]
-    attributes["solver"] = json.dumps({**solver, "source": "0123456789abcdef"})
+    if how == "one":
+        del solver["sources"]
+        solver["source"] = "0123456789abcdef"
+    else:
+        del solver["sources"]["surrogate_flow.solvers.finite_volumes"]
+    attributes["solver"] = json.dumps(solver)
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
-    with pytest.raises(ArchiveError, match="written by an older version"):
+    with pytest.raises(
+        ArchiveError, match=r"older version .*solvers\.finite_volumes (is|are) still"
+    ):
         Generation(data, path)
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
-    assert len(Archive(path).whole()) == 11
+    assert len(Archive(path).parameters) == 11
 
 
 @pytest.mark.parametrize("what", ["folder", "file", "beneath a file", "no end"])
@@ -304,6 +370,13 @@ def test_an_online_run_leaves_the_same_data_set(heat, tmp_path, monkeypatch):
         for name in ("solver", "sampler", "spec", "held_out"):
             assert generated.attrs[name] == teed.attrs[name]
     assert not list(tee.glob(".*"))
+    # What it took is known to those who train on it, and not counted twice.
+    took = data.effort().solver_seconds
+    assert StoredData(tee).effort().solver_seconds == took > 0
+    data.setup("fit")
+    assert sum(len(batch.step) for batch in data.train_dataloader()) == trained
+    data.close()
+    assert Archive(tee).solver_seconds == took
     # And generate sees that nothing is missing.
     assert Generation(study(sampler=Sobol(seed=2)), tee).missing == []
 

@@ -14,6 +14,8 @@ import yaml
 from test_end_to_end import fit
 from test_resume import SIMULATIONS, STEPS, lines, start, workflow
 
+from surrogate_flow.archive import Archive
+from surrogate_flow.outcome import Outcome
 from surrogate_flow.quantities import Parameter
 from surrogate_flow.sampling import Uniform
 from surrogate_flow.solvers import Heat2D
@@ -90,7 +92,7 @@ SCARCE = {
 
 @pytest.mark.parametrize(
     ("policy", "options"),
-    [("FIFO", {}), ("Reservoir", {}), ("FIFO", SCARCE)],
+    [("FIFO", {"archive": "tiny.zarr"}), ("Reservoir", {}), ("FIFO", SCARCE)],
     ids=["FIFO", "Reservoir", "one worker for both"],
 )
 def test_each_rank_trains_its_share(tmp_path, policy, options):
@@ -114,6 +116,12 @@ def test_each_rank_trains_its_share(tmp_path, policy, options):
     }
     assert f"mean over {HELD_OUT} simulations" in output
     assert output.count("Dask dashboard") == 1
+    if "archive" in options:
+        archive = Archive(tmp_path / "tiny.zarr")
+        assert len(archive.whole()) == archive.simulations
+        outcome = Outcome.read(path)
+        # Of both ranks; the outcome is of the first.
+        assert archive.solver_seconds > outcome.solver_seconds > 0
 
 
 def test_both_ranks_go_on_after_a_kill(tmp_path):

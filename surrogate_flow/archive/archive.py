@@ -202,7 +202,7 @@ class Archive:
 
     @property
     def solver_seconds(self) -> float:
-        """Of all simulations that ``generate`` has run, together."""
+        """Of all simulations that were run to fill it, together."""
         return float(self.attributes.get(_SPENT, 0.0))
 
     def spend(self, seconds: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import importlib.metadata
 import inspect
 import json
@@ -14,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from surrogate_flow.archive.errors import ArchiveError
+from surrogate_flow.archive.sources import sources
 from surrogate_flow.difference import difference
 from surrogate_flow.fields import FieldSpec
-from surrogate_flow.solvers.solver import Solver
 
 __all__ = ["FORMAT", "Provenance", "recipe_of"]
 
@@ -35,7 +34,7 @@ class Provenance:
     ----------
     spec : FieldSpec
     solver : dict
-        Its recipe, the version of its package and a hash of each of its modules.
+        Its recipe, the version of its package and a hash of each of its files.
     sampler : dict
         Its recipe.
     held_out : int
@@ -58,7 +57,7 @@ class Provenance:
         described = {
             **recipe_of(solver),
             "version": _version(type(solver)),
-            "sources": _sources(type(solver)),
+            "sources": sources(type(solver)),
         }
         return cls(solver.spec, described, recipe_of(sampler), held_out, workflow)
 
@@ -89,15 +88,17 @@ class Provenance:
             Naming the first difference, and both values.
         """
         theirs = {name: json.loads(attributes[name]) for name in _SAME}
-        if "source" in theirs["solver"]:
+        ours = self._plain()
+        if unknown := _not_noted(ours["solver"], theirs["solver"]):
             raise ArchiveError(
                 f"{place} was written by an older version of surrogate_flow, which "
-                "noted the source of the solver's class alone: whether its helpers are "
-                "still the same is not known. Nothing was changed in it. It can be "
-                "read and trained on. To add to it use the versions in its attribute "
-                f"'versions' ({attributes['versions']}), or generate it anew."
+                f"noted fewer of the solver's files: whether {', '.join(unknown)} "
+                f"{'is' if len(unknown) == 1 else 'are'} still the same is not known. "
+                "Nothing was changed in it. It can be read and trained on. To add to "
+                "it use the versions in its attribute 'versions' "
+                f"({attributes['versions']}), or generate it anew."
             )
-        for name, mine in self._plain().items():
+        for name, mine in ours.items():
             if mine != theirs[name]:
                 raise ArchiveError(
                     f"{place} is of another {name}: expected "
@@ -148,6 +149,21 @@ def _plain(value: Any) -> Any:
     return recipe_of(value)["class_path"]
 
 
+def _not_noted(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return the modules that a data set would have noted, had it been written now.
+
+    A module that is new to a solver is none: what imports it has changed, too.
+    """
+    if "source" in theirs:
+        return list(mine["sources"])
+    return [
+        name
+        for name in mine["sources"]
+        if theirs["sources"].items() < mine["sources"].items()
+        and name not in theirs["sources"]
+    ]
+
+
 def _version(kind: type) -> str:
     package = kind.__module__.partition(".")[0]
     names = importlib.metadata.packages_distributions().get(package, ())
@@ -159,27 +175,3 @@ def _installed(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _sources(kind: type) -> dict[str, str]:
-    """Return a hash of each module that a solver's class is made of.
-
-    These are the whole files of its own class and of its base classes, in its package
-    and in this one. What they import from elsewhere is not covered, nor is `Solver`.
-    """
-    own = {kind.__module__.partition(".")[0], __name__.partition(".")[0]}
-    modules = {base.__module__: base for base in kind.__mro__}
-    return {
-        name: _hash(base)
-        for name, base in modules.items()
-        if name.partition(".")[0] in own and name != Solver.__module__
-    }
-
-
-def _hash(kind: type) -> str:
-    try:
-        text = inspect.getsource(sys.modules[kind.__module__])
-    except (OSError, TypeError, KeyError):
-        # Of a class that was typed in, or is compiled.
-        return ""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

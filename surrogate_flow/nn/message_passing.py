@@ -99,7 +99,8 @@ class MessagePassingSolver(nn.Module):
                 "got False: nothing else tells one node from another."
             )
         nodes = math.prod(spec.shape)
-        bytes_ = 16 * nodes * 2 * len(spec.dims) * neighbours * width * layers
+        edges = nodes * 2 * len(spec.dims) * neighbours
+        bytes_ = _training_bytes(nodes, edges, width, layers)
         if bytes_ > _MOST:
             raise ValueError(
                 "MessagePassingSolver: expected fewer nodes, got "
@@ -111,6 +112,10 @@ class MessagePassingSolver(nn.Module):
         places = graph.places if positions else graph.places[:, :0]
         self.shape = spec.step_shape
         self.outputs = window.outputs
+        #: Bytes that one sample takes at the peak of a training step.
+        self.training_bytes_per_sample = _training_bytes(
+            nodes, graph.edges.shape[1], width, layers
+        )
         for name, value in (
             ("places", torch.tensor(places, dtype=torch.float32)),
             ("offsets", torch.tensor(graph.offsets, dtype=torch.float32)),
@@ -169,6 +174,16 @@ class MessagePassingSolver(nn.Module):
         self, out: Float[Tensor, "node batch value"]
     ) -> Float[Tensor, "batch outputs channel *space"]:
         return out.permute(1, 2, 0).reshape(-1, self.outputs, *self.shape)
+
+
+def _training_bytes(nodes: int, edges: int, width: int, layers: int) -> int:
+    """Return what a sample takes at the peak of a training step, in single precision.
+
+    Autograd keeps 3 tensors over the edges and 8 over the nodes for each layer, and 5
+    over the nodes for what is around; the way back through a layer takes 6 over the
+    edges for a while.
+    """
+    return 4 * width * (edges * (3 * layers + 6) + nodes * (8 * layers + 5))
 
 
 def _bundle(width: int, outputs: int, channels: int) -> nn.Sequential:
