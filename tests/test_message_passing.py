@@ -308,7 +308,7 @@ LARGE = replace(line(), dims=("x", "y"), shape=(1000, 1000), coordinates=())
         (line(6), Direct(), {"periodic": True}, r"more than 6 cells .* got \(6,\)"),
         (PLATE, Direct(), {"periodic": True}, "periodic: expected a grid, got a mesh"),
         (replace(PLATE, coordinates=()), Direct(), {}, "coordinates along 'node'"),
-        (LARGE, Direct(), {}, r"got 1,000,000: .* 137 GiB"),
+        (LARGE, Direct(), {}, r"got 1,000,000: .* 163 GiB"),
     ],
 )
 def test_what_makes_no_network_is_refused(spec, window, options, message) -> None:
