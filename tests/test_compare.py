@@ -365,7 +365,8 @@ def test_arms_that_were_validated_otherwise_are_marked(tmp_path):
     verdict = Verdict(same | other, {})
     console = Console(width=100, record=True)
     console.print(verdict.table())
-    (row,) = (r for r in console.export_text().splitlines() if "held-out" in r)
+    lines = console.export_text().splitlines()
+    (row,) = (line for line in lines if "held-out simulations" in line)
     assert [cell.strip() for cell in row.split("│")[2:-1]] == ["10", "7 to 8", "-"]
     assert "simulations: offline over 10, fifo over 7 to 8, firo" in verdict.warning()
     verdict.write_csv(tmp_path / "all.csv")

@@ -6,10 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from surrogate_flow.batch import Batch
 from surrogate_flow.commands import SurrogateCLI
 from surrogate_flow.data import OnlineData
 from surrogate_flow.fields import FieldSpec, Parameter, Variable
@@ -20,8 +22,11 @@ from surrogate_flow.recipes import (
     find_recipe,
     plain_recipe,
 )
+from surrogate_flow.reservoir.draw import Draw
+from surrogate_flow.schedule import held_out
 from surrogate_flow.solvers import Solver
 from surrogate_flow.spelling import check_recipe
+from surrogate_flow.stream import Crossing
 from surrogate_flow.surrogate import Surrogate
 
 ROOT = Path(__file__).parent.parent
@@ -127,6 +132,59 @@ def test_every_workflow_composes_with_every_model(workflow, model):
             torch.zeros(1, window.inputs, *spec.step_shape),
         )
     assert out.shape == (1, window.outputs, *spec.step_shape)
+
+
+# Sizes at which a training step takes no time; the others are small as they are.
+SMALL = {
+    "heat2d": "--data.solver.cells=[12, 12]",
+    "heat2d_large": "--data.solver.cells=[12, 12]",
+    "gray_scott2d": "--data.solver.cells=16",
+    "navier_stokes2d": "--data.solver.points=16",
+    "heat_plate": "--data.solver.cells=[16, 3]",
+}
+PAIRS = [
+    (workflow, model)
+    for workflow, model in itertools.product(WORKFLOWS, MODELS)
+    if (workflow.stem == "heat_plate") <= (model.stem not in ("fno", "unet"))
+    and (workflow.stem == "lorenz") <= model.stem.startswith("fully")
+]
+
+
+@pytest.mark.parametrize(("workflow", "model"), PAIRS, ids=lambda path: path.stem)
+def test_every_sensible_pair_learns(workflow, model):
+    """Some steps of the recipe's optimizer on the first steps of a simulation: the loss falls."""
+    cli = compose(
+        workflow, "--model", str(model), SMALL.get(workflow.stem, "--data.held_out=1")
+    )
+    module, solver = cli.model, cli.datamodule.solver
+    (simulation,) = held_out("validation", solver.spec.parameters, 1)
+    crossing, steps = Crossing(solver.spec, 0), []
+    for dataset in solver.solve(simulation.parameters):
+        steps.extend(crossing.convert(dataset, len(steps)))
+        if len(steps) >= 6:
+            break
+    steps = np.stack(steps[:6])
+    axes = (0, *range(2, steps.ndim))
+    module.normalisation.freeze(
+        steps.mean(axes, dtype=float), steps.std(axes, dtype=float)
+    )
+    first = np.arange(4)
+    windows = np.stack([steps[k : k + module.window.span] for k in first])
+    vector = solver.spec.vector(simulation.parameters).astype(np.float32)
+    draw = Draw(windows, np.zeros(4, int), first, np.tile(vector, (4, 1)))
+    batch = Batch.from_draw(draw, module.window)
+    optimizer = module.configure_optimizers()
+    for group in optimizer.param_groups:
+        # Fourier layers take their time.
+        group["lr"] *= 4 if model.stem == "fno" else 1
+    losses = []
+    while not losses or losses[-1] > 0.7 * losses[0]:
+        assert len(losses) < 100, losses
+        optimizer.zero_grad()
+        loss = module.training_step(batch, 0)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
 
 
 @pytest.mark.parametrize("model", ["fno", "unet"])

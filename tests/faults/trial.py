@@ -74,7 +74,7 @@ class Trial:
 
     def _run(self):
         with contextlib.ExitStack() as stack:
-            for place, settings in (("stream.inlet", BEAT), ("watchdog", LOOKS)):
+            for place, settings in (("stream.router", BEAT), ("watchdog", LOOKS)):
                 for name, value in settings.items():
                     patch = mock.patch(f"surrogate_flow.{place}.{name}", value)
                     stack.enter_context(patch)
