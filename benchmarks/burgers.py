@@ -80,15 +80,17 @@ def trained(experiment: str, network: str, folder: Path, length: list[str]) -> P
     name = hashlib.sha256(" ".join(words).encode()).hexdigest()[:8]
     place = folder / experiment / f"{network}-{name}"
     batches = int(length[1].partition("=")[2])
-    while not (run := _ended(place, batches)):
+    run = _ended(place, batches)
+    if run is None:
         words.append(f"--trainer.default_root_dir={place}")
         subprocess.run(
             [sys.executable, "-m", "surrogate_flow", *words],
             check=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        if not _ended(place, batches):
-            raise SystemExit(f"{place}: the run has ended before {batches} batches.")
+        run = _ended(place, batches)
+    if run is None:
+        raise SystemExit(f"{place}: the run has ended before {batches} batches.")
     return run / "checkpoints" / "best.ckpt"
 
 

@@ -17,6 +17,7 @@ from surrogate_flow.surrogate import Surrogate
 __all__ = ["show"]
 
 _KINDS = {"data": "workflows", "model": "models"}
+_CLASSES = ("surrogate_flow.OnlineData", "surrogate_flow.StoredData")
 
 
 def show(option: str, value: str | None, recipe: str | None) -> None:
@@ -52,8 +53,8 @@ def show(option: str, value: str | None, recipe: str | None) -> None:
             find_recipe(_KINDS[kind], value)
         parser.print_help()
         parser.exit()
-    if value is None and recipe is not None and not stored:
-        value = _class_in(find_recipe(_KINDS[kind], recipe), names)
+    if value is None and recipe not in (None, *_CLASSES) and not stored:
+        value = _class_in(find_recipe(_KINDS[kind], str(recipe)), names)
     parser.parse_args([option if value is None else f"{option}={value}"])
 
 
@@ -61,6 +62,7 @@ def _class_in(path: Path, names: Sequence[str]) -> str | None:
     """Return the class that a recipe has for an argument, if any."""
     settings: Any = yaml.safe_load(path.read_text())
     for name in names:
-        settings = settings.get("init_args", settings).get(name, {})
-    found = settings if isinstance(settings, str) else settings.get("class_path")
-    return None if found is None else str(found)
+        inside = settings if isinstance(settings, dict) else {}
+        settings = inside.get("init_args", inside).get(name)
+    found = settings.get("class_path") if isinstance(settings, dict) else settings
+    return found if isinstance(found, str) else None

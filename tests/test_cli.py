@@ -150,6 +150,11 @@ def test_help_helps(words, monkeypatch, capsys):
         (["--data", "lorenz", "--data.solver.help"], "--data.solver.time_step"),
         (["--model", "fno", "--model.network.help"], "--model.network.modes"),
         (["--model.network.help", "surrogate_flow.nn.UNet"], "--model.network.widths"),
+        (
+            ["--data", "surrogate_flow.OnlineData", "--data.solver.help"]
+            + ["surrogate_flow.solvers.Heat2D"],
+            "--data.solver.cells",
+        ),
     ],
 )
 def test_help_shows_the_options_of_a_recipe_and_of_its_classes(
