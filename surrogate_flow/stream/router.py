@@ -12,6 +12,9 @@ from surrogate_flow.stream.line import HEARTBEAT, HEARTBEAT_TIMEOUT, LINGER
 __all__ = ["HANDSHAKE", "open_router"]
 
 HANDSHAKE = 30_000  # ms that a connection may take to show its keys
+# Bytes that CURVE adds to a frame: its name, a nonce, a tag and flags (CurveZMQ, ZeroMQ
+# RFC 26, "MESSAGE command"). ZeroMQ measures frames as they come, encrypted.
+ENVELOPE = 8 + 8 + 16 + 1
 
 
 def open_router(
@@ -27,7 +30,7 @@ def open_router(
         Address of an interface: a free TCP port of it, encrypted. By default a unix
         socket in a folder that only this user may enter.
     largest : int
-        Bytes of a frame; a connection that sends more is cut.
+        Bytes of a frame, before it is encrypted; a connection that sends more is cut.
     """
     # An own context: it holds the keys' authenticator, one of which fits into each.
     context = resources.enter_context(zmq.Context())
@@ -40,7 +43,7 @@ def open_router(
     router.heartbeat_ivl = HEARTBEAT
     router.heartbeat_timeout = HEARTBEAT_TIMEOUT
     router.handshake_ivl = HANDSHAKE
-    router.maxmsgsize = largest
+    router.maxmsgsize = largest if host is None else largest + ENVELOPE
     if host is None:
         folder = SocketFolder()
         resources.callback(folder.close)
