@@ -15,6 +15,7 @@ from typing import Any
 
 import pytorch_lightning as L
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities import rank_zero_only
 
 from surrogate_flow import checkpoint, runs, spelling
 from surrogate_flow.atomic import AtomicCheckpoints
@@ -108,10 +109,16 @@ class SurrogateCLI(LightningCLI):
         if counted and self.datamodule.repeats and default:
             # The default of one epoch is that of data which never come again.
             kwargs["max_epochs"] = -1
+        self._folder, self._made = self._new_folder()
+        with self._discarding():
+            return self._trainer(config, kwargs)
+
+    def _new_folder(self) -> tuple[Path, list[Path]]:
         kind = "" if self.subcommand == "fit" else str(self.subcommand)
-        folder = runs.new_folder(self._root(), self.datamodule.workflow, kind)
-        self._folder = folder
-        console = the_console()
+        return runs.new_folder(self._root(), self.datamodule.workflow, kind)
+
+    def _trainer(self, config: Any, kwargs: dict[str, Any]) -> L.Trainer:
+        folder, console = self._folder, the_console()
         callbacks: list[L.Callback] = []
         if config.get("enable_progress_bar") is not False:
             callbacks.append(ProgressLine(console))
@@ -152,12 +159,16 @@ class SurrogateCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Leave no folder of a run that was refused before it began."""
-        made = runs.require_room(self._folder)
-        try:
+        with self._discarding():
             super()._run_subcommand(subcommand)
+
+    @contextmanager
+    def _discarding(self) -> Iterator[None]:
+        try:
+            yield
         except BaseException:
-            if self.trainer.is_global_zero:
-                runs.discard(self._folder, made)
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set there
+                runs.discard(self._folder, self._made)
             raise
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -165,7 +176,7 @@ class SurrogateCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         path, workflow = kwargs.get("ckpt_path"), self.datamodule.workflow
         if path in ("last", "best"):
-            path = runs.last_checkpoint(self._root(), workflow, path)
+            path = runs.last_checkpoint(self._root(), workflow, path, self._folder)
         elif path is None and subcommand == "fit":
             path = runs.job_checkpoint(self._root(), workflow)
         if path is not None:
@@ -218,6 +229,9 @@ class SurrogateCLI(LightningCLI):
 
 class _Rehearsal(SurrogateCLI):
     """All that a run is made of, and no run."""
+
+    def _new_folder(self) -> tuple[Path, list[Path]]:
+        return self._root() / self.datamodule.workflow / "rehearsal", []
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import logging
 import os
 import tempfile
@@ -22,7 +23,6 @@ __all__ = [
     "job_checkpoint",
     "last_checkpoint",
     "new_folder",
-    "require_room",
     "tidy",
 ]
 
@@ -33,48 +33,64 @@ _EVENTS = "events.out.tfevents."
 _ROOM = 2**16  # bytes that a run writes at its very beginning
 
 
-def new_folder(root: Path, workflow: str, kind: str = "") -> Path:
-    """Return ``root/workflow/<time>[_job<id>][_kind]``; the id is that of Slurm.
+def new_folder(root: Path, workflow: str, kind: str = "") -> tuple[Path, list[Path]]:
+    """Make the folder of a run, ``root/workflow/<time>[_job<id>][_kind]``.
 
-    All ranks of a run get the same: they inherit it, or find it in Slurm's variables.
-    """
-    if (given := os.environ.get(_GIVEN)) and os.environ.get("LOCAL_RANK", "0") != "0":
-        return Path(given)
-    name = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    job = os.environ.get("SLURM_JOB_ID", "")
-    parts = [name, f"job{job}" if job else "", kind]
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        step = os.environ.get("SLURM_STEP_ID", "0")
-        parts = [f"step{step}", os.environ.get("SLURM_RESTART_COUNT", ""), *parts[1:]]
-    folder = root / workflow / "_".join(part for part in parts if part)
-    os.environ[_GIVEN] = str(folder)
-    return folder
-
-
-def require_room(folder: Path) -> list[Path]:
-    """Check that a new folder can be made and written, before anything is begun.
+    The id is that of Slurm. Runs that begin in the same second get folders of their
+    own; all ranks of a run get the same: they inherit it, or find it in Slurm's
+    variables.
 
     Returns
     -------
-    list of Path
+    folder : Path
+    made : list of Path
         The folders above it that were made for it, the nearest first.
 
     Raises
     ------
     RuntimeError
-        If not.
+        If it cannot be made, or not be written.
     """
-    made = [path for path in folder.parents if not path.exists()]
+    if (given := os.environ.get(_GIVEN)) and os.environ.get("LOCAL_RANK", "0") != "0":
+        return Path(given), []
+    parent = root / workflow
+    made = [path for path in (parent, *parent.parents) if not path.exists()]
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder.parent) as file:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent) as file:
             file.write(bytes(_ROOM))
+        folder = _claimed(parent, kind)
     except OSError as error:
         raise RuntimeError(
-            f"The run's folder {folder} cannot be written ({error}). Make room there, "
-            "or name another place with --trainer.default_root_dir."
+            f"The run's folder cannot be written in {parent} ({error}). Make room "
+            "there, or name another place with --trainer.default_root_dir."
         ) from error
-    return made
+    os.environ[_GIVEN] = str(folder)
+    return folder, made
+
+
+def _claimed(parent: Path, kind: str) -> Path:
+    job = os.environ.get("SLURM_JOB_ID", "")
+    after = [f"job{job}" if job else "", kind]
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        # Ranks that do not inherit it, and make it together.
+        step = os.environ.get("SLURM_STEP_ID", "0")
+        folder = _named(
+            parent, f"step{step}", os.environ.get("SLURM_RESTART_COUNT", ""), *after
+        )
+        folder.mkdir(exist_ok=True)
+        return folder
+    time = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for number in itertools.count(1):
+        folder = _named(parent, time if number == 1 else f"{time}-{number}", *after)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
+
+
+def _named(parent: Path, *parts: str) -> Path:
+    return parent / "_".join(part for part in parts if part)
 
 
 def discard(folder: Path, made: Sequence[Path]) -> None:
@@ -85,7 +101,7 @@ def discard(folder: Path, made: Sequence[Path]) -> None:
     folder : Path
         Of the run. Until a run begins there are the empty events of TensorBoard in it.
     made : sequence of Path
-        As `require_room` returned it.
+        As `new_folder` returned it.
     """
     with contextlib.suppress(OSError):
         left = list(folder.glob("*"))
@@ -105,8 +121,10 @@ def checkpoint_folder(trainer: L.Trainer) -> Path:
     return folder
 
 
-def last_checkpoint(root: Path, workflow: str, name: str = "last") -> Path:
-    """Return the newest ``<name>.ckpt`` of all runs of a workflow.
+def last_checkpoint(
+    root: Path, workflow: str, name: str = "last", mine: Path | None = None
+) -> Path:
+    """Return the newest ``<name>.ckpt`` of all runs of a workflow but `mine`.
 
     Raises
     ------
@@ -124,7 +142,7 @@ def last_checkpoint(root: Path, workflow: str, name: str = "last") -> Path:
         # Of validate, test and predict there are no checkpoints.
         trains = folder.name.rpartition("_")[2] not in ("validate", "test", "predict")
         newer = trains and folder.name > found.parents[1].name
-        if newer and not any(folder.glob("checkpoints/*.ckpt")):
+        if newer and folder != mine and not any(folder.glob("checkpoints/*.ckpt")):
             logger.warning(
                 "%s is newer, but was cut off before its first checkpoint: this goes "
                 "on with an older run.",

@@ -8,6 +8,8 @@ import random
 import re
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -423,11 +425,35 @@ def test_last_is_the_newest_run(ended, tmp_path, capsys, monkeypatch, caplog):
     assert runs.last_checkpoint(tmp_path / "runs", "tiny") == paths[1]
     (record,) = caplog.records
     assert f"{paths[1].parents[2] / 'd'} is newer" in record.getMessage()
+    caplog.clear()
+    runs.last_checkpoint(tmp_path / "runs", "tiny", mine=tmp_path / "runs/tiny/d")
+    assert not caplog.records
     # A requeued job goes on with its own, and no other job with it.
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert runs.job_checkpoint(tmp_path / "runs", "tiny") is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert runs.job_checkpoint(tmp_path / "runs", "tiny") == paths[2]
-    assert runs.new_folder(tmp_path, "tiny").name.endswith("_job7")
+    assert runs.new_folder(tmp_path, "tiny")[0].name.endswith("_job7")
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     assert runs.job_checkpoint(tmp_path / "runs", "tiny") is None
+
+
+@pytest.mark.parametrize("kind", ["", "test"])
+def test_runs_that_begin_together_have_folders_of_their_own(
+    tmp_path, monkeypatch, kind
+):
+    """Those that begin in one second write no checkpoint into another's folder."""
+
+    def begun(_):
+        return runs.new_folder(tmp_path, "tiny", kind)[0]
+
+    monkeypatch.delenv("SURROGATE_FLOW_RUN", raising=False)
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(begun, range(40)))
+    assert len({*folders}) == 40
+    assert {*folders} == {*(tmp_path / "tiny").iterdir()}
+    assert all(folder.name.endswith(kind) for folder in folders)
+    # Every rank of the last run has its folder.
+    last = os.environ["SURROGATE_FLOW_RUN"]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert runs.new_folder(tmp_path, "tiny", kind) == (Path(last), [])
