@@ -5,15 +5,22 @@ from __future__ import annotations
 import dataclasses
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xarray as xr
 
 from surrogate_flow.fields import FieldSpec, Variable
 from surrogate_flow.solvers.solver import Solver
-from surrogate_flow.stream import Crossing, Endpoint, Outlet, StreamStopped
+from surrogate_flow.stream import (
+    Crossing,
+    Endpoint,
+    Outlet,
+    RefusedStep,
+    StreamStopped,
+)
 
 if TYPE_CHECKING:
     from surrogate_flow.archive import Writer
@@ -138,7 +145,7 @@ def run(
                 outlet.send(np.zeros((spec.steps, 1), dtype=np.float32))
                 return summary()
             mark = time.perf_counter()
-            for dataset in solver.solve(simulation.parameters):
+            for dataset in _solution(solver, simulation):
                 solving += time.perf_counter() - mark
                 fields = crossing.convert(dataset, steps)
                 if writing:
@@ -152,3 +159,18 @@ def run(
     except StreamStopped:
         return summary(stopped=True)
     return summary()
+
+
+def _solution(solver: Solver, simulation: Simulation) -> Iterator[xr.Dataset]:
+    """Yield what the solver yields, without an end of the worker's process."""
+    try:
+        datasets = solver.solve(simulation.parameters)
+        if isinstance(datasets, xr.Dataset) or not isinstance(datasets, Iterable):
+            raise RefusedStep(
+                f"Simulation {simulation.number}: expected solve to yield datasets, "
+                f"step by step; solve returned {type(datasets).__name__}. Usual cause: "
+                "a function without yield. Write yield in place of return."
+            )
+        yield from datasets
+    except SystemExit as error:
+        raise RuntimeError(f"the solver called sys.exit({error.code!r})") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
-from troubled import STEPS, Leisurely, Troubled, Wave
+from troubled import STEPS, Leisurely, Returning, Troubled, Wave
 
 from surrogate_flow.clusters import open_cluster
 from surrogate_flow.ensemble import Ensemble, EnsembleError
@@ -112,7 +112,9 @@ def test_every_step_arrives_exactly_once(client, tmp_path):
 
 FAULTS = {
     "raises": ("ArithmeticError", "negative density"),
+    "exits": ("RuntimeError", "sys.exit('CFL number 3.2 in cell 7')"),
     "nan": ("RefusedStep", "NaN"),
+    "array": ("RefusedStep", "got ndarray"),
     "shape": ("RefusedStep", "x"),
     "variable": ("RefusedStep", "'U'"),
     "order": ("RefusedStep", "time"),
@@ -134,7 +136,7 @@ def test_failing_simulations_are_set_aside(client, tmp_path, fault):
     rows = study.rows()
     error, word = FAULTS[fault]
     assert sorted(study.aside) == bad
-    assert len(rows) == (2 if fault == "raises" else 1) * len(bad)
+    assert len(rows) == (2 if fault in ("raises", "exits") else 1) * len(bad)
     for row in rows:
         assert error in row["error"]
         assert word in row["message"]
@@ -143,6 +145,20 @@ def test_failing_simulations_are_set_aside(client, tmp_path, fault):
     arrived = {key: n for key, n in study.ledger.seen.items() if key[0] in good}
     assert arrived == whole(good)
     assert max(study.ledger.seen.values()) == 1
+
+
+@pytest.mark.parametrize("what", [True, False])
+def test_a_solver_without_yield_is_set_aside(client, tmp_path, what):
+    """It is told so at once: to try again would not help."""
+    with Run(client, Returning(what), planned(3), tmp_path, retries=1) as study:
+        study.wait()
+    rows = study.rows()
+    assert len(rows) == 3
+    for row in rows:
+        assert row["error"] == "RefusedStep"
+        got = "Dataset" if what else "NoneType"
+        assert f"solve returned {got}" in row["message"]
+        assert "yield" in row["message"]
 
 
 def test_too_many_failures_end_the_study(client, tmp_path):

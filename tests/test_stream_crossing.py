@@ -53,6 +53,23 @@ def test_the_array_does_not_alias_the_dataset():
     assert steps.min() == 0
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.ones((1, 3, 4)), "got ndarray"),
+        (dataset()["speed"], "got DataArray.*to_dataset"),
+        (None, "got NoneType"),
+        ("temperature", "got str"),
+    ],
+)
+def test_what_is_no_dataset_is_refused(value, words):
+    """It says what was expected instead."""
+    with pytest.raises(
+        RefusedStep, match=f"step 2: expected an xarray.Dataset.*{words}"
+    ):
+        Crossing(SPEC, 1).convert(value, 2)
+
+
 def test_times_may_be_rounded():
     """Rounding of a time loop in single precision is not an error."""
     data = dataset(2, 2).assign_coords(time=np.array([0.3, 0.4], np.float32))

@@ -126,6 +126,13 @@ class Troubled(Wave):
         yield self.step(phase, 1.0)
         yield self.step(phase, 2.0)
 
+    def exits(self, phase):
+        yield self.step(phase, 1.0)
+        sys.exit("CFL number 3.2 in cell 7")
+
+    def array(self, phase):
+        yield self.step(phase, 1.0)["u"].values
+
     def dies(self, phase):
         yield self.step(phase, 1.0)
         os._exit(1)
@@ -133,6 +140,22 @@ class Troubled(Wave):
     def hangs(self, phase):
         yield self.step(phase, 1.0)
         threading.Event().wait()
+
+
+class Returning(Wave):
+    """A wave whose author has left out the word yield.
+
+    Parameters
+    ----------
+    what : bool
+        Whether there is something in its place.
+    """
+
+    def __init__(self, what: bool) -> None:
+        self.what = what
+
+    def solve(self, parameters):
+        return self.step(parameters["phase"], 1.0) if self.what else None
 
 
 class OddFail(Wave):

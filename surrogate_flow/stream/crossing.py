@@ -68,11 +68,14 @@ class Crossing:
         Raises
         ------
         RefusedStep
-            If a variable is unknown or missing, has other dims, another shape or no
-            real numbers; if ``time`` is missing, out of order, repeated, skipped or not
-            in the spec (within a hundredth of the distance between steps); if steps are
-            too many; if a value is NaN or infinite, in the dataset or after the cast.
+            If it is no dataset; if a variable is unknown or missing, has other dims,
+            another shape or no real numbers; if ``time`` is missing, out of order,
+            repeated, skipped or not in the spec (within a hundredth of the distance
+            between steps); if steps are too many; if a value is NaN or infinite, in the
+            dataset or after the cast.
         """
+        if not isinstance(dataset, xr.Dataset):
+            raise self._no_dataset(dataset, step)
         variables = dataset.variables
         if variables.keys() - dataset.coords.keys() != self._known:
             raise self._wrong_names(dataset, step)
@@ -169,6 +172,15 @@ class Crossing:
             f"{self._at(step)}: expected time "
             f"{self._times[step]:.9g}{units}, got {got:.9g}{units}, {what}. Usual "
             f"cause: {cause}. Yield the spec's times in order, each once."
+        )
+
+    def _no_dataset(self, got: object, step: int) -> RefusedStep:
+        names = ", ".join(map(repr, self._names))
+        return RefusedStep(
+            f"{self._at(step)}: expected an xarray.Dataset with the variable(s) "
+            f"{names} and the coordinate 'time', got {type(got).__name__}. Usual "
+            "cause: a bare array. Yield xr.Dataset({name: (dims, array)}, {'time': "
+            "[t]}), or data_array.to_dataset(name=name)."
         )
 
     def _wrong_names(self, dataset: xr.Dataset, step: int) -> RefusedStep:
