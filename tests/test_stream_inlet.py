@@ -317,6 +317,14 @@ def test_a_simulation_is_given_up(inlet, ledger):
     assert (counters.pending, counters.outstanding, counters.simulations) == (0, 0, 0)
 
 
+def test_one_that_never_opened_is_given_up(inlet, ledger):
+    """Its sink forgets it too: a checkpoint may have brought steps of it there."""
+    inlet.give_up(1)
+    with RawOutlet(inlet.endpoint) as raw:
+        assert "given up" in raw.open(SPEC, 1).reason
+    assert ledger.forgotten == {1: 1}
+
+
 def test_progress_names_the_silent(inlet, ledger):
     """Live simulations are listed with their next step and their last sign of life."""
     with RawOutlet(inlet.endpoint) as one, RawOutlet(inlet.endpoint) as two:

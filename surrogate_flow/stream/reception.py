@@ -156,12 +156,17 @@ class Reception:
         self._given_up.add(number)
         trajectory = self._live.pop(number, None)
         if trajectory is None:
-            return
-        if trajectory.identity is not None:
-            self._reply(trajectory.identity, msg.Stop(f"simulation {number} given up"))
-            self.leave(trajectory.identity)
-        self._delivery.drop(trajectory)
-        trajectory.sink.forget(number)
+            # Its sink may hold steps from before the run went on.
+            sink = self._delivery.open_sink(number)
+        else:
+            if trajectory.identity is not None:
+                word = msg.Stop(f"simulation {number} given up")
+                self._reply(trajectory.identity, word)
+                self.leave(trajectory.identity)
+            self._delivery.drop(trajectory)
+            sink = trajectory.sink
+        if sink is not None:
+            sink.forget(number)
 
     def stop(self, reason: str) -> None:
         """Tell every outlet, now and at its opening, that the study ends."""
