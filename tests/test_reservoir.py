@@ -21,6 +21,7 @@ from surrogate_flow.reservoir import (
     Reservoir,
     SamplesPerInsert,
 )
+from surrogate_flow.reservoir.refusal import Refusal
 from surrogate_flow.windows import Autoregressive, Direct, Window
 
 
@@ -395,7 +396,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert present <= set(self.unseen) | self.seen
         full = len(self.held()) + (count - taken) > 16
         self.seen &= present
-        if taken < count and self.store._refusal.name == "FULL":
+        if taken < count and self.store._refused.of(simulation) is Refusal.FULL:
             assert full
             assert not self.seen, "waits only if nothing seen is left"
             assert len(self.held()) == 16
@@ -656,4 +657,34 @@ def test_waits_are_counted():
     assert store.counters().put_wait >= 0.002
     store.draw(0)
     assert offer(store, 0, 6, 2) == 2
+    assert store.waiting() == ""
+
+
+def test_who_is_gone_waits_no_longer():
+    """A simulation that was refused and given up holds nobody up, and no clock runs."""
+    store = make_store("FIFO", Direct(), capacity=4)
+    assert offer(store, 0, 0, 6) == 4
+    assert "producers wait: 4 of 4 samples unseen" in store.waiting()
+    store.forget(0)
+    assert store.waiting() == ""
+    assert not store.held_up
+    waited = store.counters().put_wait
+    assert offer(store, 1, 0, 1) == 0
+    store.end_reception()
+    assert store.waiting() == ""
+    after = store.counters().put_wait
+    assert waited < after == store.counters().put_wait
+
+
+def test_who_still_waits_is_told_while_others_are_let_in():
+    """The steps of one simulation do not hide that another one waits."""
+    store = make_store("FIFO", Autoregressive(4), capacity=20, batch_size=1)
+    assert [offer(store, number, 0, 4) for number in range(5)] == [4, 4, 4, 4, 0]
+    before = store.counters().put_wait
+    assert offer(store, 0, 4, 1) == 1
+    assert "4 unfinished simulations may hold" in store.waiting()
+    assert store.counters().put_wait > before
+    for number in range(4):
+        store.forget(number)
+    assert offer(store, 4, 0, 4) == 4
     assert store.waiting() == ""

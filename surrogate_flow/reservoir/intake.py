@@ -14,13 +14,13 @@ from jaxtyping import Float, Int
 
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.reservoir.block import Block, check_steps
-from surrogate_flow.reservoir.counters import Clock, Tally, seconds
+from surrogate_flow.reservoir.counters import Tally
 from surrogate_flow.reservoir.limiter import SamplesPerInsert
 from surrogate_flow.reservoir.lockstep import Lockstep
 from surrogate_flow.reservoir.memory import Memory
 from surrogate_flow.reservoir.plan import Plan
 from surrogate_flow.reservoir.population import Members
-from surrogate_flow.reservoir.refusal import Refusal
+from surrogate_flow.reservoir.refusal import Refusal, Refused
 from surrogate_flow.reservoir.sizing import slots
 from surrogate_flow.reservoir.slab import Slab
 from surrogate_flow.reservoir.trajectories import Trajectories
@@ -58,7 +58,7 @@ class Intake(ABC):
         self._tally = Tally(self.capacity)
         self._changed = threading.Condition(threading.Lock())
         self._callbacks: list[Callable[[], None]] = []
-        self._put_clock, self._refusal = Clock(), Refusal.NOTHING
+        self._refused = Refused()
         self._ended = self._stopped = self._saving = False
         # Simulations in calls of offer and put, blocks being copied, windows in those.
         self._arriving: list[int] = []
@@ -158,6 +158,7 @@ class Intake(ABC):
         """
         with self._changed:
             self._books.forget(simulation)
+            self._refused.discard(simulation)
             self._changed.notify_all()
         self._announce()
 
@@ -199,6 +200,7 @@ class Intake(ABC):
     def _forget_all(self) -> None:
         for simulation in set(self._books.live).difference(self._arriving):
             self._books.forget(simulation)
+        self._refused.retain(self._arriving)
 
     def _store(
         self,
@@ -253,31 +255,31 @@ class Intake(ABC):
             return None
         steps, plan = 0, self._plan
         if self._saving:
-            self._refusal = Refusal.SAVING
+            refusal = Refusal.SAVING
         elif trajectory is None and self._books.crowded:
-            self._refusal = Refusal.CROWDED
+            refusal = Refusal.CROWDED
         elif trajectory is not None and trajectory.busy:
-            self._refusal = Refusal.BUSY
+            refusal = Refusal.BUSY
         else:
-            self._refusal = Refusal.LIMITER
+            refusal = Refusal.LIMITER
             windows = self._insertable() + (trajectory.windows if trajectory else 0)
             steps = min(count, plan.before(windows) - first)
             if steps > 0:
-                self._refusal = Refusal.FULL
+                refusal = Refusal.FULL
                 before = plan.kept(first)
                 room = self._make_room(plan.kept(first + steps) - before)
                 steps = min(steps, plan.until(before + room) - first)
         if steps <= 0:
-            self._put_clock.start()
+            self._refused.add(simulation, refusal)
             # The store may just have become full, which lets a waiting batch go.
             self._changed.notify_all()
             return None
         block = self._books.reserve(simulation, trajectory, steps, parameters)
         self._copying += 1
         self._promised += block.windows
-        self._put_clock.stop()
+        self._refused.discard(simulation)
         if steps < count:
-            self._put_clock.start()
+            self._refused.add(simulation, refusal)
         return block
 
     def _insertable(self) -> int:
@@ -313,5 +315,4 @@ class Intake(ABC):
         return self._members.unseen == len(self._members)
 
     def _producers_wait(self) -> str:
-        reason = self._refusal.reason(self._books, self._members, self._tally)
-        return f"producers wait: {reason}, for {seconds(self._put_clock.lap)}"
+        return self._refused.reason(self._books, self._members, self._tally)

@@ -163,7 +163,7 @@ class Store(Persistent):
     def held_up(self) -> bool:
         """Whether producers wait until something is drawn."""
         with self._changed:
-            return self._put_clock.running and not self._lacking()
+            return bool(self._refused) and not self._lacking()
 
     @final
     def wait_threshold(self, timeout: float | None) -> bool:
@@ -250,7 +250,7 @@ class Store(Persistent):
         """Return in one line who waits for whom and why; empty if nobody does."""
         with self._changed:
             lines = []
-            if self._put_clock.running:
+            if self._refused:
                 lines.append(self._producers_wait())
             if self._draw_clock.running and (reason := self._lacking()):
                 lines.append(self._trainer_waits(reason))
@@ -273,7 +273,7 @@ class Store(Persistent):
                 batches=tally.batches,
                 evicted=tally.evicted,
                 removed=tally.removed,
-                put_wait=self._put_clock.total,
+                put_wait=self._refused.total,
                 draw_wait=self._draw_clock.total,
                 times_seen=tally.times_seen(members.samples),
             )
