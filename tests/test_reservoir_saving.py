@@ -11,7 +11,7 @@ from test_reservoir import POLICIES, WINDOWS, make_store, offer
 
 from surrogate_flow.fields import FieldSpec, Variable
 from surrogate_flow.numbers import NumberSet
-from surrogate_flow.reservoir import FIFO, Flight
+from surrogate_flow.reservoir import FIFO, Flight, persistent
 from surrogate_flow.windows import Autoregressive, Direct
 
 SIMULATIONS = 5
@@ -250,3 +250,59 @@ def test_ranges_hold_any_set():
         assert NumberSet(mine.ranges).ranges == mine.ranges
     with pytest.raises(ValueError, match="ascending ranges"):
         NumberSet([(3, 5), (5, 6)])
+
+
+def test_room_that_a_snapshot_kept_is_announced(monkeypatch):
+    """Producers that come only when they are called get in as rows are written."""
+    store = make_store("FIFO", Direct(), capacity=10)
+    assert offer(store, 0, 0, 10) == 10
+    monkeypatch.setattr(persistent, "_CHUNK", 4 * store.spec.step_bytes)
+
+    def produce():
+        first = store.expected(1)
+        if first < 10:
+            offer(store, 1, first, 10 - first)
+
+    def write(chunk):
+        if not store.expected(1):
+            # All that is drawn now waits for its rows to be written.
+            while store.counters().population:
+                store.draw(0)
+
+    store.on_room(produce)
+    store.save(Flight(), write)
+    assert store.expected(1) == 10
+
+
+@pytest.mark.parametrize("way", ["into", "out of"])
+def test_a_copy_that_does_not_end_is_told(monkeypatch, way):
+    """The message of a checkpoint that waits in vain counts what it waits for."""
+    monkeypatch.setattr(persistent, "_SECONDS", 0.1)
+    store, flight = make_store("FIFO", Direct()), Flight()
+    offer(store, 0, 0, 20)
+    store.draw(0, flight)
+    begun, go_on = threading.Event(), threading.Event()
+    name = {"into": "write", "out of": "batch"}[way]
+    copy = getattr(store._slab.memory, name)
+
+    def slow(*arguments):
+        begun.set()
+        assert go_on.wait(30)
+        return copy(*arguments)
+
+    monkeypatch.setattr(store._slab.memory, name, slow)
+    actions = {
+        "into": lambda: offer(store, 1, 0, 4),
+        "out of": lambda: store.draw(0, flight),
+    }
+    thread = threading.Thread(target=actions[way])
+    thread.start()
+    assert begun.wait(30)
+    counts = {"into": (1, 0), "out of": (0, 1)}[way]
+    with pytest.raises(
+        TimeoutError, match="{} copies into .* {} out of".format(*counts)
+    ):
+        store.save(flight, None)
+    go_on.set()
+    thread.join(30)
+    assert not thread.is_alive()

@@ -35,10 +35,10 @@ class Flight:
         self._lock = threading.Lock()
 
     @property
-    def landed(self) -> bool:
-        """Whether every batch has been copied out."""
+    def airborne(self) -> int:
+        """Number of batches that are being copied out."""
         with self._lock:
-            return all(draw is not None for draw in self._draws)
+            return self._draws.count(None)
 
     @property
     def draws(self) -> list[Draw]:

@@ -70,11 +70,11 @@ class Persistent(Intake):
             self._saving = True
             try:
                 if not self._changed.wait_for(
-                    lambda: not self._copying and flight.landed, _SECONDS
+                    lambda: not self._copying and not flight.airborne, _SECONDS
                 ):
                     raise TimeoutError(
                         f"Store.save: {self._copying} copies into the store and "
-                        f"{len(flight.draws)} out of it have not ended within "
+                        f"{flight.airborne} out of it have not ended within "
                         f"{_SECONDS:g} s. The machine is out of memory, or stopped."
                     )
                 slots = self._held()
