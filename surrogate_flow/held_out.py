@@ -117,6 +117,10 @@ class HeldOut:
         """Return the place of a simulation in `fields`."""
         return (simulation - self.first) // self.stride
 
+    def number(self, row: int) -> int:
+        """Return the simulation at a place in `fields`."""
+        return self.first + row * self.stride
+
     def offer(
         self,
         simulation: int,
@@ -198,7 +202,7 @@ class HeldOut:
             yield Batch.from_draw(
                 Draw(
                     fields=self.fields[rows[:, None], span],
-                    simulation=rows * self.stride + self.first,
+                    simulation=self.first + rows * self.stride,
                     step=steps,
                     parameters=self.parameters[rows],
                 ),

@@ -60,7 +60,7 @@ def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
         for name in names:
             part = next(parts)
             time = _draw_row(part, truth[name], guess[name], cells)
-            title = f"simulation {row + held_out.first}{time} ({named})"
+            title = f"simulation {held_out.number(row)}{time} ({named})"
             part.suptitle("\n".join(textwrap.wrap(title, _LINE)))
     return figure
 

@@ -1,5 +1,6 @@
 """The message-passing solver: symmetries that it must have, and that it learns."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -331,3 +332,11 @@ def test_without_torch_geometric_the_error_says_what_to_install() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )
     assert "pip install 'surrogate-flow[networks]'" in told.stdout, told.stderr
+
+
+def test_leaves_no_file(tmp_path):
+    """A process that has made a layer has an empty folder for temporary files."""
+    code = "from surrogate_flow.nn.exchange import Exchange as E; E(4, 1, 1, 1); E(4, 1, 1, 1)"
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=120)
+    assert list(tmp_path.iterdir()) == []

@@ -26,14 +26,15 @@ LINE = FieldSpec(
 )
 
 
-def drawn(spec: FieldSpec) -> tuple[Figure, HeldOut]:
+def drawn(spec: FieldSpec, numbers: range = range(2)) -> tuple[Figure, HeldOut]:
     """The picture of a surrogate that was not trained, for two simulations."""
     surrogate = Surrogate(spec, partial(FullyConnected, widths=(4,)))
     surrogate.normalisation.freeze(
         np.zeros(len(spec.variables)), np.ones(len(spec.variables))
     )
-    held_out = HeldOut(spec, Direct(), 4, 0, 2)
-    for simulation in range(2):
+    first, step = numbers.start, numbers.step
+    held_out = HeldOut(spec, Direct(), 4, first, len(numbers), stride=step)
+    for simulation in numbers:
         steps = trajectory(spec, simulation, 0, spec.steps)
         held_out.offer(simulation, 0, steps, (spec.low + spec.high) / 2)
     return picture(surrogate, held_out), held_out
@@ -60,6 +61,16 @@ def test_numbers_are_curves_over_time():
         "x [1]",
         "y [1]",
         "z [1]",
+    ]
+
+
+def test_titles_name_the_simulations_of_a_rank():
+    """Those of one rank of three have every third number."""
+    figure, _ = drawn(LINE, range(1, 7, 3))
+    titles = [part.get_suptitle() for part in figure.subfigs]
+    assert [title.split()[:2] for title in titles] == [
+        ["simulation", "1"],
+        ["simulation", "4"],
     ]
 
 
