@@ -12,10 +12,15 @@ from typing import Any
 
 import yaml
 
+from surrogate_flow import solvers
 from surrogate_flow.nearest import nearest
 from surrogate_flow.recipes import RecipeError, class_at
 
 __all__ = ["check_override", "check_recipe", "read_recipe"]
+
+for _name in solvers.__all__:
+    # Those that are loaded go by their bare names, and are among the nearest.
+    getattr(solvers, _name)
 
 _WRAPPING = ("class_path", "init_args", "dict_kwargs")
 
