@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+import difflib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 import yaml
 
-from surrogate_flow import solvers
+from surrogate_flow import hints, solvers
 from surrogate_flow.nearest import nearest
 from surrogate_flow.recipes import RecipeError, class_at
 
@@ -23,6 +22,7 @@ for _name in solvers.__all__:
     getattr(solvers, _name)
 
 _WRAPPING = ("class_path", "init_args", "dict_kwargs")
+_MANY = 40  # names of classes; of more only the nearest are shown
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -88,35 +88,49 @@ def check_override(
     """
     here: Any = recipe.get("init_args", recipe)
     place: list[str] = []
-    for key in (key for key in dotted.split(".") if key not in _WRAPPING):
+    keys = dotted.split(".")
+    for key in (names := [key for key in keys if key not in _WRAPPING]):
         known = inspect.signature(owner).parameters
-        if not _takes(owner, key):
+        if not hints.takes(owner, key):
             raise RecipeError(
                 f"unknown option {'.'.join([*place, key])!r} of {owner.__name__}. "
                 f"{nearest(key, known)}"
             )
         place.append(key)
-        hint = _hints(owner).get(key)
+        hint = hints.hints_of(owner).get(key)
         here = here.get(key) if isinstance(here, Mapping) else None
+        if len(place) == len(names) and keys[-1] not in ("init_args", "dict_kwargs"):
+            _check_value(value, hint)
         default = known[key].default if key in known else None
         following = _class_of(here, hint, default)
         here = here.get("init_args") if isinstance(here, Mapping) else None
         if following is None:
-            break
+            return
         owner = following
-    else:
-        if _wants_class(hint) and value and not Path(value).exists():
-            _check_name(value, hint)
 
 
 def _class_of(value: Any, hint: Any, default: Any) -> Callable[..., Any] | None:
     if isinstance(value, Mapping) and "class_path" in value:
         return typing.cast(Callable[..., Any], class_at(value["class_path"]))
-    if isinstance(value, str) and "." in value and _wants_class(hint):
+    if isinstance(value, str) and "." in value and hints.bases(hint):
         return typing.cast(Callable[..., Any], class_at(value))
-    if dataclasses.is_dataclass(hint) and inspect.isclass(hint):
-        return hint
-    return default if inspect.isclass(default) and _wants_class(hint) else None
+    if dataclass := hints.dataclass_of(hint):
+        return dataclass
+    return default if inspect.isclass(default) and hints.bases(hint) else None
+
+
+def _check_value(text: str, hint: Any) -> None:
+    """Check what a command line sets in the place of a class."""
+    if not hints.bases(hint) or Path(text).is_file():
+        return
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return
+    if isinstance(value, dict) and "class_path" in value:
+        _check_class(value, "")
+    elif isinstance(value, str):
+        _check_name(value, hint)
 
 
 def _check_name(value: str, hint: Any) -> None:
@@ -124,11 +138,15 @@ def _check_name(value: str, hint: Any) -> None:
     if "." in value:
         class_at(value)
         return
-    names = sorted(
-        {c.__name__ for base in _bases(hint) for c in _family(base)} - {"Cluster"}
-    )
-    if names and value not in names and value.isidentifier() and value != "null":
-        raise RecipeError(f"no class {value!r}. {nearest(value, names)}")
+    names = hints.names(hint)
+    if names and value not in names and value.isidentifier():
+        if len(names) > _MANY:
+            # Such as all layers of torch.
+            names = difflib.get_close_matches(value, names, n=5)
+        raise RecipeError(
+            f"no class {value!r}. {nearest(value, names) if names else ''} Any other "
+            "goes by its import path, such as package.module.Class."
+        )
 
 
 def _mapping(value: Any, place: str) -> dict[str, Any]:
@@ -150,67 +168,19 @@ def _check_class(spec: Mapping[str, Any], place: str) -> None:
 
 
 def _check_arguments(arguments: Any, owner: Callable[..., Any], place: str) -> None:
-    hints = _hints(owner)
+    known = hints.hints_of(owner)
     for key, value in _mapping(arguments, place or "top").items():
         here = f"{place}.{key}" if place else key
-        if not _takes(owner, key):
+        if not hints.takes(owner, key):
             raise RecipeError(
                 f"unknown argument {here!r} of {owner.__name__}. "
                 f"{nearest(key, inspect.signature(owner).parameters)}"
             )
-        hint = hints.get(key)
-        options = [o for o in _options(hint) if dataclasses.is_dataclass(o)]
+        hint = known.get(key)
+        dataclass = hints.dataclass_of(hint)
         if isinstance(value, dict) and "class_path" in value:
             _check_class(value, here)
-        elif isinstance(value, dict) and options and inspect.isclass(options[0]):
-            _check_arguments(value, options[0], here)
-        elif isinstance(value, str) and _wants_class(hint):
+        elif isinstance(value, dict) and dataclass:
+            _check_arguments(value, dataclass, here)
+        elif isinstance(value, str) and hints.bases(hint):
             _check_name(value, hint)
-
-
-def _takes(owner: Callable[..., Any], key: str) -> bool:
-    parameters = inspect.signature(owner).parameters
-    return key in parameters or any(
-        p.kind is p.VAR_KEYWORD for p in parameters.values()
-    )
-
-
-def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(
-            owner.__init__ if inspect.isclass(owner) else owner
-        )
-    except (NameError, TypeError, AttributeError):
-        # Annotations that cannot be resolved say nothing about what a value must be.
-        return {}
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    union = typing.get_origin(hint) in (UnionType, typing.Union)
-    return typing.get_args(hint) if union else (hint,)
-
-
-def _wants_class(hint: Any) -> bool:
-    """Whether text in the place of this type can only name a class."""
-    return bool(_bases(hint))
-
-
-def _bases(hint: Any) -> list[type]:
-    """Return the classes, of which a subclass is wanted."""
-    found = []
-    for option in _options(hint):
-        wanted = (
-            typing.get_args(option)[-1]
-            if typing.get_origin(option) is Callable
-            else option
-        )
-        abstract = inspect.isclass(wanted) and inspect.isabstract(wanted)
-        if inspect.isclass(wanted) and (abstract or wanted is not option):
-            found.append(wanted)
-    return found
-
-
-def _family(base: type) -> set[type]:
-    """Return all subclasses that have been imported."""
-    children: list[type] = base.__subclasses__()
-    return {*children, *(c for child in children for c in _family(child))}

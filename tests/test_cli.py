@@ -68,6 +68,41 @@ MISTAKES = {
         "Did you mean 'Heat2D'",
     ),
     "unknown bare class": ([*FIT, "--data.reservoir", "Resevoir"], "'Reservoir'"),
+    "unknown sampler": ([*FIT, "--data.sampler", "Sobl"], "Did you mean 'Sobol'"),
+    "unknown path of a sampler": (
+        [*FIT, "--data.sampler=surrogate_flow.sampling.Sobl"],
+        "has no 'Sobl'. Did you mean 'Sobol'",
+    ),
+    "unknown sampler, the long way": (
+        [*FIT, "--data.sampler.class_path=Sobl"],
+        "Did you mean 'Sobol'",
+    ),
+    "unknown sampler in YAML": (
+        [*FIT, "--data.sampler={class_path: surrogate_flow.sampling.Sobl}"],
+        "has no 'Sobl'. Did you mean 'Sobol'",
+    ),
+    "unknown option of a sampler in YAML": (
+        [
+            *FIT,
+            "--data.sampler={class_path: surrogate_flow.sampling.Sobol, "
+            "init_args: {sed: 3}}",
+        ],
+        "Did you mean 'seed'",
+    ),
+    "unknown cluster": (
+        [*FIT, "--data.cluster", "dask_jobqueue.SLURMClustr"],
+        "Did you mean 'SLURMCluster'",
+    ),
+    "unknown limiter": (
+        [*FIT, "--data.reservoir.limiter", "SamplesPerInser"],
+        "Did you mean 'SamplesPerInsert'",
+    ),
+    "unknown window": ([*FIT, "--model.window=Directt"], "Did you mean 'Direct'"),
+    "unknown loss": (
+        [*FIT, "--model.loss=torch.nn.L1Los"],
+        "has no 'L1Los'. Did you mean 'L1Loss'",
+    ),
+    "unknown bare loss": ([*FIT, "--model.loss=L1Los"], "Did you mean 'L1Loss'"),
     "unknown option of the network": ([*FIT, "--model.network.width=3"], "'widths'"),
     "unknown option of the trainer": (
         [*FIT, "--trainer.max_step=3"],
@@ -176,3 +211,28 @@ def test_print_config_shows_everything(monkeypatch, capsys):
     assert code == 0
     for word in ("batch_size: 32", "retries: 2", "widths:", "max_epochs: 1"):
         assert word in shown.out
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("--data.sampler=Sobol", "surrogate_flow.sampling.Sobol"),
+        ("--data.sampler=surrogate_flow.sampling.Halton", "Halton"),
+        (
+            "--data.reservoir={class_path: surrogate_flow.reservoir.FIFO, "
+            "init_args: {capacity: 77}}",
+            "capacity: 77",
+        ),
+        ("--data.reservoir.init_args={threshold: 7}", "threshold: 7"),
+        ("--data.cluster=distributed.LocalCluster", "distributed.LocalCluster"),
+        ("--data.reservoir.limiter={ratio: 2.5}", "ratio: 2.5"),
+        ("--model.window=Autoregressive", "windows.Autoregressive"),
+        ("--model.loss=torch.nn.L1Loss", "torch.nn.L1Loss"),
+        ("--model.loss={class_path: torch.nn.HuberLoss}", "torch.nn.HuberLoss"),
+    ],
+)
+def test_whatever_names_a_class_may_be_given(word, shown, monkeypatch, capsys):
+    """A class by name, by path, or with its arguments as YAML: none is refused."""
+    code, said = run([*FIT, "--print_config", word], monkeypatch, capsys)
+    assert (code, said.err) == (0, "")
+    assert shown in said.out

@@ -1,0 +1,98 @@
+"""What the annotation of an argument says of the class that is wanted there."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import os
+import typing
+from collections.abc import Callable, Mapping
+from types import NoneType, UnionType
+from typing import Any
+
+__all__ = ["bases", "calls", "dataclass_of", "hints_of", "names", "takes"]
+
+# Text in the place of these is what it says, and names no class.
+_TEXT = (str, bytes, int, float, complex, bool, os.PathLike, enum.Enum)
+_VALUES = (*_TEXT, list, tuple, set, frozenset, Mapping, NoneType)
+
+
+def takes(owner: Callable[..., Any], key: str) -> bool:
+    """Whether an argument of that name can be given."""
+    parameters = inspect.signature(owner).parameters
+    return key in parameters or any(
+        p.kind is p.VAR_KEYWORD for p in parameters.values()
+    )
+
+
+def hints_of(owner: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of a class's arguments, or of a function's."""
+    try:
+        return typing.get_type_hints(
+            owner.__init__ if inspect.isclass(owner) else owner
+        )
+    except (NameError, TypeError, AttributeError):
+        # Annotations that cannot be resolved say nothing about what a value must be.
+        return {}
+
+
+def bases(hint: Any) -> list[type]:
+    """Return the classes, of which a subclass is wanted.
+
+    None, if text in the place of this type may be anything else than a class's name.
+    """
+    found = []
+    for option in _options(hint):
+        wanted = _built(option)
+        if option is Any or typing.get_origin(option) is typing.Literal:
+            return []
+        if inspect.isclass(option) and issubclass(option, _TEXT):
+            return []
+        if inspect.isclass(wanted) and not issubclass(wanted, _VALUES):
+            found.append(wanted)
+    return found
+
+
+def calls(hint: Any) -> int | None:
+    """Return with how many arguments the class is called, where no object is wanted."""
+    for option in _options(hint):
+        if _is_callable(option):
+            given = typing.get_args(option)[0]
+            return len(given) if isinstance(given, list) else 0
+    return None
+
+
+def dataclass_of(hint: Any) -> type | None:
+    """Return the dataclass whose fields may be given without its name, if any."""
+    for option in _options(hint):
+        if inspect.isclass(option) and dataclasses.is_dataclass(option):
+            return option
+    return None
+
+
+def names(hint: Any) -> list[str]:
+    """Return the bare names of all classes that have been imported and would do."""
+    family = {c for base in bases(hint) for c in (base, *_family(base))}
+    return sorted(
+        {c.__name__ for c in family if not inspect.isabstract(c)} - {"Cluster"}
+    )
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(hint) in (UnionType, typing.Union)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _is_callable(option: Any) -> bool:
+    return typing.get_origin(option) is Callable
+
+
+def _built(option: Any) -> Any:
+    return typing.get_args(option)[-1] if _is_callable(option) else option
+
+
+def _family(base: type) -> set[type]:
+    """Return all subclasses that have been imported."""
+    children: list[type] = type.__subclasses__(base)
+    return {*children, *(c for child in children for c in _family(child))}
