@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -109,11 +110,14 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
         if option in _KINDS and value is not None:
             value = _recipe(option, value)
             paths[option] = value
+            if option == "--data" and Path(value).is_file():
+                class_path = _class_path_in(value, "cluster")
         elif option == _CLUSTER and value is not None:
             value = _cluster(value)
             class_path = _class_path(value)
         elif option in ("--config", "-c") and value is not None:
-            class_path = _class_path_of_run(value) or class_path
+            if Path(value).is_file():
+                class_path = _class_path_in(value, "data", "cluster") or class_path
         elif option.startswith(f"{_CLUSTER}.") and class_path:
             option = _argument(option, class_path)
         head, _, dotted = option.partition(".")
@@ -181,30 +185,47 @@ def _recipe(option: str, value: str) -> str:
 
 def _cluster(value: str) -> str:
     """Return the path of a cluster's recipe; a class stays what it is."""
-    if "." in value and not value.endswith((".yaml", ".yml")):
+    bare = "." in value and not value.endswith((".yaml", ".yml"))
+    if value == "null" or (bare and not Path(value).is_file()):
         return value
-    return str(find_recipe("workflows/clusters", value))
+    path = find_recipe("workflows/clusters", value)
+    from surrogate_flow import commands
+
+    commands.check_cluster(path)
+    return str(path)
 
 
 def _class_path(cluster: str) -> str:
     """Return what a cluster's recipe builds; a class stays what it is."""
-    if not Path(cluster).is_file():
-        return cluster
-    recipe = yaml.safe_load(Path(cluster).read_text())
-    return str(recipe.get("class_path", ""))
+    if Path(cluster).is_file():
+        return _class_path_in(cluster)
+    try:
+        given = yaml.safe_load(cluster)
+    except yaml.YAMLError:
+        return ""
+    return _class_path_of(given)
 
 
-def _class_path_of_run(config: str) -> str:
-    """Return the class of the cluster in the saved settings of a run, if any."""
-    path = Path(config)
-    settings = yaml.safe_load(path.read_text()) if path.is_file() else None
-    for key in ("data", "init_args", "cluster", "class_path"):
-        settings = settings.get(key) if isinstance(settings, dict) else None
-    return settings if isinstance(settings, str) else ""
+def _class_path_in(path: str, *names: str) -> str:
+    """Return the class behind a name in a recipe, or in the saved settings of a run."""
+    from surrogate_flow import spelling
+
+    settings: Any = spelling.read_recipe(Path(path))
+    for name in names:
+        inside = settings if isinstance(settings, dict) else {}
+        settings = inside.get("init_args", inside)
+        settings = settings.get(name) if isinstance(settings, dict) else None
+    return _class_path_of(settings)
+
+
+def _class_path_of(value: Any) -> str:
+    found = value.get("class_path") if isinstance(value, dict) else value
+    return found if isinstance(found, str) else ""
 
 
 def _argument(option: str, class_path: str) -> str:
     """Return ``--data.cluster.cores`` as it reaches a class that hands it on."""
+    option = option.replace(f"{_CLUSTER}.init_args.", f"{_CLUSTER}.", 1)
     name = option[len(_CLUSTER) + 1 :].partition(".")[0]
     class_ = class_at(class_path)
     if name in (*inspect.signature(class_).parameters, *_WRAPPING):

@@ -35,6 +35,7 @@ __all__ = [
     "SurrogateCLI",
     "built",
     "check",
+    "check_cluster",
     "check_override",
     "train",
     "uses_lightning",
@@ -49,6 +50,11 @@ logger = logging.getLogger(__name__)
 def check(option: str, path: Path) -> None:
     """Refuse a recipe with a mistake in it, naming the nearest valid word."""
     spelling.check_recipe(path, _OWNERS[option])
+
+
+def check_cluster(path: Path) -> None:
+    """Refuse the recipe of a cluster with a mistake in it."""
+    spelling.check_recipe(path, OnlineData, is_part=True)
 
 
 def check_override(option: str, dotted: str, value: str, path: str | None) -> None:

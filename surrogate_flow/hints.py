@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
 from typing import Any
 
-__all__ = ["bases", "calls", "dataclass_of", "hints_of", "names", "takes"]
+__all__ = ["bases", "calls", "dataclass_of", "hints_of", "names", "takes", "takes_any"]
 
 # Text in the place of these is what it says, and names no class.
 _TEXT = (str, bytes, int, float, complex, bool, os.PathLike, enum.Enum)
@@ -20,10 +20,13 @@ _VALUES = (*_TEXT, list, tuple, set, frozenset, Mapping, NoneType)
 
 def takes(owner: Callable[..., Any], key: str) -> bool:
     """Whether an argument of that name can be given."""
-    parameters = inspect.signature(owner).parameters
-    return key in parameters or any(
-        p.kind is p.VAR_KEYWORD for p in parameters.values()
-    )
+    return key in inspect.signature(owner).parameters or takes_any(owner)
+
+
+def takes_any(owner: Callable[..., Any]) -> bool:
+    """Whether arguments of any name can be given, as ``**others``."""
+    parameters = inspect.signature(owner).parameters.values()
+    return any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def hints_of(owner: Callable[..., Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from surrogate_flow import hints, solvers
+from surrogate_flow.handed_on import check_handed_on
 from surrogate_flow.nearest import nearest
 from surrogate_flow.recipes import RecipeError, class_at
 
@@ -40,7 +41,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return _mapping(recipe, str(path))
 
 
-def check_recipe(path: Path, owner: Callable[..., Any]) -> None:
+def check_recipe(
+    path: Path, owner: Callable[..., Any], *, is_part: bool = False
+) -> None:
     """Refuse a recipe that names an unknown key, class or argument.
 
     Parameters
@@ -49,6 +52,8 @@ def check_recipe(path: Path, owner: Callable[..., Any]) -> None:
         Of the YAML file.
     owner : type
         The class whose arguments the recipe gives.
+    is_part : bool
+        Whether it is the recipe of one of them, and so has to name its class.
 
     Raises
     ------
@@ -57,6 +62,11 @@ def check_recipe(path: Path, owner: Callable[..., Any]) -> None:
     """
     recipe = read_recipe(path)
     try:
+        if is_part and "class_path" not in recipe:
+            raise RecipeError(
+                "expected class_path, and its arguments in init_args, got "
+                f"{', '.join(recipe) or 'nothing'}. The shipped recipes show how."
+            )
         if "class_path" in recipe:
             _check_class(recipe, "")
         else:
@@ -164,7 +174,12 @@ def _check_class(spec: Mapping[str, Any], place: str) -> None:
             raise RecipeError(
                 f"{place or 'top'}: unknown key {key!r}. {nearest(key, _WRAPPING)}"
             )
-    _check_arguments(spec.get("init_args") or {}, class_at(spec["class_path"]), place)
+    class_ = class_at(spec["class_path"])
+    arguments = spec.get("init_args") or {}
+    _check_arguments(arguments, class_, place)
+    if inspect.isclass(class_) and hints.takes_any(class_):
+        handed_on = _mapping(spec.get("dict_kwargs") or {}, f"{place or 'top'}")
+        check_handed_on(class_, arguments, handed_on, place)
 
 
 def _check_arguments(arguments: Any, owner: Callable[..., Any], place: str) -> None:

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import yaml
 
 import surrogate_flow.study
 from surrogate_flow.cli import main
@@ -236,3 +237,104 @@ def test_whatever_names_a_class_may_be_given(word, shown, monkeypatch, capsys):
     code, said = run([*FIT, "--print_config", word], monkeypatch, capsys)
     assert (code, said.err) == (0, "")
     assert shown in said.out
+
+
+QUEUE = "class_path: dask_jobqueue.SLURMCluster\n"
+CLUSTERS = {
+    "nothing": ("", "expected a mapping of names to values, got NoneType"),
+    "a list": ("- a", "expected a mapping of names to values, got list"),
+    "broken": ("a: [b", "not valid YAML"),
+    "no class": ("n_workers: 2", "expected class_path, and its arguments in init_args"),
+    "unknown class": (
+        "class_path: dask_jobqueue.SLURMClustr",
+        "Did you mean 'SLURMCluster'",
+    ),
+    "unknown key": (f"{QUEUE}dict_kwarg: {{}}", "Did you mean 'dict_kwargs'"),
+    "unknown argument": (
+        "class_path: distributed.LocalCluster\ninit_args: {n_worker: 2}",
+        "unknown argument 'n_worker' of LocalCluster. Did you mean 'n_workers'",
+    ),
+    "unknown argument of a queue": (
+        f"{QUEUE}init_args: {{corez: 2}}",
+        "unknown argument 'corez' of SLURMCluster. Did you mean 'cores'",
+    ),
+    "unknown argument of jobs": (
+        f"{QUEUE}dict_kwargs: {{corse: 2}}",
+        "unknown argument 'corse' of SLURMCluster. Did you mean 'cores'",
+    ),
+    "arguments of jobs among its own": (
+        f"{QUEUE}init_args: {{n_workers: 2, cores: 2, memory: 2GB}}",
+        "Move them: dict_kwargs: {cores: 2, memory: 2GB}",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), CLUSTERS.values(), ids=CLUSTERS)
+def test_mistakes_in_the_recipe_of_a_cluster(
+    text, message, tmp_path, monkeypatch, capsys
+):
+    """A cluster's own file is read as strictly as the cluster in a workflow's."""
+    lines = "".join(f"  {line}\n" for line in text.splitlines())
+    workflow = f"solver: surrogate_flow.solvers.Heat2D\ncluster:\n{lines}"
+    given = [(text, [*FIT, "--data.cluster=wrong.yaml"])]
+    if "class_path" in text:
+        given += [(workflow, ["fit", "--data=wrong.yaml", *FIT[3:]])]
+    for content, words in given:
+        (tmp_path / "wrong.yaml").write_text(content)
+        code, said = run(words, monkeypatch, capsys)
+        assert code == 2
+        assert message in said.err.replace("'cluster.", "'")
+        assert said.err.startswith("surrogate-flow: error: wrong.yaml: ")
+        assert "Namespace(" not in said.err
+
+
+@pytest.mark.parametrize("text", ["a: [b", "- a"])
+def test_broken_settings_of_a_run(text, tmp_path, monkeypatch, capsys):
+    """A file given as --config that is none is named."""
+    (tmp_path / "config.yaml").write_text(text)
+    words = ["fit", "--config=config.yaml", "--data.cluster.cores=2"]
+    code, said = run(words, monkeypatch, capsys)
+    assert code == 2
+    assert "config.yaml: " in said.err
+    assert "Traceback" not in said.err
+
+
+def cluster_of(words, monkeypatch, capsys):
+    """What --print_config says of the cluster."""
+    code, said = run(["fit", *words, *FIT[3:], "--print_config"], monkeypatch, capsys)
+    assert (code, said.err) == (0, "")
+    return yaml.safe_load(said.out)["data"]["init_args"]["cluster"]
+
+
+@pytest.mark.parametrize(
+    "word", ["cluster", "cluster.init_args", "cluster.dict_kwargs"]
+)
+def test_the_cluster_of_a_workflow_can_be_overridden(
+    word, tmp_path, monkeypatch, capsys
+):
+    """As that of --data.cluster can: also what the class hands on to its jobs."""
+    (tmp_path / "own.yaml").write_text(
+        "solver: surrogate_flow.solvers.Heat2D\n"
+        f"cluster:\n  {QUEUE}  init_args: {{n_workers: 2}}\n"
+    )
+    words = ["--data=own.yaml", f"--data.{word}.cores=2"]
+    cluster = cluster_of(words, monkeypatch, capsys)
+    assert cluster["init_args"]["n_workers"] == 2
+    assert cluster["dict_kwargs"] == {"cores": 2}
+    assert cluster_of([*words[:1], "--data.cluster=null"], monkeypatch, capsys) is None
+    given = ["--data.cluster={class_path: dask_jobqueue.PBSCluster}", words[1]]
+    cluster = cluster_of([words[0], *given], monkeypatch, capsys)
+    assert cluster["class_path"] == "dask_jobqueue.PBSCluster"
+    assert cluster["dict_kwargs"] == {"cores": 2}
+
+
+def test_a_site_s_recipe_may_hand_on_what_dask_takes(tmp_path, monkeypatch, capsys):
+    """What LocalCluster hands on to its workers cannot be known, and is not refused."""
+    (tmp_path / "some.yaml").write_text(
+        "class_path: distributed.LocalCluster\n"
+        "init_args: {n_workers: 1, blocked_handlers: null}\n"
+        "dict_kwargs: {memory_limit: 1GB}"
+    )
+    words = ["--data=heat2d", "--data.cluster=some.yaml"]
+    cluster = cluster_of(words, monkeypatch, capsys)
+    assert cluster["dict_kwargs"] == {"memory_limit": "1GB"}

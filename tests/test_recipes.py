@@ -288,6 +288,13 @@ def test_mistakes_are_named(tmp_path, text, message):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["existing", "local", "pbs", "slurm"])
+def test_shipped_clusters_have_no_mistakes(name):
+    """What is said to be wrong with a cluster's recipe is not said of these."""
+    path = find_recipe("workflows/clusters", name)
+    check_recipe(path, OnlineData, is_part=True)
+
+
 def test_class_at_finds_classes():
     """A class path gives the class."""
     assert class_at("surrogate_flow.nn.FullyConnected") is FullyConnected

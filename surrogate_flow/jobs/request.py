@@ -15,7 +15,7 @@ from surrogate_flow.jobs.jobqueue import JobQueueCluster
 from surrogate_flow.jobs.size import Bounds
 from surrogate_flow.nearest import nearest
 
-__all__ = ["Request", "class_of"]
+__all__ = ["Request", "class_of", "known_words"]
 
 _WORDS = ("n_workers", "minimum_jobs", "maximum_jobs")
 
@@ -91,14 +91,20 @@ def class_of(factory: Callable[..., Cluster] | None) -> type | None:
     return next((word for word in words if inspect.isclass(word)), None)
 
 
-def _check(arguments: Iterable[str], queue: type[JobQueueCluster]) -> None:
-    """Refuse what neither the cluster nor its jobs take."""
+def known_words(queue: type[JobQueueCluster]) -> set[str]:
+    """Return the names of what a cluster takes, for itself, for its jobs, or for us."""
     job = queue.job_cls
     owners = [*queue.__mro__[:-1], *(job.__mro__[:-1] if job else ())]
     known = {*_WORDS}
     for owner in owners:
         given = inspect.signature(owner).parameters.values()
         known |= {p.name for p in given if p.kind is not p.VAR_KEYWORD}
+    return known
+
+
+def _check(arguments: Iterable[str], queue: type[JobQueueCluster]) -> None:
+    """Refuse what neither the cluster nor its jobs take."""
+    known = known_words(queue)
     for name in arguments:
         if name not in known:
             hint = nearest(name, sorted(known))
