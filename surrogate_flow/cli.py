@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from surrogate_flow.nearest import nearest
-from surrogate_flow.recipes import RecipeError, class_at, find_recipe
+from surrogate_flow.recipes import RecipeError, class_at, find_recipe, is_data_set
 
 __all__ = ["main"]
 
@@ -98,7 +98,7 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
     paths: dict[str, str] = {}
     class_path = ""
     for option, value, as_one in pairs:
-        if option == "--data" and value is not None and _is_data_set(value):
+        if option == "--data" and value is not None and is_data_set(value):
             if words[0] in _SIMULATES:
                 raise RecipeError(
                     f"{words[0]} simulates: expected a workflow as --data, got the "
@@ -164,10 +164,6 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str | None, bool]]:
         else:
             pairs.append((word, None, False))
     return pairs
-
-
-def _is_data_set(value: str) -> bool:
-    return Path(value).is_dir() or Path(value).suffix == ".zarr"
 
 
 def _recipe(option: str, value: str) -> str:

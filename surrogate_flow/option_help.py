@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from surrogate_flow.data import OnlineData
-from surrogate_flow.recipes import find_recipe
+from surrogate_flow.recipes import find_recipe, is_data_set
 from surrogate_flow.stored import StoredData
 from surrogate_flow.surrogate import Surrogate
 
@@ -42,7 +42,7 @@ def show(option: str, value: str | None, recipe: str | None) -> None:
     parser = ArgumentParser(prog="surrogate-flow fit", allow_abbrev=False)
     if not names:
         recipe = value or recipe
-    stored = kind == "data" and recipe is not None and Path(recipe).is_dir()
+    stored = kind == "data" and recipe is not None and is_data_set(recipe)
     owner: Any = Surrogate if kind == "model" else OnlineData
     if stored or (recipe or "").rpartition(".")[2] == StoredData.__name__:
         owner = StoredData

@@ -16,7 +16,7 @@ from typing import Any
 
 from surrogate_flow.nearest import nearest
 
-__all__ = ["RecipeError", "class_at", "find_recipe", "plain_recipe"]
+__all__ = ["RecipeError", "class_at", "find_recipe", "is_data_set", "plain_recipe"]
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -47,7 +47,8 @@ def find_recipe(kind: str, name: str) -> Path:
     kind : {"workflows", "workflows/clusters", "models"}
         The folder that holds the shipped ones.
     name : str
-        Such as ``"workflows/heat2d.yaml"`` or ``"heat2d"``.
+        Such as ``"workflows/heat2d.yaml"`` or ``"heat2d"``; a bare name is that of a
+        shipped one before that of a file.
 
     Raises
     ------
@@ -55,16 +56,30 @@ def find_recipe(kind: str, name: str) -> Path:
         If there is no such file and no such name.
     """
     path = Path(name)
-    if path.is_file():
-        return path
     shipped = _shipped(kind)
+    # First: a program, say, may bear the name of what it solves.
     if name in shipped:
         return shipped[name]
+    if path.is_file():
+        return path
     raise RecipeError(
         f"No recipe {name!r}: there is no such file in {Path.cwd()}, and none of that "
         f"name is shipped in {kind}. {nearest(path.stem, shipped)} Give a path to your "
         "own YAML file, or one of these names."
     )
+
+
+def is_data_set(name: str) -> bool:
+    """Whether ``--data`` names a data set on disk, and no workflow.
+
+    A folder does, by its path or with a data set in it; by its bare name alone only
+    where no shipped workflow has that name.
+    """
+    path = Path(name)
+    if path.suffix == ".zarr":
+        return True
+    sure = "/" in name or (path / "zarr.json").is_file()
+    return path.is_dir() and (sure or name not in _shipped("workflows"))
 
 
 def class_at(class_path: str) -> Any:

@@ -1,6 +1,7 @@
 """The command line: one clear message for each mistake, before anything is submitted."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -338,3 +339,42 @@ def test_a_site_s_recipe_may_hand_on_what_dask_takes(tmp_path, monkeypatch, caps
     words = ["--data=heat2d", "--data.cluster=some.yaml"]
     cluster = cluster_of(words, monkeypatch, capsys)
     assert cluster["dict_kwargs"] == {"memory_limit": "1GB"}
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch], ids=["folder", "file"])
+def test_nothing_of_the_same_name_hides_a_shipped_recipe(
+    make, tmp_path, monkeypatch, capsys
+):
+    """A bare name is that of the recipe, in any folder; ./heat2d is what lies there."""
+    for name in ("heat2d", "fully_connected", "slurm"):
+        make(tmp_path / name)
+    words = [*FIT, "--data.cluster=slurm", "--print_config"]
+    code, said = run(words, monkeypatch, capsys)
+    assert (code, said.err) == (0, "")
+    assert "surrogate_flow.solvers.Heat2D" in said.out
+    code, said = run(["fit", *FIT[1:3], "--data.solver.help"], monkeypatch, capsys)
+    assert (code, said.err) == (0, "")
+    assert "--data.solver.cells" in said.out
+    code, said = run(["fit", "--data=./heat2d", *FIT[3:]], monkeypatch, capsys)
+    assert code == 2
+    assert "heat2d" in said.err
+
+
+@pytest.mark.parametrize(
+    ("folder", "word"),
+    [
+        ("heat2d", "heat2d"),  # with the zarr.json of a data set
+        ("heat2d", "./heat2d"),
+        ("mine", "mine"),
+        ("mine.zarr", "mine.zarr"),
+    ],
+)
+def test_a_folder_is_a_data_set(folder, word, tmp_path, monkeypatch, capsys):
+    """Where it looks like one, or no recipe has its name."""
+    (tmp_path / folder).mkdir()
+    if folder == word == "heat2d":
+        (tmp_path / folder / "zarr.json").write_text("{}")
+    code, said = run(["fit", "--data", word, *FIT[3:]], monkeypatch, capsys)
+    assert code == 2
+    assert f"{Path(word)}" in said.err
+    assert "data set" in said.err
