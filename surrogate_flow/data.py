@@ -25,7 +25,7 @@ from surrogate_flow.ranks import Ranks, State
 from surrogate_flow.reservoir import Reservoir, Store
 from surrogate_flow.sampling import Sampler, Uniform
 from surrogate_flow.sinks import Sinks
-from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.solvers.solver import Solver, spec_of
 from surrogate_flow.status import Status
 from surrogate_flow.study import Study
 from surrogate_flow.tee import Tee
@@ -109,7 +109,7 @@ class OnlineData(TrainingData):
             if value is not None and value < 1:
                 raise ValueError(f"{what}: expected at least 1, got {value}.")
         self.solver = solver
-        self.spec = solver.spec
+        self.spec = spec_of(solver)
         self.sampler = sampler or Uniform()
         self.simulations = simulations
         self.count = held_out

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
+from surrogate_flow import room
 from surrogate_flow.batch import Batch
 from surrogate_flow.ensemble import EnsembleError
 from surrogate_flow.fields import FieldSpec
@@ -44,6 +45,11 @@ class HeldOut:
         How many there are.
     stride : int
         Distance between the numbers of two of them.
+
+    Raises
+    ------
+    ValueError
+        If the machine has less memory than they take.
     """
 
     def __init__(
@@ -62,7 +68,11 @@ class HeldOut:
         self.first = first
         self.count = count
         self.stride = stride
-        self.fields = np.empty((count, spec.steps, *spec.step_shape), dtype=np.float32)
+        self.fields = room.empty(
+            (count, spec.steps, *spec.step_shape),
+            "Held-out simulations, which are kept whole",
+            "Lower data.held_out, or use fewer steps or a coarser grid.",
+        )
         self.parameters = np.empty((count, len(spec.parameters)), dtype=np.float32)
         self._arrived = np.zeros(count, dtype=np.int64)
         self._missing: set[int] = set()

@@ -50,10 +50,15 @@ def positions(spec: FieldSpec, times: Sequence[float]) -> Float[np.ndarray, " ti
     Raises
     ------
     ValueError
-        If a time lies outside of the spec's.
+        If a time lies outside of the spec's, or there is none.
     """
     known = np.asarray(spec.times)
     wanted = np.atleast_1d(np.asarray(times, dtype=np.float64))
+    if not wanted.size:
+        raise ValueError(
+            f"predict: expected at least one time, got none ({times}). Leave times out "
+            "for all steps of the solver."
+        )
     slack = 1e-6 * (known[-1] - known[0])
     outside = wanted[~((wanted >= known[0] - slack) & (wanted <= known[-1] + slack))]
     if outside.size:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import xarray as xr
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
@@ -110,14 +111,11 @@ def predict(words: Sequence[str]) -> None:
         "--output", type=Path, default=Path("field.nc"), help="A netCDF file."
     )
     options = parser.parse_args(list(words))
+    _require_file(options.output)
     surrogate = Surrogate.load(options.ckpt_path)
     history = None if options.history is None else read_history(options.history)
     dataset = surrogate.predict(options.parameters, options.times, history)
-    if not options.output.parent.is_dir():
-        raise FileNotFoundError(
-            f"--output {options.output}: there is no folder {options.output.parent}."
-        )
-    dataset.to_netcdf(options.output)
+    _write(dataset, options.output)
     console = Console()
     for name, field in dataset.data_vars.items():
         console.print(
@@ -126,3 +124,29 @@ def predict(words: Sequence[str]) -> None:
             soft_wrap=True,
             highlight=False,
         )
+
+
+def _require_file(output: Path) -> None:
+    if output.is_dir():
+        raise FileNotFoundError(
+            f"--output {output}: expected a file's name, got a folder. Name the file "
+            f"in it, such as {output / 'field.nc'}."
+        )
+    if not output.parent.is_dir():
+        raise FileNotFoundError(
+            f"--output {output}: there is no folder {output.parent}. Make it first."
+        )
+
+
+def _write(dataset: xr.Dataset, output: Path) -> None:
+    """Write a file that is whole, or none."""
+    part = output.with_name(f"{output.name}.part")
+    try:
+        dataset.to_netcdf(part)
+        part.replace(output)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise RuntimeError(
+            f"--output {output}: cannot be written ({error}). Expected a folder where "
+            "you may write, on a disk with room; name another file."
+        ) from error

@@ -251,3 +251,29 @@ def test_picture_shows_the_last_step_rolled_out(held_out):
     np.testing.assert_allclose(
         shown.reshape(4, 6), guess.temperature[-1].values.T, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--times=[]"], "expected at least one time, got none"),
+        (["--output=."], "--output .: expected a file's name, got a folder"),
+        (["--output=no/field.nc"], "there is no folder no"),
+        (["--output=/proc/field.nc"], "--output /proc/field.nc: cannot be written"),
+    ],
+)
+def test_predict_refuses_what_it_cannot_do(
+    words, message, tmp_path, monkeypatch, capsys
+):
+    """One message, status 2, and no file."""
+    save(make(Direct()), tmp_path / "some.ckpt")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    parameters = f"--parameters={WALLS}"
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--ckpt_path=some.ckpt", parameters, *words])
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert message in said.err
+    assert said.err.splitlines()[-1].startswith("surrogate-flow: error: ")
+    assert sorted(tmp_path.iterdir()) == before

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from surrogate_flow import room
 from surrogate_flow.reservoir.lending import Lender
 
 __all__ = ["HostMemory", "Memory"]
@@ -73,6 +74,11 @@ class HostMemory(Memory):
     -----
     Numpy releases the GIL while it copies. Pages are taken from the system when they
     are first written.
+
+    Raises
+    ------
+    ValueError
+        If the machine has less memory.
     """
 
     def __init__(
@@ -80,7 +86,11 @@ class HostMemory(Memory):
     ) -> None:
         super().__init__(capacity, step_shape, largest)
         size = math.prod(step_shape)
-        self._rows = np.empty((capacity, size), dtype=np.float32)
+        self._rows = room.empty(
+            (capacity, size),
+            "Steps of the reservoir",
+            "Lower capacity (--data.reservoir.capacity), or use a coarser grid.",
+        )
         self._lender = Lender(largest * size)
 
     def write(

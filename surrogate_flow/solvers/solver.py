@@ -9,7 +9,7 @@ import xarray as xr
 
 from surrogate_flow.fields import FieldSpec
 
-__all__ = ["Solver"]
+__all__ = ["Solver", "spec_of"]
 
 
 class Solver(ABC):
@@ -59,3 +59,22 @@ class Solver(ABC):
             dataset may be reused for the next step: it is copied before the generator
             goes on.
         """
+
+
+def spec_of(solver: Solver) -> FieldSpec:
+    """Return what a solver says that it yields.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else than a `FieldSpec`.
+    """
+    spec = solver.spec
+    if not isinstance(spec, FieldSpec):
+        value = "" if callable(spec) else f" {str(spec)[:40]!r}"
+        raise ValueError(
+            f"{type(solver).__name__}.spec: expected a FieldSpec, got "
+            f"{type(spec).__name__}{value}. Write spec = FieldSpec(...) in the class, "
+            "or a method that returns one, with @property above it."
+        )
+    return spec
