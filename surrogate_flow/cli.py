@@ -97,6 +97,7 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
     found: list[str] = []
     paths: dict[str, str] = {}
     class_path = ""
+    given: dict[str, list[tuple[str, str]]] = {kind: [] for kind in _KINDS}
     for option, value, as_one in pairs:
         if option == "--data" and value is not None and is_data_set(value):
             if words[0] in _SIMULATES:
@@ -106,6 +107,7 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
                 )
             paths[option] = _STORED
             found += [option, _STORED, f"{option}.path", value]
+            given[option].append(("path", value))
             continue
         if option in _KINDS and value is not None:
             value = _recipe(option, value)
@@ -122,15 +124,18 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
             option = _argument(option, class_path)
         head, _, dotted = option.partition(".")
         if dotted not in ("", "help") and head in _KINDS and not whole:
-            from surrogate_flow import commands
+            from surrogate_flow import arguments
 
-            commands.check_override(head, dotted, value or "", paths.get(head))
+            arguments.check_override(
+                head, dotted, value or "", paths.get(head), given[head]
+            )
+            given[head].append((dotted, value or ""))
         elif dotted not in ("", "help") and head == "--trainer":
-            from surrogate_flow import commands
+            from surrogate_flow import arguments
 
             # What stands behind the name is Lightning's to check.
             name = dotted.partition(".")[0].rstrip("+")
-            commands.check_override(head, name, "", None)
+            arguments.check_override(head, name, "", None)
         if as_one:
             found.append(f"{option}={value}")
         else:
@@ -142,6 +147,11 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
                     f"{words[0]} needs {option}, got none. Name a recipe, such as "
                     "--data heat2d --model fully_connected."
                 )
+    for head, path in paths.items():
+        if not whole and "--print_config" not in options:
+            from surrogate_flow import arguments
+
+            arguments.check_whole(head, path, given[head])
     if words[0] in ("validate", "test") and not whole | options & {"--ckpt_path"}:
         raise RecipeError(
             f"{words[0]} needs --ckpt_path, got none: a surrogate that was never "
@@ -173,9 +183,9 @@ def _recipe(option: str, value: str) -> str:
         class_at(value)
         return value
     path = find_recipe(_KINDS[option], value)
-    from surrogate_flow import commands
+    from surrogate_flow import arguments
 
-    commands.check(option, path)
+    arguments.check(option, path)
     return str(path)
 
 
@@ -185,9 +195,9 @@ def _cluster(value: str) -> str:
     if value == "null" or (bare and not Path(value).is_file()):
         return value
     path = find_recipe("workflows/clusters", value)
-    from surrogate_flow import commands
+    from surrogate_flow import arguments
 
-    commands.check_cluster(path)
+    arguments.check_cluster(path)
     return str(path)
 
 

@@ -17,15 +17,13 @@ import pytorch_lightning as L
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 
-from surrogate_flow import checkpoint, runs, spelling
+from surrogate_flow import checkpoint, runs
 from surrogate_flow.atomic import AtomicCheckpoints
 from surrogate_flow.console import hush, show_logs, the_console
-from surrogate_flow.data import OnlineData
 from surrogate_flow.ending import Ending, Kept
 from surrogate_flow.loggers import MetricsEvents, MetricsTable
 from surrogate_flow.outcome import Outcomes
 from surrogate_flow.progress import ProgressLine
-from surrogate_flow.recipes import RecipeError, class_at
 from surrogate_flow.report import Report
 from surrogate_flow.rollout_report import RolloutReport
 from surrogate_flow.surrogate import Surrogate
@@ -34,47 +32,13 @@ from surrogate_flow.training_data import TrainingData
 __all__ = [
     "SurrogateCLI",
     "built",
-    "check",
-    "check_cluster",
-    "check_override",
     "train",
     "uses_lightning",
 ]
 
 _EPOCHS = 1  # unless more are asked for
-_OWNERS = {"--data": OnlineData, "--model": Surrogate, "--trainer": L.Trainer}
 
 logger = logging.getLogger(__name__)
-
-
-def check(option: str, path: Path) -> None:
-    """Refuse a recipe with a mistake in it, naming the nearest valid word."""
-    spelling.check_recipe(path, _OWNERS[option])
-
-
-def check_cluster(path: Path) -> None:
-    """Refuse the recipe of a cluster with a mistake in it."""
-    spelling.check_recipe(path, OnlineData, is_part=True)
-
-
-def check_override(option: str, dotted: str, value: str, path: str | None) -> None:
-    """Refuse a dotted override that names no argument.
-
-    Parameters
-    ----------
-    option, dotted, value : str
-        Of ``--data.solver.cells [4, 4]``.
-    path : str, optional
-        Of the recipe, or of the class that stands in its place.
-    """
-    is_file = path is not None and Path(path).is_file()
-    recipe = spelling.read_recipe(Path(path)) if is_file and path else {}
-    class_path = recipe.get("class_path", None if is_file else path)
-    try:
-        owner = class_at(class_path) if class_path else _OWNERS[option]
-        spelling.check_override(dotted, value, recipe, owner)
-    except RecipeError as error:
-        raise RecipeError(f"{option}.{dotted}: {error}") from error
 
 
 def uses_lightning(words: Sequence[str]) -> bool:

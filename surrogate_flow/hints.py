@@ -6,12 +6,22 @@ import dataclasses
 import enum
 import inspect
 import os
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
 from typing import Any
 
-__all__ = ["bases", "calls", "dataclass_of", "hints_of", "names", "takes", "takes_any"]
+__all__ = [
+    "bases",
+    "calls",
+    "dataclass_of",
+    "hints_of",
+    "names",
+    "path_of",
+    "takes",
+    "takes_any",
+]
 
 # Text in the place of these is what it says, and names no class.
 _TEXT = (str, bytes, int, float, complex, bool, os.PathLike, enum.Enum)
@@ -58,11 +68,14 @@ def bases(hint: Any) -> list[type]:
 
 
 def calls(hint: Any) -> int | None:
-    """Return with how many arguments the class is called, where no object is wanted."""
+    """Return with how many arguments the class is called, where no object is wanted.
+
+    More than any class takes, if the annotation does not say.
+    """
     for option in _options(hint):
         if _is_callable(option):
             given = typing.get_args(option)[0]
-            return len(given) if isinstance(given, list) else 0
+            return len(given) if isinstance(given, list) else sys.maxsize
     return None
 
 
@@ -76,10 +89,20 @@ def dataclass_of(hint: Any) -> type | None:
 
 def names(hint: Any) -> list[str]:
     """Return the bare names of all classes that have been imported and would do."""
+    return sorted(_candidates(hint))
+
+
+def path_of(name: str, hint: Any) -> str:
+    """Return the import path of a class given by its bare name, if it is one."""
+    class_ = _candidates(hint).get(name)
+    return f"{class_.__module__}.{class_.__qualname__}" if class_ else name
+
+
+def _candidates(hint: Any) -> dict[str, type]:
     family = {c for base in bases(hint) for c in (base, *_family(base))}
-    return sorted(
-        {c.__name__ for c in family if not inspect.isabstract(c)} - {"Cluster"}
-    )
+    found = {c.__name__: c for c in family if not inspect.isabstract(c)}
+    # Dask's own base, which is not declared abstract.
+    return {name: c for name, c in found.items() if name != "Cluster"}
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

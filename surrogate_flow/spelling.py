@@ -42,7 +42,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def check_recipe(
-    path: Path, owner: Callable[..., Any], *, is_part: bool = False
+    path: Path, owner: Callable[..., Any], argument: str | None = None
 ) -> None:
     """Refuse a recipe that names an unknown key, class or argument.
 
@@ -52,8 +52,8 @@ def check_recipe(
         Of the YAML file.
     owner : type
         The class whose arguments the recipe gives.
-    is_part : bool
-        Whether it is the recipe of one of them, and so has to name its class.
+    argument : str, optional
+        The one of them that it is the recipe of; then it has to name its class.
 
     Raises
     ------
@@ -62,13 +62,14 @@ def check_recipe(
     """
     recipe = read_recipe(path)
     try:
-        if is_part and "class_path" not in recipe:
+        if argument and "class_path" not in recipe:
             raise RecipeError(
                 "expected class_path, and its arguments in init_args, got "
                 f"{', '.join(recipe) or 'nothing'}. The shipped recipes show how."
             )
         if "class_path" in recipe:
-            _check_class(recipe, "")
+            hint = hints.hints_of(owner).get(argument) if argument else None
+            _check_class(recipe, "", hint)
         else:
             _check_arguments(recipe, owner, "")
     except RecipeError as error:
@@ -138,7 +139,7 @@ def _check_value(text: str, hint: Any) -> None:
     except yaml.YAMLError:
         return
     if isinstance(value, dict) and "class_path" in value:
-        _check_class(value, "")
+        _check_class(value, "", hint)
     elif isinstance(value, str):
         _check_name(value, hint)
 
@@ -146,7 +147,7 @@ def _check_value(text: str, hint: Any) -> None:
 def _check_name(value: str, hint: Any) -> None:
     """Check a class given by its path, or by its bare name."""
     if "." in value:
-        class_at(value)
+        _check_kind(class_at(value), hint)
         return
     names = hints.names(hint)
     if names and value not in names and value.isidentifier():
@@ -168,13 +169,40 @@ def _mapping(value: Any, place: str) -> dict[str, Any]:
     return value
 
 
-def _check_class(spec: Mapping[str, Any], place: str) -> None:
+def _check_kind(class_: Any, hint: Any) -> None:
+    """Check that a class is of the kind that is wanted, and that it can be built."""
+    wanted = hints.bases(hint)
+    if not wanted or not inspect.isclass(class_):
+        return
+    kinds = " or ".join(base.__name__ for base in wanted)
+    is_function = any("__call__" in vars(c) for c in class_.__mro__)
+    if not issubclass(class_, tuple(wanted)) and not (
+        is_function and hints.calls(hint) is not None
+    ):
+        raise RecipeError(
+            f"expected a subclass of {kinds}, got {class_.__name__}. Derive it: class "
+            f"{class_.__name__}({wanted[0].__name__})."
+        )
+    if inspect.isabstract(class_):
+        missing = sorted(getattr(class_, "__abstractmethods__", ()))
+        raise RecipeError(
+            f"{class_.__name__} has no {', '.join(missing)} yet, and so "
+            f"cannot be built. Expected all that {kinds} asks for: name a class that "
+            "has it, or write it."
+        )
+
+
+def _check_class(spec: Mapping[str, Any], place: str, hint: Any) -> None:
     for key in spec:
         if key not in _WRAPPING:
             raise RecipeError(
                 f"{place or 'top'}: unknown key {key!r}. {nearest(key, _WRAPPING)}"
             )
     class_ = class_at(spec["class_path"])
+    try:
+        _check_kind(class_, hint)
+    except RecipeError as error:
+        raise RecipeError(f"{place}: {error}" if place else str(error)) from error
     arguments = spec.get("init_args") or {}
     _check_arguments(arguments, class_, place)
     if inspect.isclass(class_) and hints.takes_any(class_):
@@ -194,7 +222,7 @@ def _check_arguments(arguments: Any, owner: Callable[..., Any], place: str) -> N
         hint = known.get(key)
         dataclass = hints.dataclass_of(hint)
         if isinstance(value, dict) and "class_path" in value:
-            _check_class(value, here)
+            _check_class(value, here, hint)
         elif isinstance(value, dict) and dataclass:
             _check_arguments(value, dataclass, here)
         elif isinstance(value, str) and hints.bases(hint):

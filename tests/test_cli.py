@@ -378,3 +378,109 @@ def test_a_folder_is_a_data_set(folder, word, tmp_path, monkeypatch, capsys):
     assert code == 2
     assert f"{Path(word)}" in said.err
     assert "data set" in said.err
+
+
+SOLVERS = {
+    "Other": "'own_solvers' has no 'Other'",
+    "NoSolver": "expected a subclass of Solver, got NoSolver",
+    "NoSpec": "NoSpec has no spec yet, and so cannot be built",
+    "Text": "Text.spec: expected a FieldSpec, got str 'nothing'",
+    "Method": "Method.spec: expected a FieldSpec, got method",
+    "Sized": "Sized needs 'size', which has no default",
+}
+MODULE = """
+from surrogate_flow import Solver
+from surrogate_flow.solvers import Heat2D
+
+class NoSolver:
+    pass
+
+class NoSpec(Solver):
+    def solve(self, parameters):
+        yield
+
+class Text(NoSpec):
+    spec = "nothing"
+
+class Method(NoSpec):
+    def spec(self):
+        return None
+
+class Sized(Heat2D):
+    def __init__(self, size: int, *, steps: int = 10):
+        super().__init__(steps=steps)
+"""
+
+
+@pytest.fixture
+def own_solvers(tmp_path, monkeypatch):
+    """A module of the user's, where Python finds it."""
+    (tmp_path / "own_solvers.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("own_solvers", None)
+
+
+@pytest.mark.parametrize(("name", "message"), SOLVERS.items(), ids=SOLVERS)
+def test_mistakes_in_a_solver_of_one_s_own(
+    name, message, own_solvers, monkeypatch, capsys
+):
+    """A class that cannot be built, or is no solver, is named in one message."""
+    recipe = own_solvers / "own.yaml"
+    recipe.write_text(f"solver: {{class_path: own_solvers.{name}}}")
+    short = own_solvers / "short.yaml"
+    short.write_text(f"solver: own_solvers.{name}")
+    for words in (
+        ["--data=own.yaml"],
+        ["--data=short.yaml"],
+        ["--data=heat2d", f"--data.solver=own_solvers.{name}"],
+        ["--data=surrogate_flow.OnlineData", f"--data.solver=own_solvers.{name}"],
+    ):
+        code, said = run(["fit", *words, *FIT[3:]], monkeypatch, capsys)
+        assert code == 2
+        assert message in said.err
+        assert "Namespace(" not in said.err
+        assert "usage:" not in said.err
+    assert not (own_solvers / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data=own.yaml", "--data.solver.size=3"],
+        ["--data=own.yaml", "--data.solver.init_args={size: 3}"],
+        ["--data=own.yaml", "--data.solver=surrogate_flow.solvers.Heat2D"],
+        ["--data=own.yaml", "--data.solver=Lorenz", "--data.solver.time_step=0.1"],
+        ["--data=heat2d", "--data.solver=own_solvers.Sized", "--data.solver.size=3"],
+    ],
+)
+def test_what_a_recipe_leaves_open_is_given_on_the_command_line(
+    words, own_solvers, monkeypatch, capsys
+):
+    """A recipe may lack an argument that the command line has, or another class."""
+    recipe = own_solvers / "own.yaml"
+    recipe.write_text("solver: {class_path: own_solvers.Sized}\nsimulations: 0")
+    code, said = run(
+        ["fit", *words, "--data.simulations=0", *FIT[3:]], monkeypatch, capsys
+    )
+    assert code == 2
+    assert "simulations: expected at least 1, got 0" in said.err
+
+
+TOO_MUCH = {
+    "reservoir": ("--data.reservoir.capacity=8 TiB", "8.00 TiB", "capacity"),
+    "held out": ("--data.held_out=1000000000", "3.55 PiB", "data.held_out"),
+}
+
+
+@pytest.mark.parametrize(("word", "size", "remedy"), TOO_MUCH.values(), ids=TOO_MUCH)
+def test_more_than_the_memory_of_the_machine(
+    word, size, remedy, tmp_path, monkeypatch, capsys
+):
+    """What could never be kept is refused, with its bytes and what to lower."""
+    code, said = run([*FIT, word], monkeypatch, capsys)
+    assert code == 2
+    assert size in said.err
+    assert f"Lower {remedy}" in said.err
+    assert "Traceback" not in said.err
+    assert not list(tmp_path.rglob("*.*"))

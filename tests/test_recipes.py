@@ -292,7 +292,7 @@ def test_mistakes_are_named(tmp_path, text, message):
 def test_shipped_clusters_have_no_mistakes(name):
     """What is said to be wrong with a cluster's recipe is not said of these."""
     path = find_recipe("workflows/clusters", name)
-    check_recipe(path, OnlineData, is_part=True)
+    check_recipe(path, OnlineData, "cluster")
 
 
 def test_class_at_finds_classes():
