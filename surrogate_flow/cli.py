@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from surrogate_flow import short_help
 from surrogate_flow.nearest import nearest
 from surrogate_flow.recipes import RecipeError, class_at, find_recipe, is_data_set
 
@@ -33,7 +34,6 @@ _FOR_USERS = (
 _KINDS = {"--data": "workflows", "--model": "models"}
 _CLUSTER = "--data.cluster"
 _WRAPPING = ("class_path", "init_args", "dict_kwargs")
-_COMMANDS = ("fit", "validate", "test", "predict", "plan", "generate", "compare")
 _STUDIES = ("plan", "generate")  # commands that take no model
 _SIMULATES = (*_STUDIES, "compare")
 _STORED = "surrogate_flow.StoredData"
@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     These are ``plan``, ``generate`` and ``compare``.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] in (["-h"], ["--help"], ["--version"]):
+        (short_help.show_version if words[0] == "--version" else short_help.show_help)()
+        sys.exit(0)
     # Torch's threads would spin while they wait, on cores that simulations need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -91,8 +94,10 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
     options = {option for option, _, _ in pairs}
     if options & {"-h", "--help"} or not words or words[0].startswith("-"):
         return list(words)
-    if words[0] not in _COMMANDS:
-        raise RecipeError(f"No command {words[0]!r}. {nearest(words[0], _COMMANDS)}")
+    if words[0] not in short_help.COMMANDS:
+        raise RecipeError(
+            f"No command {words[0]!r}. {nearest(words[0], short_help.COMMANDS)}"
+        )
     whole = options & {"--config", "-c"}
     found: list[str] = []
     paths: dict[str, str] = {}

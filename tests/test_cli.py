@@ -1,6 +1,8 @@
 """The command line: one clear message for each mistake, before anything is submitted."""
 
+import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import yaml
 
 import surrogate_flow.study
 from surrogate_flow.cli import main
+from surrogate_flow.short_help import COMMANDS
 
 FIT = ["fit", "--data", "heat2d", "--model", "fully_connected"]
 SMALL = ["--data.solver.cells=[4,4]", "--data.solver.steps=2"]
@@ -484,3 +487,43 @@ def test_more_than_the_memory_of_the_machine(
     assert f"Lower {remedy}" in said.err
     assert "Traceback" not in said.err
     assert not list(tmp_path.rglob("*.*"))
+
+
+ASK = """
+import sys
+from surrogate_flow.cli import main
+
+try:
+    main([{word!r}])
+except SystemExit as ended:
+    assert not ended.code
+print(sorted({{"torch", "pytorch_lightning", "distributed"}} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("word", ["--version", "--help", "-h"])
+def test_a_short_question_has_its_answer_at_once(word):
+    """Without the import of torch and Lightning, which takes seconds."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASK.format(word=word)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    *answer, imported = done.stdout.splitlines()
+    assert imported == "[]"
+    if word == "--version":
+        assert answer == [f"surrogate-flow {version('surrogate-flow')}"]
+        return
+    for command in (*COMMANDS, "surrogate-flow COMMAND --help", "--version"):
+        assert command in "\n".join(answer)
+    assert max(map(len, answer)) <= 80
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_help_names_has_help(command, monkeypatch, capsys):
+    """What the short help leads to is there."""
+    code, said = run([command, "--help"], monkeypatch, capsys)
+    assert code == 0
+    assert said.out.startswith("usage: surrogate-flow")
