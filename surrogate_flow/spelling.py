@@ -116,6 +116,12 @@ def check_override(
         following = _class_of(here, hint, default)
         here = here.get("init_args") if isinstance(here, Mapping) else None
         if following is None:
+            if len(place) < len(names) and hints.bases(hint):
+                option = ".".join(place)
+                raise RecipeError(
+                    f"{option} has no class yet, whose {names[len(place)]!r} could be "
+                    f"set. Name one before, as {option}."
+                )
             return
         owner = following
 

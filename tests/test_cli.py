@@ -94,6 +94,10 @@ MISTAKES = {
         ],
         "Did you mean 'seed'",
     ),
+    "an option of no class": (
+        [*FIT, "--data.cluster.cores=3"],
+        "cluster has no class yet, whose 'cores' could be set",
+    ),
     "unknown cluster": (
         [*FIT, "--data.cluster", "dask_jobqueue.SLURMClustr"],
         "Did you mean 'SLURMCluster'",
