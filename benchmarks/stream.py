@@ -11,35 +11,39 @@ are medians over rounds.
 
 A producer sends what a solver yields: one step a call, or a block of 100 small steps.
 It never computes, so the two cores that may be there are shared by sending and
-receiving. An extra row of each case has a peer that does not even copy into the slab.
+receiving. An extra row of each case has a peer that does not even copy into the slab;
+where steps are small, another has one that sends and receives with ``copy=True``, which
+costs less there than what ``copy=False`` does to spare the copy.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zmq
+from producers import Producers
 from rich.console import Console
 from rich.table import Table
+from slab import SLAB_BYTES, Slab
 
 from surrogate_flow.fields import FieldSpec, Variable
 from surrogate_flow.stream import Endpoint, Inlet, Outlet
+from surrogate_flow.stream.keys import generate_keys
 
 PRODUCERS = 2
-SLAB_BYTES = 64 << 20
+PATIENCE = 300.0
+SMALL = 4096
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Case:
     calls: int
     #: The peer sends a message for each step and needs fewer of them to be timed.
     peer_steps: int
+    #: Where to listen, encrypted; by default a unix socket.
+    host: str | None = None
 
     @property
     def step_bytes(self) -> int:
@@ -67,65 +73,22 @@ class Case:
 
 CASES = (
     Case("4 MB, one step a call", 1_048_576, 1, 150, 150),
+    Case("4 MB, tcp with CURVE", 1_048_576, 1, 75, 75, "127.0.0.1"),
     Case("40 KB, one step a call", 10_000, 1, 12_000, 6_000),
     Case("400 B, one step a call", 100, 1, 600_000, 60_000),
     Case("400 B, 100 steps a call", 100, 100, 20_000, 60_000),
 )
 
 
-class Slab:
-    """A ring of steps in memory, and a sink that is never full."""
-
-    def __init__(self, case: Case, total: int) -> None:
-        self.rows = np.zeros(
-            (max(4, SLAB_BYTES // case.step_bytes), 1, case.cells), "f"
-        )
-        self.full = threading.Event()
-        self.end = 0.0
-        self._left = total
-        self._next = 0
-
-    def offer(
-        self, simulation: int, first: int, steps: np.ndarray, parameters: np.ndarray
-    ) -> int:
-        """Copy the steps into the ring."""
-        count = len(steps)
-        start = self._next
-        stop = start + count
-        if stop <= len(self.rows):
-            self.rows[start:stop] = steps
-        else:
-            head = len(self.rows) - start
-            self.rows[start:] = steps[:head]
-            stop = count - head
-            self.rows[:stop] = steps[head:]
-        self._next = stop
-        self._left -= count
-        if self._left == 0:
-            self.end = time.perf_counter()
-            self.full.set()
-        return count
-
-    def expected(self, simulation: int) -> int:
-        """Begin at the first step."""
-        return 0
-
-    def on_room(self, callback: Callable[[], None]) -> None:
-        """Do nothing: there is always room."""
-
-    def forget(self, simulation: int) -> None:
-        """Do nothing: nothing is kept of a simulation."""
-
-
 def produce(pipe: Connection) -> None:
     """Send what is asked for until told to end; runs in a process of its own."""
     while (task := pipe.recv()) is not None:
-        kind, case, number, where = task
+        number, kind, case, endpoint = task
         fields = [np.ones((case.block, 1, case.cells), "f") for _ in range(4)]
         if kind == "ours":
-            produce_ours(pipe, case, number, where, fields)
+            produce_ours(pipe, case, number, endpoint, fields)
         else:
-            produce_peer(pipe, case, where, fields)
+            produce_peer(pipe, case, endpoint, fields, copy=kind == "copying")
         pipe.send("sent")
 
 
@@ -146,18 +109,27 @@ def produce_ours(
 
 
 def produce_peer(
-    pipe: Connection, case: Case, address: str, fields: list[np.ndarray]
+    pipe: Connection,
+    case: Case,
+    endpoint: Endpoint,
+    fields: list[np.ndarray],
+    *,
+    copy: bool,
 ) -> None:
     """Send all steps of one producer as a message each."""
     steps = [block[0] for block in fields]
     with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
         socket.sndhwm = high_water_mark(case)
-        socket.connect(address)
+        if endpoint.keys is not None:
+            socket.curve_serverkey = endpoint.keys.server
+            socket.curve_publickey = endpoint.keys.public
+            socket.curve_secretkey = endpoint.keys.secret
+        socket.connect(endpoint.address)
         pipe.send("ready")
         pipe.recv()
         send = socket.send
         for step in range(case.peer_steps):
-            send(steps[step & 3], copy=False)
+            send(steps[step & 3], copy=copy)
 
 
 def high_water_mark(case: Case) -> int:
@@ -165,69 +137,89 @@ def high_water_mark(case: Case) -> int:
     return min(10_000, max(16, SLAB_BYTES // case.step_bytes))
 
 
-def rate_of_ours(case: Case, pipes: list[Connection]) -> float:
+def rate_of_ours(case: Case, producers: Producers) -> float:
     """Return bytes a second."""
     total = PRODUCERS * case.calls * case.block
-    slab = Slab(case, total)
-    with Inlet(case.spec, lambda _: slab) as inlet:
-        start = go(pipes, "ours", case, inlet.endpoint)
+    slab = Slab(case.cells, total)
+    with Inlet(case.spec, lambda _: slab, host=case.host) as inlet:
+        start = producers.start("ours", case, inlet.endpoint)
         while not slab.full.wait(1.0):
             inlet.check()
-        finish(pipes)
+            look_after(producers, start)
+        producers.finish()
     return total * case.step_bytes / (slab.end - start)
 
 
-def rate_of_peer(case: Case, pipes: list[Connection], *, keep: bool = True) -> float:
+def rate_of_peer(
+    case: Case, producers: Producers, *, keep: bool = True, copy: bool = False
+) -> float:
     """Return bytes a second; unless `keep`, steps are received and dropped."""
     total = PRODUCERS * case.peer_steps
-    rows = Slab(case, total).rows
+    rows = Slab(case.cells, total).rows
     with (
         tempfile.TemporaryDirectory() as folder,
         zmq.Context() as context,
         context.socket(zmq.PULL) as socket,
     ):
-        address = f"ipc://{os.path.join(folder, 'peer')}"
         socket.rcvhwm = high_water_mark(case)
-        socket.bind(address)
-        start = go(pipes, "peer", case, address)
-        receive, size = socket.recv, len(rows)
-        for step in range(total):
-            frame = receive(copy=False)
+        socket.rcvtimeo = 1000
+        start = producers.start(
+            "copying" if copy else "peer", case, listen(socket, case, folder)
+        )
+        receive: Callable[..., Any] = socket.recv
+        size, step = len(rows), 0
+        while step < total:
+            try:
+                frame = receive(copy=copy)
+            except zmq.Again:
+                look_after(producers, start)
+                continue
             if keep:
-                rows[step % size] = np.frombuffer(frame.buffer, np.float32)
+                buffer = frame if copy else frame.buffer
+                rows[step % size] = np.frombuffer(buffer, np.float32)
+            step += 1
         end = time.perf_counter()
-        finish(pipes)
+        producers.finish()
     return total * case.step_bytes / (end - start)
 
 
-def go(pipes: list[Connection], kind: str, case: Case, where: Any) -> float:
-    """Start all producers at once and return when."""
-    for number, pipe in enumerate(pipes):
-        pipe.send((kind, case, number, where))
-    for pipe in pipes:
-        assert pipe.recv() == "ready"
-    start = time.perf_counter()
-    for pipe in pipes:
-        pipe.send("go")
-    return start
+def listen(socket: zmq.Socket[bytes], case: Case, folder: str) -> Endpoint:
+    """Bind the peer's socket as an inlet binds its own; return where to connect."""
+    address, client = f"ipc://{os.path.join(folder, 'peer')}", None
+    if case.host is not None:
+        address = f"tcp://{case.host}:*"
+        server, client = generate_keys()
+        socket.curve_server = True
+        socket.curve_publickey, socket.curve_secretkey = server.public, server.secret
+    socket.bind(address)
+    address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    return Endpoint(address, "", "", client)
 
 
-def finish(pipes: list[Connection]) -> None:
-    """Wait until every producer has closed what it opened."""
-    for pipe in pipes:
-        assert pipe.recv() == "sent"
+def look_after(producers: Producers, start: float) -> None:
+    """Raise if steps will never come."""
+    producers.check()
+    if time.perf_counter() - start > PATIENCE:
+        raise TimeoutError(f"A case has not ended within {PATIENCE:g} s.")
 
 
-def measure(case: Case, pipes: list[Connection], rounds: int) -> list[dict[str, Any]]:
+def measure(case: Case, producers: Producers, rounds: int) -> list[dict[str, Any]]:
     """Return the rows of one case."""
-    ours, peer, dropping = [], [], []
+    ways: dict[str, dict[str, bool]] = {
+        "PUSH/PULL": {},
+        "PUSH/PULL, dropped": {"keep": False},
+    }
+    if case.step_bytes < SMALL:
+        ways["PUSH/PULL, copy=True"] = {"copy": True}
+    ours: list[float] = []
+    peers: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
-        ours.append(rate_of_ours(case, pipes))
-        peer.append(rate_of_peer(case, pipes))
-        dropping.append(rate_of_peer(case, pipes, keep=False))
+        ours.append(rate_of_ours(case, producers))
+        for name, way in ways.items():
+            peers[name].append(rate_of_peer(case, producers, **way))
     value = statistics.median(ours) / 1e9
     rows = []
-    for name, rates in (("PUSH/PULL", peer), ("PUSH/PULL, dropped", dropping)):
+    for name, rates in peers.items():
         peer_value = statistics.median(rates) / 1e9
         rows.append(
             {
@@ -244,9 +236,7 @@ def measure(case: Case, pipes: list[Connection], rounds: int) -> list[dict[str, 
 
 def quicker(case: Case) -> Case:
     """Return the case with a tenth of its calls."""
-    return Case(
-        case.name, case.cells, case.block, case.calls // 10, case.peer_steps // 10
-    )
+    return replace(case, calls=case.calls // 10, peer_steps=case.peer_steps // 10)
 
 
 def main() -> None:
@@ -257,22 +247,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
 
-    spawn = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for _ in range(PRODUCERS):
-        ours, theirs = spawn.Pipe()
-        process = spawn.Process(target=produce, args=(theirs,), daemon=True)
-        process.start()
-        pipes.append(ours)
-        processes.append(process)
     rows: list[dict[str, Any]] = []
-    for case in CASES:
-        if options.quick:
-            case = quicker(case)
-        rows += measure(case, pipes, 3 if options.quick else options.rounds)
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send(None)
-        process.join()
+    with Producers(produce, PRODUCERS) as producers:
+        for case in CASES:
+            if options.quick:
+                case = quicker(case)
+            rows += measure(case, producers, 3 if options.quick else options.rounds)
 
     table = Table("case", "ours", "peer", "its rate", "ratio", title="stream")
     for row in rows:

@@ -31,6 +31,45 @@ def test_writes_its_rows(name, tmp_path):
         assert row["value"] > 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "when"),
+    [
+        ("ours", "before it was told"),
+        ("ours", "while it sends"),
+        ("peer", "while it sends"),
+    ],
+)
+def test_a_producer_that_dies_ends_the_benchmark(kind, when, monkeypatch):
+    """Not a wait for ever: a message that says who, and with which exit code."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import stream
+    from producers import Producers
+
+    case = stream.Case("endless", 10_000, 1, 10**6, 10**6)
+    rate = {"ours": stream.rate_of_ours, "peer": stream.rate_of_peer}[kind]
+    with (
+        pytest.raises(
+            RuntimeError, match=r"Producer 1 of 2 has died with exit code -9"
+        ),
+        Producers(stream.produce, 2) as producers,
+    ):
+        victim = producers.processes[1]
+        if when == "before it was told":
+            victim.kill()
+            victim.join()
+        else:
+            start = producers.start
+
+            def start_and_kill(*task):
+                began = start(*task)
+                victim.kill()
+                return began
+
+            monkeypatch.setattr(producers, "start", start_and_kill)
+        rate(case, producers)
+    assert all(process.exitcode is not None for process in producers.processes)
+
+
 def call(name, *words, cwd):
     """Run a benchmark in a folder."""
     done = subprocess.run(

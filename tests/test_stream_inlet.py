@@ -1,6 +1,7 @@
 """The inlet, against outlets that are bare sockets."""
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -80,6 +81,23 @@ def test_nothing_is_left_behind(ledger, host):
     if host:
         with zmq.Context() as context, context.socket(zmq.REP) as socket:
             socket.bind(inlet.endpoint.address)
+
+
+def has_ipv6_loopback():
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_ipv6_loopback(), reason="this machine has no ::1")
+def test_an_outlet_reaches_an_inlet_on_ipv6(ledger):
+    """Addresses with colons are no others."""
+    with Inlet(SPEC, lambda _: ledger, host="::1") as inlet:
+        assert inlet.endpoint.address.startswith("tcp://[::1]:")
+        send_all(inlet, 1, timeout=10)
+    assert ledger.steps.total() == SPEC.steps
 
 
 def test_no_endpoint_before_the_start(ledger):

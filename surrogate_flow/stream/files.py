@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
+import sys
 
-__all__ = ["allow_many_files", "files_exhausted"]
+__all__ = ["allow_many_files", "free_files"]
+
+OPEN = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
 
 
 def allow_many_files() -> int:
@@ -21,14 +23,20 @@ def allow_many_files() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (ValueError, OSError):
             # Some systems refuse "unlimited": then what there is must do.
-            return soft
-    return hard
+            return _plain(soft)
+    return _plain(hard)
 
 
-def files_exhausted() -> bool:
-    """Whether this process cannot open one more file."""
+def free_files() -> int:
+    """Return how many more files this process can open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
-    except OSError as error:
-        return error.errno in (errno.EMFILE, errno.ENFILE)
-    return False
+        used = len(os.listdir(OPEN))
+    except OSError:
+        # Not even the list of them.
+        return 0
+    return max(0, _plain(limit) - used)
+
+
+def _plain(limit: int) -> int:
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit

@@ -67,6 +67,8 @@ class Inlet:
     ------
     ValueError
         If the budget is less than two of the largest messages, or `host` means all.
+    OSError
+        On entering, if this process may have too few files open.
 
     Notes
     -----
@@ -201,7 +203,8 @@ class Inlet:
         self._bell.open(self._resources)
         parameters = 8 * len(self.spec.parameters)
         largest = max(self._largest, parameters, HEADER_BYTES)
-        self._socket, address, keys = open_router(self._resources, self.host, largest)
+        router = open_router(self._resources, self.host, largest)
+        self._socket, address, keys, self._door = router
         self._endpoint = Endpoint(address, self.study, self.spec.digest(), keys)
 
     def _run(self) -> None:
@@ -215,12 +218,14 @@ class Inlet:
             logger.exception("The inlet has failed")
         finally:
             self._reception.stop(reason)
+            self._door.close()
             self._socket.close()
 
     def _receive(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._bell, zmq.POLLIN)
+        poller.register(self._door.monitor, zmq.POLLIN)
         tick = time.monotonic() + TICK_SECONDS
         while self._stopping is None:
             wait = max(0.0, tick - time.monotonic())
@@ -228,6 +233,8 @@ class Inlet:
             if self._bell.fileno() in events:
                 self._bell.hush()
                 self._obey()
+            if self._door.monitor in events:
+                self._door.look()
             if self._socket in events:
                 self._receive_batch()
             for identity in self._unreachable:
@@ -235,6 +242,7 @@ class Inlet:
             self._unreachable.clear()
             if time.monotonic() >= tick:
                 self._reception.tick()
+                self._door.look()
                 tick = time.monotonic() + TICK_SECONDS
 
     def _receive_batch(self) -> None:

@@ -65,6 +65,7 @@ class Line:
             socket.curve_serverkey = endpoint.keys.server
             socket.curve_publickey = endpoint.keys.public
             socket.curve_secretkey = endpoint.keys.secret
+        socket.ipv6 = "[" in endpoint.address
         socket.connect(endpoint.address)
 
     def open(

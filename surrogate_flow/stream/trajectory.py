@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -14,14 +14,23 @@ from surrogate_flow.stream.sink import Progress, Sink
 
 __all__ = ["Parcel", "Trajectory"]
 
+# ZeroMQ reads so much at once: a smaller message that is kept keeps all of that.
+BLOCK = 8192
 
-class Parcel(NamedTuple):
-    """Steps of one message that wait for the sink, and whose credit they hold."""
+
+@dataclass(slots=True)
+class Parcel:
+    """Steps that wait for the sink, and how much credit of which connection they hold.
+
+    `data` is float32, in order, from the step `first` on: what was received itself, or
+    memory of `ours`, which holds as many messages as came.
+    """
 
     identity: bytes
     length: int
     first: int
-    steps: Float32[np.ndarray, "time channel *space"]
+    data: Float32[np.ndarray, " value"] | bytearray
+    ours: bool
 
 
 class Trajectory:
@@ -77,16 +86,31 @@ class Trajectory:
         """
         old = min(self.next - first, count)
         if old < count:
-            steps = np.frombuffer(payload, np.float32)
-            if not steps.flags.aligned:
-                # ZeroMQ hands out small messages at any offset in what it read.
-                steps = steps.copy()
-            steps.flags.writeable = False
-            new = steps.reshape(count, -1)[old:]
-            self.pending.append(Parcel(identity, payload.nbytes, first + old, new))
+            length = payload.nbytes
+            self._append(identity, length, payload[old * (length // count) :])
             self.next = first + count
             self.last = time.monotonic()
         return old
+
+    def _append(self, identity: bytes, length: int, new: memoryview) -> None:
+        pending = self.pending
+        if pending and length <= BLOCK:
+            last = pending[-1]
+            # The first one may be half taken; one that is offered cannot grow.
+            if (
+                len(pending) > 1
+                and last.identity == identity
+                and isinstance(last.data, bytearray)
+                and last.length + length <= BLOCK
+            ):
+                last.data += new
+                last.length += length
+                return
+        values = np.frombuffer(new, np.float32)
+        # ZeroMQ hands out small messages at any offset in what it read.
+        ours = bool(pending and length <= BLOCK) or not values.flags.aligned
+        data = bytearray(new) if ours else values
+        pending.append(Parcel(identity, length, self.next, data, ours))
 
     def deliver(self, shape: tuple[int, ...]) -> Iterator[tuple[bytes, int]]:
         """Offer what is pending until the sink takes no more.
@@ -98,14 +122,24 @@ class Trajectory:
             A message that has entered in part still holds its memory, hence its credit.
         """
         while self.pending:
-            identity, length, first, steps = self.pending[0]
-            taken = self.sink.offer(
-                self.number, first, steps.reshape(-1, *shape), self.parameters
-            )
+            parcel = self.pending[0]
+            data = parcel.data
+            values = np.frombuffer(data, "f") if isinstance(data, bytearray) else data
+            steps = values.reshape(-1, *shape)
+            steps.flags.writeable = False
+            taken = self.sink.offer(self.number, parcel.first, steps, self.parameters)
             if taken < len(steps):
-                if taken:
-                    rest = Parcel(identity, length, first + taken, steps[taken:])
-                    self.pending[0] = rest
+                self._keep(parcel, values[steps[:taken].size :], taken)
                 return
             self.pending.popleft()
-            yield identity, length
+            yield parcel.identity, parcel.length
+
+    def _keep(self, parcel: Parcel, rest: np.ndarray, taken: int) -> None:
+        """Let the rest of the first parcel wait."""
+        data: np.ndarray | bytearray = rest
+        ours = parcel.ours
+        if not ours and rest.nbytes <= BLOCK:
+            data, ours = bytearray(rest), True
+        if taken or ours is not parcel.ours:
+            first = parcel.first + taken
+            self.pending[0] = Parcel(parcel.identity, parcel.length, first, data, ours)
