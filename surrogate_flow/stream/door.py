@@ -58,7 +58,8 @@ class Door:
     Notes
     -----
     Not locked: the inlet's thread owns it. The reserve is a quarter of the limit, at
-    most 256 files: what comes before the thread has looked takes some of it.
+    most 256 files: what comes before the thread has looked takes some of it. More than
+    the whole reserve in that moment, on a unix socket, is more than it can hold off.
     """
 
     def __init__(self, router: zmq.Socket[bytes], resources: ExitStack) -> None:
