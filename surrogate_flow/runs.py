@@ -37,8 +37,8 @@ def new_folder(root: Path, workflow: str, kind: str = "") -> tuple[Path, list[Pa
     """Make the folder of a run, ``root/workflow/<time>[_job<id>][_kind]``.
 
     The id is that of Slurm. Runs that begin in the same second get folders of their
-    own; all ranks of a run get the same: they inherit it, or find it in Slurm's
-    variables.
+    own. All ranks of a run get the same: they inherit it, find it in Slurm's variables,
+    or begin in the same second.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def new_folder(root: Path, workflow: str, kind: str = "") -> tuple[Path, list[Pa
         folder = _claimed(parent, kind)
     except OSError as error:
         raise RuntimeError(
-            f"The run's folder cannot be written in {parent} ({error}). Make room "
+            f"The run's folder in {parent} cannot be written ({error}). Make room "
             "there, or name another place with --trainer.default_root_dir."
         ) from error
     os.environ[_GIVEN] = str(folder)
@@ -72,15 +72,17 @@ def new_folder(root: Path, workflow: str, kind: str = "") -> tuple[Path, list[Pa
 def _claimed(parent: Path, kind: str) -> Path:
     job = os.environ.get("SLURM_JOB_ID", "")
     after = [f"job{job}" if job else "", kind]
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    time = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    if slurm or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Ranks that do not inherit it, and make it together.
-        step = os.environ.get("SLURM_STEP_ID", "0")
-        folder = _named(
-            parent, f"step{step}", os.environ.get("SLURM_RESTART_COUNT", ""), *after
-        )
+        parts = [time]
+        if slurm:
+            step = os.environ.get("SLURM_STEP_ID", "0")
+            parts = [f"step{step}", os.environ.get("SLURM_RESTART_COUNT", "")]
+        folder = _named(parent, *parts, *after)
         folder.mkdir(exist_ok=True)
         return folder
-    time = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for number in itertools.count(1):
         folder = _named(parent, time if number == 1 else f"{time}-{number}", *after)
         with contextlib.suppress(FileExistsError):

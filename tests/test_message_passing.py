@@ -337,6 +337,6 @@ def test_without_torch_geometric_the_error_says_what_to_install() -> None:
 def test_leaves_no_file(tmp_path):
     """A process that has made a layer has an empty folder for temporary files."""
     code = "from surrogate_flow.nn.exchange import Exchange as E; E(4, 1, 1, 1); E(4, 1, 1, 1)"
-    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
     subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=120)
     assert list(tmp_path.iterdir()) == []

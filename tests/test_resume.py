@@ -457,3 +457,10 @@ def test_runs_that_begin_together_have_folders_of_their_own(
     last = os.environ["SURROGATE_FLOW_RUN"]
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert runs.new_folder(tmp_path, "tiny", kind) == (Path(last), [])
+
+
+def test_ranks_that_another_program_starts_share_a_folder(tmp_path, monkeypatch):
+    """If they begin in one second: three times out of three they will not miss it."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    pairs = [[runs.new_folder(tmp_path, "tiny")[0] for _ in range(2)] for _ in range(3)]
+    assert any(one == other for one, other in pairs)

@@ -1,6 +1,7 @@
 """The inlet, against outlets that are bare sockets."""
 
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -511,3 +512,49 @@ def test_the_stream_imports_without_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+FEW_FILES = """
+import resource, sys, time
+from surrogate_flow.fields import FieldSpec, Variable
+from surrogate_flow.stream import Inlet
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
+spec = FieldSpec((), (Variable("u"),), (), (), (0.0,))
+host = sys.argv[1] or None
+with Inlet(spec, lambda _: None, host=host) as inlet:
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (200, 200)
+    inlet.check()
+    connections = [open("/dev/null") for _ in range(140)]
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            inlet.check()
+        except RuntimeError as error:
+            said = str(error)
+            break
+        time.sleep(0.05)
+    checkpoint = open("/dev/null")
+    try:
+        Inlet(spec, lambda _: None, host=host).__enter__()
+    except RuntimeError as error:
+        assert "ulimit -n" in str(error)
+        raise SystemExit(said) from None
+"""
+
+
+@pytest.mark.parametrize("host", ["", "127.0.0.1"], ids=["ipc", "tcp"])
+def test_few_files_end_the_reception_while_some_are_left(host):
+    """The soft limit is raised; near the hard one there is an error, and room for a checkpoint."""
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_FILES, host],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert re.match(
+        r"Expected at least 50 more files .*, got \d+ of 200: .*ulimit -n", said
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -39,8 +41,9 @@ class Exchange(MessagePassing):  # type: ignore[misc]  # its base has no types
     """
 
     def __init__(self, width: int, seen: int, dims: int, context: int) -> None:
-        super().__init__(aggr="mean", node_dim=0)
-        # The base has written and loaded code for this class, and left the file there.
+        # The base writes and loads code for this class, and leaves the file there.
+        with _without_bytecode():
+            super().__init__(aggr="mean", node_dim=0)
         name = f"{type(self).__module__}_{type(self).__name__}_propagate"
         if (file := getattr(sys.modules.get(name), "__file__", None)) is not None:
             Path(file).unlink(missing_ok=True)
@@ -101,3 +104,12 @@ class Exchange(MessagePassing):  # type: ignore[misc]  # its base has no types
         told = F.linear(context, theta, self.update_in.bias)
         hidden = F.silu(F.linear(features, own) + F.linear(heard, message) + told)
         return features + F.silu(self.update_out(hidden))
+
+
+@contextmanager
+def _without_bytecode() -> Iterator[None]:
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before

@@ -17,6 +17,7 @@ import zmq
 from surrogate_flow.fields import FieldSpec
 from surrogate_flow.stream.bell import Bell
 from surrogate_flow.stream.credit import CreditPool
+from surrogate_flow.stream.files import allow_many_files, require_files
 from surrogate_flow.stream.keys import Endpoint, require_one_interface
 from surrogate_flow.stream.messages import HEADER_BYTES, Message, encode
 from surrogate_flow.stream.reception import Reception
@@ -43,7 +44,7 @@ class Inlet:
     sink_for : callable
         Number of a simulation -> where its steps go, or None if it has not begun: then
         it is refused. Called by the inlet's thread when a simulation opens for the
-        first time.
+        first time, or is given up without.
     study : str, optional
         Tells this run from others; random by default.
     host : str, optional
@@ -67,8 +68,8 @@ class Inlet:
     ------
     ValueError
         If the budget is less than two of the largest messages, or `host` means all.
-    OSError
-        On entering, if this process may have too few files open.
+    RuntimeError
+        On entering, and from `check`, if this process may open few files more.
 
     Notes
     -----
@@ -203,8 +204,9 @@ class Inlet:
         self._bell.open(self._resources)
         parameters = 8 * len(self.spec.parameters)
         largest = max(self._largest, parameters, HEADER_BYTES)
-        router = open_router(self._resources, self.host, largest)
-        self._socket, address, keys, self._door = router
+        allow_many_files()
+        require_files()
+        self._socket, address, keys = open_router(self._resources, self.host, largest)
         self._endpoint = Endpoint(address, self.study, self.spec.digest(), keys)
 
     def _run(self) -> None:
@@ -218,14 +220,12 @@ class Inlet:
             logger.exception("The inlet has failed")
         finally:
             self._reception.stop(reason)
-            self._door.close()
             self._socket.close()
 
     def _receive(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._bell, zmq.POLLIN)
-        poller.register(self._door.monitor, zmq.POLLIN)
         tick = time.monotonic() + TICK_SECONDS
         while self._stopping is None:
             wait = max(0.0, tick - time.monotonic())
@@ -233,8 +233,6 @@ class Inlet:
             if self._bell.fileno() in events:
                 self._bell.hush()
                 self._obey()
-            if self._door.monitor in events:
-                self._door.look()
             if self._socket in events:
                 self._receive_batch()
             for identity in self._unreachable:
@@ -242,7 +240,7 @@ class Inlet:
             self._unreachable.clear()
             if time.monotonic() >= tick:
                 self._reception.tick()
-                self._door.look()
+                require_files()
                 tick = time.monotonic() + TICK_SECONDS
 
     def _receive_batch(self) -> None:

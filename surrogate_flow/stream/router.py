@@ -6,7 +6,6 @@ from contextlib import ExitStack
 
 import zmq
 
-from surrogate_flow.stream.door import Door
 from surrogate_flow.stream.keys import ClientKeys, SocketFolder, require_keys
 from surrogate_flow.stream.line import HEARTBEAT, HEARTBEAT_TIMEOUT, LINGER
 
@@ -20,8 +19,8 @@ ENVELOPE = 8 + 8 + 16 + 1
 
 def open_router(
     resources: ExitStack, host: str | None, largest: int
-) -> tuple[zmq.Socket[bytes], str, ClientKeys | None, Door]:
-    """Listen; return the socket, its address, the keys that outlets need, and its door.
+) -> tuple[zmq.Socket[bytes], str, ClientKeys | None]:
+    """Listen; return the socket, its address and the keys that outlets need.
 
     Parameters
     ----------
@@ -54,8 +53,5 @@ def open_router(
         resources.callback(authenticator.stop)
         router.ipv6 = ":" in host
         address = f"tcp://{f'[{host}]' if router.ipv6 else host}:*"
-    door = Door(router, resources)
     router.bind(address)
-    address = router.getsockopt_string(zmq.LAST_ENDPOINT)
-    door.open(address)
-    return router, address, keys, door
+    return router, router.getsockopt_string(zmq.LAST_ENDPOINT), keys
