@@ -23,14 +23,13 @@ class Parcel:
     """Steps that wait for the sink, and how much credit of which connection they hold.
 
     `data` is float32, in order, from the step `first` on: what was received itself, or
-    memory of `ours`, which holds as many messages as came.
+    bytes of ours, which hold as many messages as came.
     """
 
     identity: bytes
     length: int
     first: int
     data: Float32[np.ndarray, " value"] | bytearray
-    ours: bool
 
 
 class Trajectory:
@@ -108,9 +107,9 @@ class Trajectory:
                 return
         values = np.frombuffer(new, np.float32)
         # ZeroMQ hands out small messages at any offset in what it read.
-        ours = bool(pending and length <= BLOCK) or not values.flags.aligned
-        data = bytearray(new) if ours else values
-        pending.append(Parcel(identity, length, self.next, data, ours))
+        copied = (pending and length <= BLOCK) or not values.flags.aligned
+        data = bytearray(new) if copied else values
+        pending.append(Parcel(identity, length, self.next, data))
 
     def deliver(self, shape: tuple[int, ...]) -> Iterator[tuple[bytes, int]]:
         """Offer what is pending until the sink takes no more.
@@ -136,10 +135,8 @@ class Trajectory:
 
     def _keep(self, parcel: Parcel, rest: np.ndarray, taken: int) -> None:
         """Let the rest of the first parcel wait."""
-        data: np.ndarray | bytearray = rest
-        ours = parcel.ours
-        if not ours and rest.nbytes <= BLOCK:
-            data, ours = bytearray(rest), True
-        if taken or ours is not parcel.ours:
-            first = parcel.first + taken
-            self.pending[0] = Parcel(parcel.identity, parcel.length, first, data, ours)
+        if not taken and isinstance(parcel.data, bytearray):
+            return
+        data = bytearray(rest) if rest.nbytes <= BLOCK else rest
+        first = parcel.first + taken
+        self.pending[0] = Parcel(parcel.identity, parcel.length, first, data)
