@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
 from typing import Any
 
+from jsonargparse.typing import get_registered_type
+
 __all__ = [
     "bases",
     "calls",
@@ -53,14 +55,13 @@ def hints_of(owner: Callable[..., Any]) -> dict[str, Any]:
 def bases(hint: Any) -> list[type]:
     """Return the classes, of which a subclass is wanted.
 
-    None, if text in the place of this type may be anything else than a class's name.
+    None, if text in the place of this type may be anything else than a class's name,
+    or if what will do there is no matter of its class.
     """
     found = []
     for option in _options(hint):
         wanted = _built(option)
-        if option is Any or typing.get_origin(option) is typing.Literal:
-            return []
-        if inspect.isclass(option) and issubclass(option, _TEXT):
+        if _says_itself(option) or _is_callable(wanted) or _is_protocol(wanted):
             return []
         if inspect.isclass(wanted) and not issubclass(wanted, _VALUES):
             found.append(wanted)
@@ -74,7 +75,7 @@ def calls(hint: Any) -> int | None:
     """
     for option in _options(hint):
         if _is_callable(option):
-            given = typing.get_args(option)[0]
+            given = [*typing.get_args(option), None][0]
             return len(given) if isinstance(given, list) else sys.maxsize
     return None
 
@@ -110,12 +111,28 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if union else (hint,)
 
 
+def _says_itself(option: Any) -> bool:
+    """Whether text there is a value: a number, a time, one of some words."""
+    if option is Any or typing.get_origin(option) is typing.Literal:
+        return True
+    return inspect.isclass(option) and (
+        issubclass(option, _TEXT) or get_registered_type(option) is not None
+    )
+
+
+def _is_protocol(wanted: Any) -> bool:
+    # typing.is_protocol came with Python 3.13.
+    return bool(getattr(wanted, "_is_protocol", False))
+
+
 def _is_callable(option: Any) -> bool:
-    return typing.get_origin(option) is Callable
+    return option is Callable or typing.get_origin(option) is Callable
 
 
 def _built(option: Any) -> Any:
-    return typing.get_args(option)[-1] if _is_callable(option) else option
+    """Return what a callable returns; of any other type, that type."""
+    given = typing.get_args(option)
+    return given[-1] if given and _is_callable(option) else option
 
 
 def _family(base: type) -> set[type]:

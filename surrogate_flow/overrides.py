@@ -105,7 +105,10 @@ def _require(
         called = hints.calls(hint)
         if "class_path" in value and (hints.bases(hint) or called is not None):
             arguments = {**_part(value, "init_args"), **_part(value, "dict_kwargs")}
-            _require(arguments, class_at(value["class_path"]), here, called or 0)
+            class_ = class_at(value["class_path"])
+            # A function is given as it is: its arguments come when it is called.
+            if inspect.isclass(class_):
+                _require(arguments, class_, here, called or 0)
         elif "class_path" not in value and (dataclass := hints.dataclass_of(hint)):
             _require(value, dataclass, here, 0)
 
