@@ -14,9 +14,13 @@ from typing import Any
 
 from jsonargparse.typing import get_registered_type
 
+from surrogate_flow.recipes import class_at
+
 __all__ = [
     "bases",
     "calls",
+    "class_behind",
+    "class_named",
     "dataclass_of",
     "hints_of",
     "names",
@@ -97,6 +101,49 @@ def path_of(name: str, hint: Any) -> str:
     """Return the import path of a class given by its bare name, if it is one."""
     class_ = _candidates(hint).get(name)
     return f"{class_.__module__}.{class_.__qualname__}" if class_ else name
+
+
+def class_named(name: Any, hint: Any) -> Any:
+    """Return what a recipe names in the place of a class, by its path or barely.
+
+    Raises
+    ------
+    RecipeError
+        If there is none.
+    """
+    return class_at(path_of(name, hint) if isinstance(name, str) else name)
+
+
+def class_behind(value: Any, hint: Any, default: Any) -> Callable[..., Any] | None:
+    """Return the class whose arguments can be given for an argument, if it has one.
+
+    Parameters
+    ----------
+    value
+        Of the argument in a recipe.
+    hint
+        Its annotation.
+    default
+        What it is where a recipe does not give it.
+
+    Raises
+    ------
+    RecipeError
+        If the value names a class that does not exist.
+    """
+    wanted = tuple(bases(hint))
+    if isinstance(value, str) and wanted and "." in path_of(value, hint):
+        value = {"class_path": value}
+    found: Any = dataclass_of(hint)
+    if isinstance(value, Mapping) and "class_path" in value:
+        found = class_named(value["class_path"], hint)
+    elif not found and wanted and inspect.isclass(default):
+        found = default
+    elif not found and isinstance(default, wanted):
+        # That of jsonargparse.lazy_instance is one of its own above the real one.
+        is_lazy = hasattr(default, "lazy_get_init_args")
+        found = type(default).__bases__[-1] if is_lazy else type(default)
+    return typing.cast(Callable[..., Any] | None, found)
 
 
 def _candidates(hint: Any) -> dict[str, type]:

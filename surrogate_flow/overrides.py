@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from surrogate_flow import hints
-from surrogate_flow.recipes import RecipeError, class_at
+from surrogate_flow.recipes import RecipeError
 
 __all__ = ["check_whole", "overridden"]
 
@@ -43,7 +43,9 @@ def overridden(
             child = {"class_path": child} if isinstance(child, str) else {}
         here[key] = child
         hint = hints.hints_of(owner).get(key)
-        following = _class_of(child, hint, owner, key)
+        parameter = inspect.signature(owner).parameters.get(key)
+        default = parameter.default if parameter else None
+        following = hints.class_behind(child, hint, default)
         if following is None:
             return whole
         of_dataclass = hints.dataclass_of(hint) and "class_path" not in child
@@ -98,14 +100,14 @@ def _require(
     for key, value in given.items():
         hint = annotations.get(key)
         here = f"{place}.{key}" if place else key
-        if isinstance(value, str) and "." in value and hints.bases(hint):
-            value = {"class_path": value}
+        if isinstance(value, str) and "." in hints.path_of(value, hint):
+            value = {"class_path": value} if hints.bases(hint) else value
         if not isinstance(value, dict):
             continue
         called = hints.calls(hint)
         if "class_path" in value and (hints.bases(hint) or called is not None):
             arguments = {**_part(value, "init_args"), **_part(value, "dict_kwargs")}
-            class_ = class_at(value["class_path"])
+            class_ = hints.class_named(value["class_path"], hint)
             # A function is given as it is: its arguments come when it is called.
             if inspect.isclass(class_):
                 _require(arguments, class_, here, called or 0)
@@ -123,17 +125,6 @@ def _arguments(spec: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _class_of(
-    child: Mapping[str, Any], hint: Any, owner: Callable[..., Any], key: str
-) -> Callable[..., Any] | None:
-    if "class_path" in child:
-        found: Callable[..., Any] = class_at(child["class_path"])
-        return found
-    parameter = inspect.signature(owner).parameters.get(key)
-    default = parameter.default if parameter else None
-    return hints.dataclass_of(hint) or (default if inspect.isclass(default) else None)
-
-
 def _value(text: str) -> Any:
     try:
         is_file = Path(text).is_file()
@@ -148,7 +139,7 @@ def _with_class(value: Any, before: Any, hint: Any) -> Any:
         value = {"class_path": hints.path_of(value, hint)}
     if not isinstance(value, dict) or "class_path" not in value:
         return value
-    class_ = class_at(value["class_path"])
+    class_ = hints.class_named(value["class_path"], hint)
     kept = _part(before, "init_args") if isinstance(before, dict) else {}
     kept = {k: v for k, v in kept.items() if hints.takes(class_, k)}
     return {**value, "init_args": {**kept, **_part(value, "init_args")}}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,10 +112,11 @@ def check_override(
         if len(place) == len(names) and keys[-1] not in ("init_args", "dict_kwargs"):
             _check_value(value, hint)
         default = known[key].default if key in known else None
-        following = _class_of(here, hint, default)
+        following = hints.class_behind(here, hint, default)
         here = here.get("init_args") if isinstance(here, Mapping) else None
         if following is None:
-            if len(place) < len(names) and hints.bases(hint):
+            has_none = default is None or default is inspect.Parameter.empty
+            if len(place) < len(names) and has_none and hints.bases(hint):
                 option = ".".join(place)
                 raise RecipeError(
                     f"{option} has no class yet, whose {names[len(place)]!r} could be "
@@ -124,16 +124,6 @@ def check_override(
                 )
             return
         owner = following
-
-
-def _class_of(value: Any, hint: Any, default: Any) -> Callable[..., Any] | None:
-    if isinstance(value, Mapping) and "class_path" in value:
-        return typing.cast(Callable[..., Any], class_at(value["class_path"]))
-    if isinstance(value, str) and "." in value and hints.bases(hint):
-        return typing.cast(Callable[..., Any], class_at(value))
-    if dataclass := hints.dataclass_of(hint):
-        return dataclass
-    return default if inspect.isclass(default) and hints.bases(hint) else None
 
 
 def _check_value(text: str, hint: Any) -> None:
@@ -204,8 +194,11 @@ def _check_class(spec: Mapping[str, Any], place: str, hint: Any) -> None:
             raise RecipeError(
                 f"{place or 'top'}: unknown key {key!r}. {nearest(key, _WRAPPING)}"
             )
-    class_ = class_at(spec["class_path"])
     try:
+        name = spec["class_path"]
+        if isinstance(name, str) and "." not in name:
+            _check_name(name, hint)
+        class_ = hints.class_named(name, hint)
         _check_kind(class_, hint)
     except RecipeError as error:
         raise RecipeError(f"{place}: {error}" if place else str(error)) from error

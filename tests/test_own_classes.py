@@ -3,8 +3,11 @@
 import sys
 
 import pytest
+import yaml
+from jsonargparse import lazy_instance
 
 from surrogate_flow import overrides, spelling
+from surrogate_flow.data import OnlineData
 from surrogate_flow.recipes import RecipeError
 
 MODULE = """
@@ -94,3 +97,86 @@ def test_what_stands_behind_a_protocol_is_checked(own, tmp_path):
     )
     with pytest.raises(RecipeError, match=r"solver\.scheme\.oder.*'order'"):
         spelling.check_recipe(path, own.Owner)
+
+
+def settle(recipe, owner, *given):
+    """What a command line goes through, and the recipe that comes of it."""
+    for dotted, value in given:
+        spelling.check_override(dotted, value, recipe, owner)
+        recipe = overrides.overridden(recipe, dotted, value, owner)
+    overrides.check_whole(recipe, owner)
+    return recipe
+
+
+HEAT = {"class_path": "surrogate_flow.solvers.Heat2D", "init_args": {"cells": [4, 4]}}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "then"),
+    [
+        ("reservoir", "{class_path: FIFO}", ("reservoir.capacity", "9")),
+        ("reservoir", "{class_path: FIFO, init_args: {capacity: 77}}", None),
+        ("sampler", "{class_path: Sobol}", ("sampler.seed", "9")),
+        ("solver", "{class_path: Lorenz}", ("solver.time_step", "0.1")),
+    ],
+)
+def test_a_bare_name_in_yaml_is_a_class(name, value, then, tmp_path):
+    """In an override and in a recipe, with its arguments there or behind it."""
+    behind = (then,) if then else ()
+    settle({"solver": HEAT}, OnlineData, (name, value), *behind)
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump({"solver": HEAT, name: yaml.safe_load(value)}))
+    spelling.check_recipe(path, OnlineData)
+    settle(spelling.read_recipe(path), OnlineData, *behind)
+
+
+def test_options_of_a_class_that_a_recipe_names_barely():
+    """They are those of that class."""
+    recipe = {"solver": HEAT, "reservoir": "FIFO"}
+    changed = settle(recipe, OnlineData, ("reservoir.capacity", "9"))
+    assert changed["reservoir"]["init_args"] == {"capacity": 9}
+    with pytest.raises(RecipeError, match="'capacity'"):
+        settle(recipe, OnlineData, ("reservoir.capacit", "9"))
+
+
+def test_a_wrong_bare_name_in_yaml_names_the_nearest():
+    """As it does outside of YAML."""
+    with pytest.raises(RecipeError, match=r"no class 'Sobl'.*'Sobol'"):
+        settle({"solver": HEAT}, OnlineData, ("sampler", "{class_path: Sobl}"))
+
+
+class Base:
+    """What is wanted."""
+
+
+class Up(Base):
+    """What is there by default."""
+
+    def __init__(self, order: int = 1):
+        self.order = order
+
+
+LAZY = lazy_instance(Up, order=3)
+PLAIN = Up()
+
+
+class Defaults:
+    """Arguments with objects as their defaults, and one with none."""
+
+    def __init__(self, lazy: Base = LAZY, plain: Base = PLAIN, no: Base | None = None):
+        pass
+
+
+@pytest.mark.parametrize("name", ["lazy", "plain"])
+@pytest.mark.parametrize("middle", ["", "init_args."])
+def test_an_object_as_a_default_has_a_class(name, middle):
+    """Whose arguments may be given, and are checked."""
+    settle({}, Defaults, (f"{name}.{middle}order", "2"))
+    with pytest.raises(RecipeError, match=r"oder' of Up\..*'order'"):
+        settle({}, Defaults, (f"{name}.{middle}oder", "2"))
+
+
+def test_no_default_has_no_class():
+    """None is one of no class, whose argument could be given."""
+    with pytest.raises(RecipeError, match="no has no class yet"):
+        settle({}, Defaults, ("no.order", "2"))
