@@ -139,13 +139,17 @@ def _require_file(output: Path) -> None:
 
 
 def _write(dataset: xr.Dataset, output: Path) -> None:
-    """Write a file that is whole, or none."""
-    part = output.with_name(f"{output.name}.part")
+    """Write a file that is whole, or none; through a link into what it points to."""
+    target = output.resolve()
+    part = target.with_name(f"{target.name}.part")
     try:
-        dataset.to_netcdf(part)
-        part.replace(output)
+        try:
+            dataset.to_netcdf(part)
+            part.replace(target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
         raise RuntimeError(
             f"--output {output}: cannot be written ({error}). Expected a folder where "
             "you may write, on a disk with room; name another file."

@@ -167,6 +167,29 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_a_field_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    """Through a link into what it points to; Ctrl-C leaves the old one, and no other."""
+    (tmp_path / "real.nc").write_text("old")
+    link = tmp_path / "link.nc"
+    link.symlink_to("real.nc")
+    save(make(Direct()), tmp_path / "some.ckpt")
+    words = [f"--ckpt_path={tmp_path / 'some.ckpt'}", f"--parameters={WALLS}"]
+
+    def interrupt(dataset, path):
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(xr.Dataset, "to_netcdf", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            predict([*words, f"--output={link}"])
+    assert (tmp_path / "real.nc").read_text() == "old"
+    assert not list(tmp_path.glob("*.part"))
+    predict([*words, f"--output={link}"])
+    assert link.is_symlink()
+    assert "temperature" in xr.load_dataset(tmp_path / "real.nc")
+
+
 @pytest.fixture
 def held_out():
     """Three simulations of other walls, of which one never finished."""
