@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -55,12 +56,21 @@ class Producers:
         traceback: TracebackType | None,
     ) -> None:
         for pipe, process in zip(self.pipes, self.processes, strict=True):
-            if error is None:
-                pipe.send(None)
-            else:
+            if error is not None:
                 process.kill()
-            process.join()
+                continue
+            # One that has died is named below.
+            with contextlib.suppress(OSError):
+                pipe.send(None)
+        deadline = time.monotonic() + PATIENCE
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode is None:
+                process.kill()
+                process.join()
             pipe.close()
+        if error is None:
+            self._check_codes(0)
 
     def start(self, *task: Any) -> float:
         """Give all the same task, start them at once, and return when."""
@@ -78,8 +88,11 @@ class Producers:
 
     def check(self) -> None:
         """Raise if one of them has died."""
+        self._check_codes(None)
+
+    def _check_codes(self, *expected: int | None) -> None:
         for number, process in enumerate(self.processes):
-            if process.exitcode is not None:
+            if process.exitcode not in expected:
                 raise RuntimeError(
                     f"Producer {number} of {len(self.processes)} has died with exit "
                     f"code {process.exitcode}, expected it to send until told to end. "

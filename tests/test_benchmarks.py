@@ -58,6 +58,24 @@ def test_a_producer_that_dies_ends_the_benchmark(kind, monkeypatch):
     assert all(process.exitcode is not None for process in producers.processes)
 
 
+def test_every_producer_has_ended_though_one_has_died(monkeypatch):
+    """Also one that dies after its work: the others are told, and are waited for."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import stream
+    from producers import Producers
+
+    with (
+        pytest.raises(
+            RuntimeError, match=r"Producer 0 of 2 has died with exit code -9"
+        ),
+        Producers(stream.produce, 2) as producers,
+    ):
+        producers.processes[0].kill()
+        producers.processes[0].join()
+    assert [process.exitcode for process in producers.processes] == [-9, 0]
+    assert all(pipe.closed for pipe in producers.pipes)
+
+
 def call(name, *words, cwd):
     """Run a benchmark in a folder."""
     done = subprocess.run(
