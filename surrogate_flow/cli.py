@@ -121,13 +121,16 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
                 class_path = _class_path_in(value, "cluster")
         elif option == _CLUSTER and value is not None:
             value = _cluster(value)
-            class_path = _class_path(value)
+            named = _class_path(value)
+            # YAML without a class is of the one before.
+            class_path = named if named or value == "null" else class_path
         elif option in ("--config", "-c") and value is not None:
             if Path(value).is_file():
                 class_path = _class_path_in(value, "data", "cluster") or class_path
         elif option.startswith(f"{_CLUSTER}.") and class_path:
             option = _argument(option, class_path)
-        head, _, dotted = option.partition(".")
+        # With a plus behind it, an option adds to a list.
+        head, _, dotted = option.rstrip("+").partition(".")
         if dotted not in ("", "help") and head in _KINDS and not whole:
             from surrogate_flow import arguments
 
@@ -139,7 +142,7 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
             from surrogate_flow import arguments
 
             # What stands behind the name is Lightning's to check.
-            name = dotted.partition(".")[0].rstrip("+")
+            name = dotted.partition(".")[0]
             arguments.check_override(head, name, "", None)
         if as_one:
             found.append(f"{option}={value}")
@@ -197,7 +200,7 @@ def _recipe(option: str, value: str) -> str:
 def _cluster(value: str) -> str:
     """Return the path of a cluster's recipe; a class stays what it is."""
     bare = "." in value and not value.endswith((".yaml", ".yml"))
-    if value == "null" or (bare and not Path(value).is_file()):
+    if value == "null" or value.startswith("{") or (bare and not Path(value).is_file()):
         return value
     path = find_recipe("workflows/clusters", value)
     from surrogate_flow import arguments
@@ -238,7 +241,11 @@ def _argument(option: str, class_path: str) -> str:
     """Return ``--data.cluster.cores`` as it reaches a class that hands it on."""
     option = option.replace(f"{_CLUSTER}.init_args.", f"{_CLUSTER}.", 1)
     name = option[len(_CLUSTER) + 1 :].partition(".")[0]
-    class_ = class_at(class_path)
+    from surrogate_flow import hints
+    from surrogate_flow.data import OnlineData
+
+    hint = hints.hints_of(OnlineData).get("cluster")
+    class_ = hints.class_named(class_path, hint)
     if name in (*inspect.signature(class_).parameters, *_WRAPPING):
         return option
     return option.replace(_CLUSTER, f"{_CLUSTER}.dict_kwargs", 1)

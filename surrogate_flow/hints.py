@@ -22,6 +22,7 @@ __all__ = [
     "class_behind",
     "class_named",
     "dataclass_of",
+    "has_path",
     "hints_of",
     "names",
     "path_of",
@@ -103,6 +104,12 @@ def path_of(name: str, hint: Any) -> str:
     return f"{class_.__module__}.{class_.__qualname__}" if class_ else name
 
 
+def has_path(name: Any, hint: Any) -> bool:
+    """Whether a class can be found by that name; the rest, files too, others read."""
+    is_file = str(name).endswith((".yaml", ".yml"))
+    return isinstance(name, str) and not is_file and "." in path_of(name, hint)
+
+
 def class_named(name: Any, hint: Any) -> Any:
     """Return what a recipe names in the place of a class, by its path or barely.
 
@@ -132,13 +139,14 @@ def class_behind(value: Any, hint: Any, default: Any) -> Callable[..., Any] | No
         If the value names a class that does not exist.
     """
     wanted = tuple(bases(hint))
-    if isinstance(value, str) and wanted and "." in path_of(value, hint):
+    if isinstance(value, str) and wanted and has_path(value, hint):
         value = {"class_path": value}
     found: Any = dataclass_of(hint)
     if isinstance(value, Mapping) and "class_path" in value:
-        found = class_named(value["class_path"], hint)
+        name = value["class_path"]
+        found = class_named(name, hint) if has_path(name, hint) else None
     elif not found and wanted and inspect.isclass(default):
-        found = default
+        found = None if default is inspect.Parameter.empty else default
     elif not found and isinstance(default, wanted):
         # That of jsonargparse.lazy_instance is one of its own above the real one.
         is_lazy = hasattr(default, "lazy_get_init_args")

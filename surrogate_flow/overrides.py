@@ -100,13 +100,15 @@ def _require(
     for key, value in given.items():
         hint = annotations.get(key)
         here = f"{place}.{key}" if place else key
-        if isinstance(value, str) and "." in hints.path_of(value, hint):
+        if hints.has_path(value, hint):
             value = {"class_path": value} if hints.bases(hint) else value
         if not isinstance(value, dict):
             continue
         called = hints.calls(hint)
         if "class_path" in value and (hints.bases(hint) or called is not None):
             arguments = {**_part(value, "init_args"), **_part(value, "dict_kwargs")}
+            if not hints.has_path(value["class_path"], hint):
+                continue
             class_ = hints.class_named(value["class_path"], hint)
             # A function is given as it is: its arguments come when it is called.
             if inspect.isclass(class_):
@@ -137,7 +139,13 @@ def _with_class(value: Any, before: Any, hint: Any) -> Any:
     """Return a class with those arguments of the one before that it takes too."""
     if isinstance(value, str) and hints.bases(hint):
         value = {"class_path": hints.path_of(value, hint)}
-    if not isinstance(value, dict) or "class_path" not in value:
+    if not isinstance(value, dict):
+        return value
+    has_class = isinstance(before, dict) and "class_path" in before
+    if "class_path" not in value and has_class and hints.dataclass_of(hint) is None:
+        inside = value if not value.keys() & {*_WRAPPING} else _part(value, "init_args")
+        return {**before, "init_args": {**_part(before, "init_args"), **inside}}
+    if not hints.has_path(value.get("class_path"), hint):
         return value
     class_ = hints.class_named(value["class_path"], hint)
     kept = _part(before, "init_args") if isinstance(before, dict) else {}

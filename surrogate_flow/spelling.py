@@ -112,10 +112,11 @@ def check_override(
         if len(place) == len(names) and keys[-1] not in ("init_args", "dict_kwargs"):
             _check_value(value, hint)
         default = known[key].default if key in known else None
-        following = hints.class_behind(here, hint, default)
+        following, given = hints.class_behind(here, hint, default), here
         here = here.get("init_args") if isinstance(here, Mapping) else None
         if following is None:
             has_none = default is None or default is inspect.Parameter.empty
+            has_none = has_none and given is None
             if len(place) < len(names) and has_none and hints.bases(hint):
                 option = ".".join(place)
                 raise RecipeError(
@@ -142,6 +143,8 @@ def _check_value(text: str, hint: Any) -> None:
 
 def _check_name(value: str, hint: Any) -> None:
     """Check a class given by its path, or by its bare name."""
+    if value.endswith((".yaml", ".yml")):
+        return
     if "." in value:
         _check_kind(class_at(value), hint)
         return
@@ -198,6 +201,8 @@ def _check_class(spec: Mapping[str, Any], place: str, hint: Any) -> None:
         name = spec["class_path"]
         if isinstance(name, str) and "." not in name:
             _check_name(name, hint)
+            if place and not hints.has_path(name, hint) and not hints.bases(hint):
+                return
         class_ = hints.class_named(name, hint)
         _check_kind(class_, hint)
     except RecipeError as error:

@@ -9,6 +9,7 @@ from jsonargparse import lazy_instance
 from surrogate_flow import overrides, spelling
 from surrogate_flow.data import OnlineData
 from surrogate_flow.recipes import RecipeError
+from surrogate_flow.surrogate import Surrogate
 
 MODULE = """
 import datetime, decimal, typing
@@ -180,3 +181,33 @@ def test_no_default_has_no_class():
     """None is one of no class, whose argument could be given."""
     with pytest.raises(RecipeError, match="no has no class yet"):
         settle({}, Defaults, ("no.order", "2"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [("solver", "{cells: [8, 8]}"), ("solver.steps", "3")],
+        [("solver", "{init_args: {cells: [8, 8]}}"), ("solver.steps", "3")],
+    ],
+)
+def test_arguments_in_yaml_leave_the_class(given):
+    """What is given without a class belongs to the one that was there."""
+    solver = settle({"solver": HEAT}, OnlineData, *given)["solver"]
+    assert solver["class_path"] == HEAT["class_path"]
+    assert solver["init_args"] == {"cells": [8, 8], "steps": 3}
+
+
+def test_a_recipe_may_name_another_file(tmp_path):
+    """Which jsonargparse reads."""
+    path = tmp_path / "own.yaml"
+    path.write_text("solver: heat.yaml")
+    spelling.check_recipe(path, OnlineData)
+    settle(spelling.read_recipe(path), OnlineData, ("solver.steps", "3"))
+
+
+def test_bare_names_that_only_jsonargparse_finds():
+    """Of a callable that returns one of several classes."""
+    given = ("scheduler", "StepLR"), ("scheduler.step_size", "100")
+    recipe = {"spec": None, "network": "surrogate_flow.nn.FullyConnected"}
+    settle(recipe, Surrogate, *given)
+    settle(recipe, Surrogate, ("scheduler", "{class_path: StepLR}"), given[1])
