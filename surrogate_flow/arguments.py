@@ -13,7 +13,7 @@ from surrogate_flow.data import OnlineData
 from surrogate_flow.recipes import RecipeError, class_at
 from surrogate_flow.surrogate import Surrogate
 
-__all__ = ["check", "check_cluster", "check_override", "check_whole"]
+__all__ = ["check", "check_cluster", "check_complete", "check_option"]
 
 _OWNERS = {"--data": OnlineData, "--model": Surrogate, "--trainer": L.Trainer}
 _LINKED = {"--data": (), "--model": ("spec",)}
@@ -29,7 +29,7 @@ def check_cluster(path: Path) -> None:
     spelling.check_recipe(path, OnlineData, "cluster")
 
 
-def check_override(
+def check_option(
     option: str,
     dotted: str,
     value: str,
@@ -54,7 +54,7 @@ def check_override(
         raise RecipeError(f"{option}.{dotted}: {error}") from error
 
 
-def check_whole(option: str, path: str, given: Sequence[tuple[str, str]]) -> None:
+def check_complete(option: str, path: str, given: Sequence[tuple[str, str]]) -> None:
     """Refuse a recipe with its overrides that leave out what some class needs."""
     recipe, owner = _settings(option, path, given)
     try:

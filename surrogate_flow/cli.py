@@ -33,7 +33,6 @@ _FOR_USERS = (
 )
 _KINDS = {"--data": "workflows", "--model": "models"}
 _CLUSTER = "--data.cluster"
-_WRAPPING = ("class_path", "init_args", "dict_kwargs")
 _STUDIES = ("plan", "generate")  # commands that take no model
 _SIMULATES = (*_STUDIES, "compare")
 _STORED = "surrogate_flow.StoredData"
@@ -134,7 +133,7 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
         if dotted not in ("", "help") and head in _KINDS and not whole:
             from surrogate_flow import arguments
 
-            arguments.check_override(
+            arguments.check_option(
                 head, dotted, value or "", paths.get(head), given[head]
             )
             given[head].append((dotted, value or ""))
@@ -143,7 +142,7 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
 
             # What stands behind the name is Lightning's to check.
             name = dotted.partition(".")[0]
-            arguments.check_override(head, name, "", None)
+            arguments.check_option(head, name, "", None)
         if as_one:
             found.append(f"{option}={value}")
         else:
@@ -159,7 +158,7 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
         if not whole and "--print_config" not in options:
             from surrogate_flow import arguments
 
-            arguments.check_whole(head, path, given[head])
+            arguments.check_complete(head, path, given[head])
     if words[0] in ("validate", "test") and not whole | options & {"--ckpt_path"}:
         raise RecipeError(
             f"{words[0]} needs --ckpt_path, got none: a surrogate that was never "
@@ -246,7 +245,7 @@ def _argument(option: str, class_path: str) -> str:
 
     hint = hints.hints_of(OnlineData).get("cluster")
     class_ = hints.class_named(class_path, hint)
-    if name in (*inspect.signature(class_).parameters, *_WRAPPING):
+    if name in (*inspect.signature(class_).parameters, *hints.WRAPPING):
         return option
     return option.replace(_CLUSTER, f"{_CLUSTER}.dict_kwargs", 1)
 

@@ -17,6 +17,7 @@ from jsonargparse.typing import get_registered_type
 from surrogate_flow.recipes import class_at
 
 __all__ = [
+    "WRAPPING",
     "bases",
     "calls",
     "class_behind",
@@ -30,6 +31,8 @@ __all__ = [
     "takes_any",
 ]
 
+# What stands around the arguments of a class in a recipe.
+WRAPPING = ("class_path", "init_args", "dict_kwargs")
 # Text in the place of these is what it says, and names no class.
 _TEXT = (str, bytes, int, float, complex, bool, os.PathLike, enum.Enum)
 _VALUES = (*_TEXT, list, tuple, set, frozenset, Mapping, NoneType)

@@ -15,8 +15,6 @@ from surrogate_flow.recipes import RecipeError
 
 __all__ = ["check_whole", "overridden"]
 
-_WRAPPING = ("class_path", "init_args", "dict_kwargs")
-
 
 def overridden(
     recipe: Mapping[str, Any], dotted: str, text: str, owner: Callable[..., Any]
@@ -36,7 +34,7 @@ def overridden(
     here = _arguments(whole) if "class_path" in whole else whole
     *way, last = dotted.split(".")
     inside = last in ("init_args", "dict_kwargs")
-    keys = [key for key in (*way, last) if key not in _WRAPPING]
+    keys = [key for key in (*way, last) if key not in hints.WRAPPING]
     for key in keys if inside else keys[:-1]:
         child = here.get(key)
         if not isinstance(child, dict):
@@ -143,7 +141,9 @@ def _with_class(value: Any, before: Any, hint: Any) -> Any:
         return value
     has_class = isinstance(before, dict) and "class_path" in before
     if "class_path" not in value and has_class and hints.dataclass_of(hint) is None:
-        inside = value if not value.keys() & {*_WRAPPING} else _part(value, "init_args")
+        inside = (
+            value if not value.keys() & {*hints.WRAPPING} else _part(value, "init_args")
+        )
         return {**before, "init_args": {**_part(before, "init_args"), **inside}}
     if not hints.has_path(value.get("class_path"), hint):
         return value

@@ -21,7 +21,6 @@ for _name in solvers.__all__:
     # Those that are loaded go by their bare names, and are among the nearest.
     getattr(solvers, _name)
 
-_WRAPPING = ("class_path", "init_args", "dict_kwargs")
 _MANY = 40  # names of classes; of more only the nearest are shown
 
 
@@ -99,7 +98,7 @@ def check_override(
     here: Any = recipe.get("init_args", recipe)
     place: list[str] = []
     keys = dotted.split(".")
-    for key in (names := [key for key in keys if key not in _WRAPPING]):
+    for key in (names := [key for key in keys if key not in hints.WRAPPING]):
         known = inspect.signature(owner).parameters
         if not hints.takes(owner, key):
             raise RecipeError(
@@ -193,9 +192,9 @@ def _check_kind(class_: Any, hint: Any) -> None:
 
 def _check_class(spec: Mapping[str, Any], place: str, hint: Any) -> None:
     for key in spec:
-        if key not in _WRAPPING:
+        if key not in hints.WRAPPING:
             raise RecipeError(
-                f"{place or 'top'}: unknown key {key!r}. {nearest(key, _WRAPPING)}"
+                f"{place or 'top'}: unknown key {key!r}. {nearest(key, hints.WRAPPING)}"
             )
     try:
         name = spec["class_path"]
