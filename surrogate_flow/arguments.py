@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from surrogate_flow.data import OnlineData
 from surrogate_flow.recipes import RecipeError, class_at
 from surrogate_flow.surrogate import Surrogate
 
-__all__ = ["check", "check_cluster", "check_complete", "check_option"]
+__all__ = [
+    "check",
+    "check_cluster",
+    "check_complete",
+    "check_option",
+    "check_prefix",
+]
 
 _OWNERS = {"--data": OnlineData, "--model": Surrogate, "--trainer": L.Trainer}
 _LINKED = {"--data": (), "--model": ("spec",)}
@@ -61,6 +68,17 @@ def check_complete(option: str, path: str, given: Sequence[tuple[str, str]]) -> 
         overrides.check_whole(recipe, owner, _LINKED[option])
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
+
+
+def check_prefix(option: str) -> None:
+    """Refuse ``--simulations``, an argument without ``--data.`` in front of it."""
+    name = option.removeprefix("--").partition(".")[0]
+    for owner, class_ in _OWNERS.items():
+        if name in inspect.signature(class_).parameters:
+            raise RecipeError(
+                f"unknown option {option!r}. Did you mean "
+                f"'{owner}.{option.removeprefix('--')}'?"
+            )
 
 
 def _settings(

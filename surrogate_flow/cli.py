@@ -34,6 +34,9 @@ _FOR_USERS = (
 _KINDS = {"--data": "workflows", "--model": "models"}
 _CLUSTER = "--data.cluster"
 _STUDIES = ("plan", "generate")  # commands that take no model
+_TRAINS = ("fit", "validate", "test")
+# Their own options, which no class takes.
+_PLAIN = ("--data", "--model", "--trainer", "--config", "--ckpt_path", "--print_config")
 _SIMULATES = (*_STUDIES, "compare")
 _STORED = "surrogate_flow.StoredData"
 
@@ -143,6 +146,10 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
             # What stands behind the name is Lightning's to check.
             name = dotted.partition(".")[0]
             arguments.check_option(head, name, "", None)
+        elif option.startswith("--") and words[0] in _TRAINS and head not in _PLAIN:
+            from surrogate_flow import arguments
+
+            arguments.check_prefix(option)
         if as_one:
             found.append(f"{option}={value}")
         else:

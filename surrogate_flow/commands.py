@@ -182,7 +182,7 @@ class SurrogateCLI(LightningCLI):
         RuntimeError
             If the last checkpoint could not be written, or another rank has died.
         """
-        with _graceful(self.trainer, self.datamodule):
+        with _graceful(self.trainer, self.datamodule) as told:
             try:
                 self.trainer.fit(**kwargs)
             except RuntimeError as error:
@@ -190,6 +190,12 @@ class SurrogateCLI(LightningCLI):
                 if explained is error:
                     raise
                 raise explained from error
+        last = self._folder / "checkpoints" / "last.ckpt"
+        if told.is_set() and last.is_file() and self.trainer.is_global_zero:
+            logger.warning(
+                "The run was ended before its end. The same command with --ckpt_path "
+                "last goes on with it."
+            )
         if self._checkpoints.error is not None:
             raise RuntimeError(
                 "The run has ended, but its last checkpoint was not written: "
@@ -208,13 +214,20 @@ class _Rehearsal(SurrogateCLI):
 
 
 @contextmanager
-def _graceful(trainer: L.Trainer, data: TrainingData) -> Iterator[None]:
+def _graceful(trainer: L.Trainer, data: TrainingData) -> Iterator[threading.Event]:
     """Make the first Ctrl-C, or SIGTERM, end a run in order, whatever it waits for.
 
-    A second Ctrl-C raises. SIGTERM is what a batch system sends before it kills.
+    A second Ctrl-C raises. SIGTERM is what a batch system sends before it kills. The
+    event tells whether there was one.
     """
+    told = threading.Event()
+
+    def is_true(record: logging.LogRecord) -> bool:
+        # To Lightning the data have come to their end.
+        return not (told.is_set() and "` stopped: `max_epochs" in record.getMessage())
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        told.set()
         if signum == signal.SIGINT:
             logger.warning("Ctrl-C: ending in order. Once more to leave at once.")
             signal.signal(signal.SIGINT, before[signal.SIGINT])
@@ -226,9 +239,12 @@ def _graceful(trainer: L.Trainer, data: TrainingData) -> Iterator[None]:
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, stop)
+    said = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    said.addFilter(is_true)
     try:
-        yield
+        yield told
     finally:
+        said.removeFilter(is_true)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -286,8 +286,8 @@ class Ensemble:
             raise EnsembleError(
                 f"{self._failed} simulations failed for good, more than max_failures="
                 f"{self._faults.max_failures}; the last was {simulation.number} with "
-                f"{dict(simulation.parameters)}: {type(error).__name__}: {error}. All "
-                f"are listed in {self._failures.path}."
+                f"{dict(simulation.parameters)}: {type(error).__name__}: "
+                f"{str(error).rstrip('.')}. All are listed in {self._failures.path}."
             )
 
     def _explained(self, error: BaseException) -> BaseException:

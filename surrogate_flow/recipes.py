@@ -98,9 +98,13 @@ def class_at(class_path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
+        first = module_name.partition(".")[0]
+        beside = Path(f"{first}.py").is_file() or Path(first).is_dir()
+        remedy = f" {first} is in this folder: put PYTHONPATH=. in front of the command"
         raise RecipeError(
             f"class_path {class_path!r}: cannot import {module_name!r} ({error}). "
-            "Expected 'package.module.Class', installed in this environment."
+            "Expected 'package.module.Class', installed in this environment or on "
+            f"PYTHONPATH.{f'{remedy}.' if beside else ''}"
         ) from error
     try:
         return getattr(module, name)

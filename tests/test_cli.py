@@ -39,6 +39,12 @@ MISTAKES = {
         ["fit", "--data", "heat", "--model=fully_connected"],
         "Did you mean 'heat2d'",
     ),
+    "no prefix": ([*FIT, "--simulations=60"], "Did you mean '--data.simulations'"),
+    "no prefix, dotted": (
+        [*FIT, "--solver.cells=[4,4]"],
+        "Did you mean '--data.solver.cells'",
+    ),
+    "no prefix of a model": ([*FIT, "--window=x"], "Did you mean '--model.window'"),
     "missing model": ([*FIT[:3], "--model=fulli_connected"], "'fully_connected'"),
     "capacity below threshold": (
         [*FIT, "--data.reservoir.capacity=500", "--data.reservoir.threshold=501"],

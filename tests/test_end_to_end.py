@@ -232,6 +232,9 @@ def test_ctrl_c_once_saves_and_leaves_nothing(tmp_path):
     (path,) = (tmp_path / "runs" / "tiny").iterdir()
     Surrogate.load(path / "checkpoints" / "last.ckpt")
     assert "Validation error" in output
+    # It says how the run goes on, and not that it has come to its end.
+    assert "--ckpt_path last goes on" in output
+    assert "max_epochs" not in output
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
 

@@ -102,5 +102,7 @@ class Refused:
     def reason(self, books: Trajectories, members: Members, tally: Tally) -> str:
         """Return in words what the one waits for that has waited longest, and since."""
         since, refusal = next(iter(self._waiting.values()))
-        lap = seconds(time.monotonic() - since)
-        return f"producers wait: {refusal.reason(books, members, tally)}, for {lap}"
+        lap = time.monotonic() - since
+        what = refusal.reason(books, members, tally)
+        # Where the trainer keeps up with a full store, each waits for a moment.
+        return f"producers wait: {what}" + (f", for {seconds(lap)}" if lap >= 1 else "")
