@@ -36,29 +36,36 @@ def received(first, count=1, aligned=True):
     return memoryview(read)[begin : begin + len(data)]
 
 
+def traced():
+    """Bytes taken by the stream, and by what is handed to it; other threads take some too."""
+    ours = [tracemalloc.Filter(True, name) for name in ("*/surrogate_flow/*", __file__)]
+    found = tracemalloc.take_snapshot().filter_traces(ours).statistics("filename")
+    return sum(entry.size for entry in found)
+
+
 def total(parcels):
     return sum(length for _, length in parcels)
 
 
 @pytest.mark.parametrize("connections", [1, 2])
 def test_what_waits_takes_little_more_memory_than_is_counted(sink, connections):
-    """Thousands of tiny messages, also of two attempts: their bytes and at most half of them."""
+    """Thousands of tiny messages, also of two attempts: their bytes and a tenth or two."""
     sink.room = 0
     waits = Trajectory(0, np.empty(0), sink)
     tracemalloc.start()
     try:
-        before, _ = tracemalloc.get_traced_memory()
+        before = traced()
         for first in range(STEPS):
             identity = b"a" if first < STEPS // connections else b"b"
             waits.add(identity, first, received(first), 1)
             if len(waits.pending) == 1:
                 assert total(waits.deliver(SPEC.step_shape)) == 0
         gc.collect()
-        after, _ = tracemalloc.get_traced_memory()
+        after = traced()
     finally:
         tracemalloc.stop()
     counted = STEPS * SIZE
-    assert counted <= after - before < 1.5 * counted
+    assert counted <= after - before < 1.3 * counted + 4096
     sink.room = None
     taken = list(waits.deliver(SPEC.step_shape))
     assert total(taken) == counted
