@@ -137,7 +137,7 @@ class SurrogateCLI(LightningCLI):
         try:
             yield
         except BaseException:
-            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set there
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # by Lightning
                 runs.discard(self._folder, self._made)
             raise
 
