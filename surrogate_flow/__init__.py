@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.windows import Autoregressive, Direct
 
 if TYPE_CHECKING:
     from surrogate_flow.archive import Archive
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Archive",
+    "Autoregressive",
     "Coordinate",
+    "Direct",
     "ExistingScheduler",
     "FieldSpec",
     "OnlineData",

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 
 from surrogate_flow.difference import difference
+from surrogate_flow.nearest import with_present_names
 
 __all__ = ["FORMAT", "KEY", "read", "require_same"]
 
@@ -60,7 +61,7 @@ def recipe_of(saved: Any, place: str) -> dict[str, Any]:
             f"{place}: expected a surrogate of format {FORMAT}, got {got}. It was "
             "written by another program, or by another version of this one."
         )
-    return cast(dict[str, Any], recipe)
+    return cast(dict[str, Any], with_present_names(recipe))
 
 
 def require_same(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

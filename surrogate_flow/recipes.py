@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from surrogate_flow.nearest import nearest
+from surrogate_flow.nearest import nearest, public_path, with_present_names
 
 __all__ = ["RecipeError", "class_at", "find_recipe", "is_data_set", "plain_recipe"]
 
@@ -94,7 +94,7 @@ def class_at(class_path: str) -> Any:
         raise RecipeError(
             f"class_path: expected 'package.module.Class', got {class_path!r}."
         )
-    module_name, _, name = class_path.rpartition(".")
+    module_name, _, name = with_present_names(class_path).rpartition(".")
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
@@ -145,7 +145,7 @@ def plain_recipe(factory: Any) -> dict[str, Any]:
             f"{factory!r}. Anything else could not be rebuilt from a checkpoint."
         )
     return {
-        "class_path": f"{factory.__module__}.{factory.__qualname__}",
+        "class_path": public_path(factory),
         "init_args": {
             k: _plain(v, f"{factory.__name__}.{k}") for k, v in keywords.items()
         },

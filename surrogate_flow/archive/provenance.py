@@ -16,6 +16,7 @@ from surrogate_flow.archive.errors import ArchiveError
 from surrogate_flow.archive.sources import sources
 from surrogate_flow.difference import difference
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.nearest import public_path, with_present_names
 
 __all__ = ["FORMAT", "Provenance", "recipe_of"]
 
@@ -87,7 +88,8 @@ class Provenance:
         ArchiveError
             Naming the first difference, and both values.
         """
-        theirs = {name: json.loads(attributes[name]) for name in _SAME}
+        noted = {name: json.loads(attributes[name]) for name in _SAME}
+        theirs = with_present_names(noted)
         ours = self._plain()
         if unknown := _not_noted(ours["solver"], theirs["solver"]):
             raise ArchiveError(
@@ -132,7 +134,7 @@ def recipe_of(part: Any) -> dict[str, Any]:
         if kept is not None:
             arguments[name] = _plain(known[kept])
     return {
-        "class_path": f"{kind.__module__}.{kind.__qualname__}",
+        "class_path": public_path(kind),
         "init_args": arguments,
     }
 

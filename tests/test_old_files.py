@@ -1,0 +1,87 @@
+"""What earlier versions wrote still opens: tests/data has small files of each."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from surrogate_flow import Archive, Surrogate
+from surrogate_flow.nearest import public_path
+from surrogate_flow.nn import FNO
+
+DATA = Path(__file__).parent / "data"
+VERSIONS = sorted(DATA.glob("v*"))
+CHECKPOINTS = [path for version in VERSIONS for path in version.glob("*.ckpt")]
+WALLS = {"initial": 300.0, "left": 100.0, "right": 500.0, "bottom": 200.0, "top": 400.0}
+
+
+def command(*words):
+    """Run one command of the program and return what it printed."""
+    return subprocess.run(
+        [sys.executable, "-m", "surrogate_flow", *map(str, words)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
+def test_a_checkpoint_predicts_what_it_did(path):
+    surrogate = Surrogate.load(path)
+    past = None
+    if surrogate.window.inputs:
+        values = 300 + np.arange(2 * 64, dtype=np.float32).reshape(2, 1, 8, 8)
+        past = surrogate.spec.dataset(values, surrogate.spec.times[:2], WALLS)
+    predicted = surrogate.predict(WALLS, history=past).temperature
+    expected = np.load(path.with_name(f"{path.stem}.expected.npy"))
+    np.testing.assert_allclose(predicted, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)
+def test_every_shipped_network_has_a_checkpoint(version):
+    recipes = [Surrogate.load(path).recipe for path in version.glob("*.ckpt")]
+    kinds = {recipe["network"]["class_path"] for recipe in recipes}
+    shipped = {"FNO", "FullyConnected", "MessagePassingSolver", "OnGrid", "UNet"}
+    assert kinds == {f"surrogate_flow.nn.{name}" for name in shipped}
+
+
+@pytest.mark.parametrize("name", ["fully_connected", "message_passing"])
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)
+def test_a_run_goes_on(version, name, tmp_path):
+    shutil.copytree(version, tmp_path / "old")
+    old = tmp_path / "old"
+    done = command(
+        "fit",
+        *("--data", old / "heat2d.yaml", "--model", old / f"{name}.yaml"),
+        *("--ckpt_path", old / f"{name}.ckpt", "--trainer.max_steps", "6"),
+        *("--data.checkpoint_reservoir", str(name == "fully_connected").lower()),
+        *("--trainer.default_root_dir", tmp_path / "runs"),
+    )
+    assert "Going on:" in done.stdout + done.stderr
+    assert "is gone" not in done.stdout + done.stderr
+    (last,) = (tmp_path / "runs").rglob("last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)
+def test_a_data_set_is_read_and_trained_on(version, tmp_path):
+    path = tmp_path / "heat2d.zarr"
+    shutil.copytree(version / "heat2d.zarr", path)
+    archive = Archive(path)
+    assert archive.whole() == list(range(8))
+    step = np.empty((archive.spec.steps, *archive.spec.step_shape), dtype=np.float32)
+    archive.read(3, 0, step)
+    assert np.isfinite(step).all()
+    command(
+        *("fit", "--data", path, "--model", version / "fully_connected.yaml"),
+        *("--trainer.max_steps", "2", "--trainer.default_root_dir", tmp_path / "runs"),
+    )
+
+
+def test_a_class_goes_by_the_package_that_exports_it():
+    assert FNO.__module__ != "surrogate_flow.nn"
+    assert public_path(FNO) == "surrogate_flow.nn.FNO"
