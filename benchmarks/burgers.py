@@ -30,10 +30,10 @@ import torch
 from jaxtyping import Float
 
 from surrogate_flow import Surrogate
-from surrogate_flow.error_curve import ErrorCurve
-from surrogate_flow.held_out import HeldOut
-from surrogate_flow.outcome import Outcome
-from surrogate_flow.schedule import held_out as planned
+from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.report.error_curve import ErrorCurve
+from surrogate_flow.report.summary import Outcome
+from surrogate_flow.sampling.design import held_out as planned
 from surrogate_flow.solvers import Combined1D
 
 START = 50  # index of the first step that counts
@@ -42,7 +42,7 @@ NETWORKS = {
     "fno": ["--model.network.modes=12"],
 }
 TRAINING = [
-    "--model.window=surrogate_flow.windows.Autoregressive",
+    "--model.window=surrogate_flow.fields.Autoregressive",
     *("--model.window.inputs=25", "--model.window.outputs=25"),
     # Windows that begin at every step are so alike that each simulation would be
     # learnt by heart while it is in the reservoir.

@@ -30,11 +30,11 @@ from rich.console import Console
 from rich.table import Table
 from vitals import Vitals, peak, reset_peak
 
-from surrogate_flow.fields import FieldSpec, Variable
+from surrogate_flow.fields.spec import FieldSpec, Variable
+from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import FIFO
 from surrogate_flow.stream import Endpoint, Inlet, Outlet
 from surrogate_flow.stream.files import allow_many_files
-from surrogate_flow.windows import Direct
 
 PROCESSES = 4
 CELLS = 10_000

@@ -11,7 +11,7 @@ import xarray as xr
 from jaxtyping import Float
 from scipy.signal import resample
 
-from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.solvers import Combined1D, Heat2D, NavierStokes2D
 
 __all__ = ["LADDERS", "Bare", "Fields", "labelled", "on_grid", "trigonometric"]

@@ -38,16 +38,16 @@ from rich.table import Table
 from tiny import STEPS, Tiny
 from vitals import Vitals, slope
 
-from surrogate_flow import schedule
-from surrogate_flow.ensemble import Ensemble, Progress
-from surrogate_flow.failures import Failures
-from surrogate_flow.faults import Faults
+from surrogate_flow.data.study import Study
+from surrogate_flow.ensemble.ensemble import Ensemble, Progress
+from surrogate_flow.ensemble.failures import Failures
+from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.ensemble.task import run
+from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import FIFO
 from surrogate_flow.sampling import Uniform
-from surrogate_flow.simulation import run
+from surrogate_flow.sampling import design as schedule
 from surrogate_flow.stream import Inlet
-from surrogate_flow.study import Study
-from surrogate_flow.windows import Direct
 
 WORKERS = 2
 FLAT = 1.0  # MB for 10,000 simulations

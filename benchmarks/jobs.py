@@ -22,8 +22,8 @@ import matplotlib.pyplot as plt
 from dask_jobqueue import SLURMCluster
 from paced import PAUSE, Paced
 
-from surrogate_flow.data import OnlineData
-from surrogate_flow.jobs import Fleet
+from surrogate_flow.cluster.batch import Fleet
+from surrogate_flow.data.online import OnlineData
 from surrogate_flow.reservoir import FIFO
 
 BATCH, CAPACITY = 10, 600

@@ -11,13 +11,13 @@ import os
 import sys
 from pathlib import Path
 
-from surrogate_flow.cli import main
+from surrogate_flow.cli.app import main
 
 __all__ = ["EXPERIMENTS"]
 
 HERE = Path(__file__).resolve().parent
 _PLAIN = str(HERE / "fully_connected_plain.yaml")
-_ONE_STEP = "--model.window=surrogate_flow.windows.Autoregressive"
+_ONE_STEP = "--model.window=surrogate_flow.fields.Autoregressive"
 _SMALL_FNO = ["--model.network.modes=8", "--model.network.width=16"]
 
 # Meyer et al., SC 2023: the laptop run, and the large one; Meyer et al., ICML 2023:

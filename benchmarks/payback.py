@@ -41,9 +41,9 @@ from rich.console import Console
 from rich.table import Table
 
 from surrogate_flow import Surrogate
-from surrogate_flow.outcome import Outcome
-from surrogate_flow.rollout import roll_out
-from surrogate_flow.schedule import held_out as planned
+from surrogate_flow.report.summary import Outcome
+from surrogate_flow.sampling.design import held_out as planned
+from surrogate_flow.surrogate.rollout import roll_out
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 
-from surrogate_flow.fields import FieldSpec, Parameter, Variable
+from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
+from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import Reservoir
-from surrogate_flow.windows import Direct
 
 BATCH = 32
 PARAMETERS = 5

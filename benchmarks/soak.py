@@ -34,11 +34,11 @@ from rich.console import Console
 from rich.table import Table
 from vitals import Vitals
 
-from surrogate_flow.data import OnlineData
+from surrogate_flow.data.online import OnlineData
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.reservoir import Reservoir
 from surrogate_flow.solvers import Heat2D
-from surrogate_flow.surrogate import Surrogate
+from surrogate_flow.surrogate.surrogate import Surrogate
 
 WORKERS = 2
 UNITS = {"trainer": "MB", "workers": "MB"}

@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 from slab import SLAB_BYTES, Slab
 
-from surrogate_flow.fields import FieldSpec, Variable
+from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.stream import Endpoint, Inlet, Outlet
 from surrogate_flow.stream.keys import generate_keys
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.solvers.solver import Solver
-from surrogate_flow.windows import Autoregressive, Direct
 
 if TYPE_CHECKING:
-    from surrogate_flow.archive import Archive
-    from surrogate_flow.data import OnlineData
-    from surrogate_flow.scheduler import ExistingScheduler
-    from surrogate_flow.stored import StoredData
-    from surrogate_flow.surrogate import Surrogate
+    from surrogate_flow.cluster.scheduler import ExistingScheduler
+    from surrogate_flow.data.online import OnlineData
+    from surrogate_flow.data.stored import StoredData
+    from surrogate_flow.dataset import Archive
+    from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = [
     "Archive",
@@ -31,11 +31,11 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Archive": "surrogate_flow.archive",
-    "ExistingScheduler": "surrogate_flow.scheduler",
-    "OnlineData": "surrogate_flow.data",
-    "StoredData": "surrogate_flow.stored",
-    "Surrogate": "surrogate_flow.surrogate",
+    "Archive": "surrogate_flow.dataset",
+    "ExistingScheduler": "surrogate_flow.cluster.scheduler",
+    "OnlineData": "surrogate_flow.data.online",
+    "StoredData": "surrogate_flow.data.stored",
+    "Surrogate": "surrogate_flow.surrogate.surrogate",
 }
 
 

@@ -17,12 +17,12 @@ import torch
 import xarray as xr
 import zmq
 
-from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Draw, Store
 from surrogate_flow.solvers import Solver
 from surrogate_flow.stream import Endpoint, Inlet, Outlet, StreamError, messages
-from surrogate_flow.surrogate import Surrogate
-from surrogate_flow.windows import Window
+from surrogate_flow.surrogate.surrogate import Surrogate
 
 
 def check_solver(solver: Solver, parameters: Mapping[str, float]) -> None:

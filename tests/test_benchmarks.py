@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from surrogate_flow.compare.contest import Contest
+from surrogate_flow.cli.compare.contest import Contest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from surrogate_flow import Archive, Surrogate
-from surrogate_flow.nearest import public_path
+from surrogate_flow.fields.names import public_path
 from surrogate_flow.nn import FNO
 
 DATA = Path(__file__).parent / "data"

@@ -77,7 +77,7 @@ def test_a_wheel_brings_the_recipes(tmp_path):
     where = subprocess.run(
         [str(home / "bin" / "python"), "-c"]
         + [
-            "from surrogate_flow.recipes import find_recipe;"
+            "from surrogate_flow.cli.recipes import find_recipe;"
             "print(find_recipe('workflows', 'heat2d'))"
         ],
         cwd=empty,

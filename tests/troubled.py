@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import xarray as xr
 
-from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.sampling import Uniform
 from surrogate_flow.solvers.solver import Solver
 

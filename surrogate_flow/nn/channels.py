@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from surrogate_flow.fields import FieldSpec
-from surrogate_flow.windows import Window
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Window
 
 __all__ = ["Channels"]
 
@@ -44,7 +44,7 @@ class Channels(nn.Module):
     Examples
     --------
     >>> from surrogate_flow.solvers import Heat2D
-    >>> from surrogate_flow.windows import Direct
+    >>> from surrogate_flow.fields import Direct
     >>> channels = Channels(Heat2D(cells=(8, 4)).spec, Direct(), network="mine")
     >>> channels.count  # five parameters, the step, x and y
     8

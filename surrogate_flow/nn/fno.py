@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Window
 from surrogate_flow.nn.on_grid import OnGrid
-from surrogate_flow.windows import Window
 
 __all__ = ["FNO"]
 

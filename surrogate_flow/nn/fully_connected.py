@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from surrogate_flow.fields import FieldSpec
-from surrogate_flow.recipes import class_at
-from surrogate_flow.windows import Window
+from surrogate_flow.fields.names import class_at
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Window
 
 __all__ = ["FullyConnected"]
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Window
 from surrogate_flow.nn.graph import graph_of
-from surrogate_flow.windows import Window
 
 __all__ = ["MessagePassingSolver"]
 

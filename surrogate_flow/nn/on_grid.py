@@ -9,11 +9,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from surrogate_flow.fields import FieldSpec
-from surrogate_flow.nearest import nearest
+from surrogate_flow.fields.names import class_at, nearest
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Window
 from surrogate_flow.nn.channels import Channels
-from surrogate_flow.recipes import class_at
-from surrogate_flow.windows import Window
 
 __all__ = ["OnGrid"]
 
@@ -46,7 +45,7 @@ class OnGrid(nn.Module):
     --------
     >>> import torch
     >>> from surrogate_flow.solvers import Heat2D
-    >>> from surrogate_flow.windows import Direct
+    >>> from surrogate_flow.fields import Direct
     >>> network = OnGrid(
     ...     Heat2D(cells=(8, 4)).spec,
     ...     Direct(),

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Window
 from surrogate_flow.nn.channels import Channels
-from surrogate_flow.windows import Window
 
 __all__ = ["UNet"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Int
 
-from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec
 
 __all__ = ["Block", "Trajectory", "check_steps"]
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from surrogate_flow.devices import current_device, side_of
+from surrogate_flow.reservoir.devices import current_device, side_of
 from surrogate_flow.reservoir.memory import Memory
 
 __all__ = ["DeviceMemory"]

@@ -8,11 +8,11 @@ from typing import final
 import numpy as np
 from jaxtyping import Int
 
-from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir.memory import HostMemory, Memory
 from surrogate_flow.reservoir.population import Population
 from surrogate_flow.reservoir.store import Store
-from surrogate_flow.windows import Window
 
 __all__ = ["FIRO"]
 

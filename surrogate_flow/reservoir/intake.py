@@ -12,7 +12,8 @@ from typing import final
 import numpy as np
 from jaxtyping import Float, Int
 
-from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir.block import Block, check_steps
 from surrogate_flow.reservoir.counters import Tally
 from surrogate_flow.reservoir.limiter import SamplesPerInsert
@@ -24,7 +25,6 @@ from surrogate_flow.reservoir.refusal import Refusal, Refused
 from surrogate_flow.reservoir.sizing import slots
 from surrogate_flow.reservoir.slab import Slab
 from surrogate_flow.reservoir.trajectories import Trajectories
-from surrogate_flow.windows import Window
 
 __all__ = ["Intake"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from surrogate_flow import room
+from surrogate_flow.reservoir import allocate as room
 from surrogate_flow.reservoir.lending import Lender
 
 __all__ = ["HostMemory", "Memory"]

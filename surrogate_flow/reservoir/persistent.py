@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from surrogate_flow.numbers import NumberSet
+from surrogate_flow.fields.number_set import NumberSet
 from surrogate_flow.reservoir.draw import Draw
 from surrogate_flow.reservoir.flight import Flight
 from surrogate_flow.reservoir.intake import Intake

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from surrogate_flow.windows import Window
+from surrogate_flow.fields.window import Window
 
 __all__ = ["Plan"]
 

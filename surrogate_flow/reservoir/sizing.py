@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dask.utils import format_bytes, parse_bytes
 
-from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir.plan import Plan
-from surrogate_flow.windows import Window
 
 __all__ = ["slots"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from surrogate_flow.fields import FieldSpec
-from surrogate_flow.numbers import NumberSet
+from surrogate_flow.fields.number_set import NumberSet
+from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.reservoir.plan import Plan
 
 __all__ = ["Snapshot"]

@@ -12,7 +12,8 @@ from typing import final
 import numpy as np
 from jaxtyping import Float64, Int
 
-from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir.counters import Clock, Counters, seconds
 from surrogate_flow.reservoir.draw import Draw
 from surrogate_flow.reservoir.flight import Flight
@@ -20,7 +21,6 @@ from surrogate_flow.reservoir.limiter import SamplesPerInsert
 from surrogate_flow.reservoir.memory import HostMemory, Memory
 from surrogate_flow.reservoir.moments import Moments
 from surrogate_flow.reservoir.persistent import Persistent
-from surrogate_flow.windows import Window
 
 __all__ = ["Store"]
 

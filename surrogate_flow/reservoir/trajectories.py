@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from surrogate_flow.numbers import NumberSet
+from surrogate_flow.fields.number_set import NumberSet
 from surrogate_flow.reservoir.block import Block, Trajectory
 from surrogate_flow.reservoir.plan import Plan
 from surrogate_flow.reservoir.slab import Slab

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from surrogate_flow.fields import Parameter
+from surrogate_flow.fields.spec import Parameter
 
 __all__ = ["Sampler"]
 

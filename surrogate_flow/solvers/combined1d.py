@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Float32
 
-from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.solvers.arguments import require_counts, require_positive
 from surrogate_flow.solvers.finite_volumes import Cells, trajectory
 from surrogate_flow.solvers.solver import Solver

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from surrogate_flow.fields import Parameter
+from surrogate_flow.fields.spec import Parameter
 
 __all__ = ["GaussianField"]
 

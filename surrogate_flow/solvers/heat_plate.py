@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy import sparse
 from scipy.sparse.linalg import SuperLU, splu
 
-from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.solvers.arguments import require_counts, require_positive
 from surrogate_flow.solvers.plate_mesh import PlateMesh
 from surrogate_flow.solvers.solver import Solver

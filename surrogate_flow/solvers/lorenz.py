@@ -12,7 +12,7 @@ import xarray as xr
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
-from surrogate_flow.fields import FieldSpec, Parameter, Variable
+from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.solvers.arguments import require_counts
 from surrogate_flow.solvers.solver import Solver
 

@@ -12,7 +12,7 @@ import xarray as xr
 from jaxtyping import Float, Float32
 from scipy import fft
 
-from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.solvers.arguments import require_counts, require_positive
 from surrogate_flow.solvers.gaussian_field import GaussianField
 from surrogate_flow.solvers.solver import Solver

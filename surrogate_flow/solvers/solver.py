@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import xarray as xr
 
-from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec
 
 __all__ = ["Solver", "spec_of"]
 

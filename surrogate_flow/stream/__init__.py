@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surrogate_flow.stream.crossing import Crossing, RefusedStep
+from surrogate_flow.fields.encoder import Crossing, RefusedStep
 from surrogate_flow.stream.errors import (
     StreamError,
     StreamRefused,

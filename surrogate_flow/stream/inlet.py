@@ -14,7 +14,7 @@ from typing import Self
 
 import zmq
 
-from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.stream.bell import Bell
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.files import allow_many_files, require_files

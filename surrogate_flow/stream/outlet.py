@@ -13,9 +13,9 @@ import numpy as np
 import zmq
 from jaxtyping import Float, Float32
 
-from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.encoder import RefusedStep
+from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.stream.buffer import Buffer
-from surrogate_flow.stream.crossing import RefusedStep
 from surrogate_flow.stream.errors import StreamError, StreamTimeout
 from surrogate_flow.stream.flusher import Flusher
 from surrogate_flow.stream.keys import Endpoint

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from surrogate_flow.fields import FieldSpec
-from surrogate_flow.numbers import NumberSet
+from surrogate_flow.fields.number_set import NumberSet
+from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.stream import messages as msg
 from surrogate_flow.stream.counts import Counts
 from surrogate_flow.stream.credit import CreditPool

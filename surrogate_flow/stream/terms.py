@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float64
 
-from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.stream.messages import Ask, End, Open, Steps
 from surrogate_flow.stream.refusals import Refusal
 from surrogate_flow.stream.trajectory import Trajectory

@@ -71,7 +71,7 @@ def main() -> None:
         rolls = name == "message_passing"
         if rolls:
             model["window"] = {
-                "class_path": "surrogate_flow.windows.Autoregressive",
+                "class_path": "surrogate_flow.Autoregressive",
                 "init_args": AUTOREGRESSIVE,
             }
         (recipe := out / f"{name}.yaml").write_text(yaml.safe_dump(model))

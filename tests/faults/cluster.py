@@ -5,7 +5,7 @@ import logging
 import dask
 from distributed import LocalCluster
 
-from surrogate_flow.clusters import open_cluster
+from surrogate_flow.cluster.open import open_cluster
 
 WORKERS = 3
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from surrogate_flow.fields import FieldSpec, Parameter, Variable
+from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.solvers.solver import Solver
 
 STRIDE = 256  # more than any simulation has steps

@@ -16,14 +16,14 @@ from faults.audit import Audit, table
 from faults.faulty import Faulty
 from faults.ledger import Ledger
 from faults.leftovers import Leftovers
-from surrogate_flow import checkpoint
-from surrogate_flow.atomic import AtomicCheckpoints
-from surrogate_flow.data import OnlineData
-from surrogate_flow.ending import Ending, Kept
-from surrogate_flow.loggers import MetricsTable
+from surrogate_flow.cli.callbacks import Ending, Kept
+from surrogate_flow.cli.checkpoints import AtomicCheckpoints
+from surrogate_flow.cli.loggers import MetricsTable
+from surrogate_flow.data.online import OnlineData
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.sampling import Sampler
-from surrogate_flow.surrogate import Surrogate
+from surrogate_flow.surrogate import checkpoint
+from surrogate_flow.surrogate.surrogate import Surrogate
 
 ROOM = 64 << 10  # bytes of the largest file; a checkpoint has several times as many
 # Shares of the run at which the disk gets full, and has room again.
@@ -124,7 +124,7 @@ class Full(Callback):
         start, before = time.monotonic(), resource.getrlimit(resource.RLIMIT_FSIZE)
         try:
             with (
-                mock.patch("surrogate_flow.study.is_local", bool),
+                mock.patch("surrogate_flow.data.study.is_local", bool),
                 warnings.catch_warnings(action="ignore"),
             ):
                 self._trainer().fit(model, self.data)

@@ -13,7 +13,7 @@ from distributed import Client
 
 from faults.leftovers import REST
 from faults.trial import Trial
-from surrogate_flow.ensemble import EnsembleError
+from surrogate_flow.ensemble.ensemble import EnsembleError
 
 DASK = (sys.executable, "-m", "dask")
 OWN = ("--host=127.0.0.1", "--no-dashboard")

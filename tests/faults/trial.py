@@ -14,15 +14,16 @@ from faults.faulty import Faulty
 from faults.ledger import Ledger
 from faults.leftovers import Leftovers
 from faults.proxy import Proxy
-from surrogate_flow.ensemble import Ensemble
-from surrogate_flow.failures import Failures
-from surrogate_flow.faults import Faults
-from surrogate_flow.loader import OnlineLoader
+from surrogate_flow.data.online_loader import OnlineLoader
+from surrogate_flow.ensemble.ensemble import Ensemble
+from surrogate_flow.ensemble.failures import Failures
+from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.ensemble.task import run
+from surrogate_flow.ensemble.watchdog import Watchdog
+from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import Flight
-from surrogate_flow.simulation import Simulation, run
 from surrogate_flow.stream import Inlet, StreamError
-from surrogate_flow.watchdog import Watchdog
-from surrogate_flow.windows import Direct
 
 DEADLINE = 90.0  # seconds that a study has to end by itself
 STOPPED = 2.5  # seconds that a worker stands still
@@ -74,7 +75,10 @@ class Trial:
 
     def _run(self):
         with contextlib.ExitStack() as stack:
-            for place, settings in (("stream.router", BEAT), ("watchdog", LOOKS)):
+            for place, settings in (
+                ("stream.router", BEAT),
+                ("ensemble.watchdog", LOOKS),
+            ):
                 for name, value in settings.items():
                     patch = mock.patch(f"surrogate_flow.{place}.{name}", value)
                     stack.enter_context(patch)

@@ -1,0 +1,1 @@
+"""Recipes and options, checked before they are parsed."""

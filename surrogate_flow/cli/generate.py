@@ -1,0 +1,239 @@
+"""Simulates a whole data set onto the disk; the workers write it themselves."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+from dask.utils import format_bytes
+from rich.console import Console
+from rich.text import Text
+
+from surrogate_flow.data.online import OnlineData
+from surrogate_flow.data.planned import planned
+from surrogate_flow.data.study import Study
+from surrogate_flow.dataset import Archive
+from surrogate_flow.ensemble.progress import Progress
+from surrogate_flow.report.ticker import Ticker
+
+__all__ = ["Generation", "generate"]
+
+logger = logging.getLogger(__name__)
+
+_LOOK = 0.2  # seconds between two looks at the study
+_EVERY = 5.0  # seconds between two lines where there is no terminal
+
+
+class _Receipts:
+    """A sink of the stream that takes all and keeps nothing: fields go to the disk."""
+
+    def offer(
+        self, simulation: int, first: int, steps: np.ndarray, parameters: np.ndarray
+    ) -> int:
+        return len(steps)
+
+    def expected(self, simulation: int) -> int:
+        return 0
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """Do nothing: there is always room."""
+
+    def forget(self, simulation: int) -> None:
+        """Do nothing: nothing is kept."""
+
+
+class Generation:
+    """The simulations of a study run, and those not yet whole go into a data set.
+
+    Parameters
+    ----------
+    data : OnlineData
+        Says what is simulated, how it is sampled, and on which cluster; its reservoir
+        and its batches do not matter.
+    path : Path
+        Of the data set.
+
+    Raises
+    ------
+    ArchiveError
+        If it is of another study, or cannot be written.
+    """
+
+    def __init__(self, data: OnlineData, path: Path) -> None:
+        self.archive, self.planned = planned(
+            path,
+            data.solver,
+            data.sampler,
+            held_out=data.count,
+            simulations=data.simulations,
+            workflow=data.workflow,
+        )
+        self.folder = path.parent / f"{path.stem}_generate"
+        self._data = data
+        if cut := self.archive.forget_cut_off():
+            logger.warning(
+                "%s: %d simulations have lost chunks, and run again.", path, len(cut)
+            )
+        whole = set(self.archive.whole())
+        self.missing = [s for s in self.planned if s.number not in whole]
+        self._before = len(self.planned) - len(self.missing)
+        self._study: Study | None = None
+        self._over = threading.Event()
+        self._start = time.monotonic()
+        self._ended: float | None = None
+
+    def run(self, stopped: Callable[[], bool] = bool) -> Progress:
+        """Simulate what is missing, until all have ended or `stopped` says so.
+
+        Raises
+        ------
+        ArchiveError
+            If the data set cannot be written any more.
+        EnsembleError
+            If too many simulations fail, or there is no cluster.
+        """
+        data = self._data
+        study = Study(
+            data.workflow,
+            data.solver,
+            iter(self.missing),
+            lambda number: _Receipts(),
+            cluster=data.cluster,
+            cores_per_simulation=data.cores_per_simulation,
+            faults=data.faults,
+            folder=self.folder,
+            why=str,
+            blocked=bool,
+            on_set_aside=self._set_aside,
+            on_end=self._over.set,
+            writer=self.archive.writer,
+            streams=False,
+        )
+        logger.info("Dask dashboard: %s", study.dashboard_link)
+        self._study, self._start = study, time.monotonic()
+        try:
+            study.start()
+            while not self._over.wait(_LOOK) and not stopped():
+                study.check()
+            return self.progress()
+        finally:
+            self._ended = time.monotonic()
+            self.archive.spend(study.inlet.counters().worked)
+            study.close()
+            self.close()
+
+    def close(self) -> None:
+        """Let other processes add to the data set; may be called again."""
+        self.archive.release()
+
+    def _set_aside(self, simulation: int) -> None:
+        assert self._study is not None, "only a study has failures"
+        self._study.inlet.give_up(simulation)
+        self.archive.fail(simulation)
+
+    def progress(self) -> Progress:
+        """Count simulations by state, those of earlier runs included."""
+        if self._study is None:
+            return Progress(self._before, 0, 0, 0, 0)
+        progress = self._study.progress()
+        return replace(progress, done=progress.done + self._before)
+
+    def line(self) -> Text:
+        """Say how far it is."""
+        p, total = self.progress(), len(self.planned)
+        steps = 0 if self._study is None else self._study.inlet.counters().steps
+        written = steps * self.archive.spec.step_bytes
+        until = time.monotonic() if self._ended is None else self._ended
+        pace = written / max(until - self._start, 1e-9)
+        words = [
+            "generate",
+            f"simulations {p.done} of {total} done, {p.running} running, "
+            f"{p.failed} failed",
+            f"{format_bytes(written)} of fields written, {format_bytes(int(pace))}/s",
+        ]
+        return Text(" | ".join(words), no_wrap=True, overflow="ellipsis")
+
+
+def generate(data: OnlineData, path: Path, console: Console) -> bool:
+    """Write a data set, and say what it has become; return whether all have ended.
+
+    Parameters
+    ----------
+    data : OnlineData
+    path : Path
+        Of the data set; what is there already is not simulated again.
+    console : rich.console.Console
+
+    Raises
+    ------
+    ArchiveError, EnsembleError
+        As `Generation`.
+    """
+    generation = Generation(data, path)
+    archive, ended = generation.archive, True
+    if generation.missing:
+        ticker = Ticker(generation.line, console, every=_EVERY)
+        with _told_to_stop() as told:
+            ticker.start()
+            try:
+                progress = generation.run(told.is_set)
+            finally:
+                ticker.stop()
+            ended = not told.is_set()
+        failed = progress.failed
+        if failed:
+            table = generation.folder / "failures.csv"
+            console.print(f"{failed} simulations failed for good: {table}", style="red")
+    generation.close()
+    for line in _summary(archive, len(generation.planned)):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    return ended
+
+
+def _summary(archive: Archive, planned: int) -> Iterator[str]:
+    whole = len(archive.whole())
+    fields = whole * archive.spec.steps * archive.spec.step_bytes
+    yield (
+        f"Data set: {archive.path}, {whole} of {archive.simulations} simulations, "
+        f"{archive.held_out} of them held out; {format_bytes(archive.size())} on disk, "
+        f"{format_bytes(fields)} of fields"
+    )
+    if whole < planned:
+        yield "Type the same command again for the simulations that are missing."
+    if whole > archive.held_out:
+        yield (
+            f"Next: surrogate-flow fit --data {archive.path} --model fully_connected "
+            "--trainer.max_epochs 10"
+        )
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[threading.Event]:
+    """Have the first Ctrl-C, or any SIGTERM, set an event; a second Ctrl-C raises.
+
+    SIGTERM is what a batch system sends before it kills, and often more than once.
+    """
+    told = threading.Event()
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT:
+            logger.warning("Ctrl-C: ending in order. Once more to leave at once.")
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+        told.set()
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

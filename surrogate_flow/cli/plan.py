@@ -1,0 +1,206 @@
+"""What a study would ask of a cluster, before anything is submitted."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dask.utils import format_bytes, format_time
+from distributed import Client
+from rich.console import Console
+from rich.table import Table
+
+from surrogate_flow.cluster.batch import (
+    Bounds,
+    Request,
+    at_once,
+    processes_of,
+    resources_of,
+)
+from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
+from surrogate_flow.cluster.batch.walltime import walltime_of
+from surrogate_flow.cluster.open import open_cluster
+from surrogate_flow.data.online import OnlineData
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.stream import Crossing
+
+__all__ = ["Pace", "Places", "measure", "places", "show"]
+
+_LONGEST = 10.0  # seconds, for which a solver is watched here
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a solver was on this machine.
+
+    Attributes
+    ----------
+    steps : int
+        That it made.
+    seconds : float
+    """
+
+    steps: int
+    seconds: float
+
+    def bytes_per_second(self, spec: FieldSpec) -> float:
+        """Return what one simulation yields, in float32."""
+        return self.steps * spec.step_bytes / self.seconds
+
+    def simulation(self, spec: FieldSpec) -> float:
+        """Return the seconds of a whole simulation."""
+        return self.seconds * spec.steps / self.steps
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where simulations would run.
+
+    Attributes
+    ----------
+    script : str
+        Of a job; empty without a batch system.
+    jobs : Bounds or None
+    resources : str
+        Of each job, in words.
+    each : int
+        Simulations that a job, or the cluster, runs at once.
+    """
+
+    script: str
+    jobs: Bounds | None
+    resources: str
+    each: int
+
+    @property
+    def at_once(self) -> tuple[int, int]:
+        """Simulations at once, at least and at most."""
+        least, most = (self.jobs.minimum, self.jobs.maximum) if self.jobs else (1, 1)
+        return least * self.each, most * self.each
+
+
+def measure(solver: Solver, longest: float = _LONGEST) -> Pace | None:
+    """Run a simulation here, for some seconds; None if not a single step came.
+
+    Raises
+    ------
+    Exception
+        Whatever the solver raises, or the refusal of what it yields.
+    """
+    spec = solver.spec
+    parameters = {p.name: (p.low + p.high) / 2 for p in spec.parameters}
+    made: list[tuple[int, float]] = []
+    errors: list[Exception] = []
+
+    def solve() -> None:
+        crossing, steps, start = Crossing(spec, 0), 0, time.perf_counter()
+        try:
+            for dataset in solver.solve(parameters):
+                steps += len(crossing.convert(dataset, steps))
+                made.append((steps, time.perf_counter() - start))
+                if made[-1][1] > longest:
+                    return
+        except Exception as error:
+            errors.append(error)
+
+    # A step may take hours, and nothing can interrupt it.
+    thread = threading.Thread(target=solve, name="solver", daemon=True)
+    thread.start()
+    thread.join(longest)
+    if errors:
+        raise errors[0]
+    return Pace(*made[-1]) if made else None
+
+
+def places(data: OnlineData) -> Places:
+    """Open the cluster of a study without submitting anything, and close it again."""
+    cores = data.cores_per_simulation
+    with (
+        tempfile.TemporaryDirectory(prefix="flow-plan-") as folder,
+        open_cluster(data.cluster, Path(folder), cores_per_simulation=cores) as cluster,
+    ):
+        if isinstance(cluster, JobQueueCluster):
+            request = Request.of(data.cluster)
+            assert request is not None, "its class is a batch system's"
+            bounds = request.bounds(processes_of(cluster))
+            script = cluster.job_script().strip().replace(folder, "<run>")
+            return Places(script, bounds, resources_of(cluster), at_once(cluster))
+        with Client(
+            cluster.scheduler_address,
+            security=getattr(cluster, "security", None),
+            set_as_default=False,
+        ) as client:
+            return Places("", None, "", sum(client.nthreads().values()))
+
+
+def show(data: OnlineData, console: Console) -> None:
+    """Print the job's script and the plan."""
+    spec = data.spec
+    where = places(data)
+    with console.status("A simulation runs here, to see how long it takes"):
+        pace = measure(data.solver)
+    if where.script:
+        console.rule("The script of each job")
+        console.print(where.script, markup=False, highlight=False, soft_wrap=True)
+    console.rule("The plan; nothing was submitted")
+    table = Table("", "", show_header=False, box=None)
+    for name, value in _rows(data, spec, where, pace):
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _rows(
+    data: OnlineData, spec: FieldSpec, where: Places, pace: Pace | None
+) -> list[tuple[str, str]]:
+    least, most = where.at_once
+    rows = [
+        (
+            "simulations",
+            f"{data.count} held out, then "
+            f"{'without end' if data.simulations is None else data.simulations}",
+        ),
+        (
+            "each",
+            f"{spec.steps} steps of {format_bytes(spec.step_bytes)}: "
+            f"{format_bytes(spec.steps * spec.step_bytes)}",
+        ),
+    ]
+    if where.jobs:
+        jobs = _range(where.jobs.minimum, where.jobs.maximum)
+        rows.append(("jobs", f"{jobs}, each with {where.resources}"))
+    cores = data.cores_per_simulation
+    each = f"{cores} core{'s'[: cores > 1]} each"
+    rows.append(("at once", f"{_range(least, most)} simulations, {each}"))
+    if pace is None:
+        rows.append(("pace", f"no step within {_LONGEST:g} s on this machine"))
+        return rows
+    one, rate = pace.simulation(spec), pace.bytes_per_second(spec)
+    rows.append(("pace", f"{format_time(one)} for a simulation on this machine"))
+    if not least:
+        rows.append(("beware", "the scheduler has no workers yet"))
+        return rows
+    stream = _range(least * rate, most * rate, _bytes)
+    steps = rate / spec.step_bytes
+    counted = _range(round(least * steps), round(most * steps))
+    rows.append(("stream", f"{stream} a second expected, {counted} steps"))
+    if data.simulations is not None:
+        total = one * (data.count + data.simulations)
+        rows.append(("solving", _range(total / most, total / least, format_time)))
+    if where.jobs and (walltime := walltime_of(where.script)) and one > walltime:
+        rows.append(
+            ("beware", "a simulation takes longer than the walltime: none would end")
+        )
+    return rows
+
+
+def _bytes(value: float) -> str:
+    return str(format_bytes(int(value)))
+
+
+def _range(low: float, high: float, name: Callable[[float], str] = str) -> str:
+    return name(low) if low == high else f"{name(low)} to {name(high)}"

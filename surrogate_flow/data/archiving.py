@@ -1,0 +1,114 @@
+"""The data set that a training run leaves, beside what it trains."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from surrogate_flow.data.planned import planned
+from surrogate_flow.data.ranks import RankError, Ranks, State
+from surrogate_flow.dataset import Archive, ArchiveError, Writer
+from surrogate_flow.sampling import Sampler
+from surrogate_flow.solvers.solver import Solver
+
+__all__ = ["Tee"]
+
+logger = logging.getLogger(__name__)
+
+
+class Tee:
+    """A data set that the workers write while they stream.
+
+    What a run that was cut off, or a disk that was full, has left out of it,
+    ``surrogate-flow generate`` adds.
+
+    Parameters
+    ----------
+    path : Path, optional
+        Without one nothing is written.
+    solver, sampler, held_out, simulations, workflow
+        As `planned`.
+    ranks : Ranks
+        The first creates it.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        solver: Solver,
+        sampler: Sampler,
+        *,
+        held_out: int,
+        simulations: int | None,
+        workflow: str,
+        ranks: Ranks,
+    ) -> None:
+        self._archive: Archive | None = None
+        self._ranks = ranks
+        self._before = 0
+        self._closed = False
+        if path is None:
+            return
+        with ranks.failing():
+            if ranks.rank == 0:
+                self._archive, _ = planned(
+                    path,
+                    solver,
+                    sampler,
+                    held_out=held_out,
+                    simulations=simulations,
+                    workflow=workflow,
+                )
+                self._before = len(self._archive.whole())
+        ranks.meet(State.READY)
+        with ranks.failing():
+            self._archive = self._archive or Archive(path)
+
+    @property
+    def writer(self) -> Writer | None:
+        """What the workers write with."""
+        return None if self._archive is None else self._archive.writer
+
+    def fail(self, simulation: int) -> None:
+        """Mark a simulation that failed for good."""
+        if self._archive is not None:
+            self._archive.fail(simulation)
+
+    def close(self, worked: float) -> None:
+        """Say how complete it is, once, and let others add to it.
+
+        Parameters
+        ----------
+        worked : float
+            Seconds that the simulations of this rank have taken. Unless all that it
+            has were there before, it notes those of all ranks.
+        """
+        if self._archive is None or self._closed:
+            return
+        self._closed = True
+        try:
+            worked = self._ranks.total(worked)
+        except RankError as error:
+            logger.warning("%s", error)
+        if self._ranks.rank == 0:
+            self._complete(self._archive, worked)
+
+    def _complete(self, archive: Archive, worked: float) -> None:
+        try:
+            whole = len(archive.whole())
+            if whole > self._before:
+                archive.spend(worked)
+        except ArchiveError as error:
+            logger.error("%s", error)
+            return
+        finally:
+            archive.release()
+        missing = archive.simulations - whole
+        how = f"surrogate-flow generate --output {archive.path}"
+        logger.info(
+            "Data set %s: %d of %d simulations.%s",
+            archive.path,
+            whole,
+            archive.simulations,
+            f" {how}, with the same --data, adds the others." if missing else "",
+        )

@@ -1,0 +1,84 @@
+"""What the command line, the surrogate and the report ask of a data module."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import pytorch_lightning as L
+from jaxtyping import Float
+
+from surrogate_flow.data.ranks import Ranks
+from surrogate_flow.data.status import Status, StoredStatus
+from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.fields.spec import FieldSpec
+
+__all__ = ["Effort", "TrainingData"]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What it took to make the data of one process.
+
+    Attributes
+    ----------
+    simulations : int
+        That are whole, the held-out ones included.
+    samples : int
+        Different ones drawn to train on, once or more often.
+    solver_seconds : float
+        Of all simulations, together; without waiting for room.
+    """
+
+    simulations: int
+    samples: int
+    solver_seconds: float
+
+
+class TrainingData(L.LightningDataModule, ABC):
+    """Batches to train on, and simulations kept apart.
+
+    Attributes
+    ----------
+    spec : FieldSpec
+        Of the fields; known before `setup`.
+    workflow : str
+        Names the folder of its runs.
+    ranks : Ranks
+        That train together; after `setup`.
+    held_out : HeldOut or None
+        This rank's share of the held-out simulations; after `setup`.
+    validated : int
+        Number of held-out simulations, of all ranks, that errors are taken over.
+    repeats : bool
+        Whether each epoch brings the same samples again.
+    tests_apart : bool
+        Whether ``test`` has simulations of its own, which chose no checkpoint.
+    """
+
+    spec: FieldSpec
+    workflow: str
+    ranks: Ranks
+    held_out: HeldOut | None
+    validated: int
+    repeats: bool = False
+    tests_apart: bool = True
+
+    @abstractmethod
+    def moments(
+        self,
+    ) -> tuple[Float[np.ndarray, " channel"], Float[np.ndarray, " channel"]]:
+        """Return mean and std of each variable, over what is trained on first."""
+
+    @abstractmethod
+    def status(self) -> Status | StoredStatus | None:
+        """Return its state, or None before it has begun."""
+
+    @abstractmethod
+    def effort(self) -> Effort:
+        """Return what it took to make the data, up to now."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Deliver no further batch; what waits wakes up."""

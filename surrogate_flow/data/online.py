@@ -1,0 +1,360 @@
+"""Lightning data modules: where batches come from."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from distributed.deploy.cluster import Cluster
+from jaxtyping import Float
+
+from surrogate_flow.data.applied import Trained
+from surrogate_flow.data.archiving import Tee
+from surrogate_flow.data.batch_memory import require_room
+from surrogate_flow.data.checkpoint import Persistence
+from surrogate_flow.data.checkpoint_folder import checkpoint_folder
+from surrogate_flow.data.first_fill import FirstFill
+from surrogate_flow.data.module import Effort, TrainingData
+from surrogate_flow.data.online_loader import OnlineLoader
+from surrogate_flow.data.ranks import Ranks, State
+from surrogate_flow.data.router import Sinks
+from surrogate_flow.data.status import Status
+from surrogate_flow.data.study import Study
+from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Direct, Window
+from surrogate_flow.reservoir import Reservoir, Store
+from surrogate_flow.sampling import Sampler, Uniform
+from surrogate_flow.solvers.solver import Solver, spec_of
+
+__all__ = ["OnlineData"]
+
+logger = logging.getLogger(__name__)
+
+_SLICE = 0.5  # seconds of a wait between two looks at the study
+
+
+class OnlineData(TrainingData):
+    """solver -> stream -> reservoir -> batches, while the simulations run.
+
+    Parameters
+    ----------
+    solver : Solver
+        What to simulate.
+    sampler : Sampler, optional
+        Which parameters; uniform by default.
+    simulations : int, optional
+        How many to train on; ``None`` goes on until the trainer stops
+        (``trainer.max_steps``).
+    held_out : int
+        Simulations of the validation set (and of the test set, in ``test``), with a
+        seed of their own. They run first and never enter the reservoir.
+    batch_size : int
+        Samples of a batch.
+    reservoir : class of Store
+        Built as ``reservoir(spec, window, batch_size)``.
+    cluster : class of distributed.deploy.Cluster, optional
+        Built when the simulations start; one worker a core on this machine by default.
+    cores_per_simulation : int
+        Of a worker, for solvers with threads (OpenMP, MKL and OpenBLAS are told) or
+        with processes of their own.
+    faults : Faults
+        How much may go wrong.
+    checkpoint_reservoir : bool
+        Whether checkpoints have the reservoir's fields beside them (its size in bytes,
+        each): a resumed run then trains the very same batches. Without, simulations
+        whose samples were not trained yet run again.
+    deterministic : bool
+        Whether two runs with the same seeds draw the same batches: simulations enter
+        the reservoir in the order of their numbers, and inserts and draws take turns,
+        which costs waiting. Checkpoints have the fields, then.
+        ``trainer.deterministic`` makes torch's part repeatable.
+    archive : Path, optional
+        Data set in Zarr format 3 that the workers write the simulations of a fit into,
+        as ``surrogate-flow generate`` does; it may be there, and is completed then.
+    name : str, optional
+        Of the workflow, in task names and folders; the solver's by default.
+    """
+
+    def __init__(
+        self,
+        solver: Solver,
+        *,
+        sampler: Sampler | None = None,
+        simulations: int | None = 1000,
+        held_out: int = 10,
+        batch_size: int = 10,
+        reservoir: Callable[[FieldSpec, Window, int], Store] = Reservoir,
+        cluster: Callable[[], Cluster] | None = None,
+        cores_per_simulation: int = 1,
+        faults: Faults = Faults(),  # noqa: B008 - frozen
+        checkpoint_reservoir: bool = False,
+        deterministic: bool = False,
+        archive: Path | None = None,
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        for what, value in (
+            ("simulations", simulations),
+            ("held_out", held_out),
+            ("batch_size", batch_size),
+            ("cores_per_simulation", cores_per_simulation),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{what}: expected at least 1, got {value}.")
+        self.solver = solver
+        self.spec = spec_of(solver)
+        self.sampler = sampler or Uniform()
+        self.simulations = simulations
+        self.count = held_out
+        self.batch_size = batch_size
+        self.make_store = reservoir
+        self.cluster = cluster
+        self.cores_per_simulation = cores_per_simulation
+        self.faults = faults
+        self.checkpoint_reservoir = checkpoint_reservoir
+        self.deterministic = deterministic
+        self.archive = None if archive is None else Path(archive)
+        self.workflow = name or type(solver).__name__.lower()
+        self.store: Store | None = None
+        self.held_out: HeldOut | None = None
+        self.study: Study | None = None
+        self.memory: Persistence | None = None
+        self._open = False
+        self._tee: Tee | None = None
+        self._loader: OnlineLoader | None = None
+        self.ranks = Ranks()
+        #: Number of held-out simulations that the errors are taken over.
+        self.validated = 0
+        self._stopped = threading.Event()
+
+    def setup(self, stage: str) -> None:
+        """Open the study: everything is checked before anything is submitted."""
+        if self._open:
+            return
+        if self.study is not None:
+            # Opened again. A signal that came before the first time still counts.
+            self._stopped.clear()
+        self.store = self.memory = self._loader = None
+        trainer = self.trainer
+        self.ranks = (
+            Ranks(trainer.global_rank, trainer.world_size) if trainer else Ranks()
+        )
+        module = trainer.lightning_module if trainer else None
+        self.window = window = getattr(module, "window", None) or Direct()
+        with self.ranks.failing():
+            if stage == "fit":
+                require_room(trainer, self.batch_size)
+            self.held_out = HeldOut.of_rank(
+                self.ranks, self.spec, window, self.batch_size, self.count
+            )
+            if stage == "fit":
+                self.store = self.make_store(self.spec, window, self.batch_size)
+                first = next(self.sampler.parameters(self.spec.parameters))
+                fields = self.checkpoint_reservoir or self.deterministic
+                self.memory = Persistence(
+                    self.store, self.held_out, first, fields=fields
+                )
+        self._sinks = Sinks(
+            self.held_out,
+            self.count,
+            self.ranks,
+            self.store,
+            self.memory,
+            deterministic=self.deterministic,
+        )
+        with self.ranks.failing():
+            self._sinks.check_threshold(self.simulations)
+        self._tee = Tee(
+            self.archive if stage == "fit" else None,
+            self.solver,
+            self.sampler,
+            held_out=self.count,
+            simulations=self.simulations,
+            workflow=self.workflow,
+            ranks=self.ranks,
+        )
+        self.study = self._study("test" if stage == "test" else "validation")
+        self._open = True
+        if self.ranks.rank == 0:
+            logger.info("Dask dashboard: %s", self.study.dashboard_link)
+
+    def _study(self, part: str) -> Study:
+        sinks = self._sinks
+        folder = Path((self.trainer.log_dir if self.trainer else None) or ".")
+        return Study(
+            self.workflow,
+            self.solver,
+            sinks.planned(part, self.sampler, self.simulations),
+            sinks.sink_for,
+            cluster=self.cluster,
+            cores_per_simulation=self.cores_per_simulation,
+            waits=lambda: sinks.waits(self._loader.waited if self._loader else None),
+            faults=self.faults,
+            folder=folder,
+            why=sinks.why_full,
+            urgency=sinks.urgency,
+            blocked=sinks.blocked,
+            on_set_aside=self._set_aside,
+            on_end=sinks.end,
+            # A retry must find a free worker, or the others wait for its turn for ever.
+            ahead=1 if self.deterministic else 2,
+            ranks=self.ranks,
+            writer=self._tee.writer if self._tee else None,
+        )
+
+    def _set_aside(self, simulation: int) -> None:
+        assert self.study is not None, "only a study has failures"
+        assert self._tee is not None, "setup() makes it"
+        self._tee.fail(simulation)
+        self._sinks.set_aside(simulation, self.study.inlet)
+
+    def stop(self) -> None:
+        """Deliver no further batch; what waits wakes up.
+
+        Takes the reservoir's lock: call it from another thread than one that may hold
+        it, so never in a signal handler itself.
+        """
+        self._stopped.set()
+        if self.store is not None:
+            self.store.stop()
+
+    def close(self) -> None:
+        """End the study; may be called again."""
+        self.stop()
+        if self.study is not None:
+            self.study.close()
+        if self._tee is not None:
+            self._tee.close(self.effort().solver_seconds)
+        self._open = False
+
+    def teardown(self, stage: str) -> None:
+        """End the study with the run."""
+        self.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """End the study when the run fails."""
+        self.ranks.leave()
+        self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on, for Lightning's checkpoints."""
+        if self.memory is None or self.trainer is None:
+            return {}
+        folder = checkpoint_folder(self.trainer)
+        with self.ranks.failing():
+            trained = self._loader.trained() if self._loader else 0
+            mine = self.memory.save(self.trainer.global_step, trained, folder)
+        self.ranks.meet(State.READY)
+        return {"ranks": self.ranks.gather(mine)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        if self.memory is not None:
+            path = (self.trainer.ckpt_path if self.trainer else None) or "."
+            state = self.ranks.share_of(state_dict["ranks"])
+            self.memory.load(state, Path(path).parent)
+
+    def moments(
+        self,
+    ) -> tuple[Float[np.ndarray, " channel"], Float[np.ndarray, " channel"]]:
+        """Wait for the first fill; return mean and std of each variable.
+
+        Raises
+        ------
+        EnsembleError
+            If the study ended before a single sample arrived.
+        TimeoutError
+            If nothing arrives within ``faults.patience``.
+        """
+        study, store = self._running(), self.store
+        assert store is not None, "only a fit has a reservoir"
+        fill = FirstFill(store, study, deterministic=self.deterministic)
+        self._wait(fill.wait)
+        return fill.moments(self.ranks)
+
+    def _wait_held_out(self) -> HeldOut:
+        self._running()
+        held_out = self.held_out
+        assert held_out is not None, "setup() makes it"
+        self._wait(lambda s: State.READY if held_out.wait(s) else State.WAITING)
+        self.validated = held_out.validated(self.ranks, self.count)
+        return held_out
+
+    def _wait(self, wait: Callable[[float], State]) -> None:
+        self.ranks.wait(wait, self._check, _SLICE)
+        self._check()
+
+    def _check(self) -> None:
+        if self._stopped.is_set():
+            # Nothing has been trained that could be saved.
+            raise KeyboardInterrupt
+        self._running().check()
+
+    def _running(self) -> Study:
+        if self.study is None:
+            raise RuntimeError(
+                "The study has not started: expected setup() to be called first, which "
+                "Trainer.fit, validate, test and predict do."
+            )
+        self._sinks.start(self.study.inlet)
+        self.study.start()
+        return self.study
+
+    def train_dataloader(self) -> OnlineLoader:
+        """Return the batches of the reservoir; a study has one loader, which counts."""
+        study, store, memory = self._running(), self.store, self.memory
+        assert store is not None, "only a fit has a reservoir"
+        assert memory is not None, "and what keeps it"
+        if self._loader is None:
+            self._loader = OnlineLoader(
+                store,
+                self.window,
+                flight=memory.flight,
+                trained=Trained(self.trainer) if self.trainer else None,
+                ranks=self.ranks,
+                stopped=self._stopped.is_set,
+                patient=self.deterministic,
+                device=self.trainer.strategy.root_device if self.trainer else None,
+                check=study.check,
+            )
+        return self._loader
+
+    def val_dataloader(self) -> HeldOut:
+        """Wait for the held-out set, then return its batches."""
+        return self._wait_held_out()
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
+
+    def effort(self) -> Effort:
+        """Return what simulations took, those of this process."""
+        if self.study is None:
+            return Effort(0, 0, 0.0)
+        stream = self.study.inlet.counters()
+        drawn = 0 if self.store is None else sum(self.store.counters().times_seen[1:])
+        return Effort(stream.finished, drawn, stream.worked)
+
+    def status(self) -> Status | None:
+        """Return the state of the study, or None before it has started."""
+        if self.study is None or self.held_out is None:
+            return None
+        done, failed = self.memory.before if self.memory else (0, 0)
+        progress = self.study.progress()
+        return Status(
+            simulations=replace(
+                progress, done=progress.done + done, failed=progress.failed + failed
+            ),
+            reservoir=None if self.store is None else self.store.counters(),
+            stream=self.study.inlet.counters(),
+            held_out=self.held_out.progress,
+            waiting="; ".join(
+                filter(None, [self._sinks.trainer_waits(), self.study.held_up()])
+            ),
+        )

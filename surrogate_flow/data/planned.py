@@ -1,0 +1,61 @@
+"""The data set of a study: where it goes, and which simulations are in it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from surrogate_flow.dataset.dataset import Archive
+from surrogate_flow.dataset.provenance import Provenance
+from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.sampling import Sampler
+from surrogate_flow.sampling import design as schedule
+from surrogate_flow.solvers.solver import Solver
+
+__all__ = ["planned"]
+
+
+def planned(
+    path: Path,
+    solver: Solver,
+    sampler: Sampler,
+    *,
+    held_out: int,
+    simulations: int | None,
+    workflow: str,
+) -> tuple[Archive, list[Simulation]]:
+    """Create the data set of a study, or open it to go on; return its simulations, too.
+
+    Parameters
+    ----------
+    path : Path
+    solver : Solver
+    sampler : Sampler
+        Of the training set.
+    held_out : int
+        Simulations of the validation set, the first ones.
+    simulations : int
+        To train on.
+    workflow : str
+        What the data set is of, in words.
+
+    Raises
+    ------
+    ValueError
+        If the study has no end.
+    ArchiveError
+        If the data set is of another study, or cannot be written.
+    """
+    if simulations is None:
+        raise ValueError(
+            "A data set needs an end: expected a number of simulations, got null. Set "
+            "it with --data.simulations."
+        )
+    bounds = solver.spec.parameters
+    planned = itertools.chain(
+        schedule.held_out("validation", bounds, held_out),
+        schedule.training(sampler, bounds, held_out, simulations),
+    )
+    rows = list(planned)
+    provenance = Provenance.of(solver, sampler, held_out, workflow)
+    return Archive.prepare(path, provenance, rows), rows

@@ -1,0 +1,192 @@
+"""Where the steps of each simulation go, and which simulations have to run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from surrogate_flow.cluster.batch import Waits
+from surrogate_flow.data.checkpoint import Persistence
+from surrogate_flow.data.ranks import Ranks
+from surrogate_flow.data.sequencer import InOrder
+from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.reservoir import Store
+from surrogate_flow.sampling import Sampler
+from surrogate_flow.sampling import design as schedule
+from surrogate_flow.stream import Inlet, Sink
+
+__all__ = ["Sinks"]
+
+_STALE = 0.05  # of the samples held, fewer of which are new
+
+
+class Sinks:
+    """Held-out simulations go into memory, those for training into the reservoir.
+
+    Parameters
+    ----------
+    held_out : HeldOut
+        This rank's share of the held-out simulations.
+    count : int
+        Number of all held-out simulations, 0, ..., count - 1.
+    ranks : Ranks
+        Simulations are dealt to them.
+    store : Store, optional
+        Of all others.
+    memory : Persistence, optional
+        What is known of simulations that ended in earlier processes.
+    deterministic : bool
+        Whether training simulations enter the store in the order of their numbers.
+    """
+
+    def __init__(
+        self,
+        held_out: HeldOut,
+        count: int,
+        ranks: Ranks,
+        store: Store | None = None,
+        memory: Persistence | None = None,
+        *,
+        deterministic: bool = False,
+    ) -> None:
+        self.held_out = held_out
+        self.count = count
+        self.ranks = ranks
+        self.store = store
+        self.memory = memory
+        self.order: InOrder | None = None
+        self._deterministic = deterministic
+
+    def check_threshold(self, simulations: int | None) -> None:
+        """Refuse a threshold that so many simulations can never fill.
+
+        Raises
+        ------
+        ValueError
+        """
+        store = self.store
+        if store is None or simulations is None:
+            return
+        numbers = range(self.count, self.count + simulations)
+        mine = sum(self.ranks.mine(number) for number in numbers)
+        each = store.window.samples(store.spec.steps)
+        if mine * each < store.threshold:
+            raise ValueError(
+                f"The threshold can never be reached: expected at most {mine * each} "
+                f"samples ({mine} simulations of {each}), got a threshold of "
+                f"{store.threshold}. Lower it, or run more simulations."
+            )
+
+    def start(self, inlet: Inlet) -> None:
+        """Fix the order, after what a checkpoint held has been restored."""
+        memory = self.memory
+        if self._deterministic and self.store and memory and self.order is None:
+            ended, mine = memory.ended(), self.ranks.mine
+
+            def give_up(simulation: int) -> None:
+                memory.set_aside(simulation)
+                inlet.give_up(simulation)
+
+            self.order = InOrder(
+                self.store,
+                self.count,
+                lambda n: not mine(n) or ended(n),
+                received=inlet.received,
+                give_up=give_up,
+            )
+
+    def planned(
+        self, part: str, sampler: Sampler, simulations: int | None
+    ) -> Iterator[Simulation]:
+        """Yield this rank's simulations that have not ended, the held-out ones first.
+
+        Parameters
+        ----------
+        part : {"validation", "test"}
+            Of the held-out set.
+        sampler : Sampler
+            Of the training set.
+        simulations : int or None
+            How many to train on; ``None`` goes on for ever.
+        """
+        bounds, count = self.held_out.spec.parameters, self.count
+        known, mine = self.held_out.finished, self.ranks.mine
+        for simulation in schedule.held_out(part, bounds, count):
+            number = simulation.number
+            if mine(number) and self.held_out.row(number) not in known:
+                yield simulation
+        if self.memory is not None:
+            ended = self.memory.ended()
+            for simulation in schedule.training(sampler, bounds, count, simulations):
+                if mine(simulation.number) and not ended(simulation.number):
+                    yield simulation
+
+    def sink_for(self, simulation: int) -> Sink:
+        """Return where the steps of a simulation go."""
+        if simulation < self.count:
+            return self.held_out
+        sink = self.order or self.store
+        assert sink is not None, "only a fit has training simulations"
+        return sink
+
+    def urgency(self, simulation: int) -> int:
+        """Return how far a simulation goes before others, as an inlet asks.
+
+        The trainer waits for the held-out ones, and there is always room for them.
+        """
+        if simulation < self.count:
+            return 2
+        return int(self.order is not None and simulation == self.order.turn)
+
+    def set_aside(self, simulation: int, inlet: Inlet) -> None:
+        """Wait no longer for a simulation that failed for good."""
+        if simulation < self.count:
+            inlet.give_up(simulation)
+            self.held_out.set_aside(simulation)
+        elif (order := self.order) is not None:
+            inlet.call(lambda: order.set_aside(simulation))
+        else:
+            if self.memory is not None:
+                self.memory.set_aside(simulation)
+            inlet.give_up(simulation)
+
+    def end(self) -> None:
+        """Let the store drain: all simulations have ended."""
+        end = self.order or self.store
+        if end is not None:
+            end.end_reception()
+
+    def why_full(self) -> str:
+        """Say what the simulations wait for."""
+        waiting = "" if self.store is None else self.store.waiting()
+        if self.order is not None and not waiting:
+            return f"simulation {self.order.turn} has its turn (deterministic)"
+        return waiting
+
+    def trainer_waits(self) -> str:
+        """Say who waits for whom, as a person at the trainer sees it."""
+        if not self.held_out.complete:
+            progress = self.held_out.progress
+            return f"trainer waits for held-out simulations: {progress}"
+        return "" if self.store is None else self.store.waiting()
+
+    def waits(self, trainer: float | None) -> Waits:
+        """Return who has waited for whom since the beginning.
+
+        Parameters
+        ----------
+        trainer : float or None
+            Seconds that the trainer waited for batches; None before it takes any: it
+            waits for the held-out set, or for the first samples.
+        """
+        waited = time.monotonic() if trainer is None else trainer
+        if self.store is None:
+            return Waits(waited, 0.0)
+        counters = self.store.counters()
+        stale = counters.unseen < _STALE * counters.population
+        return Waits(waited, counters.put_wait, stale and trainer is not None)
+
+    def blocked(self) -> bool:
+        """Whether simulations that wait do so for the trainer, not for each other."""
+        return self.order is None or self.store is None or self.store.ready

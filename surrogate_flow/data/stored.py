@@ -1,0 +1,297 @@
+"""A data set that was generated before, read to train on: the offline baseline."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+from dask.utils import format_bytes, parse_bytes
+from jaxtyping import Float
+
+from surrogate_flow.data.batch_memory import require_room
+from surrogate_flow.data.module import Effort, TrainingData
+from surrogate_flow.data.ranks import Ranks
+from surrogate_flow.data.shuffle import Shuffled
+from surrogate_flow.data.status import StoredStatus
+from surrogate_flow.data.stored_loader import StoredLoader
+from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.dataset import Archive, ArchiveError
+from surrogate_flow.fields.window import Direct
+from surrogate_flow.reservoir.moments import Moments
+
+__all__ = ["StoredData"]
+
+logger = logging.getLogger(__name__)
+
+
+class StoredData(TrainingData):
+    """data set on disk -> shuffled batches, each sample once an epoch.
+
+    What fits into `memory` is read once in all. Of a larger data set each chunk is read
+    once an epoch, unless windows have several steps and a simulation is larger than a
+    sixteenth of the memory: then chunks at the borders of its pieces are read twice,
+    few where memory is many chunks; `Shuffled` has the bound. Threads read ahead while
+    the trainer works. Of several ranks each has its share of the simulations.
+
+    Parameters
+    ----------
+    path : Path
+        That ``surrogate-flow generate --output`` or ``--data.archive`` wrote.
+    batch_size : int
+        Samples of a batch.
+    memory : str or int
+        For fields to train on, of each rank, such as ``"4 GiB"``, or in bytes. A larger
+        data set is shuffled in blocks of half of it. The held-out simulations, and the
+        batches under way, come on top.
+    threads : int, optional
+        That read; one a core, eight at most, by default.
+    seed : int
+        Of the order of the samples, another one in each epoch.
+    name : str, optional
+        Of the workflow, in folders; that of the data set and ``_stored`` by default.
+
+    Raises
+    ------
+    ArchiveError
+        If there is no data set, or it cannot be read.
+    """
+
+    repeats = True
+    tests_apart = False
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        batch_size: int = 10,
+        memory: str | int = "4 GiB",
+        threads: int | None = None,
+        seed: int = 0,
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        for what, value in (("batch_size", batch_size), ("threads", threads)):
+            if value is not None and value < 1:
+                raise ValueError(f"{what}: expected at least 1, got {value}.")
+        if seed < 0:
+            raise ValueError(f"seed: expected a whole number >= 0, got {seed}.")
+        try:
+            self.memory = int(parse_bytes(memory))
+        except ValueError as error:
+            raise ValueError(
+                f"memory: expected a size such as '4 GiB', got {memory!r}."
+            ) from error
+        self.path = Path(path)
+        self.archive = Archive(self.path)
+        self.spec = self.archive.spec
+        self.batch_size = batch_size
+        self.threads = threads or min(8, os.cpu_count() or 1)
+        self.seed = seed
+        self.workflow = name or f"{self.path.stem}_stored"
+        self.held_out: HeldOut | None = None
+        self.validated = 0
+        self.ranks = Ranks()
+        self._samples: Shuffled | None = None
+        self._loader: StoredLoader | None = None
+        self._stopped = threading.Event()
+
+    def setup(self, stage: str) -> None:
+        """Check that all is there, and read the held-out simulations.
+
+        Raises
+        ------
+        ArchiveError
+            If nothing is there to train or to validate with, or chunks are missing.
+        """
+        if self.held_out is not None:
+            return
+        self._stopped.clear()
+        trainer = self.trainer
+        self.ranks = (
+            Ranks(trainer.global_rank, trainer.world_size) if trainer else Ranks()
+        )
+        module = trainer.lightning_module if trainer else None
+        self.window = getattr(module, "window", None) or Direct()
+        with self.ranks.failing():
+            if stage == "fit":
+                require_room(trainer, self.batch_size)
+            whole = self._whole(stage)
+            count, rank, world = (
+                self.archive.held_out,
+                self.ranks.rank,
+                self.ranks.world,
+            )
+            held_out = HeldOut.of_rank(
+                self.ranks, self.spec, self.window, self.batch_size, count
+            )
+            self._read_held_out(held_out, [n for n in whole if n < count])
+            train = [n for n in whole if n >= count]
+            self._shares = [train[k::world] for k in range(world)]
+            if stage == "fit":
+                self._samples = Shuffled(
+                    self.archive,
+                    self._shares[rank],
+                    self.window,
+                    memory=self.memory,
+                    threads=self.threads,
+                    seed=(self.seed, rank),
+                )
+        self.validated = held_out.validated(self.ranks, count)
+        self.held_out = held_out
+        if rank == 0 and self._samples is not None:
+            self._say(len(train))
+
+    def _whole(self, stage: str) -> list[int]:
+        whole, archive = self.archive.whole(), self.archive
+        train = [n for n in whole if n >= archive.held_out]
+        if stage == "fit" and not train:
+            raise ArchiveError(
+                f"{self.path}: none of its {archive.simulations - archive.held_out} "
+                "training simulations is whole: there is nothing to train on. Type "
+                f"the command that generates it again: {archive.attributes['command']}"
+            )
+        archive.require_chunks(whole)
+        if len(whole) < archive.simulations and self.ranks.rank == 0:
+            logger.warning(
+                "%s: %d of %d simulations are whole; the others failed, or have not "
+                "been generated yet.",
+                self.path,
+                len(whole),
+                archive.simulations,
+            )
+        return whole
+
+    def _read_held_out(self, held_out: HeldOut, whole: list[int]) -> None:
+        mine = [n for n in whole if self.ranks.mine(n)]
+        fields = np.empty(held_out.fields.shape[1:], dtype=np.float32)
+        for number in mine:
+            self.archive.read(number, 0, fields)
+            row = np.array([held_out.row(number)])
+            held_out.restore(
+                row, fields[None], self.archive.parameters[[number]].astype(np.float32)
+            )
+        for number in range(self.archive.held_out):
+            if self.ranks.mine(number) and number not in mine:
+                held_out.set_aside(number)
+
+    def _say(self, count: int) -> None:
+        assert self._samples is not None, "a fit has samples"
+        size = count * self.spec.steps * self.spec.step_bytes
+        logger.info(
+            "%s: %d simulations to train on, %s of fields, %s",
+            self.path,
+            count,
+            format_bytes(size),
+            self._samples.how,
+        )
+
+    def moments(
+        self,
+    ) -> tuple[Float[np.ndarray, " channel"], Float[np.ndarray, " channel"]]:
+        """Return mean and std of each variable over the training part.
+
+        Of a part that does not fit into memory, over its first block: half the memory,
+        of simulations chosen at random.
+        """
+        samples = self._of_fit()
+        with self.ranks.failing():
+            mine = samples.moments()
+        joined = Moments(len(self.spec.variables))
+        for count, mean, std in self.ranks.gather(mine):
+            if count:
+                joined.join(count, mean, std)
+        return joined.mean, joined.std
+
+    def _of_fit(self) -> Shuffled:
+        if self._samples is None:
+            raise RuntimeError(
+                "There is nothing to train on: expected setup('fit') to be called "
+                "first, which Trainer.fit does."
+            )
+        return self._samples
+
+    def train_dataloader(self) -> StoredLoader:
+        """Return the shuffled batches; each iteration is another epoch."""
+        samples = self._of_fit()
+        each = self.window.samples(self.spec.steps)
+        self._loader = StoredLoader(
+            samples,
+            self.spec,
+            self.window,
+            self.batch_size,
+            windows=[each * len(share) for share in self._shares],
+            ranks=self.ranks,
+            stopped=self._stopped.is_set,
+            on_stop=self._end,
+            device=self.trainer.strategy.root_device if self.trainer else None,
+        )
+        return self._loader
+
+    def val_dataloader(self) -> HeldOut:
+        """Return the batches of the held-out simulations.
+
+        A data set has one such set: ``test`` takes those that ``best.ckpt`` was chosen
+        by, and says so.
+
+        Raises
+        ------
+        RuntimeError
+            If `setup` was not called.
+        """
+        if self.held_out is None:
+            raise RuntimeError(
+                "The data set was not read: expected setup() to be called first, which "
+                "Trainer.fit, validate, test and predict do."
+            )
+        return self.held_out
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
+
+    def _end(self) -> None:
+        if self.trainer is not None:
+            self.trainer.should_stop = True
+
+    def effort(self) -> Effort:
+        """Return what the simulations of the whole data set took."""
+        drawn = self._loader.different if self._loader else 0
+        return Effort(len(self.archive.whole()), drawn, self.archive.solver_seconds)
+
+    def stop(self) -> None:
+        """Deliver no further batch; what waits wakes up."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Read no more, and free the memory; may be called again."""
+        self.stop()
+        if self._samples is not None:
+            self._samples.close()
+        self._samples = None
+        self._loader = None
+
+    def teardown(self, stage: str) -> None:
+        """End reading with the run."""
+        self.close()
+        self.held_out = None
+
+    def on_exception(self, exception: BaseException) -> None:
+        """End reading when the run fails."""
+        self.ranks.leave()
+        self.close()
+
+    def status(self) -> StoredStatus | None:
+        """Return how much was read, or None before that begins."""
+        samples, loader = self._samples, self._loader
+        if samples is None:
+            return None
+        size = len(self._shares[self.ranks.rank]) * self.spec.steps
+        return StoredStatus(
+            name=self.path.name,
+            epoch=max(0, loader.epoch if loader else 0),
+            read=samples.read,
+            whole=size * self.spec.step_bytes,
+            in_memory=samples.fits,
+        )

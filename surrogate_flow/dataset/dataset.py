@@ -1,0 +1,299 @@
+"""A data set on disk, as who plans, resumes or reads it sees it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int
+
+from surrogate_flow.dataset import layout
+from surrogate_flow.dataset.chunks import is_sound, lost_chunks, names_of
+from surrogate_flow.dataset.errors import ArchiveError
+from surrogate_flow.dataset.folder import create, held, opened
+from surrogate_flow.dataset.provenance import FORMAT, Provenance
+from surrogate_flow.dataset.writer import ABSENT, FAILED, STATE, WHOLE, Writer
+from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.files import Hold
+
+__all__ = ["Archive"]
+
+logger = logging.getLogger(__name__)
+
+_SPENT = "solver_seconds"
+
+
+class Archive:
+    """u[simulation, time, *space] of each variable, in Zarr format 3.
+
+    Rows are the numbers of the simulations, the held-out ones first. ``state`` says
+    which are whole: that is written last, so a simulation that was cut off is none.
+
+    Parameters
+    ----------
+    path : Path
+        Of a data set that exists.
+
+    Attributes
+    ----------
+    spec : FieldSpec
+    simulations, held_out : int
+        Number of all, and of those that are kept apart from training.
+    parameters : array of shape (simulation, parameter)
+    attributes : dict
+        Provenance; what is nested is JSON text.
+
+    Raises
+    ------
+    ArchiveError
+        If there is none, or it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._group: Any = opened(path)
+        self._hold: Hold | None = None
+        self.attributes: dict[str, Any] = dict(self._group.attrs)
+        got = self.attributes.get("format")
+        if got != FORMAT:
+            raise ArchiveError(
+                f"{path}: expected a data set of format {FORMAT}, got "
+                f"{got or 'no such entry'}. It was written by another program, or by "
+                "another version of this one."
+            )
+        try:
+            self.spec = FieldSpec.from_plain(json.loads(self.attributes["spec"]))
+            self.held_out = int(json.loads(self.attributes["held_out"]))
+            self._arrays = [self._group[v.name] for v in self.spec.variables]
+            self._state = self._group[STATE]
+            self.simulations = int(self._state.shape[0])
+            names = [p.name for p in self.spec.parameters]
+            columns = layout.columns(path, self._group, names, self.simulations)
+        except (KeyError, ValueError, TypeError, OSError, RuntimeError) as error:
+            raise ArchiveError(
+                f"{path} is damaged ({type(error).__name__}: {error}): a part that all "
+                "data sets have is missing, or cut off. Copy it again, or generate it "
+                "anew."
+            ) from error
+        self.parameters: Float64[np.ndarray, "simulation parameter"] = np.array(
+            columns, dtype=np.float64
+        ).T
+        self.chunk_steps = int(self._arrays[0].chunks[1])
+
+    @classmethod
+    def prepare(
+        cls, path: Path, provenance: Provenance, simulations: Sequence[Simulation]
+    ) -> Self:
+        """Create a data set, or go on with one of the same simulations.
+
+        No other process can do so until `release`, or the end of this one.
+
+        Parameters
+        ----------
+        path : Path
+        provenance : Provenance
+        simulations : sequence of Simulation
+            All that shall be in it, those that are there included.
+
+        Raises
+        ------
+        ArchiveError
+            If it is of other simulations, cannot be written, or another process adds
+            to it.
+        """
+        parameters = [simulation.parameters for simulation in simulations]
+        vectors = np.array([provenance.spec.vector(p) for p in parameters])
+        # A folder that somebody has made for it is as good as none.
+        made = path.is_dir() and not any(path.iterdir())
+        if made or not path.exists():
+            try:
+                create(path, provenance, parameters)
+            except OSError as error:
+                # Unless another process has just created it.
+                if made or not path.exists():
+                    raise ArchiveError(
+                        f"{path} cannot be written ({error}). Make room there, or name "
+                        "another place."
+                    ) from error
+        archive = cls(path)
+        provenance.require_same(archive.attributes, str(path))
+        common = min(len(vectors), archive.simulations)
+        differing = np.any(archive.parameters[:common] != vectors[:common], axis=1)
+        if differing.any():
+            row = int(np.flatnonzero(differing)[0])
+            raise ArchiveError(
+                f"{path} has other parameters for simulation {row}: expected "
+                f"{vectors[row].tolist()}, got {archive.parameters[row].tolist()}. "
+                "Nothing was changed in it. The sampler draws otherwise than the one "
+                "that it was generated with: give another path."
+            )
+        if not os.access(path, os.W_OK):
+            raise ArchiveError(f"{path} is not writable for you: give another path.")
+        hold = held(path)
+        try:
+            # As the last process has left it.
+            archive = cls(path)
+            grown = len(vectors) - archive.simulations
+            if grown > 0 or (grown == 0 and not archive._even):
+                layout.add_rows(
+                    archive._group, archive.spec, parameters, archive.held_out
+                )
+                layout.consolidate(path)
+                archive = cls(path)
+        except BaseException:
+            hold.release(remove=True)
+            raise
+        archive._hold = hold
+        return archive
+
+    def release(self) -> None:
+        """Let other processes add to it; may be called again."""
+        if self._hold is not None:
+            self._hold.release(remove=True)
+
+    @property
+    def _even(self) -> bool:
+        """Whether no growth was cut off half way."""
+        names = [p.name for p in self.spec.parameters]
+        sizes = {self._group[n].shape[0] for n in (*names, layout.ROW)}
+        return sizes | {a.shape[0] for a in self._arrays} == {self.simulations}
+
+    @property
+    def writer(self) -> Writer:
+        """What workers write with."""
+        return Writer(str(self.path.resolve()), self.chunk_steps)
+
+    def states(self) -> Int[np.ndarray, " simulation"]:
+        """Return of each simulation whether it is absent, whole or failed."""
+        try:
+            states: Int[np.ndarray, " simulation"] = self._state[:]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ArchiveError(
+                f"{self.path} is damaged: its array {STATE!r} cannot be read "
+                f"({type(error).__name__}: {error}). Copy the data set again."
+            ) from error
+        return states
+
+    def whole(self) -> list[int]:
+        """Return the numbers of the simulations that are there."""
+        return [int(n) for n in np.flatnonzero(self.states() == WHOLE)]
+
+    def fail(self, simulation: int) -> None:
+        """Mark a simulation that failed for good, unless it is whole.
+
+        A disk that refuses is logged: unmarked it counts as absent, which is as good.
+        """
+        try:
+            if self._state[simulation] != WHOLE:
+                self._state[simulation] = FAILED
+        except (OSError, ValueError, RuntimeError) as error:
+            logger.error(
+                "%s: simulation %d was not marked as failed (%s).",
+                self.path,
+                simulation,
+                error,
+            )
+
+    @property
+    def solver_seconds(self) -> float:
+        """Of all simulations that were run to fill it, together."""
+        return float(self.attributes.get(_SPENT, 0.0))
+
+    def spend(self, seconds: float) -> None:
+        """Note that simulations have taken so much longer."""
+        self.attributes[_SPENT] = self.solver_seconds + seconds
+        try:
+            self._group.attrs[_SPENT] = self.attributes[_SPENT]
+            layout.consolidate(self.path)
+        except OSError as error:
+            logger.error("%s: %s was not noted (%s).", self.path, _SPENT, error)
+
+    def require_chunks(self, simulations: Collection[int]) -> None:
+        """Check that all chunks of some simulations are there, up to their ends.
+
+        Raises
+        ------
+        ArchiveError
+            Naming the first that is not, its simulation, and how many are not.
+        """
+        if lost := self._lost_chunks(simulations):
+            count = sum(map(len, lost.values()))
+            number, names = next(iter(lost.items()))
+            raise ArchiveError(
+                f"{self.path} is cut off: {count} chunks are missing or have lost "
+                f"their end, {names[0]} of simulation {number} first. A copy was "
+                "interrupted, a disk was full, or files were deleted. Copy it again, "
+                "or type the command that generated it, which adds what is missing."
+            )
+
+    def forget_cut_off(self) -> list[int]:
+        """Mark simulations that have lost chunks as absent; return their numbers."""
+        for number in (lost := list(self._lost_chunks(self.whole()))):
+            self._state[number] = ABSENT
+        return lost
+
+    def _lost_chunks(self, simulations: Collection[int]) -> dict[int, list[str]]:
+        # Zarr takes a chunk that is not there for one full of NaN.
+        names = [variable.name for variable in self.spec.variables]
+        chunks, dims = -(-self.spec.steps // self.chunk_steps), len(self.spec.dims)
+        return lost_chunks(self.path, names, simulations, chunks, dims)
+
+    def read(
+        self,
+        simulation: int,
+        first: int,
+        out: Float32[np.ndarray, "time channel *space"],
+    ) -> None:
+        """Read steps of a simulation that is whole, as many as fit.
+
+        Raises
+        ------
+        ArchiveError
+            If a chunk is damaged or missing.
+        """
+        stop = first + len(out)
+        try:
+            for channel, array in enumerate(self._arrays):
+                out[:, channel] = array[simulation, first:stop]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._unreadable(simulation, first, stop, str(error)) from error
+        if not np.isfinite(out.sum(dtype=np.float64)):
+            why = "some are missing, or NaN, which no simulation yields"
+            raise self._unreadable(simulation, first, stop, why)
+
+    def _unreadable(
+        self, simulation: int, first: int, stop: int, why: str
+    ) -> ArchiveError:
+        """Return an error that names the first chunk that is damaged."""
+        where = f"{self.path}: steps {first} to {stop - 1} of simulation {simulation}"
+        size, dims = self.chunk_steps, len(self.spec.dims)
+        chunks = range(first // size, -(-stop // size))
+        for variable, array in zip(self.spec.variables, self._arrays, strict=True):
+            names = names_of(variable.name, simulation, chunks, dims)
+            for k, name in zip(chunks, names, strict=True):
+                if not is_sound(array, simulation, slice(k * size, (k + 1) * size)):
+                    return ArchiveError(
+                        f"{where} cannot be read: {name} is damaged or missing ({why})."
+                        " Copy the data set again, or delete that file and type the "
+                        "command that generated it."
+                    )
+        return ArchiveError(
+            f"{where} could not be read ({why}), and now they can: the disk did not "
+            "answer for a while. Try again."
+        )
+
+    def size(self) -> int:
+        """Return the bytes on disk."""
+        folders = [self.path, *(p for p in self.path.iterdir() if p.is_dir())]
+        return sum(
+            entry.stat().st_size
+            for folder in folders
+            for entry in os.scandir(folder)
+            if entry.is_file()
+        )

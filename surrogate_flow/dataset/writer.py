@@ -1,0 +1,131 @@
+"""How a worker writes a simulation: whole chunks of its own, then that it is whole."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from surrogate_flow.dataset.errors import ArchiveError
+from surrogate_flow.fields.spec import FieldSpec
+
+__all__ = ["ABSENT", "FAILED", "STATE", "WHOLE", "Writer", "Writing"]
+
+STATE = "state"  # the array that says of each simulation whether it is whole
+ABSENT, WHOLE, FAILED = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes simulations into a data set; travels to the workers.
+
+    Attributes
+    ----------
+    path : str
+        Of the data set, on a file system that all workers share.
+    chunk_steps : int
+        Steps of a chunk.
+    """
+
+    path: str
+    chunk_steps: int
+
+    def begin(self, spec: FieldSpec, simulation: int) -> Writing:
+        """Begin an attempt at a simulation.
+
+        Raises
+        ------
+        ArchiveError
+            If the data set cannot be reached from here.
+        """
+        return Writing(self, spec, simulation)
+
+
+class Writing:
+    """One attempt at one simulation, which is marked as whole with its last step.
+
+    Chunks appear as a whole or not at all, and belong to one simulation: another
+    attempt writes the same bytes again.
+
+    Parameters
+    ----------
+    writer : Writer
+    spec : FieldSpec
+    simulation : int
+        Its number, which is its row.
+
+    Attributes
+    ----------
+    whole : bool
+        Whether all steps are there, from an earlier attempt or this one; further ones
+        are dropped.
+    """
+
+    def __init__(self, writer: Writer, spec: FieldSpec, simulation: int) -> None:
+        # Other workers need not pay for the import.
+        import zarr
+
+        self._writer = writer
+        self._simulation = simulation
+        self._steps = spec.steps
+        self._position = self._first = 0
+        with self._explained("opened"):
+            folder = Path(writer.path)
+            names = [v.name for v in spec.variables]
+            self._arrays: list[Any] = [
+                zarr.open_array(folder / name, mode="r+") for name in names
+            ]
+            self._state: Any = zarr.open_array(folder / STATE, mode="r+")
+            self.whole = bool(self._state[simulation] == WHOLE)
+        size = min(writer.chunk_steps, spec.steps)
+        self._chunk = np.empty((size, *spec.step_shape), dtype=np.float32)
+
+    def write(self, steps: Float32[np.ndarray, "time channel *space"]) -> None:
+        """Take the next steps; what has become a chunk is on the disk on return.
+
+        Raises
+        ------
+        ArchiveError
+            If the disk is full, or does not answer.
+        """
+        while len(steps) and not self.whole:
+            held = self._position - self._first
+            part = steps[: len(self._chunk) - held]
+            self._chunk[held : held + len(part)] = part
+            self._position += len(part)
+            steps = steps[len(part) :]
+            last = self._position == self._steps
+            if last or self._position - self._first == len(self._chunk):
+                self._flush()
+            if last:
+                with self._explained("marked"):
+                    self._state[self._simulation] = WHOLE
+                self.whole = True
+
+    def _flush(self) -> None:
+        first, stop = self._first, self._position
+        with self._explained("written"):
+            for channel, array in enumerate(self._arrays):
+                array[self._simulation, first:stop] = self._chunk[
+                    : stop - first, channel
+                ]
+        self._first = stop
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ArchiveError(
+                f"Simulation {self._simulation} could not be {what} in "
+                f"{self._writer.path} on {socket.gethostname()} "
+                f"({type(error).__name__}: {error}). Usual causes: a full disk, or a "
+                "folder that this machine does not share. Make room or name another "
+                "path, then type the same command again: what is whole stays."
+            ) from error

@@ -1,0 +1,1 @@
+"""Simulations on Dask: kept in flight, retried, watched."""

@@ -1,0 +1,18 @@
+"""Simulations by state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Progress"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Simulations by state, at one moment."""
+
+    done: int
+    running: int
+    failed: int
+    retried: int
+    workers: int

@@ -1,0 +1,220 @@
+"""The one crossing from xarray to arrays, on the worker."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float32
+
+from surrogate_flow.fields.names import nearest
+from surrogate_flow.fields.spec import FieldSpec
+
+__all__ = ["TIME_TOLERANCE", "Crossing", "RefusedStep"]
+
+TIME_TOLERANCE = 0.01  # of the distance between steps
+
+
+class RefusedStep(ValueError):
+    """What a solver yielded is not what its spec announces."""
+
+
+class Crossing:
+    """xr.Dataset -> float32 ``(time, channel, *space)``, or a refusal with the reason.
+
+    Parameters
+    ----------
+    spec : FieldSpec
+        What the solver announces.
+    simulation : int or str
+        Named in every refusal: the number of a simulation, or what else has the steps.
+
+    Examples
+    --------
+    >>> from surrogate_flow.fields import Variable
+    >>> spec = FieldSpec((), (Variable("u"),), ("x",), (3,), times=(0.5, 1.0))
+    >>> crossing = Crossing(spec, simulation=7)
+    >>> u = xr.Dataset({"u": (("x", "time"), np.ones((3, 1)))}, {"time": [0.5]})
+    >>> crossing.convert(u, step=0).shape
+    (1, 1, 3)
+    """
+
+    def __init__(self, spec: FieldSpec, simulation: int | str) -> None:
+        self.spec = spec
+        self.simulation = simulation
+        self._names = [v.name for v in spec.variables]
+        self._known = frozenset(self._names)
+        self._dims = ("time", *spec.dims)
+        self._times = np.array(spec.times, dtype=np.float64)
+        gaps = np.diff(self._times)
+        if len(gaps):
+            near = np.minimum(np.append(gaps, gaps[-1]), np.append(gaps[0], gaps))
+        else:
+            near = np.maximum(np.abs(self._times), 1.0)
+        self._tolerance = TIME_TOLERANCE * near
+
+    def convert(
+        self, dataset: xr.Dataset, step: int
+    ) -> Float32[np.ndarray, "time channel *space"]:
+        """Return the steps of the dataset as a new contiguous array.
+
+        Parameters
+        ----------
+        dataset : xarray.Dataset
+            Every variable of the spec, its dims in any order, and the coordinate
+            ``time``.
+        step : int
+            The step that the dataset must begin with.
+
+        Raises
+        ------
+        RefusedStep
+            If it is no dataset; if a variable is unknown or missing, has other dims,
+            another shape or no real numbers; if ``time`` is missing, out of order,
+            repeated, skipped or not in the spec (within a hundredth of the distance
+            between steps); if steps are too many; if a value is NaN or infinite, in the
+            dataset or after the cast.
+        """
+        if not isinstance(dataset, xr.Dataset):
+            raise self._no_dataset(dataset, step)
+        variables = dataset.variables
+        if variables.keys() - dataset.coords.keys() != self._known:
+            raise self._wrong_names(dataset, step)
+        count = self._check_time(dataset, step)
+        steps = np.empty((count, len(self._names), *self.spec.shape), np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for channel, name in enumerate(self._names):
+                steps[:, channel] = self._values(name, variables[name], step, count)
+            # A sum is finite only if every term is, and takes no second array.
+            finite = np.isfinite(steps.sum())
+        if not finite and not np.isfinite(steps).all():
+            raise self._not_finite(dataset, step, steps)
+        return steps
+
+    def _at(self, step: int) -> str:
+        number = isinstance(self.simulation, int)
+        name = f"Simulation {self.simulation}" if number else self.simulation
+        return f"{name}, step {step}"
+
+    def _values(
+        self, name: str, variable: xr.Variable, step: int, count: int
+    ) -> np.ndarray:
+        dims = variable.dims
+        if dims != self._dims:
+            if sorted(map(str, dims)) != sorted(self._dims):
+                raise RefusedStep(
+                    f"{self._at(step)}: variable {name!r} expected the dims "
+                    f"{self._dims}, got {dims}. Usual cause: a dim that was dropped or "
+                    "named otherwise. Use rename or expand_dims in the solver, or "
+                    "correct its spec."
+                )
+            variable = variable.transpose(*self._dims)
+        values = variable.values
+        if values.shape != (count, *self.spec.shape):
+            raise RefusedStep(
+                f"{self._at(step)}: variable {name!r} expected the shape "
+                f"{(count, *self.spec.shape)} along {self._dims}, got {values.shape}. "
+                "Usual cause: boundary or ghost cells that one side counts. Cut them "
+                "off, or correct the spec."
+            )
+        if values.dtype.kind not in "fiu":
+            part = " Yield its real and imaginary part as two variables."
+            raise RefusedStep(
+                f"{self._at(step)}: variable {name!r} expected real numbers, got dtype "
+                f"{values.dtype}."
+                + (part if values.dtype.kind == "c" else " Cast it in the solver.")
+            )
+        return values
+
+    def _check_time(self, dataset: xr.Dataset, step: int) -> int:
+        if "time" not in dataset.coords:
+            raise RefusedStep(
+                f"{self._at(step)}: expected a coordinate 'time', got the coordinates "
+                f"{list(dataset.coords)}. Usual cause: a bare time loop. Use "
+                "dataset.expand_dims(time=[t])."
+            )
+        time = dataset.variables["time"]
+        if time.dims != ("time",) or time.size == 0 or time.dtype.kind not in "fiu":
+            raise RefusedStep(
+                f"{self._at(step)}: expected 'time' as one or more numbers "
+                f"{self.spec.time_units!r} along the dim 'time', got dims {time.dims}, "
+                f"shape {time.shape}, dtype {time.dtype}. Use "
+                "dataset.expand_dims(time=[t]) with t as a plain number."
+            )
+        got = time.values
+        first, last = step, step + len(got)
+        if last > self.spec.steps:
+            raise RefusedStep(
+                f"{self._at(step)}: expected {self.spec.steps} steps in all, got at "
+                f"least {last}. Usual cause: the solver also yields its initial state, "
+                "which the spec's times lack. Leave it out, or add its time to the "
+                "spec."
+            )
+        wrong = np.abs(got - self._times[first:last]) > self._tolerance[first:last]
+        # Written so that a NaN is wrong as well.
+        wrong |= got != got
+        if wrong.any():
+            raise self._wrong_time(first + int(wrong.argmax()), got[wrong.argmax()])
+        return len(got)
+
+    def _wrong_time(self, step: int, got: float) -> RefusedStep:
+        near = int(np.abs(self._times - got).argmin())
+        if not abs(self._times[near] - got) <= self._tolerance[near]:
+            what = f"no time of the spec (the nearest is {self._times[near]:.9g})"
+            cause = "a time step other than the spec's, or rounding that adds up"
+        elif near < step:
+            what = f"the time of step {near}, which it has yielded before"
+            cause = "a time loop that yields a step twice, or runs backwards"
+        else:
+            what = f"the time of step {near}: steps {step} to {near - 1} are skipped"
+            cause = "a solver that writes only every n-th step"
+        units = f" {self.spec.time_units}" if self.spec.time_units else ""
+        return RefusedStep(
+            f"{self._at(step)}: expected time "
+            f"{self._times[step]:.9g}{units}, got {got:.9g}{units}, {what}. Usual "
+            f"cause: {cause}. Yield the spec's times in order, each once."
+        )
+
+    def _no_dataset(self, got: object, step: int) -> RefusedStep:
+        names = ", ".join(map(repr, self._names))
+        return RefusedStep(
+            f"{self._at(step)}: expected an xarray.Dataset with the variable(s) "
+            f"{names} and the coordinate 'time', got {type(got).__name__}. Usual "
+            "cause: a bare array. Yield xr.Dataset({name: (dims, array)}, {'time': "
+            "[t]}), or data_array.to_dataset(name=name)."
+        )
+
+    def _wrong_names(self, dataset: xr.Dataset, step: int) -> RefusedStep:
+        names = [str(name) for name in dataset.data_vars]
+        missing = [name for name in self._names if name not in names]
+        if missing:
+            return RefusedStep(
+                f"{self._at(step)}: expected the variable {missing[0]!r}, got "
+                f"{names}. Usual cause: a name in the spec that the solver spells "
+                "otherwise, or a variable set as a coordinate."
+            )
+        unknown = next(name for name in names if name not in self._known)
+        return RefusedStep(
+            f"{self._at(step)}: unknown variable {unknown!r}. "
+            f"{nearest(unknown, self._names)} Drop it in the solver, or add it to the "
+            "spec."
+        )
+
+    def _not_finite(
+        self, dataset: xr.Dataset, step: int, steps: np.ndarray
+    ) -> RefusedStep:
+        bad = ~np.isfinite(steps)
+        row, channel = np.argwhere(bad.any(axis=tuple(range(2, bad.ndim))))[0]
+        name = self._names[channel]
+        source = dataset.variables[name].transpose(*self._dims).values[row]
+        got = source[bad[row, channel]].flat[0] if source.ndim else source
+        if np.isfinite(got):
+            what, cause = "too large for single precision", "a field not scaled, or "
+        else:
+            what, cause = "NaN or infinite", ""
+        return RefusedStep(
+            f"{self._at(step + row)}: variable {name!r} "
+            f"expected finite numbers, got {np.count_nonzero(bad[row, channel])} of "
+            f"{bad[row, channel].size} cells {what} (the first: {got:.6g}). Usual "
+            f"cause: {cause}an unstable time step. Lower the time step, or narrow the "
+            "parameters."
+        )

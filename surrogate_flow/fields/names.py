@@ -1,0 +1,117 @@
+"""The valid name that a misspelt one was meant to be."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RecipeError", "class_at", "nearest", "public_path", "with_present_names"]
+
+# Written in files of version 0.1 -> the public path of the same class today.
+_MOVED = {
+    f"surrogate_flow.{old}": f"surrogate_flow.{new}"
+    for old, new in {
+        "scheduler.ExistingScheduler": "ExistingScheduler",
+        "windows.Autoregressive": "Autoregressive",
+        "windows.Direct": "Direct",
+        "nn.fno.FNO": "nn.FNO",
+        "nn.fully_connected.FullyConnected": "nn.FullyConnected",
+        "nn.message_passing.MessagePassingSolver": "nn.MessagePassingSolver",
+        "nn.on_grid.OnGrid": "nn.OnGrid",
+        "nn.unet.UNet": "nn.UNet",
+        "sampling.halton.Halton": "sampling.Halton",
+        "sampling.latin_hypercube.LatinHypercube": "sampling.LatinHypercube",
+        "sampling.sobol.Sobol": "sampling.Sobol",
+        "sampling.uniform.Uniform": "sampling.Uniform",
+        "solvers.combined1d.Combined1D": "solvers.Combined1D",
+        "solvers.gray_scott.GrayScott2D": "solvers.GrayScott2D",
+        "solvers.heat2d.Heat2D": "solvers.Heat2D",
+        "solvers.heat_plate.HeatPlate": "solvers.HeatPlate",
+        "solvers.lorenz.Lorenz": "solvers.Lorenz",
+        "solvers.navier_stokes2d.NavierStokes2D": "solvers.NavierStokes2D",
+    }.items()
+}
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return the valid names as text, the one closest to `name` first in words."""
+    names = list(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Valid names: {', '.join(names) or 'none'}."
+
+
+def public_path(kind: type) -> str:
+    """Return the shortest import path of a class, which is what files name it by.
+
+    A class that its package exports goes by the package, so that its file may move.
+
+    Examples
+    --------
+    >>> from surrogate_flow.solvers import Heat2D
+    >>> public_path(Heat2D)
+    'surrogate_flow.solvers.Heat2D'
+    """
+    name = kind.__qualname__
+    parts = kind.__module__.split(".")
+    packages = (".".join(parts[:length]) for length in range(1, len(parts)))
+    for package in packages:
+        if getattr(sys.modules.get(package), name, None) is kind:
+            return f"{package}.{name}"
+    return f"{kind.__module__}.{name}"
+
+
+def with_present_names(value: Any) -> Any:
+    """Return plain values of a file with the names that its classes have today."""
+    if isinstance(value, str):
+        return _MOVED.get(value, value)
+    if isinstance(value, Mapping):
+        return {key: with_present_names(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_present_names(v) for v in value]
+    return value
+
+
+class RecipeError(ValueError):
+    """A recipe is missing, or names something that does not exist."""
+
+
+def class_at(class_path: str) -> Any:
+    """Import what a class path names.
+
+    Raises
+    ------
+    RecipeError
+        If the module or the name does not exist, with the nearest name that does.
+    """
+    if not isinstance(class_path, str) or "." not in class_path:
+        raise RecipeError(
+            f"class_path: expected 'package.module.Class', got {class_path!r}."
+        )
+    module_name, _, name = with_present_names(class_path).rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        first = module_name.partition(".")[0]
+        beside = Path(f"{first}.py").is_file() or Path(first).is_dir()
+        remedy = f" {first} is in this folder: put PYTHONPATH=. in front of the command"
+        raise RecipeError(
+            f"class_path {class_path!r}: cannot import {module_name!r} ({error}). "
+            "Expected 'package.module.Class', installed in this environment or on "
+            f"PYTHONPATH.{f'{remedy}.' if beside else ''}"
+        ) from error
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        names = getattr(module, "__all__", None) or [
+            n for n, v in vars(module).items() if inspect.isclass(v)
+        ]
+        raise RecipeError(
+            f"class_path {class_path!r}: {module_name!r} has no {name!r}. "
+            f"{nearest(name, names)}"
+        ) from None

@@ -1,0 +1,261 @@
+"""What a simulation yields: its parameters and fields, on which grid, at which times.
+
+Axis words are the same everywhere: ``batch``, ``time`` (steps of one trajectory),
+``channel`` (one for each variable), then the dims of the grid, written ``*space`` in
+the types.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from surrogate_flow.fields.names import nearest
+from surrogate_flow.fields.quantities import (
+    Coordinate,
+    Parameter,
+    Variable,
+    attributes,
+    number,
+)
+
+__all__ = ["Coordinate", "FieldSpec", "Parameter", "Variable"]
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """The shape, names and units of everything that one solver yields.
+
+    It is plain data: it is known before anything runs, travels into the checkpoint and
+    comes back without importing the solver.
+
+    Parameters
+    ----------
+    parameters : tuple of Parameter
+        The inputs of a simulation, in the order of every parameter vector.
+    variables : tuple of Variable
+        The fields, in the order of the ``channel`` axis.
+    dims : tuple of str
+        Names of the axes of the grid, in the order of ``*space``.
+    shape : tuple of int
+        Their sizes.
+    times : tuple of float
+        The time of every step of a whole simulation, ascending.
+    time_units : str
+        For example ``"s"``.
+    coordinates : tuple of Coordinate
+        Positions along the dims.
+    cells : tuple of tuple of int, optional
+        Node numbers of each cell of an unstructured mesh; ``None`` on a structured
+        grid.
+    dtype : str
+        Of the fields in the stream and in the reservoir.
+
+    Raises
+    ------
+    ValueError
+        If names repeat, sizes disagree, or times are not finite and ascending.
+    """
+
+    parameters: tuple[Parameter, ...]
+    variables: tuple[Variable, ...]
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    times: tuple[float, ...]
+    time_units: str = ""
+    coordinates: tuple[Coordinate, ...] = ()
+    cells: tuple[tuple[int, ...], ...] | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        self._normalise()
+        taken = {"time": "the time axis"}
+        for what, names in (
+            ("dim", self.dims),
+            # A coordinate that is named after its own dim is that dim's index.
+            ("coordinate", [c.name for c in self.coordinates if c.name != c.dim]),
+            ("parameter", [p.name for p in self.parameters]),
+            ("variable", [v.name for v in self.variables]),
+        ):
+            for name in names:
+                if name in taken:
+                    raise ValueError(
+                        f"FieldSpec: expected names that differ, got {name!r} for a "
+                        f"{what} and for {taken[name]}. One dataset holds them all: "
+                        "rename one."
+                    )
+                taken[name] = f"a {what}"
+        if not self.variables or not self.times:
+            raise ValueError(
+                f"FieldSpec: expected at least one variable and one time, got "
+                f"{len(self.variables)} variables and {len(self.times)} times."
+            )
+        if len(self.dims) != len(self.shape) or min(self.shape, default=1) < 1:
+            raise ValueError(
+                f"FieldSpec: expected one positive size for each of the dims "
+                f"{self.dims}, got the sizes {self.shape}."
+            )
+        for before, after in itertools.pairwise((-math.inf, *self.times, math.inf)):
+            if not before < after:
+                raise ValueError(
+                    f"FieldSpec: expected finite, ascending times, got {after} after "
+                    f"{before}."
+                )
+        named = [c.name for c in self.coordinates]
+        for coordinate in self.coordinates:
+            if named.count(coordinate.name) > 1:
+                raise ValueError(
+                    f"FieldSpec: coordinate {coordinate.name!r} is given twice."
+                )
+            size = dict(zip(self.dims, self.shape, strict=True)).get(coordinate.dim)
+            if size != len(coordinate.values):
+                raise ValueError(
+                    f"FieldSpec: coordinate {coordinate.name!r} has "
+                    f"{len(coordinate.values)} values along {coordinate.dim!r}, whose "
+                    f"size is {size}."
+                )
+        if self.dtype != "float32":
+            raise ValueError(
+                f"FieldSpec: expected dtype 'float32', got {self.dtype!r}: fields "
+                "travel and are stored in single precision."
+            )
+
+    def _normalise(self) -> None:
+        # Equal specs must have equal digests, whether given as 1 or 1.0, list or tuple.
+        cells = self.cells
+        for name, value in (
+            ("parameters", tuple(self.parameters)),
+            ("variables", tuple(self.variables)),
+            ("dims", tuple(self.dims)),
+            ("shape", tuple(map(int, self.shape))),
+            ("times", tuple(map(number, self.times))),
+            ("coordinates", tuple(self.coordinates)),
+            (
+                "cells",
+                None if cells is None else tuple(tuple(map(int, c)) for c in cells),
+            ),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of a whole simulation."""
+        return len(self.times)
+
+    @property
+    def step_shape(self) -> tuple[int, ...]:
+        """Shape of one step, ``(channel, *space)``."""
+        return (len(self.variables), *self.shape)
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of one step in the stream and in the reservoir."""
+        return math.prod(self.step_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def low(self) -> Float[np.ndarray, " parameter"]:
+        """Lower bounds of the parameters."""
+        return np.array([p.low for p in self.parameters], dtype=np.float64)
+
+    @property
+    def high(self) -> Float[np.ndarray, " parameter"]:
+        """Upper bounds of the parameters."""
+        return np.array([p.high for p in self.parameters], dtype=np.float64)
+
+    def vector(
+        self, parameters: Mapping[str, float]
+    ) -> Float[np.ndarray, " parameter"]:
+        """Order named parameters as every parameter vector is ordered.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown or missing, or a value is not a finite number.
+        """
+        names = [p.name for p in self.parameters]
+        for name in parameters:
+            if name not in names:
+                raise ValueError(f"Unknown parameter {name!r}. {nearest(name, names)}")
+        missing = [name for name in names if name not in parameters]
+        if missing:
+            raise ValueError(
+                f"Missing parameters {missing}: expected a value for each of "
+                f"{names}, got {list(parameters)}."
+            )
+        try:
+            vector = np.array([float(parameters[n]) for n in names], dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Expected a number for each parameter, got {dict(parameters)}."
+            ) from error
+        for name, value in zip(names, vector, strict=True):
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"Expected a finite value for the parameter {name!r}, got {value}."
+                )
+        return vector
+
+    def dataset(
+        self,
+        fields: Float[np.ndarray, "time channel *space"],
+        times: Sequence[float],
+        parameters: Mapping[str, float],
+    ) -> xr.Dataset:
+        """Put names, coordinates and units back on bare fields."""
+        dims = ("time", *self.dims)
+        return xr.Dataset(
+            {
+                v.name: (dims, fields[:, i], attributes(v.units, v.long_name))
+                for i, v in enumerate(self.variables)
+            },
+            coords={
+                "time": ("time", list(times), attributes(self.time_units, "time")),
+                **{
+                    c.name: (c.dim, list(c.values), attributes(c.units, c.name))
+                    for c in self.coordinates
+                },
+                **{
+                    p.name: ((), float(parameters[p.name]), attributes(p.units))
+                    for p in self.parameters
+                },
+            },
+        )
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the spec as dicts, lists, strings and numbers."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> FieldSpec:
+        """Rebuild a spec from `to_plain`."""
+        cells = plain["cells"]
+        return cls(
+            parameters=tuple(Parameter(**p) for p in plain["parameters"]),
+            variables=tuple(Variable(**v) for v in plain["variables"]),
+            dims=tuple(plain["dims"]),
+            shape=tuple(plain["shape"]),
+            times=tuple(plain["times"]),
+            time_units=plain["time_units"],
+            coordinates=tuple(
+                Coordinate(**{**c, "values": tuple(c["values"])})
+                for c in plain["coordinates"]
+            ),
+            cells=None if cells is None else tuple(tuple(cell) for cell in cells),
+            dtype=plain["dtype"],
+        )
+
+    def digest(self) -> str:
+        """Return a short hash that two equal specs share, in any process."""
+        text = json.dumps(self.to_plain(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,153 @@
+"""The picture of a run: solver, surrogate and difference."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.fields.quantities import in_units
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.report.mesh_picture import draw_mesh
+from surrogate_flow.surrogate.surrogate import Surrogate
+
+__all__ = ["picture"]
+
+# Rows of the picture: another simulation, and another share of the time axis, each.
+_MOMENTS = (0.03, 0.1, 0.5)
+
+# Letters of a title that fit above a row, and parameters that it names.
+_LINE = 100
+_NAMED = 8
+
+
+def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
+    """Draw solver, surrogate and difference for three held-out simulations.
+
+    An autoregressive surrogate is rolled out from the first steps to the last one.
+    Two dims and meshes are drawn as maps, one dim as a map over time, none as curves
+    over time: solver and surrogate in one, the difference beside it. Of three, the
+    middle of the last.
+    """
+    rows = held_out.finished[: len(_MOMENTS)]
+    spec = surrogate.spec
+    names = [v.name for v in spec.variables]
+    cells = spec.cells if len(spec.coordinates) == 2 else None
+    height = len(rows) * len(names)
+    figure = Figure(figsize=(12, 4 * height), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    parts = iter(figure.subfigures(height, 1, squeeze=False)[:, 0])
+    for row, moment in zip(rows, _MOMENTS, strict=False):
+        values = [float(v) for v in held_out.parameters[row]]
+        parameters = {p.name: v for p, v in zip(spec.parameters, values, strict=True)}
+        step = min(int(moment * spec.steps), spec.steps - 1)
+        inputs = surrogate.window.inputs
+        history = held_out.simulation(row, slice(inputs)) if inputs else None
+        step = spec.steps - 1 if inputs else step
+        # One time of a map, all times where there is room for an axis of time.
+        still = len(spec.dims) > 1 or spec.cells is not None
+        shown = slice(step, step + 1) if still else slice(inputs, None)
+        times = spec.times[shown]
+        truth = spec.dataset(held_out.fields[row, shown], times, parameters)
+        guess = surrogate.predict(parameters, times, history)
+        named = _named(spec, parameters)
+        for name in names:
+            part = next(parts)
+            time = _draw_row(part, truth[name], guess[name], cells)
+            title = f"simulation {held_out.number(row)}{time} ({named})"
+            part.suptitle("\n".join(textwrap.wrap(title, _LINE)))
+    return figure
+
+
+def _named(spec: FieldSpec, parameters: Mapping[str, float]) -> str:
+    """Return the first parameters in words that no line is broken within."""
+    words = [
+        f"{p.name} {in_units(parameters[p.name], p.units)}".replace(" ", "\xa0")
+        for p in spec.parameters
+    ]
+    # One that is left out would be named in as much room.
+    if len(words) > _NAMED:
+        words[_NAMED - 1 :] = [f"and\xa0{len(words) - _NAMED + 1}\xa0more"]
+    return ", ".join(words)
+
+
+def _draw_row(
+    part: Any,
+    truth: xr.DataArray,
+    guess: xr.DataArray,
+    cells: Sequence[Sequence[int]] | None,
+) -> str:
+    """Draw one row; return the time of the picture in words, if it has one."""
+    units = truth.attrs.get("units", "1")
+    words = ""
+    if truth.ndim > 1 and truth.sizes["time"] == 1:
+        time = truth.time
+        words = f" at {in_units(float(time[0]), time.attrs.get('units', ''))}"
+        truth, guess = truth.isel(time=0), guess.isel(time=0)
+    while truth.ndim > 2:
+        last = truth.dims[-1]
+        middle = {last: truth.sizes[last] // 2}
+        truth, guess = truth.isel(middle), guess.isel(middle)
+    error = (guess - truth).assign_attrs(units=units)
+    if cells is None and truth.ndim == 1:
+        _draw_curves(part, truth, guess, error, units)
+    else:
+        _draw_maps(part, truth, guess, error, units, cells)
+    return words
+
+
+def _draw_curves(
+    part: Any, truth: xr.DataArray, guess: xr.DataArray, error: xr.DataArray, units: str
+) -> None:
+    both, difference = part.subplots(1, 2)
+    truth.plot.line(ax=both, label="solver")
+    guess.plot.line(ax=both, label="surrogate", linestyle="--")
+    both.legend()
+    both.set(title="solver and surrogate", ylabel=f"{truth.name} [{units}]")
+    error.plot.line(ax=difference)
+    difference.set(title="surrogate - solver", ylabel=f"difference [{units}]")
+
+
+def _draw_maps(
+    part: Any,
+    truth: xr.DataArray,
+    guess: xr.DataArray,
+    error: xr.DataArray,
+    units: str,
+    cells: Sequence[Sequence[int]] | None,
+) -> None:
+    colours: dict[str, Any] = {
+        "vmin": float(truth.min()),
+        "vmax": float(truth.max()),
+        "cmap": "inferno",
+    }
+    width = float(np.abs(error).max()) or 1.0
+    around_zero: dict[str, Any] = {"vmin": -width, "vmax": width, "cmap": "RdBu_r"}
+    for axis, title, what, options in zip(
+        part.subplots(1, 3),
+        ("solver", "surrogate", "surrogate - solver"),
+        (truth, guess, error),
+        (colours, colours, around_zero),
+        strict=True,
+    ):
+        label = f"{'difference' if what is error else truth.name} [{units}]"
+        if cells is not None:
+            draw_mesh(axis, what, cells, label, **options)
+        else:
+            what.plot.pcolormesh(
+                ax=axis,
+                x=what.dims[0],
+                y=what.dims[1],
+                extend="neither",
+                cbar_kwargs={"label": label, "shrink": 0.8},
+                **options,
+            )
+            axis.set_aspect("auto" if "time" in what.dims else "equal")
+            axis.locator_params(nbins=5)
+        axis.set_title(title)

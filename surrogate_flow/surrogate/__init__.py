@@ -1,0 +1,1 @@
+"""The surrogate: network, normalisation, loss, prediction."""

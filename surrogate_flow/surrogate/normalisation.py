@@ -1,0 +1,103 @@
+"""Inputs and fields brought to order one, and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from surrogate_flow.fields.spec import FieldSpec
+
+__all__ = ["Normalisation"]
+
+
+class Normalisation(nn.Module):
+    """z = (x - shift) / scale, frozen before the first batch.
+
+    Parameters and the step index are mapped from their bounds to [-1, 1], known from
+    the spec. Fields are mapped to zero mean and unit variance for each variable, with
+    the moments of the first fill of the reservoir, since there is no data set to scan
+    beforehand.
+
+    Parameters
+    ----------
+    spec : FieldSpec
+        Bounds of the parameters, number of steps, number of variables.
+    """
+
+    parameter_shift: Tensor
+    parameter_scale: Tensor
+    step_shift: Tensor
+    step_scale: Tensor
+    field_shift: Tensor
+    field_scale: Tensor
+    frozen: Tensor
+
+    def __init__(self, spec: FieldSpec) -> None:
+        super().__init__()
+        low, high = torch.tensor(spec.low), torch.tensor(spec.high)
+        last = max(spec.steps - 1, 1)
+        channels = (len(spec.variables), *[1] * len(spec.dims))
+        for name, value in (
+            ("parameter_shift", (high + low) / 2),
+            ("parameter_scale", (high - low) / 2),
+            ("step_shift", torch.tensor(last / 2)),
+            ("step_scale", torch.tensor(last / 2)),
+            ("field_shift", torch.zeros(channels)),
+            ("field_scale", torch.ones(channels)),
+        ):
+            self.register_buffer(name, value.to(torch.float32))
+        self.register_buffer("frozen", torch.tensor(False))
+
+    @classmethod
+    def identity(cls, spec: FieldSpec) -> Normalisation:
+        """Return one that changes nothing: raw parameters, step index and fields."""
+        same = cls(spec)
+        for name, value in same.named_buffers():
+            value.fill_(1.0 if name.endswith("scale") else 0.0)
+        same.frozen.fill_(True)
+        return same
+
+    def freeze(
+        self,
+        mean: Float[np.ndarray, " channel"],
+        std: Float[np.ndarray, " channel"],
+    ) -> None:
+        """Take the moments of the fields, once.
+
+        A variable that is constant so far keeps its own size as the scale.
+        """
+        if self.frozen:
+            raise RuntimeError(
+                "The normalisation is frozen already: its moments are part of what "
+                "the network has learnt. Build a new Surrogate instead."
+            )
+        shape = self.field_shift.shape
+        scale = np.where(std > 1e-6 * np.abs(mean), std, np.maximum(np.abs(mean), 1.0))
+        self.field_shift.copy_(torch.from_numpy(mean).reshape(shape))
+        self.field_scale.copy_(torch.from_numpy(scale).reshape(shape))
+        self.frozen.fill_(True)
+
+    def inputs(
+        self,
+        parameters: Float[Tensor, "batch parameter"],
+        step: Float[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, "batch parameter"], Float[Tensor, " batch"]]:
+        """Normalise parameters and step index."""
+        return (
+            (parameters - self.parameter_shift) / self.parameter_scale,
+            (step - self.step_shift) / self.step_scale,
+        )
+
+    def fields(
+        self, fields: Float[Tensor, "batch time channel *space"]
+    ) -> Float[Tensor, "batch time channel *space"]:
+        """Normalise fields."""
+        return (fields - self.field_shift) / self.field_scale
+
+    def physical(
+        self, fields: Float[Tensor, "batch time channel *space"]
+    ) -> Float[Tensor, "batch time channel *space"]:
+        """Bring normalised fields back to their units; the inverse of `fields`."""
+        return fields * self.field_scale + self.field_shift

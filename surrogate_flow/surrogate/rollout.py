@@ -1,0 +1,100 @@
+"""Predictions that are the history of the next ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from surrogate_flow.surrogate.batch import Batch
+
+__all__ = ["predictions", "pushed_forward", "roll_out"]
+
+#: (parameters, step, history) -> the next steps; all fields in physical units.
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def predictions(
+    predict: Predict,
+    parameters: Float[Tensor, "batch parameter"],
+    step: Float[Tensor, " batch"],
+    history: Float[Tensor, "batch inputs channel *space"],
+) -> Iterator[Float[Tensor, "batch outputs channel *space"]]:
+    """Yield one prediction after the other, without end; see `roll_out`."""
+    inputs = history.shape[1]
+    while True:
+        predicted = predict(parameters, step, history)
+        yield predicted
+        step = step + predicted.shape[1]
+        history = torch.cat([history, predicted], dim=1)
+        history = history[:, history.shape[1] - inputs :]
+
+
+def roll_out(
+    predict: Predict,
+    parameters: Float[Tensor, "batch parameter"],
+    step: Float[Tensor, " batch"],
+    history: Float[Tensor, "batch inputs channel *space"],
+    steps: int,
+) -> Float[Tensor, "batch steps channel *space"]:
+    """Predict `steps` steps, each prediction from the last `inputs` steps before it.
+
+    Where a prediction has fewer steps than the history, the rest of the history stays;
+    with an empty history, as direct windows have, nothing is carried over.
+
+    Parameters
+    ----------
+    predict : callable
+        ``predict(parameters, step, history)`` gives one or more steps; such as a
+        `Surrogate`.
+    parameters : Tensor of shape (batch, parameter)
+    step : Tensor of shape (batch,)
+        Index of the first step to predict.
+    history : Tensor of shape (batch, inputs, channel, *space)
+        The steps just before.
+    steps : int
+        How many to predict; those that the last prediction has beyond are cut off.
+
+    Examples
+    --------
+    >>> double = lambda parameters, step, history: 2 * history[:, -1:]
+    >>> ones = torch.ones(1, 3, 1)
+    >>> roll_out(double, torch.zeros(1, 0), torch.zeros(1), ones, 4).flatten().tolist()
+    [2.0, 4.0, 8.0, 16.0]
+    """
+    following = predictions(predict, parameters, step, history)
+    predicted, done = [history[:, :0]], 0
+    while done < steps:
+        predicted.append(next(following))
+        done += predicted[-1].shape[1]
+    return torch.cat(predicted, dim=1)[:, :steps]
+
+
+@torch.no_grad()
+def pushed_forward(predict: Predict, batch: Batch, unrolls: int, outputs: int) -> Batch:
+    """Return the batch of the prediction that comes after `unrolls` others.
+
+    Its history ends with what was predicted, without gradients, and its target is what
+    the solver has there: the push-forward trick of Brandstetter, Worrall, Welling,
+    Message Passing Neural PDE Solvers, ICLR 2022, section 3.1.
+
+    Parameters
+    ----------
+    predict : callable
+        As `roll_out` takes it.
+    batch : Batch
+        With ``(unrolls + 1) * outputs`` steps of target, or more.
+    unrolls : int
+        Predictions before the one that is learnt from.
+    outputs : int
+        Steps of one prediction.
+    """
+    skipped = unrolls * outputs
+    predicted = roll_out(predict, batch.parameters, batch.step, batch.history, skipped)
+    return batch._replace(
+        step=batch.step + skipped,
+        history=torch.cat([batch.history, predicted], dim=1)[:, skipped:],
+        target=batch.target[:, skipped : skipped + outputs],
+    )

@@ -1,0 +1,295 @@
+"""The surrogate: a network with its normalisation, trained to stand in for a solver."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import pytorch_lightning as L
+import torch
+from jaxtyping import Float
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from surrogate_flow.fields.names import class_at
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Direct, Window
+from surrogate_flow.surrogate import checkpoint
+from surrogate_flow.surrogate.batch import Batch
+from surrogate_flow.surrogate.metrics import detailed_metrics, field_metrics
+from surrogate_flow.surrogate.normalisation import Normalisation
+from surrogate_flow.surrogate.prediction import (
+    checked_history,
+    checked_parameters,
+    positions,
+    steps_at,
+)
+from surrogate_flow.surrogate.recipe import plain_recipe
+from surrogate_flow.surrogate.rollout import pushed_forward, roll_out
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Surrogate"]
+
+_ADAM = partial(torch.optim.Adam, lr=1e-3)
+
+
+@runtime_checkable
+class _HasMoments(Protocol):
+    def moments(self) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class Surrogate(L.LightningModule):
+    """û = network(parameters, t, history), trained on |û - u|^2 in normalised units.
+
+    Parameters
+    ----------
+    spec : FieldSpec
+        Of the fields; from the command line it comes from the workflow.
+    network : class of nn.Module
+        Built as ``network(spec, window)``: a recipe carries no sizes.
+    window : Window
+        What is predicted from what.
+    loss : nn.Module
+        Of normalised prediction and target.
+    normalisation : {"standard", "none"}
+        ``standard``: parameters and time from their bounds, fields from the first fill
+        of the reservoir. ``none``: raw parameters, step index and fields.
+    optimizer : callable
+        Parameters -> optimizer.
+    scheduler : callable, optional
+        Optimizer -> schedule of the learning rate, advanced after every batch.
+
+    Examples
+    --------
+    >>> from surrogate_flow.nn import FullyConnected
+    >>> from surrogate_flow.solvers import Heat2D
+    >>> surrogate = Surrogate(Heat2D(cells=(8, 8)).spec, FullyConnected)
+    >>> walls = dict(initial=300, left=100, right=500, bottom=200, top=400)
+    >>> surrogate.predict(walls, times=[0.1, 0.2]).temperature.dims
+    ('time', 'x', 'y')
+    """
+
+    def __init__(
+        self,
+        spec: FieldSpec,
+        network: Callable[[FieldSpec, Window], nn.Module],
+        *,
+        window: Window | None = None,
+        loss: nn.Module | None = None,
+        normalisation: Literal["standard", "none"] = "standard",
+        optimizer: OptimizerCallable = _ADAM,
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.window = window or Direct()
+        self.window.require(spec.steps)
+        self.recipe = {
+            "format": checkpoint.FORMAT,
+            "spec": spec.to_plain(),
+            "network": plain_recipe(network),
+            "window": _plain_window(self.window),
+            "normalisation": normalisation,
+        }
+        self.network = network(spec, self.window)
+        if normalisation not in ("standard", "none"):
+            raise ValueError(
+                f"normalisation: expected 'standard' or 'none', got {normalisation!r}."
+            )
+        self.normalisation = (
+            Normalisation(spec)
+            if normalisation == "standard"
+            else Normalisation.identity(spec)
+        )
+        self.loss = loss or nn.MSELoss()
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.val_errors = field_metrics(spec, "val_")
+        self.test_errors = detailed_metrics(spec, "test_")
+
+    def forward(
+        self,
+        parameters: Float[Tensor, "batch parameter"],
+        step: Float[Tensor, " batch"],
+        history: Float[Tensor, "batch inputs channel *space"],
+    ) -> Float[Tensor, "batch outputs channel *space"]:
+        """Predict in physical units."""
+        return self.normalisation.physical(self._normalised(parameters, step, history))
+
+    def _normalised(self, parameters: Tensor, step: Tensor, history: Tensor) -> Tensor:
+        out: Tensor = self.network(
+            *self.normalisation.inputs(parameters, step),
+            self.normalisation.fields(history),
+        )
+        return out
+
+    def on_fit_start(self) -> None:
+        """Freeze the normalisation, with the moments of the first fill."""
+        if self.normalisation.frozen:
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, _HasMoments):
+            raise TypeError(
+                "normalisation='standard' needs a data module with moments(), got "
+                f"{type(data).__name__}. Use one, or normalisation='none'."
+            )
+        self.normalisation.freeze(*data.moments())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss in normalised units, of the last prediction if unrolled."""
+        unrolls = self._unrolls(batch_idx)
+        batch = pushed_forward(self, batch, unrolls, self.window.outputs)
+        prediction = self._normalised(batch.parameters, batch.step, batch.history)
+        loss: Tensor = self.loss(prediction, self.normalisation.fields(batch.target))
+        if batch.weight:
+            self.log("train_loss", loss, batch_size=len(batch.step))
+        return loss * batch.weight
+
+    def _unrolls(self, batch_idx: int) -> int:
+        if not self.window.unroll:
+            return 0
+        # Of epoch and batch: the same on all ranks, and in a run that goes on.
+        number = [torch.initial_seed(), self.current_epoch, batch_idx]
+        chance = np.random.default_rng(number)
+        return int(chance.integers(self.window.unroll + 1))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the validation errors."""
+        self._evaluate("val", self.val_errors, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the test errors."""
+        self._evaluate("test", self.test_errors, batch)
+
+    def _evaluate(self, stage: str, errors: Any, batch: Batch) -> None:
+        normalised = self._normalised(batch.parameters, batch.step, batch.history)
+        target = batch.target[:, : self.window.outputs]
+        loss = self.loss(normalised, self.normalisation.fields(target))
+        errors.update(self.normalisation.physical(normalised), target)
+        self.log(f"{stage}_loss", loss, batch_size=len(batch.step), sync_dist=True)
+        self.log_dict(errors, batch_size=len(batch.step))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Predict a batch in physical units."""
+        out: Tensor = self(batch.parameters, batch.step, batch.history)
+        return out
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer, and the schedule if there is one."""
+        optimizer = self.optimizer(self.network.parameters())
+        if self.scheduler is None:
+            return optimizer
+        schedule = self.scheduler(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": schedule,
+                "interval": "step",
+                "monitor": "train_loss",
+            },
+        }
+
+    @torch.no_grad()
+    def predict(
+        self,
+        parameters: Mapping[str, float],
+        times: Sequence[float] | None = None,
+        history: xr.Dataset | None = None,
+    ) -> xr.Dataset:
+        """Return what the solver would yield, with coordinates and units.
+
+        Parameters
+        ----------
+        parameters : mapping of str to float
+            One value for each parameter of the spec.
+        times : sequence of float, optional
+            In the units of the spec. With a direct window the network interpolates
+            between two steps of the solver; an autoregressive one rolls out over steps
+            alone, to the last of those asked for. All steps of the solver by default,
+            or all that come after the history.
+        history : xr.Dataset, optional
+            For autoregressive windows: consecutive steps as the solver yields them,
+            ``inputs`` or more, of which the last are seen.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is unknown, missing or not finite, a time lies outside of the
+            spec's, or the history is missing, not needed, too short or not what the
+            solver yields.
+        """
+        spec = self.spec
+        vector = checked_parameters(spec, parameters)
+        first, seen = checked_history(spec, self.window, history)
+        times = spec.times[first:] if times is None else times
+        was_training = self.training
+        self.eval()
+        row = torch.tensor(vector, dtype=torch.float32, device=self.device)[None]
+        past = torch.from_numpy(seen).to(self.device)[None]
+        if self.window.inputs:
+            steps = steps_at(spec, times, first)
+            begin = row.new_full((1,), float(first))
+            count = int(steps.max(initial=first - 1)) + 1 - first
+            rolled = roll_out(self, row, begin, past, count)[0].cpu().numpy()
+            fields = rolled[steps - first]
+        else:
+            at = positions(spec, times)
+            fields = np.empty((len(at), *spec.step_shape), dtype=np.float32)
+            for k, step in enumerate(at):
+                begin = row.new_full((1,), float(step))
+                fields[k] = self(row, begin, past)[0, 0].cpu().numpy()
+        self.train(was_training)
+        return spec.dataset(fields, times, parameters)
+
+    def on_save_checkpoint(self, saved: dict[str, Any]) -> None:
+        """Add what `load` needs, as plain values."""
+        saved[checkpoint.KEY] = self.recipe
+
+    def on_load_checkpoint(self, saved: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another surrogate, naming the difference."""
+        checkpoint.require_same(self.recipe, saved)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Surrogate:
+        """Rebuild a surrogate from a checkpoint, without its solver and its cluster.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is no checkpoint at `path`, or not one of a surrogate.
+        """
+        recipe, state = checkpoint.read(path)
+        network = class_at(recipe["network"]["class_path"])
+        window = class_at(recipe["window"]["class_path"])
+        if not (_is_a(network, nn.Module) and _is_a(window, Window)):
+            raise ValueError(
+                f"{path}: expected an nn.Module and a Window, got {network} and "
+                f"{window}. The checkpoint was written by another program."
+            )
+        surrogate = cls(
+            FieldSpec.from_plain(recipe["spec"]),
+            partial(network, **recipe["network"]["init_args"]),
+            window=window(**recipe["window"]["init_args"]),
+            normalisation=recipe["normalisation"],
+        )
+        surrogate.load_state_dict(state)
+        return surrogate.eval()
+
+
+def _is_a(value: Any, base: type) -> bool:
+    return isinstance(value, type) and issubclass(value, base)
+
+
+def _plain_window(window: Window) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(window):
+        raise TypeError(
+            f"window: expected a dataclass of plain values, got "
+            f"{type(window).__name__}. Write it as the shipped ones are."
+        )
+    return plain_recipe(partial(type(window), **dataclasses.asdict(window)))

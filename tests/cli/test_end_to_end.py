@@ -1,0 +1,263 @@
+"""A whole fit through the command line, as a user types it, on a tiny mesh."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import xarray as xr
+import yaml
+from matplotlib.image import imread
+
+from surrogate_flow.report.summary import Outcome
+from surrogate_flow.solvers import Heat2D
+from surrogate_flow.surrogate.surrogate import Surrogate
+
+CELLS, STEPS = (12, 8), 20
+WALLS = {"initial": 300.0, "left": 100.0, "right": 500.0, "bottom": 200.0, "top": 400.0}
+
+WORKFLOW = {
+    "name": "tiny",
+    "solver": {
+        "class_path": "surrogate_flow.solvers.Heat2D",
+        "init_args": {"cells": list(CELLS), "steps": STEPS, "time_step": 0.005},
+    },
+    "simulations": 300,
+    "held_out": 4,
+    "batch_size": 16,
+    "reservoir": {
+        "class_path": "surrogate_flow.reservoir.Reservoir",
+        "init_args": {"capacity": 1000, "threshold": 200},
+    },
+}
+
+
+def command(*words):
+    return [sys.executable, "-m", "surrogate_flow", *words]
+
+
+def environment():
+    # The package that these tests import, wherever an installed one is.
+    folder = Path(__file__).parents[1]
+    paths = os.pathsep.join([str(folder), str(folder.parent)])
+    return {**os.environ, "PYTHONPATH": paths, "COLUMNS": "200"}
+
+
+def fit(folder, workflow, *overrides, **kwargs):
+    (folder / "workflow.yaml").write_text(yaml.safe_dump(workflow))
+    return subprocess.Popen(
+        command(
+            "fit", "--data", "workflow.yaml", "--model", "fully_connected", *overrides
+        ),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The output of a fit, and its folder."""
+    folder = tmp_path_factory.mktemp("fit")
+    process = fit(
+        folder,
+        WORKFLOW,
+        "--model.optimizer.lr=0.003",
+        "--trainer.val_check_interval=50",
+    )
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, output
+    (path,) = (folder / "runs" / "tiny").iterdir()
+    return output, path
+
+
+def test_beats_a_constant_prediction_fivefold(run):
+    """The root mean square error is less than a fifth of the best constant field's."""
+    output, _ = run
+    rmse, constant = re.search(
+        r"temperature: ([\d.e+]+) K root mean square .of a constant field: ([\d.e+]+) K",
+        output,
+    ).groups()
+    assert float(rmse) < float(constant) / 5
+
+
+def test_says_what_a_user_wants_to_know(run):
+    """Dashboard, progress line, relative error and kelvin, the folder, the next command."""
+    output, path = run
+    assert re.search(r"dashboard: http://127\.0\.0\.1:\d+/status", output)
+    assert re.search(
+        r"batch \d+ \| loss \S+ \| \d+ samples/s.*reservoir \d+/1000 "
+        r"\(seen \d+, unseen \d+\) \| simulations \d+ done, \d+ running, 0 failed",
+        output,
+    )
+    assert re.search(r"Validation error: [\d.]+% relative", output)
+    assert str(path.relative_to(path.parents[2])) in output
+    assert "surrogate-flow predict --ckpt_path" in output
+
+
+def test_leaves_the_run_folder(run):
+    """Checkpoints, metrics, TensorBoard events, configuration, picture; no failures."""
+    _, path = run
+    names = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
+    assert {
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+        "metrics.csv",
+        "config.yaml",
+        "prediction.png",
+    } <= names
+    assert any("tfevents" in name for name in names)
+    assert "failures.csv" not in names
+    with (path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    errors = [float(r["val_relative_l2"]) for r in rows if r["val_relative_l2"]]
+    assert len(errors) >= 2
+    assert errors[-1] < errors[0]
+
+
+def test_picture_is_a_picture(run):
+    """prediction.png opens, and is not blank."""
+    _, path = run
+    image = imread(path / "prediction.png")
+    assert min(image.shape[:2]) > 400
+    assert image[..., :3].std() > 0.05
+
+
+def test_every_sample_was_trained(run):
+    """Reservoir trains each of 300 x 20 samples at least once."""
+    _, path = run
+    surrogate = Surrogate.load(path / "checkpoints" / "last.ckpt")
+    assert surrogate.spec == Heat2D(cells=CELLS, steps=STEPS, time_step=0.005).spec
+    outcome = Outcome.read(path)
+    assert outcome.unique_samples == 300 * STEPS
+    assert outcome.samples >= 300 * STEPS
+    assert outcome.simulations == 300 + outcome.validated
+
+
+def test_predict_agrees_with_the_solver(run, tmp_path):
+    """`surrogate-flow predict` writes a netCDF file close to what the solver yields."""
+    _, path = run
+    output = tmp_path / "field.nc"
+    subprocess.run(
+        command(
+            "predict",
+            f"--ckpt_path={path / 'checkpoints' / 'last.ckpt'}",
+            f"--parameters={WALLS}",
+            f"--output={output}",
+        ),
+        check=True,
+        timeout=60,
+    )
+    field = xr.load_dataset(output).temperature
+    solver = Heat2D(cells=CELLS, steps=STEPS, time_step=0.005)
+    truth = xr.concat(solver.solve(WALLS), "time").temperature
+    assert field.attrs["units"] == "K"
+    np.testing.assert_allclose(field.time, truth.time)
+    assert float(np.sqrt(((field - truth) ** 2).mean())) < 0.2 * float(truth.std())
+
+
+def test_the_saved_configuration_runs_again(run, tmp_path):
+    """config.yaml repeats the experiment: validate gives the error of the fit."""
+    output, path = run
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    assert config["data"]["init_args"]["batch_size"] == 16
+    again = subprocess.run(
+        command(
+            "validate",
+            f"--data={path.parents[2] / 'workflow.yaml'}",
+            "--model=fully_connected",
+            f"--ckpt_path={path / 'checkpoints' / 'last.ckpt'}",
+        ),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert again.returncode == 0, again.stderr
+    before = float(re.search(r"Validation error: ([\d.]+)%", output)[1])
+    after = float(re.search(r"Validation error: ([\d.]+)%", again.stdout)[1])
+    assert after == pytest.approx(before, abs=0.006)
+
+
+def test_failing_simulations_do_not_end_the_fit(tmp_path):
+    """A solver that yields NaN for some parameters: rows in failures.csv, and a fit all the same."""
+    workflow = {
+        **WORKFLOW,
+        "name": "troubled",
+        "solver": {
+            "class_path": "troubled.Troubled",
+            "init_args": {"fault": "nan", "above": 0.9},
+        },
+        "simulations": 40,
+        "reservoir": {
+            "class_path": "surrogate_flow.reservoir.FIFO",
+            "init_args": {"capacity": 100},
+        },
+        "faults": {"retries": 1, "max_failures": 40},
+    }
+    process = fit(tmp_path, workflow)
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, output
+    (path,) = (tmp_path / "runs" / "troubled").iterdir()
+    with (path / "failures.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["error"] for row in rows} == {"RefusedStep"}
+    assert re.search(r"[1-9]\d* failed", output)
+
+
+def test_ctrl_c_once_saves_and_leaves_nothing(tmp_path):
+    """SIGINT to the whole process group, as a terminal sends it: checkpoint, exit 0, no process."""
+    process = fit(tmp_path, {**WORKFLOW, "simulations": None}, start_new_session=True)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.search(r"batch [1-9]", line):
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    os.killpg(process.pid, signal.SIGINT)
+    output = "".join(lines) + process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert "Traceback" not in output, output
+    (path,) = (tmp_path / "runs" / "tiny").iterdir()
+    Surrogate.load(path / "checkpoints" / "last.ckpt")
+    assert "Validation error" in output
+    # It says how the run goes on, and not that it has come to its end.
+    assert "--ckpt_path last goes on" in output
+    assert "max_epochs" not in output
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
+def test_ctrl_c_before_the_first_batch_leaves_nothing(tmp_path):
+    """SIGINT while the trainer waits for the first samples: it ends at once, and cleanly."""
+    workflow = {
+        **WORKFLOW,
+        "solver": {
+            "class_path": "troubled.Troubled",
+            "init_args": {"fault": "hangs", "above": -1.0},
+        },
+    }
+    process = fit(tmp_path, workflow, start_new_session=True)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "2 running" in line:
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    output = "".join(lines) + process.communicate(timeout=60)[0]
+    assert process.returncode == 1, output
+    assert "Traceback" not in output, output
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive

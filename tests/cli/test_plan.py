@@ -1,0 +1,189 @@
+"""What `plan` says of a study, without submitting anything."""
+
+import time
+from functools import partial
+
+import pytest
+import yaml
+from dask_jobqueue import PBSCluster, SLURMCluster
+from distributed import LocalCluster
+from rich.console import Console
+from troubled import STEPS, Leisurely, Troubled, Wave
+
+from surrogate_flow.cli.app import main
+from surrogate_flow.cli.plan import measure, places, show
+from surrogate_flow.data.online import OnlineData
+from surrogate_flow.stream import RefusedStep
+
+
+class Stuck(Wave):
+    """A wave that never breaks."""
+
+    def solve(self, parameters):
+        time.sleep(60)
+        yield from super().solve(parameters)
+
+
+@pytest.fixture(autouse=True)
+def no_batch_system(monkeypatch):
+    """Whatever would be submitted fails."""
+    monkeypatch.setenv("PATH", "")
+
+
+def test_the_pace_is_that_of_the_solver():
+    """Five steps with pauses of 0.3 s between them."""
+    pace = measure(Leisurely())
+    assert pace.steps == STEPS
+    assert 1.2 <= pace.seconds < 3
+    assert pace.simulation(Wave.spec) == pace.seconds
+    rate = STEPS * Wave.spec.step_bytes / pace.seconds
+    assert pace.bytes_per_second(Wave.spec) == rate
+
+
+def test_a_pace_is_taken_for_some_seconds_only():
+    """From what came until then; from nothing, none."""
+    pace = measure(Leisurely(), 0.4)
+    assert 1 <= pace.steps < STEPS
+    assert measure(Stuck(), 0.2) is None
+
+
+def test_a_solver_with_a_mistake():
+    """The refusal that a worker would send."""
+    with pytest.raises(RefusedStep):
+        measure(Troubled("nan", 0.0))
+
+
+@pytest.mark.parametrize("kind", [SLURMCluster, PBSCluster])
+def test_a_walltime_that_no_queue_takes(kind):
+    """It is not called none."""
+    cluster = partial(
+        kind, cores=1, memory="1 GB", interface="lo", walltime="4h", n_workers=1
+    )
+    assert (
+        "walltime '4h', which" in places(OnlineData(Wave(), cluster=cluster)).resources
+    )
+
+
+@pytest.mark.parametrize("kind", [SLURMCluster, PBSCluster])
+def test_the_script_of_a_job_and_how_many(kind, capsys):
+    """Of 2 to 5 jobs with 4 cores each, half of them for each simulation."""
+    cluster = partial(
+        kind,
+        cores=4,
+        memory="4 GB",
+        walltime="00:30:00",
+        interface="lo",
+        minimum_jobs=2,
+        maximum_jobs=5,
+    )
+    data = OnlineData(Wave(), cluster=cluster, cores_per_simulation=2, simulations=7)
+    where = places(data)
+    assert where.at_once == (4, 10)
+    show(data, Console(width=200))
+    printed = capsys.readouterr().out
+    assert "distributed.cli.dask_worker tls://" in printed
+    assert "2 to 5, each with 4 cores, 4 GB, walltime 0:30:00" in printed
+    assert "4 to 10 simulations, 2 cores each" in printed
+    assert "10 held out, then 7" in printed
+    assert "5 steps of 16 B: 80 B" in printed
+
+
+def test_a_machine_without_queue(capsys):
+    """No script; the workers that there would be."""
+    cluster = partial(
+        LocalCluster, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    )
+    show(OnlineData(Wave(), cluster=cluster), Console(width=200))
+    printed = capsys.readouterr().out
+    assert "2 simulations, 1 core each" in printed
+    assert "script" not in printed
+
+
+def test_a_scheduler_without_workers(capsys):
+    """No rate, no time, and no division by nothing."""
+    cluster = partial(LocalCluster, n_workers=0, dashboard_address="127.0.0.1:0")
+    show(OnlineData(Wave(), cluster=cluster), Console(width=200))
+    assert "no workers yet" in capsys.readouterr().out
+
+
+def test_by_the_command_line(monkeypatch, capsys, tmp_path):
+    """With recipes by name; a model is no mistake."""
+    monkeypatch.chdir(tmp_path)
+    words = (
+        "plan --data heat2d --model fully_connected --data.cluster slurm "
+        "--data.cluster.interface lo"
+    )
+    main([*words.split(), "--data.solver.steps=3"])
+    printed = capsys.readouterr().out
+    assert "#SBATCH -t 04:00:00" in printed
+    assert "nothing was submitted" in printed
+    assert "1 to 8, each with 2 cores, 4 GB, walltime 4:00:00" in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "jobs"),
+    [
+        (
+            "slurm --data.cluster.cores 16 --data.cluster.interface lo",
+            "1 to 8, each with 16 cores",
+        ),
+        (
+            "slurm --data.cluster.maximum_jobs=3 --data.cluster.interface lo",
+            "1 to 3, each with 2 cores",
+        ),
+        (
+            "dask_jobqueue.PBSCluster --data.cluster.cores 3 --data.cluster.memory 1GB "
+            "--data.cluster.n_workers 7 --data.cluster.interface lo",
+            "3, each with 3 cores, 1GB",
+        ),
+        (
+            "slurm --data.cluster.walltime 12:00:00 --data.cluster.interface lo",
+            "walltime 12:00:00",
+        ),
+        (
+            "slurm --data.cluster.n_workers 4 --data.cluster.interface lo",
+            "2, each with",
+        ),
+        ("local --data.cluster.n_workers 3", "3 simulations"),
+    ],
+    ids=lambda words: words.split()[0],
+)
+def test_arguments_of_a_cluster_on_the_command_line(words, jobs, capsys):
+    """Its own, and those that it hands on to its jobs."""
+    main(f"plan --data heat2d --data.solver.steps 3 --data.cluster {words}".split())
+    assert jobs in capsys.readouterr().out
+
+
+def test_arguments_of_a_cluster_over_the_settings_of_a_run(tmp_path, capsys):
+    """fit --config FILE: they reach the jobs as they do with --data.cluster."""
+    words = "--data.cluster slurm --data.cluster.walltime 01:00:00 --print_config"
+    with pytest.raises(SystemExit):
+        main(["fit", "--data=heat2d", "--model=fully_connected", *words.split()])
+    file = tmp_path / "config.yaml"
+    file.write_text(capsys.readouterr().out)
+    more = ["--data.cluster.cores=16", "--data.cluster.maximum_jobs=3"]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(file), *more, "--print_config"])
+    cluster = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["cluster"]
+    handed_on = cluster["dict_kwargs"]
+    assert (handed_on["cores"], handed_on["maximum_jobs"]) == (16, 3)
+    assert handed_on["walltime"] == "01:00:00"
+
+
+def test_a_misspelt_argument_of_a_cluster(capsys):
+    """The nearest one of those that are handed on, too."""
+    words = "plan --data heat2d --data.cluster slurm --data.cluster.walltme 1"
+    with pytest.raises(SystemExit):
+        main(words.split())
+    assert "Did you mean 'walltime'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"), [("slrm", "'slurm'"), ("slurm.yml", "no such file")]
+)
+def test_a_misspelt_recipe(word, hint, capsys):
+    """The nearest one that there is."""
+    with pytest.raises(SystemExit):
+        main(["plan", "--data", "heat2d", "--data.cluster", word])
+    assert hint in capsys.readouterr().err

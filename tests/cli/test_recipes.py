@@ -1,0 +1,314 @@
+"""Recipes: every pair composes, and every mistake is named with the nearest valid word."""
+
+import itertools
+import math
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from surrogate_flow.cli.checks.spelling import check_recipe
+from surrogate_flow.cli.lightning import SurrogateCLI
+from surrogate_flow.cli.recipes import find_recipe
+from surrogate_flow.data.online import OnlineData
+from surrogate_flow.fields.names import RecipeError, class_at
+from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
+from surrogate_flow.nn import FullyConnected
+from surrogate_flow.reservoir.draw import Draw
+from surrogate_flow.sampling.design import held_out
+from surrogate_flow.solvers import Solver
+from surrogate_flow.stream import Crossing
+from surrogate_flow.surrogate.batch import Batch
+from surrogate_flow.surrogate.recipe import plain_recipe
+from surrogate_flow.surrogate.surrogate import Surrogate
+
+ROOT = Path(__file__).parents[2]
+
+
+class NoDims(Solver):
+    """Numbers, on no grid."""
+
+    fields: ClassVar = {"dims": (), "shape": ()}
+
+    @property
+    def spec(self):
+        """Two numbers."""
+        return FieldSpec(
+            parameters=(Parameter("a", 0, 1),),
+            variables=(Variable("u"), Variable("v")),
+            times=(1.0, 2.0),
+            **self.fields,
+        )
+
+    def solve(self, parameters):
+        """Never called: nothing runs here."""
+        raise AssertionError
+
+
+class Mesh(NoDims):
+    """Two triangles."""
+
+    fields: ClassVar = {
+        "dims": ("node",),
+        "shape": (4,),
+        "cells": ((0, 1, 2), (1, 2, 3)),
+    }
+
+
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.yaml"))
+MODELS = sorted((ROOT / "models").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Runs leave their folders beside the test's own files."""
+    monkeypatch.chdir(tmp_path)
+
+
+def on_grid(spec):
+    """Fields on a structured grid."""
+    return bool(spec.dims) and spec.cells is None
+
+
+def has_few_nodes(spec):
+    """Fields at points, whose messages fit into a computer's memory."""
+    return bool(spec.dims) and math.prod(spec.shape) < 100_000
+
+
+# Which fields a model is for; the others are for all.
+SERVES = {"fno": on_grid, "unet": on_grid, "message_passing": has_few_nodes}
+
+
+def compose(workflow, *arguments):
+    """What the command line builds, and does not run yet."""
+    return SurrogateCLI(
+        Surrogate,
+        OnlineData,
+        subclass_mode_data=True,
+        run=False,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        seed_everything_default=0,
+        args=["--data", str(workflow), *arguments],
+    )
+
+
+@pytest.mark.parametrize(
+    ("workflow", "model"),
+    list(itertools.product(WORKFLOWS, MODELS)),
+    ids=lambda path: path.stem,
+)
+def test_every_workflow_composes_with_every_model(workflow, model):
+    """A model recipe carries no sizes: the pair predicts, or the network says which one does."""
+    check_recipe(workflow, OnlineData)
+    check_recipe(model, Surrogate)
+    solver = yaml.safe_load(workflow.read_text())["solver"]
+    solver = solver if isinstance(solver, dict) else {"class_path": solver}
+    spec = class_at(solver["class_path"])(**solver.get("init_args", {})).spec
+    if not SERVES.get(model.stem, lambda spec: True)(spec):
+        network = yaml.safe_load(model.read_text())["network"]["class_path"]
+        with pytest.raises(
+            ValueError, match=r"[Uu]se .*surrogate_flow\.nn\."
+        ) as caught:
+            compose(workflow, "--model", str(model))
+        assert str(caught.value).startswith(f"{network.rpartition('.')[2]}: expected")
+        return
+    cli = compose(workflow, "--model", str(model))
+    assert cli.datamodule.workflow == workflow.stem
+    assert cli.datamodule.spec == spec
+    window = cli.model.window
+    # Shapes alone, without the arithmetic: a million cells take their time.
+    with torch.no_grad(), torch.device("meta"):
+        out = cli.model.to("meta")(
+            torch.zeros(1, len(spec.parameters)),
+            torch.zeros(1),
+            torch.zeros(1, window.inputs, *spec.step_shape),
+        )
+    assert out.shape == (1, window.outputs, *spec.step_shape)
+
+
+# Sizes at which a training step takes no time; the others are small as they are.
+SMALL = {
+    "heat2d": "--data.solver.cells=[12, 12]",
+    "heat2d_large": "--data.solver.cells=[12, 12]",
+    "gray_scott2d": "--data.solver.cells=16",
+    "navier_stokes2d": "--data.solver.points=16",
+    "heat_plate": "--data.solver.cells=[16, 3]",
+}
+PAIRS = [
+    (workflow, model)
+    for workflow, model in itertools.product(WORKFLOWS, MODELS)
+    if (workflow.stem == "heat_plate") <= (model.stem not in ("fno", "unet"))
+    and (workflow.stem == "lorenz") <= model.stem.startswith("fully")
+]
+
+
+@pytest.mark.parametrize(("workflow", "model"), PAIRS, ids=lambda path: path.stem)
+def test_every_sensible_pair_learns(workflow, model):
+    """Some steps of the recipe's optimizer on the first steps of a simulation: the loss falls."""
+    cli = compose(
+        workflow, "--model", str(model), SMALL.get(workflow.stem, "--data.held_out=1")
+    )
+    module, solver = cli.model, cli.datamodule.solver
+    (simulation,) = held_out("validation", solver.spec.parameters, 1)
+    crossing, steps = Crossing(solver.spec, 0), []
+    for dataset in solver.solve(simulation.parameters):
+        steps.extend(crossing.convert(dataset, len(steps)))
+        if len(steps) >= 6:
+            break
+    steps = np.stack(steps[:6])
+    axes = (0, *range(2, steps.ndim))
+    module.normalisation.freeze(
+        steps.mean(axes, dtype=float), steps.std(axes, dtype=float)
+    )
+    first = np.arange(4)
+    windows = np.stack([steps[k : k + module.window.span] for k in first])
+    vector = solver.spec.vector(simulation.parameters).astype(np.float32)
+    draw = Draw(windows, np.zeros(4, int), first, np.tile(vector, (4, 1)))
+    batch = Batch.from_draw(draw, module.window)
+    optimizer = module.configure_optimizers()
+    for group in optimizer.param_groups:
+        # Fourier layers take their time.
+        group["lr"] *= 4 if model.stem == "fno" else 1
+    losses = []
+    while not losses or losses[-1] > 0.7 * losses[0]:
+        assert len(losses) < 100, losses
+        optimizer.zero_grad()
+        loss = module.training_step(batch, 0)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+
+
+@pytest.mark.parametrize("model", ["fno", "unet"])
+@pytest.mark.parametrize("solver", [NoDims, Mesh])
+def test_fields_on_no_grid_need_another_model(tmp_path, solver, model):
+    """The command line ends with the name of a model that serves them, and that one does."""
+    workflow = tmp_path / "other.yaml"
+    workflow.write_text(f"solver: {__name__}.{solver.__name__}\nsimulations: 3\n")
+    with pytest.raises(
+        ValueError, match=r": expected fields .*--model fully_connected"
+    ):
+        compose(workflow, "--model", str(ROOT / "models" / f"{model}.yaml"))
+    compose(workflow, "--model", str(ROOT / "models" / "fully_connected.yaml"))
+
+
+def test_a_model_recipe_names_a_window(tmp_path):
+    """The window is a class with arguments as all else is."""
+    model = tmp_path / "model.yaml"
+    model.write_text(
+        "network: surrogate_flow.nn.UNet\n"
+        "window: {class_path: test_networks.History, init_args: {seen: 3, predicted: 2}}"
+    )
+    check_recipe(model, Surrogate)
+    cli = compose(ROOT / "workflows" / "heat2d.yaml", "--model", str(model))
+    assert (cli.model.window.inputs, cli.model.window.outputs) == (3, 2)
+
+
+def test_a_recipe_without_an_optimizer_can_be_saved(tmp_path):
+    """The default one is a class with its arguments, which config.yaml can hold."""
+    model = tmp_path / "model.yaml"
+    model.write_text("network: {class_path: surrogate_flow.nn.FullyConnected}\n")
+    cli = compose(ROOT / "workflows" / "lorenz.yaml", "--model", str(model))
+    assert cli.config.model.optimizer.class_path == "torch.optim.Adam"
+    assert cli.model.configure_optimizers().defaults["lr"] == 1e-3
+
+
+def test_recipes_are_short():
+    """A recipe says only what differs from the defaults: 5 to 25 lines."""
+    for path in WORKFLOWS + MODELS:
+        assert 5 <= len(path.read_text().splitlines()) <= 25, path
+
+
+def test_a_bare_name_finds_the_shipped_recipe():
+    """A shipped recipe goes by its name from any folder."""
+    assert find_recipe("workflows", "heat2d") == ROOT / "workflows" / "heat2d.yaml"
+
+
+@pytest.mark.parametrize("name", ["heat2", "workflows/heat2.yaml"])
+def test_a_missing_recipe_names_the_nearest(name):
+    """The error names what was asked for and the nearest recipe there is."""
+    with pytest.raises(RecipeError, match=r"heat2.*Did you mean 'heat2d'\?"):
+        find_recipe("workflows", name)
+
+
+MISTAKES = {
+    "argument": ("simulation: 3", r"'simulation' of OnlineData.*'simulations'"),
+    "class": (
+        "solver: {class_path: surrogate_flow.solvers.Heat2}",
+        r"has no 'Heat2'.*'Heat2D'",
+    ),
+    "class as text": ("solver: surrogate_flow.solvers.Heat2", r"has no 'Heat2'"),
+    "module": (
+        "solver: {class_path: surrogate_flo.Heat2D}",
+        r"cannot import 'surrogate_flo'",
+    ),
+    "nested argument": (
+        "solver: {class_path: surrogate_flow.solvers.Heat2D, init_args: {cell: [9, 9]}}",
+        r"'solver.cell' of Heat2D.*'cells'",
+    ),
+    "key": (
+        "solver: {class_path: surrogate_flow.solvers.Heat2D, init_arg: {}}",
+        r"unknown key 'init_arg'.*'init_args'",
+    ),
+    "class that is no text": ("solver: {class_path: 3}", r"expected 'package.module"),
+    "arguments that are no mapping": (
+        "solver: {class_path: surrogate_flow.solvers.Heat2D, init_args: [1]}",
+        r"solver: expected a mapping.*got list",
+    ),
+    "key that is no text": ("1: 2", r"expected a mapping of names"),
+    "argument of a dataclass": (
+        "faults: {retry: 3}",
+        r"'faults.retry' of Faults.*'retries'",
+    ),
+    "limiter": (
+        "reservoir: {class_path: surrogate_flow.reservoir.Reservoir, init_args: {limiter: {ratios: 4}}}",
+        r"limiter.ratios.*'ratio'",
+    ),
+    "bare class": ("reservoir: Resevoir", r"no class 'Resevoir'.*'Reservoir'"),
+    "list": ("- 1", r"expected a mapping.*got list"),
+    "yaml": ("a: [1", r"not valid YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_named(tmp_path, text, message):
+    """Each mistake in a recipe gives one message with the file, the place and the nearest word."""
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message) as caught:
+        check_recipe(path, OnlineData)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["existing", "local", "pbs", "slurm"])
+def test_shipped_clusters_have_no_mistakes(name):
+    """What is said to be wrong with a cluster's recipe is not said of these."""
+    path = find_recipe("workflows/clusters", name)
+    check_recipe(path, OnlineData, "cluster")
+
+
+def test_class_at_finds_classes():
+    """A class path gives the class."""
+    assert class_at("surrogate_flow.nn.FullyConnected") is FullyConnected
+
+
+def test_plain_recipe_round_trip():
+    """A partial of a class becomes plain values that rebuild it."""
+    plain = plain_recipe(partial(FullyConnected, widths=(3, 4)))
+    assert class_at(plain["class_path"]) is FullyConnected
+    assert plain["init_args"] == {"widths": [3, 4]}
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [lambda spec, window: None, partial(FullyConnected, widths=torch.ones(2))],
+)
+def test_plain_recipe_refuses_code(factory):
+    """What could not be rebuilt from data is refused when the surrogate is made."""
+    with pytest.raises(RecipeError, match="checkpoint"):
+        plain_recipe(factory)

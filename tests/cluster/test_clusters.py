@@ -1,0 +1,201 @@
+"""Clusters as they are opened for a study."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+from dask.system import CPU_COUNT
+from dask.utils import key_split
+from distributed import Client, LocalCluster
+from jsonargparse import ArgumentParser
+from troubled import STEPS, Wave
+
+from surrogate_flow import ExistingScheduler
+from surrogate_flow.cluster import security
+from surrogate_flow.cluster.open import open_cluster
+from surrogate_flow.data.online import OnlineData
+from surrogate_flow.ensemble.forgetting import forget
+from surrogate_flow.reservoir import FIFO
+
+LENGTH = "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH"
+
+
+def test_logs_of_every_process_are_short(tmp_path):
+    """Scheduler and workers keep 100 entries: memory stops growing after minutes."""
+    one = partial(
+        LocalCluster, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    )
+    with (
+        open_cluster(one, tmp_path) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(1, timeout=30)
+        kept = client.run(
+            lambda dask_worker: (
+                dask_worker.profile_history.maxlen,
+                dask_worker.state.log.maxlen,
+            )
+        )
+        assert list(kept.values()) == [(100, 100)]
+        assert cluster.scheduler.transition_log.maxlen == 100
+
+
+def test_a_scheduler_forgets_the_tasks_that_are_over(tmp_path):
+    """However many were submitted, what is kept of them does not grow."""
+    one = partial(
+        LocalCluster, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    )
+    with (
+        open_cluster(one, tmp_path) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+
+        def kept():
+            (span,) = cluster.scheduler.extensions["spans"].spans.values()
+            return len(span.metadata["collections"]), key_split.cache_info().currsize
+
+        # As in a study, one task is always there.
+        always = client.submit(str, key="study-999", pure=False)
+        for _ in range(2):
+            for number in range(20):
+                client.submit(str, number, key=f"study-{number}", pure=False).result(30)
+            assert min(kept()) >= 20, "Dask has ceased to: then so may we"
+            forget(client)
+            assert max(kept()) < 10
+        assert always.result(30) == ""
+
+
+@pytest.mark.parametrize(("set_to", "expected"), [(None, "100"), ("5000", "5000")])
+def test_what_the_user_has_set_stays(set_to, expected):
+    """Only Dask's default is replaced."""
+    code = (
+        "import dask, surrogate_flow.cluster.open; "
+        "print(dask.config.get('distributed.admin.low-level-log-length'))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != LENGTH}
+    if set_to is not None:
+        environment[LENGTH] = set_to
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() == expected
+
+
+def test_a_queue_s_cluster_is_named_by_its_class(tmp_path):
+    """The shipped example gives a job script with the recipe's resources, and with keys."""
+    path = Path(__file__).parents[2] / "workflows" / "clusters" / "slurm.yaml"
+    recipe = yaml.safe_load(path.read_text())
+    recipe["dict_kwargs"] |= {"interface": "lo"}
+    parser = ArgumentParser()
+    parser.add_class_arguments(OnlineData, "data")
+    data = {"solver": {"class_path": "troubled.Wave"}, "cluster": recipe}
+    factory = parser.instantiate(parser.parse_object({"data": data})).data.cluster
+    with open_cluster(factory, tmp_path) as cluster:
+        script = cluster.job_script()
+        assert "#SBATCH --cpus-per-task=2" in script
+        assert "#SBATCH -t 04:00:00" in script
+        assert "--nworkers 2" in script
+        assert f"--tls-key {tmp_path}" in script
+        assert cluster.scheduler_address.startswith("tls://")
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A scheduler and a worker that somebody has started, with keys of their own."""
+    with security.in_files(tmp_path / "keys") as keys:
+        options = {"dashboard_address": "127.0.0.1:0", "protocol": "tls://"}
+        with LocalCluster(
+            n_workers=1, threads_per_worker=1, security=keys, **options
+        ) as cluster:
+            file = tmp_path / "scheduler.json"
+            file.write_text(json.dumps({"address": cluster.scheduler_address}))
+            config = keys.get_tls_config_for_role("client")
+            yield (
+                cluster,
+                {
+                    "scheduler_file": str(file),
+                    "tls_ca_file": config["ca_file"],
+                    "tls_cert": config["cert"],
+                    "tls_key": config["key"],
+                },
+            )
+
+
+def test_a_scheduler_that_runs_already(running, tmp_path, monkeypatch):
+    """Its workers simulate, and both are there when the study has ended."""
+    cluster, arguments = running
+    monkeypatch.chdir(tmp_path)
+    data = OnlineData(
+        Wave(),
+        simulations=6,
+        held_out=1,
+        batch_size=5,
+        reservoir=partial(FIFO, capacity=20),
+        cluster=partial(ExistingScheduler, **arguments),
+    )
+    data.setup("fit")
+    assert sum(len(each.step) for each in data.train_dataloader()) == 6 * STEPS
+    data.close()
+    with Client(cluster, set_as_default=False) as client:
+        assert client.submit(abs, -1).result(30) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "an address or a scheduler_file"),
+        (
+            {"address": "tcp://127.0.0.1:1", "scheduler_file": "x", "timeout": 1.0},
+            "no answer within 1 s",
+        ),
+        ({"scheduler_file": "nowhere.json"}, "not the file of a scheduler"),
+    ],
+    ids=["neither", "silent", "missing"],
+)
+def test_a_scheduler_that_is_not_there(arguments, words, tmp_path, monkeypatch):
+    """What was asked for, and what it may be."""
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(RuntimeError, match=words),
+        open_cluster(partial(ExistingScheduler, **arguments), tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_local_simulations_have_their_cores(cores, tmp_path, monkeypatch):
+    """Fewer workers, each of which tells OpenMP of its cores, not of the trainer's."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    with (
+        open_cluster(None, tmp_path, cores_per_simulation=cores) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(1, timeout=30)
+        assert len(client.nthreads()) == max(1, CPU_COUNT // cores)
+        assert set(client.run(os.getenv, "OMP_NUM_THREADS").values()) == {str(cores)}
+        assert os.environ["OMP_NUM_THREADS"] == "8"
+
+
+@pytest.mark.parametrize("first", ["dask_jobqueue", "signal"])
+def test_an_import_leaves_ctrl_c_as_it_was(first):
+    """dask-jobqueue makes SIGINT an end in silence, as if all were well; here it is what it is in Python."""
+    code = (
+        f"import {first}, signal, surrogate_flow.cli.lightning, surrogate_flow.cli.subcommands\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )

@@ -1,0 +1,290 @@
+"""Two ranks that train together: DDP over gloo, as a user starts it."""
+
+import collections
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+import yaml
+from test_end_to_end import fit
+from test_resume import SIMULATIONS, STEPS, lines, start, workflow
+
+from surrogate_flow.dataset import Archive
+from surrogate_flow.fields.quantities import Parameter
+from surrogate_flow.report.summary import Outcome
+from surrogate_flow.sampling import Uniform
+from surrogate_flow.solvers import Heat2D
+
+# Two trainers and their workers take half a minute to start where cores are few.
+pytestmark = pytest.mark.timeout(240)
+
+TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+HELD_OUT = 3
+
+
+def wait_for(condition, process, seconds=100):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"nothing for {seconds} s"
+        time.sleep(0.01)
+
+
+def batches(folder):
+    """What each rank has trained so far."""
+    return [lines(folder / f"batches.{rank}") for rank in range(2)]
+
+
+def family(process):
+    """The other processes of a run: its second rank, and the workers of both."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    second = [
+        child
+        for child in children
+        if "fit" in child.cmdline() and child.ppid() == process.pid
+    ]
+    assert len(second) == 1
+    return second[0], children
+
+
+def gone(processes):
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    return not alive
+
+
+def numbers():
+    """First parameter of each training simulation -> its number."""
+    bounds = Heat2D().spec.parameters
+    assert isinstance(bounds[0], Parameter)
+    points = zip(
+        range(HELD_OUT, HELD_OUT + SIMULATIONS + 1),
+        Uniform(0).parameters(bounds),
+        strict=False,
+    )
+    return {round(point["initial"], 3): number for number, point in points}
+
+
+def samples(batches_of_rank, known):
+    return [
+        (known[round(parameter, 3)], step)
+        for _, batch in batches_of_rank
+        for parameter, step in batch
+    ]
+
+
+# Simulations of one rank can hold all workers, and wait until it trains.
+SCARCE = {
+    "cluster": {
+        "class_path": "distributed.LocalCluster",
+        "init_args": {"n_workers": 1, "threads_per_worker": 1},
+    },
+    "reservoir": {
+        "class_path": "surrogate_flow.reservoir.FIFO",
+        "init_args": {"capacity": 30},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [("FIFO", {"archive": "tiny.zarr"}), ("Reservoir", {}), ("FIFO", SCARCE)],
+    ids=["FIFO", "Reservoir", "one worker for both"],
+)
+def test_each_rank_trains_its_share(tmp_path, policy, options):
+    """Simulations are dealt by number; both take the same steps; nothing is lost or doubled."""
+    options = {"simulations": SIMULATIONS + 1, "held_out": HELD_OUT, **options}
+    process = start(tmp_path, policy, *TWO, **options)
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, output
+    known = numbers()
+    both = batches(tmp_path)
+    assert [step for step, _ in both[0]] == [step for step, _ in both[1]]
+    for rank in range(2):
+        counts = collections.Counter(samples(both[rank], known))
+        mine = [n for n in known.values() if n % 2 == rank]
+        assert set(counts) == {(n, s) for n in mine for s in range(STEPS)}
+        if policy == "FIFO":
+            assert set(counts.values()) == {1}
+    (path,) = (tmp_path / "runs" / "tiny").iterdir()
+    assert {"metrics.csv", "prediction.png", "config.yaml"} <= {
+        p.name for p in path.iterdir()
+    }
+    assert f"mean over {HELD_OUT} simulations" in output
+    assert output.count("Dask dashboard") == 1
+    if "archive" in options:
+        archive = Archive(tmp_path / "tiny.zarr")
+        assert len(archive.whole()) == archive.simulations
+        outcome = Outcome.read(path)
+        # Of both ranks; the outcome is of the first.
+        assert archive.solver_seconds > outcome.solver_seconds > 0
+
+
+def test_both_ranks_go_on_after_a_kill(tmp_path):
+    """Each with its own share: FIFO trains every sample of every simulation once."""
+    options = {"checkpoint_reservoir": True, "held_out": HELD_OUT}
+    process = start(tmp_path, "FIFO", *TWO, **options)
+    wait_for(
+        lambda: (
+            len(batches(tmp_path)[1]) >= 14
+            and list(tmp_path.glob("runs/tiny/*/checkpoints/last.ckpt"))
+        ),
+        process,
+    )
+    _, children = family(process)
+    for victim in (process, *children):
+        victim.kill()
+    process.communicate(timeout=20)
+    assert gone(children)
+    first = batches(tmp_path)
+    for rank in range(2):
+        (tmp_path / f"batches.{rank}").unlink()
+    process = start(tmp_path, "FIFO", *TWO, "--ckpt_path=last", **options)
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, output
+    second, known = batches(tmp_path), numbers()
+    went_on = second[0][0][0]
+    assert went_on == second[1][0][0] >= 10
+    trained = []
+    for rank in range(2):
+        trained += samples(
+            [b for b in first[rank] if b[0] < went_on] + second[rank], known
+        )
+    assert set(collections.Counter(trained).values()) == {1}
+    assert len(trained) == SIMULATIONS * STEPS
+    process = start(tmp_path, "FIFO", "--ckpt_path=last", **options)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "The checkpoint is of 2 ranks, expected 1" in output
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_a_rank_dies_the_other_ends_with_its_name(tmp_path, victim):
+    process = start(tmp_path, "FIFO", *TWO, held_out=HELD_OUT, simulations=5000)
+    wait_for(lambda: len(batches(tmp_path)[1]) >= 5, process)
+    second, children = family(process)
+    (process if victim == 0 else second).kill()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert (
+        f"Rank {victim} (process {process.pid if victim == 0 else second.pid} on "
+        in output
+    )
+    assert "has died" in output
+    assert gone(children)
+
+
+def test_when_a_rank_fails_the_other_ends_too(tmp_path):
+    """Only the simulations of the second rank fail."""
+    recipe = workflow("FIFO", held_out=HELD_OUT, simulations=5000)
+    recipe["solver"] = {"class_path": "troubled.OddFail", "init_args": {}}
+    recipe["faults"] = {"retries": 0, "max_failures": 3}
+    process = fit(tmp_path, recipe, *TWO, start_new_session=True)
+    wait_for(lambda: psutil.Process(process.pid).children(), process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode != 0
+    assert "Rank 1 (process " in output
+    assert "more than max_failures=3" in output
+    assert gone(children)
+    (path,) = (tmp_path / "runs" / "tiny").iterdir()
+    assert len((path / "failures_1.csv").read_text().splitlines()) >= 5
+    assert not (path / "failures.csv").exists()
+
+
+def test_ctrl_c_ends_both_with_a_checkpoint(tmp_path):
+    process = start(tmp_path, "FIFO", *TWO, held_out=HELD_OUT, simulations=5000)
+    wait_for(lambda: len(batches(tmp_path)[1]) >= 5, process)
+    _, children = family(process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    (path,) = tmp_path.glob("runs/tiny/*/checkpoints/last.ckpt")
+    both = batches(tmp_path)
+    assert (
+        len(both[0])
+        == len(both[1])
+        == torch.load(path, weights_only=True)["global_step"]
+    )
+    assert gone(children)
+
+
+@pytest.mark.parametrize("limit", ["max_steps=25", "max_time=00:00:00:06"])
+def test_both_end_at_the_same_step(limit, tmp_path):
+    """However the clocks of the two differ."""
+    options = {"held_out": HELD_OUT, "simulations": None}
+    process = start(tmp_path, "Reservoir", *TWO, f"--trainer.{limit}", **options)
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, output
+    both = [[step for step, _ in rank] for rank in batches(tmp_path)]
+    assert both[0] == both[1]
+    assert both[0][-1] == 24 if "steps" in limit else both[0][-1] > 0
+
+
+def test_ranks_tell_each_other_no_keys(tmp_path):
+    """What torch.distributed sends could be read on the way: only the names of the keys' files go there."""
+    process = fit(
+        tmp_path,
+        workflow("FIFO", held_out=HELD_OUT, simulations=10),
+        *TWO,
+        "--trainer.callbacks+=recorder.Eavesdropper",
+        f"--trainer.callbacks.path={tmp_path / 'sent'}",
+    )
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, output
+    sent = b"".join((tmp_path / f"sent.{rank}").read_bytes() for rank in range(2))
+    assert b"tls://127.0.0.1:" in sent
+    assert b".keys-" in sent
+    assert b"-----BEGIN" not in sent
+    assert not list(tmp_path.glob("**/.keys-*"))
+
+
+def test_too_few_held_out_simulations(tmp_path):
+    """Each rank needs one to validate with; both ranks say so, and end."""
+    (tmp_path / "w.yaml").write_text(yaml.safe_dump({}))
+    process = start(tmp_path, "FIFO", *TWO, held_out=1)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "expected at least one simulation for each of 2 ranks, got 1" in output
+
+
+ELSEWHERE = """
+import os, signal, socket, sys
+rank = int(sys.argv[1])
+socket.gethostname = lambda: f"machine{rank}"
+import torch.distributed as dist
+from surrogate_flow.data.ranks import RankError, Ranks, State
+store = dist.FileStore(sys.argv[2], 2)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+ranks = Ranks(rank, 2)
+assert not ranks.on_one_machine
+print(os.getpid(), flush=True)
+ranks.meet(State.READY)
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    ranks.meet(State.READY)
+except RankError as error:
+    print(error)
+"""
+
+
+def test_a_rank_that_dies_elsewhere_is_named_too(tmp_path):
+    """By a port of its own that nobody answers any more, where no process can be looked at."""
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, "-c", ELSEWHERE, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    )
+    said, _ = first.communicate(timeout=100)
+    process, _ = second.communicate(timeout=100)
+    assert f"Rank 1 (process {int(process)} on machine1) has died" in said

@@ -1,0 +1,196 @@
+"""The files of a data set: which are cut off, and how it grows."""
+
+import errno
+import fcntl
+import os
+from itertools import islice
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from test_stored import HELD_OUT, TRAINING, write
+from troubled import Wave
+from zarr.codecs import ZstdCodec
+
+from surrogate_flow.data.planned import planned
+from surrogate_flow.dataset import Archive, ArchiveError
+from surrogate_flow.dataset import dataset as archive
+from surrogate_flow.dataset.chunks import is_whole
+from surrogate_flow.dataset.writer import ABSENT, FAILED, WHOLE
+from surrogate_flow.files import Hold
+from surrogate_flow.sampling import Uniform
+
+
+def again(path, simulations=TRAINING, sampler=None):
+    """The same study, or a larger one, once more."""
+    return planned(
+        path,
+        Wave(),
+        sampler or Uniform(),
+        held_out=HELD_OUT,
+        simulations=simulations,
+        workflow="wave",
+    )[0]
+
+
+@pytest.mark.parametrize("size", [1, 70, 1000, 300_000])
+@pytest.mark.parametrize("values", [np.zeros, np.random.default_rng(0).random])
+def test_a_chunk_is_whole_if_no_byte_is_missing(tmp_path, size, values):
+    """Of any length and content: by the lengths in the file, none of which is decoded."""
+    array = zarr.create_array(
+        str(tmp_path / "a"),
+        shape=(size,),
+        chunks=(size,),
+        dtype="float32",
+        fill_value=np.nan,
+        compressors=ZstdCodec(level=1, checksum=True),
+    )
+    array[:] = values(size)
+    chunk = tmp_path / "a" / "c" / "0"
+    content = chunk.read_bytes()
+    assert is_whole(chunk)
+    for stop in {0, 1, 4, 5, len(content) // 2, len(content) - 1}:
+        chunk.write_bytes(content[:stop])
+        assert not is_whole(chunk), stop
+    for other in (content + b"x", bytes(len(content))):
+        chunk.write_bytes(other)
+        assert not is_whole(chunk)
+    chunk.unlink()
+    assert not is_whole(chunk)
+
+
+class Moody(Uniform):
+    """A sampler that draws otherwise after a while, whatever its recipe says."""
+
+    backwards = False
+
+    def parameters(self, bounds):
+        drawn = list(islice(super().parameters(bounds), 99))
+        return iter(drawn[::-1] if self.backwards else drawn)
+
+
+def test_a_sampler_that_draws_otherwise_is_refused(tmp_path, monkeypatch):
+    """The first simulation that differs is named, and nothing is changed."""
+    path = tmp_path / "wave.zarr"
+    again(path, sampler=Moody()).release()
+    again(path, sampler=Moody()).release()
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
+    monkeypatch.setattr(Moody, "backwards", True)
+    with pytest.raises(ArchiveError, match=f"parameters for simulation {HELD_OUT}:"):
+        again(path, sampler=Moody())
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_growth_that_was_cut_off_is_done_again(tmp_path, count, monkeypatch):
+    """Whichever arrays have grown: what was there stays, and the same command grows it."""
+    path = write(tmp_path / "wave.zarr", Wave())
+    before = Archive(path).parameters
+    resize, left = zarr.Array.resize, list(range(count))
+
+    def killed(array, shape):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        resize(array, shape)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr.Array, "resize", killed)
+        try:
+            again(path, TRAINING + 6)
+        except KeyboardInterrupt:
+            assert count < 5
+        else:
+            assert count == 5
+    for simulations in (TRAINING - 1, TRAINING + 6):
+        again(path, simulations).release()
+        grown = Archive(path)
+        assert len(grown.whole()) == HELD_OUT + TRAINING
+        np.testing.assert_array_equal(grown.parameters[: len(before)], before)
+    assert len(set(grown.parameters[:, 0])) == grown.simulations == 30
+    with xr.open_zarr(path) as written:
+        assert written.sizes["simulation"] == 30
+
+
+def test_one_process_at_a_time_adds_to_a_data_set(tmp_path):
+    """The second is refused until the first lets go, which leaves no file."""
+    path = write(tmp_path / "wave.zarr", Wave())
+    first = again(path)
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
+    with pytest.raises(ArchiveError, match=rf"another run: process {os.getpid()} on "):
+        again(path, TRAINING + 6)
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
+    assert len(Archive(path).whole()) == HELD_OUT + TRAINING
+    first.release()
+    assert not list(path.glob(".*"))
+    assert again(path, TRAINING + 6).simulations == HELD_OUT + TRAINING + 6
+
+
+def test_who_waits_for_a_lock_that_is_removed_gets_another(tmp_path, monkeypatch):
+    """Opened before its holder removed it, locked after: nobody else would see that lock."""
+    first, flock = Hold.of(tmp_path), fcntl.flock
+
+    def late(file, operation):
+        first.release(remove=True)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    second = Hold.of(tmp_path)
+    third = Hold.of(tmp_path)
+    assert (second.mine, third.mine) == (True, False)
+    assert str(os.getpid()) in third.other
+
+
+def test_two_that_create_it_at_the_same_moment(tmp_path, monkeypatch):
+    """The second one finds that of the first, and says so."""
+    path, found = tmp_path / "wave.zarr", []
+    create = archive.create
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(archive, "create", create)
+        found.append(again(path))
+        create(*arguments)
+
+    monkeypatch.setattr(archive, "create", overtaken)
+    with pytest.raises(ArchiveError, match="written by another run"):
+        again(path)
+    assert found[0].simulations == HELD_OUT + TRAINING
+    assert [p.name for p in tmp_path.iterdir()] == ["wave.zarr"]
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
+    """It is written all the same, with a warning."""
+
+    def refused(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    again(tmp_path / "wave.zarr")
+    assert "wave.zarr cannot be locked" in caplog.text
+
+
+def test_a_failure_that_cannot_be_marked_ends_nothing(tmp_path, caplog):
+    """A disk that refuses is logged, with the simulation."""
+    path = write(tmp_path / "wave.zarr", Wave(), leave=(5, 6))
+    written = again(path)
+    (path / "state" / "c.5").mkdir()
+    written.fail(5)
+    assert "simulation 5 was not marked as failed" in caplog.text
+    written.fail(6)
+    written.fail(7)
+    (path / "state" / "c.5").rmdir()
+    assert written.states()[4:8].tolist() == [WHOLE, ABSENT, FAILED, WHOLE]
+
+
+def test_a_folder_that_was_made_for_it_is_as_good_as_none(tmp_path):
+    """Empty, it becomes the data set; with anything in it, it stays as it is."""
+    made = tmp_path / "wave.zarr"
+    made.mkdir()
+    assert again(made).simulations == HELD_OUT + TRAINING
+    other = tmp_path / "other.zarr"
+    other.mkdir()
+    (other / "mine.txt").write_text("mine")
+    with pytest.raises(ArchiveError, match=r"it has no zarr\.json"):
+        again(other)
+    assert [path.name for path in other.iterdir()] == ["mine.txt"]

@@ -1,0 +1,384 @@
+"""The ensemble and the stream together, on a real cluster, counted by a ledger of the tests' own."""
+
+import collections
+import csv
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from troubled import STEPS, Leisurely, Returning, Troubled, Wave
+
+from surrogate_flow.cluster.open import open_cluster
+from surrogate_flow.ensemble.ensemble import Ensemble, EnsembleError
+from surrogate_flow.ensemble.failures import Failures
+from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.ensemble.task import run
+from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.stream import Inlet
+
+
+class Ledger:
+    """Counts every (simulation, step) that arrives, and checks what it holds."""
+
+    def __init__(self):
+        self.seen = collections.Counter()
+        self.arrived = threading.Event()
+
+    def offer(self, simulation, first, steps, parameters):
+        for k, step in enumerate(steps):
+            expected = parameters[0] + first + k + 1 + np.arange(step.shape[-1]) / 10
+            np.testing.assert_allclose(step[0], expected, rtol=1e-5)
+            self.seen[simulation, first + k] += 1
+        self.arrived.set()
+        return len(steps)
+
+    def expected(self, simulation):
+        return 0
+
+    def on_room(self, callback):
+        pass
+
+    def forget(self, simulation):
+        pass
+
+
+def planned(count, part="training", seed=0):
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        yield Simulation(number, part, {"phase": float(rng.random())})
+
+
+class Run:
+    """An ensemble on a client, its inlet and its ledger, until it has ended."""
+
+    def __init__(self, client, solver, simulations, folder, ahead=2, share=1, **faults):
+        self.ledger, self.over, self.aside = Ledger(), threading.Event(), []
+        self.failures = folder / "failures.csv"
+        self.inlet = Inlet(solver.spec, lambda number: self.ledger)
+        self.inlet.__enter__()
+        self.ensemble = Ensemble(
+            client,
+            partial(run, solver, self.inlet.endpoint),
+            iter(simulations),
+            name="wave",
+            faults=Faults(**faults),
+            failures=Failures(self.failures),
+            ahead=ahead,
+            share=share,
+            is_whole=self.inlet.is_whole,
+            on_set_aside=self.aside.append,
+            on_end=self.over.set,
+        )
+
+    def __enter__(self):
+        self.ensemble.start()
+        return self
+
+    def __exit__(self, *error):
+        self.inlet.dismiss("the test has ended")
+        self.ensemble.close()
+        self.inlet.__exit__(*error)
+
+    def wait(self):
+        assert self.ensemble.wait(60), "the ensemble did not end"
+        self.ensemble.check()
+        assert self.over.is_set()
+        self.inlet.check()
+
+    def rows(self):
+        with self.failures.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+
+def whole(numbers):
+    return collections.Counter(itertools.product(numbers, range(STEPS)))
+
+
+def test_every_step_arrives_exactly_once(client, tmp_path):
+    """Forty simulations: each of their steps is in the ledger, once."""
+    with Run(client, Wave(), planned(40), tmp_path) as study:
+        study.wait()
+    assert study.ledger.seen == whole(range(40))
+    assert study.ensemble.progress().done == 40
+    assert not study.failures.exists()
+
+
+FAULTS = {
+    "raises": ("ArithmeticError", "negative density"),
+    "exits": ("RuntimeError", "sys.exit('CFL number 3.2 in cell 7')"),
+    "nan": ("RefusedStep", "NaN"),
+    "array": ("RefusedStep", "got ndarray"),
+    "shape": ("RefusedStep", "x"),
+    "variable": ("RefusedStep", "'U'"),
+    "order": ("RefusedStep", "time"),
+    "nothing": ("RefusedStep", "nothing"),
+    "half": ("RefusedStep", "2 of 5"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_failing_simulations_are_set_aside(client, tmp_path, fault):
+    """Whatever a solver does wrong is a row in failures.csv, and the others go on."""
+    simulations = list(planned(12))
+    bad = [s.number for s in simulations if s.parameters["phase"] > 0.5]
+    good = [s.number for s in simulations if s.parameters["phase"] <= 0.5]
+    assert bad
+    assert good
+    with Run(client, Troubled(fault), simulations, tmp_path, retries=1) as study:
+        study.wait()
+    rows = study.rows()
+    error, word = FAULTS[fault]
+    assert sorted(study.aside) == bad
+    assert len(rows) == (2 if fault in ("raises", "exits") else 1) * len(bad)
+    for row in rows:
+        assert error in row["error"]
+        assert word in row["message"]
+        assert "phase" in row["parameters"]
+    assert [row["outcome"] for row in rows].count("set aside") == len(bad)
+    arrived = {key: n for key, n in study.ledger.seen.items() if key[0] in good}
+    assert arrived == whole(good)
+    assert max(study.ledger.seen.values()) == 1
+
+
+@pytest.mark.parametrize("what", [True, False])
+def test_a_solver_without_yield_is_set_aside(client, tmp_path, what):
+    """It is told so at once: to try again would not help."""
+    with Run(client, Returning(what), planned(3), tmp_path, retries=1) as study:
+        study.wait()
+    rows = study.rows()
+    assert len(rows) == 3
+    for row in rows:
+        assert row["error"] == "RefusedStep"
+        got = "Dataset" if what else "NoneType"
+        assert f"solve returned {got}" in row["message"]
+        assert "yield" in row["message"]
+
+
+def test_too_many_failures_end_the_study(client, tmp_path):
+    """Beyond max_failures the study ends, with the last error and where to find all."""
+    solver = Troubled("raises", above=0.0)
+    with Run(client, solver, planned(50), tmp_path, retries=0, max_failures=3) as study:
+        assert study.ensemble.wait(60)
+        with pytest.raises(EnsembleError, match=r"max_failures=3.*negative density"):
+            study.ensemble.check()
+    assert study.ensemble.progress().failed == 4
+
+
+def test_parameters_are_drawn_only_when_there_is_room(client, tmp_path):
+    """An endless sampler is never run ahead: in flight stays within twice the threads."""
+    drawn = itertools.count()
+    ahead = []
+
+    def endless():
+        for simulation in planned(10**9):
+            ahead.append(next(drawn) - study.ensemble.progress().done)
+            yield simulation
+
+    study = Run(client, Wave(), endless(), tmp_path)
+    with study:
+        while study.ensemble.progress().done < 60:
+            study.ledger.arrived.clear()
+            assert study.ledger.arrived.wait(30)
+    assert max(ahead) <= 2 * 2
+
+
+def test_a_killed_worker_loses_and_repeats_nothing(tmp_path):
+    """SIGKILL of a worker in mid-study: the ledger still has every step once."""
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        Run(client, Wave(), planned(200), tmp_path) as study,
+    ):
+        assert study.ledger.arrived.wait(30)
+        os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+        study.wait()
+    assert study.ledger.seen == whole(range(200))
+
+
+def test_a_solver_that_kills_its_worker_is_set_aside(tmp_path):
+    """Workers that die with one simulation come back, and run the others to their end."""
+    simulations = [Simulation(n, "training", {"phase": n / 10}) for n in range(8)]
+    with (
+        open_cluster(None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        Run(client, Troubled("dies", above=0.65), simulations, tmp_path) as study,
+    ):
+        study.wait()
+    assert study.aside == [7]
+    assert {row["error"] for row in study.rows()} == {"KilledWorker"}
+    arrived = {key: n for key, n in study.ledger.seen.items() if key[0] != 7}
+    assert arrived == whole(range(7))
+
+
+def test_workers_that_are_gone_for_good_end_the_study(tmp_path):
+    """When the last worker leaves in mid-study the error comes in start_timeout."""
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        Run(client, Wave(), planned(10**9), tmp_path, start_timeout=0.5) as study,
+    ):
+        assert study.ledger.arrived.wait(30)
+        cluster.scale(0)
+        assert study.ensemble.wait(30)
+        with pytest.raises(EnsembleError, match="No worker has been at"):
+            study.ensemble.check()
+
+
+def test_an_error_of_the_sampler_is_not_the_schedulers(client, tmp_path):
+    """What the sampler raises reaches the user as it is."""
+
+    def broken():
+        yield from planned(1)
+        raise FileNotFoundError("points.csv")
+
+    with Run(client, Wave(), broken(), tmp_path) as study:
+        assert study.ensemble.wait(30)
+        with pytest.raises(FileNotFoundError, match=r"points\.csv"):
+            study.ensemble.check()
+
+
+def test_no_worker_is_said_in_time(tmp_path):
+    """A cluster that stays empty gives an error that names the scheduler, in start_timeout."""
+    with (
+        LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+        Run(client, Wave(), planned(1), tmp_path, start_timeout=0.5) as study,
+    ):
+        assert study.ensemble.wait(30)
+        with pytest.raises(EnsembleError, match=r"No worker has been at .* for 0.5 s"):
+            study.ensemble.check()
+
+
+def test_attempts_that_are_stopped_have_not_failed(client, tmp_path):
+    """As at Ctrl-C: outlets are told to stop, and tasks end before the cluster does."""
+    with Run(client, Leisurely(), planned(10), tmp_path) as study:
+        assert study.ledger.arrived.wait(30)
+        study.ensemble.halt()
+        study.inlet.dismiss("Ctrl-C")
+        assert study.ensemble.wait(30)
+        study.ensemble.check()
+    assert not study.failures.exists()
+
+
+@pytest.mark.parametrize(("threads", "room"), [(2, 1), (3, 1), (4, 2)])
+def test_two_that_share_threads_have_no_more_in_flight_than_there_are(
+    threads, room, tmp_path
+):
+    """A retry of either must find a thread, or both wait for its turn for ever."""
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=threads,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        ahead = []
+
+        def drawn():
+            for number, simulation in enumerate(planned(20)):
+                ahead.append(number + 1 - study.ensemble.progress().done)
+                yield simulation
+
+        study = Run(client, Wave(), drawn(), tmp_path, ahead=1, share=2)
+        with study:
+            study.wait()
+    assert max(ahead) == room
+
+
+def test_fewer_threads_than_ensembles_in_lockstep_are_said_in_time(client, tmp_path):
+    """The cluster has two threads, each of three would need one."""
+    with Run(
+        client, Wave(), planned(1), tmp_path, ahead=1, share=3, start_timeout=0.5
+    ) as study:
+        assert study.ensemble.wait(30)
+        with pytest.raises(EnsembleError, match=r"Only 2 threads .* at least 3"):
+            study.ensemble.check()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_scheduler_is_named(how, tmp_path, monkeypatch):
+    """Killed or standing still, it ends the study with an error that names it."""
+    for module in ("ensemble.workers", "ensemble.forgetting"):
+        monkeypatch.setattr(f"surrogate_flow.{module}.ANSWER", 3.0)
+    file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    options = ["--scheduler-file", str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    scheduler = subprocess.Popen(
+        [
+            *dask,
+            "scheduler",
+            *options,
+            "--host=127.0.0.1",
+            "--port=0",
+            "--no-dashboard",
+        ],
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    worker = subprocess.Popen(
+        [*dask, "worker", *options, "--no-nanny", "--nthreads=1", "--no-dashboard"],
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    try:
+        with Client(
+            scheduler_file=str(file), timeout=30, set_as_default=False
+        ) as client:
+            study = Run(client, Wave(), planned(10**9), tmp_path)
+            with study:
+                assert study.ledger.arrived.wait(30)
+                scheduler.send_signal(how)
+                assert study.ensemble.wait(60)
+                with pytest.raises(EnsembleError, match=r"Lost the scheduler tcp://"):
+                    study.ensemble.check()
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
+
+
+def test_workers_import_neither_torch_nor_lightning(client, tmp_path):
+    """A worker that has run simulations has paid for no training library."""
+    with Run(client, Wave(), planned(4), tmp_path) as study:
+        study.wait()
+    for modules in client.run(lambda: list(sys.modules)).values():
+        assert "surrogate_flow.stream" in modules
+        assert not {"torch", "pytorch_lightning", "lightning"} & set(modules)
+
+
+def test_tasks_bear_the_names_of_workflow_and_simulation(client, tmp_path):
+    """The dashboard shows which simulation of which workflow a task is."""
+    with Run(client, Wave(), planned(3, part="validation"), tmp_path) as study:
+        study.wait()
+        keys = [study.ensemble.key(s, 0) for s in planned(3, part="validation")]
+        story = client.run_on_scheduler(
+            lambda dask_scheduler: [
+                str(event) for key in keys for event in dask_scheduler.story(key)
+            ]
+        )
+    assert all(
+        any(f"wave-validation-{n}-0" in line for line in story) for n in range(3)
+    )
+
+
+def test_faults_are_checked():
+    """Settings that make no sense are refused with both values."""
+    with pytest.raises(ValueError, match="retries >= 0"):
+        Faults(retries=-1)
+    with pytest.raises(ValueError, match="patience > 0"):
+        Faults(patience=0)

@@ -1,0 +1,189 @@
+"""The crossing from xarray to arrays, and what it refuses."""
+
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from surrogate_flow.fields.spec import FieldSpec, Variable
+from surrogate_flow.stream import Crossing, RefusedStep
+
+SPEC = FieldSpec(
+    parameters=(),
+    variables=(Variable("temperature", "K"), Variable("speed", "m/s")),
+    dims=("x", "y"),
+    shape=(3, 4),
+    times=(0.1, 0.2, 0.3, 0.4, 0.5),
+    time_units="s",
+)
+
+
+def dataset(first=0, count=1, dtype=np.float64):
+    fields = np.arange(count * 24).reshape(count, 2, 3, 4).astype(dtype)
+    return SPEC.dataset(fields, SPEC.times[first : first + count], {})
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", ">f4", "i2", "u8", "f2"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_datasets_become_contiguous_float32(dtype, count):
+    """Every real dtype, one step or several, gives the same array."""
+    steps = Crossing(SPEC, 1).convert(dataset(1, count, dtype), 1)
+    assert steps.dtype is np.dtype(np.float32)
+    assert steps.flags.c_contiguous
+    assert steps.shape == (count, 2, 3, 4)
+    assert steps.ravel().tolist() == list(range(24 * count))
+
+
+def test_dims_in_any_order_are_put_right():
+    """Xarray names its axes, so their order does not matter."""
+    turned = dataset(0, 3).transpose("y", "time", "x")
+    turned["speed"] = turned["speed"].transpose("x", "y", "time")
+    np.testing.assert_array_equal(
+        Crossing(SPEC, 1).convert(turned, 0),
+        Crossing(SPEC, 1).convert(dataset(0, 3), 0),
+    )
+
+
+def test_the_array_does_not_alias_the_dataset():
+    """The solver may reuse its memory."""
+    data = dataset(dtype="f4")
+    steps = Crossing(SPEC, 1).convert(data, 0)
+    data["speed"][:] = -1
+    assert steps.min() == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.ones((1, 3, 4)), "got ndarray"),
+        (dataset()["speed"], "got DataArray.*to_dataset"),
+        (None, "got NoneType"),
+        ("temperature", "got str"),
+    ],
+)
+def test_what_is_no_dataset_is_refused(value, words):
+    """It says what was expected instead."""
+    with pytest.raises(
+        RefusedStep, match=f"step 2: expected an xarray.Dataset.*{words}"
+    ):
+        Crossing(SPEC, 1).convert(value, 2)
+
+
+def test_times_may_be_rounded():
+    """Rounding of a time loop in single precision is not an error."""
+    data = dataset(2, 2).assign_coords(time=np.array([0.3, 0.4], np.float32))
+    assert len(Crossing(SPEC, 1).convert(data, 2)) == 2
+
+
+def complex_field():
+    data = dataset()
+    data["speed"] = data["speed"] * 1j
+    return data
+
+
+def with_value(value, *place):
+    data = dataset(0, 3)
+    data["speed"][place] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "step", "words"),
+    [
+        (
+            dataset().rename(temperature="temprature"),
+            0,
+            ["expected the variable 'temperature'", "got ['temprature', 'speed']"],
+        ),
+        (dataset().drop_vars("speed"), 0, ["expected the variable 'speed'"]),
+        (
+            dataset().assign(sped=0.0),
+            0,
+            ["unknown variable 'sped'", "Did you mean 'speed'?", "Drop it"],
+        ),
+        (
+            dataset().rename(x="lon"),
+            0,
+            ["'temperature'", "('time', 'x', 'y')", "('time', 'lon', 'y')", "rename"],
+        ),
+        (
+            dataset().isel(x=slice(2)),
+            0,
+            ["'temperature'", "(1, 3, 4)", "(1, 2, 4)", "ghost cells"],
+        ),
+        (complex_field(), 0, ["'speed'", "complex128", "real and imaginary"]),
+        (dataset().astype(str), 0, ["real numbers", "Cast it"]),
+        (dataset().astype(bool), 0, ["real numbers", "bool"]),
+        (dataset().drop_vars("time"), 0, ["coordinate 'time'", "expand_dims"]),
+        (dataset().isel(time=0), 0, ["'time' as one or more numbers", "dims ()"]),
+        (
+            dataset().assign_coords(time=np.array(["2020-01-01"], "M8[ns]")),
+            0,
+            ["datetime64[ns]", "plain number"],
+        ),
+        (dataset().isel(time=slice(0)), 0, ["one or more numbers", "shape (0,)"]),
+        (
+            dataset(1),
+            2,
+            ["step 2: expected time 0.3 s, got 0.2 s", "step 1", "yielded before"],
+        ),
+        (dataset(0, 2).isel(time=[1, 0]), 0, ["step 0", "steps 0 to 0 are skipped"]),
+        (dataset(3), 1, ["got 0.4 s", "steps 1 to 2 are skipped", "every n-th"]),
+        (
+            dataset().assign_coords(time=[0.15]),
+            0,
+            ["expected time 0.1 s, got 0.15 s", "no time of the spec"],
+        ),
+        (dataset().assign_coords(time=[np.nan]), 0, ["got nan s", "no time"]),
+        (dataset(4), 5, ["expected 5 steps in all, got at least 6", "initial state"]),
+        (
+            with_value(np.nan, 1, 2, slice(1, 3)),
+            0,
+            ["step 1: variable 'speed'", "2 of 12 cells NaN or infinite", "unstable"],
+        ),
+        (with_value(-np.inf, 0, 0, 0), 0, ["step 0", "1 of 12 cells", "-inf"]),
+        (
+            with_value(1e39, 2, 0, 0),
+            0,
+            ["step 2", "too large for single precision", "1e+39", "not scaled"],
+        ),
+    ],
+)
+def test_refusals_say_what_is_wrong(data, step, words):
+    """Each names simulation and step, what was expected, what came, and the remedy."""
+    with pytest.raises(RefusedStep) as caught:
+        Crossing(SPEC, 17).convert(data, step)
+    message = str(caught.value)
+    assert message.startswith("Simulation 17, step")
+    for word in words:
+        assert word in message
+
+
+def test_large_finite_values_are_not_refused():
+    """A sum that overflows does not make its terms infinite."""
+    steps = Crossing(SPEC, 1).convert(with_value(3e38, 0), 0)
+    assert np.isfinite(steps).all()
+
+
+def test_a_point_and_a_single_time_are_a_field_too():
+    """Neither a grid nor a second time is needed."""
+    spec = FieldSpec((), (Variable("u"),), (), (), (0.0,))
+    crossing = Crossing(spec, 1)
+    point = xr.Dataset({"u": ("time", [1.5])}, {"time": [0.0]})
+    assert crossing.convert(point, 0).tolist() == [[1.5]]
+    with pytest.raises(RefusedStep, match="1 of 1 cells"):
+        crossing.convert(point * np.nan, 0)
+
+
+def test_a_small_step_crosses_quickly():
+    """The crossing costs tens of microseconds, not xarray's hundreds."""
+    crossing, data = Crossing(SPEC, 1), dataset()
+
+    def seconds():
+        start = time.perf_counter()
+        for _ in range(20):
+            crossing.convert(data, 0)
+        return (time.perf_counter() - start) / 20
+
+    assert min(seconds() for _ in range(20)) < 200e-6

@@ -1,0 +1,256 @@
+"""FieldSpec and its parts: plain data, checked once, with remedies."""
+
+import dataclasses
+import json
+import pickle
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from surrogate_flow.fields.names import nearest
+from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
+
+SPEC = FieldSpec(
+    parameters=(Parameter("inflow", 0.5, 1.5, "m/s"), Parameter("angle", -5.0, 5.0)),
+    variables=(Variable("pressure", "Pa", "static pressure"), Variable("speed")),
+    dims=("x", "y"),
+    shape=(3, 2),
+    times=(0.1, 0.2),
+    time_units="s",
+    coordinates=(
+        Coordinate("x", "x", (0.0, 1.0, 2.0), "m"),
+        Coordinate("y", "y", (0.0, 0.5), "m"),
+    ),
+)
+
+finite = st.floats(-1e6, 1e6)
+units = st.text(max_size=5)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> FieldSpec:
+    """Any valid spec, of a structured grid or a mesh."""
+    names = iter(draw(st.lists(st.text(min_size=1), min_size=12, unique=True)))
+    names = filter(lambda name: name != "time", names)
+    shape = draw(st.lists(st.integers(1, 5), max_size=3))
+    dims = [next(names) for _ in shape]
+    return FieldSpec(
+        parameters=tuple(
+            Parameter(next(names), *sorted(bounds), draw(units))
+            for bounds in draw(
+                st.lists(st.sets(finite, min_size=2, max_size=2), max_size=3)
+            )
+        ),
+        variables=tuple(
+            Variable(next(names), draw(units), draw(units))
+            for _ in range(draw(st.integers(1, 3)))
+        ),
+        dims=tuple(dims),
+        shape=tuple(shape),
+        times=tuple(sorted(draw(st.sets(finite, min_size=1, max_size=4)))),
+        time_units=draw(units),
+        coordinates=tuple(
+            Coordinate(
+                dim,
+                dim,
+                tuple(draw(st.lists(finite, min_size=size, max_size=size))),
+                draw(units),
+            )
+            for dim, size in zip(dims, shape, strict=True)
+        ),
+        cells=draw(
+            st.none()
+            | st.lists(
+                st.lists(st.integers(0, 9), max_size=4).map(tuple), max_size=3
+            ).map(tuple)
+        ),
+    )
+
+
+@given(specs())
+@settings(max_examples=60, deadline=None)
+def test_plain_values_make_the_same_spec(spec: FieldSpec) -> None:
+    """A spec survives JSON, as in a checkpoint, and pickle, as to a worker."""
+    plain = json.loads(json.dumps(spec.to_plain()))
+    for copy in (FieldSpec.from_plain(plain), pickle.loads(pickle.dumps(spec))):
+        assert copy == spec
+        assert copy.digest() == spec.digest()
+        assert hash(copy) == hash(spec)
+
+
+def test_equal_specs_share_a_digest_however_they_were_written() -> None:
+    """Integers, NumPy scalars, lists and minus zero say the same as plain floats."""
+    given_loosely = FieldSpec(
+        parameters=[Parameter("a", 0, np.float32(1)), Parameter("b", -0.0, 1)],
+        variables=[Variable("u")],
+        dims=["x"],
+        shape=[np.int64(2)],
+        times=np.array([1, 2]),
+        coordinates=[Coordinate("x", "x", np.array([-0.0, 1]))],
+        cells=np.array([[0, 1]]),
+    )
+    given_strictly = FieldSpec(
+        parameters=(Parameter("a", 0.0, 1.0), Parameter("b", 0.0, 1.0)),
+        variables=(Variable("u"),),
+        dims=("x",),
+        shape=(2,),
+        times=(1.0, 2.0),
+        coordinates=(Coordinate("x", "x", (0.0, 1.0)),),
+        cells=((0, 1),),
+    )
+    assert given_loosely == given_strictly
+    assert given_loosely.digest() == given_strictly.digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"times": (0.1, 0.3)},
+        {"time_units": "ms"},
+        {"parameters": SPEC.parameters[::-1]},
+        {"variables": SPEC.variables[::-1]},
+        {"cells": ((0, 1, 2),)},
+        {"coordinates": ()},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_different_specs_have_different_digests(change: dict) -> None:
+    """Whatever changes in a spec changes its digest."""
+    assert dataclasses.replace(SPEC, **change).digest() != SPEC.digest()
+
+
+def test_sizes() -> None:
+    """The shape of a step has the variables first, and single precision."""
+    assert SPEC.steps == 2
+    assert SPEC.step_shape == (2, 3, 2)
+    assert SPEC.step_bytes == 2 * 3 * 2 * 4
+    np.testing.assert_array_equal(SPEC.low, [0.5, -5.0])
+    np.testing.assert_array_equal(SPEC.high, [1.5, 5.0])
+
+
+def test_a_spec_without_space() -> None:
+    """A simulation may yield plain numbers."""
+    spec = FieldSpec((), (Variable("mass"),), (), (), (1.0,))
+    assert spec.step_shape == (1,)
+    assert spec.vector({}).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("change", "culprits"),
+    [
+        ({"parameters": SPEC.parameters[:1] * 2}, ["'inflow'", "a parameter"]),
+        ({"variables": SPEC.variables[:1] * 2}, ["'pressure'", "a variable"]),
+        ({"dims": ("x", "x"), "shape": (3, 3)}, ["'x'", "a dim"]),
+        ({"dims": ("time", "y")}, ["'time'", "a dim"]),
+        ({"variables": (Variable("time"),)}, ["'time'", "a variable"]),
+        ({"variables": (Variable("inflow"),)}, ["'inflow'", "variable", "parameter"]),
+        ({"parameters": (Parameter("x", 0.0, 1.0),)}, ["'x'", "parameter", "a dim"]),
+        (
+            {"coordinates": (Coordinate("inflow", "y", (0.0, 1.0)),)},
+            ["'inflow'", "parameter", "coordinate"],
+        ),
+        ({"coordinates": SPEC.coordinates[:1] * 2}, ["'x'", "twice"]),
+        ({"variables": ()}, ["0 variables", "2 times"]),
+        ({"times": ()}, ["2 variables", "0 times"]),
+        ({"shape": (3,)}, ["('x', 'y')", "(3,)"]),
+        ({"shape": (3, 0)}, ["('x', 'y')", "(3, 0)"]),
+        ({"times": (0.2, 0.1)}, ["0.1 after 0.2"]),
+        ({"times": (0.1, 0.1)}, ["0.1 after 0.1"]),
+        ({"times": (0.1, float("nan"))}, ["nan after 0.1"]),
+        ({"times": (0.1, float("inf"))}, ["inf"]),
+        ({"coordinates": (Coordinate("x", "x", (0.0,)),)}, ["'x'", "1 values", "3"]),
+        (
+            {"coordinates": (Coordinate("z", "depth", (0.0,)),)},
+            ["'z'", "'depth'", "None"],
+        ),
+        ({"dtype": "float64"}, ["'float32'", "'float64'"]),
+    ],
+)
+def test_an_error_names_the_culprit(change: dict, culprits: list[str]) -> None:
+    """Every refusal of a spec says what was wrong in it."""
+    with pytest.raises(ValueError, match="FieldSpec: ") as caught:
+        dataclasses.replace(SPEC, **change)
+    for culprit in culprits:
+        assert culprit in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "culprit"),
+    [
+        (2.0, 1.0, "[2.0, 1.0]"),
+        (1.0, 1.0, "[1.0, 1.0]"),
+        (float("nan"), 1.0, "nan"),
+        (0.0, float("inf"), "inf"),
+    ],
+)
+def test_bounds_of_a_parameter(low: float, high: float, culprit: str) -> None:
+    """Bounds that span no interval are refused with the parameter's name."""
+    with pytest.raises(ValueError, match="'angle'") as caught:
+        Parameter("angle", low, high, "rad")
+    assert culprit in str(caught.value)
+
+
+def test_positions_are_finite() -> None:
+    """A coordinate with a hole in it is refused with its name."""
+    with pytest.raises(ValueError, match="Coordinate 'x': expected finite"):
+        Coordinate("x", "x", (0.0, float("nan")))
+
+
+@given(finite, finite)
+def test_vector_orders_by_name(inflow: float, angle: float) -> None:
+    """The order of the mapping does not matter, that of the spec does."""
+    vector = SPEC.vector({"angle": angle, "inflow": inflow})
+    np.testing.assert_array_equal(vector, [inflow, angle])
+    assert vector.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"inflow": 1.0, "angel": 0.0}, "Unknown parameter 'angel'.*mean 'angle'"),
+        ({"inflow": 1.0}, r"Missing parameters \['angle'\].*\['inflow'\]"),
+        ({"inflow": 1.0, "angle": float("nan")}, "parameter 'angle', got nan"),
+        ({"inflow": float("-inf"), "angle": 0.0}, "parameter 'inflow', got -inf"),
+        ({"inflow": "fast", "angle": 0.0}, "number for each.*'inflow': 'fast'"),
+        ({"inflow": None, "angle": 0.0}, "number for each.*'inflow': None"),
+    ],
+)
+def test_vector_refuses(parameters: dict, message: str) -> None:
+    """Unknown, missing and meaningless parameters are told by name."""
+    with pytest.raises(ValueError, match=message):
+        SPEC.vector(parameters)
+
+
+def test_nearest_lists_all_names() -> None:
+    """A hint appears only where a name is close."""
+    assert nearest("inflwo", ["inflow", "angle"]).startswith("Did you mean 'inflow'?")
+    assert nearest("zzz", ["inflow"]) == "Valid names: inflow."
+    assert nearest("zzz", []) == "Valid names: none."
+
+
+def test_dataset_has_coordinates_and_units() -> None:
+    """Bare fields get back their names, units, positions, times and parameters."""
+    fields = np.arange(24, dtype=np.float32).reshape(2, 2, 3, 2)
+    dataset = SPEC.dataset(fields, SPEC.times, {"inflow": 1.0, "angle": 2.0})
+    assert list(dataset) == ["pressure", "speed"]
+    for i, variable in enumerate(SPEC.variables):
+        assert dataset[variable.name].dims == ("time", "x", "y")
+        np.testing.assert_array_equal(dataset[variable.name], fields[:, i])
+    np.testing.assert_array_equal(dataset.time, SPEC.times)
+    np.testing.assert_array_equal(dataset.x, [0.0, 1.0, 2.0])
+    np.testing.assert_array_equal(dataset.y, [0.0, 0.5])
+    assert float(dataset.inflow) == 1.0
+    assert dataset.pressure.attrs == {"units": "Pa", "long_name": "static pressure"}
+    assert dataset.speed.attrs == {}
+    assert dataset.time.attrs["units"] == "s"
+    assert dataset.x.attrs["units"] == "m"
+    assert dataset.inflow.attrs["units"] == "m/s"
+
+
+def test_dataset_holds_part_of_a_trajectory() -> None:
+    """The times are those given, as many as there are fields."""
+    fields = np.zeros((1, 2, 3, 2), dtype=np.float32)
+    dataset = SPEC.dataset(fields, [0.2], {"inflow": 1.0, "angle": 2.0})
+    assert dataset.time.values.tolist() == [0.2]

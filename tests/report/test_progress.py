@@ -1,0 +1,34 @@
+"""Lines of progress where there is no terminal: the last state is printed once."""
+
+import io
+
+from batch import wait_until
+from rich.console import Console
+from rich.text import Text
+
+from surrogate_flow.report.ticker import Ticker
+
+
+def ticked(last):
+    """Show "one" a few times, then end with a line; return how often it was asked for, and what stands there."""
+    file, states = io.StringIO(), []
+
+    def line():
+        states.append(now)
+        return Text(now)
+
+    now = "one"
+    ticker = Ticker(line, Console(file=file, width=80), every=0.01)
+    ticker.start()
+    wait_until(lambda: len(states) > 2)
+    now = last
+    ticker.stop()
+    return len(states), file.getvalue().split()
+
+
+def test_the_last_state_is_printed_once():
+    """Where nothing has changed since the last line, the end prints none."""
+    asked, printed = ticked("one")
+    assert printed == ["one"] * (asked - 1)
+    _, printed = ticked("two")
+    assert printed[-1] == "two"

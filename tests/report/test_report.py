@@ -1,0 +1,110 @@
+"""The picture of a run: maps of fields with two dims, curves of those with fewer."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from laws import trajectory
+from matplotlib.figure import Figure
+
+from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.fields.window import Direct
+from surrogate_flow.nn import FullyConnected
+from surrogate_flow.report.picture import picture
+from surrogate_flow.solvers import Combined1D, Lorenz, NavierStokes2D
+from surrogate_flow.surrogate.surrogate import Surrogate
+
+LINE = FieldSpec(
+    parameters=(Parameter("speed", -1.0, 3.0, "m/s"),),
+    variables=(Variable("u", "m"),),
+    dims=("x",),
+    shape=(7,),
+    times=(0.5, 1.0, 2.0),
+    time_units="s",
+    coordinates=(Coordinate("x", "x", tuple(range(7)), "m"),),
+)
+
+
+def drawn(spec: FieldSpec, numbers: range = range(2)) -> tuple[Figure, HeldOut]:
+    """The picture of a surrogate that was not trained, for two simulations."""
+    surrogate = Surrogate(spec, partial(FullyConnected, widths=(4,)))
+    surrogate.normalisation.freeze(
+        np.zeros(len(spec.variables)), np.ones(len(spec.variables))
+    )
+    first, step = numbers.start, numbers.step
+    held_out = HeldOut(spec, Direct(), 4, first, len(numbers), stride=step)
+    for simulation in numbers:
+        steps = trajectory(spec, simulation, 0, spec.steps)
+        held_out.offer(simulation, 0, steps, (spec.low + spec.high) / 2)
+    return picture(surrogate, held_out), held_out
+
+
+def test_numbers_are_curves_over_time():
+    """A field without dims: solver and surrogate in one, the difference beside it."""
+    spec = Lorenz(steps=5).spec
+    figure, held_out = drawn(spec)
+    assert len(figure.axes) == 2 * 2 * 3
+    fields = iter(np.moveaxis(held_out.fields, 2, 1).reshape(6, 5))
+    for both, difference in zip(figure.axes[::2], figure.axes[1::2], strict=True):
+        solver, surrogate = both.lines
+        labels = [text.get_text() for text in both.get_legend().get_texts()]
+        assert labels == ["solver", "surrogate"]
+        truth = next(fields)
+        np.testing.assert_allclose(solver.get_xdata(), spec.times)
+        np.testing.assert_array_equal(solver.get_ydata(), truth)
+        (line,) = difference.lines
+        np.testing.assert_allclose(
+            line.get_ydata(), surrogate.get_ydata() - truth, rtol=1e-5, atol=1e-4
+        )
+    assert [axis.get_ylabel() for axis in figure.axes[:6:2]] == [
+        "x [1]",
+        "y [1]",
+        "z [1]",
+    ]
+
+
+def test_titles_name_the_simulations_of_a_rank():
+    """Those of one rank of three have every third number."""
+    figure, _ = drawn(LINE, range(1, 7, 3))
+    titles = [part.get_suptitle() for part in figure.subfigs]
+    assert [title.split()[:2] for title in titles] == [
+        ["simulation", "1"],
+        ["simulation", "4"],
+    ]
+
+
+def test_two_dims_are_maps():
+    """A field in the plane: three maps with their scales, and a title that fits."""
+    figure, held_out = drawn(NavierStokes2D(points=8, steps=3).spec)
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles == ["solver", "surrogate", "surrogate - solver"] * 2
+    solver = figure.axes[0].collections[0].get_array()
+    np.testing.assert_array_equal(np.ravel(solver), held_out.fields[0, 0, 0].T.ravel())
+    title = figure.subfigs[0].get_suptitle()
+    assert max(map(len, title.split("\n"))) <= 100
+
+
+def test_a_title_names_some_of_many_parameters_and_says_so(tmp_path):
+    """Twenty parameters: seven with their values, whole, and how many there are besides."""
+    figure, _ = drawn(Combined1D(cells=8, fine_cells=8, steps=3).spec)
+    figure.savefig(tmp_path / "prediction.png")
+    (part, *_) = figure.subfigs
+    title = part.get_suptitle()
+    shown = title.replace("\xa0", " ").replace("\n", " ")
+    count = len(Combined1D().spec.parameters)
+    assert f"and {count - 7} more)" in shown
+    assert shown.count("m/s2") == 5
+    # A number stays beside its name and its units.
+    assert all(line.endswith((",", ")")) for line in title.split("\n"))
+    width = part._suptitle.get_window_extent().width
+    assert width < figure.bbox.width
+    assert max(len(axis.get_xticks()) for axis in figure.axes) <= 7
+
+
+@pytest.mark.parametrize("spec", [Lorenz(steps=5).spec, LINE], ids=["0d", "1d"])
+def test_pictures_are_drawn_whole(spec, tmp_path):
+    """The file is written."""
+    figure, _ = drawn(spec)
+    figure.savefig(tmp_path / "prediction.png")
+    assert (tmp_path / "prediction.png").stat().st_size > 10_000

@@ -1,0 +1,560 @@
+"""The inlet, against outlets that are bare sockets."""
+
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import zmq
+from laws import Ledger, RawOutlet, parameters, trajectory
+
+from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
+from surrogate_flow.stream import Inlet, Outlet, StreamStopped, messages
+from surrogate_flow.stream.credit import CreditPool
+from surrogate_flow.stream.keys import ClientKeys, Endpoint, generate_keys
+from surrogate_flow.stream.reception import Reception
+
+SPEC = FieldSpec(
+    parameters=(Parameter("a", 0.0, 1.0),),
+    variables=(Variable("u"),),
+    dims=("x",),
+    shape=(5,),
+    times=tuple(np.arange(1, 101) / 10),
+)
+SIZE = SPEC.step_bytes
+
+
+@pytest.fixture
+def ledger():
+    sink = Ledger(SPEC)
+    yield sink
+    sink.close()
+    assert not sink.wrong
+
+
+@pytest.fixture
+def inlet(ledger):
+    with Inlet(SPEC, lambda _: ledger) as opened:
+        yield opened
+
+
+def settle(inlet, condition):
+    """Wait until the inlet's counters fulfil a condition."""
+    never = threading.Event()
+    for _ in range(4000):
+        if condition(inlet.counters()):
+            return
+        never.wait(0.005)
+    pytest.fail(f"never happened: {inlet.counters()}")
+
+
+def send_all(inlet, simulation, attempt=0, **options):
+    vector = parameters(SPEC, simulation)
+    outlet = Outlet(inlet.endpoint, SPEC, simulation, attempt, vector, **options)
+    with outlet:
+        outlet.send(trajectory(SPEC, simulation, 0, SPEC.steps))
+
+
+def test_the_folder_is_private_and_gone_after_close(inlet):
+    """The unix socket lies in a folder of mode 0700, which closing removes."""
+    folder = os.path.dirname(inlet.endpoint.address.removeprefix("ipc://"))
+    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+    inlet.stop("enough")
+    inlet.stop("again")
+    assert not os.path.exists(folder)
+
+
+@pytest.mark.parametrize("host", [None, "127.0.0.1"])
+def test_nothing_is_left_behind(ledger, host):
+    """Closing ends every thread and frees the port."""
+    before = set(threading.enumerate())
+    with Inlet(SPEC, lambda _: ledger, host=host) as inlet:
+        send_all(inlet, 1)
+        assert inlet.endpoint.address.startswith("tcp://127.0.0.1" if host else "ipc")
+    assert set(threading.enumerate()) == before
+    if host:
+        with zmq.Context() as context, context.socket(zmq.REP) as socket:
+            socket.bind(inlet.endpoint.address)
+
+
+def has_ipv6_loopback():
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_ipv6_loopback(), reason="this machine has no ::1")
+def test_an_outlet_reaches_an_inlet_on_ipv6(ledger):
+    """Addresses with colons are no others."""
+    with Inlet(SPEC, lambda _: ledger, host="::1") as inlet:
+        assert inlet.endpoint.address.startswith("tcp://[::1]:")
+        send_all(inlet, 1, timeout=10)
+    assert ledger.steps.total() == SPEC.steps
+
+
+def test_no_endpoint_before_the_start(ledger):
+    """An inlet that is not open says so."""
+    with pytest.raises(RuntimeError, match="enter its context"):
+        _ = Inlet(SPEC, lambda _: ledger).endpoint
+
+
+@pytest.mark.parametrize(
+    "host", ["*", "", "0.0.0.0", "0", "0x0", "::", "0::0", "::ffff:0.0.0.0"]
+)
+def test_all_interfaces_are_no_address(ledger, host):
+    """Outlets must be told where to connect."""
+    with pytest.raises(ValueError, match="one interface"):
+        Inlet(SPEC, lambda _: ledger, host=host)
+
+
+def test_a_small_budget_is_refused(ledger):
+    """What would deadlock is refused before anything runs."""
+    with pytest.raises(ValueError, match="budget"):
+        Inlet(SPEC, lambda _: ledger, budget=2 * (1 << 20) - 1)
+
+
+def wrong_keys(endpoint):
+    _, stranger = generate_keys()
+    ours = endpoint.keys
+    return [
+        None,
+        ClientKeys(ours.server, stranger.public, stranger.secret),
+        ClientKeys(stranger.server, ours.public, ours.secret),
+    ]
+
+
+def test_nothing_is_decoded_without_the_key(ledger, monkeypatch):
+    """No byte of a peer with another key, or none, gets past the handshake."""
+    handled = []
+    handle = "surrogate_flow.stream.reception.Reception.handle"
+    with Inlet(SPEC, lambda _: ledger, host="127.0.0.1") as inlet:
+        monkeypatch.setattr(handle, lambda *message: handled.append(message))
+        endpoint = inlet.endpoint
+        for keys in wrong_keys(endpoint):
+            other = Endpoint(endpoint.address, endpoint.study, endpoint.spec, keys)
+            with RawOutlet(other) as raw:
+                events = (
+                    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+                    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+                    | zmq.EVENT_DISCONNECTED
+                )
+                raw.socket.disconnect(endpoint.address)
+                monitor = raw.socket.get_monitor_socket(events)
+                raw.socket.connect(endpoint.address)
+                raw.socket.send(messages.encode(messages.Ask(1, 1)))
+                assert monitor.poll(20_000)
+                raw.socket.disable_monitor()
+                monitor.close()
+        assert handled == []
+        with RawOutlet(endpoint) as raw:
+            raw.socket.send(b"with the key")
+            for _ in range(4000):
+                if handled:
+                    break
+                raw.socket.poll(5)
+        assert len(handled) == 1
+
+
+def test_a_full_sink_holds_outlets_back(ledger, monkeypatch):
+    """Pending bytes stay within the budget, everybody waits, and is served in the end."""
+    monkeypatch.setattr("surrogate_flow.stream.inlet.TICK_SECONDS", 0.05)
+    ledger.room = 5
+    budget = 40 * SIZE
+    with Inlet(SPEC, lambda _: ledger, budget=budget, coalesce_bytes=8 * SIZE) as inlet:
+        threads = [threading.Thread(target=send_all, args=(inlet, n)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        settle(inlet, lambda c: c.waiting == 6)
+        counters = inlet.counters()
+        assert 0 < counters.pending <= counters.outstanding <= budget
+        assert counters.waiting_since is not None
+        assert all(p.waiting and p.connected for p in inlet.progress())
+        assert ledger.steps.total() == 5
+        ledger.make_room(None)
+        for thread in threads:
+            thread.join()
+        assert inlet.counters().waiting_since is None
+    assert ledger.steps.total() == 6 * SPEC.steps
+
+
+def test_more_than_the_credit_is_refused(ledger):
+    """Memory is bounded even against an outlet that ignores its credit."""
+    ledger.room = 0
+    with Inlet(
+        SPEC, lambda _: ledger, budget=40 * SIZE, coalesce_bytes=10 * SIZE
+    ) as inlet:
+        with RawOutlet(inlet.endpoint) as raw:
+            credit = raw.open(SPEC, 1).credit
+            for first in range(0, SPEC.steps, 10):
+                header, payload = raw.steps(SPEC, 1, first, 10)
+                raw.say(header, payload)
+            assert "bytes of credit" in raw.hear_until(messages.Refused).reason
+        assert inlet.counters().pending <= credit
+
+
+def test_a_gap_is_refused_and_the_retry_fills_it(inlet, ledger):
+    """Lost steps end the attempt, not the simulation."""
+    with RawOutlet(inlet.endpoint) as raw:
+        raw.open(SPEC, 1)
+        raw.say(*raw.steps(SPEC, 1, 0, 5))
+        raw.say(*raw.steps(SPEC, 1, 6, 5))
+        assert "expected step 5, got 6" in raw.hear_until(messages.Refused).reason
+    send_all(inlet, 1, attempt=1)
+    assert ledger.steps.total() == SPEC.steps == len(ledger.steps)
+
+
+def test_lost_bytes_are_noticed_by_a_question(inlet):
+    """An outlet whose last message was lost does not wait for ever."""
+    with RawOutlet(inlet.endpoint) as raw:
+        raw.open(SPEC, 1)
+        raw.say(messages.Ask(SIZE, 7))
+        assert "received 0 of 7 bytes" in raw.hear().reason
+
+
+def test_an_outlet_that_comes_back_too_late_is_told(inlet, ledger):
+    """After a cut that the inlet noticed, the outlet need not wait for an answer in vain."""
+    with RawOutlet(inlet.endpoint, b"outlet") as outlet:
+        outlet.open(SPEC, 1)
+        outlet.say(*outlet.steps(SPEC, 1, 0, 1))
+        ledger.wait_for(1)
+    (progress,) = inlet.progress()
+    assert (progress.attempt, progress.next_step, progress.connected) == (0, 1, True)
+
+    def gone(counters):
+        inlet.knock(1)
+        return not counters.connections
+
+    settle(inlet, gone)
+    # As ZeroMQ does by itself when the network is back.
+    with RawOutlet(inlet.endpoint, b"outlet") as outlet:
+        outlet.say(messages.Ask(SIZE, SIZE))
+        assert "another attempt must" in outlet.hear_until(messages.Refused).reason
+        outlet.say(messages.End(1, SPEC.steps))
+        outlet.hear_until(messages.Refused)
+
+
+def test_a_newer_attempt_supersedes(inlet, ledger):
+    """The older connection is told to stop and what it still says is ignored."""
+    with RawOutlet(inlet.endpoint) as old, RawOutlet(inlet.endpoint) as new:
+        old.open(SPEC, 1)
+        old.say(*old.steps(SPEC, 1, 0, 5))
+        ledger.wait_for(5)
+        assert new.open(SPEC, 1, attempt=1).next_step == 5
+        assert "superseded by attempt 1" in old.hear_until(messages.Stop).reason
+        old.say(*old.steps(SPEC, 1, 5, 5))
+        old.say(messages.End(1, 100))
+        old.say(messages.Abort("late"))
+        assert old.hear_until(messages.Stop).reason == "aborted"
+        assert "attempt 1 is under way" in old.open(SPEC, 1).reason
+        counters = inlet.counters()
+        assert (counters.connections, counters.refusals) == (1, 0)
+        assert ledger.steps.total() == 5
+
+
+def test_pending_steps_outlive_their_connection(inlet, ledger):
+    """What a dead attempt sent enters the sink before its successor's steps."""
+    ledger.room = 3
+    with RawOutlet(inlet.endpoint) as raw:
+        raw.open(SPEC, 1)
+        raw.say(*raw.steps(SPEC, 1, 0, 20))
+        ledger.wait_for(3)
+    with RawOutlet(inlet.endpoint) as raw:
+        assert raw.open(SPEC, 1, attempt=1).next_step == 20
+    ledger.make_room(None)
+    send_all(inlet, 1, attempt=2)
+    assert ledger.steps.total() == SPEC.steps == len(ledger.steps)
+
+
+def test_other_parameters_are_refused(inlet):
+    """A retry solves the same problem."""
+    with RawOutlet(inlet.endpoint) as raw:
+        raw.open(SPEC, 1)
+    vector = np.array([0.25])
+    outlet = Outlet(inlet.endpoint, SPEC, 1, 1, vector)
+    with pytest.raises(RuntimeError, match="must keep them"):
+        outlet.__enter__()
+
+
+@pytest.mark.parametrize(
+    ("message", "payload", "reason"),
+    [
+        (messages.Steps(2, 0, 0, 1, SIZE), SIZE, "serves"),
+        (messages.Steps(1, 1, 0, 1, SIZE), SIZE, "serves"),
+        (messages.Steps(1, 0, 0, 0, 0), 0, "expected steps below 100"),
+        (messages.Steps(1, 0, 99, 2, 2 * SIZE), 2 * SIZE, "expected steps below 100"),
+        (messages.Steps(1, 0, 2**62, 1, SIZE), SIZE, "expected steps below 100"),
+        (messages.Steps(1, 0, 0, 1, SIZE + 4), SIZE + 4, "20 bytes a step"),
+        (messages.Steps(1, 0, 0, 1, SIZE), SIZE - 1, "announces"),
+        (messages.Ask(1 << 40, 0), None, "at most"),
+        (messages.End(1, 100), None, "ended after 100 steps, received 0"),
+        (messages.Stop("x"), None, "is for the inlet to say"),
+    ],
+)
+def test_lies_are_refused(inlet, message, payload, reason):
+    """What does not fit closes the connection with the reason, and nothing else."""
+    with RawOutlet(inlet.endpoint) as raw:
+        raw.open(SPEC, 1)
+        raw.say(message, *([] if payload is None else [bytes(payload)]))
+        assert reason in raw.hear().reason
+        assert inlet.counters().outstanding == 0
+    send_all(inlet, 1, attempt=1)
+    inlet.check()
+
+
+def test_refusals_are_logged_once_in_a_while(inlet, caplog):
+    """A flood of nonsense does not flood the log."""
+    with RawOutlet(inlet.endpoint) as raw:
+        for _ in range(50):
+            raw.socket.send(b"nonsense")
+            raw.hear()
+    assert inlet.counters().refusals == 50
+    assert len(caplog.records) == 1
+
+
+def test_a_simulation_is_given_up(inlet, ledger):
+    """Its outlet stops, its credit returns, its sink forgets it, and it stays out."""
+    ledger.room = 2
+    with RawOutlet(inlet.endpoint) as raw:
+        raw.open(SPEC, 1)
+        raw.say(*raw.steps(SPEC, 1, 0, 20))
+        ledger.wait_for(2)
+        inlet.give_up(1)
+        assert "given up" in raw.hear_until(messages.Stop).reason
+        assert "given up" in raw.open(SPEC, 1, attempt=1).reason
+    assert ledger.forgotten == {1: 1}
+    counters = inlet.counters()
+    assert (counters.pending, counters.outstanding, counters.simulations) == (0, 0, 0)
+
+
+def test_one_that_never_opened_is_given_up(inlet, ledger):
+    """Its sink forgets it too: a checkpoint may have brought steps of it there."""
+    inlet.give_up(1)
+    with RawOutlet(inlet.endpoint) as raw:
+        assert "given up" in raw.open(SPEC, 1).reason
+    assert ledger.forgotten == {1: 1}
+
+
+def test_progress_names_the_silent(inlet, ledger):
+    """Live simulations are listed with their next step and their last sign of life."""
+    with RawOutlet(inlet.endpoint) as one, RawOutlet(inlet.endpoint) as two:
+        one.open(SPEC, 1)
+        two.open(SPEC, 2)
+        two.say(*two.steps(SPEC, 2, 0, 5))
+        ledger.wait_for(5)
+        silent, moving = sorted(inlet.progress(), key=lambda p: p.last)
+        assert (silent.simulation, silent.next_step) == (1, 0)
+        assert (moving.simulation, moving.next_step) == (2, 5)
+        two.say(messages.Abort("crash"))
+        settle(inlet, lambda c: c.connections == 1)
+        assert not inlet.progress()[1].connected
+
+
+class BrokenSink(Ledger):
+    """A sink with a bug."""
+
+    def offer(self, *_):
+        raise ZeroDivisionError("a bug in the sink")
+
+
+def test_an_exception_in_a_sink_is_not_lost():
+    """Outlets are told to stop, and whoever asks gets the exception."""
+    sink = BrokenSink(SPEC)
+    inlet = Inlet(SPEC, lambda _: sink).__enter__()
+    with pytest.raises(StreamStopped, match="ZeroDivisionError"):
+        send_all(inlet, 1)
+    with pytest.raises(ZeroDivisionError):
+        inlet.check()
+    with pytest.raises(ZeroDivisionError):
+        inlet.__exit__(None, None, None)
+    sink.close()
+
+
+def test_how_long_simulations_take_without_waiting(inlet, ledger):
+    """What the trainer kept one waiting for is not its own time."""
+    ledger.room = 0
+    start = time.monotonic()
+    thread = threading.Thread(target=send_all, args=(inlet, 1))
+    thread.start()
+    settle(inlet, lambda c: c.waiting == 1)
+    threading.Event().wait(0.6)
+    (live,) = inlet.progress()
+    ledger.make_room(None)
+    thread.join()
+    assert time.monotonic() - start > 0.6
+    assert 0 < inlet.counters().longest < 0.5
+    assert start <= live.opened
+    assert live.waiting
+
+
+class OneAtATime(Ledger):
+    """A sink that takes steps of one simulation only."""
+
+    turn = 0
+
+    def offer(self, simulation, *offered):
+        return super().offer(simulation, *offered) if simulation == self.turn else 0
+
+
+def test_whom_others_wait_for_does_not_wait_for_credit(ledger):
+    """Simulations ahead of their turn fill the pool; neither the one that has it nor what goes elsewhere is stuck behind."""
+    ordered = OneAtATime(SPEC)
+
+    def urgency(simulation):
+        return 2 if simulation == 9 else int(simulation == ordered.turn)
+
+    def sink_for(simulation):
+        return ledger if simulation == 9 else ordered
+
+    with Inlet(
+        SPEC, sink_for, budget=8 * SIZE, coalesce_bytes=2 * SIZE, urgency=urgency
+    ) as inlet:
+        ahead = [threading.Thread(target=send_all, args=(inlet, n)) for n in (1, 2, 3)]
+        for thread in ahead:
+            thread.start()
+        settle(inlet, lambda c: c.waiting == 3 and c.pending == 8 * SIZE)
+        send_all(inlet, 9)
+        for turn in (3, 1, 2):
+            ordered.turn = turn
+            ordered.make_room(None)
+            ordered.wait_for(SPEC.steps * (1 + (3, 1, 2).index(turn)))
+            assert inlet.counters().outstanding <= 12 * SIZE
+        for thread in ahead:
+            thread.join()
+    ordered.close()
+    assert not ordered.wrong
+    assert set(ordered.steps.values()) == set(ledger.steps.values()) == {1}
+    assert ordered.steps.total() == 3 * SPEC.steps
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_memory_does_not_grow_with_simulations(world):
+    """What is kept of one that finished or failed is some bits, also on one of two ranks."""
+    spec = FieldSpec((), (Variable("u"),), (), (), (0.0,))
+
+    class Nothing:
+        def offer(self, simulation, first, steps, vector):
+            return len(steps)
+
+        def expected(self, simulation):
+            return 0
+
+        def on_room(self, callback):
+            pass
+
+        def forget(self, simulation):
+            pass
+
+    sink = Nothing()
+    reception = Reception(
+        spec,
+        "study",
+        lambda _: sink,
+        pool=CreditPool(1 << 20, 1 << 10),
+        coalesce=1 << 10,
+        reply=lambda identity, message: None,
+        wake=lambda: None,
+        why=str,
+        urgency=lambda simulation: 0,
+    )
+    digest = spec.digest()
+
+    def simulate(numbers):
+        for number in numbers:
+            identity = number.to_bytes(8, "big")
+            opening = messages.Open("study", digest, number, 0, 0)
+            reception.handle(identity, [messages.encode(opening), b""])
+            if number % 5 == 0:
+                reception.give_up(number)
+                continue
+            header = messages.Steps(number, 0, 0, 1, 4)
+            reception.handle(identity, [messages.encode(header), bytes(4)])
+            reception.handle(identity, [messages.encode(messages.End(number, 1))])
+
+    def traced():
+        """Bytes that were taken in the stream's code; other threads take some too."""
+        ours = tracemalloc.Filter(True, "*/surrogate_flow/*")
+        found = tracemalloc.take_snapshot().filter_traces([ours]).statistics("filename")
+        return sum(entry.size for entry in found)
+
+    warm, count = 4_000 * world, 20_000 * world
+    tracemalloc.start()
+    try:
+        simulate(range(0, warm, world))
+        before = traced()
+        simulate(range(warm, count, world))
+        after = traced()
+    finally:
+        tracemalloc.stop()
+    assert reception.counters().finished == 16_000
+    assert reception.is_whole(world)
+    assert not reception.is_whole(5 * world)
+    assert not reception.is_whole(count + world)
+    assert after - before < 2 * 16_000, "two bytes a simulation"
+
+
+def test_the_stream_imports_without_torch():
+    """Workers that only simulate never load it."""
+    code = (
+        "import sys, surrogate_flow.stream; "
+        "print([m for m in ('torch', 'pytorch_lightning') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+FEW_FILES = """
+import resource, sys, time
+from surrogate_flow.fields import FieldSpec, Variable
+from surrogate_flow.stream import Inlet
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
+spec = FieldSpec((), (Variable("u"),), (), (), (0.0,))
+host = sys.argv[1] or None
+with Inlet(spec, lambda _: None, host=host) as inlet:
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (200, 200)
+    inlet.check()
+    connections = [open("/dev/null") for _ in range(140)]
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            inlet.check()
+        except RuntimeError as error:
+            said = str(error)
+            break
+        time.sleep(0.05)
+    checkpoint = open("/dev/null")
+    try:
+        Inlet(spec, lambda _: None, host=host).__enter__()
+    except RuntimeError as error:
+        assert "ulimit -n" in str(error)
+        raise SystemExit(said) from None
+"""
+
+
+@pytest.mark.parametrize("host", ["", "127.0.0.1"], ids=["ipc", "tcp"])
+def test_few_files_end_the_reception_while_some_are_left(host):
+    """The soft limit is raised; near the hard one there is an error, and room for a checkpoint."""
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_FILES, host],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert re.match(
+        r"Expected at least 50 more files .*, got \d+ of 200: .*ulimit -n", said
+    )

@@ -1,0 +1,119 @@
+"""Metrics: each against its formula in numpy."""
+
+import numpy as np
+import pytest
+import torch
+
+from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
+from surrogate_flow.surrogate.metrics import detailed_metrics, field_metrics
+
+
+def spec(dims=("x", "y"), shape=(7, 3)):
+    return FieldSpec(
+        parameters=(Parameter("a", 0, 1),),
+        variables=(Variable("p", "Pa"), Variable("q", "kg")),
+        dims=dims,
+        shape=shape,
+        times=(1.0, 2.0, 3.0),
+    )
+
+
+def compute(metrics, guess, target):
+    """In batches of uneven sizes."""
+    for part in (slice(0, 6), slice(6, 7), slice(7, 40)):
+        metrics.update(torch.tensor(guess[part]), torch.tensor(target[part]))
+    return {key: float(value) for key, value in metrics.compute().items()}
+
+
+@pytest.fixture
+def fields():
+    """Guess and truth, (sample, time, channel, x, y); the first truth of p is zero."""
+    rng = np.random.default_rng(1)
+    target = rng.normal(3.0, 1.0, (40, 2, 2, 7, 3)).astype(np.float32)
+    target[0, :, 0] = 0
+    size = rng.uniform(0.01, 1.0, (40, 1, 1, 1, 1))
+    noise = rng.normal(0.0, size, target.shape)
+    return (target + noise).astype(np.float32), target
+
+
+def test_each_agrees_with_numpy(fields):
+    """MSE, relative L2, nRMSE, VRMSE, 99th percentile and maximum of each variable."""
+    guess, target = fields
+    got = compute(detailed_metrics(spec(), "test_"), guess, target)
+    relative = []
+    for channel, name in enumerate("pq"):
+        u = target[:, :, channel].astype(np.float64)
+        e = guess[:, :, channel].astype(np.float64) - u
+        space = (2, 3)
+        mse = (e**2).mean(space)
+        known = np.any(u != 0, axis=space)
+        of_sample = np.sqrt((e**2).sum((1, 2, 3))), np.sqrt((u**2).sum((1, 2, 3)))
+        share = of_sample[0][known[:, 0]] / of_sample[1][known[:, 0]]
+        relative.append(share)
+        square = (u**2).mean(space)
+        expected = {
+            "rmse": np.sqrt((e**2).mean()),
+            "mse": (e**2).mean(),
+            "max": np.abs(e).max(),
+            "p99": np.percentile(np.sqrt((e**2).mean((1, 2, 3))), 99),
+            "relative_l2": share.mean(),
+            "nrmse": np.sqrt(mse[known] / square[known]).mean(),
+            "vrmse": np.sqrt(
+                mse[known] / (u.var(space)[known] + 1e-7 * square[known])
+            ).mean(),
+        }
+        for error, value in expected.items():
+            assert got[f"test_{error}_{name}"] == pytest.approx(value, rel=1e-5), error
+    assert got["test_relative_l2"] == pytest.approx(np.concatenate(relative).mean())
+    assert len(got) == 15
+
+
+def test_each_validation_logs_few(fields):
+    """One number for all and five for each variable, the same as those of the test."""
+    few = compute(field_metrics(spec(), "val_"), *fields)
+    all_of_them = compute(detailed_metrics(spec(), "test_"), *fields)
+    names = ["rmse", "nrmse", "vrmse", "p99", "max"]
+    assert set(few) == {"val_relative_l2"} | {
+        f"val_{error}_{name}" for error in names for name in "pq"
+    }
+    for name, value in few.items():
+        assert all_of_them[name.replace("val_", "test_")] == value
+
+
+def test_vrmse_does_not_depend_on_units(fields):
+    """In other units, or with the spatial mean as the guess, it is what it should be."""
+    guess, target = fields
+    in_pascal = compute(field_metrics(spec(), ""), guess, target)
+    in_megapascal = compute(
+        field_metrics(spec(), ""),
+        (guess * 1e-6).astype(np.float32),
+        (target * 1e-6).astype(np.float32),
+    )
+    for name in ("vrmse_p", "nrmse_q", "relative_l2"):
+        assert in_megapascal[name] == pytest.approx(in_pascal[name], rel=1e-4)
+    mean = target.mean((3, 4), keepdims=True) + 0 * target
+    assert compute(field_metrics(spec(), ""), mean, target)["vrmse_q"] == (
+        pytest.approx(1.0, rel=1e-4)
+    )
+
+
+def test_a_field_without_dims_has_no_ratios_in_space(fields):
+    """A single number may be zero, and has no variance: no nRMSE, no VRMSE."""
+    guess, target = (f[..., 0, 0] for f in fields)
+    got = compute(field_metrics(spec((), ()), "val_"), guess, target)
+    assert len(got) == 7
+    assert not any("nrmse" in name or "vrmse" in name for name in got)
+    both = [np.sqrt(np.square(x).sum((0, 1))) for x in (guess - target, target)]
+    relative = (both[0] / both[1]).mean()
+    assert got["val_relative_l2"] == pytest.approx(relative, rel=1e-5)
+
+
+def test_reset_forgets(fields):
+    """What one validation has seen is not in the next."""
+    guess, target = fields
+    metrics = detailed_metrics(spec(), "")
+    compute(metrics, guess + 5, target)
+    metrics.reset()
+    assert compute(metrics, guess, target) == compute(
+        detailed_metrics(spec(), ""), guess, target
+    )
