@@ -6,6 +6,7 @@ torch before `main` runs.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import re
@@ -39,6 +40,8 @@ _TRAINS = ("fit", "validate", "test")
 _PLAIN = ("--data", "--model", "--trainer", "--config", "--ckpt_path", "--print_config")
 _SIMULATES = (*_STUDIES, "compare")
 _STORED = "surrogate_flow.StoredData"
+# Modules that recipes of version 0.1 name classes by.
+_MOVED = {"surrogate_flow.windows": "surrogate_flow.fields"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     # Torch's threads would spin while they wait, on cores that simulations need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for old, new in _MOVED.items():
+        sys.modules.setdefault(old, importlib.import_module(new))
     try:
         if asked := _help_of(words):
             from surrogate_flow.cli import option_help

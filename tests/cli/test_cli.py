@@ -243,7 +243,7 @@ def test_print_config_shows_everything(monkeypatch, capsys):
         ("--data.reservoir.limiter={ratio: 2.5}", "ratio: 2.5"),
         ("--model.network.widths+=77", "- 77"),
         ("--data.cluster={class_path: LocalCluster}", "distributed.LocalCluster"),
-        ("--model.window=Autoregressive", "fields.Autoregressive"),
+        ("--model.window=Autoregressive", "surrogate_flow.Autoregressive"),
         ("--model.loss=torch.nn.L1Loss", "torch.nn.L1Loss"),
         ("--model.loss={class_path: torch.nn.HuberLoss}", "torch.nn.HuberLoss"),
     ],
