@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 
 from surrogate_flow import Surrogate
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.report.error_curve import ErrorCurve
 from surrogate_flow.report.summary import Outcome
 from surrogate_flow.sampling.design import held_out as planned
@@ -124,7 +124,7 @@ def compare(path: Path, count: int) -> list[Row]:
     fine = _solver(surrogate, cells, 200 // cells * cells)
     truth, fine_seconds = solved(fine, simulations)
     weno, solver_seconds = solved(_solver(surrogate, cells, cells), simulations)
-    kept = HeldOut(spec, surrogate.window, 1, 0, count)
+    kept = ValidationSet(spec, surrogate.window, 1, 0, count)
     vectors = np.stack([spec.vector(p) for p in simulations]).astype(np.float32)
     kept.restore(np.arange(count), truth, vectors)
     begin = time.perf_counter()

@@ -39,7 +39,7 @@ from tiny import STEPS, Tiny
 from vitals import Vitals, slope
 
 from surrogate_flow.data.study import Study
-from surrogate_flow.ensemble.ensemble import Ensemble, Progress
+from surrogate_flow.ensemble.ensemble import Ensemble, EnsembleStats
 from surrogate_flow.ensemble.failures import Failures
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.task import run
@@ -74,7 +74,7 @@ class Point:
 class Running(Protocol):
     """What of a study this benchmark needs."""
 
-    def progress(self) -> Progress:
+    def progress(self) -> EnsembleStats:
         """Count simulations by state."""
 
     def check(self) -> None:
@@ -146,7 +146,7 @@ class Apart:
     def __init__(self, inlet: Inlet, ensemble: Ensemble) -> None:
         self._inlet, self._ensemble = inlet, ensemble
 
-    def progress(self) -> Progress:
+    def progress(self) -> EnsembleStats:
         """Count simulations by state."""
         return self._ensemble.progress()
 

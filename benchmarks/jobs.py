@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 from dask_jobqueue import SLURMCluster
 from paced import PAUSE, Paced
 
-from surrogate_flow.cluster.batch import Fleet
+from surrogate_flow.cluster.batch import Supervisor
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.reservoir import FIFO
 
@@ -64,7 +64,9 @@ def study(maximum: int) -> OnlineData:
 
 
 @contextmanager
-def watched(data: OnlineData, fleet: Fleet, pace: list[float]) -> Iterator[list[Point]]:
+def watched(
+    data: OnlineData, fleet: Supervisor, pace: list[float]
+) -> Iterator[list[Point]]:
     """Note a point each second."""
     points: list[Point] = []
     over, start = threading.Event(), time.monotonic()

@@ -21,7 +21,7 @@ from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.planned import planned
 from surrogate_flow.data.study import Study
 from surrogate_flow.dataset import Archive
-from surrogate_flow.ensemble.progress import Progress
+from surrogate_flow.ensemble.stats import EnsembleStats
 from surrogate_flow.report.ticker import Ticker
 
 __all__ = ["Generation", "generate"]
@@ -90,7 +90,7 @@ class Generation:
         self._start = time.monotonic()
         self._ended: float | None = None
 
-    def run(self, stopped: Callable[[], bool] = bool) -> Progress:
+    def run(self, stopped: Callable[[], bool] = bool) -> EnsembleStats:
         """Simulate what is missing, until all have ended or `stopped` says so.
 
         Raises
@@ -139,10 +139,10 @@ class Generation:
         self._study.inlet.give_up(simulation)
         self.archive.fail(simulation)
 
-    def progress(self) -> Progress:
+    def progress(self) -> EnsembleStats:
         """Count simulations by state, those of earlier runs included."""
         if self._study is None:
-            return Progress(self._before, 0, 0, 0, 0)
+            return EnsembleStats(self._before, 0, 0, 0, 0)
         progress = self._study.progress()
         return replace(progress, done=progress.done + self._before)
 

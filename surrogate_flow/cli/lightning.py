@@ -21,7 +21,7 @@ from surrogate_flow.cli import runs
 from surrogate_flow.cli.callbacks import Ending, Kept
 from surrogate_flow.cli.checkpoints import AtomicCheckpoints
 from surrogate_flow.cli.loggers import MetricsEvents, MetricsTable
-from surrogate_flow.data.module import TrainingData
+from surrogate_flow.data.module import SurrogateData
 from surrogate_flow.report.console import hush, show_logs, the_console
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.report.report import Report
@@ -215,7 +215,7 @@ class _Rehearsal(SurrogateCLI):
 
 
 @contextmanager
-def _graceful(trainer: L.Trainer, data: TrainingData) -> Iterator[threading.Event]:
+def _graceful(trainer: L.Trainer, data: SurrogateData) -> Iterator[threading.Event]:
     """Make the first Ctrl-C, or SIGTERM, end a run in order, whatever it waits for.
 
     A second Ctrl-C raises. SIGTERM is what a batch system sends before it kills. The
@@ -257,7 +257,7 @@ def train(words: Sequence[str]) -> None:
     _cli(SurrogateCLI, words)
 
 
-def built(words: Sequence[str]) -> tuple[TrainingData, Surrogate]:
+def built(words: Sequence[str]) -> tuple[SurrogateData, Surrogate]:
     """Return data and model of a ``fit``, built as it builds them; nothing runs."""
     cli = _cli(_Rehearsal, words)
     return cli.datamodule, cli.model
@@ -267,7 +267,7 @@ def _cli(kind: type[SurrogateCLI], words: Sequence[str]) -> SurrogateCLI:
     sys.argv = [sys.argv[0], *words]
     return kind(
         Surrogate,
-        TrainingData,
+        SurrogateData,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,

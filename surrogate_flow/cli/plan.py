@@ -27,7 +27,7 @@ from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.solvers.solver import Solver
-from surrogate_flow.stream import Crossing
+from surrogate_flow.stream import Encoder
 
 __all__ = ["Pace", "Places", "measure", "places", "show"]
 
@@ -98,7 +98,7 @@ def measure(solver: Solver, longest: float = _LONGEST) -> Pace | None:
     errors: list[Exception] = []
 
     def solve() -> None:
-        crossing, steps, start = Crossing(spec, 0), 0, time.perf_counter()
+        crossing, steps, start = Encoder(spec, 0), 0, time.perf_counter()
         try:
             for dataset in solver.solve(parameters):
                 steps += len(crossing.convert(dataset, steps))

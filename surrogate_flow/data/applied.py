@@ -7,10 +7,10 @@ from typing import Any
 import pytorch_lightning as L
 from pytorch_lightning.callbacks import Callback
 
-__all__ = ["Trained"]
+__all__ = ["AppliedBatches"]
 
 
-class Trained(Callback):
+class AppliedBatches(Callback):
     """Number of batches in the weights since this was made, when called.
 
     Batches whose gradients still add up (``accumulate_grad_batches``) are in no
@@ -27,7 +27,7 @@ class Trained(Callback):
         self._before = self._progress()["total"]["processed"]
         # Lightning sets the attribute elsewhere.
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:] = [c for c in callbacks if not isinstance(c, Trained)]
+        callbacks[:] = [c for c in callbacks if not isinstance(c, AppliedBatches)]
         callbacks.append(self)
 
     def __call__(self) -> int:

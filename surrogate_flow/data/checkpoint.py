@@ -13,9 +13,9 @@ from jaxtyping import Float
 
 from surrogate_flow.data.checkpoint_state import SavedData, new_name
 from surrogate_flow.data.steps_file import RowsFile, read_rows
-from surrogate_flow.data.validation import HeldOut
-from surrogate_flow.fields.number_set import NumberSet
-from surrogate_flow.reservoir import Flight, Snapshot, Store
+from surrogate_flow.data.validation import ValidationSet
+from surrogate_flow.fields.int_set import IntSet
+from surrogate_flow.reservoir import PendingBatches, Snapshot, Store
 
 __all__ = ["Persistence"]
 
@@ -32,7 +32,7 @@ class Persistence:
     Parameters
     ----------
     store : Store
-    held_out : HeldOut
+    held_out : ValidationSet
     first : mapping of str to float
         Parameters of the first simulation for training.
     fields : bool
@@ -42,19 +42,19 @@ class Persistence:
     def __init__(
         self,
         store: Store,
-        held_out: HeldOut,
+        held_out: ValidationSet,
         first: Mapping[str, float],
         *,
         fields: bool,
     ) -> None:
-        self.flight = Flight()
+        self.flight = PendingBatches()
         self._store = store
         self._held_out = held_out
         self._first = dict(first)
         self._fields = fields
-        self._failed = NumberSet()
+        self._failed = IntSet()
         # Those at the moment of the last books.
-        self._noted = NumberSet()
+        self._noted = IntSet()
         self._lock = threading.Lock()
         self._saved: tuple[int, dict[str, Any]] | None = None
         #: Simulations that had ended, and those that had failed, before this process.
@@ -68,7 +68,7 @@ class Persistence:
     def ended(self) -> Callable[[int], bool]:
         """Return what says of a training simulation whether it had ended by now."""
         with self._lock:
-            failed = NumberSet(self._failed.ranges)
+            failed = IntSet(self._failed.ranges)
         done = self._store.finished
         return lambda number: number in done or number in failed
 
@@ -108,7 +108,7 @@ class Persistence:
 
     def _note(self) -> None:
         with self._lock:
-            self._noted = NumberSet(self._failed.ranges)
+            self._noted = IntSet(self._failed.ranges)
 
     def _with_fields(self, folder: Path) -> SavedData:
         held_out = self._held_out
@@ -166,7 +166,9 @@ class Persistence:
             self._store.restore(saved.store, None)
         else:
             behind = len(rows) - len(saved.whole) * self._held_out.spec.steps
-            self.flight = Flight(self._store.restore(saved.store, rows[:behind]))
+            self.flight = PendingBatches(
+                self._store.restore(saved.store, rows[:behind])
+            )
             if len(saved.whole):
                 shape = (len(saved.whole), -1, *self._held_out.spec.step_shape)
                 fields = rows[behind:].reshape(shape)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int
 
-from surrogate_flow.fields.number_set import NumberSet
+from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.reservoir import Snapshot
 
@@ -31,7 +31,7 @@ class SavedData:
         Number of held-out simulations; those for training are numbered from there.
     first : dict of str to float
         Parameters of the first simulation for training, by which a sampler is known.
-    failed : NumberSet
+    failed : IntSet
         Simulations that were set aside for good.
     store : Snapshot
         The reservoir's books.
@@ -45,7 +45,7 @@ class SavedData:
 
     held_out: int
     first: Mapping[str, float]
-    failed: NumberSet
+    failed: IntSet
     store: Snapshot
     rows: str
     whole: Int[np.ndarray, " simulation"]
@@ -91,7 +91,7 @@ class SavedData:
         return cls(
             held_out=plain["held_out"],
             first=plain["first"],
-            failed=NumberSet(plain["failed"]),
+            failed=IntSet(plain["failed"]),
             store=Snapshot(**store),
             rows=plain["rows"],
             whole=_array(plain["whole"]),

@@ -11,14 +11,14 @@ from jaxtyping import Float
 
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.status import Status, StoredStatus
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.spec import FieldSpec
 
-__all__ = ["Effort", "TrainingData"]
+__all__ = ["Cost", "SurrogateData"]
 
 
 @dataclass(frozen=True)
-class Effort:
+class Cost:
     """What it took to make the data of one process.
 
     Attributes
@@ -36,7 +36,7 @@ class Effort:
     solver_seconds: float
 
 
-class TrainingData(L.LightningDataModule, ABC):
+class SurrogateData(L.LightningDataModule, ABC):
     """Batches to train on, and simulations kept apart.
 
     Attributes
@@ -47,7 +47,7 @@ class TrainingData(L.LightningDataModule, ABC):
         Names the folder of its runs.
     ranks : Ranks
         That train together; after `setup`.
-    held_out : HeldOut or None
+    held_out : ValidationSet or None
         This rank's share of the held-out simulations; after `setup`.
     validated : int
         Number of held-out simulations, of all ranks, that errors are taken over.
@@ -60,7 +60,7 @@ class TrainingData(L.LightningDataModule, ABC):
     spec: FieldSpec
     workflow: str
     ranks: Ranks
-    held_out: HeldOut | None
+    held_out: ValidationSet | None
     validated: int
     repeats: bool = False
     tests_apart: bool = True
@@ -76,7 +76,7 @@ class TrainingData(L.LightningDataModule, ABC):
         """Return its state, or None before it has begun."""
 
     @abstractmethod
-    def effort(self) -> Effort:
+    def effort(self) -> Cost:
         """Return what it took to make the data, up to now."""
 
     @abstractmethod

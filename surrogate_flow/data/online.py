@@ -13,19 +13,19 @@ import numpy as np
 from distributed.deploy.cluster import Cluster
 from jaxtyping import Float
 
-from surrogate_flow.data.applied import Trained
+from surrogate_flow.data.applied import AppliedBatches
 from surrogate_flow.data.archiving import Tee
 from surrogate_flow.data.batch_memory import require_room
 from surrogate_flow.data.checkpoint import Persistence
 from surrogate_flow.data.checkpoint_folder import checkpoint_folder
 from surrogate_flow.data.first_fill import FirstFill
-from surrogate_flow.data.module import Effort, TrainingData
+from surrogate_flow.data.module import Cost, SurrogateData
 from surrogate_flow.data.online_loader import OnlineLoader
 from surrogate_flow.data.ranks import Ranks, State
-from surrogate_flow.data.router import Sinks
+from surrogate_flow.data.router import Router
 from surrogate_flow.data.status import Status
 from surrogate_flow.data.study import Study
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Direct, Window
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 _SLICE = 0.5  # seconds of a wait between two looks at the study
 
 
-class OnlineData(TrainingData):
+class OnlineData(SurrogateData):
     """solver -> stream -> reservoir -> batches, while the simulations run.
 
     Parameters
@@ -123,7 +123,7 @@ class OnlineData(TrainingData):
         self.archive = None if archive is None else Path(archive)
         self.workflow = name or type(solver).__name__.lower()
         self.store: Store | None = None
-        self.held_out: HeldOut | None = None
+        self.held_out: ValidationSet | None = None
         self.study: Study | None = None
         self.memory: Persistence | None = None
         self._open = False
@@ -151,7 +151,7 @@ class OnlineData(TrainingData):
         with self.ranks.failing():
             if stage == "fit":
                 require_room(trainer, self.batch_size)
-            self.held_out = HeldOut.of_rank(
+            self.held_out = ValidationSet.of_rank(
                 self.ranks, self.spec, window, self.batch_size, self.count
             )
             if stage == "fit":
@@ -161,7 +161,7 @@ class OnlineData(TrainingData):
                 self.memory = Persistence(
                     self.store, self.held_out, first, fields=fields
                 )
-        self._sinks = Sinks(
+        self._sinks = Router(
             self.held_out,
             self.count,
             self.ranks,
@@ -279,7 +279,7 @@ class OnlineData(TrainingData):
         self._wait(fill.wait)
         return fill.moments(self.ranks)
 
-    def _wait_held_out(self) -> HeldOut:
+    def _wait_held_out(self) -> ValidationSet:
         self._running()
         held_out = self.held_out
         assert held_out is not None, "setup() makes it"
@@ -317,7 +317,7 @@ class OnlineData(TrainingData):
                 store,
                 self.window,
                 flight=memory.flight,
-                trained=Trained(self.trainer) if self.trainer else None,
+                trained=AppliedBatches(self.trainer) if self.trainer else None,
                 ranks=self.ranks,
                 stopped=self._stopped.is_set,
                 patient=self.deterministic,
@@ -326,20 +326,20 @@ class OnlineData(TrainingData):
             )
         return self._loader
 
-    def val_dataloader(self) -> HeldOut:
+    def val_dataloader(self) -> ValidationSet:
         """Wait for the held-out set, then return its batches."""
         return self._wait_held_out()
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
-    def effort(self) -> Effort:
+    def effort(self) -> Cost:
         """Return what simulations took, those of this process."""
         if self.study is None:
-            return Effort(0, 0, 0.0)
+            return Cost(0, 0, 0.0)
         stream = self.study.inlet.counters()
         drawn = 0 if self.store is None else sum(self.store.counters().times_seen[1:])
-        return Effort(stream.finished, drawn, stream.worked)
+        return Cost(stream.finished, drawn, stream.worked)
 
     def status(self) -> Status | None:
         """Return the state of the study, or None before it has started."""

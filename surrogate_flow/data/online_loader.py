@@ -11,7 +11,7 @@ import torch
 
 from surrogate_flow.data.ranks import Ranks, State, waits
 from surrogate_flow.fields.window import Window
-from surrogate_flow.reservoir import Flight, Store
+from surrogate_flow.reservoir import PendingBatches, Store
 from surrogate_flow.reservoir.counters import Clock
 from surrogate_flow.reservoir.devices import side_of
 from surrogate_flow.surrogate.batch import Batch
@@ -31,7 +31,7 @@ class OnlineLoader:
     ----------
     store : Store
     window : Window
-    flight : Flight
+    flight : PendingBatches
         Where batches are noted until they have been trained; those that a checkpoint
         found there come first.
     trained : callable, optional
@@ -57,7 +57,7 @@ class OnlineLoader:
         store: Store,
         window: Window,
         *,
-        flight: Flight,
+        flight: PendingBatches,
         trained: Callable[[], int] | None = None,
         ranks: Ranks | None = None,
         stopped: Callable[[], bool] = bool,

@@ -8,25 +8,25 @@ from collections.abc import Iterator
 from surrogate_flow.cluster.batch import Waits
 from surrogate_flow.data.checkpoint import Persistence
 from surrogate_flow.data.ranks import Ranks
-from surrogate_flow.data.sequencer import InOrder
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.sequencer import Sequencer
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.simulation import Simulation
 from surrogate_flow.reservoir import Store
 from surrogate_flow.sampling import Sampler
 from surrogate_flow.sampling import design as schedule
 from surrogate_flow.stream import Inlet, Sink
 
-__all__ = ["Sinks"]
+__all__ = ["Router"]
 
 _STALE = 0.05  # of the samples held, fewer of which are new
 
 
-class Sinks:
+class Router:
     """Held-out simulations go into memory, those for training into the reservoir.
 
     Parameters
     ----------
-    held_out : HeldOut
+    held_out : ValidationSet
         This rank's share of the held-out simulations.
     count : int
         Number of all held-out simulations, 0, ..., count - 1.
@@ -42,7 +42,7 @@ class Sinks:
 
     def __init__(
         self,
-        held_out: HeldOut,
+        held_out: ValidationSet,
         count: int,
         ranks: Ranks,
         store: Store | None = None,
@@ -55,7 +55,7 @@ class Sinks:
         self.ranks = ranks
         self.store = store
         self.memory = memory
-        self.order: InOrder | None = None
+        self.order: Sequencer | None = None
         self._deterministic = deterministic
 
     def check_threshold(self, simulations: int | None) -> None:
@@ -88,7 +88,7 @@ class Sinks:
                 memory.set_aside(simulation)
                 inlet.give_up(simulation)
 
-            self.order = InOrder(
+            self.order = Sequencer(
                 self.store,
                 self.count,
                 lambda n: not mine(n) or ended(n),

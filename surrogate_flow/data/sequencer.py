@@ -9,10 +9,10 @@ from jaxtyping import Float
 
 from surrogate_flow.reservoir import Lockstep, SamplesPerInsert, Store
 
-__all__ = ["InOrder"]
+__all__ = ["Sequencer"]
 
 
-class InOrder:
+class Sequencer:
     """A sink that makes batches independent of the speed of solvers and trainer.
 
     Simulations enter the store one after the other, step by step; those ahead of their

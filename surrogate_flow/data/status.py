@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from dask.utils import format_bytes
 
-from surrogate_flow.ensemble.progress import Progress
-from surrogate_flow.reservoir import Counters
-from surrogate_flow.stream import InletCounters
+from surrogate_flow.ensemble.stats import EnsembleStats
+from surrogate_flow.reservoir import StoreStats
+from surrogate_flow.stream import StreamStats
 
 __all__ = ["Status", "StoredStatus"]
 
@@ -17,9 +17,9 @@ __all__ = ["Status", "StoredStatus"]
 class Status:
     """What a person wants to see of a study, at one moment."""
 
-    simulations: Progress
-    reservoir: Counters | None
-    stream: InletCounters
+    simulations: EnsembleStats
+    reservoir: StoreStats | None
+    stream: StreamStats
     held_out: str
     waiting: str
 

@@ -12,12 +12,12 @@ from dask.utils import format_bytes, parse_bytes
 from jaxtyping import Float
 
 from surrogate_flow.data.batch_memory import require_room
-from surrogate_flow.data.module import Effort, TrainingData
+from surrogate_flow.data.module import Cost, SurrogateData
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.shuffle import Shuffled
 from surrogate_flow.data.status import StoredStatus
 from surrogate_flow.data.stored_loader import StoredLoader
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir.moments import Moments
@@ -27,7 +27,7 @@ __all__ = ["StoredData"]
 logger = logging.getLogger(__name__)
 
 
-class StoredData(TrainingData):
+class StoredData(SurrogateData):
     """data set on disk -> shuffled batches, each sample once an epoch.
 
     What fits into `memory` is read once in all. Of a larger data set each chunk is read
@@ -91,7 +91,7 @@ class StoredData(TrainingData):
         self.threads = threads or min(8, os.cpu_count() or 1)
         self.seed = seed
         self.workflow = name or f"{self.path.stem}_stored"
-        self.held_out: HeldOut | None = None
+        self.held_out: ValidationSet | None = None
         self.validated = 0
         self.ranks = Ranks()
         self._samples: Shuffled | None = None
@@ -124,7 +124,7 @@ class StoredData(TrainingData):
                 self.ranks.rank,
                 self.ranks.world,
             )
-            held_out = HeldOut.of_rank(
+            held_out = ValidationSet.of_rank(
                 self.ranks, self.spec, self.window, self.batch_size, count
             )
             self._read_held_out(held_out, [n for n in whole if n < count])
@@ -164,7 +164,7 @@ class StoredData(TrainingData):
             )
         return whole
 
-    def _read_held_out(self, held_out: HeldOut, whole: list[int]) -> None:
+    def _read_held_out(self, held_out: ValidationSet, whole: list[int]) -> None:
         mine = [n for n in whole if self.ranks.mine(n)]
         fields = np.empty(held_out.fields.shape[1:], dtype=np.float32)
         for number in mine:
@@ -230,7 +230,7 @@ class StoredData(TrainingData):
         )
         return self._loader
 
-    def val_dataloader(self) -> HeldOut:
+    def val_dataloader(self) -> ValidationSet:
         """Return the batches of the held-out simulations.
 
         A data set has one such set: ``test`` takes those that ``best.ckpt`` was chosen
@@ -255,10 +255,10 @@ class StoredData(TrainingData):
         if self.trainer is not None:
             self.trainer.should_stop = True
 
-    def effort(self) -> Effort:
+    def effort(self) -> Cost:
         """Return what the simulations of the whole data set took."""
         drawn = self._loader.different if self._loader else 0
-        return Effort(len(self.archive.whole()), drawn, self.archive.solver_seconds)
+        return Cost(len(self.archive.whole()), drawn, self.archive.solver_seconds)
 
     def stop(self) -> None:
         """Deliver no further batch; what waits wakes up."""

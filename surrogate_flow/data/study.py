@@ -13,9 +13,9 @@ from pathlib import Path
 from distributed.deploy.cluster import Cluster
 
 from surrogate_flow.cluster.batch import (
-    Fleet,
     Load,
     Request,
+    Supervisor,
     Waits,
     at_once,
     processes_of,
@@ -24,7 +24,7 @@ from surrogate_flow.cluster.existing import Existing
 from surrogate_flow.cluster.open import is_local, open_cluster
 from surrogate_flow.data.ranks import RankError, Ranks, State
 from surrogate_flow.dataset import Writer
-from surrogate_flow.ensemble.ensemble import Ensemble, Progress
+from surrogate_flow.ensemble.ensemble import Ensemble, EnsembleStats
 from surrogate_flow.ensemble.failures import Failures
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.task import receipts, run
@@ -110,7 +110,7 @@ class Study:
         self._waits = waits
         self._world = ranks.world
         self._at_once = 1
-        self.fleet: Fleet | None = None
+        self.fleet: Supervisor | None = None
         self._resources = contextlib.ExitStack()
         try:
             with ranks.failing():
@@ -185,7 +185,7 @@ class Study:
                 bounds = request.bounds(processes_of(opened))
                 # All ranks simulate at the same time.
                 bounds = bounds.at_least(-(-ranks.world // self._at_once))
-                self.fleet = self._resources.enter_context(Fleet(opened, bounds))
+                self.fleet = self._resources.enter_context(Supervisor(opened, bounds))
             local = is_local(opened) and ranks.on_one_machine
             known = Existing.of(opened, local=local, jobs=self.fleet is not None)
             if ranks.world > 1:
@@ -255,7 +255,7 @@ class Study:
                 "for a step: then raise patience."
             )
 
-    def progress(self) -> Progress:
+    def progress(self) -> EnsembleStats:
         """Count simulations by state."""
         return self._ensemble.progress()
 

@@ -20,12 +20,12 @@ from surrogate_flow.reservoir import allocate as room
 from surrogate_flow.reservoir.moments import Moments
 from surrogate_flow.surrogate.batch import Batch
 
-__all__ = ["HeldOut"]
+__all__ = ["ValidationSet"]
 
 logger = logging.getLogger(__name__)
 
 
-class HeldOut:
+class ValidationSet:
     """u[simulation, time, channel, *space] of a validation or test set.
 
     A sink of the stream which is never full. Iterating yields the batches of all

@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterator
 
 from distributed import Client
 
-from surrogate_flow.cluster.batch import Fleet
+from surrogate_flow.cluster.batch import Supervisor
 from surrogate_flow.dataset import ArchiveError
 from surrogate_flow.ensemble.failures import Failures
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.forgetting import forget
-from surrogate_flow.ensemble.progress import Progress
+from surrogate_flow.ensemble.stats import EnsembleStats
 from surrogate_flow.ensemble.task import Summary
 from surrogate_flow.ensemble.tasks import Ended, Tasks
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
 from surrogate_flow.fields.simulation import Simulation
-from surrogate_flow.stream import RefusedStep
+from surrogate_flow.stream import SpecMismatch
 
-__all__ = ["Ensemble", "EnsembleError", "Progress"]
+__all__ = ["Ensemble", "EnsembleError", "EnsembleStats"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Ensemble:
         has failed.
     watchdog : Watchdog, optional
         Finds the simulations that hang; a failed attempt each.
-    fleet : Fleet, optional
+    fleet : Supervisor, optional
         The jobs of the workers, on the rank that has them.
     patient : bool
         Whether workers that are all gone may be long in coming back.
@@ -96,7 +96,7 @@ class Ensemble:
         on_set_aside: Callable[[int], None],
         on_end: Callable[[], None],
         watchdog: Watchdog | None = None,
-        fleet: Fleet | None = None,
+        fleet: Supervisor | None = None,
         patient: bool = False,
         unarchived: Callable[[Simulation, int], Summary] | None = None,
     ) -> None:
@@ -140,9 +140,9 @@ class Ensemble:
         """Number of simulations that could run at once, once all have begun."""
         return len(self._tasks) if self._exhausted else None
 
-    def progress(self) -> Progress:
+    def progress(self) -> EnsembleStats:
         """Count simulations by state."""
-        return Progress(
+        return EnsembleStats(
             done=self._done,
             running=min(len(self._tasks), -(-self._workers.threads // self._share)),
             failed=self._failed,
@@ -273,7 +273,7 @@ class Ensemble:
             self._again.append((simulation, attempt + 1))
             return
         # What a solver yields against its own spec, it will yield again.
-        last = attempt >= self._faults.retries or isinstance(error, RefusedStep)
+        last = attempt >= self._faults.retries or isinstance(error, SpecMismatch)
         outcome = "set aside" if last else "retried"
         self._failures.add(simulation, attempt, outcome, error)
         if not last:

@@ -15,7 +15,7 @@ import xarray as xr
 from surrogate_flow.fields.simulation import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.solvers.solver import Solver
-from surrogate_flow.stream import Crossing, Endpoint, Outlet, RefusedStep, StreamStopped
+from surrogate_flow.stream import Encoder, Endpoint, Outlet, SpecMismatch, StreamStopped
 
 if TYPE_CHECKING:
     from surrogate_flow.dataset import Writer
@@ -89,7 +89,7 @@ def run(
 
     Raises
     ------
-    RefusedStep
+    SpecMismatch
         If the solver yields what its spec does not promise.
     ArchiveError
         If the data set cannot be written.
@@ -105,7 +105,7 @@ def run(
 
     spec = solver.spec
     streamed = spec if streams else receipts(spec)
-    crossing = Crossing(spec, simulation.number)
+    crossing = Encoder(spec, simulation.number)
     try:
         with Outlet(
             endpoint,
@@ -143,7 +143,7 @@ def _solution(solver: Solver, simulation: Simulation) -> Iterator[xr.Dataset]:
     try:
         datasets = solver.solve(simulation.parameters)
         if isinstance(datasets, xr.Dataset) or not isinstance(datasets, Iterable):
-            raise RefusedStep(
+            raise SpecMismatch(
                 f"Simulation {simulation.number}: expected solve to yield datasets, "
                 f"step by step; solve returned {type(datasets).__name__}. Usual cause: "
                 "a function without yield. Write yield in place of return."

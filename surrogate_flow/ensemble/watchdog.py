@@ -12,7 +12,7 @@ from functools import partial
 from distributed import Client
 
 from surrogate_flow.stream import Inlet
-from surrogate_flow.stream.sink import Progress
+from surrogate_flow.stream.sink import SimulationProgress
 
 __all__ = ["Watchdog"]
 
@@ -99,7 +99,9 @@ class Watchdog:
                 # A lost scheduler is the ensemble's to report; else the next look is.
                 logger.debug("The watchdog could not look: %r", error)
 
-    def _silent(self, attempts: Mapping[tuple[int, int], str]) -> dict[str, Progress]:
+    def _silent(
+        self, attempts: Mapping[tuple[int, int], str]
+    ) -> dict[str, SimulationProgress]:
         """Return what has been silent for too long, at two looks in a row.
 
         Between the two the inlet finds out which connections are gone: the task of a
@@ -123,10 +125,12 @@ class Watchdog:
         self._suspects = {key: p.last for key, p in silent.items()}
         return {key: p for key, p in silent.items() if before.get(key) == p.last}
 
-    def _progress(self, simulation: int, attempt: int, since: float) -> Progress:
+    def _progress(
+        self, simulation: int, attempt: int, since: float
+    ) -> SimulationProgress:
         whole = self._inlet.is_whole(simulation)
         steps = self._inlet.spec.steps if whole else 0
-        return Progress(
+        return SimulationProgress(
             simulation,
             attempt,
             steps,
@@ -147,7 +151,7 @@ class Watchdog:
 
     def _stop(
         self,
-        silent: Mapping[str, Progress],
+        silent: Mapping[str, SimulationProgress],
         report: Callable[[str, TimeoutError], None],
     ) -> None:
         ask = partial(self._client.sync, callback_timeout=_RESTART)
@@ -203,7 +207,7 @@ class Watchdog:
         )
 
     def _error(
-        self, p: Progress, address: str, nanny: bool, stack: list[str] | None
+        self, p: SimulationProgress, address: str, nanny: bool, stack: list[str] | None
     ) -> TimeoutError:
         last = f"since step {p.next_step - 1}" if p.next_step else "at all"
         if p.next_step == self._inlet.spec.steps:

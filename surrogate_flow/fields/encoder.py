@@ -9,16 +9,16 @@ from jaxtyping import Float32
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.spec import FieldSpec
 
-__all__ = ["TIME_TOLERANCE", "Crossing", "RefusedStep"]
+__all__ = ["TIME_TOLERANCE", "Encoder", "SpecMismatch"]
 
 TIME_TOLERANCE = 0.01  # of the distance between steps
 
 
-class RefusedStep(ValueError):
+class SpecMismatch(ValueError):
     """What a solver yielded is not what its spec announces."""
 
 
-class Crossing:
+class Encoder:
     """xr.Dataset -> float32 ``(time, channel, *space)``, or a refusal with the reason.
 
     Parameters
@@ -32,7 +32,7 @@ class Crossing:
     --------
     >>> from surrogate_flow.fields import Variable
     >>> spec = FieldSpec((), (Variable("u"),), ("x",), (3,), times=(0.5, 1.0))
-    >>> crossing = Crossing(spec, simulation=7)
+    >>> crossing = Encoder(spec, simulation=7)
     >>> u = xr.Dataset({"u": (("x", "time"), np.ones((3, 1)))}, {"time": [0.5]})
     >>> crossing.convert(u, step=0).shape
     (1, 1, 3)
@@ -67,7 +67,7 @@ class Crossing:
 
         Raises
         ------
-        RefusedStep
+        SpecMismatch
             If it is no dataset; if a variable is unknown or missing, has other dims,
             another shape or no real numbers; if ``time`` is missing, out of order,
             repeated, skipped or not in the spec (within a hundredth of the distance
@@ -101,7 +101,7 @@ class Crossing:
         dims = variable.dims
         if dims != self._dims:
             if sorted(map(str, dims)) != sorted(self._dims):
-                raise RefusedStep(
+                raise SpecMismatch(
                     f"{self._at(step)}: variable {name!r} expected the dims "
                     f"{self._dims}, got {dims}. Usual cause: a dim that was dropped or "
                     "named otherwise. Use rename or expand_dims in the solver, or "
@@ -110,7 +110,7 @@ class Crossing:
             variable = variable.transpose(*self._dims)
         values = variable.values
         if values.shape != (count, *self.spec.shape):
-            raise RefusedStep(
+            raise SpecMismatch(
                 f"{self._at(step)}: variable {name!r} expected the shape "
                 f"{(count, *self.spec.shape)} along {self._dims}, got {values.shape}. "
                 "Usual cause: boundary or ghost cells that one side counts. Cut them "
@@ -118,7 +118,7 @@ class Crossing:
             )
         if values.dtype.kind not in "fiu":
             part = " Yield its real and imaginary part as two variables."
-            raise RefusedStep(
+            raise SpecMismatch(
                 f"{self._at(step)}: variable {name!r} expected real numbers, got dtype "
                 f"{values.dtype}."
                 + (part if values.dtype.kind == "c" else " Cast it in the solver.")
@@ -127,14 +127,14 @@ class Crossing:
 
     def _check_time(self, dataset: xr.Dataset, step: int) -> int:
         if "time" not in dataset.coords:
-            raise RefusedStep(
+            raise SpecMismatch(
                 f"{self._at(step)}: expected a coordinate 'time', got the coordinates "
                 f"{list(dataset.coords)}. Usual cause: a bare time loop. Use "
                 "dataset.expand_dims(time=[t])."
             )
         time = dataset.variables["time"]
         if time.dims != ("time",) or time.size == 0 or time.dtype.kind not in "fiu":
-            raise RefusedStep(
+            raise SpecMismatch(
                 f"{self._at(step)}: expected 'time' as one or more numbers "
                 f"{self.spec.time_units!r} along the dim 'time', got dims {time.dims}, "
                 f"shape {time.shape}, dtype {time.dtype}. Use "
@@ -143,7 +143,7 @@ class Crossing:
         got = time.values
         first, last = step, step + len(got)
         if last > self.spec.steps:
-            raise RefusedStep(
+            raise SpecMismatch(
                 f"{self._at(step)}: expected {self.spec.steps} steps in all, got at "
                 f"least {last}. Usual cause: the solver also yields its initial state, "
                 "which the spec's times lack. Leave it out, or add its time to the "
@@ -156,7 +156,7 @@ class Crossing:
             raise self._wrong_time(first + int(wrong.argmax()), got[wrong.argmax()])
         return len(got)
 
-    def _wrong_time(self, step: int, got: float) -> RefusedStep:
+    def _wrong_time(self, step: int, got: float) -> SpecMismatch:
         near = int(np.abs(self._times - got).argmin())
         if not abs(self._times[near] - got) <= self._tolerance[near]:
             what = f"no time of the spec (the nearest is {self._times[near]:.9g})"
@@ -168,32 +168,32 @@ class Crossing:
             what = f"the time of step {near}: steps {step} to {near - 1} are skipped"
             cause = "a solver that writes only every n-th step"
         units = f" {self.spec.time_units}" if self.spec.time_units else ""
-        return RefusedStep(
+        return SpecMismatch(
             f"{self._at(step)}: expected time "
             f"{self._times[step]:.9g}{units}, got {got:.9g}{units}, {what}. Usual "
             f"cause: {cause}. Yield the spec's times in order, each once."
         )
 
-    def _no_dataset(self, got: object, step: int) -> RefusedStep:
+    def _no_dataset(self, got: object, step: int) -> SpecMismatch:
         names = ", ".join(map(repr, self._names))
-        return RefusedStep(
+        return SpecMismatch(
             f"{self._at(step)}: expected an xarray.Dataset with the variable(s) "
             f"{names} and the coordinate 'time', got {type(got).__name__}. Usual "
             "cause: a bare array. Yield xr.Dataset({name: (dims, array)}, {'time': "
             "[t]}), or data_array.to_dataset(name=name)."
         )
 
-    def _wrong_names(self, dataset: xr.Dataset, step: int) -> RefusedStep:
+    def _wrong_names(self, dataset: xr.Dataset, step: int) -> SpecMismatch:
         names = [str(name) for name in dataset.data_vars]
         missing = [name for name in self._names if name not in names]
         if missing:
-            return RefusedStep(
+            return SpecMismatch(
                 f"{self._at(step)}: expected the variable {missing[0]!r}, got "
                 f"{names}. Usual cause: a name in the spec that the solver spells "
                 "otherwise, or a variable set as a coordinate."
             )
         unknown = next(name for name in names if name not in self._known)
-        return RefusedStep(
+        return SpecMismatch(
             f"{self._at(step)}: unknown variable {unknown!r}. "
             f"{nearest(unknown, self._names)} Drop it in the solver, or add it to the "
             "spec."
@@ -201,7 +201,7 @@ class Crossing:
 
     def _not_finite(
         self, dataset: xr.Dataset, step: int, steps: np.ndarray
-    ) -> RefusedStep:
+    ) -> SpecMismatch:
         bad = ~np.isfinite(steps)
         row, channel = np.argwhere(bad.any(axis=tuple(range(2, bad.ndim))))[0]
         name = self._names[channel]
@@ -211,7 +211,7 @@ class Crossing:
             what, cause = "too large for single precision", "a field not scaled, or "
         else:
             what, cause = "NaN or infinite", ""
-        return RefusedStep(
+        return SpecMismatch(
             f"{self._at(step + row)}: variable {name!r} "
             f"expected finite numbers, got {np.count_nonzero(bad[row, channel])} of "
             f"{bad[row, channel].size} cells {what} (the first: {got:.6g}). Usual "

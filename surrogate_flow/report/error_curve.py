@@ -12,7 +12,7 @@ from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.surrogate.rollout import predictions
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -41,7 +41,7 @@ class ErrorCurve:
     @classmethod
     @torch.no_grad()
     def of(
-        cls, surrogate: Surrogate, held_out: HeldOut, start: int | None = None
+        cls, surrogate: Surrogate, held_out: ValidationSet, start: int | None = None
     ) -> ErrorCurve:
         """Roll out each finished simulation from its history to its end.
 
@@ -50,7 +50,7 @@ class ErrorCurve:
         Parameters
         ----------
         surrogate : Surrogate
-        held_out : HeldOut
+        held_out : ValidationSet
         start : int, optional
             Index of the first step to predict, as many as the window's inputs or more;
             by default just these. The steps before it are history.
@@ -158,7 +158,7 @@ _COLUMNS = ("relative_l2", "rmse")
 
 
 def _squares(
-    surrogate: Surrogate, held_out: HeldOut, row: int, start: int
+    surrogate: Surrogate, held_out: ValidationSet, row: int, start: int
 ) -> Float[np.ndarray, "2 time channel"]:
     # Prediction by prediction: a whole rollout could be too large to hold.
     inputs, steps = surrogate.window.inputs, surrogate.spec.steps - start

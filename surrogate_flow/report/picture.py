@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.quantities import in_units
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.report.mesh_picture import draw_mesh
@@ -27,7 +27,7 @@ _LINE = 100
 _NAMED = 8
 
 
-def picture(surrogate: Surrogate, held_out: HeldOut) -> Figure:
+def picture(surrogate: Surrogate, held_out: ValidationSet) -> Figure:
     """Draw solver, surrogate and difference for three held-out simulations.
 
     An autoregressive surrogate is rolled out from the first steps to the last one.

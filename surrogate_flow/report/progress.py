@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.text import Text
 
-from surrogate_flow.data.module import TrainingData
+from surrogate_flow.data.module import SurrogateData
 from surrogate_flow.report.ticker import Ticker
 
 __all__ = ["ProgressLine"]
@@ -127,7 +127,7 @@ class ProgressLine(ProgressBar):
             parts.append(f"validation {self._error:.2%}")
         # Lightning declares an attribute where a trainer without data module has none.
         data = getattr(self.trainer, "datamodule", None)
-        status = data.status() if isinstance(data, TrainingData) else None
+        status = data.status() if isinstance(data, SurrogateData) else None
         if status is not None:
             # Rewritten in place, it must fit on one line; a log has room.
             narrow = self._console.is_terminal and self._console.width < _WIDE

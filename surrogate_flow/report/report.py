@@ -10,8 +10,8 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 
-from surrogate_flow.data.module import TrainingData
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.module import SurrogateData
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.quantities import in_units
 from surrogate_flow.report.picture import picture
 from surrogate_flow.report.rollout import HISTORY
@@ -79,17 +79,19 @@ class Report(Callback):
         self._lines = []
 
 
-def _held_out(trainer: L.Trainer) -> HeldOut | None:
+def _held_out(trainer: L.Trainer) -> ValidationSet | None:
     data = getattr(trainer, "datamodule", None)
-    if not (trainer.is_global_zero and isinstance(data, TrainingData)):
+    if not (trainer.is_global_zero and isinstance(data, SurrogateData)):
         return None
     return data.held_out if data.held_out and data.held_out.finished else None
 
 
-def _errors(stage: str, trainer: L.Trainer, held_out: HeldOut) -> list[str]:
+def _errors(stage: str, trainer: L.Trainer, held_out: ValidationSet) -> list[str]:
     metrics = trainer.callback_metrics
     data = getattr(trainer, "datamodule", None)
-    count = data.validated if isinstance(data, TrainingData) else len(held_out.finished)
+    count = (
+        data.validated if isinstance(data, SurrogateData) else len(held_out.finished)
+    )
     if f"{stage}_relative_l2" not in metrics:
         return ["No validation has run."]
     title = "Validation" if stage == "val" else "Test"
@@ -97,7 +99,7 @@ def _errors(stage: str, trainer: L.Trainer, held_out: HeldOut) -> list[str]:
         f"{title} error: {float(metrics[f'{stage}_relative_l2']):.2%} relative "
         f"(L2, mean over {count} simulations)"
     ]
-    if stage == "test" and isinstance(data, TrainingData) and not data.tests_apart:
+    if stage == "test" and isinstance(data, SurrogateData) and not data.tests_apart:
         lines.append(
             "  of the held-out simulations of the data set, by which best.ckpt was "
             "chosen: test with the workflow as --data for fresh ones"
@@ -124,7 +126,7 @@ def _best(trainer: L.Trainer) -> list[str]:
     return []
 
 
-def _next_command(folder: Path, surrogate: Surrogate, held_out: HeldOut) -> str:
+def _next_command(folder: Path, surrogate: Surrogate, held_out: ValidationSet) -> str:
     kept = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     path = next((path for path in kept if path.is_file()), None)
     if path is None:

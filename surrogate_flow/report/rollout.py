@@ -11,7 +11,7 @@ import pytorch_lightning as L
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 
-from surrogate_flow.data.module import TrainingData
+from surrogate_flow.data.module import SurrogateData
 from surrogate_flow.report.error_curve import ErrorCurve
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -64,7 +64,7 @@ class RolloutReport(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, *, history: bool
     ) -> None:
         data = getattr(trainer, "datamodule", None)
-        if not (isinstance(data, TrainingData) and isinstance(pl_module, Surrogate)):
+        if not (isinstance(data, SurrogateData) and isinstance(pl_module, Surrogate)):
             return
         held_out = data.held_out
         if held_out is None:

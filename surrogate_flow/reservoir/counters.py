@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-__all__ = ["Clock", "Counters", "Tally"]
+__all__ = ["Clock", "StoreStats", "Tally"]
 
 # Of the dtype of the counts, or numpy takes a path three times as slow.
 _ONE = np.int32(1)
 
 
 @dataclass(frozen=True)
-class Counters:
+class StoreStats:
     """What a store holds and has done, all at one moment.
 
     Steps are counted where memory is meant, samples (windows) where training is.

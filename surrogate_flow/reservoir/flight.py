@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 from surrogate_flow.reservoir.draw import Draw
 
-__all__ = ["Flight"]
+__all__ = ["PendingBatches"]
 
 
-class Flight:
+class PendingBatches:
     """Batches that have been drawn and are not trained yet, oldest first.
 
     Batches are drawn ahead of the training, so those that a checkpoint finds between

@@ -10,9 +10,9 @@ from typing import final
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from surrogate_flow.fields.number_set import NumberSet
+from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.reservoir.draw import Draw
-from surrogate_flow.reservoir.flight import Flight
+from surrogate_flow.reservoir.flight import PendingBatches
 from surrogate_flow.reservoir.intake import Intake
 from surrogate_flow.reservoir.plan import Plan
 from surrogate_flow.reservoir.snapshot import Snapshot
@@ -34,15 +34,15 @@ class Persistent(Intake):
         return self._plan
 
     @property
-    def finished(self) -> NumberSet:
+    def finished(self) -> IntSet:
         """Simulations of which every step has come, as they are now."""
         with self._changed:
-            return NumberSet(self._books.finished.ranges)
+            return IntSet(self._books.finished.ranges)
 
     @final
     def save(
         self,
-        flight: Flight,
+        flight: PendingBatches,
         write: Callable[[Float[np.ndarray, "row channel *space"]], None] | None,
         note: Callable[[], None] | None = None,
     ) -> Snapshot:
@@ -53,7 +53,7 @@ class Persistent(Intake):
 
         Parameters
         ----------
-        flight : Flight
+        flight : PendingBatches
             What was drawn and is not trained; written behind the rest.
         write : callable, optional
             Takes chunks of steps, one after the other. Without it the books alone are
@@ -239,7 +239,7 @@ class Persistent(Intake):
             slab.memory.write(slots[part], np.asarray(rows[snapshot.place[part]]))
         labels = (snapshot.simulation, snapshot.step, snapshot.parameters)
         books.restore(slots, labels, slots[snapshot.following])
-        books.finished = NumberSet((a, b) for a, b in snapshot.finished.tolist())
+        books.finished = IntSet((a, b) for a, b in snapshot.finished.tolist())
         for i, (number, expected, windows) in enumerate(snapshot.live.tolist()):
             tail = slots[snapshot.tails[snapshot.tails[:, 0] == i, 1]]
             books.resume(number, expected, windows, tail)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from surrogate_flow.fields.number_set import NumberSet
+from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.reservoir.plan import Plan
 
@@ -163,9 +163,9 @@ class Snapshot:
                 first[int(number)] = min(known, int(step))
         return first
 
-    def settled(self, plan: Plan) -> NumberSet:
+    def settled(self, plan: Plan) -> IntSet:
         """Return the simulations that were trained on as a whole."""
-        numbers = NumberSet((int(a), int(b)) for a, b in self.finished)
+        numbers = IntSet((int(a), int(b)) for a, b in self.finished)
         for number, _, windows in self.live:
             # Steps behind the last window are of no use.
             if windows >= plan.samples:

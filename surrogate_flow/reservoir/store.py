@@ -14,9 +14,9 @@ from jaxtyping import Float64, Int
 
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
-from surrogate_flow.reservoir.counters import Clock, Counters, seconds
+from surrogate_flow.reservoir.counters import Clock, StoreStats, seconds
 from surrogate_flow.reservoir.draw import Draw
-from surrogate_flow.reservoir.flight import Flight
+from surrogate_flow.reservoir.flight import PendingBatches
 from surrogate_flow.reservoir.limiter import SamplesPerInsert
 from surrogate_flow.reservoir.memory import HostMemory, Memory
 from surrogate_flow.reservoir.moments import Moments
@@ -110,14 +110,16 @@ class Store(Persistent):
         """Choose a batch of the members; return it, and whether it left them."""
 
     @final
-    def draw(self, timeout: float | None, flight: Flight | None = None) -> Draw | None:
+    def draw(
+        self, timeout: float | None, flight: PendingBatches | None = None
+    ) -> Draw | None:
         """Copy out a batch; blocks until one may be drawn.
 
         Parameters
         ----------
         timeout : float or None
             Seconds; ``None`` waits as long as it takes.
-        flight : Flight, optional
+        flight : PendingBatches, optional
             Where the batch is noted until it has been trained.
 
         Returns
@@ -257,11 +259,11 @@ class Store(Persistent):
             return "; ".join(lines)
 
     @final
-    def counters(self) -> Counters:
+    def counters(self) -> StoreStats:
         """Return all counters, taken at one moment."""
         with self._changed:
             slab, tally, members = self._slab, self._tally, self._members
-            return Counters(
+            return StoreStats(
                 capacity=self.capacity,
                 capacity_bytes=slab.memory.nbytes,
                 steps=self.capacity - slab.free,

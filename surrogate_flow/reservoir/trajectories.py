@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from surrogate_flow.fields.number_set import NumberSet
+from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.reservoir.block import Block, Trajectory
 from surrogate_flow.reservoir.plan import Plan
 from surrogate_flow.reservoir.slab import Slab
@@ -42,7 +42,7 @@ class Trajectories:
         self._next = np.zeros(slab.capacity if plan.span > 1 else 0, dtype=np.int32)
         self._unfinished = 0
         #: Simulations of which every step has come.
-        self.finished = NumberSet()
+        self.finished = IntSet()
 
     def expected(self, simulation: int) -> int:
         """Return the number of the next step of a simulation."""

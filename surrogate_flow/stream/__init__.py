@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surrogate_flow.fields.encoder import Crossing, RefusedStep
+from surrogate_flow.fields.encoder import Encoder, SpecMismatch
 from surrogate_flow.stream.errors import (
     StreamError,
     StreamRefused,
@@ -12,19 +12,19 @@ from surrogate_flow.stream.errors import (
 from surrogate_flow.stream.inlet import Inlet
 from surrogate_flow.stream.keys import Endpoint
 from surrogate_flow.stream.outlet import Outlet
-from surrogate_flow.stream.sink import InletCounters, Progress, Sink
+from surrogate_flow.stream.sink import SimulationProgress, Sink, StreamStats
 
 __all__ = [
-    "Crossing",
+    "Encoder",
     "Endpoint",
     "Inlet",
-    "InletCounters",
     "Outlet",
-    "Progress",
-    "RefusedStep",
+    "SimulationProgress",
     "Sink",
+    "SpecMismatch",
     "StreamError",
     "StreamRefused",
+    "StreamStats",
     "StreamStopped",
     "StreamTimeout",
 ]

@@ -15,7 +15,7 @@ class Counts:
     Attributes
     ----------
     steps, messages, duplicates : int
-        As in `InletCounters`.
+        As in `StreamStats`.
     worked : float
         The same.
     """

@@ -22,7 +22,7 @@ from surrogate_flow.stream.keys import Endpoint, require_one_interface
 from surrogate_flow.stream.messages import HEADER_BYTES, Message, encode
 from surrogate_flow.stream.reception import Reception
 from surrogate_flow.stream.router import open_router
-from surrogate_flow.stream.sink import InletCounters, Progress, Sink
+from surrogate_flow.stream.sink import SimulationProgress, Sink, StreamStats
 
 __all__ = ["Inlet"]
 
@@ -192,11 +192,11 @@ class Inlet:
         """Find out whether a simulation is still connected; `progress` tells soon."""
         self.call(lambda: self._reception.knock(simulation))
 
-    def counters(self) -> InletCounters:
+    def counters(self) -> StreamStats:
         """Return what was received so far."""
         return self._reception.counters()
 
-    def progress(self) -> list[Progress]:
+    def progress(self) -> list[SimulationProgress]:
         """Return how far every live simulation is, and when its last step came."""
         return self._reception.progress()
 

@@ -13,7 +13,7 @@ import numpy as np
 import zmq
 from jaxtyping import Float, Float32
 
-from surrogate_flow.fields.encoder import RefusedStep
+from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.stream.buffer import Buffer
 from surrogate_flow.stream.errors import StreamError, StreamTimeout
@@ -59,7 +59,7 @@ class Outlet:
         If the study ends; also from `send` and on leaving.
     StreamTimeout
         If the inlet falls silent; also from `send` and on leaving.
-    RefusedStep
+    SpecMismatch
         On leaving, if steps are missing.
 
     Notes
@@ -159,7 +159,7 @@ class Outlet:
 
         Raises
         ------
-        RefusedStep
+        SpecMismatch
             If they are more than the spec has, of another shape or not float32.
         """
         if steps.shape == self._short and steps.dtype is _FLOAT32:
@@ -181,14 +181,14 @@ class Outlet:
         """Send by the long way: several steps, large ones, or some to be skipped."""
         self._raise_error()
         if steps.shape[1:] != self._step_shape or steps.dtype != _FLOAT32:
-            raise RefusedStep(
+            raise SpecMismatch(
                 f"Simulation {self.simulation}, step {self._position}: expected "
                 f"float32 steps of the shape {('time', *self._step_shape)}, got "
                 f"{steps.dtype} of {steps.shape}. Usual cause: an array that did not "
-                "come from Crossing.convert. Send what that returns."
+                "come from Encoder.convert. Send what that returns."
             )
         if self._position + len(steps) > self.spec.steps:
-            raise RefusedStep(
+            raise SpecMismatch(
                 f"Simulation {self.simulation}, step {self._position}: expected "
                 f"{self.spec.steps} steps in all, got {self._position + len(steps)}. "
                 "Usual cause: the solver also yields its initial state. Leave it out, "
@@ -299,7 +299,7 @@ class Outlet:
         steps = self._position
         if steps < self.spec.steps and not self.complete:
             got = f"{steps} of {self.spec.steps} steps" if steps else "nothing at all"
-            error = RefusedStep(
+            error = SpecMismatch(
                 f"Simulation {self.simulation} yielded {got}. Expected one for each "
                 "time of its spec. Usual cause: a time loop that ends early. Yield "
                 "every step, or shorten spec.times."

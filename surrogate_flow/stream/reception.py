@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from surrogate_flow.fields.number_set import NumberSet
+from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.stream import messages as msg
 from surrogate_flow.stream.counts import Counts
@@ -13,7 +13,7 @@ from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.delivery import Delivery
 from surrogate_flow.stream.former import Former
 from surrogate_flow.stream.refusals import Refusal, Refusals
-from surrogate_flow.stream.sink import InletCounters, Progress, Sink
+from surrogate_flow.stream.sink import SimulationProgress, Sink, StreamStats
 from surrogate_flow.stream.terms import Terms
 from surrogate_flow.stream.trajectory import Trajectory
 
@@ -77,8 +77,8 @@ class Reception:
         self._connections: dict[bytes, Trajectory] = {}
         self._former = Former()
         self._waiting: dict[bytes, float] = {}
-        self._finished = NumberSet()
-        self._given_up = NumberSet()
+        self._finished = IntSet()
+        self._given_up = IntSet()
         self._stopped: str | None = None
         self._counts = Counts()
         self._refusals = Refusals()
@@ -179,11 +179,11 @@ class Reception:
         """Whether a simulation has finished; from any thread."""
         return number in self._finished
 
-    def counters(self) -> InletCounters:
+    def counters(self) -> StreamStats:
         """Return what was seen so far; from any thread."""
         counts, waiting = self._counts, list(self._waiting.values())
         refused = self._refusals.counts()
-        return InletCounters(
+        return StreamStats(
             bytes=counts.steps * self.spec.step_bytes,
             steps=counts.steps,
             messages=counts.messages,
@@ -201,7 +201,7 @@ class Reception:
             waiting_since=min(waiting, default=None),
         )
 
-    def progress(self) -> list[Progress]:
+    def progress(self) -> list[SimulationProgress]:
         """Return how far every live simulation is; from any thread."""
         live = list(self._live.values())
         return [t.progress(waiting=t.identity in self._waiting) for t in live]

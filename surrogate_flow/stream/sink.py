@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Float32, Float64
 
-__all__ = ["InletCounters", "Progress", "Sink"]
+__all__ = ["SimulationProgress", "Sink", "StreamStats"]
 
 
 class Sink(Protocol):
@@ -50,7 +50,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
-class InletCounters:
+class StreamStats:
     """What an inlet has seen so far.
 
     Attributes
@@ -100,7 +100,7 @@ class InletCounters:
     worked: float
 
 
-class Progress(NamedTuple):
+class SimulationProgress(NamedTuple):
     """How far a live simulation is.
 
     `last` is `time.monotonic` at its last step, at its opening, or when room was made

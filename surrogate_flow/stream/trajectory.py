@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from surrogate_flow.stream.sink import Progress, Sink
+from surrogate_flow.stream.sink import SimulationProgress, Sink
 
 __all__ = ["Parcel", "Trajectory"]
 
@@ -64,10 +64,10 @@ class Trajectory:
         #: What the sink has not taken.
         self.pending: deque[Parcel] = deque()
 
-    def progress(self, *, waiting: bool) -> Progress:
+    def progress(self, *, waiting: bool) -> SimulationProgress:
         """Return how far it is; from any thread."""
         connected = self.identity is not None
-        return Progress(
+        return SimulationProgress(
             self.number,
             self.attempt,
             self.next,

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Float32, Int
 
-from surrogate_flow.fields.encoder import TIME_TOLERANCE, Crossing, RefusedStep
+from surrogate_flow.fields.encoder import TIME_TOLERANCE, Encoder, SpecMismatch
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 
@@ -131,8 +131,8 @@ def checked_history(
         )
     first = _first(spec, history)
     try:
-        fields = Crossing(spec, "history").convert(history, first)
-    except RefusedStep as error:
+        fields = Encoder(spec, "history").convert(history, first)
+    except SpecMismatch as error:
         raise ValueError(
             f"predict: the history is not what the solver yields. {error}"
         ) from error

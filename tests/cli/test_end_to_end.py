@@ -211,7 +211,7 @@ def test_failing_simulations_do_not_end_the_fit(tmp_path):
     (path,) = (tmp_path / "runs" / "troubled").iterdir()
     with (path / "failures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["error"] for row in rows} == {"RefusedStep"}
+    assert {row["error"] for row in rows} == {"SpecMismatch"}
     assert re.search(r"[1-9]\d* failed", output)
 
 

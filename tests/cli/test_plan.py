@@ -13,7 +13,7 @@ from troubled import STEPS, Leisurely, Troubled, Wave
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.plan import measure, places, show
 from surrogate_flow.data.online import OnlineData
-from surrogate_flow.stream import RefusedStep
+from surrogate_flow.stream import SpecMismatch
 
 
 class Stuck(Wave):
@@ -49,7 +49,7 @@ def test_a_pace_is_taken_for_some_seconds_only():
 
 def test_a_solver_with_a_mistake():
     """The refusal that a worker would send."""
-    with pytest.raises(RefusedStep):
+    with pytest.raises(SpecMismatch):
         measure(Troubled("nan", 0.0))
 
 

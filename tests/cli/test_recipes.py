@@ -21,7 +21,7 @@ from surrogate_flow.nn import FullyConnected
 from surrogate_flow.reservoir.draw import Draw
 from surrogate_flow.sampling.design import held_out
 from surrogate_flow.solvers import Solver
-from surrogate_flow.stream import Crossing
+from surrogate_flow.stream import Encoder
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.recipe import plain_recipe
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -155,7 +155,7 @@ def test_every_sensible_pair_learns(workflow, model):
     )
     module, solver = cli.model, cli.datamodule.solver
     (simulation,) = held_out("validation", solver.spec.parameters, 1)
-    crossing, steps = Crossing(solver.spec, 0), []
+    crossing, steps = Encoder(solver.spec, 0), []
     for dataset in solver.solve(simulation.parameters):
         steps.extend(crossing.convert(dataset, len(steps)))
         if len(steps) >= 6:

@@ -13,10 +13,10 @@ from distributed import LocalCluster
 
 from surrogate_flow.cluster.batch import (
     Bounds,
-    Fleet,
     Refused,
     Request,
     Size,
+    Supervisor,
     Waits,
     at_once,
     cancellation,
@@ -475,7 +475,7 @@ def test_a_job_that_cannot_be_cancelled_is_named(scripted, tmp_path, monkeypatch
     scripted("squeue", "echo '41|PENDING|Priority'")
     scripted("scancel", "exit 1")
     monkeypatch.setattr(cancellation, "_CANCEL", 1.0)
-    with open_cluster(SLURM, tmp_path) as cluster, Fleet(cluster, Bounds(1, 1)):
+    with open_cluster(SLURM, tmp_path) as cluster, Supervisor(cluster, Bounds(1, 1)):
         pass
     (line,) = said
     assert "Job 41 may still be in the queue (PENDING (Priority))" in line
@@ -488,7 +488,7 @@ def test_a_queue_that_does_not_answer_is_no_end(scripted, tmp_path, monkeypatch,
     scripted("squeue", "exit 1")
     scripted("scancel", "exit 0")
     monkeypatch.setattr(cancellation, "_CANCEL", 1.0)
-    with open_cluster(SLURM, tmp_path) as cluster, Fleet(cluster, Bounds(1, 1)):
+    with open_cluster(SLURM, tmp_path) as cluster, Supervisor(cluster, Bounds(1, 1)):
         pass
     (line,) = said
     assert "the queue has said nothing" in line

@@ -18,7 +18,7 @@ from distributed import LocalCluster
 from troubled import STEPS, Heavy, Hoarder, Troubled, Wave
 
 from surrogate_flow.data.online import OnlineData
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.ensemble import EnsembleError
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.fields.window import Direct
@@ -375,7 +375,7 @@ def test_the_same_module_opens_again(opened):
 
 def test_a_simulation_that_arrived_and_failed_counts_once():
     """All steps in, yet set aside: the held-out set still waits for the other one."""
-    held_out = HeldOut(Wave.spec, Direct(), 7, first=0, count=2)
+    held_out = ValidationSet(Wave.spec, Direct(), 7, first=0, count=2)
     held_out.offer(0, 0, np.zeros((STEPS, 1, 4), dtype=np.float32), np.zeros(1))
     held_out.set_aside(0)
     assert not held_out.complete

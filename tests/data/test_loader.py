@@ -10,7 +10,7 @@ from surrogate_flow.data.online_loader import OnlineLoader
 from surrogate_flow.data.ranks import Ranks, State
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.fields.window import Direct
-from surrogate_flow.reservoir import FIFO, Flight
+from surrogate_flow.reservoir import FIFO, PendingBatches
 
 
 def test_a_trainer_that_failed_leaves_no_thread_behind():
@@ -21,7 +21,11 @@ def test_a_trainer_that_failed_leaves_no_thread_behind():
         assert store.offer(n, 0, steps, parameters(Wave.spec, n)) == STEPS
     stopped = threading.Event()
     loader = OnlineLoader(
-        store, Direct(), flight=Flight(), stopped=stopped.is_set, check=lambda: None
+        store,
+        Direct(),
+        flight=PendingBatches(),
+        stopped=stopped.is_set,
+        check=lambda: None,
     )
     before = set(threading.enumerate())
     batches = iter(loader)
@@ -37,7 +41,7 @@ def test_a_trainer_that_failed_leaves_no_thread_behind():
 def test_what_an_iteration_did_not_give_comes_in_the_next():
     """Epochs that end early lose no batch that was drawn ahead, and train none twice."""
     spec = FieldSpec((), (Variable("u"),), (), (), tuple(range(60)))
-    store, flight = FIFO(spec, Direct(), 4, capacity=60), Flight()
+    store, flight = FIFO(spec, Direct(), 4, capacity=60), PendingBatches()
     steps = np.arange(60, dtype="f").reshape(60, 1)
     assert store.offer(0, 0, steps, np.zeros(0, dtype="f")) == 60
     store.end_reception()
@@ -61,7 +65,7 @@ class BesideAFullOne(Ranks):
 def test_batches_of_weight_zero_count_for_nothing():
     """They are in no reservoir: what a checkpoint has, and what is drawn again, is all the rest."""
     spec = FieldSpec((), (Variable("u"),), (), (), tuple(range(40)))
-    store, flight = FIFO(spec, Direct(), 4, capacity=40), Flight()
+    store, flight = FIFO(spec, Direct(), 4, capacity=40), PendingBatches()
     steps, nothing = np.arange(40, dtype="f").reshape(40, 1), np.zeros(0, dtype="f")
     processed, trained, zero = 0, [], 0
     loader = OnlineLoader(

@@ -31,7 +31,7 @@ from surrogate_flow.fields.window import Autoregressive, Direct, Window
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.sampling import Uniform
 from surrogate_flow.solvers import Heat2D
-from surrogate_flow.stream import Crossing
+from surrogate_flow.stream import Encoder
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 HELD_OUT, TRAINING = 3, 21
@@ -73,7 +73,7 @@ def write(path, solver, simulations=TRAINING, leave=()):
     for row in rows:
         if row.number not in leave:
             writing = archive.writer.begin(solver.spec, row.number)
-            crossing = Crossing(solver.spec, row.number)
+            crossing = Encoder(solver.spec, row.number)
             for step, dataset in enumerate(solver.solve(row.parameters)):
                 writing.write(crossing.convert(dataset, step))
     archive.release()

@@ -114,13 +114,13 @@ def test_every_step_arrives_exactly_once(client, tmp_path):
 FAULTS = {
     "raises": ("ArithmeticError", "negative density"),
     "exits": ("RuntimeError", "sys.exit('CFL number 3.2 in cell 7')"),
-    "nan": ("RefusedStep", "NaN"),
-    "array": ("RefusedStep", "got ndarray"),
-    "shape": ("RefusedStep", "x"),
-    "variable": ("RefusedStep", "'U'"),
-    "order": ("RefusedStep", "time"),
-    "nothing": ("RefusedStep", "nothing"),
-    "half": ("RefusedStep", "2 of 5"),
+    "nan": ("SpecMismatch", "NaN"),
+    "array": ("SpecMismatch", "got ndarray"),
+    "shape": ("SpecMismatch", "x"),
+    "variable": ("SpecMismatch", "'U'"),
+    "order": ("SpecMismatch", "time"),
+    "nothing": ("SpecMismatch", "nothing"),
+    "half": ("SpecMismatch", "2 of 5"),
 }
 
 
@@ -156,7 +156,7 @@ def test_a_solver_without_yield_is_set_aside(client, tmp_path, what):
     rows = study.rows()
     assert len(rows) == 3
     for row in rows:
-        assert row["error"] == "RefusedStep"
+        assert row["error"] == "SpecMismatch"
         got = "Dataset" if what else "NoneType"
         assert f"solve returned {got}" in row["message"]
         assert "yield" in row["message"]

@@ -5,7 +5,7 @@ import csv
 # What an attempt may fail with, by what was injected into its simulation ...
 CAUSES = {
     "raises": {"ArithmeticError"},
-    "nan": {"RefusedStep"},
+    "nan": {"SpecMismatch"},
     "hangs": {"TimeoutError"},
     "gil": {"TimeoutError"},
     "stop": {"StreamRefused", "StreamTimeout", "TimeoutError"},

@@ -22,7 +22,7 @@ from surrogate_flow.ensemble.task import run
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.fields.simulation import Simulation
 from surrogate_flow.fields.window import Direct
-from surrogate_flow.reservoir import Flight
+from surrogate_flow.reservoir import PendingBatches
 from surrogate_flow.stream import Inlet, StreamError
 
 DEADLINE = 90.0  # seconds that a study has to end by itself
@@ -138,7 +138,9 @@ class Trial:
         deadline.start()
         try:
             for n, batch in enumerate(
-                OnlineLoader(self.store, Direct(), flight=Flight(), check=self._check)
+                OnlineLoader(
+                    self.store, Direct(), flight=PendingBatches(), check=self._check
+                )
             ):
                 self.ledger.train(batch)
                 if n == 1 and self.plan.pause:

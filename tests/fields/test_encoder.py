@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from surrogate_flow.fields.spec import FieldSpec, Variable
-from surrogate_flow.stream import Crossing, RefusedStep
+from surrogate_flow.stream import Encoder, SpecMismatch
 
 SPEC = FieldSpec(
     parameters=(),
@@ -28,7 +28,7 @@ def dataset(first=0, count=1, dtype=np.float64):
 @pytest.mark.parametrize("count", [1, 3])
 def test_datasets_become_contiguous_float32(dtype, count):
     """Every real dtype, one step or several, gives the same array."""
-    steps = Crossing(SPEC, 1).convert(dataset(1, count, dtype), 1)
+    steps = Encoder(SPEC, 1).convert(dataset(1, count, dtype), 1)
     assert steps.dtype is np.dtype(np.float32)
     assert steps.flags.c_contiguous
     assert steps.shape == (count, 2, 3, 4)
@@ -40,15 +40,15 @@ def test_dims_in_any_order_are_put_right():
     turned = dataset(0, 3).transpose("y", "time", "x")
     turned["speed"] = turned["speed"].transpose("x", "y", "time")
     np.testing.assert_array_equal(
-        Crossing(SPEC, 1).convert(turned, 0),
-        Crossing(SPEC, 1).convert(dataset(0, 3), 0),
+        Encoder(SPEC, 1).convert(turned, 0),
+        Encoder(SPEC, 1).convert(dataset(0, 3), 0),
     )
 
 
 def test_the_array_does_not_alias_the_dataset():
     """The solver may reuse its memory."""
     data = dataset(dtype="f4")
-    steps = Crossing(SPEC, 1).convert(data, 0)
+    steps = Encoder(SPEC, 1).convert(data, 0)
     data["speed"][:] = -1
     assert steps.min() == 0
 
@@ -65,15 +65,15 @@ def test_the_array_does_not_alias_the_dataset():
 def test_what_is_no_dataset_is_refused(value, words):
     """It says what was expected instead."""
     with pytest.raises(
-        RefusedStep, match=f"step 2: expected an xarray.Dataset.*{words}"
+        SpecMismatch, match=f"step 2: expected an xarray.Dataset.*{words}"
     ):
-        Crossing(SPEC, 1).convert(value, 2)
+        Encoder(SPEC, 1).convert(value, 2)
 
 
 def test_times_may_be_rounded():
     """Rounding of a time loop in single precision is not an error."""
     data = dataset(2, 2).assign_coords(time=np.array([0.3, 0.4], np.float32))
-    assert len(Crossing(SPEC, 1).convert(data, 2)) == 2
+    assert len(Encoder(SPEC, 1).convert(data, 2)) == 2
 
 
 def complex_field():
@@ -152,8 +152,8 @@ def with_value(value, *place):
 )
 def test_refusals_say_what_is_wrong(data, step, words):
     """Each names simulation and step, what was expected, what came, and the remedy."""
-    with pytest.raises(RefusedStep) as caught:
-        Crossing(SPEC, 17).convert(data, step)
+    with pytest.raises(SpecMismatch) as caught:
+        Encoder(SPEC, 17).convert(data, step)
     message = str(caught.value)
     assert message.startswith("Simulation 17, step")
     for word in words:
@@ -162,23 +162,23 @@ def test_refusals_say_what_is_wrong(data, step, words):
 
 def test_large_finite_values_are_not_refused():
     """A sum that overflows does not make its terms infinite."""
-    steps = Crossing(SPEC, 1).convert(with_value(3e38, 0), 0)
+    steps = Encoder(SPEC, 1).convert(with_value(3e38, 0), 0)
     assert np.isfinite(steps).all()
 
 
 def test_a_point_and_a_single_time_are_a_field_too():
     """Neither a grid nor a second time is needed."""
     spec = FieldSpec((), (Variable("u"),), (), (), (0.0,))
-    crossing = Crossing(spec, 1)
+    crossing = Encoder(spec, 1)
     point = xr.Dataset({"u": ("time", [1.5])}, {"time": [0.0]})
     assert crossing.convert(point, 0).tolist() == [[1.5]]
-    with pytest.raises(RefusedStep, match="1 of 1 cells"):
+    with pytest.raises(SpecMismatch, match="1 of 1 cells"):
         crossing.convert(point * np.nan, 0)
 
 
 def test_a_small_step_crosses_quickly():
     """The crossing costs tens of microseconds, not xarray's hundreds."""
-    crossing, data = Crossing(SPEC, 1), dataset()
+    crossing, data = Encoder(SPEC, 1), dataset()
 
     def seconds():
         start = time.perf_counter()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import check_network
 
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.solvers import Heat2D
@@ -70,7 +70,7 @@ def test_network_laws(window):
 
 def held_out_steps(window):
     """A held-out set whose every cell is simulation * 100 + step."""
-    held_out = HeldOut(SPEC, window, 4, 0, 3)
+    held_out = ValidationSet(SPEC, window, 4, 0, 3)
     for simulation in range(3):
         fields = np.empty((9, *SPEC.step_shape), np.float32)
         fields[:] = (simulation * 100 + np.arange(9)).reshape(9, 1, 1, 1)

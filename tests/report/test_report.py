@@ -7,7 +7,7 @@ import pytest
 from laws import trajectory
 from matplotlib.figure import Figure
 
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
@@ -26,14 +26,14 @@ LINE = FieldSpec(
 )
 
 
-def drawn(spec: FieldSpec, numbers: range = range(2)) -> tuple[Figure, HeldOut]:
+def drawn(spec: FieldSpec, numbers: range = range(2)) -> tuple[Figure, ValidationSet]:
     """The picture of a surrogate that was not trained, for two simulations."""
     surrogate = Surrogate(spec, partial(FullyConnected, widths=(4,)))
     surrogate.normalisation.freeze(
         np.zeros(len(spec.variables)), np.ones(len(spec.variables))
     )
     first, step = numbers.start, numbers.step
-    held_out = HeldOut(spec, Direct(), 4, first, len(numbers), stride=step)
+    held_out = ValidationSet(spec, Direct(), 4, first, len(numbers), stride=step)
     for simulation in numbers:
         steps = trajectory(spec, simulation, 0, spec.steps)
         held_out.offer(simulation, 0, steps, (spec.low + spec.high) / 2)

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.picture import picture
@@ -13,13 +13,13 @@ from surrogate_flow.solvers import Combined1D
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 
-def held_out(steps: int) -> tuple[Surrogate, HeldOut]:
+def held_out(steps: int) -> tuple[Surrogate, ValidationSet]:
     """A surrogate that was not trained, and two simulations of Burgers' equation."""
     solver = Combined1D(8, 8, steps=steps, time_step=0.5)
     spec = solver.spec
     surrogate = Surrogate(spec, partial(FullyConnected, widths=(4,)))
     surrogate.normalisation.freeze(np.zeros(1), np.ones(1))
-    kept = HeldOut(spec, Direct(), 4, 0, 2)
+    kept = ValidationSet(spec, Direct(), 4, 0, 2)
     for number, share in enumerate((0.1, 0.9)):
         vector = spec.low + share * (spec.high - spec.low)
         names = [p.name for p in spec.parameters]

@@ -7,7 +7,7 @@ import torch
 from surrogate_flow.data.online_loader import OnlineLoader
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.fields.window import Direct
-from surrogate_flow.reservoir import DeviceMemory, Flight, Reservoir
+from surrogate_flow.reservoir import DeviceMemory, PendingBatches, Reservoir
 from surrogate_flow.reservoir.devices import current_device, side_of
 from surrogate_flow.surrogate.batch import Batch
 
@@ -42,7 +42,9 @@ def test_batches_arrive_whole_on_the_device(device, there):
 
     refill()
     refill()
-    loader = OnlineLoader(store, Direct(), flight=Flight(), device=device, check=refill)
+    loader = OnlineLoader(
+        store, Direct(), flight=PendingBatches(), device=device, check=refill
+    )
     for batch in loader:
         assert batch.target.device == batch.step.device == device
         # Used later, by what the training step submits.

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from test_store import POLICIES, WINDOWS, make_store, offer
 
-from surrogate_flow.fields.number_set import NumberSet
+from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.fields.window import Autoregressive, Direct
-from surrogate_flow.reservoir import FIFO, Flight, persistent
+from surrogate_flow.reservoir import FIFO, PendingBatches, persistent
 
 SIMULATIONS = 5
 STEPS = 20
@@ -23,7 +23,7 @@ class Run:
 
     def __init__(self, store, next_step=None, again=()):
         self.store = store
-        self.flight = Flight(again)
+        self.flight = PendingBatches(again)
         self.next = dict(next_step or dict.fromkeys(range(SIMULATIONS), 0))
         self.batches, self.trained = [], 0
 
@@ -137,7 +137,7 @@ def test_without_the_fields_every_sample_is_trained(policy, window, rounds):
 def test_a_solver_without_parameters_is_saved_too():
     """One deterministic simulation is a study as well."""
     spec = FieldSpec((), (Variable("u"),), (), (), tuple(range(8)))
-    store, flight = FIFO(spec, Direct(), 4, capacity=8), Flight()
+    store, flight = FIFO(spec, Direct(), 4, capacity=8), PendingBatches()
     steps = np.arange(8, dtype="f").reshape(8, 1)
     assert store.offer(0, 0, steps, np.zeros(0, dtype="f")) == 8
     store.draw(0, flight)
@@ -154,7 +154,10 @@ def test_steps_that_no_window_covers_do_not_make_a_simulation_run_again():
     """Its windows were all trained; without their fields, nothing is left to simulate."""
     window = Autoregressive(1, stride=3)
     store = make_store("FIFO", window, 19)
-    flight, last = Flight(), (window.samples(19) - 1) * window.stride + window.span
+    flight, last = (
+        PendingBatches(),
+        (window.samples(19) - 1) * window.stride + window.span,
+    )
     assert offer(store, 0, 0, last) == last < 19
     assert offer(store, 1, 0, 19) == 19
     batches = 2 * window.samples(19) // store.batch_size
@@ -236,7 +239,7 @@ def test_another_policy_or_capacity_is_refused():
 
 def test_ranges_hold_any_set():
     random = np.random.default_rng(0)
-    mine, truth = NumberSet(), set()
+    mine, truth = IntSet(), set()
     for number in random.integers(0, 60, 2000).tolist():
         if random.random() < 0.5:
             mine.add(number)
@@ -247,9 +250,9 @@ def test_ranges_hold_any_set():
         assert list(mine) == sorted(truth)
         assert len(mine) == len(truth)
         assert all((n in mine) == (n in truth) for n in range(-1, 62))
-        assert NumberSet(mine.ranges).ranges == mine.ranges
+        assert IntSet(mine.ranges).ranges == mine.ranges
     with pytest.raises(ValueError, match="ascending ranges"):
-        NumberSet([(3, 5), (5, 6)])
+        IntSet([(3, 5), (5, 6)])
 
 
 def test_room_that_a_snapshot_kept_is_announced(monkeypatch):
@@ -271,7 +274,7 @@ def test_room_that_a_snapshot_kept_is_announced(monkeypatch):
             assert store.expected(1) == 4
 
     store.on_room(produce)
-    store.save(Flight(), write)
+    store.save(PendingBatches(), write)
     assert store.expected(1) == 10
 
 
@@ -279,7 +282,7 @@ def test_room_that_a_snapshot_kept_is_announced(monkeypatch):
 def test_a_copy_that_does_not_end_is_told(monkeypatch, way):
     """The message of a checkpoint that waits in vain counts what it waits for."""
     monkeypatch.setattr(persistent, "_SECONDS", 0.1)
-    store, flight = make_store("FIFO", Direct()), Flight()
+    store, flight = make_store("FIFO", Direct()), PendingBatches()
     offer(store, 0, 0, 20)
     store.draw(0, flight)
     begun, go_on = threading.Event(), threading.Event()

@@ -646,7 +646,7 @@ def test_moments(window):
 
 
 def test_waits_are_counted():
-    """Counters say for how long each side was held up."""
+    """StoreStats say for how long each side was held up."""
     store = make_store("FIFO", Direct(), capacity=6)
     assert store.counters().put_wait == store.counters().draw_wait == 0
     with pytest.raises(TimeoutError):

@@ -11,7 +11,7 @@ from laws import check_solver
 from scipy.optimize import brentq
 from scipy.special import j0, y0
 
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.picture import picture
@@ -251,7 +251,7 @@ def test_the_picture_is_of_the_plate() -> None:
     """Solver, surrogate and difference as maps of the triangles, with units and bars."""
     solver = HeatPlate((16, 3), steps=2)
     spec = solver.spec
-    held_out = HeldOut(spec, Direct(), 2, 0, 1)
+    held_out = ValidationSet(spec, Direct(), 2, 0, 1)
     fields = run(solver, TEMPERATURES).values[:, None]
     held_out.offer(0, 0, fields, spec.vector(TEMPERATURES))
     figure = picture(Surrogate(spec, FullyConnected), held_out)

@@ -18,7 +18,7 @@ from surrogate_flow.stream import (
     Endpoint,
     Inlet,
     Outlet,
-    RefusedStep,
+    SpecMismatch,
     StreamRefused,
     StreamStopped,
     StreamTimeout,
@@ -115,7 +115,7 @@ def test_arrays_that_are_not_contiguous_are_taken(inlet, ledger):
 
 def test_a_quiet_solver_does_not_hold_steps_back(inlet, ledger):
     """The time limit sends what was gathered, without another call."""
-    with pytest.raises(RefusedStep), outlet_of(inlet, coalesce_seconds=0.02) as outlet:
+    with pytest.raises(SpecMismatch), outlet_of(inlet, coalesce_seconds=0.02) as outlet:
         send_all(outlet, stop=3)
         ledger.wait_for(3)
 
@@ -160,7 +160,7 @@ def test_a_finished_simulation_is_complete(inlet):
 )
 def test_missing_steps_are_an_error(inlet, stop, words):
     """A simulation that ends early is not finished."""
-    with pytest.raises(RefusedStep, match=words), outlet_of(inlet) as outlet:
+    with pytest.raises(SpecMismatch, match=words), outlet_of(inlet) as outlet:
         send_all(outlet, stop=stop)
     assert inlet.counters().finished == 0
 
@@ -170,7 +170,7 @@ def test_too_many_steps_are_an_error(inlet):
     with outlet_of(inlet) as outlet:
         send_all(outlet)
         for count in (1, 2):
-            with pytest.raises(RefusedStep, match="expected 100 steps in all, got 10"):
+            with pytest.raises(SpecMismatch, match="expected 100 steps in all, got 10"):
                 outlet.send(trajectory(SPEC, 1, 0, count))
 
 
@@ -187,7 +187,7 @@ def test_other_arrays_are_refused(inlet, steps):
     """Only float32 of the spec's shape goes out, on the short way and on the long one."""
     with outlet_of(inlet) as outlet:
         with pytest.raises(
-            RefusedStep, match=r"float32 steps of the shape \('time', 1"
+            SpecMismatch, match=r"float32 steps of the shape \('time', 1"
         ):
             outlet.send(steps)
         send_all(outlet)

@@ -23,7 +23,7 @@ from surrogate_flow.cli.app import main
 from surrogate_flow.cli.checkpoints import AtomicCheckpoints
 from surrogate_flow.data.checkpoint import Persistence
 from surrogate_flow.data.steps_file import read_rows
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Autoregressive
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.reservoir import FIRO
@@ -352,7 +352,7 @@ def persistence(first=None):
     """A reservoir of windows that share steps, half full, and a held-out simulation."""
     window = Autoregressive(2)
     store = FIRO(SPEC, window, 2, capacity=40, threshold=4)
-    held_out = HeldOut(SPEC, window, 2, 0, 1)
+    held_out = ValidationSet(SPEC, window, 2, 0, 1)
     memory = Persistence(store, held_out, first or {"a": 1.0}, fields=True)
     return store, held_out, memory
 

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.subcommands import predict
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.error_curve import ErrorCurve
@@ -193,7 +193,7 @@ def test_a_field_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 @pytest.fixture
 def held_out():
     """Three simulations of other walls, of which one never finished."""
-    held = HeldOut(SPEC, Autoregressive(2), 4, 0, 3)
+    held = ValidationSet(SPEC, Autoregressive(2), 4, 0, 3)
     for row in (0, 2):
         walls = {**WALLS, "left": 100 + 50 * row}
         truth = xr.concat(SOLVER.solve(walls), "time").temperature.values[:, None]

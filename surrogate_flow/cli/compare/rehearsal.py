@@ -9,8 +9,8 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.ranks import Ranks
-from surrogate_flow.data.router import Sinks
-from surrogate_flow.data.validation import HeldOut
+from surrogate_flow.data.router import Router
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.names import RecipeError
 
 __all__ = ["rehearse"]
@@ -49,9 +49,11 @@ def rehearse(
         data, model = built(["fit", f"--data={study}", *words, seedless])
         if reservoir and isinstance(data, OnlineData):
             spec, window, ranks = data.spec, model.window, Ranks()
-            held_out = HeldOut.of_rank(ranks, spec, window, data.batch_size, data.count)
+            held_out = ValidationSet.of_rank(
+                ranks, spec, window, data.batch_size, data.count
+            )
             store = data.make_store(spec, window, data.batch_size)
-            sinks = Sinks(held_out, data.count, ranks, store)
+            sinks = Router(held_out, data.count, ranks, store)
             sinks.check_threshold(data.simulations)
     except _REFUSED as error:
         raise RecipeError(f"{name}, before anything has run: {error}") from error

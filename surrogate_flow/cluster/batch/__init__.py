@@ -9,17 +9,17 @@ from surrogate_flow.cluster.batch.script import (
     processes_of,
     resources_of,
 )
-from surrogate_flow.cluster.batch.supervisor import Fleet, FleetError
+from surrogate_flow.cluster.batch.supervisor import FleetError, Supervisor
 
 __all__ = [
     "Bounds",
-    "Fleet",
     "FleetError",
     "Job",
     "Load",
     "Refused",
     "Request",
     "Size",
+    "Supervisor",
     "Waits",
     "at_once",
     "complete",

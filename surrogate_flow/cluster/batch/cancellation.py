@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from surrogate_flow.cluster.batch.job import ANSWER
-from surrogate_flow.cluster.batch.registry import Roster
+from surrogate_flow.cluster.batch.registry import Registry
 
 __all__ = ["cancel_all", "undisturbed"]
 
@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 _CANCEL = 15.0  # seconds until a cancelled job must have left the queue
 
 
-def cancel_all(roster: Roster, submitting: threading.Thread) -> None:
+def cancel_all(roster: Registry, submitting: threading.Thread) -> None:
     """Cancel every job, wait until they have left, and name those that have not.
 
     Parameters
     ----------
-    roster : Roster
+    roster : Registry
     submitting : Thread
         What adds jobs to it, which has been told to end, and may still wait for the
         batch system's answer about a last one.

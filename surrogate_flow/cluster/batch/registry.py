@@ -19,7 +19,7 @@ from surrogate_flow.cluster.batch.job import Job
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
 from surrogate_flow.cluster.batch.walltime import UNTIL
 
-__all__ = ["Roster"]
+__all__ = ["Registry"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _AGAIN = 10.0  # seconds until a job that is still there is cancelled once more
 _LEFT = 6  # times that it is
 
 
-class Roster:
+class Registry:
     """All jobs that were submitted, until the queue says that they are gone.
 
     Parameters

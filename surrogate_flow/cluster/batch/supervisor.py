@@ -16,10 +16,10 @@ from surrogate_flow.cluster.batch.controller import Bounds, Load, Size
 from surrogate_flow.cluster.batch.drain import Departure
 from surrogate_flow.cluster.batch.job import Job, Refused
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
-from surrogate_flow.cluster.batch.registry import Roster
+from surrogate_flow.cluster.batch.registry import Registry
 from surrogate_flow.cluster.batch.walltime import walltime_of
 
-__all__ = ["Fleet", "FleetError"]
+__all__ = ["FleetError", "Supervisor"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class FleetError(RuntimeError):
     """There are no jobs, and there will be none."""
 
 
-class Fleet:
+class Supervisor:
     """As many jobs stay as are wanted.
 
     A job that is lost (killed, its node down, its time over) is replaced; one whose
@@ -80,7 +80,7 @@ class Fleet:
         self._client = Client(
             cluster.scheduler_address, security=cluster.security, set_as_default=False
         )
-        self._roster = Roster(cluster, self._client, timed=walltime is not None)
+        self._roster = Registry(cluster, self._client, timed=walltime is not None)
         self._departure = Departure(cluster, self._client, walltime)
         try:
             self._submit()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Progress"]
+__all__ = ["EnsembleStats"]
 
 
 @dataclass(frozen=True)
-class Progress:
+class EnsembleStats:
     """Simulations by state, at one moment."""
 
     done: int

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surrogate_flow.fields.number_set import NumberSet
+from surrogate_flow.fields.int_set import IntSet
 
 NUMBERS = st.one_of(st.integers(0, 40), st.integers(1000, 2100), st.just(10**15))
 
@@ -12,14 +12,14 @@ NUMBERS = st.one_of(st.integers(0, 40), st.integers(1000, 2100), st.just(10**15)
 @given(st.lists(st.tuples(st.booleans(), NUMBERS), max_size=60))
 def test_is_a_set(changes):
     """Whatever is added and removed, it holds what a set holds, in order."""
-    ours, peer = NumberSet(), set()
+    ours, peer = IntSet(), set()
     for add, number in changes:
         (ours.add if add else ours.discard)(number)
         (peer.add if add else peer.discard)(number)
         assert (number in ours) == add
         assert len(ours) == len(peer)
     assert list(ours) == sorted(peer)
-    assert list(NumberSet(ours.ranges)) == sorted(peer)
+    assert list(IntSet(ours.ranges)) == sorted(peer)
     for (_, end), (start, _) in zip(ours.ranges, ours.ranges[1:], strict=False):
         assert end < start, "ranges that touch are one"
 
@@ -28,12 +28,12 @@ def test_is_a_set(changes):
 def test_ranges_ascend_with_gaps(ranges):
     """Others were not written by this class."""
     with pytest.raises(ValueError, match="ascending ranges with gaps"):
-        NumberSet(ranges)
+        IntSet(ranges)
 
 
 def test_long_ranges_cross_pages():
     """A range of a million is as exact as one of two."""
-    numbers = NumberSet([(1_000, 1_000_000)])
+    numbers = IntSet([(1_000, 1_000_000)])
     assert len(numbers) == 999_000
     assert numbers.ranges == [(1_000, 1_000_000)]
     assert 999 not in numbers
