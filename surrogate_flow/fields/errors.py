@@ -1,0 +1,43 @@
+"""Errors that a user can mend: shown in one or two sentences, without a traceback."""
+
+from __future__ import annotations
+
+__all__ = ["UserError"]
+
+
+class UserError(Exception):
+    """What is wrong, what was expected, what was got, and what to do about it.
+
+    The command line shows these without a traceback. Every other exception is a defect
+    of this package, and is shown with one.
+
+    Parameters
+    ----------
+    what : str
+        The argument, file or simulation, and what is wrong with it.
+    expected, got : object, optional
+        Shown as text, where there is a comparison to make.
+    remedy : str, optional
+        What this user can type, or where to look.
+
+    Examples
+    --------
+    >>> print(UserError("data.batch_size", "at least 1", 0, "Raise it."))
+    data.batch_size: expected at least 1, got 0. Raise it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        expected: object = None,
+        got: object = None,
+        remedy: str = "",
+    ) -> None:
+        text = what
+        if expected is not None:
+            text = f"{what.rstrip('.:')}: expected {expected}, got {got}."
+        super().__init__(f"{text} {remedy}".rstrip())
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
+        # Rebuilt from its text: these errors travel from workers to the trainer.
+        return type(self), (str(self),)
