@@ -1,92 +1,113 @@
-"""A folder that a living process writes into."""
+"""Files that are complete or absent, and folders that one process writes into."""
 
 from __future__ import annotations
 
-import fcntl
+import logging
 import os
 import socket
-from contextlib import suppress
-from io import TextIOWrapper
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Self
 
-__all__ = ["LOCK", "Hold"]
+from filelock import FileLock, Timeout
+
+__all__ = ["LOCK", "DirectoryLock", "tolerate_full_disk", "write_atomically"]
+
+logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 
 
-class Hold:
-    """A lock on a folder, which the kernel lets go with the process.
+class DirectoryLock:
+    """An advisory lock on a directory, released by the kernel when the process exits.
+
+    Parameters
+    ----------
+    folder : Path
+        Of a directory that exists; the lock is the file `LOCK` in it.
 
     Attributes
     ----------
-    mine : bool
-        Whether no other process holds the folder, as far as the file system can say.
-    other : str
-        The process that holds it, and its machine; empty where none is known to, as on
-        a file system without locks, or without room for one.
+    acquired : bool
+        Whether this process has it.
+    holder : str
+        The process that has it instead, and its machine; empty where none is known, as
+        on a file system without locks or without room for one.
     """
 
-    def __init__(
-        self, file: TextIOWrapper | None, *, mine: bool, other: str = ""
-    ) -> None:
-        self._file = file
-        self.mine = mine
-        self.other = other
-
-    @classmethod
-    def of(cls, folder: Path) -> Self:
-        """Hold a folder that exists, for as long as this object lives."""
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK
+        self._lock = FileLock(self._path, thread_local=False)
+        self.acquired = False
+        self.holder = ""
         try:
-            return cls(_locked(folder / LOCK), mine=True)
-        except BlockingIOError:
-            return cls(None, mine=False, other=_holder(folder / LOCK))
-        except OSError:
-            return cls(None, mine=False)
+            # The file may be removed by its last holder between opening and locking.
+            self._lock.acquire(timeout=0.2, poll_interval=0.05)
+        except Timeout:
+            self.holder = self._read() or "another process"
+        except (OSError, NotImplementedError):
+            return
+        else:
+            self.acquired = True
+            # A full disk takes the lock away from nobody.
+            with suppress(OSError):
+                self._path.write_text(
+                    f"process {os.getpid()} on {socket.gethostname()}", "utf-8"
+                )
 
     def release(self, *, remove: bool = False) -> None:
-        """Let go, and leave no file if so told; may be called again."""
-        if self._file is not None:
+        """Release the lock, and remove its file if asked to; may be called again."""
+        if self.acquired:
             if remove:
-                # Before others can lock it: who waits for this file finds it gone.
-                Path(self._file.name).unlink(missing_ok=True)
-            self._file.close()
-            self._file = None
-        self.mine = False
+                self._path.unlink(missing_ok=True)
+            self._lock.release()
+        self.acquired = False
 
-
-def _locked(path: Path) -> TextIOWrapper:
-    """Return the file, locked, with this process and machine in it."""
-    while True:
-        file = path.open("a")
+    def _read(self) -> str:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(path, file):
-                _sign(file.fileno())
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()
+            return self._path.read_text("utf-8")
+        except OSError:
+            return ""
 
 
-def _sign(file: int) -> None:
-    # A full disk takes the lock away from nobody.
-    with suppress(OSError):
-        os.ftruncate(file, 0)
-        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+@contextmanager
+def write_atomically(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Yield a path to write to, which takes the place of `path` if all goes well.
 
+    Whatever fails leaves the file that was there before, and nothing else.
 
-def _is_at(path: Path, file: TextIOWrapper) -> bool:
-    """Whether nobody has removed the file meanwhile."""
+    Parameters
+    ----------
+    path : Path
+        Of the file; through a link, what the link points to is replaced.
+    sync : bool
+        Whether the new file must be on the disk before the old one is gone.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> with write_atomically(path) as part:
+    ...     _ = part.write_text("complete", "utf-8")
+    >>> path.read_text("utf-8"), len(list(path.parent.iterdir()))
+    ('complete', 1)
+    """
+    target = path.resolve()
+    part = target.with_name(f"{target.name}.part")
     try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
+        yield part
+        if sync:
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def _holder(path: Path) -> str:
+@contextmanager
+def tolerate_full_disk(path: Path) -> Iterator[None]:
+    """Log that a file was not written, and go on: it is not worth a run."""
     try:
-        return path.read_text() or "another process"
-    except OSError:
-        return "another process"
+        yield
+    except OSError as error:
+        logger.error("%s was not written (%s). Make room there.", path, error)

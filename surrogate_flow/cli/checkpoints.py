@@ -12,7 +12,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from surrogate_flow.data.checkpoint_state import named_files
-from surrogate_flow.files import Hold
+from surrogate_flow.files import DirectoryLock
 
 __all__ = ["AtomicCheckpoints"]
 
@@ -33,7 +33,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         # The files of steps that each checkpoint names, and all that were ever named.
         self._written: dict[Path, set[Path]] = {}
         self._steps: set[Path] = set()
-        self._hold: Hold | None = None
+        self._lock: DirectoryLock | None = None
 
     def save_checkpoint(
         self,
@@ -50,8 +50,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
         self._tidy(steps)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            if self._hold is None:
-                self._hold = Hold.of(target.parent)
+            if self._lock is None:
+                self._lock = DirectoryLock(target.parent)
             with part.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from surrogate_flow.data.checkpoint_state import is_file_of_steps, named_files
-from surrogate_flow.files import LOCK, Hold
+from surrogate_flow.files import LOCK, DirectoryLock
 
 __all__ = ["discard", "job_checkpoint", "last_checkpoint", "new_folder", "tidy"]
 
@@ -149,12 +149,12 @@ def tidy(checkpoint: Path) -> None:
         To go on from; its folder is meant.
     """
     folder = checkpoint.parent
-    hold = Hold.of(folder)
+    lock = DirectoryLock(folder)
     try:
-        if hold.mine:
+        if lock.acquired:
             _tidy(folder, checkpoint)
     finally:
-        hold.release()
+        lock.release()
 
 
 def _tidy(folder: Path, checkpoint: Path) -> None:

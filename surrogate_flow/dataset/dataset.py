@@ -20,7 +20,7 @@ from surrogate_flow.dataset.provenance import FORMAT, Provenance
 from surrogate_flow.dataset.writer import ABSENT, FAILED, STATE, WHOLE, Writer
 from surrogate_flow.fields.simulation import Simulation
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.files import Hold
+from surrogate_flow.files import DirectoryLock
 
 __all__ = ["Archive"]
 
@@ -58,7 +58,7 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._group: Any = opened(path)
-        self._hold: Hold | None = None
+        self._lock: DirectoryLock | None = None
         self.attributes: dict[str, Any] = dict(self._group.attrs)
         got = self.attributes.get("format")
         if got != FORMAT:
@@ -135,7 +135,7 @@ class Archive:
             )
         if not os.access(path, os.W_OK):
             raise ArchiveError(f"{path} is not writable for you: give another path.")
-        hold = held(path)
+        lock = held(path)
         try:
             # As the last process has left it.
             archive = cls(path)
@@ -147,15 +147,15 @@ class Archive:
                 layout.consolidate(path)
                 archive = cls(path)
         except BaseException:
-            hold.release(remove=True)
+            lock.release(remove=True)
             raise
-        archive._hold = hold
+        archive._lock = lock
         return archive
 
     def release(self) -> None:
         """Let other processes add to it; may be called again."""
-        if self._hold is not None:
-            self._hold.release(remove=True)
+        if self._lock is not None:
+            self._lock.release(remove=True)
 
     @property
     def _even(self) -> bool:

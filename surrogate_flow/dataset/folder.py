@@ -15,7 +15,7 @@ import zarr
 from surrogate_flow.dataset import layout
 from surrogate_flow.dataset.errors import ArchiveError
 from surrogate_flow.dataset.provenance import Provenance
-from surrogate_flow.files import Hold
+from surrogate_flow.files import DirectoryLock
 
 __all__ = ["create", "held", "opened"]
 
@@ -64,7 +64,7 @@ def create(path: Path, provenance: Provenance, parameters: Sequence[Any]) -> Non
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def held(path: Path) -> Hold:
+def held(path: Path) -> DirectoryLock:
     """Keep other processes from adding to a data set, and tidy it.
 
     The workers of this one, wherever they are, write without asking. The kernel takes
@@ -75,14 +75,14 @@ def held(path: Path) -> Hold:
     ArchiveError
         If another process adds to it now, which is named.
     """
-    hold = Hold.of(path)
-    if hold.other:
+    lock = DirectoryLock(path)
+    if lock.holder:
         raise ArchiveError(
-            f"{path} is written by another run: {hold.other}. Nothing was changed in "
+            f"{path} is written by another run: {lock.holder}. Nothing was changed in "
             "it. Wait until that has ended, or end it, and type this again; or give "
             "another path."
         )
-    if hold.mine:
+    if lock.acquired:
         for part in path.glob("*/*.partial"):
             # Half a chunk that a killed process has left.
             part.unlink(missing_ok=True)
@@ -92,4 +92,4 @@ def held(path: Path) -> Hold:
             "second run that writes there.",
             path,
         )
-    return hold
+    return lock

@@ -18,7 +18,7 @@ from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.dataset import dataset as archive
 from surrogate_flow.dataset.chunks import is_whole
 from surrogate_flow.dataset.writer import ABSENT, FAILED, WHOLE
-from surrogate_flow.files import Hold
+from surrogate_flow.files import DirectoryLock
 from surrogate_flow.sampling import Uniform
 
 
@@ -129,17 +129,17 @@ def test_one_process_at_a_time_adds_to_a_data_set(tmp_path):
 
 def test_who_waits_for_a_lock_that_is_removed_gets_another(tmp_path, monkeypatch):
     """Opened before its holder removed it, locked after: nobody else would see that lock."""
-    first, flock = Hold.of(tmp_path), fcntl.flock
+    first, flock = DirectoryLock(tmp_path), fcntl.flock
 
     def late(file, operation):
         first.release(remove=True)
         flock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    second = Hold.of(tmp_path)
-    third = Hold.of(tmp_path)
-    assert (second.mine, third.mine) == (True, False)
-    assert str(os.getpid()) in third.other
+    second = DirectoryLock(tmp_path)
+    third = DirectoryLock(tmp_path)
+    assert (second.acquired, third.acquired) == (True, False)
+    assert str(os.getpid()) in third.holder
 
 
 def test_two_that_create_it_at_the_same_moment(tmp_path, monkeypatch):

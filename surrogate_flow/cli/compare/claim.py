@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from surrogate_flow.cli.compare.errors import ContestError
-from surrogate_flow.files import Hold
+from surrogate_flow.files import DirectoryLock
 
 __all__ = ["check", "held", "note", "other_versions"]
 
@@ -75,14 +75,14 @@ def held(folder: Path) -> Iterator[None]:
     ContestError
         If another process compares there now, which is named.
     """
-    hold = Hold.of(folder)
-    if hold.other:
+    lock = DirectoryLock(folder)
+    if lock.holder:
         raise ContestError(
-            f"{folder} is in use by another comparison: {hold.other}. Nothing was "
+            f"{folder} is in use by another comparison: {lock.holder}. Nothing was "
             "changed in it. Wait until that has ended, or end it, and type this again; "
             "or name another folder with --output."
         )
-    if not hold.mine:
+    if not lock.acquired:
         logger.warning(
             "%s cannot be locked, which its file system does not allow: start no "
             "second comparison there.",
@@ -91,7 +91,7 @@ def held(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        hold.release(remove=True)
+        lock.release(remove=True)
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
