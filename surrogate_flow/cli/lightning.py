@@ -187,7 +187,7 @@ class SurrogateCLI(LightningCLI):
             try:
                 self.trainer.fit(**kwargs)
             except RuntimeError as error:
-                explained = self.datamodule.ranks.explained(error)
+                explained = self.datamodule.ranks.explain(error)
                 if explained is error:
                     raise
                 raise explained from error

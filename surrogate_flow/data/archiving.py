@@ -49,7 +49,7 @@ class Tee:
         self._closed = False
         if path is None:
             return
-        with ranks.failing():
+        with ranks.fail_together():
             if ranks.rank == 0:
                 self._archive, _ = planned(
                     path,
@@ -60,8 +60,8 @@ class Tee:
                     workflow=workflow,
                 )
                 self._before = len(self._archive.whole())
-        ranks.meet(State.READY)
-        with ranks.failing():
+        ranks.gather_states(State.READY)
+        with ranks.fail_together():
             self._archive = self._archive or Archive(path)
 
     @property

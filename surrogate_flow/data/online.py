@@ -15,7 +15,6 @@ from jaxtyping import Float
 
 from surrogate_flow.data.applied import AppliedBatches
 from surrogate_flow.data.archiving import Tee
-from surrogate_flow.data.batch_memory import require_room
 from surrogate_flow.data.checkpoint import Persistence
 from surrogate_flow.data.checkpoint_folder import checkpoint_folder
 from surrogate_flow.data.first_fill import FirstFill
@@ -148,9 +147,7 @@ class OnlineData(SurrogateData):
         )
         module = trainer.lightning_module if trainer else None
         self.window = window = getattr(module, "window", None) or Direct()
-        with self.ranks.failing():
-            if stage == "fit":
-                require_room(trainer, self.batch_size)
+        with self.ranks.fail_together():
             self.held_out = ValidationSet.of_rank(
                 self.ranks, self.spec, window, self.batch_size, self.count
             )
@@ -169,7 +166,7 @@ class OnlineData(SurrogateData):
             self.memory,
             deterministic=self.deterministic,
         )
-        with self.ranks.failing():
+        with self.ranks.fail_together():
             self._sinks.check_threshold(self.simulations)
         self._tee = Tee(
             self.archive if stage == "fit" else None,
@@ -248,10 +245,10 @@ class OnlineData(SurrogateData):
         if self.memory is None or self.trainer is None:
             return {}
         folder = checkpoint_folder(self.trainer)
-        with self.ranks.failing():
+        with self.ranks.fail_together():
             trained = self._loader.trained() if self._loader else 0
             mine = self.memory.save(self.trainer.global_step, trained, folder)
-        self.ranks.meet(State.READY)
+        self.ranks.gather_states(State.READY)
         return {"ranks": self.ranks.gather(mine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from surrogate_flow.data.ranks import Ranks, State, waits
+from surrogate_flow.data.ranks import Ranks, State, must_wait
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import PendingBatches, Store
 from surrogate_flow.reservoir.counters import Clock
@@ -103,7 +103,7 @@ class OnlineLoader:
                     patience = 0.0 if state is State.WAITING else _SLICE
                     state, item = self._look(ready, patience)
                 states = self._meet(state)
-                while waits(states):
+                while must_wait(states):
                     if state is State.WAITING:
                         state, item = self._look(ready, _SLICE)
                     elif state is State.READY:
@@ -147,7 +147,7 @@ class OnlineLoader:
     def _meet(self, state: State) -> list[State]:
         """Tell the other ranks, and first of all whether this one was told to stop."""
         told = self._stopped() and state is not State.FAILED
-        return self._ranks.meet(State.STOPPED if told else state)
+        return self._ranks.gather_states(State.STOPPED if told else state)
 
     def _look(
         self, ready: queue.Queue[Batch | BaseException | None], patience: float

@@ -11,7 +11,6 @@ import numpy as np
 from dask.utils import format_bytes, parse_bytes
 from jaxtyping import Float
 
-from surrogate_flow.data.batch_memory import require_room
 from surrogate_flow.data.module import Cost, SurrogateData
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.shuffle import Shuffled
@@ -115,9 +114,7 @@ class StoredData(SurrogateData):
         )
         module = trainer.lightning_module if trainer else None
         self.window = getattr(module, "window", None) or Direct()
-        with self.ranks.failing():
-            if stage == "fit":
-                require_room(trainer, self.batch_size)
+        with self.ranks.fail_together():
             whole = self._whole(stage)
             count, rank, world = (
                 self.archive.held_out,
@@ -197,7 +194,7 @@ class StoredData(SurrogateData):
         of simulations chosen at random.
         """
         samples = self._of_fit()
-        with self.ranks.failing():
+        with self.ranks.fail_together():
             mine = samples.moments()
         joined = Moments(len(self.spec.variables))
         for count, mean, std in self.ranks.gather(mine):

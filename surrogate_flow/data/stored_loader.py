@@ -137,7 +137,7 @@ class StoredLoader:
         """Return whether all ranks go on; raise what went wrong on this one."""
         failed = isinstance(item, BaseException)
         state = State.STOPPED if self._stopped() else State.READY
-        states = self._ranks.meet(State.FAILED if failed else state)
+        states = self._ranks.gather_states(State.FAILED if failed else state)
         if isinstance(item, BaseException):
             raise item
         return State.STOPPED not in states

@@ -113,11 +113,11 @@ class Study:
         self.fleet: Supervisor | None = None
         self._resources = contextlib.ExitStack()
         try:
-            with ranks.failing():
+            with ranks.fail_together():
                 known = self._open_cluster(cluster, folder, ranks, cores_per_simulation)
-            ranks.meet(State.READY)
+            ranks.gather_states(State.READY)
             known = ranks.gather(known)[0]
-            with ranks.failing():
+            with ranks.fail_together():
                 self._client = self._resources.enter_context(known.client())
                 self.dashboard_link: str = self._client.dashboard_link
                 self.inlet = self._resources.enter_context(
@@ -129,7 +129,7 @@ class Study:
                         urgency=urgency,
                     )
                 )
-            ranks.meet(State.READY)
+            ranks.gather_states(State.READY)
             plain = partial(run, solver, self.inlet.endpoint)
             self._ensemble = Ensemble(
                 self._client,
@@ -299,7 +299,7 @@ def _check_reach(cluster: Cluster, ranks: Ranks) -> None:
 
 def _part(ranks: Ranks) -> None:
     try:
-        ranks.meet(State.ENDED)
+        ranks.gather_states(State.ENDED)
     except RankError as error:
         # This one has ended all the same.
         logger.warning("%s", error)

@@ -112,10 +112,6 @@ class MessagePassingSolver(nn.Module):
         places = graph.places if positions else graph.places[:, :0]
         self.shape = spec.step_shape
         self.outputs = window.outputs
-        #: Bytes that one sample takes at the peak of a training step.
-        self.training_bytes_per_sample = _training_bytes(
-            nodes, graph.edges.shape[1], width, layers
-        )
         for name, value in (
             ("places", torch.tensor(places, dtype=torch.float32)),
             ("offsets", torch.tensor(graph.offsets, dtype=torch.float32)),

@@ -58,7 +58,7 @@ def test_what_an_iteration_did_not_give_comes_in_the_next():
 class BesideAFullOne(Ranks):
     """The first of two ranks; the other one is full, and trains whatever this one has."""
 
-    def meet(self, state):
+    def gather_states(self, state):
         return [state, State.FULL]
 
 

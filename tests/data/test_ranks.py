@@ -159,7 +159,8 @@ def test_both_ranks_go_on_after_a_kill(tmp_path):
     process = start(tmp_path, "FIFO", "--ckpt_path=last", **options)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "The checkpoint is of 2 ranks, expected 1" in output
+    assert "another number of ranks" in output
+    assert "expected 1, got 2. Use --trainer.devices 2" in output
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -262,29 +263,26 @@ store = dist.FileStore(sys.argv[2], 2)
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
 ranks = Ranks(rank, 2)
 assert not ranks.on_one_machine
-print(os.getpid(), flush=True)
-ranks.meet(State.READY)
+ranks.gather_states(State.READY)
 if rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 try:
-    ranks.meet(State.READY)
+    ranks.gather_states(State.READY)
 except RankError as error:
     print(error)
 """
 
 
-def test_a_rank_that_dies_elsewhere_is_named_too(tmp_path):
-    """By a port of its own that nobody answers any more, where no process can be looked at."""
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
+def test_a_rank_that_dies_elsewhere_ends_this_one(tmp_path):
+    """On another machine, where no process can be looked at."""
     first, second = (
         subprocess.Popen(
             [sys.executable, "-c", ELSEWHERE, str(rank), str(tmp_path / "store")],
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
         )
         for rank in range(2)
     )
     said, _ = first.communicate(timeout=100)
-    process, _ = second.communicate(timeout=100)
-    assert f"Rank 1 (process {int(process)} on machine1) has died" in said
+    second.communicate(timeout=100)
+    assert "Another rank has died or does not answer" in said
