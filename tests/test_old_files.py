@@ -72,7 +72,7 @@ def test_a_data_set_is_read_and_trained_on(version, tmp_path):
     path = tmp_path / "heat2d.zarr"
     shutil.copytree(version / "heat2d.zarr", path)
     archive = Archive(path)
-    assert archive.whole() == list(range(8))
+    assert archive.complete() == list(range(8))
     step = np.empty((archive.spec.steps, *archive.spec.step_shape), dtype=np.float32)
     archive.read(3, 0, step)
     assert np.isfinite(step).all()

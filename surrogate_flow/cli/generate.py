@@ -78,11 +78,11 @@ class Generation:
         )
         self.folder = path.parent / f"{path.stem}_generate"
         self._data = data
-        if cut := self.archive.forget_cut_off():
+        if cut := self.archive.drop_incomplete():
             logger.warning(
                 "%s: %d simulations have lost chunks, and run again.", path, len(cut)
             )
-        whole = set(self.archive.whole())
+        whole = set(self.archive.complete())
         self.missing = [s for s in self.planned if s.number not in whole]
         self._before = len(self.planned) - len(self.missing)
         self._study: Study | None = None
@@ -199,7 +199,7 @@ def generate(data: OnlineData, path: Path, console: Console) -> bool:
 
 
 def _summary(archive: Archive, planned: int) -> Iterator[str]:
-    whole = len(archive.whole())
+    whole = len(archive.complete())
     fields = whole * archive.spec.steps * archive.spec.step_bytes
     yield (
         f"Data set: {archive.path}, {whole} of {archive.simulations} simulations, "

@@ -59,7 +59,7 @@ class Tee:
                     simulations=simulations,
                     workflow=workflow,
                 )
-                self._before = len(self._archive.whole())
+                self._before = len(self._archive.complete())
         ranks.gather_states(State.READY)
         with ranks.fail_together():
             self._archive = self._archive or Archive(path)
@@ -95,7 +95,7 @@ class Tee:
 
     def _complete(self, archive: Archive, worked: float) -> None:
         try:
-            whole = len(archive.whole())
+            whole = len(archive.complete())
             if whole > self._before:
                 archive.spend(worked)
         except ArchiveError as error:

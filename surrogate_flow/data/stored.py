@@ -142,7 +142,7 @@ class StoredData(SurrogateData):
             self._say(len(train))
 
     def _whole(self, stage: str) -> list[int]:
-        whole, archive = self.archive.whole(), self.archive
+        whole, archive = self.archive.complete(), self.archive
         train = [n for n in whole if n >= archive.held_out]
         if stage == "fit" and not train:
             raise ArchiveError(
@@ -255,7 +255,7 @@ class StoredData(SurrogateData):
     def effort(self) -> Cost:
         """Return what the simulations of the whole data set took."""
         drawn = self._loader.different if self._loader else 0
-        return Cost(len(self.archive.whole()), drawn, self.archive.solver_seconds)
+        return Cost(len(self.archive.complete()), drawn, self.archive.solver_seconds)
 
     def stop(self) -> None:
         """Deliver no further batch; what waits wakes up."""

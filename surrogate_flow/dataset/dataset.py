@@ -1,4 +1,4 @@
-"""A data set on disk, as who plans, resumes or reads it sees it."""
+"""A data set on disk: created, completed, read."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int
 
 from surrogate_flow.dataset import layout
-from surrogate_flow.dataset.chunks import is_sound, lost_chunks, names_of
-from surrogate_flow.dataset.errors import ArchiveError
-from surrogate_flow.dataset.folder import create, held, opened
 from surrogate_flow.dataset.provenance import FORMAT, Provenance
-from surrogate_flow.dataset.writer import ABSENT, FAILED, STATE, WHOLE, Writer
+from surrogate_flow.dataset.writer import (
+    ABSENT,
+    COMPLETE,
+    FAILED,
+    STATE,
+    ArchiveError,
+    Writer,
+)
 from surrogate_flow.fields.simulation import Simulation
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import DirectoryLock
@@ -32,8 +36,9 @@ _SPENT = "solver_seconds"
 class Archive:
     """u[simulation, time, *space] of each variable, in Zarr format 3.
 
-    Rows are the numbers of the simulations, the held-out ones first. ``state`` says
-    which are whole: that is written last, so a simulation that was cut off is none.
+    Rows are the numbers of the simulations, the held-out ones first. The array
+    ``state`` says which are complete: it is written last, so a simulation that was
+    interrupted counts as absent.
 
     Parameters
     ----------
@@ -57,7 +62,7 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._group: Any = opened(path)
+        self._group: Any = layout.open_group(path)
         self._lock: DirectoryLock | None = None
         self.attributes: dict[str, Any] = dict(self._group.attrs)
         got = self.attributes.get("format")
@@ -109,11 +114,11 @@ class Archive:
         """
         parameters = [simulation.parameters for simulation in simulations]
         vectors = np.array([provenance.spec.vector(p) for p in parameters])
-        # A folder that somebody has made for it is as good as none.
+        # An empty folder becomes the data set.
         made = path.is_dir() and not any(path.iterdir())
         if made or not path.exists():
             try:
-                create(path, provenance, parameters)
+                layout.create_group(path, provenance, parameters)
             except OSError as error:
                 # Unless another process has just created it.
                 if made or not path.exists():
@@ -135,9 +140,9 @@ class Archive:
             )
         if not os.access(path, os.W_OK):
             raise ArchiveError(f"{path} is not writable for you: give another path.")
-        lock = held(path)
+        lock = layout.lock_folder(path)
         try:
-            # As the last process has left it.
+            # Another process may have added to it before the lock was acquired.
             archive = cls(path)
             grown = len(vectors) - archive.simulations
             if grown > 0 or (grown == 0 and not archive._even):
@@ -159,7 +164,7 @@ class Archive:
 
     @property
     def _even(self) -> bool:
-        """Whether no growth was cut off half way."""
+        """Whether no growth was interrupted."""
         names = [p.name for p in self.spec.parameters]
         sizes = {self._group[n].shape[0] for n in (*names, layout.ROW)}
         return sizes | {a.shape[0] for a in self._arrays} == {self.simulations}
@@ -170,7 +175,7 @@ class Archive:
         return Writer(str(self.path.resolve()), self.chunk_steps)
 
     def states(self) -> Int[np.ndarray, " simulation"]:
-        """Return of each simulation whether it is absent, whole or failed."""
+        """Return of each simulation whether it is absent, complete or failed."""
         try:
             states: Int[np.ndarray, " simulation"] = self._state[:]
         except (OSError, ValueError, RuntimeError) as error:
@@ -180,17 +185,17 @@ class Archive:
             ) from error
         return states
 
-    def whole(self) -> list[int]:
-        """Return the numbers of the simulations that are there."""
-        return [int(n) for n in np.flatnonzero(self.states() == WHOLE)]
+    def complete(self) -> list[int]:
+        """Return the numbers of the complete simulations."""
+        return [int(n) for n in np.flatnonzero(self.states() == COMPLETE)]
 
     def fail(self, simulation: int) -> None:
-        """Mark a simulation that failed for good, unless it is whole.
+        """Mark a simulation that failed for good, unless it is complete.
 
-        A disk that refuses is logged: unmarked it counts as absent, which is as good.
+        A disk error is logged: an unmarked simulation counts as absent.
         """
         try:
-            if self._state[simulation] != WHOLE:
+            if self._state[simulation] != COMPLETE:
                 self._state[simulation] = FAILED
         except (OSError, ValueError, RuntimeError) as error:
             logger.error(
@@ -215,34 +220,46 @@ class Archive:
             logger.error("%s: %s was not noted (%s).", self.path, _SPENT, error)
 
     def require_chunks(self, simulations: Collection[int]) -> None:
-        """Check that all chunks of some simulations are there, up to their ends.
+        """Check that no chunk of some simulations is missing or empty.
+
+        Other damage is found by its checksum when a chunk is read.
 
         Raises
         ------
         ArchiveError
-            Naming the first that is not, its simulation, and how many are not.
+            Naming the first that is missing, its simulation, and how many are.
         """
         if lost := self._lost_chunks(simulations):
             count = sum(map(len, lost.values()))
             number, names = next(iter(lost.items()))
             raise ArchiveError(
-                f"{self.path} is cut off: {count} chunks are missing or have lost "
-                f"their end, {names[0]} of simulation {number} first. A copy was "
-                "interrupted, a disk was full, or files were deleted. Copy it again, "
-                "or type the command that generated it, which adds what is missing."
+                f"{self.path} is cut off: {count} chunks are missing or empty, "
+                f"{names[0]} of simulation {number} first. A copy was interrupted, a "
+                "disk was full, or files were deleted. Copy it again, or type the "
+                "command that generated it, which adds what is missing."
             )
 
-    def forget_cut_off(self) -> list[int]:
+    def drop_incomplete(self) -> list[int]:
         """Mark simulations that have lost chunks as absent; return their numbers."""
-        for number in (lost := list(self._lost_chunks(self.whole()))):
+        for number in (lost := list(self._lost_chunks(self.complete()))):
             self._state[number] = ABSENT
         return lost
 
     def _lost_chunks(self, simulations: Collection[int]) -> dict[int, list[str]]:
         # Zarr takes a chunk that is not there for one full of NaN.
-        names = [variable.name for variable in self.spec.variables]
-        chunks, dims = -(-self.spec.steps // self.chunk_steps), len(self.spec.dims)
-        return lost_chunks(self.path, names, simulations, chunks, dims)
+        chunks = range(-(-self.spec.steps // self.chunk_steps))
+        lost: dict[int, list[str]] = {}
+        for variable in self.spec.variables:
+            for n in simulations:
+                dims = len(self.spec.dims)
+                for name in layout.chunk_files(variable.name, n, chunks, dims):
+                    try:
+                        present = (self.path / name).stat().st_size > 0
+                    except FileNotFoundError:
+                        present = False
+                    if not present:
+                        lost.setdefault(n, []).append(name)
+        return lost
 
     def read(
         self,
@@ -250,7 +267,7 @@ class Archive:
         first: int,
         out: Float32[np.ndarray, "time channel *space"],
     ) -> None:
-        """Read steps of a simulation that is whole, as many as fit.
+        """Read steps of a complete simulation, as many as fit.
 
         Raises
         ------
@@ -275,9 +292,9 @@ class Archive:
         size, dims = self.chunk_steps, len(self.spec.dims)
         chunks = range(first // size, -(-stop // size))
         for variable, array in zip(self.spec.variables, self._arrays, strict=True):
-            names = names_of(variable.name, simulation, chunks, dims)
+            names = layout.chunk_files(variable.name, simulation, chunks, dims)
             for k, name in zip(chunks, names, strict=True):
-                if not is_sound(array, simulation, slice(k * size, (k + 1) * size)):
+                if not _readable(array, simulation, slice(k * size, (k + 1) * size)):
                     return ArchiveError(
                         f"{where} cannot be read: {name} is damaged or missing ({why})."
                         " Copy the data set again, or delete that file and type the "
@@ -285,7 +302,7 @@ class Archive:
                     )
         return ArchiveError(
             f"{where} could not be read ({why}), and now they can: the disk did not "
-            "answer for a while. Try again."
+            "answer for a while. Type the command again."
         )
 
     def size(self) -> int:
@@ -297,3 +314,11 @@ class Archive:
             for entry in os.scandir(folder)
             if entry.is_file()
         )
+
+
+def _readable(array: Any, simulation: int, steps: slice) -> bool:
+    """Whether some steps can be read, and none is missing."""
+    try:
+        return bool(np.isfinite(array[simulation, steps]).all())
+    except (OSError, ValueError, RuntimeError):
+        return False

@@ -1,7 +1,11 @@
-"""The arrays of a data set: names, dims, units, chunks."""
+"""The folder of a data set and its arrays: names, dims, units, chunks."""
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,41 +16,117 @@ import zarr
 from jaxtyping import Float64
 from zarr.codecs import ZstdCodec
 
-from surrogate_flow.dataset.errors import ArchiveError
-from surrogate_flow.dataset.writer import STATE
+from surrogate_flow.dataset.provenance import Provenance
+from surrogate_flow.dataset.writer import STATE, ArchiveError
 from surrogate_flow.fields.quantities import attributes
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.files import LOCK
+from surrogate_flow.files import LOCK, DirectoryLock
 
 __all__ = [
     "ROW",
     "add_rows",
-    "chunk_steps",
+    "chunk_files",
     "columns",
     "consolidate",
-    "write_layout",
+    "create_group",
+    "lock_folder",
+    "open_group",
 ]
+
+logger = logging.getLogger(__name__)
 
 ROW = "simulation"  # the dim of all simulations
 HELD_OUT = "held_out"
 _CHUNK = 4 << 20  # bytes of a chunk, uncompressed
 _ROWS = 4096  # of a chunk of parameters
-# One folder for the chunks of an array, so that one look shows which are there.
+# All chunks of an array in one folder, so that one listing shows them.
 _FLAT = {"name": "default", "separator": "."}
 
 
-def chunk_steps(spec: FieldSpec) -> int:
-    """Return how many steps make a chunk: few megabytes, and all about as long."""
+def open_group(path: Path) -> Any:
+    """Return the Zarr group of a data set.
+
+    Raises
+    ------
+    ArchiveError
+        If there is none, or it cannot be read.
+    """
+    if not (path / "zarr.json").is_file():
+        what = "there is nothing" if not path.exists() else "it has no zarr.json"
+        raise ArchiveError(
+            f"{path} is no data set of surrogate_flow: {what}. Give the path that "
+            "'surrogate-flow generate --output' wrote, or another one to write to."
+        )
+    try:
+        return zarr.open_group(path, mode="r+", use_consolidated=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArchiveError(
+            f"{path} cannot be read as a Zarr group ({type(error).__name__}: {error}). "
+            "Its zarr.json is cut off, not readable for you, or of something else: "
+            "copy the data set again, or generate it anew in another place."
+        ) from error
+
+
+def create_group(path: Path, provenance: Provenance, parameters: Sequence[Any]) -> None:
+    """Write a data set without fields in a temporary folder, then move it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        part = temporary / path.name
+        group = _arrays(part, provenance.spec, provenance.attributes())
+        add_rows(group, provenance.spec, parameters, provenance.held_out)
+        consolidate(part)
+        os.rename(part, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def lock_folder(path: Path) -> DirectoryLock:
+    """Keep other processes from adding to a data set, and remove half-written chunks.
+
+    The workers of this process write without asking, wherever they are.
+
+    Raises
+    ------
+    ArchiveError
+        If another process adds to it now, which is named.
+    """
+    lock = DirectoryLock(path)
+    if lock.holder:
+        raise ArchiveError(
+            f"{path} is written by another run: {lock.holder}. Nothing was changed in "
+            "it. Wait until that has ended, or end it, and type this again; or give "
+            "another path."
+        )
+    if lock.acquired:
+        for part in path.glob("*/*.partial"):
+            part.unlink(missing_ok=True)
+    else:
+        logger.warning(
+            "%s cannot be locked, which its file system does not allow: start no "
+            "second run that writes there.",
+            path,
+        )
+    return lock
+
+
+def chunk_files(
+    variable: str, simulation: int, chunks: Sequence[int], dims: int
+) -> list[str]:
+    """Return the files of some chunks of a simulation, within the data set."""
+    return [f"{variable}/c.{simulation}.{k}{'.0' * dims}" for k in chunks]
+
+
+def _chunk_steps(spec: FieldSpec) -> int:
+    """Return how many steps make a chunk: at most 4 MiB, all of about one length."""
     step = max(1, spec.step_bytes // len(spec.variables))
     most = max(1, _CHUNK // step)
     chunks = -(-spec.steps // most)
     return -(-spec.steps // chunks)
 
 
-def write_layout(
-    folder: Path, spec: FieldSpec, described: Mapping[str, Any], steps: int
-) -> None:
-    """Write all that is known before a simulation runs, for no simulation yet.
+def _arrays(folder: Path, spec: FieldSpec, described: Mapping[str, Any]) -> Any:
+    """Create all arrays, for no simulation yet, and return their group.
 
     Raises
     ------
@@ -68,15 +148,15 @@ def write_layout(
             f"quantity of the name {min(taken)!r}: rename it in the solver."
         )
     labels = [c.name for c in spec.coordinates if c.name not in spec.dims]
-    words = [HELD_OUT, *(p.name for p in spec.parameters), *labels]
-    group.attrs.update({**described, "coordinates": " ".join(words)})
+    names = [HELD_OUT, *(p.name for p in spec.parameters), *labels]
+    group.attrs.update({**described, "coordinates": " ".join(names)})
     for variable in spec.variables:
         _create(
             group,
             variable.name,
             (ROW, "time", *spec.dims),
             (0, spec.steps, *spec.shape),
-            (1, steps, *spec.shape),
+            (1, _chunk_steps(spec), *spec.shape),
             attributes(variable.units, variable.long_name),
             fill_value=np.nan,
             compressors=ZstdCodec(level=1, checksum=True),
@@ -89,7 +169,7 @@ def write_layout(
         (1,),
         {
             "flag_values": [0, 1, 2],
-            "flag_meanings": "absent whole failed",
+            "flag_meanings": "absent complete failed",
             "long_name": "whether all steps of the simulation are there",
         },
         dtype="uint8",
@@ -102,8 +182,9 @@ def write_layout(
         bounds = {"valid_min": p.low, "valid_max": p.high}
         _rows(group, p.name, "float64", {**attributes(p.units), **bounds})
     _rows(group, ROW, "int64", {"long_name": "number of the simulation"})
-    words_of_held_out = {"long_name": "kept apart from training, for validation"}
-    _rows(group, HELD_OUT, "bool", words_of_held_out)
+    held_out = {"long_name": "kept apart from training, for validation"}
+    _rows(group, HELD_OUT, "bool", held_out)
+    return group
 
 
 def add_rows(
@@ -112,9 +193,9 @@ def add_rows(
     parameters: Sequence[Mapping[str, float]],
     held_out: int,
 ) -> None:
-    """Make room for so many simulations in all; may be called again, and then more.
+    """Grow all arrays to so many simulations.
 
-    The state grows last, and with it the data set: if this is cut off, nothing was.
+    The state grows last: a growth that was interrupted is done again.
     """
     count = len(parameters)
     vectors = np.array([spec.vector(p) for p in parameters])
@@ -146,23 +227,23 @@ def columns(
 
 
 def consolidate(folder: Path) -> None:
-    """Gather the descriptions of all arrays, as xarray likes to find them."""
+    """Gather the metadata of all arrays in one file, which xarray opens faster."""
     with warnings.catch_warnings():
-        # It is no part of the format yet, and ignored by who does not know it.
+        # Not part of Zarr 3 yet; readers that do not know it ignore it.
         warnings.filterwarnings("ignore", "Consolidated metadata")
         warnings.filterwarnings("ignore", f"Object at {LOCK} ")
         zarr.consolidate_metadata(folder)
 
 
 def _values(
-    group: Any, name: str, dim: str, values: Sequence[float], words: dict[str, Any]
+    group: Any, name: str, dim: str, values: Sequence[float], attrs: dict[str, Any]
 ) -> None:
     size = (len(values),)
-    _create(group, name, (dim,), size, size, words, dtype="float64")[:] = values
+    _create(group, name, (dim,), size, size, attrs, dtype="float64")[:] = values
 
 
-def _rows(group: Any, name: str, dtype: str, words: dict[str, Any]) -> None:
-    _create(group, name, (ROW,), (0,), (_ROWS,), words, dtype=dtype)
+def _rows(group: Any, name: str, dtype: str, attrs: dict[str, Any]) -> None:
+    _create(group, name, (ROW,), (0,), (_ROWS,), attrs, dtype=dtype)
 
 
 def _create(
@@ -171,7 +252,7 @@ def _create(
     dims: tuple[str, ...],
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
-    words: dict[str, Any],
+    attrs: dict[str, Any],
     *,
     dtype: str = "float32",
     fill_value: Any = 0,
@@ -185,6 +266,6 @@ def _create(
         fill_value=fill_value,
         compressors=compressors,
         dimension_names=dims,
-        attributes=words,
+        attributes=attrs,
         chunk_key_encoding=_FLAT,
     )

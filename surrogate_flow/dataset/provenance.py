@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import inspect
 import json
@@ -10,21 +11,31 @@ import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from surrogate_flow.dataset.errors import ArchiveError
-from surrogate_flow.dataset.sources import sources
-from surrogate_flow.fields.difference import difference
-from surrogate_flow.fields.names import public_path, with_present_names
-from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.dataset.writer import ArchiveError
+from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.names import (
+    first_difference,
+    public_path,
+    with_present_names,
+)
 
-__all__ = ["FORMAT", "Provenance", "recipe_of"]
+__all__ = ["FORMAT", "Provenance", "recipe_of", "sources"]
 
 FORMAT = 1
 _PACKAGES = ("surrogate-flow", "numpy", "scipy", "xarray", "zarr")
 _PLAIN = (str, int, float, bool, type(None))
 # What simulations of one data set share, and its attribute, from coarse to fine.
 _SAME = ("solver", "sampler", "held_out", "spec")
+_SHIPPED = "surrogate_flow.solvers."
+# They state, check and label what others compute.
+_NO_NUMERICS = {
+    f"{_SHIPPED}{name}" for name in ("arguments", "grid", "process", "run", "solver")
+}
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class Provenance:
     held_out : int
         Simulations kept apart from training; they come first.
     workflow : str
-        What the data set is of, in words.
+        A name for the data set.
     """
 
     spec: FieldSpec
@@ -65,8 +76,7 @@ class Provenance:
     def attributes(self) -> dict[str, Any]:
         """Return all that is noted in a new data set; what is nested is JSON text.
 
-        netCDF knows no nested attributes, and parts of a data set are often written
-        there.
+        netCDF has no nested attributes, and parts of a data set are often copied there.
         """
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         versions = {name: _installed(name) for name in _PACKAGES}
@@ -90,23 +100,15 @@ class Provenance:
         """
         noted = {name: json.loads(attributes[name]) for name in _SAME}
         theirs = with_present_names(noted)
-        ours = self._plain()
-        if unknown := _not_noted(ours["solver"], theirs["solver"]):
-            raise ArchiveError(
-                f"{place} was written by an older version of surrogate_flow, which "
-                f"noted fewer of the solver's files: whether {', '.join(unknown)} "
-                f"{'is' if len(unknown) == 1 else 'are'} still the same is not known. "
-                "Nothing was changed in it. It can be read and trained on. To add to "
-                "it use the versions in its attribute 'versions' "
-                f"({attributes['versions']}), or generate it anew."
-            )
-        for name, mine in ours.items():
+        for name, mine in self._plain().items():
             if mine != theirs[name]:
                 raise ArchiveError(
                     f"{place} is of another {name}: expected "
-                    f"{difference(mine, theirs[name])}. Nothing was changed in it. Use "
-                    "the recipe, and the solver, that it was generated with (its "
-                    "attribute 'command'), or give another path."
+                    f"{first_difference(mine, theirs[name])}. It can be read and "
+                    "trained on, but not added to; nothing was changed in it. Use the "
+                    "recipe, and the version of the solver's code, that it was "
+                    "generated with (its attributes 'command' and 'versions': "
+                    f"{attributes.get('versions')}), or give another path."
                 )
 
     def _plain(self) -> dict[str, Any]:
@@ -133,10 +135,7 @@ def recipe_of(part: Any) -> dict[str, Any]:
         kept = next((n for n in (name, f"_{name}") if n in known), None)
         if kept is not None:
             arguments[name] = _plain(known[kept])
-    return {
-        "class_path": public_path(kind),
-        "init_args": arguments,
-    }
+    return {"class_path": public_path(kind), "init_args": arguments}
 
 
 def _plain(value: Any) -> Any:
@@ -151,19 +150,66 @@ def _plain(value: Any) -> Any:
     return recipe_of(value)["class_path"]
 
 
-def _not_noted(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Return the modules that a data set would have noted, had it been written now.
+def sources(kind: type) -> dict[str, str]:
+    """Return a hash of each source file that a solver's class is made of, by module.
 
-    A module that is new to a solver is none: what imports it has changed, too.
+    These are the files of the class and its base classes, and those of the modules,
+    classes and functions that they use, within the same top-level package, the same
+    folder, or `surrogate_flow.solvers`. Not covered: other packages, compiled modules,
+    data files, plain constants of other modules, and imports inside of functions.
+
+    Examples
+    --------
+    >>> from surrogate_flow.solvers import Combined1D
+    >>> [name.rpartition(".")[2] for name in sources(Combined1D)]
+    ['combined1d', 'finite_volumes']
     """
-    if "source" in theirs:
-        return list(mine["sources"])
-    return [
-        name
-        for name in mine["sources"]
-        if theirs["sources"].items() < mine["sources"].items()
-        and name not in theirs["sources"]
-    ]
+    home = sys.modules[kind.__module__]
+    waiting = {base.__module__ for base in kind.__mro__}
+    found: dict[str, str] = {}
+    while waiting:
+        name = waiting.pop()
+        module = sys.modules.get(name)
+        if module is None or name in found or not _belongs(module, home):
+            continue
+        found[name] = _hash(module)
+        for value in list(vars(module).values()):
+            used = value if isinstance(value, ModuleType) else None
+            waiting.add(used.__name__ if used else getattr(value, "__module__", "?"))
+        waiting = {other for other in waiting if isinstance(other, str)}
+    return {name: found[name] for name in sorted(found) if name not in _NO_NUMERICS}
+
+
+def _belongs(module: ModuleType, home: ModuleType) -> bool:
+    """Whether a module is part of a solver's code."""
+    name, package = module.__name__, home.__name__.partition(".")[0]
+    if f"{name}.".startswith(_SHIPPED):
+        return f"{name}." != _SHIPPED
+    if package == _SHIPPED.partition(".")[0]:
+        return False
+    if name.partition(".")[0] == package:
+        return True
+    folders = {_folder(module), _folder(home)}
+    return len(folders) == 1 and None not in folders
+
+
+def _folder(module: ModuleType) -> Path | None:
+    """Return the folder of a top-level module, unless packages are installed there."""
+    top = sys.modules.get(module.__name__.partition(".")[0], module)
+    file = getattr(top, "__file__", None)
+    if file is None:
+        return None
+    path = Path(file).resolve()
+    folder = path.parents[1] if path.stem == "__init__" else path.parent
+    return None if folder.name in _INSTALLED else folder
+
+
+def _hash(module: ModuleType) -> str:
+    """Return a hash of a source file, or nothing if there is none."""
+    path = Path(getattr(module, "__file__", None) or "")
+    if path.suffix != ".py" or not path.is_file():
+        return ""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _version(kind: type) -> str:

@@ -1,4 +1,4 @@
-"""How a worker writes a simulation: whole chunks of its own, then that it is whole."""
+"""How a worker writes a simulation: complete chunks, then its state."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from surrogate_flow.dataset.errors import ArchiveError
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.spec import FieldSpec
 
-__all__ = ["ABSENT", "FAILED", "STATE", "WHOLE", "Writer", "Writing"]
+__all__ = ["ABSENT", "COMPLETE", "FAILED", "STATE", "ArchiveError", "Writer", "Writing"]
 
-STATE = "state"  # the array that says of each simulation whether it is whole
-ABSENT, WHOLE, FAILED = 0, 1, 2
+STATE = "state"  # the array of what each simulation is:
+ABSENT, COMPLETE, FAILED = 0, 1, 2
+
+
+class ArchiveError(UserError, RuntimeError):
+    """A data set cannot be written, cannot be read, or is not the one expected."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes simulations into a data set; travels to the workers.
+    """Writes simulations into a data set; pickled, and used on the workers.
 
     Attributes
     ----------
@@ -42,15 +46,15 @@ class Writer:
         Raises
         ------
         ArchiveError
-            If the data set cannot be reached from here.
+            If the data set cannot be reached from this machine.
         """
         return Writing(self, spec, simulation)
 
 
 class Writing:
-    """One attempt at one simulation, which is marked as whole with its last step.
+    """One attempt at one simulation, which is marked complete with its last step.
 
-    Chunks appear as a whole or not at all, and belong to one simulation: another
+    A chunk appears complete or not at all, and belongs to one simulation: another
     attempt writes the same bytes again.
 
     Parameters
@@ -62,13 +66,13 @@ class Writing:
 
     Attributes
     ----------
-    whole : bool
+    complete : bool
         Whether all steps are there, from an earlier attempt or this one; further ones
         are dropped.
     """
 
     def __init__(self, writer: Writer, spec: FieldSpec, simulation: int) -> None:
-        # Other workers need not pay for the import.
+        # Importing zarr takes a second, which workers without a data set save.
         import zarr
 
         self._writer = writer
@@ -82,19 +86,19 @@ class Writing:
                 zarr.open_array(folder / name, mode="r+") for name in names
             ]
             self._state: Any = zarr.open_array(folder / STATE, mode="r+")
-            self.whole = bool(self._state[simulation] == WHOLE)
+            self.complete = bool(self._state[simulation] == COMPLETE)
         size = min(writer.chunk_steps, spec.steps)
         self._chunk = np.empty((size, *spec.step_shape), dtype=np.float32)
 
     def write(self, steps: Float32[np.ndarray, "time channel *space"]) -> None:
-        """Take the next steps; what has become a chunk is on the disk on return.
+        """Take the next steps; a chunk that is full is on the disk on return.
 
         Raises
         ------
         ArchiveError
             If the disk is full, or does not answer.
         """
-        while len(steps) and not self.whole:
+        while len(steps) and not self.complete:
             held = self._position - self._first
             part = steps[: len(self._chunk) - held]
             self._chunk[held : held + len(part)] = part
@@ -105,8 +109,8 @@ class Writing:
                 self._flush()
             if last:
                 with self._explained("marked"):
-                    self._state[self._simulation] = WHOLE
-                self.whole = True
+                    self._state[self._simulation] = COMPLETE
+                self.complete = True
 
     def _flush(self) -> None:
         first, stop = self._first, self._position
@@ -127,5 +131,5 @@ class Writing:
                 f"{self._writer.path} on {socket.gethostname()} "
                 f"({type(error).__name__}: {error}). Usual causes: a full disk, or a "
                 "folder that this machine does not share. Make room or name another "
-                "path, then type the same command again: what is whole stays."
+                "path, then type the same command again: complete simulations stay."
             ) from error

@@ -117,7 +117,7 @@ def run(
             if outlet.complete:
                 return summary()
             writing = writer and writer.begin(spec, simulation.number)
-            if writing and writing.whole and not streams:
+            if writing and writing.complete and not streams:
                 # Its last receipts were lost with the process that wrote it.
                 outlet.send(np.zeros((spec.steps, 1), dtype=np.float32))
                 return summary()

@@ -10,7 +10,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RecipeError", "class_at", "nearest", "public_path", "with_present_names"]
+__all__ = [
+    "RecipeError",
+    "class_at",
+    "first_difference",
+    "nearest",
+    "public_path",
+    "with_present_names",
+]
 
 # Written in files of version 0.1 -> the public path of the same class today.
 _MOVED = {
@@ -115,3 +122,25 @@ def class_at(class_path: str) -> Any:
             f"class_path {class_path!r}: {module_name!r} has no {name!r}. "
             f"{nearest(name, names)}"
         ) from None
+
+
+def first_difference(mine: Any, theirs: Any, place: str = "") -> str:
+    """Return the first place where two plain values differ, and both values there.
+
+    Examples
+    --------
+    >>> first_difference({"cells": [8, 8]}, {"cells": [8, 9]})
+    'cells[1] = 8, got 9'
+    """
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        for key in {**mine, **theirs}:
+            if mine.get(key) != theirs.get(key):
+                return first_difference(
+                    mine.get(key), theirs.get(key), f"{place}.{key}"
+                )
+    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+            if a != b:
+                return first_difference(a, b, f"{place}[{i}]")
+    name = place.lstrip(".") or "value"
+    return f"{name} = {str(mine)[:80]}, got {str(theirs)[:80]}"

@@ -8,8 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from surrogate_flow.fields.difference import difference
-from surrogate_flow.fields.names import with_present_names
+from surrogate_flow.fields.names import first_difference, with_present_names
 
 __all__ = ["FORMAT", "KEY", "read", "require_same"]
 
@@ -77,6 +76,6 @@ def require_same(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         if theirs.get(key) != value:
             raise ValueError(
                 f"The checkpoint is of another {key}: expected "
-                f"{difference(value, theirs.get(key))}. Use the recipes that it was "
-                "trained with (config.yaml in its run's folder)."
+                f"{first_difference(value, theirs.get(key))}. Use the recipes that "
+                "it was trained with (config.yaml in its run's folder)."
             )

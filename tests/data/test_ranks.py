@@ -118,7 +118,7 @@ def test_each_rank_trains_its_share(tmp_path, policy, options):
     assert output.count("Dask dashboard") == 1
     if "archive" in options:
         archive = Archive(tmp_path / "tiny.zarr")
-        assert len(archive.whole()) == archive.simulations
+        assert len(archive.complete()) == archive.simulations
         outcome = Outcome.read(path)
         # Of both ranks; the outcome is of the first.
         assert archive.solver_seconds > outcome.solver_seconds > 0

@@ -377,7 +377,7 @@ def garbled(path):
 
 DAMAGES = {
     cut_off: "cut off: 1 chunks .* u/c.5.1.0 of simulation 5 first",
-    truncated: "cut off: 1 chunks .* u/c.5.1.0 of simulation 5 first",
+    truncated: "simulation 5 cannot be read: u/c.5.1.0 is damaged",
     emptied: "cut off: 1 chunks .* u/c.5.1.0 of simulation 5 first",
     flipped: "simulation 5 cannot be read: u/c.5.1.0 is damaged",
     no_parameters: "damaged .*phase/c.0",

@@ -1,4 +1,4 @@
-"""The files of a data set: which are cut off, and how it grows."""
+"""The files of a data set: how it grows, and who may write it."""
 
 import errno
 import fcntl
@@ -11,13 +11,10 @@ import xarray as xr
 import zarr
 from test_stored import HELD_OUT, TRAINING, write
 from troubled import Wave
-from zarr.codecs import ZstdCodec
 
 from surrogate_flow.data.planned import planned
-from surrogate_flow.dataset import Archive, ArchiveError
-from surrogate_flow.dataset import dataset as archive
-from surrogate_flow.dataset.chunks import is_whole
-from surrogate_flow.dataset.writer import ABSENT, FAILED, WHOLE
+from surrogate_flow.dataset import Archive, ArchiveError, layout
+from surrogate_flow.dataset.writer import ABSENT, COMPLETE, FAILED
 from surrogate_flow.files import DirectoryLock
 from surrogate_flow.sampling import Uniform
 
@@ -32,32 +29,6 @@ def again(path, simulations=TRAINING, sampler=None):
         simulations=simulations,
         workflow="wave",
     )[0]
-
-
-@pytest.mark.parametrize("size", [1, 70, 1000, 300_000])
-@pytest.mark.parametrize("values", [np.zeros, np.random.default_rng(0).random])
-def test_a_chunk_is_whole_if_no_byte_is_missing(tmp_path, size, values):
-    """Of any length and content: by the lengths in the file, none of which is decoded."""
-    array = zarr.create_array(
-        str(tmp_path / "a"),
-        shape=(size,),
-        chunks=(size,),
-        dtype="float32",
-        fill_value=np.nan,
-        compressors=ZstdCodec(level=1, checksum=True),
-    )
-    array[:] = values(size)
-    chunk = tmp_path / "a" / "c" / "0"
-    content = chunk.read_bytes()
-    assert is_whole(chunk)
-    for stop in {0, 1, 4, 5, len(content) // 2, len(content) - 1}:
-        chunk.write_bytes(content[:stop])
-        assert not is_whole(chunk), stop
-    for other in (content + b"x", bytes(len(content))):
-        chunk.write_bytes(other)
-        assert not is_whole(chunk)
-    chunk.unlink()
-    assert not is_whole(chunk)
 
 
 class Moody(Uniform):
@@ -106,7 +77,7 @@ def test_growth_that_was_cut_off_is_done_again(tmp_path, count, monkeypatch):
     for simulations in (TRAINING - 1, TRAINING + 6):
         again(path, simulations).release()
         grown = Archive(path)
-        assert len(grown.whole()) == HELD_OUT + TRAINING
+        assert len(grown.complete()) == HELD_OUT + TRAINING
         np.testing.assert_array_equal(grown.parameters[: len(before)], before)
     assert len(set(grown.parameters[:, 0])) == grown.simulations == 30
     with xr.open_zarr(path) as written:
@@ -121,7 +92,7 @@ def test_one_process_at_a_time_adds_to_a_data_set(tmp_path):
     with pytest.raises(ArchiveError, match=rf"another run: process {os.getpid()} on "):
         again(path, TRAINING + 6)
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
-    assert len(Archive(path).whole()) == HELD_OUT + TRAINING
+    assert len(Archive(path).complete()) == HELD_OUT + TRAINING
     first.release()
     assert not list(path.glob(".*"))
     assert again(path, TRAINING + 6).simulations == HELD_OUT + TRAINING + 6
@@ -145,14 +116,14 @@ def test_who_waits_for_a_lock_that_is_removed_gets_another(tmp_path, monkeypatch
 def test_two_that_create_it_at_the_same_moment(tmp_path, monkeypatch):
     """The second one finds that of the first, and says so."""
     path, found = tmp_path / "wave.zarr", []
-    create = archive.create
+    create = layout.create_group
 
     def overtaken(*arguments):
-        monkeypatch.setattr(archive, "create", create)
+        monkeypatch.setattr(layout, "create_group", create)
         found.append(again(path))
         create(*arguments)
 
-    monkeypatch.setattr(archive, "create", overtaken)
+    monkeypatch.setattr(layout, "create_group", overtaken)
     with pytest.raises(ArchiveError, match="written by another run"):
         again(path)
     assert found[0].simulations == HELD_OUT + TRAINING
@@ -180,7 +151,7 @@ def test_a_failure_that_cannot_be_marked_ends_nothing(tmp_path, caplog):
     written.fail(6)
     written.fail(7)
     (path / "state" / "c.5").rmdir()
-    assert written.states()[4:8].tolist() == [WHOLE, ABSENT, FAILED, WHOLE]
+    assert written.states()[4:8].tolist() == [COMPLETE, ABSENT, FAILED, COMPLETE]
 
 
 def test_a_folder_that_was_made_for_it_is_as_good_as_none(tmp_path):
