@@ -1,0 +1,143 @@
+"""The one book of a study's simulations: which run, are complete, or have failed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import NamedTuple
+
+from surrogate_flow.fields.int_set import IntSet
+from surrogate_flow.fields.simulation import Simulation
+
+__all__ = ["Counts", "Ledger", "State"]
+
+
+class State(Enum):
+    """Where a simulation is in its life; it only ever moves to a later state."""
+
+    #: Not begun: its number may still be any.
+    PLANNED = "planned"
+    #: Submitted for the first time; attempts may fail meanwhile.
+    RUNNING = "running"
+    #: Every step has entered the sink.
+    COMPLETE = "complete"
+    #: It has failed permanently, and no step enters the sink any more.
+    FAILED = "failed"
+
+
+class Counts(NamedTuple):
+    """Number of simulations by state; those not begun are not counted."""
+
+    running: int
+    complete: int
+    failed: int
+
+
+class Ledger:
+    """number -> planned, running, complete or failed, with parameters while it runs.
+
+    The ensemble notes which simulations it begins; the inlet, when a simulation's last
+    step is in the sink, that it is complete, or that it has failed. Everybody else
+    asks. Of those that have ended a bit each is kept: a million take 0.2 MB.
+
+    Examples
+    --------
+    >>> ledger = Ledger()
+    >>> ledger.begin(Simulation(0, "training", {"diffusivity": 0.1}))
+    >>> ledger.complete(0)
+    >>> ledger.state(0), ledger.state(1), ledger.to_plain()
+    (<State.COMPLETE: 'complete'>, <State.PLANNED: 'planned'>, \
+{'complete': [(0, 1)], 'failed': []})
+
+    Notes
+    -----
+    Thread-safe. The lock is taken when a simulation begins or ends, or is asked about,
+    never for a step.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[int, Simulation] = {}
+        self._complete, self._failed = IntSet(), IntSet()
+        self._lock = threading.Condition()
+
+    def begin(self, simulation: Simulation) -> None:
+        """Note that a simulation runs from now on."""
+        number = simulation.number
+        with self._lock:
+            self._require(number, State.PLANNED)
+            self._running[number] = simulation
+
+    def complete(self, number: int) -> None:
+        """Note that every step of a running simulation has entered the sink."""
+        self._end(number, self._complete)
+
+    def fail(self, number: int) -> None:
+        """Note that a running simulation has failed permanently."""
+        self._end(number, self._failed)
+
+    def state(self, number: int) -> State:
+        """Return the state of a simulation, known or not."""
+        with self._lock:
+            return self._state(number)
+
+    def __contains__(self, number: int) -> bool:
+        """Whether a simulation has ended: it is complete, or has failed permanently."""
+        return self.state(number) in (State.COMPLETE, State.FAILED)
+
+    def running(self) -> list[Simulation]:
+        """Return the simulations that run, in the order in which they began."""
+        with self._lock:
+            return list(self._running.values())
+
+    def counts(self) -> Counts:
+        """Return how many simulations are in each state, at one moment."""
+        with self._lock:
+            return Counts(len(self._running), len(self._complete), len(self._failed))
+
+    def wait(self, timeout: float) -> bool:
+        """Block until no simulation runs, `timeout` seconds at most; return whether."""
+        with self._lock:
+            return self._lock.wait_for(lambda: not self._running, timeout)
+
+    def to_plain(self) -> dict[str, list[tuple[int, int]]]:
+        """Return the simulations that have ended, as ranges ``[start, end)``."""
+        with self._lock:
+            return {"complete": self._complete.ranges, "failed": self._failed.ranges}
+
+    def restore(self, plain: Mapping[str, Iterable[tuple[int, int]]]) -> None:
+        """Go on from what `to_plain` returned, before any simulation has begun.
+
+        Raises
+        ------
+        ValueError
+            If simulations have begun, or one would be complete and failed.
+        """
+        complete, failed = IntSet(plain["complete"]), IntSet(plain["failed"])
+        if both := [number for number in failed if number in complete]:
+            raise ValueError(f"Simulations are complete and failed: {both[:9]}.")
+        with self._lock:
+            if self._running or self._complete or self._failed:
+                raise ValueError("The ledger is in use: restore a new one.")
+            self._complete, self._failed = complete, failed
+
+    def _end(self, number: int, ended: IntSet) -> None:
+        with self._lock:
+            self._require(number, State.RUNNING)
+            ended.add(number)
+            del self._running[number]
+            self._lock.notify_all()
+
+    def _require(self, number: int, expected: State) -> None:
+        if (state := self._state(number)) is not expected:
+            raise RuntimeError(
+                f"Simulation {number}: expected it to be {expected.value}, but it is "
+                f"{state.value}."
+            )
+
+    def _state(self, number: int) -> State:
+        if number in self._running:
+            return State.RUNNING
+        if number in self._complete:
+            return State.COMPLETE
+        return State.FAILED if number in self._failed else State.PLANNED
