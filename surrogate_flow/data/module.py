@@ -13,6 +13,7 @@ from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.status import Status, StoredStatus
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.sampling import Observations
 
 __all__ = ["Cost", "SurrogateData"]
 
@@ -55,6 +56,8 @@ class SurrogateData(L.LightningDataModule, ABC):
         Whether each epoch brings the same samples again.
     tests_apart : bool
         Whether ``test`` has simulations of its own, which chose no checkpoint.
+    observes : bool
+        Whether `observe` is called, after each training step.
     """
 
     spec: FieldSpec
@@ -64,6 +67,7 @@ class SurrogateData(L.LightningDataModule, ABC):
     validated: int
     repeats: bool = False
     tests_apart: bool = True
+    observes: bool = False
 
     @abstractmethod
     def moments(
@@ -78,6 +82,9 @@ class SurrogateData(L.LightningDataModule, ABC):
     @abstractmethod
     def effort(self) -> Cost:
         """Return what it took to make the data, up to now."""
+
+    def observe(self, seen: Observations) -> None:
+        """Take the loss of each sample of a training step; ignored by default."""
 
     @abstractmethod
     def stop(self) -> None:

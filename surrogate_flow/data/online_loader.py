@@ -120,9 +120,9 @@ class OnlineLoader:
                 # Gradients are averaged over all ranks, those without data too.
                 weight = self._ranks.world / having
                 if item is not None:
-                    self._side.hand_over(*item[:4])
+                    self._side.hand_over(*item.tensors)
                 yield (
-                    Batch.weightless(self._store.spec, self._window)
+                    Batch.padding(self._store.spec, self._window)
                     if item is None
                     else item._replace(weight=weight)
                 )

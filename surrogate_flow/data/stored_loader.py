@@ -111,10 +111,10 @@ class StoredLoader:
                     return
                 self.given = number + 1
                 if not isinstance(item, Batch):
-                    yield Batch.weightless(self._spec, self._window)
+                    yield Batch.padding(self._spec, self._window)
                     continue
                 having = sum(number < count for count in self._batches)
-                self._side.hand_over(*item[:4])
+                self._side.hand_over(*item.tensors)
                 # Gradients are averaged over all ranks, those without data too.
                 yield item._replace(weight=self._ranks.world / having)
         finally:

@@ -2,8 +2,9 @@
 
 from surrogate_flow.sampling.halton import Halton
 from surrogate_flow.sampling.latin_hypercube import LatinHypercube
+from surrogate_flow.sampling.observations import Observations
 from surrogate_flow.sampling.sampler import Sampler
 from surrogate_flow.sampling.sobol import Sobol
 from surrogate_flow.sampling.uniform import Uniform
 
-__all__ = ["Halton", "LatinHypercube", "Sampler", "Sobol", "Uniform"]
+__all__ = ["Halton", "LatinHypercube", "Observations", "Sampler", "Sobol", "Uniform"]

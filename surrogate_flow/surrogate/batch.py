@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from surrogate_flow.fields.spec import FieldSpec
@@ -30,15 +30,23 @@ class Batch(NamedTuple):
     target : Tensor of shape (batch, outputs, channel, *space)
         The steps to predict; those of ``unroll + 1`` predictions where training
         unrolls, until `pushed_forward` has chosen one.
+    simulation : Tensor of shape (batch,)
+        Number of the simulation that each sample is of; -1 for padding.
     weight : float
-        Factor of its loss: 0 for a rank whose data have ended while others train.
+        Factor of its loss: 0 for padding.
     """
 
     parameters: Float[Tensor, "batch parameter"]
     step: Float[Tensor, " batch"]
     history: Float[Tensor, "batch inputs channel *space"]
     target: Float[Tensor, "batch outputs channel *space"]
+    simulation: Int[Tensor, " batch"]
     weight: float = 1.0
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All but the weight."""
+        return self[:-1]
 
     @classmethod
     def from_draw(cls, draw: Draw, window: Window) -> Batch:
@@ -49,26 +57,26 @@ class Batch(NamedTuple):
             step=torch.from_numpy(draw.step + window.inputs).to(torch.float32),
             history=fields[:, : window.inputs],
             target=fields[:, window.inputs :],
+            simulation=torch.from_numpy(draw.simulation),
         )
 
     def sent(self, side: Side) -> Batch:
         """Return it on a device; the copies may still be under way."""
-        return Batch(
-            parameters=side.send(self.parameters),
-            step=side.send(self.step),
-            history=side.send(self.history),
-            target=side.send(self.target),
-            weight=self.weight,
-        )
+        parameters, step, history, target, simulation = map(side.send, self.tensors)
+        return Batch(parameters, step, history, target, simulation, self.weight)
 
     @classmethod
-    def weightless(cls, spec: FieldSpec, window: Window) -> Batch:
-        """Return a batch of one sample that nothing is learnt from."""
+    def padding(cls, spec: FieldSpec, window: Window) -> Batch:
+        """Return a batch of one sample and weight zero.
+
+        For a rank whose data have ended while others train.
+        """
         fields = torch.zeros(1, window.span, *spec.step_shape)
         return cls(
             parameters=torch.tensor([[p.low for p in spec.parameters]]).float(),
             step=torch.full((1,), float(window.inputs)),
             history=fields[:, : window.inputs],
             target=fields[:, window.inputs :],
+            simulation=torch.full((1,), -1),
             weight=0.0,
         )

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import pytorch_lightning as L
@@ -22,6 +22,7 @@ from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.metrics import detailed_metrics, field_metrics
 from surrogate_flow.surrogate.normalisation import Normalisation
+from surrogate_flow.surrogate.observation import Feedback, Observer, sample_losses
 from surrogate_flow.surrogate.prediction import (
     checked_history,
     checked_parameters,
@@ -110,6 +111,7 @@ class Surrogate(L.LightningModule):
         self.loss = loss or nn.MSELoss()
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self._feedback: Feedback | None = None
         self.val_errors = field_metrics(spec, "val_")
         self.test_errors = detailed_metrics(spec, "test_")
 
@@ -146,10 +148,31 @@ class Surrogate(L.LightningModule):
         unrolls = self._unrolls(batch_idx)
         batch = pushed_forward(self, batch, unrolls, self.window.outputs)
         prediction = self._normalised(batch.parameters, batch.step, batch.history)
-        loss: Tensor = self.loss(prediction, self.normalisation.fields(batch.target))
+        target = self.normalisation.fields(batch.target)
+        loss: Tensor = self.loss(prediction, target)
         if batch.weight:
             self.log("train_loss", loss, batch_size=len(batch.step))
+        if self._feedback is not None:
+            losses = sample_losses(self.loss, prediction, target)
+            self._feedback.add(batch, losses)
         return loss * batch.weight
+
+    def on_train_start(self) -> None:
+        """Find out whether the data module wants the loss of each sample."""
+        data = getattr(self.trainer, "datamodule", None)
+        listens = isinstance(data, Observer) and data.observes
+        self._feedback = Feedback(cast(Observer, data)) if listens else None
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Hand over the losses that have reached the host's memory."""
+        if self._feedback is not None:
+            self._feedback.deliver(wait=False)
+
+    def on_train_end(self) -> None:
+        """Hand over the losses that are left."""
+        if self._feedback is not None:
+            self._feedback.deliver(wait=True)
+            self._feedback = None
 
     def _unrolls(self, batch_idx: int) -> int:
         if not self.window.unroll:

@@ -101,9 +101,9 @@ def test_validation_goes_by_single_predictions(unroll):
 
 
 @pytest.mark.parametrize("window", [Direct(), Autoregressive(2, 3, unroll=1)], ids=str)
-def test_a_weightless_batch_is_a_whole_sample(window):
+def test_a_padding_batch_is_a_complete_sample(window):
     """A rank without data trains what the others train, so it unrolls as they do."""
-    batch = Batch.weightless(SPEC, window)
+    batch = Batch.padding(SPEC, window)
     assert batch.history.shape == (1, window.inputs, *SPEC.step_shape)
     predicted = window.span - window.inputs
     assert batch.target.shape == (1, predicted, *SPEC.step_shape)

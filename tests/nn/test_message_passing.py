@@ -264,6 +264,7 @@ def test_overfits_one_batch(window: Window) -> None:
         torch.full((4,), float(window.inputs)),
         fields[:, : window.inputs],
         fields[:, window.inputs : window.span],
+        torch.arange(4),
     )
     surrogate.log = lambda *args, **kwargs: None
     optimizer = torch.optim.Adam(surrogate.parameters(), lr=0.005)

@@ -80,5 +80,5 @@ def test_a_reservoir_larger_than_the_device_is_refused():
 
 
 def test_weight_travels():
-    batch = Batch.weightless(SPEC, Direct())._replace(weight=0.5)
+    batch = Batch.padding(SPEC, Direct())._replace(weight=0.5)
     assert batch.sent(side_of(torch.device("cpu"))).weight == 0.5

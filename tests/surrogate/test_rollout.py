@@ -99,12 +99,25 @@ def test_pushed_forward_is_the_same_where_predictions_are_true(
         torch.full((2,), float(inputs)),
         fields[:, :inputs],
         fields[:, inputs:],
+        torch.arange(2),
     )
     got = pushed_forward(predict, batch, unrolls, outputs)
     first = unrolls * outputs
     assert got.step.tolist() == [inputs + first] * 2
     assert got.history.equal(fields[:, first : first + inputs])
     assert got.target.equal(fields[:, first + inputs : first + inputs + outputs])
+
+
+def batch_of(fields):
+    """Windows of one step of history, as a batch."""
+    count = len(fields)
+    return Batch(
+        torch.zeros(count, 0),
+        torch.ones(count),
+        fields[:, :1],
+        fields[:, 1:],
+        torch.arange(count),
+    )
 
 
 class Linear(nn.Module):
@@ -125,7 +138,7 @@ def test_gradient_goes_through_the_last_prediction_alone():
     surrogate.normalisation.freeze(np.array([5.0]), np.array([2.0]))
     surrogate.log = lambda *args, **kwargs: None
     fields = torch.randn(4, 3, 1, 3) * 2 + 5
-    batch = Batch(torch.zeros(4, 0), torch.ones(4), fields[:, :1], fields[:, 1:])
+    batch = batch_of(fields)
 
     z = ((fields - 5) / 2)[:, :, 0]
     weight = surrogate.network.weight.detach()
@@ -154,7 +167,7 @@ def test_all_ranks_and_a_resumed_run_unroll_alike():
         surrogate = Surrogate(SPEC, Linear, window=Autoregressive(unroll=3))
         surrogate.log = lambda *args, **kwargs: None
         fields = torch.arange(15.0).reshape(1, 5, 1, 3)
-        batch = Batch(torch.zeros(1, 0), torch.ones(1), fields[:, :1], fields[:, 1:])
+        batch = batch_of(fields)
         return [surrogate.training_step(batch, k).item() for k in batches]
 
     whole = losses(range(40))
@@ -168,7 +181,7 @@ def test_validation_is_one_prediction():
     surrogate = Surrogate(SPEC, Linear, window=Autoregressive(unroll=2))
     surrogate.log = surrogate.log_dict = lambda *args, **kwargs: None
     fields = torch.randn(2, 4, 1, 3)
-    batch = Batch(torch.zeros(2, 0), torch.ones(2), fields[:, :1], fields[:, 1:])
+    batch = batch_of(fields)
     surrogate.validation_step(batch, 0)
     error = fields[:, :1] @ surrogate.network.weight.T - fields[:, 1:2]
     expected = float(error.detach().square().mean().sqrt())

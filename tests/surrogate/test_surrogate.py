@@ -218,6 +218,7 @@ def test_overfits_one_batch(surrogate):
         torch.arange(5.0),
         torch.zeros(5, 0, *SPEC.step_shape),
         torch.tensor(truth, dtype=torch.float32)[:, None, None],
+        torch.zeros(5, dtype=torch.int64),
     )
     surrogate.log = lambda *args, **kwargs: None
     optimizer = torch.optim.Adam(surrogate.parameters(), lr=0.02)
