@@ -137,7 +137,7 @@ def measure(case: Case, pipes: list[Connection], total: int) -> None:
     reset_peak()
     store = FIFO(spec, Direct(), BATCH, capacity=CAPACITY)
     used = pipes[: min(len(pipes), case.clients)]
-    with Inlet(spec, lambda _: store, host=HOSTS[case.transport]) as inlet:
+    with Inlet(spec, store, host=HOSTS[case.transport]) as inlet:
         for k, pipe in enumerate(used):
             pipe.send((range(k, case.clients, len(used)), steps, inlet.endpoint))
         for pipe in used:

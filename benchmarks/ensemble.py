@@ -174,11 +174,10 @@ def open_study(
             "tiny",
             solver,
             simulations,
-            lambda _: store,
+            store,
             cluster=factory,
             faults=Faults(),
             folder=folder,
-            why=store.waiting,
             blocked=lambda: not store.ready,
             on_set_aside=lambda _: None,
             on_end=store.end_reception,
@@ -188,7 +187,7 @@ def open_study(
         return stack.enter_context(Client(opened[0], set_as_default=False)), study
     cluster = stack.enter_context(apart())
     client = stack.enter_context(Client(cluster, set_as_default=False))
-    inlet = stack.enter_context(Inlet(solver.spec, lambda _: store))
+    inlet = stack.enter_context(Inlet(solver.spec, store))
     ensemble = Ensemble(
         client,
         partial(run, solver, inlet.endpoint),

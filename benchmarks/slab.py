@@ -53,12 +53,20 @@ class Slab:
             self.full.set()
         return count
 
-    def expected(self, simulation: int) -> int:
+    def open(self, simulation: int) -> int:
         """Begin at the first step."""
         return 0
 
-    def on_room(self, callback: Callable[[], None]) -> None:
-        """Do nothing: there is always room."""
-
-    def forget(self, simulation: int) -> None:
+    def close(self, simulation: int, complete: bool) -> None:
         """Do nothing: nothing is kept of a simulation."""
+
+    def priority(self, simulation: int) -> int:
+        """Return 0: all simulations are equal."""
+        return 0
+
+    def waiting(self) -> str:
+        """Return "": nobody waits."""
+        return ""
+
+    def on_room(self, wake: Callable[[], None]) -> None:
+        """Do nothing: there is always room."""

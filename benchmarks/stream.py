@@ -141,7 +141,7 @@ def rate_of_ours(case: Case, producers: Producers) -> float:
     """Return bytes a second."""
     total = PRODUCERS * case.calls * case.block
     slab = Slab(case.cells, total)
-    with Inlet(case.spec, lambda _: slab, host=case.host) as inlet:
+    with Inlet(case.spec, slab, host=case.host) as inlet:
         start = producers.start("ours", case, inlet.endpoint)
         while not slab.full.wait(1.0):
             inlet.check()

@@ -104,7 +104,7 @@ def run_store(store: Store, simulations: int, seed: int = 0) -> list[Draw]:
         bounded()
         if next_step[simulation] == store.spec.steps:
             del next_step[simulation]
-            store.forget(simulation)
+            store.close(simulation, complete=True)
         if taken < count or random.random() < 0.3:
             try:
                 draws.append(store.draw(timeout=0))
@@ -203,7 +203,8 @@ class Ledger:
     def __init__(self, spec: FieldSpec, seed: int | None = None) -> None:
         self.spec = spec
         self.steps: Counter[tuple[int, int]] = Counter()
-        self.forgotten: Counter[int] = Counter()
+        self.closed: Counter[tuple[int, bool]] = Counter()
+        self.reason = ""
         self.wrong: list[str] = []
         #: Steps that may be taken; None for no limit, or one drawn at every offer.
         self.room: int | None = None
@@ -238,17 +239,25 @@ class Ledger:
             self._calls.put(True)
         return count
 
-    def expected(self, simulation: int) -> int:
+    def open(self, simulation: int) -> int:
         """Begin at the first step."""
         return 0
 
-    def on_room(self, callback: Callable[[], None]) -> None:
-        """Keep the callback."""
-        self._callbacks.append(callback)
-
-    def forget(self, simulation: int) -> None:
+    def close(self, simulation: int, complete: bool) -> None:
         """Count it."""
-        self.forgotten[simulation] += 1
+        self.closed[simulation, complete] += 1
+
+    def priority(self, simulation: int) -> int:
+        """Let nobody overtake."""
+        return 0
+
+    def waiting(self) -> str:
+        """Return the reason that was set."""
+        return self.reason
+
+    def on_room(self, wake: Callable[[], None]) -> None:
+        """Keep the callback."""
+        self._callbacks.append(wake)
 
     def make_room(self, steps: int | None) -> None:
         """Allow so many more steps, and say so."""
@@ -261,7 +270,7 @@ class Ledger:
         with self.changed:
             assert self.changed.wait_for(lambda: self.steps.total() >= count, 30)
 
-    def close(self) -> None:
+    def end(self) -> None:
         """End the thread that calls back."""
         self._calls.put(False)
         self._caller.join()
@@ -451,7 +460,7 @@ def check_stream(spec: FieldSpec, host: str | None, seed: int) -> None:
     with (
         Inlet(
             spec,
-            lambda _: ledger,
+            ledger,
             host=host,
             budget=budget,
             coalesce_bytes=8 * spec.step_bytes,
@@ -472,12 +481,12 @@ def check_stream(spec: FieldSpec, host: str | None, seed: int) -> None:
             over.set()
         assert hostile.result() > 0
         counters = inlet.counters()
-    ledger.close()
+    ledger.end()
     assert not ledger.wrong
     assert ledger.steps == Counter(
         {(n, k): 1 for n in range(simulations + 1) for k in range(spec.steps)}
     )
-    assert ledger.forgotten == Counter(range(simulations + 1))
+    assert ledger.closed == {(n, True): 1 for n in range(simulations + 1)}
     assert len(ledger._callbacks) == 1
     assert counters.finished == simulations + 1
     assert counters.steps == (simulations + 1) * spec.steps

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-import numpy as np
 from dask.utils import format_bytes
 from rich.console import Console
 from rich.text import Text
@@ -23,6 +22,7 @@ from surrogate_flow.data.study import Study
 from surrogate_flow.dataset import Archive
 from surrogate_flow.ensemble.stats import EnsembleStats
 from surrogate_flow.report.ticker import Ticker
+from surrogate_flow.stream import Discard
 
 __all__ = ["Generation", "generate"]
 
@@ -30,24 +30,6 @@ logger = logging.getLogger(__name__)
 
 _LOOK = 0.2  # seconds between two looks at the study
 _EVERY = 5.0  # seconds between two lines where there is no terminal
-
-
-class _Receipts:
-    """A sink of the stream that takes all and keeps nothing: fields go to the disk."""
-
-    def offer(
-        self, simulation: int, first: int, steps: np.ndarray, parameters: np.ndarray
-    ) -> int:
-        return len(steps)
-
-    def expected(self, simulation: int) -> int:
-        return 0
-
-    def on_room(self, callback: Callable[[], None]) -> None:
-        """Do nothing: there is always room."""
-
-    def forget(self, simulation: int) -> None:
-        """Do nothing: nothing is kept."""
 
 
 class Generation:
@@ -105,12 +87,12 @@ class Generation:
             data.workflow,
             data.solver,
             iter(self.missing),
-            lambda number: _Receipts(),
+            # Fields go to the disk; only receipts are streamed.
+            Discard(),
             cluster=data.cluster,
             cores_per_simulation=data.cores_per_simulation,
             faults=data.faults,
             folder=self.folder,
-            why=str,
             blocked=bool,
             on_set_aside=self._set_aside,
             on_end=self._over.set,

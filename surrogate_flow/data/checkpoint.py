@@ -176,7 +176,7 @@ class Persistence:
         self._failed = saved.failed
         for number in saved.store.live[:, 0].tolist():
             if number in self._failed:
-                self._store.forget(number)
+                self._store.close(number, complete=True)
         done = len(self._store.finished)
         self.before = (done, len(self._failed))
         again = len(saved.store.restarts(self._store.plan)) if rows is None else 0

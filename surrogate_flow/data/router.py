@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from jaxtyping import Float32, Float64
 
 from surrogate_flow.cluster.batch import Waits
 from surrogate_flow.data.checkpoint import Persistence
@@ -22,7 +25,7 @@ _STALE = 0.05  # of the samples held, fewer of which are new
 
 
 class Router:
-    """Held-out simulations go into memory, those for training into the reservoir.
+    """The sink of a study: held-out simulations go into memory, others into the store.
 
     Parameters
     ----------
@@ -57,6 +60,7 @@ class Router:
         self.memory = memory
         self.order: Sequencer | None = None
         self._deterministic = deterministic
+        self._wakes: list[Callable[[], None]] = []
 
     def check_threshold(self, simulations: int | None) -> None:
         """Refuse a threshold that so many simulations can never fill.
@@ -95,6 +99,8 @@ class Router:
                 received=inlet.received,
                 give_up=give_up,
             )
+            for wake in self._wakes:
+                self.order.on_room(wake)
 
     def planned(
         self, part: str, sampler: Sampler, simulations: int | None
@@ -122,28 +128,50 @@ class Router:
                 if mine(simulation.number) and not ended(simulation.number):
                     yield simulation
 
-    def sink_for(self, simulation: int) -> Sink:
-        """Return where the steps of a simulation go."""
+    def open(self, simulation: int) -> int:
+        """Return the first step that is wanted of a simulation."""
+        return self._sink(simulation).open(simulation)
+
+    def offer(
+        self,
+        simulation: int,
+        first: int,
+        steps: Float32[np.ndarray, "time channel *space"],
+        parameters: Float64[np.ndarray, " parameter"],
+    ) -> int:
+        """Take leading steps and return how many."""
+        return self._sink(simulation).offer(simulation, first, steps, parameters)
+
+    def close(self, simulation: int, complete: bool) -> None:
+        """Note that no more steps of a simulation come."""
+        self._sink(simulation).close(simulation, complete)
+
+    def priority(self, simulation: int) -> int:
+        """Return how far a simulation goes before others."""
+        return self._sink(simulation).priority(simulation)
+
+    def waiting(self) -> str:
+        """Return what the simulations for training wait for."""
+        sink = self.order or self.store
+        return "" if sink is None else sink.waiting()
+
+    def on_room(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called when there may be room for training simulations."""
+        self._wakes.append(wake)
+        if (sink := self.order or self.store) is not None:
+            sink.on_room(wake)
+
+    def _sink(self, simulation: int) -> Sink:
         if simulation < self.count:
             return self.held_out
         sink = self.order or self.store
         assert sink is not None, "only a fit has training simulations"
         return sink
 
-    def urgency(self, simulation: int) -> int:
-        """Return how far a simulation goes before others, as an inlet asks.
-
-        The trainer waits for the held-out ones, and there is always room for them.
-        """
-        if simulation < self.count:
-            return 2
-        return int(self.order is not None and simulation == self.order.turn)
-
     def set_aside(self, simulation: int, inlet: Inlet) -> None:
         """Wait no longer for a simulation that failed for good."""
         if simulation < self.count:
             inlet.give_up(simulation)
-            self.held_out.set_aside(simulation)
         elif (order := self.order) is not None:
             inlet.call(lambda: order.set_aside(simulation))
         else:
@@ -156,13 +184,6 @@ class Router:
         end = self.order or self.store
         if end is not None:
             end.end_reception()
-
-    def why_full(self) -> str:
-        """Say what the simulations wait for."""
-        waiting = "" if self.store is None else self.store.waiting()
-        if self.order is not None and not waiting:
-            return f"simulation {self.order.turn} has its turn (deterministic)"
-        return waiting
 
     def trainer_waits(self) -> str:
         """Say who waits for whom, as a person at the trainer sees it."""

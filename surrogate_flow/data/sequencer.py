@@ -83,18 +83,27 @@ class Sequencer:
             self._go_on()
         return taken
 
-    def expected(self, simulation: int) -> int:
+    def open(self, simulation: int) -> int:
         """Return the number of the next step of a simulation."""
-        return self._store.expected(simulation)
+        return self._store.open(simulation)
 
-    def on_room(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called when there may be room, or the turn goes on."""
-        self._callbacks.append(callback)
-        self._store.on_room(callback)
+    def priority(self, simulation: int) -> int:
+        """Return 1 for the simulation whose turn it is, or 0."""
+        return int(simulation == self._turn)
 
-    def forget(self, simulation: int) -> None:
+    def waiting(self) -> str:
+        """Return what the store waits for, or whose turn it is."""
+        turn = f"simulation {self._turn} has its turn (deterministic)"
+        return self._store.waiting() or turn
+
+    def on_room(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called when there may be room, or the turn goes on."""
+        self._callbacks.append(wake)
+        self._store.on_room(wake)
+
+    def close(self, simulation: int, complete: bool) -> None:
         """Let the next simulation have its turn, if it was this one's."""
-        self._store.forget(simulation)
+        self._store.close(simulation, complete)
         if simulation >= self._turn:
             self._over.add(simulation)
         self._go_on()
@@ -121,11 +130,11 @@ class Sequencer:
     def _skip(self) -> None:
         while (turn := self._turn) in self._over | self._aside or self._ended(turn):
             if turn in self._aside:
-                if self._received(turn) > self._store.expected(turn):
+                if self._received(turn) > self._store.open(turn):
                     return
                 # Noted before it is forgotten: a checkpoint between finds it live.
                 self._give_up(turn)
-                self._store.forget(turn)
+                self._store.close(turn, complete=False)
                 self._aside.discard(turn)
             self._over.discard(turn)
             self._turn += 1

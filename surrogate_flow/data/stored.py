@@ -172,7 +172,7 @@ class StoredData(SurrogateData):
             )
         for number in range(self.archive.held_out):
             if self.ranks.mine(number) and number not in mine:
-                held_out.set_aside(number)
+                held_out.close(number, complete=False)
 
     def _say(self, count: int) -> None:
         assert self._samples is not None, "a fit has samples"

@@ -31,7 +31,7 @@ from surrogate_flow.ensemble.task import receipts, run
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.fields.simulation import Simulation
 from surrogate_flow.solvers.solver import Solver
-from surrogate_flow.stream import Inlet, Sink
+from surrogate_flow.stream import Inlet, NotExpected, Sink
 
 __all__ = ["Study"]
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class Study:
-    """Simulations run, and their steps arrive in sinks, from `start` to `close`.
+    """Simulations run, and their steps arrive in a sink, from `start` to `close`.
 
     Parameters
     ----------
@@ -47,24 +47,20 @@ class Study:
         Of the workflow.
     solver : Solver
     simulations : iterator of Simulation
-    sink_for : callable
-        Number of a simulation -> where its steps go.
+    sink : Sink
+        Where the steps go.
     cluster : callable, optional
         Builds the cluster; one worker a core on this machine by default.
     faults : Faults
     folder : Path
         Of the run; failures.csv goes there.
-    why : callable
-        Says in words what the sinks wait for, for simulations that wait for them.
     blocked : callable
-        Whether simulations that wait for a sink do so for the trainer.
+        Whether simulations that wait for the sink do so for the trainer.
     on_set_aside : callable
         Called with the number of each simulation that failed for good; has the inlet
         give it up, now or later.
     on_end : callable
         Called when the last simulation has ended.
-    urgency : callable, optional
-        How far a simulation goes before others, as an `Inlet` takes it.
     waits : callable, optional
         Who has waited for whom; the number of jobs follows it.
     cores_per_simulation : int
@@ -75,7 +71,7 @@ class Study:
     writer : Writer, optional
         Of a data set that the simulations go into, too.
     streams : bool
-        Whether fields arrive in the sinks, or only `receipts`: then the data set must
+        Whether fields arrive in the sink, or only `receipts`: then the data set must
         be writable, or the study ends.
     """
 
@@ -84,16 +80,14 @@ class Study:
         name: str,
         solver: Solver,
         simulations: Iterator[Simulation],
-        sink_for: Callable[[int], Sink],
+        sink: Sink,
         *,
         cluster: Callable[[], Cluster] | None,
         faults: Faults,
         folder: Path,
-        why: Callable[[], str],
         blocked: Callable[[], bool],
         on_set_aside: Callable[[int], None],
         on_end: Callable[[], None],
-        urgency: Callable[[int], int] = lambda simulation: 0,
         waits: Callable[[], Waits] | None = None,
         cores_per_simulation: int = 1,
         ahead: int = 2,
@@ -105,8 +99,7 @@ class Study:
         self._faults = faults
         self._blocked = blocked
         self._on_set_aside = on_set_aside
-        self._sink_for = sink_for
-        self._begun: set[int] = set()
+        self._sink = _Expecting(sink)
         self._waits = waits
         self._world = ranks.world
         self._at_once = 1
@@ -123,10 +116,8 @@ class Study:
                 self.inlet = self._resources.enter_context(
                     Inlet(
                         solver.spec if streams else receipts(solver.spec),
-                        self._sink_if_begun,
+                        self._sink,
                         host=known.interface,
-                        why=why,
-                        urgency=urgency,
                     )
                 )
             ranks.gather_states(State.READY)
@@ -213,18 +204,11 @@ class Study:
 
     def _begin(self, simulations: Iterator[Simulation]) -> Iterator[Simulation]:
         for simulation in simulations:
-            self._begun.add(simulation.number)
+            self._sink.begun.add(simulation.number)
             yield simulation
 
-    def _sink_if_begun(self, simulation: int) -> Sink | None:
-        if simulation not in self._begun:
-            return None
-        # The inlet asks once: memory does not grow with the number of simulations.
-        self._begun.discard(simulation)
-        return self._sink_for(simulation)
-
     def _set_aside(self, simulation: int) -> None:
-        self._begun.discard(simulation)
+        self._sink.begun.discard(simulation)
         self._on_set_aside(simulation)
 
     def check(self) -> None:
@@ -285,6 +269,27 @@ class Study:
     def close(self) -> None:
         """Stop what runs and free every process, port and file; may be called again."""
         self._resources.close()
+
+
+class _Expecting:
+    """A sink that expects only simulations which have begun."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink = sink
+        self.begun: set[int] = set()
+        self.offer = sink.offer
+        self.close = sink.close
+        self.priority = sink.priority
+        self.waiting = sink.waiting
+        self.on_room = sink.on_room
+
+    def open(self, simulation: int) -> int:
+        """Return the first step that is wanted of a simulation that has begun."""
+        if simulation not in self.begun:
+            raise NotExpected(simulation)
+        # The inlet asks once: memory does not grow with the number of simulations.
+        self.begun.discard(simulation)
+        return self.sink.open(simulation)
 
 
 def _check_reach(cluster: Cluster, ranks: Ranks) -> None:

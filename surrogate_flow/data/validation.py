@@ -147,21 +147,27 @@ class ValidationSet:
             self._changed.notify_all()
         return len(steps)
 
-    def expected(self, simulation: int) -> int:
+    def open(self, simulation: int) -> int:
         """Return the number of the next step of a simulation."""
         return int(self._arrived[self.row(simulation)])
 
-    def on_room(self, callback: Callable[[], None]) -> None:
+    def close(self, simulation: int, complete: bool) -> None:
+        """Wait no longer for a simulation that has failed permanently."""
+        if not complete:
+            with self._changed:
+                self._missing.add(self.row(simulation))
+                self._changed.notify_all()
+
+    def priority(self, simulation: int) -> int:
+        """Return 2: the trainer waits for these, and there is always room."""
+        return 2
+
+    def waiting(self) -> str:
+        """Return "": no simulation waits for room."""
+        return ""
+
+    def on_room(self, wake: Callable[[], None]) -> None:
         """Do nothing: there is always room."""
-
-    def forget(self, simulation: int) -> None:
-        """Do nothing: finished simulations stay."""
-
-    def set_aside(self, simulation: int) -> None:
-        """Wait no longer for a simulation that failed for good."""
-        with self._changed:
-            self._missing.add(self.row(simulation))
-            self._changed.notify_all()
 
     def restore(
         self,

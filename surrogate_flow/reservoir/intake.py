@@ -151,10 +151,11 @@ class Intake(ABC):
         return done
 
     @final
-    def forget(self, simulation: int) -> None:
+    def close(self, simulation: int, complete: bool) -> None:
         """Release the steps that only unfinished windows hold; never blocks.
 
-        Call it when no more steps will come; unknown simulations are ignored.
+        Call it when no more steps will come, be the simulation `complete` or not;
+        unknown simulations are ignored.
         """
         with self._changed:
             self._books.forget(simulation)
@@ -163,19 +164,24 @@ class Intake(ABC):
         self._announce()
 
     @final
-    def expected(self, simulation: int) -> int:
+    def open(self, simulation: int) -> int:
         """Return the number of the next step of a simulation; never blocks."""
         with self._changed:
             return self._books.expected(simulation)
 
     @final
-    def on_room(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called whenever there may be room again.
+    def priority(self, simulation: int) -> int:
+        """Return 0: all simulations are equal."""
+        return 0
+
+    @final
+    def on_room(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called whenever there may be room again.
 
         It is called without the lock, by the thread that made the room (the trainer,
         mostly), so it should only wake somebody.
         """
-        self._callbacks.append(callback)
+        self._callbacks.append(wake)
 
     def _enter(self, simulation: int) -> None:
         with self._changed:

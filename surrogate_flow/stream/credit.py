@@ -38,7 +38,7 @@ class CreditPool(Generic[Key]):
     Hence slow solvers cannot hoard more than half of the budget unspent, the other half
     is always enough for whoever asks next, and none starves as long as the sink
     consumes. What a sink takes now, although it takes nothing of others, is served out
-    of a reserve of two messages on top, one for each level of `urgency`: it need not
+    of a reserve of two messages on top, one for each `priority` above 0: it need not
     wait for those that wait for it.
 
     Parameters
@@ -137,24 +137,24 @@ class CreditPool(Generic[Key]):
         self.outstanding -= length
         return self._serve()
 
-    def ask(self, key: Key, need: int, urgency: int = 0) -> list[tuple[Key, int]]:
+    def ask(self, key: Key, need: int, priority: int = 0) -> list[tuple[Key, int]]:
         """Note that `need` bytes are ready; return the grants this allows.
 
-        Its urgency is 0, or 1 or 2 if the sink takes them now, whatever it holds.
+        Its priority is 0, or 1 or 2 if the sink takes them now, whatever it holds.
         """
         account = self._accounts[key]
         if account.granted - account.spent >= need:
             return [(key, account.granted)]
-        queue = self._asking[urgency]
+        queue = self._asking[priority]
         if key not in queue:
             self._forget(key)
         queue[key] = min(need, self.largest)
         return self._serve()
 
-    def reconsider(self, urgency: Callable[[Key], int]) -> list[tuple[Key, int]]:
-        """Ask again how urgent those are that wait; return the grants this allows."""
+    def reconsider(self, priority: Callable[[Key], int]) -> list[tuple[Key, int]]:
+        """Look again at the priorities of who waits; return the grants this allows."""
         for key, need in list(self._asking[0].items()):
-            if level := urgency(key):
+            if level := priority(key):
                 del self._asking[0][key]
                 self._asking[level][key] = need
         return self._serve()
@@ -175,9 +175,9 @@ class CreditPool(Generic[Key]):
 
     def _serve(self) -> list[tuple[Key, int]]:
         grants: list[tuple[Key, int]] = []
-        for urgency in (2, 1, 0):
-            limit = self.budget + urgency * self.largest
-            queue = self._asking[urgency]
+        for priority in (2, 1, 0):
+            limit = self.budget + priority * self.largest
+            queue = self._asking[priority]
             while queue:
                 key, need = next(iter(queue.items()))
                 account = self._accounts[key]

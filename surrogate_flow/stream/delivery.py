@@ -1,4 +1,4 @@
-"""The handing over of trajectories to sinks that may be full."""
+"""The handing over of trajectories to a sink that may be full."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ class Delivery:
 
     Parameters
     ----------
-    sink_for : callable
-        Number of a simulation -> where its steps go, or None if it has not begun.
-    wake : callable
-        Given to each sink once; it must lead to a call of `retry`.
+    sink : Sink
+        Its wake-up must lead to a call of `retry`.
     shape : tuple of int
         Of one step.
     taken : callable
@@ -31,29 +29,18 @@ class Delivery:
 
     def __init__(
         self,
-        sink_for: Callable[[int], Sink | None],
-        wake: Callable[[], None],
+        sink: Sink,
         shape: tuple[int, ...],
         taken: Callable[[bytes, int], None],
     ) -> None:
-        self._sink_for = sink_for
-        self._wake = wake
+        self._sink = sink
         self._shape = shape
         self._taken = taken
-        self._sinks: dict[int, Sink] = {}
         self._waiting: dict[int, Trajectory] = {}
-
-    def open_sink(self, number: int) -> Sink | None:
-        """Return the sink of a simulation, which will wake us when it has room."""
-        sink = self._sink_for(number)
-        if sink is not None and id(sink) not in self._sinks:
-            self._sinks[id(sink)] = sink
-            sink.on_room(self._wake)
-        return sink
 
     def deliver(self, trajectory: Trajectory) -> bool:
         """Offer what is pending and return whether all of it was taken."""
-        for identity, length in trajectory.deliver(self._shape):
+        for identity, length in trajectory.deliver(self._sink, self._shape):
             self._taken(identity, length)
         if trajectory.pending:
             self._waiting[trajectory.number] = trajectory
@@ -62,7 +49,7 @@ class Delivery:
         return True
 
     def retry(self) -> Iterator[Trajectory]:
-        """Offer again to all sinks and yield the trajectories that wait no longer."""
+        """Offer again and yield the trajectories that wait no longer."""
         for number, trajectory in list(self._waiting.items()):
             before = trajectory.pending[0]
             if self.deliver(trajectory):

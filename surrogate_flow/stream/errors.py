@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["StreamError", "StreamRefused", "StreamStopped", "StreamTimeout"]
+__all__ = [
+    "NotExpected",
+    "StreamError",
+    "StreamRefused",
+    "StreamStopped",
+    "StreamTimeout",
+]
+
+
+class NotExpected(LookupError):
+    """A sink wants no step of a simulation, because it has not begun."""
 
 
 class StreamError(RuntimeError):

@@ -35,16 +35,14 @@ TICK_SECONDS = 1.0
 
 
 class Inlet:
-    """Receives the steps of a study and hands each to its sink, exactly once.
+    """Receives the steps of a study and hands each to the sink, exactly once.
 
     Parameters
     ----------
     spec : FieldSpec
         What every outlet must announce.
-    sink_for : callable
-        Number of a simulation -> where its steps go, or None if it has not begun: then
-        it is refused. Called by the inlet's thread when a simulation opens for the
-        first time, or is given up without.
+    sink : Sink
+        Where the steps go. Simulations that it does not expect are refused.
     study : str, optional
         Tells this run from others; random by default.
     host : str, optional
@@ -57,12 +55,6 @@ class Inlet:
         take memory when many outlets stream at once, and are not faster.
     coalesce_bytes : int
         Largest message of several steps.
-    why : callable, optional
-        Says in words what the sinks wait for; told to outlets that wait. Called by the
-        inlet's thread about once a second.
-    urgency : callable, optional
-        Number of a simulation -> 0, or 1 or 2 if its sink takes its steps now, though
-        those of others wait; they overtake in that case. Called by the inlet's thread.
 
     Raises
     ------
@@ -73,10 +65,10 @@ class Inlet:
 
     Notes
     -----
-    One thread owns the socket and calls the sinks; it never waits for a sink. All
-    methods may be called from any thread and only `stop` blocks, for at most some
-    seconds. An exception in the thread, or in a sink, ends the reception: every outlet
-    is stopped, and `check` raises it.
+    One thread owns the socket and calls the sink; it never waits for it. All methods
+    may be called from any thread and only `stop` blocks, for at most some seconds. An
+    exception in the thread, or in the sink, ends the reception: every outlet is
+    stopped, and `check` raises it.
 
     Outlets that die without a word leave at most one window of credit behind, which
     returns when the simulation opens again or is given up.
@@ -85,33 +77,27 @@ class Inlet:
     def __init__(
         self,
         spec: FieldSpec,
-        sink_for: Callable[[int], Sink | None],
+        sink: Sink,
         *,
         study: str | None = None,
         host: str | None = None,
         budget: int | None = None,
         coalesce_bytes: int = 1 << 20,
-        why: Callable[[], str] | None = None,
-        urgency: Callable[[int], int] = lambda simulation: 0,
     ) -> None:
         require_one_interface(host)
         self.spec = spec
         self.study = study or secrets.token_hex(8)
         self.host = host
-        self._why = why
         self._largest = max(spec.step_bytes, coalesce_bytes)
         budget = budget or max(BUDGET, 8 * self._largest)
-        self._pool: CreditPool[bytes] = CreditPool(budget, self._largest)
+        self._sink = sink
         self._reception = Reception(
             spec,
             self.study,
-            sink_for,
-            pool=self._pool,
+            sink,
+            pool=CreditPool(budget, self._largest),
             coalesce=coalesce_bytes,
             reply=self._reply,
-            wake=self._wake,
-            why=self._reason,
-            urgency=urgency,
         )
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._unreachable: list[bytes] = []
@@ -136,6 +122,7 @@ class Inlet:
         except BaseException:
             self._resources.close()
             raise
+        self._sink.on_room(self._wake)
         self._thread = threading.Thread(target=self._run, name="inlet", daemon=True)
         self._thread.start()
         return self
@@ -174,13 +161,13 @@ class Inlet:
         self._bell.ring()
 
     def is_whole(self, simulation: int) -> bool:
-        """Whether every step of a simulation has entered its sink."""
+        """Whether every step of a simulation has entered the sink."""
         return self._reception.is_whole(simulation)
 
     def received(self, simulation: int) -> int:
         """Return how many steps of a simulation under way have come, or wait.
 
-        For the thread that calls the sinks.
+        For the thread that calls the sink.
         """
         return self._reception.received(simulation)
 
@@ -276,8 +263,3 @@ class Inlet:
         if not self._woken:
             self._woken = True
             self._bell.ring()
-
-    def _reason(self) -> str:
-        pool = self._pool
-        held = f"{pool.pending} of {pool.budget} bytes wait for the sink"
-        return f"{held}: {self._why()}" if self._why else held

@@ -11,6 +11,7 @@ from surrogate_flow.stream import messages as msg
 from surrogate_flow.stream.counts import Counts
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.delivery import Delivery
+from surrogate_flow.stream.errors import NotExpected
 from surrogate_flow.stream.former import Former
 from surrogate_flow.stream.refusals import Refusal, Refusals
 from surrogate_flow.stream.sink import SimulationProgress, Sink, StreamStats
@@ -21,7 +22,7 @@ __all__ = ["Reception"]
 
 
 class Reception:
-    """The state of one study's reception: every step enters its sink exactly once.
+    """The state of one study's reception: every step enters the sink exactly once.
 
     The identity of a step is (simulation, step). For each live simulation the next step
     is known: earlier ones are duplicates and dropped, later ones are a gap and refused.
@@ -32,19 +33,13 @@ class Reception:
     ----------
     spec : FieldSpec
     study : str
-    sink_for : callable
-        Number of a simulation -> where its steps go, or None if it has not begun.
+    sink : Sink
+        Its wake-up must lead to a call of `retry`.
     pool : CreditPool
     coalesce : int
         Largest message of several steps, in bytes.
     reply : callable
         Sends one message to one connection; must neither block nor raise.
-    wake : callable
-        Given to the sinks; it must lead to a call of `retry`.
-    why : callable
-        Says in words why outlets wait.
-    urgency : callable
-        Of the steps of a simulation, as `CreditPool.ask` takes it.
 
     Notes
     -----
@@ -56,23 +51,19 @@ class Reception:
         self,
         spec: FieldSpec,
         study: str,
-        sink_for: Callable[[int], Sink | None],
+        sink: Sink,
         *,
         pool: CreditPool[bytes],
         coalesce: int,
         reply: Callable[[bytes, msg.Message], None],
-        wake: Callable[[], None],
-        why: Callable[[], str],
-        urgency: Callable[[int], int],
     ) -> None:
         self.spec = spec
         self.pool = pool
         self._terms = Terms(spec, study)
-        self._delivery = Delivery(sink_for, wake, spec.step_shape, self._consume)
+        self._sink = sink
+        self._delivery = Delivery(sink, spec.step_shape, self._consume)
         self._coalesce = coalesce
         self._reply = reply
-        self._why = why
-        self._urgency = urgency
         self._live: dict[int, Trajectory] = {}
         self._connections: dict[bytes, Trajectory] = {}
         self._former = Former()
@@ -105,19 +96,19 @@ class Reception:
             self._refuse(identity, refusal)
 
     def retry(self) -> None:
-        """Offer again what the sinks have not taken."""
+        """Offer again what the sink has not taken."""
         for trajectory in self._delivery.retry():
             if trajectory.ended:
                 self._finish(trajectory)
-        # Room, or whose turn it is, may make others urgent.
+        # Room, or whose turn it is, may make others go first.
         if self.pool.asking:
-            self._grant(self.pool.reconsider(self._urgency_of))
+            self._grant(self.pool.reconsider(self._priority_of))
 
     def tick(self) -> None:
         """Tell those who wait that the inlet lives, and why they wait."""
         self._refusals.tell()
         if self._waiting:
-            word = msg.Wait(self._why())
+            word = msg.Wait(self._reason())
             for identity in list(self._waiting):
                 self._reply(identity, word)
 
@@ -155,18 +146,14 @@ class Reception:
             return
         self._given_up.add(number)
         trajectory = self._live.pop(number, None)
-        if trajectory is None:
-            # Its sink may hold steps from before the run went on.
-            sink = self._delivery.open_sink(number)
-        else:
+        if trajectory is not None:
             if trajectory.identity is not None:
                 word = msg.Stop(f"simulation {number} given up")
                 self._reply(trajectory.identity, word)
                 self.leave(trajectory.identity)
             self._delivery.drop(trajectory)
-            sink = trajectory.sink
-        if sink is not None:
-            sink.forget(number)
+        # One that never opened, too: a checkpoint may have brought steps of it.
+        self._sink.close(number, complete=False)
 
     def stop(self, reason: str) -> None:
         """Tell every outlet, now and at its opening, that the study ends."""
@@ -222,10 +209,12 @@ class Reception:
         if self._connections.get(identity, trajectory) is not trajectory:
             raise Refusal("simulation", "this connection serves another simulation")
         if trajectory is None:
-            sink = self._delivery.open_sink(number)
-            if sink is None:
-                raise Refusal("simulation", f"simulation {number} has not begun")
-            trajectory = Trajectory(number, parameters, sink)
+            try:
+                first = self._sink.open(number)
+            except NotExpected:
+                reason = f"simulation {number} has not begun"
+                raise Refusal("simulation", reason) from None
+            trajectory = Trajectory(number, parameters, first)
         else:
             self._terms.check_retry(trajectory, parameters)
             if message.attempt < trajectory.attempt:
@@ -278,11 +267,16 @@ class Reception:
         received = self.pool.received(identity)
         self._terms.check_question(message, received, self.pool.largest)
         self._waiting.setdefault(identity, time.monotonic())
-        urgency = self._urgency_of(identity)
-        self._grant(self.pool.ask(identity, message.need, urgency))
+        priority = self._priority_of(identity)
+        self._grant(self.pool.ask(identity, message.need, priority))
 
-    def _urgency_of(self, identity: bytes) -> int:
-        return self._urgency(self._connections[identity].number)
+    def _priority_of(self, identity: bytes) -> int:
+        return self._sink.priority(self._connections[identity].number)
+
+    def _reason(self) -> str:
+        held = f"{self.pool.pending} of {self.pool.budget} bytes wait for the sink"
+        waiting = self._sink.waiting()
+        return f"{held}: {waiting}" if waiting else held
 
     def _end(self, identity: bytes, message: msg.End) -> None:
         trajectory = self._connections.get(identity)
@@ -306,7 +300,7 @@ class Reception:
         seconds = time.monotonic() - trajectory.opened - trajectory.waited
         self._counts.finish(seconds)
         del self._live[trajectory.number]
-        trajectory.sink.forget(trajectory.number)
+        self._sink.close(trajectory.number, complete=True)
         identity = trajectory.identity
         self.leave(identity)
         self._reply(identity, msg.Done(self.spec.steps))

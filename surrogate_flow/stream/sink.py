@@ -9,14 +9,27 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Float32, Float64
 
-__all__ = ["SimulationProgress", "Sink", "StreamStats"]
+__all__ = ["Discard", "SimulationProgress", "Sink", "StreamStats"]
 
 
 class Sink(Protocol):
-    """A place for steps that may be full.
+    """Where steps go; it may be full.
 
-    The inlet's thread calls everything here, and nothing may block.
+    The inlet's thread calls everything here, and nothing may block. Of each simulation
+    it calls `open`, then `offer` until all steps are taken, then `close`.
     """
+
+    def open(self, simulation: int) -> int:
+        """Return the number of the first step that is wanted of a simulation.
+
+        That is not 0 for a simulation that an earlier process of the study had begun.
+
+        Raises
+        ------
+        NotExpected
+            If the simulation has not begun: its outlet is refused.
+        """
+        ...
 
     def offer(
         self,
@@ -29,24 +42,60 @@ class Sink(Protocol):
 
         The steps of a simulation come in order, each once. The array is the received
         message itself, read-only: copy what is taken. What is not taken is offered
-        again after a call of the `on_room` callback.
+        again after a call of what `on_room` was given.
         """
         ...
 
-    def expected(self, simulation: int) -> int:
-        """Return the number of the first step that it wants of a simulation.
+    def close(self, simulation: int, complete: bool) -> None:
+        """Note that no more steps of a simulation come.
 
-        That is not 0 for a simulation that an earlier process of the study had begun.
+        Either it is `complete`: all of its steps were taken. Or it has failed
+        permanently; then it may never have been opened.
         """
         ...
 
-    def on_room(self, callback: Callable[[], None]) -> None:
+    def priority(self, simulation: int) -> int:
+        """Return 0, or 1 or 2 if its steps are taken while those of others wait.
+
+        Simulations of a higher priority overtake the others.
+        """
+        ...
+
+    def waiting(self) -> str:
+        """Return who waits for whom, for outlets that wait; "" if nobody waits."""
+        ...
+
+    def on_room(self, wake: Callable[[], None]) -> None:
         """Register what shall be called, from any thread, when there is room again."""
         ...
 
-    def forget(self, simulation: int) -> None:
-        """Note that no more steps of it come: it has finished, or was given up."""
-        ...
+
+class Discard:
+    """A sink that takes all steps and keeps none."""
+
+    def open(self, simulation: int) -> int:
+        """Begin with the first step."""
+        return 0
+
+    def offer(
+        self, simulation: int, first: int, steps: np.ndarray, parameters: np.ndarray
+    ) -> int:
+        """Take all."""
+        return len(steps)
+
+    def close(self, simulation: int, complete: bool) -> None:
+        """Do nothing: nothing is kept."""
+
+    def priority(self, simulation: int) -> int:
+        """Return 0: all simulations are equal."""
+        return 0
+
+    def waiting(self) -> str:
+        """Return "": nobody waits."""
+        return ""
+
+    def on_room(self, wake: Callable[[], None]) -> None:
+        """Do nothing: there is always room."""
 
 
 @dataclass(frozen=True)

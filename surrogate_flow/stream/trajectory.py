@@ -33,7 +33,7 @@ class Parcel:
 
 
 class Trajectory:
-    """u_0, ..., u_{next-1} of a live simulation, handed to its sink in order.
+    """u_0, ..., u_{next-1} of a live simulation, handed to the sink in order.
 
     It outlives its connections: `identity` is that of the present one, if any, and what
     an earlier one sent stays in its place.
@@ -44,17 +44,16 @@ class Trajectory:
     """
 
     def __init__(
-        self, number: int, parameters: Float64[np.ndarray, " parameter"], sink: Sink
+        self, number: int, parameters: Float64[np.ndarray, " parameter"], first: int
     ) -> None:
         self.number = number
         self.parameters = parameters
-        self.sink = sink
         self.attempt = 0
         self.identity: bytes | None = None
         #: Whether the connection has said that this is all.
         self.ended = False
         #: The step expected next.
-        self.next = sink.expected(number)
+        self.next = first
         #: `time.monotonic` of the last step, of the opening, or when it ceased to wait.
         self.last = time.monotonic()
         #: `time.monotonic` when the present attempt was opened.
@@ -111,7 +110,9 @@ class Trajectory:
         data = bytearray(new) if copied else values
         pending.append(Parcel(identity, length, self.next, data))
 
-    def deliver(self, shape: tuple[int, ...]) -> Iterator[tuple[bytes, int]]:
+    def deliver(
+        self, sink: Sink, shape: tuple[int, ...]
+    ) -> Iterator[tuple[bytes, int]]:
         """Offer what is pending until the sink takes no more.
 
         Yields
@@ -126,7 +127,7 @@ class Trajectory:
             values = np.frombuffer(data, "f") if isinstance(data, bytearray) else data
             steps = values.reshape(-1, *shape)
             steps.flags.writeable = False
-            taken = self.sink.offer(self.number, parcel.first, steps, self.parameters)
+            taken = sink.offer(self.number, parcel.first, steps, self.parameters)
             if taken < len(steps):
                 self._keep(parcel, values[steps[:taken].size :], taken)
                 return

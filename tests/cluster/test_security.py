@@ -31,7 +31,7 @@ from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.study import Study
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.fields.simulation import Simulation
-from surrogate_flow.stream import Inlet
+from surrogate_flow.stream import Discard, Inlet
 
 LOCAL = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
 
@@ -323,31 +323,20 @@ def test_a_whole_study_is_closed_to_strangers(tmp_path, monkeypatch, warnings):
     monkeypatch.setattr("surrogate_flow.data.study.is_local", lambda cluster: False)
     seen, ended = [], threading.Event()
 
-    class Sink:
+    class Sink(Discard):
         def offer(self, simulation, first, steps, parameters):
             seen.extend((simulation, first + k) for k in range(len(steps)))
             return len(steps)
 
-        def on_room(self, callback):
-            pass
-
-        def expected(self, simulation):
-            return 0
-
-        def forget(self, simulation):
-            pass
-
-    sink = Sink()
     before = set(psutil.Process().children(recursive=True))
     study = Study(
         "wave",
         Wave(),
         iter([Simulation(n, "training", {"phase": n / 8}) for n in range(8)]),
-        lambda _: sink,
+        Sink(),
         cluster=from_recipe("distributed.LocalCluster", **LOCAL),
         faults=Faults(),
         folder=tmp_path / "run",
-        why=str,
         blocked=bool,
         on_set_aside=print,
         on_end=ended.set,
@@ -377,7 +366,7 @@ def test_a_whole_study_is_closed_to_strangers(tmp_path, monkeypatch, warnings):
 
 def test_the_inlet_listens_on_its_interface_only():
     """The port of an inlet on 127.0.0.1 is closed on 127.0.0.2."""
-    with Inlet(Wave.spec, lambda _: None, host="127.0.0.1") as inlet:
+    with Inlet(Wave.spec, Discard(), host="127.0.0.1") as inlet:
         port = int(inlet.endpoint.address.rpartition(":")[2])
         socket.create_connection(("127.0.0.1", port), timeout=10).close()
         with pytest.raises(ConnectionRefusedError):

@@ -377,7 +377,7 @@ def test_a_simulation_that_arrived_and_failed_counts_once():
     """All steps in, yet set aside: the held-out set still waits for the other one."""
     held_out = ValidationSet(Wave.spec, Direct(), 7, first=0, count=2)
     held_out.offer(0, 0, np.zeros((STEPS, 1, 4), dtype=np.float32), np.zeros(1))
-    held_out.set_aside(0)
+    held_out.close(0, complete=False)
     assert not held_out.complete
-    held_out.set_aside(1)
+    held_out.close(1, complete=False)
     assert held_out.complete

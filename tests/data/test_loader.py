@@ -82,7 +82,7 @@ def test_batches_of_weight_zero_count_for_nothing():
         trained += batch.step.int().tolist() if batch.weight else []
         zero += not batch.weight
         processed += 1
-        if zero == 2 and store.expected(0) == 0:
+        if zero == 2 and store.open(0) == 0:
             assert store.offer(0, 0, steps, nothing) == 40
     assert zero >= 2
     assert loader.trained() == 5

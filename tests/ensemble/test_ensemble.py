@@ -40,13 +40,19 @@ class Ledger:
         self.arrived.set()
         return len(steps)
 
-    def expected(self, simulation):
+    def open(self, simulation):
         return 0
 
-    def on_room(self, callback):
+    def close(self, simulation, complete):
         pass
 
-    def forget(self, simulation):
+    def priority(self, simulation):
+        return 0
+
+    def waiting(self):
+        return ""
+
+    def on_room(self, wake):
         pass
 
 
@@ -62,7 +68,7 @@ class Run:
     def __init__(self, client, solver, simulations, folder, ahead=2, share=1, **faults):
         self.ledger, self.over, self.aside = Ledger(), threading.Event(), []
         self.failures = folder / "failures.csv"
-        self.inlet = Inlet(solver.spec, lambda number: self.ledger)
+        self.inlet = Inlet(solver.spec, self.ledger)
         self.inlet.__enter__()
         self.ensemble = Ensemble(
             client,

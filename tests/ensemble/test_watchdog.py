@@ -69,8 +69,8 @@ class Full(Ledger):
     def offer(self, *args):
         return super().offer(*args) if self.open.is_set() else 0
 
-    def on_room(self, callback):
-        self.room = callback
+    def on_room(self, wake):
+        self.room = wake
 
 
 class Run:
@@ -79,7 +79,7 @@ class Run:
     def __init__(self, client, solver, count, folder, ledger=None, **options):
         self.client, self.ledger = client, ledger or Ledger()
         self.path, self.aside = folder / "failures.csv", []
-        self.inlet = Inlet(solver.spec, lambda number: self.ledger, **options)
+        self.inlet = Inlet(solver.spec, self.ledger, **options)
         self.inlet.__enter__()
         faults = Faults(retries=1, step_timeout=LIMIT)
         self.ensemble = Ensemble(

@@ -68,7 +68,10 @@ class Audited(OnlineData):
         super().setup(stage)
         if self.study is not before:
             self.ledger.store = self.store
-            self.study._sink_for = lambda n: self.ledger if n else self.held_out
+            router = self._sinks
+            self.study._sink.offer = lambda n, *steps: (
+                self.ledger if n else router
+            ).offer(n, *steps)
 
 
 class Noted(AtomicCheckpoints):

@@ -17,7 +17,6 @@ class Ledger:
         self.store = store
         self.delivered = collections.Counter()
         self.trained = collections.Counter()
-        self.forgotten = collections.Counter()
         self.wrong = []
         #: Steps that were taken, repetitions counted.
         self.steps = 0
@@ -41,18 +40,25 @@ class Ledger:
         self.steps += taken
         return taken
 
-    def expected(self, simulation):
+    def open(self, simulation):
         """Hand on."""
-        return self.store.expected(simulation)
+        return self.store.open(simulation)
 
-    def on_room(self, callback):
+    def close(self, simulation, complete):
         """Hand on."""
-        self.store.on_room(callback)
+        self.store.close(simulation, complete)
 
-    def forget(self, simulation):
+    def priority(self, simulation):
         """Hand on."""
-        self.forgotten[simulation] += 1
-        self.store.forget(simulation)
+        return self.store.priority(simulation)
+
+    def waiting(self):
+        """Hand on."""
+        return self.store.waiting()
+
+    def on_room(self, wake):
+        """Hand on."""
+        self.store.on_room(wake)
 
     def train(self, batch):
         """Count the samples of a batch."""

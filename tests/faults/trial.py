@@ -89,7 +89,7 @@ class Trial:
         plan = self.plan
         inlet = Inlet(
             self.solver.spec,
-            lambda number: self.ledger,
+            self.ledger,
             host="127.0.0.1" if plan.cuts else None,
             coalesce_bytes=plan.coalesce,
         )

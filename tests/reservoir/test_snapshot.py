@@ -36,7 +36,7 @@ class Run:
             if count:
                 self.next[number] += offer(self.store, number, self.next[number], count)
                 if self.next[number] == STEPS:
-                    self.store.forget(number)
+                    self.store.close(number, complete=True)
 
     def fetch(self):
         """Draw a batch, which is not trained yet; return whether there was one."""
@@ -91,7 +91,7 @@ def test_a_restored_store_goes_on_as_if_nothing_had_been(policy, window, rounds)
     other = make_store(policy, window, STEPS, seed=99)
     again = other.restore(snapshot, rows)
     twin = Run(other, run.next, again)
-    assert {n: other.expected(n) for n in run.next} == run.next
+    assert {n: other.open(n) for n in run.next} == run.next
     assert list(other.finished) == [n for n in run.next if run.next[n] == STEPS]
     before = other.counters()
     mine = run.store.counters()
@@ -118,7 +118,7 @@ def test_without_the_fields_every_sample_is_trained(policy, window, rounds):
     snapshot = run.store.save(run.flight, None)
     other = make_store(policy, window, STEPS)
     assert other.restore(snapshot, None) == []
-    twin = Run(other, {n: other.expected(n) for n in run.next})
+    twin = Run(other, {n: other.open(n) for n in run.next})
     twin.finish()
     first = [s for batch in run.batches[: run.trained] for s in batch]
     second = [s for batch in twin.batches for s in batch]
@@ -166,7 +166,7 @@ def test_steps_that_no_window_covers_do_not_make_a_simulation_run_again():
     flight.settle(batches)
     other = make_store("FIFO", window, 19)
     other.restore(store.save(flight, None), None)
-    assert [other.expected(n) for n in (0, 1, 2)] == [19, 19, 0]
+    assert [other.open(n) for n in (0, 1, 2)] == [19, 19, 0]
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
@@ -262,20 +262,20 @@ def test_room_that_a_snapshot_kept_is_announced(monkeypatch):
     monkeypatch.setattr(persistent, "_CHUNK", 4 * store.spec.step_bytes)
 
     def produce():
-        first = store.expected(1)
+        first = store.open(1)
         if first < 10:
             offer(store, 1, first, 10 - first)
 
     def write(chunk):
-        if not store.expected(1):
+        if not store.open(1):
             # The last six steps are drawn, and wait for their rows to be written.
             store.draw(0)
             store.draw(0)
-            assert store.expected(1) == 4
+            assert store.open(1) == 4
 
     store.on_room(produce)
     store.save(PendingBatches(), write)
-    assert store.expected(1) == 10
+    assert store.open(1) == 10
 
 
 @pytest.mark.parametrize("way", ["into", "out of"])

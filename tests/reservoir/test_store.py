@@ -174,9 +174,9 @@ def test_forget_releases_unfinished_windows():
     offer(store, 0, 0, 4)
     offer(store, 1, 0, 2)
     assert (store.counters().steps, store.counters().unfinished) == (6, 2)
-    store.forget(0)
-    store.forget(1)
-    store.forget(99)
+    store.close(0, complete=True)
+    store.close(1, complete=True)
+    store.close(99, complete=True)
     assert (store.counters().steps, store.counters().unfinished) == (4, 0)
     for _ in range(2):
         laws.check_draw(store, store.draw(0))
@@ -201,7 +201,7 @@ def test_too_many_simulations_wait_for_their_turn():
     assert "4 unfinished simulations" in store.waiting()
     with pytest.raises(TimeoutError, match="raise capacity"):
         put(store, 4, 0, 1, timeout=0.0)
-    store.forget(0)
+    store.close(0, complete=True)
     assert offer(store, 4, 0, 4) == 4
 
 
@@ -406,7 +406,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Give up a simulation."""
         live = list(self.next_step)
         if which < len(live):
-            self.store.forget(live[which])
+            self.store.close(live[which], complete=True)
             del self.next_step[live[which]]
 
     @rule()
@@ -497,7 +497,7 @@ def test_threads(policy, window, producers):
                 while first < 20:
                     count = min(int(random.integers(1, 12)), 20 - first)
                     first += put(store, simulation, first, count)
-                store.forget(simulation)
+                store.close(simulation, complete=True)
         except BaseException as error:
             errors.append(error)
             store.stop()
@@ -665,7 +665,7 @@ def test_who_is_gone_waits_no_longer():
     store = make_store("FIFO", Direct(), capacity=4)
     assert offer(store, 0, 0, 6) == 4
     assert "producers wait: 4 of 4 samples unseen" in store.waiting()
-    store.forget(0)
+    store.close(0, complete=True)
     assert store.waiting() == ""
     assert not store.held_up
     waited = store.counters().put_wait
@@ -685,6 +685,6 @@ def test_who_still_waits_is_told_while_others_are_let_in():
     assert "4 unfinished simulations may hold" in store.waiting()
     assert store.counters().put_wait > before
     for number in range(4):
-        store.forget(number)
+        store.close(number, complete=True)
     assert offer(store, 4, 0, 4) == 4
     assert store.waiting() == ""

@@ -20,7 +20,7 @@ class Streams(RuleBasedStateMachine):
         self.total = {}
         self.asking = {}
         self.pending = []
-        self.urgency = {}
+        self.priority = {}
         self.names = 0
 
     def take(self, grants):
@@ -39,10 +39,10 @@ class Streams(RuleBasedStateMachine):
         self.balance[key] -= length
         self.pending.append((key, length))
 
-    @rule(urgency=st.sampled_from([0, 0, 0, 2]))
-    def open(self, urgency):
+    @rule(priority=st.sampled_from([0, 0, 0, 2]))
+    def open(self, priority):
         self.names += 1
-        self.urgency[self.names] = urgency
+        self.priority[self.names] = priority
         self.balance[self.names] = self.total[self.names] = self.pool.open(self.names)
 
     @precondition(lambda self: self.balance)
@@ -56,13 +56,13 @@ class Streams(RuleBasedStateMachine):
             self.spend(key, need)
         else:
             self.asking[key] = need
-            self.take(self.pool.ask(key, need, self.urgency[key]))
+            self.take(self.pool.ask(key, need, self.priority[key]))
 
     @precondition(lambda self: self.asking)
     @rule(data=st.data())
     def ask_again(self, data):
         key = data.draw(st.sampled_from(sorted(self.asking)))
-        self.take(self.pool.ask(key, self.asking[key], self.urgency[key]))
+        self.take(self.pool.ask(key, self.asking[key], self.priority[key]))
 
     @precondition(lambda self: self.pending)
     @rule(data=st.data())
@@ -78,20 +78,20 @@ class Streams(RuleBasedStateMachine):
             book.pop(key, None)
         self.take(self.pool.close(key))
 
-    @precondition(lambda self: self.asking and 1 not in self.urgency.values())
+    @precondition(lambda self: self.asking and 1 not in self.priority.values())
     @rule(data=st.data())
     def give_the_turn(self, data):
         """To one that has waited."""
         key = data.draw(st.sampled_from(sorted(self.asking)))
-        self.urgency[key] = self.urgency[key] or 1
-        self.take(self.pool.reconsider(self.urgency.__getitem__))
+        self.priority[key] = self.priority[key] or 1
+        self.take(self.pool.reconsider(self.priority.__getitem__))
 
-    def consume_of(self, urgency):
+    def consume_of(self, priority):
         """What a sink does for the urgent, though it takes nothing of others."""
-        while mine := [p for p in self.pending if self.urgency[p[0]] == urgency]:
+        while mine := [p for p in self.pending if self.priority[p[0]] == priority]:
             self.pending.remove(mine[0])
             self.take(self.pool.consume(*mine[0]))
-        assert not [key for key in self.asking if self.urgency[key] == urgency]
+        assert not [key for key in self.asking if self.priority[key] == priority]
 
     @rule()
     def take_the_held_out(self):
@@ -103,9 +103,9 @@ class Streams(RuleBasedStateMachine):
         """Nor does the one that has its turn, and when it is over another one has it."""
         self.consume_of(2)
         self.consume_of(1)
-        for key, urgency in self.urgency.items():
-            if urgency == 1:
-                self.urgency[key] = 0
+        for key, priority in self.priority.items():
+            if priority == 1:
+                self.priority[key] = 0
 
     @rule()
     def drain(self):
@@ -148,7 +148,7 @@ def test_first_come_first_served():
 
 
 def test_the_urgent_draw_on_a_reserve():
-    """A budget that waits for others is no obstacle: one message a level of urgency."""
+    """A budget that waits for others is no obstacle: one message a level of priority."""
     pool = CreditPool(budget=20, largest=10, window=10)
     for key in "abct":
         pool.open(key)
@@ -158,9 +158,9 @@ def test_the_urgent_draw_on_a_reserve():
     assert pool.ask("c", 10) == pool.ask("t", 10) == pool.ask("c", 9) == []
     assert pool.reconsider(lambda key: int(key == "t")) == [("t", 10)]
     pool.open("held out")
-    assert pool.ask("held out", 10, urgency=2) == [("held out", 10)]
+    assert pool.ask("held out", 10, priority=2) == [("held out", 10)]
     pool.spend("held out", 10)
-    assert pool.ask("held out", 10, urgency=2) == []
+    assert pool.ask("held out", 10, priority=2) == []
     assert pool.consume("held out", 10) == [("held out", 20)]
     assert pool.outstanding == 40
 

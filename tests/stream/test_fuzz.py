@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from laws import Ledger, RawOutlet, parameters, trajectory
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
-from surrogate_flow.stream import Inlet, Outlet, refusals
+from surrogate_flow.stream import Inlet, NotExpected, Outlet, refusals
 from surrogate_flow.stream import messages as msg
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.reception import Reception
@@ -117,14 +117,20 @@ class Line:
         self.next[simulation] += len(steps)
         return len(steps)
 
-    def on_room(self, callback):
-        pass
-
-    def expected(self, simulation):
+    def open(self, simulation):
+        if simulation > 2:
+            raise NotExpected(simulation)
         return 0
 
-    def forget(self, simulation):
+    def close(self, simulation, complete):
+        assert complete
         assert self.next[simulation] == SPEC.steps
+
+    def priority(self, simulation):
+        return 0
+
+    def waiting(self):
+        return ""
 
 
 @settings(max_examples=1500, deadline=None)
@@ -135,13 +141,10 @@ def test_whatever_comes_is_taken_or_refused(sent):
     reception = Reception(
         SPEC,
         "study",
-        lambda number: line if number < 3 else None,
+        line,
         pool=CreditPool(budget, 4 * SIZE),
         coalesce=4 * SIZE,
         reply=lambda identity, word: told.append(word),
-        wake=lambda: None,
-        why=str,
-        urgency=lambda simulation: 0,
     )
     for identity, frames in sent:
         reception.handle(identity, [memoryview(frame) for frame in frames])
@@ -346,13 +349,22 @@ def settled(inlet, due):
     return inlet.counters()
 
 
+class Begun(Ledger):
+    """A sink that expects the simulations of `use` and the hostile one."""
+
+    def open(self, simulation):
+        if not 1000 <= simulation <= HOSTILE:
+            raise NotExpected(simulation)
+        return 0
+
+
 @pytest.mark.timeout(200)
 def test_a_hundred_thousand_malformed_messages_change_nothing(caplog):
     """No crash, no growth, each refusal counted, few logged; a study runs on, each step once."""
     caplog.set_level(logging.WARNING)
     begin = time.monotonic()
-    ledger = Ledger(SPEC)
-    with Inlet(SPEC, lambda n: ledger if 1000 <= n <= HOSTILE else None) as inlet:
+    ledger = Begun(SPEC)
+    with Inlet(SPEC, ledger) as inlet:
         first, due = run_attack(inlet, 1, WARM)
         assert settled(inlet, due).refusals == due
         before = use(inlet, ledger)
@@ -364,7 +376,7 @@ def test_a_hundred_thousand_malformed_messages_change_nothing(caplog):
         assert (counters.connections, counters.simulations) == (0, 1)
         assert (counters.pending, counters.outstanding) == (0, 0)
     seconds = time.monotonic() - begin
-    ledger.close()
+    ledger.end()
     assert not ledger.wrong
     done = [*first, *second]
     assert len(done) > 10

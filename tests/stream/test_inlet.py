@@ -16,7 +16,7 @@ import zmq
 from laws import Ledger, RawOutlet, parameters, trajectory
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
-from surrogate_flow.stream import Inlet, Outlet, StreamStopped, messages
+from surrogate_flow.stream import Discard, Inlet, Outlet, StreamStopped, messages
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.keys import ClientKeys, Endpoint, generate_keys
 from surrogate_flow.stream.reception import Reception
@@ -35,13 +35,13 @@ SIZE = SPEC.step_bytes
 def ledger():
     sink = Ledger(SPEC)
     yield sink
-    sink.close()
+    sink.end()
     assert not sink.wrong
 
 
 @pytest.fixture
 def inlet(ledger):
-    with Inlet(SPEC, lambda _: ledger) as opened:
+    with Inlet(SPEC, ledger) as opened:
         yield opened
 
 
@@ -75,7 +75,7 @@ def test_the_folder_is_private_and_gone_after_close(inlet):
 def test_nothing_is_left_behind(ledger, host):
     """Closing ends every thread and frees the port."""
     before = set(threading.enumerate())
-    with Inlet(SPEC, lambda _: ledger, host=host) as inlet:
+    with Inlet(SPEC, ledger, host=host) as inlet:
         send_all(inlet, 1)
         assert inlet.endpoint.address.startswith("tcp://127.0.0.1" if host else "ipc")
     assert set(threading.enumerate()) == before
@@ -95,7 +95,7 @@ def has_ipv6_loopback():
 @pytest.mark.skipif(not has_ipv6_loopback(), reason="this machine has no ::1")
 def test_an_outlet_reaches_an_inlet_on_ipv6(ledger):
     """Addresses with colons are no others."""
-    with Inlet(SPEC, lambda _: ledger, host="::1") as inlet:
+    with Inlet(SPEC, ledger, host="::1") as inlet:
         assert inlet.endpoint.address.startswith("tcp://[::1]:")
         send_all(inlet, 1, timeout=10)
     assert ledger.steps.total() == SPEC.steps
@@ -104,7 +104,7 @@ def test_an_outlet_reaches_an_inlet_on_ipv6(ledger):
 def test_no_endpoint_before_the_start(ledger):
     """An inlet that is not open says so."""
     with pytest.raises(RuntimeError, match="enter its context"):
-        _ = Inlet(SPEC, lambda _: ledger).endpoint
+        _ = Inlet(SPEC, ledger).endpoint
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_no_endpoint_before_the_start(ledger):
 def test_all_interfaces_are_no_address(ledger, host):
     """Outlets must be told where to connect."""
     with pytest.raises(ValueError, match="one interface"):
-        Inlet(SPEC, lambda _: ledger, host=host)
+        Inlet(SPEC, ledger, host=host)
 
 
 def test_a_small_budget_is_refused(ledger):
     """What would deadlock is refused before anything runs."""
     with pytest.raises(ValueError, match="budget"):
-        Inlet(SPEC, lambda _: ledger, budget=2 * (1 << 20) - 1)
+        Inlet(SPEC, ledger, budget=2 * (1 << 20) - 1)
 
 
 def wrong_keys(endpoint):
@@ -136,7 +136,7 @@ def test_nothing_is_decoded_without_the_key(ledger, monkeypatch):
     """No byte of a peer with another key, or none, gets past the handshake."""
     handled = []
     handle = "surrogate_flow.stream.reception.Reception.handle"
-    with Inlet(SPEC, lambda _: ledger, host="127.0.0.1") as inlet:
+    with Inlet(SPEC, ledger, host="127.0.0.1") as inlet:
         monkeypatch.setattr(handle, lambda *message: handled.append(message))
         endpoint = inlet.endpoint
         for keys in wrong_keys(endpoint):
@@ -170,7 +170,7 @@ def test_a_full_sink_holds_outlets_back(ledger, monkeypatch):
     monkeypatch.setattr("surrogate_flow.stream.inlet.TICK_SECONDS", 0.05)
     ledger.room = 5
     budget = 40 * SIZE
-    with Inlet(SPEC, lambda _: ledger, budget=budget, coalesce_bytes=8 * SIZE) as inlet:
+    with Inlet(SPEC, ledger, budget=budget, coalesce_bytes=8 * SIZE) as inlet:
         threads = [threading.Thread(target=send_all, args=(inlet, n)) for n in range(6)]
         for thread in threads:
             thread.start()
@@ -190,9 +190,7 @@ def test_a_full_sink_holds_outlets_back(ledger, monkeypatch):
 def test_more_than_the_credit_is_refused(ledger):
     """Memory is bounded even against an outlet that ignores its credit."""
     ledger.room = 0
-    with Inlet(
-        SPEC, lambda _: ledger, budget=40 * SIZE, coalesce_bytes=10 * SIZE
-    ) as inlet:
+    with Inlet(SPEC, ledger, budget=40 * SIZE, coalesce_bytes=10 * SIZE) as inlet:
         with RawOutlet(inlet.endpoint) as raw:
             credit = raw.open(SPEC, 1).credit
             for first in range(0, SPEC.steps, 10):
@@ -331,7 +329,7 @@ def test_a_simulation_is_given_up(inlet, ledger):
         inlet.give_up(1)
         assert "given up" in raw.hear_until(messages.Stop).reason
         assert "given up" in raw.open(SPEC, 1, attempt=1).reason
-    assert ledger.forgotten == {1: 1}
+    assert ledger.closed == {(1, False): 1}
     counters = inlet.counters()
     assert (counters.pending, counters.outstanding, counters.simulations) == (0, 0, 0)
 
@@ -341,7 +339,7 @@ def test_one_that_never_opened_is_given_up(inlet, ledger):
     inlet.give_up(1)
     with RawOutlet(inlet.endpoint) as raw:
         assert "given up" in raw.open(SPEC, 1).reason
-    assert ledger.forgotten == {1: 1}
+    assert ledger.closed == {(1, False): 1}
 
 
 def test_progress_names_the_silent(inlet, ledger):
@@ -369,14 +367,14 @@ class BrokenSink(Ledger):
 def test_an_exception_in_a_sink_is_not_lost():
     """Outlets are told to stop, and whoever asks gets the exception."""
     sink = BrokenSink(SPEC)
-    inlet = Inlet(SPEC, lambda _: sink).__enter__()
+    inlet = Inlet(SPEC, sink).__enter__()
     with pytest.raises(StreamStopped, match="ZeroDivisionError"):
         send_all(inlet, 1)
     with pytest.raises(ZeroDivisionError):
         inlet.check()
     with pytest.raises(ZeroDivisionError):
         inlet.__exit__(None, None, None)
-    sink.close()
+    sink.end()
 
 
 def test_how_long_simulations_take_without_waiting(inlet, ledger):
@@ -397,27 +395,21 @@ def test_how_long_simulations_take_without_waiting(inlet, ledger):
 
 
 class OneAtATime(Ledger):
-    """A sink that takes steps of one simulation only."""
+    """A sink that takes steps of one simulation only, and of the ninth."""
 
     turn = 0
 
     def offer(self, simulation, *offered):
-        return super().offer(simulation, *offered) if simulation == self.turn else 0
+        return super().offer(simulation, *offered) if self.priority(simulation) else 0
+
+    def priority(self, simulation):
+        return 2 if simulation == 9 else int(simulation == self.turn)
 
 
-def test_whom_others_wait_for_does_not_wait_for_credit(ledger):
+def test_whom_others_wait_for_does_not_wait_for_credit():
     """Simulations ahead of their turn fill the pool; neither the one that has it nor what goes elsewhere is stuck behind."""
     ordered = OneAtATime(SPEC)
-
-    def urgency(simulation):
-        return 2 if simulation == 9 else int(simulation == ordered.turn)
-
-    def sink_for(simulation):
-        return ledger if simulation == 9 else ordered
-
-    with Inlet(
-        SPEC, sink_for, budget=8 * SIZE, coalesce_bytes=2 * SIZE, urgency=urgency
-    ) as inlet:
+    with Inlet(SPEC, ordered, budget=8 * SIZE, coalesce_bytes=2 * SIZE) as inlet:
         ahead = [threading.Thread(target=send_all, args=(inlet, n)) for n in (1, 2, 3)]
         for thread in ahead:
             thread.start()
@@ -426,45 +418,27 @@ def test_whom_others_wait_for_does_not_wait_for_credit(ledger):
         for turn in (3, 1, 2):
             ordered.turn = turn
             ordered.make_room(None)
-            ordered.wait_for(SPEC.steps * (1 + (3, 1, 2).index(turn)))
+            ordered.wait_for(SPEC.steps * (2 + (3, 1, 2).index(turn)))
             assert inlet.counters().outstanding <= 12 * SIZE
         for thread in ahead:
             thread.join()
-    ordered.close()
+    ordered.end()
     assert not ordered.wrong
-    assert set(ordered.steps.values()) == set(ledger.steps.values()) == {1}
-    assert ordered.steps.total() == 3 * SPEC.steps
+    assert set(ordered.steps.values()) == {1}
+    assert ordered.steps.total() == 4 * SPEC.steps
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_memory_does_not_grow_with_simulations(world):
     """What is kept of one that finished or failed is some bits, also on one of two ranks."""
     spec = FieldSpec((), (Variable("u"),), (), (), (0.0,))
-
-    class Nothing:
-        def offer(self, simulation, first, steps, vector):
-            return len(steps)
-
-        def expected(self, simulation):
-            return 0
-
-        def on_room(self, callback):
-            pass
-
-        def forget(self, simulation):
-            pass
-
-    sink = Nothing()
     reception = Reception(
         spec,
         "study",
-        lambda _: sink,
+        Discard(),
         pool=CreditPool(1 << 20, 1 << 10),
         coalesce=1 << 10,
         reply=lambda identity, message: None,
-        wake=lambda: None,
-        why=str,
-        urgency=lambda simulation: 0,
     )
     digest = spec.digest()
 
@@ -517,12 +491,12 @@ def test_the_stream_imports_without_torch():
 FEW_FILES = """
 import resource, sys, time
 from surrogate_flow.fields import FieldSpec, Variable
-from surrogate_flow.stream import Inlet
+from surrogate_flow.stream import Discard, Inlet
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
 spec = FieldSpec((), (Variable("u"),), (), (), (0.0,))
 host = sys.argv[1] or None
-with Inlet(spec, lambda _: None, host=host) as inlet:
+with Inlet(spec, Discard(), host=host) as inlet:
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (200, 200)
     inlet.check()
     connections = [open("/dev/null") for _ in range(140)]
@@ -536,7 +510,7 @@ with Inlet(spec, lambda _: None, host=host) as inlet:
         time.sleep(0.05)
     checkpoint = open("/dev/null")
     try:
-        Inlet(spec, lambda _: None, host=host).__enter__()
+        Inlet(spec, Discard(), host=host).__enter__()
     except RuntimeError as error:
         assert "ulimit -n" in str(error)
         raise SystemExit(said) from None

@@ -38,13 +38,13 @@ SPEC = FieldSpec(
 def ledger():
     sink = Ledger(SPEC)
     yield sink
-    sink.close()
+    sink.end()
     assert not sink.wrong
 
 
 @pytest.fixture
 def inlet(ledger):
-    with Inlet(SPEC, lambda _: ledger) as opened:
+    with Inlet(SPEC, ledger) as opened:
         yield opened
 
 
@@ -68,7 +68,7 @@ def test_steps_arrive_whatever_their_grouping(inlet, ledger, block, size):
         assert (outlet.next_step, outlet.complete) == (0, False)
         send_all(outlet, block=block)
     assert ledger.steps.total() == SPEC.steps == len(ledger.steps)
-    assert ledger.forgotten == {1: 1}
+    assert ledger.closed == {(1, True): 1}
 
 
 @pytest.mark.parametrize("size", [2, 10_000])
@@ -88,7 +88,7 @@ def test_large_steps_leave_from_where_they_lie():
     spec = FieldSpec((), (Variable("u"),), ("x",), (500_000,), tuple(range(8)))
     ledger = Ledger(spec)
     lent = []
-    with Inlet(spec, lambda _: ledger) as inlet:  # noqa: SIM117
+    with Inlet(spec, ledger) as inlet:  # noqa: SIM117
         with Outlet(inlet.endpoint, spec, 1, 0, np.empty(0)) as outlet:
             for step in range(8):
                 fields = trajectory(spec, 1, step, 1)
@@ -99,7 +99,7 @@ def test_large_steps_leave_from_where_they_lie():
                 del fields
                 # This one, the one before it, and one that is just being given back.
                 assert sum(array() is not None for array in lent) <= 3
-    ledger.close()
+    ledger.end()
     assert not ledger.wrong
     assert ledger.steps.total() == 8
 
@@ -267,11 +267,13 @@ def test_words_keep_a_waiting_outlet_alive(ledger, monkeypatch):
     told = threading.Event()
     words = []
 
-    def why():
+    def waiting():
         words.append("full")
         if len(words) == 30:
             told.set()
         return "the store is full"
+
+    ledger.waiting = waiting
 
     def relieve():
         assert told.wait(20)
@@ -280,7 +282,7 @@ def test_words_keep_a_waiting_outlet_alive(ledger, monkeypatch):
     helper = threading.Thread(target=relieve)
     helper.start()
     with (
-        Inlet(SPEC, lambda _: ledger, why=why) as inlet,
+        Inlet(SPEC, ledger) as inlet,
         outlet_of(inlet, timeout=0.5) as outlet,
     ):
         send_all(outlet)
@@ -292,9 +294,7 @@ def test_an_exception_beats_a_flush_that_waits(ledger):
     """A failing solver leaves at once although its outlet waits for credit."""
     ledger.room = 0
     size = SPEC.step_bytes
-    with Inlet(
-        SPEC, lambda _: ledger, budget=4 * size, coalesce_bytes=2 * size
-    ) as inlet:
+    with Inlet(SPEC, ledger, budget=4 * size, coalesce_bytes=2 * size) as inlet:
         with pytest.raises(KeyError), outlet_of(inlet, coalesce_seconds=0.01) as outlet:
             send_all(outlet, stop=3)
             with RawOutlet(inlet.endpoint) as raw:
@@ -307,7 +307,7 @@ def test_a_flush_that_lacks_credit_asks_for_it(ledger):
     """Steps that wait for their time and for credit leave without another call."""
     size = SPEC.step_bytes
     options = {"budget": 4 * size, "coalesce_bytes": 2 * size}
-    with Inlet(SPEC, lambda _: ledger, **options) as inlet:
+    with Inlet(SPEC, ledger, **options) as inlet:
         with RawOutlet(inlet.endpoint) as raw:
             raw.open(SPEC, 2)
             with outlet_of(inlet, coalesce_seconds=0.01) as outlet:

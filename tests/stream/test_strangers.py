@@ -142,7 +142,7 @@ def test_garbage_on_the_port_disturbs_nobody(caplog, monkeypatch):
     """Hundreds of connections without a handshake: no line of ours runs, nothing grows."""
     monkeypatch.setattr(router, "HANDSHAKE", 1000)
     ledger = Ledger(SPEC)
-    with Inlet(SPEC, lambda _: ledger, host=HOST) as inlet:
+    with Inlet(SPEC, ledger, host=HOST) as inlet:
         port = int(inlet.endpoint.address.rpartition(":")[2])
         study(inlet, [0])
         for attempt in range(4):
@@ -164,7 +164,7 @@ def test_garbage_on_the_port_disturbs_nobody(caplog, monkeypatch):
                 before = resources()
         after = resources_later(before)
         counters = inlet.counters()
-    ledger.close()
+    ledger.end()
     assert not ledger.wrong
     assert counters.finished == 13
     assert counters.refusals == counters.connections == 0
@@ -199,7 +199,7 @@ def knock(endpoint, count):
 def test_peers_with_other_keys_reach_no_line_of_ours(caplog):
     """A hundred with no keys, their own, or for another inlet: not even refused, and no growth."""
     ledger = Ledger(SPEC)
-    with Inlet(SPEC, lambda _: ledger, host=HOST) as inlet:
+    with Inlet(SPEC, ledger, host=HOST) as inlet:
         study(inlet, [0])
         knock(inlet.endpoint, 30)
         before = resources()
@@ -212,7 +212,7 @@ def test_peers_with_other_keys_reach_no_line_of_ours(caplog):
             raw.say(messages.Ask(1, 1))
             raw.hear_until(messages.Refused)
         settle(inlet, lambda now: now.refusals == 1)
-    ledger.close()
+    ledger.end()
     assert not ledger.wrong
     assert (counters.refusals, counters.connections, counters.finished) == (0, 0, 2)
     check_flat(before, after)
@@ -222,7 +222,7 @@ def test_peers_with_other_keys_reach_no_line_of_ours(caplog):
 def test_without_its_guard_nobody_is_let_in():
     """If the thread that looks at keys is gone, ZeroMQ does not let everybody in."""
     ledger = Ledger(SPEC)
-    with Inlet(SPEC, lambda _: ledger, host=HOST) as inlet:
+    with Inlet(SPEC, ledger, host=HOST) as inlet:
         study(inlet, [0])
         (guard,) = [t for t in threading.enumerate() if "Auth" in type(t).__name__]
         guard.authenticator.stop()
@@ -233,4 +233,4 @@ def test_without_its_guard_nobody_is_let_in():
                 raw.say(messages.Ask(1, 1))
                 assert not raw.socket.poll(300)
         assert inlet.counters().refusals == 0
-    ledger.close()
+    ledger.end()

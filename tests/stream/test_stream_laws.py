@@ -7,7 +7,7 @@ from laws import Ledger, RawOutlet, check_stream, trajectory
 from zmq.utils.monitor import recv_monitor_message
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
-from surrogate_flow.stream import Inlet, Outlet
+from surrogate_flow.stream import Discard, Inlet, Outlet
 from surrogate_flow.stream.messages import HEADER_BYTES
 
 SPEC = FieldSpec(
@@ -40,7 +40,7 @@ def test_messages_of_the_largest_size_arrive(host, cells):
     )
     coalesce = 2 * 4 * 1024
     sink = Ledger(spec)
-    with Inlet(spec, lambda _: sink, host=host, coalesce_bytes=coalesce) as inlet:
+    with Inlet(spec, sink, host=host, coalesce_bytes=coalesce) as inlet:
         outlet = Outlet(
             inlet.endpoint, spec, 0, 0, np.empty(0), coalesce_seconds=60.0, timeout=10.0
         )
@@ -49,7 +49,7 @@ def test_messages_of_the_largest_size_arrive(host, cells):
                 outlet.send(trajectory(spec, 0, step, 1))
         assert inlet.counters().messages == 8 * 4 * cells // coalesce
         assert inlet.counters().refusals == 0
-    sink.close()
+    sink.end()
     assert sink.steps == {(0, step): 1 for step in range(8)}
     assert not sink.wrong
 
@@ -58,7 +58,7 @@ def test_messages_of_the_largest_size_arrive(host, cells):
 @pytest.mark.parametrize("excess", [0, 1])
 def test_a_frame_larger_than_any_message_cuts_the_connection(host, excess):
     """One byte more than the largest message is not even read."""
-    with Inlet(SPEC, lambda _: None, host=host, coalesce_bytes=HEADER_BYTES) as inlet:
+    with Inlet(SPEC, Discard(), host=host, coalesce_bytes=HEADER_BYTES) as inlet:
         with RawOutlet(inlet.endpoint) as raw:
             monitor = raw.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             raw.socket.send(b"a" * (HEADER_BYTES + excess))
