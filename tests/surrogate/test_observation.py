@@ -79,7 +79,7 @@ class Filled(SurrogateData):
         for number in range(SIMULATIONS):
             steps = trajectory(SPEC, number, 0, SPEC.steps)
             self.store.offer(number, 0, steps, parameters_of(number))
-            self.store.forget(number)
+            self.store.close(number, complete=True)
         self.store.end_reception()
 
     def moments(self):
