@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ from surrogate_flow import Surrogate
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.report.error_curve import ErrorCurve
 from surrogate_flow.report.summary import Outcome
-from surrogate_flow.sampling.design import held_out as planned
+from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import Combined1D
 
 START = 50  # index of the first step that counts
@@ -119,7 +118,9 @@ def compare(path: Path, count: int) -> list[Row]:
     cells = spec.shape[0]
     simulations = [
         dict(s.parameters)
-        for s in islice(planned("test", spec.parameters, count), count)
+        for s in Design(
+            spec.parameters, Uniform(), held_out=count, simulations=0, part="test"
+        )
     ]
     fine = _solver(surrogate, cells, 200 // cells * cells)
     truth, fine_seconds = solved(fine, simulations)

@@ -45,8 +45,7 @@ from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.task import run
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import FIFO
-from surrogate_flow.sampling import Uniform
-from surrogate_flow.sampling import design as schedule
+from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.stream import Inlet
 
 WORKERS = 2
@@ -161,7 +160,9 @@ def open_study(
 ) -> tuple[Client, Running]:
     """Start `count` simulations; return a client that looks on, and the study."""
     solver = Tiny()
-    simulations = schedule.training(Uniform(0), solver.spec.parameters, 0, count)
+    simulations = iter(
+        Design(solver.spec.parameters, Uniform(0), held_out=0, simulations=count)
+    )
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     if kind == "local":
         opened: list[Cluster] = []

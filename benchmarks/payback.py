@@ -28,7 +28,6 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +41,7 @@ from rich.table import Table
 
 from surrogate_flow import Surrogate
 from surrogate_flow.report.summary import Outcome
-from surrogate_flow.sampling.design import held_out as planned
+from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.surrogate.rollout import roll_out
 
 
@@ -183,7 +182,9 @@ def measure(run: Path, count: int) -> tuple[Row, list[Rung]]:
     spec, inputs = surrogate.spec, surrogate.window.inputs
     simulations = [
         dict(s.parameters)
-        for s in islice(planned("test", spec.parameters, count), count)
+        for s in Design(
+            spec.parameters, Uniform(), held_out=count, simulations=0, part="test"
+        )
     ]
     courses, full = solved(solver, simulations)
     truth = np.array(courses, dtype=np.float32)[:, :, np.newaxis]

@@ -65,11 +65,15 @@ class Persistence:
         with self._lock:
             self._failed.add(simulation)
 
+    @property
+    def failed(self) -> IntSet:
+        """Training simulations that have failed for good, as they are now."""
+        with self._lock:
+            return IntSet(self._failed.ranges)
+
     def ended(self) -> Callable[[int], bool]:
         """Return what says of a training simulation whether it had ended by now."""
-        with self._lock:
-            failed = IntSet(self._failed.ranges)
-        done = self._store.finished
+        done, failed = self._store.finished, self.failed
         return lambda number: number in done or number in failed
 
     def save(self, step: int, trained: int, folder: Path) -> dict[str, Any]:

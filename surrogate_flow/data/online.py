@@ -29,7 +29,7 @@ from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Direct, Window
 from surrogate_flow.reservoir import Reservoir, Store
-from surrogate_flow.sampling import Sampler, Uniform
+from surrogate_flow.sampling import Design, Observations, Sampler, Uniform
 from surrogate_flow.solvers.solver import Solver, spec_of
 
 __all__ = ["OnlineData"]
@@ -110,6 +110,7 @@ class OnlineData(SurrogateData):
         self.solver = solver
         self.spec = spec_of(solver)
         self.sampler = sampler or Uniform()
+        self.observes = self.sampler.adapts
         self.simulations = simulations
         self.count = held_out
         self.batch_size = batch_size
@@ -148,15 +149,23 @@ class OnlineData(SurrogateData):
         module = trainer.lightning_module if trainer else None
         self.window = window = getattr(module, "window", None) or Direct()
         with self.ranks.fail_together():
+            self.design = Design(
+                self.spec.parameters,
+                self.sampler,
+                held_out=self.count,
+                simulations=self.simulations if stage == "fit" else 0,
+                part="test" if stage == "test" else "validation",
+                rank=self.ranks.rank,
+                world=self.ranks.world,
+            )
             self.held_out = ValidationSet.of_rank(
                 self.ranks, self.spec, window, self.batch_size, self.count
             )
             if stage == "fit":
                 self.store = self.make_store(self.spec, window, self.batch_size)
-                first = next(self.sampler.parameters(self.spec.parameters))
                 fields = self.checkpoint_reservoir or self.deterministic
                 self.memory = Persistence(
-                    self.store, self.held_out, first, fields=fields
+                    self.store, self.held_out, self.design.first, fields=fields
                 )
         self._sinks = Router(
             self.held_out,
@@ -177,18 +186,18 @@ class OnlineData(SurrogateData):
             workflow=self.workflow,
             ranks=self.ranks,
         )
-        self.study = self._study("test" if stage == "test" else "validation")
+        self.study = self._study()
         self._open = True
         if self.ranks.rank == 0:
             logger.info("Dask dashboard: %s", self.study.dashboard_link)
 
-    def _study(self, part: str) -> Study:
+    def _study(self) -> Study:
         sinks = self._sinks
         folder = Path((self.trainer.log_dir if self.trainer else None) or ".")
         return Study(
             self.workflow,
             self.solver,
-            sinks.planned(part, self.sampler, self.simulations),
+            sinks.left(self.design),
             sinks,
             cluster=self.cluster,
             cores_per_simulation=self.cores_per_simulation,
@@ -247,7 +256,10 @@ class OnlineData(SurrogateData):
             trained = self._loader.trained() if self._loader else 0
             mine = self.memory.save(self.trainer.global_step, trained, folder)
         self.ranks.gather_states(State.READY)
-        return {"ranks": self.ranks.gather(mine)}
+        state: dict[str, Any] = {"ranks": self.ranks.gather(mine)}
+        if self.sampler.adapts:
+            state["design"] = self.design.state_dict()
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -255,6 +267,12 @@ class OnlineData(SurrogateData):
             path = (self.trainer.ckpt_path if self.trainer else None) or "."
             state = self.ranks.share_of(state_dict["ranks"])
             self.memory.load(state, Path(path).parent)
+            if "design" in state_dict:
+                self.design.load_state_dict(state_dict["design"])
+
+    def observe(self, seen: Observations) -> None:
+        """Pass the losses of a training step to a sampler that adapts."""
+        self.design.tell(seen)
 
     def moments(
         self,

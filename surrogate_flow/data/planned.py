@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 from surrogate_flow.dataset.dataset import Archive
 from surrogate_flow.dataset.provenance import Provenance
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.simulation import Simulation
-from surrogate_flow.sampling import Sampler
-from surrogate_flow.sampling import design as schedule
+from surrogate_flow.sampling import Design, Sampler
 from surrogate_flow.solvers.solver import Solver
 
 __all__ = ["planned"]
@@ -42,7 +41,7 @@ def planned(
     Raises
     ------
     ValueError
-        If the study has no end.
+        If the study has no end, or its sampler adapts.
     ArchiveError
         If the data set is of another study, or cannot be written.
     """
@@ -51,11 +50,16 @@ def planned(
             "A data set needs an end: expected a number of simulations, got null. Set "
             "it with --data.simulations."
         )
-    bounds = solver.spec.parameters
-    planned = itertools.chain(
-        schedule.held_out("validation", bounds, held_out),
-        schedule.training(sampler, bounds, held_out, simulations),
+    if sampler.adapts:
+        raise ArgumentError(
+            f"A data set has the parameters of all simulations from the beginning, and "
+            f"{type(sampler).__name__} chooses them during the training. Use another "
+            "sampler, such as --data.sampler Sobol, or train without a data set."
+        )
+    rows = list(
+        Design(
+            solver.spec.parameters, sampler, held_out=held_out, simulations=simulations
+        )
     )
-    rows = list(planned)
     provenance = Provenance.of(solver, sampler, held_out, workflow)
     return Archive.prepare(path, provenance, rows), rows

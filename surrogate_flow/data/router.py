@@ -15,8 +15,7 @@ from surrogate_flow.data.sequencer import Sequencer
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.simulation import Simulation
 from surrogate_flow.reservoir import Store
-from surrogate_flow.sampling import Sampler
-from surrogate_flow.sampling import design as schedule
+from surrogate_flow.sampling import Design
 from surrogate_flow.stream import Inlet, Sink
 
 __all__ = ["Router"]
@@ -102,31 +101,13 @@ class Router:
             for wake in self._wakes:
                 self.order.on_room(wake)
 
-    def planned(
-        self, part: str, sampler: Sampler, simulations: int | None
-    ) -> Iterator[Simulation]:
-        """Yield this rank's simulations that have not ended, the held-out ones first.
-
-        Parameters
-        ----------
-        part : {"validation", "test"}
-            Of the held-out set.
-        sampler : Sampler
-            Of the training set.
-        simulations : int or None
-            How many to train on; ``None`` goes on for ever.
-        """
-        bounds, count = self.held_out.spec.parameters, self.count
-        known, mine = self.held_out.finished, self.ranks.mine
-        for simulation in schedule.held_out(part, bounds, count):
-            number = simulation.number
-            if mine(number) and self.held_out.row(number) not in known:
-                yield simulation
-        if self.memory is not None:
-            ended = self.memory.ended()
-            for simulation in schedule.training(sampler, bounds, count, simulations):
-                if mine(simulation.number) and not ended(simulation.number):
-                    yield simulation
+    def left(self, design: Design) -> Iterator[Simulation]:
+        """Yield the simulations of a design that no earlier process has ended."""
+        design.skip({self.held_out.number(row) for row in self.held_out.finished})
+        if self.memory is not None and self.store is not None:
+            design.skip(self.store.finished)
+            design.skip(self.memory.failed)
+        yield from design
 
     def open(self, simulation: int) -> int:
         """Return the first step that is wanted of a simulation."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["UserError"]
+__all__ = ["ArgumentError", "UserError"]
 
 
 class UserError(Exception):
@@ -41,3 +41,7 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
         # Rebuilt from its text: these errors travel from workers to the trainer.
         return type(self), (str(self),)
+
+
+class ArgumentError(UserError, ValueError):
+    """An argument of a class, which its user has chosen, makes no sense."""

@@ -1,42 +1,184 @@
-"""Which simulations a study runs, and in which order."""
+"""Which simulations a study runs, in which order, and with which parameters."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
+from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.quantities import Parameter
 from surrogate_flow.fields.simulation import Simulation
-from surrogate_flow.sampling import Sampler, Uniform
+from surrogate_flow.sampling.sampler import Observations, Sampler
+from surrogate_flow.sampling.uniform import Uniform
 
-__all__ = ["SEEDS", "held_out", "training"]
+__all__ = ["SEEDS", "Design"]
 
 # Held-out sets are drawn uniformly and are the same whatever samples the training set,
 # so that studies can be compared; the seeds are none that a user would choose.
 SEEDS = {"validation": 1_234_567_891, "test": 1_234_567_892}
 
+_AHEAD = 1024  # points that the sampler is asked for at once, at most
 
-def held_out(
-    part: str, bounds: Sequence[Parameter], count: int
-) -> Iterator[Simulation]:
-    """Yield the simulations 0, ..., count - 1, with a seed of their own.
+
+class Design:
+    """number -> parameters: the held-out points first, then those of the sampler.
+
+    Iterating yields the simulations that are left. Thread-safe: one thread may take
+    simulations while another reports losses.
 
     Parameters
     ----------
-    part : {"validation", "test"}
-        Each has another seed.
     bounds : sequence of Parameter
-    count : int
+        The box of the parameters.
+    sampler : Sampler
+        Of the simulations for training.
+    held_out : int
+        Simulations 0, ..., held_out - 1 are uniform points with a seed of their own.
+    simulations : int, optional
+        For training, numbered from `held_out`; without end by default.
+    part : {"validation", "test"}
+        What the held-out ones are for: each has another seed.
+    rank, world : int
+        Number of this process, and of all: each has every `world`-th simulation.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no parameter, or several ranks share a sampler that adapts.
+
+    Examples
+    --------
+    >>> box = [Parameter("rate", 0.0, 1.0)]
+    >>> design = Design(box, Uniform(seed=1), held_out=1, simulations=2)
+    >>> [(s.number, s.part, round(s.parameters["rate"], 3)) for s in design]
+    [(0, 'validation', 0.973), (1, 'training', 0.512), (2, 'training', 0.95)]
     """
-    points = Uniform(SEEDS[part]).parameters(bounds)
-    for number, parameters in enumerate(itertools.islice(points, count)):
-        yield Simulation(number, part, parameters)
 
+    def __init__(
+        self,
+        bounds: Sequence[Parameter],
+        sampler: Sampler,
+        *,
+        held_out: int,
+        simulations: int | None = None,
+        part: str = "validation",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        name = type(sampler).__name__
+        if not bounds:
+            raise ArgumentError(
+                f"{name}: parameters to draw",
+                "at least one",
+                "none",
+                "Declare in the solver's spec what varies between simulations.",
+            )
+        if world > 1 and sampler.adapts:
+            raise ArgumentError(
+                f"{name} adapts to the losses of all ranks, which one process must "
+                f"learn: expected one device, got {world}. Set --trainer.devices 1, or "
+                "use a sampler that does not adapt, such as --data.sampler Sobol."
+            )
+        self.held_out = held_out
+        self._bounds = tuple(bounds)
+        self._sampler = sampler
+        self._part = part
+        self._end = None if simulations is None else held_out + simulations
+        self._rank, self._world = rank, world
+        self._lock = threading.Lock()
+        self._ended: list[Container[int] | IntSet] = []
+        self._next = 0
+        self._fixed = Uniform(SEEDS[part]).ask(0, held_out, bounds)
+        # Points of the sampler, and the number of the simulation of the first.
+        self._pending, self._pending_first = np.empty((0, len(bounds))), held_out
+        # Of a sampler that adapts: a point is never drawn again.
+        self._drawn: dict[int, list[float]] = {}
 
-def training(
-    sampler: Sampler, bounds: Sequence[Parameter], first: int, count: int | None
-) -> Iterator[Simulation]:
-    """Yield the simulations first, first + 1, ..., without end if `count` is None."""
-    points = itertools.islice(sampler.parameters(bounds), count)
-    for number, parameters in enumerate(points, start=first):
-        yield Simulation(number, "training", parameters)
+    @property
+    def first(self) -> dict[str, float]:
+        """Parameters of the first simulation for training."""
+        with self._lock:
+            return self._named(self._point(self.held_out))
+
+    def next(self) -> Simulation | None:
+        """Return the next simulation of this rank that is left; None after the last."""
+        with self._lock:
+            while self._end is None or self._next < self._end:
+                number = self._next
+                self._next += 1
+                if number % self._world == self._rank and not any(
+                    number in ended for ended in self._ended
+                ):
+                    point = self._point(number)
+                    if self._sampler.adapts and number >= self.held_out:
+                        self._drawn[number] = point.tolist()
+                    part = "training" if number >= self.held_out else self._part
+                    return Simulation(number, part, self._named(point))
+        return None
+
+    def __iter__(self) -> Iterator[Simulation]:
+        return iter(self.next, None)
+
+    def skip(self, ended: Container[int] | IntSet) -> None:
+        """Leave out simulations that have ended in an earlier process."""
+        with self._lock:
+            self._ended.append(ended)
+
+    def tell(self, seen: Observations) -> None:
+        """Pass losses to the sampler, which may change the points still to be taken."""
+        if self._sampler.adapts:
+            with self._lock:
+                self._sampler.tell(seen)
+                self._replace_pending(self._next)
+
+    def replace_pending(self, first: int) -> None:
+        """Draw the points of the simulations first, first + 1, ... anew.
+
+        Those that were handed out keep theirs.
+        """
+        with self._lock:
+            self._replace_pending(first)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a sampler that adapts has learnt and drawn, as plain values."""
+        with self._lock:
+            return {
+                "sampler": self._sampler.state_dict(),
+                "numbers": list(self._drawn),
+                "points": list(self._drawn.values()),
+            }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`: what had not ended runs with the same points."""
+        with self._lock:
+            self._sampler.load_state_dict(state["sampler"])
+            self._drawn = dict(zip(state["numbers"], state["points"], strict=True))
+            self._replace_pending(self.held_out)
+
+    def _replace_pending(self, first: int) -> None:
+        kept = max(0, first - self._pending_first)
+        self._pending = self._pending[:kept]
+
+    def _point(self, number: int) -> Float[np.ndarray, " parameter"]:
+        if number < self.held_out:
+            point: Float[np.ndarray, " parameter"] = self._fixed[number]
+            return point
+        if number in self._drawn:
+            return np.array(self._drawn[number])
+        if not 0 <= number - self._pending_first < len(self._pending):
+            left = _AHEAD if self._end is None else max(1, self._end - number)
+            self._pending_first = number
+            self._pending = self._sampler.ask(
+                number - self.held_out, min(_AHEAD, left), self._bounds
+            )
+        point = self._pending[number - self._pending_first]
+        return point
+
+    def _named(self, point: Float[np.ndarray, " parameter"]) -> dict[str, float]:
+        names = (p.name for p in self._bounds)
+        return dict(zip(names, point.tolist(), strict=True))

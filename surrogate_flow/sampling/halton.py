@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import qmc
 
-from surrogate_flow.sampling.sampler import Sampler
+from surrogate_flow.sampling.sampler import BlockSampler
 
 __all__ = ["Halton"]
 
 
-class Halton(Sampler):
+class Halton(BlockSampler):
     """Scrambled Halton points: even in every prefix, best in few dimensions.
 
     Parameters
@@ -35,7 +35,7 @@ class Halton(Sampler):
     def block(
         self, index: int, dimensions: int
     ) -> Float[np.ndarray, "point parameter"]:
-        """Draw one block; see `Sampler.block`."""
+        """Draw one block; see `BlockSampler.block`."""
         engine = qmc.Halton(dimensions, seed=self.seed)
         # fast_forward would draw, and hold, every point that it passes over.
         engine.num_generated = index * self.block_size

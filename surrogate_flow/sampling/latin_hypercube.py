@@ -6,12 +6,13 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import qmc
 
-from surrogate_flow.sampling.sampler import Sampler
+from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.sampling.sampler import BlockSampler
 
 __all__ = ["LatinHypercube"]
 
 
-class LatinHypercube(Sampler):
+class LatinHypercube(BlockSampler):
     """Successive Latin hypercube designs: each fills every stratum exactly once.
 
     A design cuts every parameter's range into equal strata and puts one point into
@@ -26,7 +27,7 @@ class LatinHypercube(Sampler):
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If the seed is not a whole number >= 0, or there is no stratum.
 
     References
@@ -46,16 +47,13 @@ class LatinHypercube(Sampler):
     def __init__(self, seed: int = 0, *, strata: int = 64) -> None:
         super().__init__(seed)
         if strata < 1 or strata != int(strata):
-            raise ValueError(
-                f"LatinHypercube: expected strata to be a whole number >= 1, got "
-                f"{strata}. Each is the place of one point in a design."
-            )
+            raise ArgumentError("LatinHypercube: strata", "a whole number >= 1", strata)
         self.strata = self.block_size = int(strata)
 
     def block(
         self, index: int, dimensions: int
     ) -> Float[np.ndarray, "point parameter"]:
-        """Draw one design; see `Sampler.block`."""
+        """Draw one design; see `BlockSampler.block`."""
         engine = qmc.LatinHypercube(
             dimensions, seed=np.random.default_rng([self.seed, index])
         )

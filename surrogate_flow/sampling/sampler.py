@@ -1,59 +1,131 @@
-"""The contract of everything that chooses parameters."""
+"""The contract of everything that chooses parameters: ask for points, tell losses."""
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from surrogate_flow.fields.spec import Parameter
+from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.fields.quantities import Parameter
 
-__all__ = ["Sampler"]
+__all__ = ["BlockSampler", "Observations", "Sampler"]
+
+
+@dataclass(frozen=True)
+class Observations:
+    """The samples of one training step, each with its loss.
+
+    Attributes
+    ----------
+    simulation : array of shape (sample,)
+        Number of the simulation that each sample is of.
+    step : array of shape (sample,)
+        Index of the first step that was predicted.
+    parameters : array of shape (sample, parameter)
+        In physical units, in the order of the spec.
+    loss : array of shape (sample,)
+        Before the weights were updated, in normalised units.
+    """
+
+    simulation: Int[np.ndarray, " sample"]
+    step: Int[np.ndarray, " sample"]
+    parameters: Float[np.ndarray, "sample parameter"]
+    loss: Float[np.ndarray, " sample"]
 
 
 class Sampler(ABC):
-    """An endless sequence of points in the box of the parameters.
+    """An endless sequence of points in the box of the parameters: p₀, p₁, ...
 
-    A subclass draws blocks of points in the unit cube; the base joins them and scales
-    them to the bounds. A block depends on the seed and its number alone, so the
-    sequence can be entered anywhere, and a resumed run goes on where it stopped.
+    `ask` returns points of the sequence. A sampler that adapts overrides `tell`, which
+    may change all points that it was not asked for yet, and saves what it has learnt
+    in `state_dict`. Between two calls of `tell` a point depends on the seed and its
+    number alone, so the sequence can be entered anywhere.
 
     Parameters
     ----------
     seed : int
         Of the random numbers, >= 0; default 0. The same seed gives the same sequence.
 
-    Attributes
-    ----------
-    block_size : int
-        Points in a block.
-
     Raises
     ------
-    ValueError
+    ArgumentError
         If the seed is not a whole number >= 0.
+
+    Notes
+    -----
+    `Design` calls all methods under one lock. `surrogate_flow.testing.check_sampler`
+    checks everything that is said here.
 
     Examples
     --------
     >>> class Centre(Sampler):
-    ...     def block(self, index, dimensions):
-    ...         return np.full((self.block_size, dimensions), 0.5)
-    >>> next(Centre().parameters([Parameter("rate", 0.0, 3.0)]))
-    {'rate': 1.5}
+    ...     def ask(self, first, count, bounds):
+    ...         middle = [(p.low + p.high) / 2 for p in bounds]
+    ...         return np.tile(middle, (count, 1))
+    >>> Centre().ask(0, 2, [Parameter("rate", 0.0, 3.0)])
+    array([[1.5],
+           [1.5]])
     """
-
-    block_size: int = 1024
 
     def __init__(self, seed: int = 0) -> None:
         if seed < 0 or seed != int(seed):
-            raise ValueError(
-                f"{type(self).__name__}: expected seed to be a whole number >= 0, got "
-                f"{seed}. Any such number will do."
+            raise ArgumentError(
+                f"{type(self).__name__}: seed", "a whole number >= 0", seed
             )
         self.seed = int(seed)
+
+    @abstractmethod
+    def ask(
+        self, first: int, count: int, bounds: Sequence[Parameter]
+    ) -> Float[np.ndarray, "point parameter"]:
+        """Return the points first, ..., first + count - 1 of the sequence.
+
+        Parameters
+        ----------
+        first : int
+            Number of the first point, from 0.
+        count : int
+        bounds : sequence of Parameter
+            The sides of the box, one or more.
+
+        Returns
+        -------
+        array of shape (count, len(bounds))
+            Values in [low, high] of each parameter, in its units.
+        """
+
+    def tell(self, seen: Observations) -> None:  # noqa: B027 - optional
+        """Learn how large the losses of some samples are; ignored by default."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learnt as numbers, strings, lists and dicts."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Continue from what `state_dict` returned."""
+
+    @final
+    @property
+    def adapts(self) -> bool:
+        """Whether `tell` is overridden, so that the points depend on the losses."""
+        return type(self).tell is not Sampler.tell
+
+
+class BlockSampler(Sampler):
+    """A sampler that draws blocks of points in the unit cube, whatever the losses are.
+
+    Attributes
+    ----------
+    block_size : int
+        Points in a block.
+    """
+
+    block_size: int = 1024
 
     @abstractmethod
     def block(
@@ -71,54 +143,23 @@ class Sampler(ABC):
         Returns
         -------
         array of shape (block_size, dimensions)
-            Points in [0, 1), the same ones whenever it is asked for.
+            Points in [0, 1), the same ones whenever it is called.
         """
 
-    def parameters(
-        self, bounds: Sequence[Parameter], start: int = 0
-    ) -> Iterator[dict[str, float]]:
-        """Yield points of the box for ever.
-
-        Parameters
-        ----------
-        bounds : sequence of Parameter
-            The sides of the box.
-        start : int
-            Number of points to leave out at the beginning; default 0.
-
-        Returns
-        -------
-        iterator of dict of str to float
-            A value in [low, high] for each parameter. Memory does not grow.
-
-        Raises
-        ------
-        ValueError
-            If there is no parameter to draw, or `start` is negative.
-        """
-        if not bounds:
-            raise ValueError(
-                f"{type(self).__name__}: expected at least one parameter to draw, got "
-                "none. Declare what varies between simulations in the solver's spec."
-            )
-        if start < 0:
-            raise ValueError(
-                f"{type(self).__name__}: expected start >= 0, got {start}. Give the "
-                "number of points that were drawn before."
-            )
-        return self._walk(tuple(bounds), start)
-
-    def _walk(
-        self, bounds: tuple[Parameter, ...], start: int
-    ) -> Iterator[dict[str, float]]:
-        names = [p.name for p in bounds]
+    @final
+    def ask(
+        self, first: int, count: int, bounds: Sequence[Parameter]
+    ) -> Float[np.ndarray, "point parameter"]:
+        """Draw the blocks that hold the points, and scale these; see `Sampler.ask`."""
         low = np.array([p.low for p in bounds])
         high = np.array([p.high for p in bounds])
-        first, skip = divmod(start, self.block_size)
-        for index in itertools.count(first):
-            unit = self.block(index, len(bounds))
-            # Rounding may carry a point just past the upper bound.
-            points = np.clip(low * (1 - unit) + high * unit, low, high)
-            for point in points[skip:].tolist():
-                yield dict(zip(names, point, strict=True))
-            skip = 0
+        begin, skip = divmod(first, self.block_size)
+        end = -(-(first + count) // self.block_size)
+        unit = np.empty((0, len(bounds)))
+        if count:
+            blocks = [self.block(index, len(bounds)) for index in range(begin, end)]
+            unit = np.concatenate(blocks)[skip : skip + count]
+        # Rounding may carry a point just past the upper bound.
+        points: Float[np.ndarray, "point parameter"]
+        points = np.clip(low * (1 - unit) + high * unit, low, high)
+        return points

@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import qmc
 
-from surrogate_flow.sampling.sampler import Sampler
+from surrogate_flow.sampling.sampler import BlockSampler
 
 __all__ = ["Sobol"]
 
 
-class Sobol(Sampler):
+class Sobol(BlockSampler):
     """Scrambled Sobol' points: even in every prefix whose length is a power of two.
 
     Parameters
@@ -21,7 +21,7 @@ class Sobol(Sampler):
 
     Notes
     -----
-    The sequence has 2³² points, some four thousand million; scipy's error ends it.
+    The sequence has 2³² points, about 4.3e9; after them scipy raises an error.
 
     References
     ----------
@@ -38,7 +38,7 @@ class Sobol(Sampler):
     def block(
         self, index: int, dimensions: int
     ) -> Float[np.ndarray, "point parameter"]:
-        """Draw one block; see `Sampler.block`."""
+        """Draw one block; see `BlockSampler.block`."""
         # The longest sequence: with more than 32 bits scipy cannot fast-forward.
         engine = qmc.Sobol(dimensions, bits=32, seed=self.seed)
         if index:

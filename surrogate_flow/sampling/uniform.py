@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from surrogate_flow.sampling.sampler import Sampler
+from surrogate_flow.sampling.sampler import BlockSampler
 
 __all__ = ["Uniform"]
 
 
-class Uniform(Sampler):
+class Uniform(BlockSampler):
     """p ~ U[low, high]: independent points, also known as Monte Carlo sampling.
 
     Parameters
@@ -27,6 +27,6 @@ class Uniform(Sampler):
     def block(
         self, index: int, dimensions: int
     ) -> Float[np.ndarray, "point parameter"]:
-        """Draw one block; see `Sampler.block`."""
+        """Draw one block; see `BlockSampler.block`."""
         generator = np.random.default_rng([self.seed, index])
         return generator.random((self.block_size, dimensions))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from surrogate_flow.sampling.observations import Observations
+from surrogate_flow.sampling import Observations
 from surrogate_flow.surrogate.batch import Batch
 
 __all__ = ["Feedback", "Observer", "sample_losses"]

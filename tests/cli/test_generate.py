@@ -34,8 +34,7 @@ from surrogate_flow.dataset.writer import COMPLETE, FAILED
 from surrogate_flow.ensemble.ensemble import EnsembleError
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.reservoir import FIFO
-from surrogate_flow.sampling import Sobol, Uniform
-from surrogate_flow.sampling import design as schedule
+from surrogate_flow.sampling import Design, Sobol, Uniform
 from surrogate_flow.solvers import (
     Combined1D,
     GrayScott2D,
@@ -59,10 +58,13 @@ def study(solver=None, **kwargs):
 
 def parameters(data):
     """Those of all simulations, by number."""
-    bounds = data.spec.parameters
-    held_out = schedule.held_out("validation", bounds, data.count)
-    training = schedule.training(data.sampler, bounds, data.count, data.simulations)
-    return [s.parameters for s in (*held_out, *training)]
+    design = Design(
+        data.spec.parameters,
+        data.sampler,
+        held_out=data.count,
+        simulations=data.simulations,
+    )
+    return [simulation.parameters for simulation in design]
 
 
 @pytest.fixture(scope="module")

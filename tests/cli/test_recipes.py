@@ -19,7 +19,7 @@ from surrogate_flow.fields.names import RecipeError, class_at
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.reservoir.draw import Draw
-from surrogate_flow.sampling.design import held_out
+from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import Solver
 from surrogate_flow.stream import Encoder
 from surrogate_flow.surrogate.batch import Batch
@@ -154,7 +154,7 @@ def test_every_sensible_pair_learns(workflow, model):
         workflow, "--model", str(model), SMALL.get(workflow.stem, "--data.held_out=1")
     )
     module, solver = cli.model, cli.datamodule.solver
-    (simulation,) = held_out("validation", solver.spec.parameters, 1)
+    (simulation,) = Design(solver.spec.parameters, Uniform(), held_out=1, simulations=0)
     crossing, steps = Encoder(solver.spec, 0), []
     for dataset in solver.solve(simulation.parameters):
         steps.extend(crossing.convert(dataset, len(steps)))

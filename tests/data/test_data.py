@@ -67,12 +67,7 @@ def samples(batches):
 
 
 def expected(sampler, count):
-    phases = [
-        p["phase"]
-        for p, _ in zip(
-            sampler.parameters(Wave.spec.parameters), range(count), strict=False
-        )
-    ]
+    phases = sampler.ask(0, count, Wave.spec.parameters)[:, 0]
     return {(round(float(np.float32(p)), 5), s) for p in phases for s in range(STEPS)}
 
 

@@ -8,6 +8,7 @@ import warnings
 from functools import partial
 from unittest import mock
 
+import numpy as np
 import pytorch_lightning as L
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -33,14 +34,8 @@ SPANS = ((0.0, math.inf), (0.4, math.inf), (0.3, 0.7))
 class Numbers(Sampler):
     """1, 2, 3, ...: what training simulations are numbered behind one that is held out."""
 
-    def block(self, index, dimensions):
-        raise NotImplementedError
-
-    def parameters(self, bounds, start=0):
-        number = start
-        while True:
-            number += 1
-            yield {"number": float(number)}
+    def ask(self, first, count, bounds):
+        return np.arange(first + 1.0, first + count + 1)[:, np.newaxis]
 
 
 class Borrowed:

@@ -1,0 +1,166 @@
+"""Which simulations a study runs: numbers, parameters, ranks, resume, and losses."""
+
+import itertools
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.spec import Parameter
+from surrogate_flow.sampling import Design, Observations, Sampler, Sobol, Uniform
+
+BOX = [Parameter("initial", 100.0, 500.0, "K"), Parameter("inflow", -2.0, -1.0)]
+
+
+def taken(design, count=None):
+    """The next simulations, as plain values."""
+    return [
+        (s.number, s.part, list(s.parameters.values()))
+        for s in itertools.islice(design, count)
+    ]
+
+
+def losses(*simulations):
+    """What a surrogate says of some simulations, whose number is their loss."""
+    number = np.array(simulations)
+    return Observations(
+        number, 0 * number, np.zeros((len(number), 2)), number.astype(float)
+    )
+
+
+class Shifting(Uniform):
+    """Uniform, behind as many other blocks as the sum of all losses says."""
+
+    shift = 0
+
+    def block(self, index, dimensions):
+        return super().block(index + self.shift, dimensions)
+
+    def tell(self, seen):
+        self.shift += int(seen.loss.sum())
+
+    def state_dict(self):
+        return {"shift": self.shift}
+
+    def load_state_dict(self, state):
+        self.shift = state["shift"]
+
+
+def test_held_out_points_are_those_of_version_0_1():
+    """They depend on nothing but the part, so that studies can be compared."""
+    for part, seed in (("validation", 1_234_567_891), ("test", 1_234_567_892)):
+        for sampler in (Sobol(seed=2), Uniform(seed=8)):
+            design = Design(BOX, sampler, held_out=3, simulations=0, part=part)
+            points = Uniform(seed).ask(0, 3, BOX).tolist()
+            assert taken(design) == [(n, part, points[n]) for n in range(3)]
+
+
+@pytest.mark.parametrize("simulations", [5, 1500, None])
+def test_the_sampler_follows_the_held_out_set(simulations):
+    """Numbers go up by one; a design without end goes on behind its first block."""
+    design = Design(BOX, Sobol(seed=2), held_out=3, simulations=simulations)
+    points = Sobol(seed=2).ask(0, 2100, BOX).tolist()
+    names = [p.name for p in BOX]
+    assert design.first == dict(zip(names, points[0], strict=True))
+    count = 2100 if simulations is None else simulations
+    assert taken(design, 2103)[3:] == [
+        (3 + n, "training", points[n]) for n in range(count)
+    ]
+    assert (design.next() is None) == (simulations is not None)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_all_simulations(world):
+    """Each has every world-th number, with the parameters that it has on one rank."""
+    alone = taken(Design(BOX, Sobol(), held_out=4, simulations=20))
+    for rank in range(world):
+        design = Design(
+            BOX, Sobol(), held_out=4, simulations=20, rank=rank, world=world
+        )
+        assert taken(design) == alone[rank::world]
+
+
+def test_simulations_that_have_ended_are_left_out():
+    """Whoever says so, and whenever, as long as they were not taken before."""
+    alone = taken(Design(BOX, Sobol(), held_out=4, simulations=20))
+    design = Design(BOX, Sobol(), held_out=4, simulations=20)
+    design.skip({0, 5})
+    first = taken(design, 2)
+    design.skip(range(10, 20))
+    numbers = [0, 5, *range(10, 20)]
+    assert first + taken(design) == [s for s in alone if s[0] not in numbers]
+
+
+def test_losses_change_what_was_not_taken_and_nothing_else():
+    """Also in another process, which runs again what had not ended."""
+    design = Design(BOX, Shifting(), held_out=1, simulations=8)
+    before = taken(design, 4)
+    design.tell(losses(1, 2))
+    state = json.loads(json.dumps(design.state_dict()))
+    after = taken(design)
+    shifted = Shifting()
+    shifted.shift = 3
+    assert [p for _, _, p in after] == shifted.ask(3, 5, BOX).tolist()
+    assert [p for _, _, p in before[1:]] == Shifting().ask(0, 3, BOX).tolist()
+
+    again = Design(BOX, Shifting(), held_out=1, simulations=8)
+    again.load_state_dict(state)
+    again.skip({0, 2})
+    assert taken(again) == [before[1], before[3], *after]
+
+
+def test_pending_points_are_drawn_anew_on_demand():
+    """From a number on; a sampler that has learnt nothing draws the same again."""
+    sampler = Shifting()
+    design = Design(BOX, sampler, held_out=0, simulations=8)
+    assert len(taken(design, 2)) == 2
+    sampler.shift = 5
+    design.replace_pending(6)
+    points = [p for _, _, p in taken(design)]
+    assert points[:4] == Shifting().ask(2, 4, BOX).tolist()
+    assert points[4:] == sampler.ask(6, 2, BOX).tolist()
+
+    plain = Design(BOX, Sobol(), held_out=0, simulations=8)
+    first = taken(plain, 3)
+    plain.replace_pending(3)
+    assert first + taken(plain) == taken(
+        Design(BOX, Sobol(), held_out=0, simulations=8)
+    )
+
+
+def test_one_thread_takes_while_another_reports():
+    """No number is lost or taken twice, and parameters never leave the box."""
+    design = Design(BOX, Shifting(), held_out=1, simulations=3000)
+    got = []
+    taker = threading.Thread(target=lambda: got.extend(taken(design)))
+    taker.start()
+    while taker.is_alive():
+        design.tell(losses(1))
+    taker.join()
+    assert [number for number, _, _ in got] == list(range(3001))
+    for _, _, point in got:
+        assert all(
+            p.low <= value <= p.high for p, value in zip(BOX, point, strict=True)
+        )
+
+
+def test_what_cannot_be_is_refused():
+    """No parameters; a sampler that adapts on several ranks."""
+    with pytest.raises(UserError, match=r"Uniform: parameters to draw: .*at least one"):
+        Design([], Uniform(), held_out=1)
+    with pytest.raises(UserError, match=r"Shifting adapts .* got 2\. Set --trainer"):
+        Design(BOX, Shifting(), held_out=2, rank=1, world=2)
+    assert not Uniform().adapts
+
+
+def test_a_sampler_may_depend_on_nothing():
+    """The smallest sampler of one's own is one method."""
+
+    class Centre(Sampler):
+        def ask(self, first, count, bounds):
+            return np.tile([(p.low + p.high) / 2 for p in bounds], (count, 1))
+
+    design = Design(BOX, Centre(), held_out=0, simulations=2)
+    assert taken(design) == [(n, "training", [300.0, -1.5]) for n in range(2)]
