@@ -295,10 +295,10 @@ def test_a_solver_that_hangs_while_training_goes_on_is_named_in_time(opened):
         held_out=1,
         sampler=Uniform(seed=3),
         reservoir=partial(Reservoir, capacity=40, threshold=3),
-        faults=Faults(patience=4.0),
+        faults=Faults(patience=12.0),
     )
     with pytest.raises(
-        TimeoutError, match=r"No step for 4 s .*simulations run\. Silent"
+        TimeoutError, match=r"No step for 12 s .*simulations run\. Silent"
     ):
         collections.deque(data.train_dataloader(), maxlen=0)
 
