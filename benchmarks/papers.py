@@ -31,26 +31,26 @@ EXPERIMENTS = {
     "large": [
         *("--data", str(HERE / "heat2d_large.yaml"), "--model", _PLAIN),
         *("--batches", "20000", "--offline", "25", "--seeds", "2"),
-        *("--arms", "offline", "reservoir"),
+        *("--variants", "offline", "reservoir"),
         # Of 61,300 batches they halve the rate at 6250, 12500, 18750 and 25000.
         *("--model.scheduler.milestones", "[2000, 4000, 6000, 8000]"),
     ],
     "fully_connected": [
         *("--data", "heat2d", "--model", "fully_connected"),
         *("--batches", "2000", "--offline", "10", "--seeds", "3"),
-        *("--arms", "offline", "reservoir", "--data.solver.cells", "[50, 50]"),
+        *("--variants", "offline", "reservoir", "--data.solver.cells", "[50, 50]"),
     ],
     "fno": [
         *("--data", "navier_stokes2d", "--model", "fno", *_SMALL_FNO, _ONE_STEP),
         *("--batches", "1000", "--offline", "20", "--seeds", "3"),
-        *("--arms", "offline", "reservoir", "--data.solver.points", "32"),
+        *("--variants", "offline", "reservoir", "--data.solver.points", "32"),
         *("--data.reservoir.capacity", "2000", "--data.batch_size", "16"),
     ],
     "unet": [
         *("--data", "navier_stokes2d", "--model", "unet", _ONE_STEP),
         *("--model.network.widths", "[16, 32, 64]", "--model.network.padding=circular"),
         *("--batches", "1000", "--offline", "20", "--seeds", "3"),
-        *("--arms", "offline", "reservoir", "--data.solver.points", "32"),
+        *("--variants", "offline", "reservoir", "--data.solver.points", "32"),
         *("--data.reservoir.capacity", "2000", "--data.batch_size", "16"),
     ],
     "message_passing": [
@@ -58,7 +58,7 @@ EXPERIMENTS = {
         *("--model.window.inputs=25", "--model.window.outputs=25"),
         *("--model.network.width=64", "--model.network.periodic=true"),
         *("--batches", "1000", "--offline", "20", "--seeds", "3"),
-        *("--arms", "offline", "reservoir", "--data.solver.cells", "40"),
+        *("--variants", "offline", "reservoir", "--data.solver.cells", "40"),
         *("--data.batch_size", "16"),
     ],
 }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from surrogate_flow.cli.compare.contest import Contest
+from surrogate_flow.cli.compare import Comparison
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -90,27 +90,27 @@ def call(name, *words, cwd):
 
 
 @pytest.mark.parametrize(
-    ("name", "arm"),
+    ("name", "variant"),
     [
         ("laptop", "reservoir"),
         # Online it is trained below; from a data set its windows are bundles of steps.
         ("message_passing", "offline"),
     ],
 )
-def test_experiments_of_the_papers_run(name, arm, tmp_path):
+def test_experiments_of_the_papers_run(name, variant, tmp_path):
     """Each is a comparison; four batches of it, from simulations or from a data set."""
-    call("papers", name, "--quick", "--arms", arm, cwd=tmp_path)
+    call("papers", name, "--quick", "--variants", variant, cwd=tmp_path)
     (row,) = (
         (tmp_path / "runs/papers" / name / "comparison.csv").read_text().split()[1:]
     )
-    assert row.startswith(f"{arm},0,4,")
+    assert row.startswith(f"{variant},0,4,")
 
 
 @pytest.mark.parametrize(
     "name", ["laptop", "large", "fully_connected", "fno", "unet", "message_passing"]
 )
 def test_experiments_of_the_papers_are_whole(name, tmp_path, monkeypatch):
-    """Every arm of each, at its full size, passes the checks that come before a run."""
+    """Every variant of each, at its full size, passes the checks that come before a run."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.setattr(sys, "argv", sys.argv[:1])
@@ -121,12 +121,12 @@ def test_experiments_of_the_papers_are_whole(name, tmp_path, monkeypatch):
         pass
 
     def checked(self, coming, console):
-        raise Checked([arm.name for arm, _ in coming])
+        raise Checked([variant.name for variant, _ in coming])
 
-    monkeypatch.setattr(Contest, "_run", checked)
-    with pytest.raises(Checked) as arms:
+    monkeypatch.setattr(Comparison, "_run", checked)
+    with pytest.raises(Checked) as variants:
         papers.run(name, tmp_path, quick=False, words=[])
-    assert {"offline", "reservoir"} <= {*arms.value.args[0]}
+    assert {"offline", "reservoir"} <= {*variants.value.args[0]}
 
 
 def test_surrogates_of_the_combined_equation_beside_weno5(tmp_path):

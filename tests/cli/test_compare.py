@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -20,14 +19,15 @@ from rich.console import Console
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.compare import (
-    Contest,
-    ContestError,
-    Verdict,
-    arms_of,
-    child,
-    claim,
-    seconds,
+    Comparison,
+    ComparisonError,
+    ComparisonTable,
+    FinishedRun,
+    comparison,
+    variants_of,
 )
+from surrogate_flow.cli.compare.process import running
+from surrogate_flow.cli.compare.variant import Overrides
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.report.summary import Outcome
 
@@ -43,7 +43,7 @@ WORDS = [
     "--data.reservoir.capacity=100",
     "--data.reservoir.threshold=30",
     "--output=comparison",
-    "--arms",
+    "--variants",
 ]
 
 SHORT = ["--data.solver.steps=2"]
@@ -108,18 +108,18 @@ def test_arms_train_the_same_batches_and_are_run_once(folder, capsys):
     printed = capsys.readouterr().out
     assert printed.count(": done") == 3  # with the data set
     assert "relative_l2, change from offline" in printed
-    runs = {(row["arm"], int(row["seed"])): row for row in rows()}
+    runs = {(row["variant"], int(row["seed"])): row for row in rows()}
     assert len(runs) == 2
-    for (arm, _), row in runs.items():
+    for (variant, _), row in runs.items():
         assert int(row["batches"]) == 40
         assert int(row["samples"]) == 40 * 8
         assert float(row["solver_seconds"]) > 0
-        if arm == "offline":
+        if variant == "offline":
             assert (int(row["unique_samples"]), int(row["simulations"])) == (80, 6)
         # The process has to start, and the data to come.
-        places = [f"{arm}/seed-0", *(["generate"] if arm == "offline" else [])]
-        took = [Path("comparison", place, "seconds.txt") for place in places]
-        wall = sum(float(path.read_text()) for path in took)
+        places = [f"{variant}/seed-0", *(["generate"] if variant == "offline" else [])]
+        took = [Path("comparison", place, "done.json") for place in places]
+        wall = sum(json.loads(path.read_text())["seconds"] for path in took)
         assert float(row["wall_seconds"]) == pytest.approx(wall)
         assert wall > float(row["training_seconds"]) + len(places)
     assert "seconds in all" in printed
@@ -131,58 +131,52 @@ def test_arms_train_the_same_batches_and_are_run_once(folder, capsys):
     assert len(written) == 2
 
     main(["compare", *WORDS, "reservoir", "--seeds=1"])
-    assert [row["arm"] for row in rows()] == ["reservoir"]
+    assert [row["variant"] for row in rows()] == ["reservoir"]
     for path, when in written.items():
         assert path.stat().st_mtime_ns == when
-    # A held-out simulation that had failed, in a folder without seconds.
+    # A held-out simulation that had failed, and a data set that was made in parts.
     (path,) = Path("comparison/reservoir").rglob("outcome.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "validated": 1}))
-    for path in Path("comparison").rglob("seconds.txt"):
-        path.unlink()
+    Path("comparison/generate/done.json").unlink()
     main(["compare", *WORDS, "offline", "reservoir", "--seeds=1"])
     assert "simulations: offline over 2, reservoir over 1" in capsys.readouterr().out
-    assert [row["wall_seconds"] for row in rows()] == ["", ""]
+    assert [bool(row["wall_seconds"]) for row in rows()] == [False, True]
     with pytest.raises(SystemExit):
         main(["compare", *WORDS, "offline", "--data.solver.diffusivity=2"])
     assert "runs of another comparison: of_study was" in capsys.readouterr().err
 
 
-@pytest.mark.timeout(280)
-def test_seconds_of_a_data_set_are_those_until_it_is_whole(tmp_path, monkeypatch):
-    """An interrupted part counts, a look at a whole one does not; a killed one is unknown."""
+def test_seconds_of_a_data_set_that_was_made_in_parts_are_unknown(
+    tmp_path, monkeypatch
+):
+    """Made in one go it counts with each run; interrupted once, nothing is known."""
     recipe = tmp_path / "one.yaml"
     recipe.write_text("name: one\n")
-    folder, took = tmp_path / "c", tmp_path / "c/generate/seconds.txt"
-    arms = arms_of({"solver": "a.B"}, ["offline"], {})
-    one = Contest(folder, arms, 1, str(recipe), 5, 2, recipe)
-    ended: list[BaseException | None] = [KeyboardInterrupt(), None, None]
+    folder = tmp_path / "c"
+    variants = variants_of({"solver": "a.B"}, ["offline"], {})
+    one = Comparison(folder, variants, 1, recipe, str(recipe), 5, 2)
+    place = folder / "offline/seed-0"
+    place.mkdir(parents=True)
+    (place / "done.json").write_text('{"folder": ".", "seconds": 7.0}')
+    ended: list[BaseException | None] = [None]
 
-    def call(*_):
-        assert not took.exists()  # so a process that is killed leaves none
+    def run_command(*_):
+        (folder / "generate").mkdir(exist_ok=True)
         (folder / "offline.zarr").mkdir(exist_ok=True)
         if error := ended.pop(0):
             raise error
 
-    monkeypatch.setattr(Contest, "_call", call)
-    clock = SimpleNamespace(monotonic=iter(range(0, 1000, 10)).__next__)
-    monkeypatch.setattr(seconds, "time", clock)
+    monkeypatch.setattr(comparison, "run_command", run_command)
     console = Console(quiet=True)
+    one._generate(console)
+    assert one.seconds(variants[0], 0) >= 7
+    shutil.rmtree(folder / "generate")
+    (folder / "offline.zarr").rmdir()
+    ended += [KeyboardInterrupt(), None]
     with pytest.raises(KeyboardInterrupt):
         one._generate(console)
-    assert float(took.read_text()) == 10
     one._generate(console)
-    one._generate(console)
-    assert float(took.read_text()) == 20
-    took.unlink()
-    ended.append(None)
-    one._generate(console)
-    assert not took.exists()
-    place = folder / "offline/seed-0"
-    place.mkdir(parents=True)
-    (place / "seconds.txt").write_text("7\n")
-    assert one.seconds(arms[0], 0) is None
-    took.write_text("20\n")
-    assert one.seconds(arms[0], 0) == 27
+    assert one.seconds(variants[0], 0) is None
 
 
 def test_arms_validate_on_the_same_simulations(folder, monkeypatch):
@@ -218,28 +212,33 @@ def test_what_is_compared_is_one_thing(name, folder):
     recipe = Path("one.yaml")
     recipe.write_text("name: one\n")
     Path("c").mkdir()
-    whole = dict(
+    same = dict(
         folder=Path("c"),
-        arms=[],
+        variants=[],
         seeds=1,
         model="one.yaml",
         batches=5,
         offline=2,
         workflow=recipe,
-        reservoir={"capacity": 7},
+        overrides=Overrides(reservoir={"capacity": 7}),
     )
-    claim.note(Path("c"), Contest(**whole)._described())
-    Contest(**whole).run(Console(quiet=True))
-    other = {"reservoir": {"capacity": 8}, "batches": 6}[name]
-    with pytest.raises(ContestError, match=f"of another comparison: {name} was"):
-        Contest(**{**whole, name: other}).run(Console(quiet=True))
+    note = Comparison(**same)._shared()
+    Path("c/comparison.json").write_text(json.dumps(note))
+    Comparison(**same).run(Console(quiet=True))
+    reservoir = {"overrides": Overrides(reservoir={"capacity": 8})}
+    other = {"reservoir": reservoir, "batches": {"batches": 6}}[name]
+    with pytest.raises(ComparisonError, match=f"of another comparison: {name} was"):
+        Comparison(**{**same, **other}).run(Console(quiet=True))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["offlin"], "--arms: no arm 'offlin'. Did you mean 'offline'"),
-        (["offline", "--data.reservoir=FIFO"], "gives each arm a policy of its own"),
+        (["offlin"], "--variants: no 'offlin'. Did you mean 'offline'"),
+        (
+            ["offline", "--data.reservoir=FIFO"],
+            "gives each variant a policy of its own",
+        ),
         (["offline", "--bathces=3"], "compare takes no '--bathces'"),
         (
             ["offline", "--trainer.max_time"],
@@ -257,7 +256,7 @@ def test_what_is_compared_is_one_thing(name, folder):
 def test_mistakes_are_named(folder, words, message, capsys, monkeypatch):
     """Before anything runs, whichever arm it is that could not."""
     runs = []
-    monkeypatch.setattr(Contest, "_call", lambda *call: runs.append(call))
+    monkeypatch.setattr(comparison, "run_command", lambda *call: runs.append(call))
     with pytest.raises(SystemExit):
         main(["compare", *WORDS, *words])
     said = capsys.readouterr().err
@@ -270,7 +269,7 @@ def test_mistakes_are_named(folder, words, message, capsys, monkeypatch):
 def test_a_model_that_does_not_fit_is_refused_first(folder, monkeypatch, capsys):
     """A Fourier network for fields without dims: nothing runs, no folder is made."""
     runs = []
-    monkeypatch.setattr(Contest, "_call", lambda *call: runs.append(call))
+    monkeypatch.setattr(comparison, "run_command", lambda *call: runs.append(call))
     with pytest.raises(SystemExit):
         main(["compare", "--data=lorenz", "--model=fno", "--output=comparison"])
     said = capsys.readouterr().err
@@ -292,9 +291,9 @@ def test_recipes_with_a_class_of_their_own_keep_it():
         "class_path": "surrogate_flow.OnlineData",
         "init_args": {"solver": "a.B", "simulations": 5},
     }
-    (arm,) = arms_of(recipe, ["firo"], {"capacity": 9, "threshold": 3})
-    assert arm.recipe["class_path"] == "surrogate_flow.OnlineData"
-    assert arm.recipe["init_args"] == {
+    (variant,) = variants_of(recipe, ["firo"], {"capacity": 9, "threshold": 3})
+    assert variant.recipe["class_path"] == "surrogate_flow.OnlineData"
+    assert variant.recipe["init_args"] == {
         "solver": "a.B",
         "simulations": None,
         "reservoir": {
@@ -303,10 +302,12 @@ def test_recipes_with_a_class_of_their_own_keep_it():
         },
     }
     assert recipe["init_args"]["simulations"] == 5
-    (arm,) = arms_of({"solver": "a.B"}, ["fifo"], {"capacity": 9, "threshold": 3})
-    assert arm.recipe["reservoir"]["init_args"] == {"capacity": 9}
+    (variant,) = variants_of(
+        {"solver": "a.B"}, ["fifo"], {"capacity": 9, "threshold": 3}
+    )
+    assert variant.recipe["reservoir"]["init_args"] == {"capacity": 9}
     with pytest.raises(RecipeError):
-        arms_of(recipe, ["lifo"], {})
+        variants_of(recipe, ["lifo"], {})
 
 
 def outcome(error, **changed):
@@ -318,63 +319,62 @@ def outcome(error, **changed):
     )
 
 
-def test_the_verdict_is_mean_spread_and_gain():
-    """0.2 and 0.4 against 0.1 and 0.1: 0.3 ± 0.1, and minus two thirds."""
-    verdict = Verdict(
-        {"offline": [outcome(0.2), outcome(0.4)], "firo": [outcome(0.1)] * 2}, {}
+def finished(**variants):
+    """A table of these runs: a list of (outcome, seconds) for each variant."""
+    return ComparisonTable(
+        [
+            FinishedRun(variant, seed, *run)
+            for variant, runs in variants.items()
+            for seed, run in enumerate(runs)
+        ]
     )
+
+
+def cells(table, title):
     console = Console(width=100, record=True)
-    console.print(verdict.table())
-    printed = console.export_text()
-    assert f"0.3 ± {np.std([0.2, 0.4], ddof=1):.2g}" in printed
-    assert "-67 %" in printed
-    assert "loss" not in printed
+    console.print(table.table())
+    lines = console.export_text().splitlines()
+    (row,) = (line for line in lines if f"│ {title}" in line)
+    return [cell.strip() for cell in row.split("│")[2:-1]]
+
+
+def column(table, path, name):
+    table.write_csv(path)
+    with path.open(newline="") as file:
+        return [row[name] for row in csv.DictReader(file)]
+
+
+def test_the_table_shows_mean_spread_and_change():
+    """0.2 and 0.4 against 0.1 and 0.1: 0.3 ± 0.1, and minus two thirds."""
+    table = finished(
+        offline=[(outcome(0.2),), (outcome(0.4),)], firo=[(outcome(0.1),)] * 2
+    )
+    spread = f"0.3 ± {np.std([0.2, 0.4], ddof=1):.2g}"
+    assert cells(table, "relative_l2 ") == [spread, "0.1"]
+    assert cells(table, "relative_l2, change") == ["", "-67 %"]
+    assert "val_loss" not in table.errors
 
 
 def test_seconds_in_all_are_a_dash_where_they_are_unknown(tmp_path):
-    """Folders of older versions have none: the rest is shown, the cell of the CSV is empty."""
-    runs = {"offline": [outcome(0.2)] * 2, "firo": [outcome(0.1)] * 2}
-    for wall, offline, firo in (
-        (None, "-", "-"),
-        ({"offline": [40.0, None], "firo": [30.0, 30.0]}, "-", "30"),
-    ):
-        verdict = Verdict(runs, {}, wall)
-        console = Console(width=100, record=True)
-        console.print(verdict.table())
-        (row,) = (
-            line
-            for line in console.export_text().splitlines()
-            if "│ seconds in a" in line
-        )
-        assert [cell.strip() for cell in row.split("│")[2:-1]] == [offline, firo]
-    verdict.write_csv(tmp_path / "all.csv")
-    with (tmp_path / "all.csv").open(newline="") as file:
-        assert [r["wall_seconds"] for r in csv.DictReader(file)] == [
-            "40.0",
-            "",
-            "30.0",
-            "30.0",
-        ]
+    """Unknown in one run, they are unknown of the variant; the cell of the CSV is empty."""
+    old, new = outcome(0.2), outcome(0.1)
+    table = finished(offline=[(old, 40.0), (old, None)], firo=[(new, 30.0)] * 2)
+    assert cells(table, "seconds in all") == ["-", "30"]
+    seconds = column(table, tmp_path / "all.csv", "wall_seconds")
+    assert seconds == ["40.0", "", "30.0", "30.0"]
 
 
-def test_arms_that_were_validated_otherwise_are_marked(tmp_path):
-    """7 of 10 simulations beside 10: a row, a column and a line with the arms; else no line."""
-    same = {"offline": [outcome(0.2, validated=10)] * 2}
-    short = [outcome(0.1, validated=7), outcome(0.1, validated=8)]
-    other = {"fifo": short, "firo": [outcome(0.1)] * 2}
-    verdict = Verdict(same | other, {})
-    console = Console(width=100, record=True)
-    console.print(verdict.table())
-    lines = console.export_text().splitlines()
-    (row,) = (line for line in lines if "held-out simulations" in line)
-    assert [cell.strip() for cell in row.split("│")[2:-1]] == ["10", "7 to 8", "-"]
-    assert "simulations: offline over 10, fifo over 7 to 8, firo" in verdict.warning()
-    verdict.write_csv(tmp_path / "all.csv")
-    with (tmp_path / "all.csv").open(newline="") as file:
-        counts = [row["validated"] for row in csv.DictReader(file)]
+def test_variants_that_were_validated_otherwise_are_marked(tmp_path):
+    """7 of 10 simulations beside 10: a row, a column and a warning; else no warning."""
+    full = [(outcome(0.2, validated=10),)] * 2
+    short = [(outcome(0.1, validated=n),) for n in (7, 8)]
+    table = finished(offline=full, fifo=short, firo=[(outcome(0.1),)] * 2)
+    assert cells(table, "held-out simulations") == ["10", "7 to 8", "-"]
+    assert "simulations: offline over 10, fifo over 7 to 8, firo" in table.warning()
+    counts = column(table, tmp_path / "all.csv", "validated")
     assert counts == ["10", "10", "7", "8", "", ""]
-    assert Verdict(same | {"firo": [outcome(0.1)]}, {}).warning() is None
-    assert Verdict(same | {"firo": [outcome(0.1, validated=10)]}, {}).warning() is None
+    assert finished(offline=full, firo=[(outcome(0.1),)]).warning() is None
+    assert finished(offline=full, firo=full).warning() is None
 
 
 def test_outcomes_of_older_versions_are_read(tmp_path):
@@ -390,7 +390,7 @@ def runs(folder, monkeypatch):
     """The folders of runs that end at once, each beside one of somebody else."""
     made = []
 
-    def call(_, words, *place):
+    def run_command(words, *place):
         (root,) = (w.partition("=")[2] for w in words if "default_root_dir" in w)
         mine = Path(root, "heat2d", "now")
         beside = Path(root).parent / "heat2d"
@@ -402,14 +402,14 @@ def runs(folder, monkeypatch):
             (run / "outcome.json").write_text(json.dumps(dataclasses.asdict(one)))
             (run / "metrics.csv").write_text("step,val_relative_l2\n39,0.1\n")
 
-    monkeypatch.setattr(Contest, "_call", call)
+    monkeypatch.setattr(comparison, "run_command", run_command)
     return made
 
 
 def test_a_run_is_its_own_whoever_ends_beside_it(runs):
     """As one whose comparison was killed does; cut off itself, it begins in a new folder."""
     main(["compare", *WORDS, "reservoir", "--seeds=1"])
-    Path("comparison/reservoir/seed-0/ended.txt").unlink()
+    Path("comparison/reservoir/seed-0/done.json").unlink()
     main(["compare", *WORDS, "reservoir", "--seeds=1"])
     assert [run.parts[-3] for run in runs] == ["run-1", "run-2"]
     assert [float(row["val_relative_l2"]) for row in rows()] == [0.1]
@@ -470,15 +470,14 @@ def test_ctrl_c_ends_the_run_under_way(folder, capsys):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 128 + signal.SIGINT
     assert not list(folder.rglob("comparison.csv"))
-    assert not list(folder.rglob("ended.txt"))
+    assert not list(folder.rglob("done.json"))
     assert not list(folder.glob("comparison/.lock"))
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 
 
-def test_a_run_that_does_not_end_is_killed_with_a_word(tmp_path, monkeypatch):
+def test_a_run_that_does_not_end_is_killed_and_named(tmp_path):
     """Deaf to Ctrl-C: killed with its child, named; what interrupted goes on its way."""
-    monkeypatch.setattr(child, "_END", 1.0)
     deaf = (
         "import signal, subprocess\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
@@ -489,13 +488,12 @@ def test_a_run_that_does_not_end_is_killed_with_a_word(tmp_path, monkeypatch):
     console, log = Console(width=500, record=True), tmp_path / "log.txt"
     words = [sys.executable, "-c", deaf]
     with (
-        log.open("w") as file,
         pytest.raises(KeyboardInterrupt),
-        child._process(words, file, "firo, seed 2", console),
+        running(words, log, "firo, seed 2", console, end_seconds=1.0),
     ):
         pid = int(wait_until(log.read_text))
         raise KeyboardInterrupt
     said = console.export_text()
-    assert "firo, seed 2: expected it to end within 1 s, it had not" in said
-    assert "The same command runs it anew" in said
+    assert "did not end within 1 s, and was killed" in said
+    assert said.startswith("firo, seed 2 (")
     wait_until(lambda: not psutil.pid_exists(pid))

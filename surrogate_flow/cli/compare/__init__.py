@@ -1,9 +1,16 @@
-"""Offline against online: the same batches from different places, side by side."""
+"""``surrogate-flow compare``: the same training from several sources of samples."""
 
-from surrogate_flow.cli.compare.arm import Arm, arms_of
 from surrogate_flow.cli.compare.command import compare
-from surrogate_flow.cli.compare.contest import Contest
-from surrogate_flow.cli.compare.errors import ContestError
-from surrogate_flow.cli.compare.verdict import Verdict
+from surrogate_flow.cli.compare.comparison import Comparison, ComparisonError
+from surrogate_flow.cli.compare.table import ComparisonTable, FinishedRun
+from surrogate_flow.cli.compare.variant import Variant, variants_of
 
-__all__ = ["Arm", "Contest", "ContestError", "Verdict", "arms_of", "compare"]
+__all__ = [
+    "Comparison",
+    "ComparisonError",
+    "ComparisonTable",
+    "FinishedRun",
+    "Variant",
+    "compare",
+    "variants_of",
+]
