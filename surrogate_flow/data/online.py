@@ -13,13 +13,12 @@ import numpy as np
 from distributed.deploy.cluster import Cluster
 from jaxtyping import Float
 
-from surrogate_flow.data.applied import AppliedBatches
 from surrogate_flow.data.archiving import Tee
 from surrogate_flow.data.checkpoint import Persistence
 from surrogate_flow.data.checkpoint_folder import checkpoint_folder
 from surrogate_flow.data.first_fill import FirstFill
 from surrogate_flow.data.module import Cost, SurrogateData
-from surrogate_flow.data.online_loader import OnlineLoader
+from surrogate_flow.data.online_loader import AppliedBatches, OnlineLoader
 from surrogate_flow.data.ranks import Ranks, State
 from surrogate_flow.data.router import Router
 from surrogate_flow.data.status import Status
@@ -326,16 +325,16 @@ class OnlineData(SurrogateData):
         assert store is not None, "only a fit has a reservoir"
         assert memory is not None, "and what keeps it"
         if self._loader is None:
+            trainer = self.trainer
             self._loader = OnlineLoader(
                 store,
-                self.window,
-                flight=memory.flight,
-                trained=AppliedBatches(self.trainer) if self.trainer else None,
-                ranks=self.ranks,
-                stopped=self._stopped.is_set,
-                patient=self.deterministic,
-                device=self.trainer.strategy.root_device if self.trainer else None,
+                pending=memory.flight,
                 check=study.check,
+                applied=AppliedBatches(trainer) if trainer else None,
+                ranks=self.ranks,
+                stopped=self._stopped,
+                patient=self.deterministic,
+                device=trainer.strategy.root_device if trainer else None,
             )
         return self._loader
 

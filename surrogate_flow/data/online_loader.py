@@ -1,87 +1,76 @@
-"""Batches out of the reservoir, drawn ahead by a thread of their own."""
+"""Batches out of the reservoir, and how many of them are in the weights."""
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, final
 
+import pytorch_lightning as L
 import torch
+from pytorch_lightning.callbacks import Callback
 
-from surrogate_flow.data.ranks import Ranks, State, must_wait
-from surrogate_flow.fields.window import Window
-from surrogate_flow.reservoir import PendingBatches, Store
+from surrogate_flow.data.prefetch import POLL_SECONDS, Prefetch, in_step
+from surrogate_flow.data.ranks import Ranks
+from surrogate_flow.reservoir import Draw, PendingBatches, Store
 from surrogate_flow.reservoir.counters import Clock
-from surrogate_flow.reservoir.devices import side_of
 from surrogate_flow.surrogate.batch import Batch
 
-__all__ = ["OnlineLoader"]
-
-_SLICE = 0.5  # seconds of a wait between two looks at the study
+__all__ = ["AppliedBatches", "OnlineLoader"]
 
 
+@final
 class OnlineLoader:
     """Iterable of batches, of unknown length; ends when the reservoir has drained.
 
-    A DataLoader's worker processes could not see the reservoir; one thread that draws
-    ahead copies rows while the training step runs.
+    A DataLoader's worker processes could not see the reservoir.
 
     Parameters
     ----------
     store : Store
-    window : Window
-    flight : PendingBatches
-        Where batches are noted until they have been trained; those that a checkpoint
-        found there come first.
-    trained : callable, optional
-        Number of batches trained so far, of those that this loader gave, weightless
-        ones too; by default all that it gave.
+    pending : PendingBatches
+        Keeps batches until they have been trained; those that a checkpoint left in it
+        come first.
+    check : callable
+        Raises what stopped the study, if anything did, so that no wait is for ever.
+    applied : AppliedBatches, optional
+        Counts the batches trained so far, padding included; by default all that were
+        given are.
     ranks : Ranks, optional
-        All end after the same batch. Those whose data have ended before, or are late
-        while another rank is full, get batches of weight zero.
-    stopped : callable, optional
-        Whether this rank was told to stop, and all with it.
+    stopped : threading.Event, optional
+        Set when this rank, and all with it, are to stop.
     patient : bool
         Whether a rank without data is waited for even when this one is full.
     device : torch.device, optional
-        To which batches are copied, beside the training step; the CPU by default.
-    check : callable
-        Raises what stopped the study, if anything did, so that no wait is for ever.
-    ahead : int
-        Batches drawn ahead.
+        To which batches are copied; the CPU by default.
     """
 
     def __init__(
         self,
         store: Store,
-        window: Window,
         *,
-        flight: PendingBatches,
-        trained: Callable[[], int] | None = None,
+        pending: PendingBatches,
+        check: Callable[[], None],
+        applied: AppliedBatches | None = None,
         ranks: Ranks | None = None,
-        stopped: Callable[[], bool] = bool,
+        stopped: threading.Event | None = None,
         patient: bool = False,
         device: torch.device | None = None,
-        check: Callable[[], None],
-        ahead: int = 2,
     ) -> None:
         self._store = store
-        self._window = window
-        self._flight = flight
-        self._given = 0
-        # Which of those were weightless and are not trained yet, and how many were.
-        self._weightless: deque[int] = deque()
-        self._weightless_before = 0
-        self._weightless_lock = threading.Lock()
-        self._processed = trained or (lambda: self._given)
-        self._ranks = ranks or Ranks()
-        self._stopped = stopped
-        self._patient = patient
-        self._side = side_of(device or torch.device("cpu"))
+        self._pending = pending
         self._check = check
-        self._ahead = ahead
+        self._applied = applied
+        self._ranks = ranks or Ranks()
+        self._stopped = stopped or threading.Event()
+        self._patient = patient
+        self._device = device
         self._waited = Clock()
+        self._given = 0
+        # Numbers of the batches given that were padding: in no reservoir.
+        self._padding = array("q")
 
     @property
     def waited(self) -> float:
@@ -89,122 +78,99 @@ class OnlineLoader:
         return self._waited.total
 
     def __iter__(self) -> Iterator[Batch]:
-        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(self._ahead)
-        left = threading.Event()
-        thread = threading.Thread(
-            target=self._draw_ahead, args=(ready, left), name="prefetch", daemon=True
-        )
-        thread.start()
-        state, item = State.READY, None
+        store = self._store
+        padding = Batch.padding(store.spec, store.window)
         try:
-            while True:
-                if state is not State.ENDED:
-                    # One that had nothing when others went on does not hold them up.
-                    patience = 0.0 if state is State.WAITING else _SLICE
-                    state, item = self._look(ready, patience)
-                states = self._meet(state)
-                while must_wait(states):
-                    if state is State.WAITING:
-                        state, item = self._look(ready, _SLICE)
-                    elif state is State.READY:
-                        state = self._having()
-                    states = self._meet(state)
-                if isinstance(item, BaseException):
-                    raise item
-                having = states.count(State.READY) + states.count(State.FULL)
-                if State.STOPPED in states or not having:
-                    return
-                if item is None:
-                    self._weightless.append(self._given)
-                self._given += 1
-                # Gradients are averaged over all ranks, those without data too.
-                weight = self._ranks.world / having
-                if item is not None:
-                    self._side.hand_over(*item.tensors)
-                yield (
-                    Batch.padding(self._store.spec, self._window)
-                    if item is None
-                    else item._replace(weight=weight)
-                )
+            with Prefetch(
+                self._draws(), store.window, self._device, self._stopped, self._waited
+            ) as batches:
+                for batch in in_step(batches, self._ranks, padding, self._full):
+                    if not batch.weight:
+                        self._padding.append(self._given)
+                    self._given += 1
+                    yield batch
         finally:
-            left.set()
-            while thread.is_alive():
-                while not ready.empty():
-                    ready.get_nowait()
-                thread.join(0.01)
-            left_out = self._weightless_before + len(self._weightless)
-            self._flight.give_back(self._given - left_out)
+            self._pending.give_back(self._given - len(self._padding))
 
     def trained(self) -> int:
         """Return how many batches of the reservoir are in the weights."""
-        with self._weightless_lock:
-            processed = self._processed()
-            while self._weightless and self._weightless[0] < processed:
-                self._weightless.popleft()
-                self._weightless_before += 1
-            return processed - self._weightless_before
+        applied = self._applied.count() if self._applied else self._given
+        return applied - bisect_left(self._padding, applied)
 
-    def _meet(self, state: State) -> list[State]:
-        """Tell the other ranks, and first of all whether this one was told to stop."""
-        told = self._stopped() and state is not State.FAILED
-        return self._ranks.gather_states(State.STOPPED if told else state)
+    def _full(self) -> bool:
+        return not self._patient and self._store.held_up
 
-    def _look(
-        self, ready: queue.Queue[Batch | BaseException | None], patience: float
-    ) -> tuple[State, Batch | BaseException | None]:
-        """Wait for so many seconds at most, and say what this rank has."""
-        self._waited.start()
-        try:
-            item = ready.get(timeout=patience)
-        except queue.Empty:
-            return State.WAITING, None
-        self._waited.stop()
-        if self._stopped():
-            return State.STOPPED, None
-        if isinstance(item, BaseException):
-            return State.FAILED, item
-        return (State.ENDED if item is None else self._having()), item
-
-    def _having(self) -> State:
-        full = not self._patient and self._store.held_up
-        return State.FULL if full else State.READY
-
-    def _draw_ahead(
-        self,
-        ready: queue.Queue[Batch | BaseException | None],
-        left: threading.Event,
-    ) -> None:
-        try:
-            while not left.is_set():
-                batch = self._draw(left)
-                if batch is not None:
-                    batch = batch.sent(self._side)
-                while not left.is_set():
-                    try:
-                        ready.put(batch, timeout=_SLICE)
-                        break
-                    except queue.Full:
-                        # Whoever failed while it trained may never come for the rest.
-                        if self._stopped():
-                            return
-                if batch is None:
-                    return
-        except BaseException as error:
-            # Raised again by the thread that iterates.
-            ready.put(error)
-
-    def _draw(self, left: threading.Event) -> Batch | None:
-        while not left.is_set():
+    def _draws(self) -> Generator[Draw | None]:
+        while True:
             self._check()
-            self._flight.settle(self.trained())
-            if (draw := self._flight.repeat()) is not None:
-                return Batch.from_draw(draw, self._window)
-            try:
-                draw = self._store.draw(_SLICE, self._flight)
-            except TimeoutError:
-                continue
+            self._pending.settle(self.trained())
+            draw = self._pending.repeat()
             if draw is None:
+                try:
+                    draw = self._store.draw(POLL_SECONDS, self._pending)
+                except TimeoutError:
+                    yield None
+                    continue
+            if draw is None:
+                # It drained, or was stopped since the study failed.
                 self._check()
-                return None
-            return Batch.from_draw(draw, self._window)
-        return None
+                return
+            yield draw
+
+
+@final
+class AppliedBatches(Callback):
+    """Counts batches in the weights since this was made.
+
+    Batches whose gradients still add up (``accumulate_grad_batches``) are in no
+    checkpoint, and come again in a run that goes on.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        That fits; this becomes one of its callbacks, in place of an earlier one.
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self._trainer = trainer
+        self._before = self._progress()["total"]["processed"]
+        # Lightning sets the attribute elsewhere.
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [c for c in callbacks if not isinstance(c, AppliedBatches)]
+        callbacks.append(self)
+
+    def count(self) -> int:
+        """Return how many batches' gradients have been applied."""
+        progress = self._progress()
+        total = progress["total"]["processed"] - self._adding_up(progress)
+        return max(0, int(total - self._before))
+
+    def on_save_checkpoint(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Leave batches whose gradients add up out of Lightning's counters.
+
+        They come again, so the next step of the optimizer is made of as many as ever.
+        """
+        count = self._adding_up(self._progress())
+        saved = checkpoint.get("loops", {}).get("fit_loop", {})
+        for part in ("current", "total"):
+            counters = saved.get("epoch_loop.batch_progress", {}).get(part, {})
+            for name in counters:
+                counters[name] -= count
+        if count:
+            # Lightning adds it again when it goes on behind a step of the optimizer.
+            saved["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+
+    def _adding_up(self, progress: dict[str, Any]) -> int:
+        now: int = progress["current"]["processed"]
+        # The flag is set before the batch is trained.
+        last = progress["is_last_batch"] and now == progress["current"]["ready"]
+        over = last or now >= self._trainer.num_training_batches
+        return 0 if over else now % self._trainer.accumulate_grad_batches
+
+    def _progress(self) -> dict[str, Any]:
+        return self._trainer.fit_loop.epoch_loop.batch_progress.state_dict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -63,7 +63,8 @@ class Shuffled:
         seed: Sequence[int],
     ) -> None:
         self._archive = archive
-        self._window = window
+        self.spec = archive.spec
+        self.window = window
         self._seed = tuple(seed)
         spec = archive.spec
         if spec.steps < window.span:
@@ -111,7 +112,7 @@ class Shuffled:
         if again <= 1:
             return words
         return (
-            f"{words}, {again:.2f} times as many bytes: windows of {self._window.span} "
+            f"{words}, {again:.2f} times as many bytes: windows of {self.window.span} "
             "steps cross the borders of what is read at once; more data.memory makes "
             "that fewer"
         )
@@ -125,7 +126,7 @@ class Shuffled:
                 moments.update(part)
         return moments.count, moments.mean, moments.std
 
-    def draws(self, epoch: int, batch_size: int, skip: int = 0) -> Iterator[Draw]:
+    def draws(self, epoch: int, batch_size: int, skip: int = 0) -> Generator[Draw]:
         """Yield the batches of an epoch, but for the first `skip`.
 
         The last one may be smaller. Of a block that is left out nothing is read.
@@ -215,7 +216,7 @@ class Shuffled:
 
     def _draw(self, steps: _Steps, table: Table, first: int, stop: int) -> Draw:
         places = table.place[first:stop]
-        span = self._window.span
+        span = self.window.span
         rows = (places[:, None] + np.arange(span)).ravel()
         fields = np.take(steps, rows, axis=0)
         simulation = table.simulation[first:stop]

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, final
 
 import numpy as np
+import pytorch_lightning as L
 from dask.utils import format_bytes, parse_bytes
 from jaxtyping import Float
 
 from surrogate_flow.data.module import Cost, SurrogateData
+from surrogate_flow.data.prefetch import Prefetch, in_step
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.shuffle import Shuffled
 from surrogate_flow.data.status import StoredStatus
-from surrogate_flow.data.stored_loader import StoredLoader
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir.moments import Moments
+from surrogate_flow.surrogate.batch import Batch
 
 __all__ = ["StoredData"]
 
@@ -216,14 +221,11 @@ class StoredData(SurrogateData):
         each = self.window.samples(self.spec.steps)
         self._loader = StoredLoader(
             samples,
-            self.spec,
-            self.window,
             self.batch_size,
             windows=[each * len(share) for share in self._shares],
             ranks=self.ranks,
-            stopped=self._stopped.is_set,
-            on_stop=self._end,
-            device=self.trainer.strategy.root_device if self.trainer else None,
+            stopped=self._stopped,
+            trainer=self.trainer,
         )
         return self._loader
 
@@ -247,10 +249,6 @@ class StoredData(SurrogateData):
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
-
-    def _end(self) -> None:
-        if self.trainer is not None:
-            self.trainer.should_stop = True
 
     def effort(self) -> Cost:
         """Return what the simulations of the whole data set took."""
@@ -292,3 +290,78 @@ class StoredData(SurrogateData):
             whole=size * self.spec.step_bytes,
             in_memory=samples.fits,
         )
+
+
+@final
+class StoredLoader:
+    """Iterable of batches, each sample once; each iteration is an epoch.
+
+    Parameters
+    ----------
+    samples : Shuffled
+        This rank's share.
+    batch_size : int
+    windows : sequence of int
+        Number of samples of each rank. All take as many steps as the one with most.
+    ranks : Ranks, optional
+    stopped : threading.Event, optional
+        Set when this rank, and all with it, are to stop.
+    trainer : Trainer, optional
+        To whose device batches are copied, and which is stopped with the other ranks.
+    """
+
+    def __init__(
+        self,
+        samples: Shuffled,
+        batch_size: int,
+        windows: Sequence[int],
+        *,
+        ranks: Ranks | None = None,
+        stopped: threading.Event | None = None,
+        trainer: L.Trainer | None = None,
+    ) -> None:
+        self._samples = samples
+        self._batch_size = batch_size
+        self._ranks = ranks or Ranks()
+        self._windows = windows[self._ranks.rank]
+        self._steps = -(-max(windows) // batch_size)
+        self._stopped = stopped or threading.Event()
+        self._trainer = trainer
+        self._resumed: tuple[int, int] | None = None
+        #: Number of the epoch, and of its batches that were given.
+        self.epoch, self.given = -1, 0
+
+    def __len__(self) -> int:
+        return self._steps
+
+    @property
+    def different(self) -> int:
+        """Number of samples of this rank that were given, once or more often."""
+        first = min(self._windows, self.given * self._batch_size)
+        return self._windows if self.epoch > 0 else first
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the epoch, for Lightning's checkpoints."""
+        return {"epoch": self.epoch, "given": self.given}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a place in an epoch."""
+        self._resumed = int(state_dict["epoch"]), int(state_dict["given"])
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.epoch, self.given = self._resumed or (self.epoch + 1, 0)
+        self._resumed = None
+        if self.given >= len(self):
+            self.epoch, self.given = self.epoch + 1, 0
+        samples, trainer = self._samples, self._trainer
+        padding = Batch.padding(samples.spec, samples.window)
+        draws = samples.draws(self.epoch, self._batch_size, self.given)
+        device = trainer.strategy.root_device if trainer else None
+        with Prefetch(draws, samples.window, device, self._stopped) as batches:
+            steps = in_step(batches, self._ranks, padding)
+            for batch in itertools.islice(steps, len(self) - self.given):
+                self.given += 1
+                yield batch
+        if self.given < len(self) and trainer is not None:
+            # A rank was told to stop: no other epoch begins on any of them.
+            trainer.should_stop = True

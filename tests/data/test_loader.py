@@ -1,16 +1,22 @@
-"""The thread that draws ahead ends with the study, whoever iterates or does not."""
+"""Batches are drawn ahead by a thread that ends with the run; all ranks take the same steps."""
 
+import random
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 from laws import parameters, trajectory
 from troubled import STEPS, Wave
 
 from surrogate_flow.data.online_loader import OnlineLoader
-from surrogate_flow.data.ranks import Ranks, State
+from surrogate_flow.data.prefetch import Prefetch, in_step
+from surrogate_flow.data.ranks import RankError, Ranks, State
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.fields.window import Direct
-from surrogate_flow.reservoir import FIFO, PendingBatches
+from surrogate_flow.reservoir import FIFO, Draw, PendingBatches
+from surrogate_flow.surrogate.batch import Batch
 
 
 def test_a_trainer_that_failed_leaves_no_thread_behind():
@@ -22,9 +28,8 @@ def test_a_trainer_that_failed_leaves_no_thread_behind():
     stopped = threading.Event()
     loader = OnlineLoader(
         store,
-        Direct(),
-        flight=PendingBatches(),
-        stopped=stopped.is_set,
+        pending=PendingBatches(),
+        stopped=stopped,
         check=lambda: None,
     )
     before = set(threading.enumerate())
@@ -45,7 +50,7 @@ def test_what_an_iteration_did_not_give_comes_in_the_next():
     steps = np.arange(60, dtype="f").reshape(60, 1)
     assert store.offer(0, 0, steps, np.zeros(0, dtype="f")) == 60
     store.end_reception()
-    loader = OnlineLoader(store, Direct(), flight=flight, check=lambda: None)
+    loader = OnlineLoader(store, pending=flight, check=lambda: None)
     trained = []
     for epoch in range(6):
         for n, batch in enumerate(loader):
@@ -67,12 +72,10 @@ def test_batches_of_weight_zero_count_for_nothing():
     spec = FieldSpec((), (Variable("u"),), (), (), tuple(range(40)))
     store, flight = FIFO(spec, Direct(), 4, capacity=40), PendingBatches()
     steps, nothing = np.arange(40, dtype="f").reshape(40, 1), np.zeros(0, dtype="f")
-    processed, trained, zero = 0, [], 0
+    trained, zero = [], 0
     loader = OnlineLoader(
         store,
-        Direct(),
-        flight=flight,
-        trained=lambda: processed,
+        pending=flight,
         ranks=BesideAFullOne(0, 1),
         check=lambda: None,
     )
@@ -81,7 +84,6 @@ def test_batches_of_weight_zero_count_for_nothing():
         batch = next(batches)
         trained += batch.step.int().tolist() if batch.weight else []
         zero += not batch.weight
-        processed += 1
         if zero == 2 and store.open(0) == 0:
             assert store.offer(0, 0, steps, nothing) == 40
     assert zero >= 2
@@ -92,3 +94,86 @@ def test_batches_of_weight_zero_count_for_nothing():
     assert trained + again == list(range(40))
     batches.close()
     assert [step for draw in flight.draws for step in draw.step][:4] == [20, 21, 22, 23]
+
+
+class InThreads(Ranks):
+    """One of several ranks of this process, which exchange their states at a barrier."""
+
+    def __init__(self, rank, states, barrier):
+        super().__init__(rank, 1)
+        self.world, self.states, self.barrier = len(states), states, barrier
+
+    def gather_states(self, state):
+        self.states[self.rank] = state
+        self.barrier.wait(30)
+        states = [*self.states]
+        self.barrier.wait(30)
+        if State.FAILED in states and state is not State.FAILED:
+            raise RankError("another one failed")
+        return states
+
+
+LINE = FieldSpec((), (Variable("u"),), (), (), tuple(range(9)))
+
+
+def train(seed, world, failing=None, stopping=None):
+    """Let each rank train draws of its own at a pace of its own; return what it got."""
+    barrier, states = threading.Barrier(world), [State.READY] * world
+    padding = Batch.padding(LINE, Direct())
+    everything = [
+        random.Random(f"{seed} {rank}").randint(0, 12) for rank in range(world)
+    ]
+
+    def draws(rank):
+        chance = random.Random(f"{seed} {rank} pace")
+        for number in range(everything[rank]):
+            for _ in range(chance.choice([0, 0, 3])):
+                time.sleep(0.001)
+                yield None
+            if rank == failing and number == 5:
+                raise OSError("the disk")
+            label = np.array([number])
+            fields = np.zeros((1, 1, 1), "f")
+            yield Draw(fields, label, label, np.zeros((1, 0), "f"))
+
+    def run(rank):
+        ranks, stopped = InThreads(rank, states, barrier), threading.Event()
+        chance, got = random.Random(f"{seed} {rank} full"), []
+        try:
+            with Prefetch(draws(rank), Direct(), None, stopped) as batches:
+                for batch in in_step(
+                    batches, ranks, padding, lambda: chance.random() < 0.3
+                ):
+                    got.append((batch.weight, int(batch.step[0])))
+                    if rank == stopping and len(got) == 3:
+                        stopped.set()
+        except (OSError, RankError) as error:
+            return got, error
+        return got, None
+
+    with ThreadPoolExecutor(world) as pool:
+        return everything, list(pool.map(run, range(world)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_all_ranks_take_the_same_steps_and_train_all_their_data(seed):
+    """Whichever is slow, full or has more; in each step the mean of the weights is one."""
+    world = 2 + seed % 2
+    everything, runs = train(seed, world)
+    assert not any(error for _, error in runs)
+    got = [batches for batches, _ in runs]
+    for count, batches in zip(everything, got, strict=True):
+        assert [step for weight, step in batches if weight] == list(range(count))
+    for step in zip(*got, strict=True):
+        assert sum(weight for weight, _ in step) == pytest.approx(world)
+
+
+def test_a_rank_that_fails_or_stops_takes_the_others_with_it():
+    """After the same number of steps; only the one that failed has the error itself."""
+    seed = next(s for s in range(99) if random.Random(f"{s} 1").randint(0, 12) > 6)
+    _, runs = train(seed, 3, failing=1)
+    assert [type(error) for _, error in runs] == [RankError, OSError, RankError]
+    assert len({len(got) for got, _ in runs}) == 1
+    _, runs = train(seed, 3, stopping=1)
+    assert [len(got) for got, _ in runs] == [3, 3, 3]
+    assert not any(error for _, error in runs)

@@ -22,10 +22,8 @@ from troubled import STEPS, Wave
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.data.planned import planned
-from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.shuffle import Shuffled
-from surrogate_flow.data.stored import StoredData
-from surrogate_flow.data.stored_loader import StoredLoader
+from surrogate_flow.data.stored import StoredData, StoredLoader
 from surrogate_flow.dataset import Archive, ArchiveError, layout
 from surrogate_flow.fields.window import Autoregressive, Direct, Window
 from surrogate_flow.nn import FullyConnected
@@ -246,9 +244,7 @@ def test_windows_of_several_steps(written, memory):
             threads=2,
             seed=(0,),
         )
-        loader = StoredLoader(
-            shuffled, archive.spec, Steps(), 4, windows=[2 * TRAINING], ranks=Ranks()
-        )
+        loader = StoredLoader(shuffled, 4, [2 * TRAINING])
         assert Counter(samples(loader)) == expected(written, (2, 4))
         shuffled.close()
 

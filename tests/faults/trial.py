@@ -138,9 +138,7 @@ class Trial:
         deadline.start()
         try:
             for n, batch in enumerate(
-                OnlineLoader(
-                    self.store, Direct(), flight=PendingBatches(), check=self._check
-                )
+                OnlineLoader(self.store, pending=PendingBatches(), check=self._check)
             ):
                 self.ledger.train(batch)
                 if n == 1 and self.plan.pause:

@@ -42,9 +42,7 @@ def test_batches_arrive_whole_on_the_device(device, there):
 
     refill()
     refill()
-    loader = OnlineLoader(
-        store, Direct(), flight=PendingBatches(), device=device, check=refill
-    )
+    loader = OnlineLoader(store, pending=PendingBatches(), device=device, check=refill)
     for batch in loader:
         assert batch.target.device == batch.step.device == device
         # Used later, by what the training step submits.
