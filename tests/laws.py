@@ -21,7 +21,7 @@ from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Draw, Store
 from surrogate_flow.solvers import Solver
-from surrogate_flow.stream import Endpoint, Inlet, Outlet, StreamError, messages
+from surrogate_flow.stream import Endpoint, Inlet, Outlet, StreamError, protocol
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 
@@ -303,15 +303,15 @@ class RawOutlet:
     def __exit__(self, *error: object) -> None:
         self.socket.close()
 
-    def say(self, message: messages.Message, *payload: bytes) -> None:
+    def say(self, message: protocol.Message, *payload: bytes) -> None:
         """Send one message."""
-        self.socket.send_multipart([messages.encode(message), *payload])
+        self.socket.send_multipart([protocol.encode(message), *payload])
 
-    def hear(self) -> messages.Message:
+    def hear(self) -> protocol.Message:
         """Return the next word of the inlet."""
-        return messages.decode([self.socket.recv()])[0]
+        return protocol.decode([self.socket.recv()])[0]
 
-    def hear_until(self, kind: type[messages.Message]) -> messages.Message:
+    def hear_until(self, kind: type[protocol.Message]) -> protocol.Message:
         """Return the next word of one kind."""
         while not isinstance(word := self.hear(), kind):
             pass
@@ -319,27 +319,27 @@ class RawOutlet:
 
     def open(
         self, spec: FieldSpec, simulation: int, attempt: int = 0
-    ) -> messages.Message:
+    ) -> protocol.Message:
         """Open a simulation and return the answer."""
         vector = parameters(spec, simulation).tobytes()
         study, digest = self.endpoint.study, self.endpoint.spec
-        opening = messages.Open(study, digest, simulation, attempt, len(vector))
+        opening = protocol.Open(study, digest, simulation, attempt, len(vector))
         self.say(opening, vector)
         return self.hear()
 
     def steps(
         self, spec: FieldSpec, simulation: int, first: int, count: int
-    ) -> tuple[messages.Steps, bytes]:
+    ) -> tuple[protocol.Steps, bytes]:
         """Return a message of steps and its payload."""
         payload = trajectory(spec, simulation, first, count).tobytes()
-        header = messages.Steps(simulation, 0, first, count, len(payload))
+        header = protocol.Steps(simulation, 0, first, count, len(payload))
         return header, payload
 
 
 def malformed(chance: random.Random, endpoint: Endpoint) -> list[bytes]:
     """Return the frames of a message that an inlet must refuse."""
-    steps = messages.encode(messages.Steps(1, 0, 0, 1, 16))
-    opening = messages.Open("other", endpoint.spec, 1, 9, 8)
+    steps = protocol.encode(protocol.Steps(1, 0, 0, 1, 16))
+    opening = protocol.Open("other", endpoint.spec, 1, 9, 8)
     return chance.choice(
         [
             [b""],
@@ -352,10 +352,10 @@ def malformed(chance: random.Random, endpoint: Endpoint) -> list[bytes]:
             [steps, bytes(16)],
             [steps, bytes(16), b"more"],
             [steps + b"\x00", bytes(16)],
-            [messages.encode(opening), bytes(8)],
-            [messages.encode(messages.Welcome(0, False, 1, 1 << 40))],
-            [messages.encode(messages.Ask(1 << 50, 0))],
-            [messages.encode(messages.End(1 << 40, 60))],
+            [protocol.encode(opening), bytes(8)],
+            [protocol.encode(protocol.Welcome(0, False, 1, 1 << 40))],
+            [protocol.encode(protocol.Ask(1 << 50, 0))],
+            [protocol.encode(protocol.End(1 << 40, 60))],
         ]
     )
 
@@ -431,21 +431,21 @@ def check_stream(spec: FieldSpec, host: str | None, seed: int) -> None:
     def stutter(endpoint: Endpoint, number: int) -> None:
         with RawOutlet(endpoint) as raw:
             welcome = raw.open(spec, number)
-            assert isinstance(welcome, messages.Welcome)
+            assert isinstance(welcome, protocol.Welcome)
             granted, sent = welcome.credit, 0
             for first in range(0, spec.steps - 1):
                 for _ in range(2):
                     header, payload = raw.steps(spec, number, first, 2)
                     if granted - sent < len(payload):
-                        raw.say(messages.Ask(len(payload), sent))
+                        raw.say(protocol.Ask(len(payload), sent))
                     while granted - sent < len(payload):
-                        word = raw.hear_until(messages.Credit)
-                        assert isinstance(word, messages.Credit)
+                        word = raw.hear_until(protocol.Credit)
+                        assert isinstance(word, protocol.Credit)
                         granted = word.granted
                     raw.say(header, payload)
                     sent += len(payload)
-            raw.say(messages.End(number, spec.steps))
-            raw.hear_until(messages.Done)
+            raw.say(protocol.End(number, spec.steps))
+            raw.hear_until(protocol.Done)
 
     def harass(endpoint: Endpoint) -> int:
         chance, sent = random.Random(seed), 0
@@ -453,7 +453,7 @@ def check_stream(spec: FieldSpec, host: str | None, seed: int) -> None:
             with RawOutlet(endpoint) as raw:
                 for _ in range(5):
                     raw.socket.send_multipart(malformed(chance, endpoint))
-                    assert isinstance(raw.hear(), messages.Refused)
+                    assert isinstance(raw.hear(), protocol.Refused)
                     sent += 1
         return sent
 

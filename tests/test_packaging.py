@@ -14,7 +14,6 @@ import yaml
 ROOT = Path(__file__).parent.parent
 CONDA_NAMES = {
     "torch": "pytorch",
-    "msgpack": "msgpack-python",
     "matplotlib": "matplotlib-base",
     "torch-geometric": "pytorch_geometric",
 }

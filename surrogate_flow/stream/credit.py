@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from surrogate_flow.stream.refusals import Refusal
+from surrogate_flow.stream.errors import Refusal
 
 __all__ = ["CreditPool", "Overdraft"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "NotExpected",
+    "Refusal",
     "StreamError",
     "StreamRefused",
     "StreamStopped",
@@ -29,3 +30,18 @@ class StreamStopped(StreamError):
 
 class StreamTimeout(StreamError, TimeoutError):
     """No word from the inlet for too long; says what it said last."""
+
+
+class Refusal(ValueError):
+    """A message that the inlet does not accept; the reason is sent to the outlet.
+
+    Parameters
+    ----------
+    cause : str
+        One word, under which refusals are counted.
+    reason : str
+    """
+
+    def __init__(self, cause: str, reason: str) -> None:
+        super().__init__(reason)
+        self.cause = cause

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from surrogate_flow.stream.refusals import Refusal
+from surrogate_flow.stream.errors import Refusal
 from surrogate_flow.stream.terms import LOST
 
 __all__ = ["Former"]

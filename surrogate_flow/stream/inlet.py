@@ -19,7 +19,7 @@ from surrogate_flow.stream.bell import Bell
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.files import allow_many_files, require_files
 from surrogate_flow.stream.keys import Endpoint, require_one_interface
-from surrogate_flow.stream.messages import HEADER_BYTES, Message, encode
+from surrogate_flow.stream.protocol import HEADER_BYTES, Message, encode
 from surrogate_flow.stream.reception import Reception
 from surrogate_flow.stream.router import open_router
 from surrogate_flow.stream.sink import SimulationProgress, Sink, StreamStats

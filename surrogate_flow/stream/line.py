@@ -12,7 +12,7 @@ import numpy as np
 import zmq
 from jaxtyping import Float64
 
-from surrogate_flow.stream import messages as msg
+from surrogate_flow.stream import protocol as msg
 from surrogate_flow.stream.errors import StreamRefused, StreamStopped, StreamTimeout
 from surrogate_flow.stream.keys import Endpoint
 

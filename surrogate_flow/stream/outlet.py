@@ -21,7 +21,7 @@ from surrogate_flow.stream.flusher import Flusher
 from surrogate_flow.stream.keys import Endpoint
 from surrogate_flow.stream.line import Line
 from surrogate_flow.stream.loan import Loan
-from surrogate_flow.stream.messages import Steps
+from surrogate_flow.stream.protocol import Steps
 
 __all__ = ["Outlet"]
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.stream import messages as msg
+from surrogate_flow.stream import protocol as msg
 from surrogate_flow.stream.counts import Counts
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.delivery import Delivery
-from surrogate_flow.stream.errors import NotExpected
+from surrogate_flow.stream.errors import NotExpected, Refusal
 from surrogate_flow.stream.former import Former
-from surrogate_flow.stream.refusals import Refusal, Refusals
+from surrogate_flow.stream.refusals import Refusals
 from surrogate_flow.stream.sink import SimulationProgress, Sink, StreamStats
 from surrogate_flow.stream.terms import Terms
 from surrogate_flow.stream.trajectory import Trajectory

@@ -6,7 +6,9 @@ import logging
 import time
 from collections import Counter
 
-__all__ = ["Refusal", "Refusals"]
+from surrogate_flow.stream.errors import Refusal
+
+__all__ = ["Refusals"]
 
 logger = logging.getLogger(__name__)
 
@@ -14,14 +16,6 @@ LOG_SECONDS = 10.0
 LOG_CHARACTERS = 500
 REPLIES = 64
 PEERS = 1024
-
-
-class Refusal(ValueError):
-    """A message that is not accepted: its cause in one word, and the whole reason."""
-
-    def __init__(self, cause: str, reason: str) -> None:
-        super().__init__(reason)
-        self.cause = cause
 
 
 class Refusals:

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.stream.messages import Ask, End, Open, Steps
-from surrogate_flow.stream.refusals import Refusal
+from surrogate_flow.stream.errors import Refusal
+from surrogate_flow.stream.protocol import Ask, End, Open, Steps
 from surrogate_flow.stream.trajectory import Trajectory
 
 __all__ = ["Terms"]

@@ -23,7 +23,7 @@ from laws import Ledger, RawOutlet, parameters, trajectory
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.stream import Inlet, NotExpected, Outlet, refusals
-from surrogate_flow.stream import messages as msg
+from surrogate_flow.stream import protocol as msg
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.reception import Reception
 
@@ -389,7 +389,7 @@ def test_a_hundred_thousand_malformed_messages_change_nothing(caplog):
     assert grown["files"] <= 2, grown  # of whatever else this process does
     assert grown["threads"] <= 0, grown
     assert set(counters.refused) == {
-        *("frames", "header", "kind", "keys", "type", "range", "length", "study"),
+        *("frames", "header", "kind", "length", "study"),
         *("spec", "parameters", "simulation", "stranger", "steps", "gap", "lost"),
         *("credit", "end"),
     }

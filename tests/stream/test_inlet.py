@@ -16,7 +16,7 @@ import zmq
 from laws import Ledger, RawOutlet, parameters, trajectory
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
-from surrogate_flow.stream import Discard, Inlet, Outlet, StreamStopped, messages
+from surrogate_flow.stream import Discard, Inlet, Outlet, StreamStopped, protocol
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.keys import ClientKeys, Endpoint, generate_keys
 from surrogate_flow.stream.reception import Reception
@@ -151,7 +151,7 @@ def test_nothing_is_decoded_without_the_key(ledger, monkeypatch):
                 raw.socket.disconnect(endpoint.address)
                 monitor = raw.socket.get_monitor_socket(events)
                 raw.socket.connect(endpoint.address)
-                raw.socket.send(messages.encode(messages.Ask(1, 1)))
+                raw.socket.send(protocol.encode(protocol.Ask(1, 1)))
                 assert monitor.poll(20_000)
                 raw.socket.disable_monitor()
                 monitor.close()
@@ -196,7 +196,7 @@ def test_more_than_the_credit_is_refused(ledger):
             for first in range(0, SPEC.steps, 10):
                 header, payload = raw.steps(SPEC, 1, first, 10)
                 raw.say(header, payload)
-            assert "bytes of credit" in raw.hear_until(messages.Refused).reason
+            assert "bytes of credit" in raw.hear_until(protocol.Refused).reason
         assert inlet.counters().pending <= credit
 
 
@@ -206,7 +206,7 @@ def test_a_gap_is_refused_and_the_retry_fills_it(inlet, ledger):
         raw.open(SPEC, 1)
         raw.say(*raw.steps(SPEC, 1, 0, 5))
         raw.say(*raw.steps(SPEC, 1, 6, 5))
-        assert "expected step 5, got 6" in raw.hear_until(messages.Refused).reason
+        assert "expected step 5, got 6" in raw.hear_until(protocol.Refused).reason
     send_all(inlet, 1, attempt=1)
     assert ledger.steps.total() == SPEC.steps == len(ledger.steps)
 
@@ -215,7 +215,7 @@ def test_lost_bytes_are_noticed_by_a_question(inlet):
     """An outlet whose last message was lost does not wait for ever."""
     with RawOutlet(inlet.endpoint) as raw:
         raw.open(SPEC, 1)
-        raw.say(messages.Ask(SIZE, 7))
+        raw.say(protocol.Ask(SIZE, 7))
         assert "received 0 of 7 bytes" in raw.hear().reason
 
 
@@ -235,10 +235,10 @@ def test_an_outlet_that_comes_back_too_late_is_told(inlet, ledger):
     settle(inlet, gone)
     # As ZeroMQ does by itself when the network is back.
     with RawOutlet(inlet.endpoint, b"outlet") as outlet:
-        outlet.say(messages.Ask(SIZE, SIZE))
-        assert "another attempt must" in outlet.hear_until(messages.Refused).reason
-        outlet.say(messages.End(1, SPEC.steps))
-        outlet.hear_until(messages.Refused)
+        outlet.say(protocol.Ask(SIZE, SIZE))
+        assert "another attempt must" in outlet.hear_until(protocol.Refused).reason
+        outlet.say(protocol.End(1, SPEC.steps))
+        outlet.hear_until(protocol.Refused)
 
 
 def test_a_newer_attempt_supersedes(inlet, ledger):
@@ -248,11 +248,11 @@ def test_a_newer_attempt_supersedes(inlet, ledger):
         old.say(*old.steps(SPEC, 1, 0, 5))
         ledger.wait_for(5)
         assert new.open(SPEC, 1, attempt=1).next_step == 5
-        assert "superseded by attempt 1" in old.hear_until(messages.Stop).reason
+        assert "superseded by attempt 1" in old.hear_until(protocol.Stop).reason
         old.say(*old.steps(SPEC, 1, 5, 5))
-        old.say(messages.End(1, 100))
-        old.say(messages.Abort("late"))
-        assert old.hear_until(messages.Stop).reason == "aborted"
+        old.say(protocol.End(1, 100))
+        old.say(protocol.Abort("late"))
+        assert old.hear_until(protocol.Stop).reason == "aborted"
         assert "attempt 1 is under way" in old.open(SPEC, 1).reason
         counters = inlet.counters()
         assert (counters.connections, counters.refusals) == (1, 0)
@@ -286,16 +286,16 @@ def test_other_parameters_are_refused(inlet):
 @pytest.mark.parametrize(
     ("message", "payload", "reason"),
     [
-        (messages.Steps(2, 0, 0, 1, SIZE), SIZE, "serves"),
-        (messages.Steps(1, 1, 0, 1, SIZE), SIZE, "serves"),
-        (messages.Steps(1, 0, 0, 0, 0), 0, "expected steps below 100"),
-        (messages.Steps(1, 0, 99, 2, 2 * SIZE), 2 * SIZE, "expected steps below 100"),
-        (messages.Steps(1, 0, 2**62, 1, SIZE), SIZE, "expected steps below 100"),
-        (messages.Steps(1, 0, 0, 1, SIZE + 4), SIZE + 4, "20 bytes a step"),
-        (messages.Steps(1, 0, 0, 1, SIZE), SIZE - 1, "announces"),
-        (messages.Ask(1 << 40, 0), None, "at most"),
-        (messages.End(1, 100), None, "ended after 100 steps, received 0"),
-        (messages.Stop("x"), None, "is for the inlet to say"),
+        (protocol.Steps(2, 0, 0, 1, SIZE), SIZE, "serves"),
+        (protocol.Steps(1, 1, 0, 1, SIZE), SIZE, "serves"),
+        (protocol.Steps(1, 0, 0, 0, 0), 0, "expected steps below 100"),
+        (protocol.Steps(1, 0, 99, 2, 2 * SIZE), 2 * SIZE, "expected steps below 100"),
+        (protocol.Steps(1, 0, 2**62, 1, SIZE), SIZE, "expected steps below 100"),
+        (protocol.Steps(1, 0, 0, 1, SIZE + 4), SIZE + 4, "20 bytes a step"),
+        (protocol.Steps(1, 0, 0, 1, SIZE), SIZE - 1, "announces"),
+        (protocol.Ask(1 << 40, 0), None, "at most"),
+        (protocol.End(1, 100), None, "ended after 100 steps, received 0"),
+        (protocol.Stop("x"), None, "is for the inlet to say"),
     ],
 )
 def test_lies_are_refused(inlet, message, payload, reason):
@@ -327,7 +327,7 @@ def test_a_simulation_is_given_up(inlet, ledger):
         raw.say(*raw.steps(SPEC, 1, 0, 20))
         ledger.wait_for(2)
         inlet.give_up(1)
-        assert "given up" in raw.hear_until(messages.Stop).reason
+        assert "given up" in raw.hear_until(protocol.Stop).reason
         assert "given up" in raw.open(SPEC, 1, attempt=1).reason
     assert ledger.closed == {(1, False): 1}
     counters = inlet.counters()
@@ -352,7 +352,7 @@ def test_progress_names_the_silent(inlet, ledger):
         silent, moving = sorted(inlet.progress(), key=lambda p: p.last)
         assert (silent.simulation, silent.next_step) == (1, 0)
         assert (moving.simulation, moving.next_step) == (2, 5)
-        two.say(messages.Abort("crash"))
+        two.say(protocol.Abort("crash"))
         settle(inlet, lambda c: c.connections == 1)
         assert not inlet.progress()[1].connected
 
@@ -445,14 +445,14 @@ def test_memory_does_not_grow_with_simulations(world):
     def simulate(numbers):
         for number in numbers:
             identity = number.to_bytes(8, "big")
-            opening = messages.Open("study", digest, number, 0, 0)
-            reception.handle(identity, [messages.encode(opening), b""])
+            opening = protocol.Open("study", digest, number, 0, 0)
+            reception.handle(identity, [protocol.encode(opening), b""])
             if number % 5 == 0:
                 reception.give_up(number)
                 continue
-            header = messages.Steps(number, 0, 0, 1, 4)
-            reception.handle(identity, [messages.encode(header), bytes(4)])
-            reception.handle(identity, [messages.encode(messages.End(number, 1))])
+            header = protocol.Steps(number, 0, 0, 1, 4)
+            reception.handle(identity, [protocol.encode(header), bytes(4)])
+            reception.handle(identity, [protocol.encode(protocol.End(number, 1))])
 
     def traced():
         """Bytes that were taken in the stream's code; other threads take some too."""

@@ -22,7 +22,7 @@ from surrogate_flow.stream import (
     StreamRefused,
     StreamStopped,
     StreamTimeout,
-    messages,
+    protocol,
 )
 
 SPEC = FieldSpec(
@@ -250,7 +250,7 @@ def test_a_timeout_carries_the_last_reason(inlet, ledger, monkeypatch):
     ledger.room = 0
     monkeypatch.setattr("surrogate_flow.stream.reception.Reception._end", ignore)
     with pytest.raises(StreamTimeout) as caught, outlet_of(inlet, timeout=1) as outlet:
-        outlet._line._hear(messages.encode(messages.Wait("6000 of 6000 unseen")))
+        outlet._line._hear(protocol.encode(protocol.Wait("6000 of 6000 unseen")))
         send_all(outlet)
     assert "It said last: 6000 of 6000 unseen." in str(caught.value)
     assert isinstance(caught.value, TimeoutError)

@@ -15,7 +15,7 @@ import zmq
 from laws import Ledger, RawOutlet, parameters, trajectory
 from test_inlet import SPEC, settle, wrong_keys
 
-from surrogate_flow.stream import Inlet, Outlet, messages, router
+from surrogate_flow.stream import Inlet, Outlet, protocol, router
 from surrogate_flow.stream.keys import Endpoint
 
 HOST = "127.0.0.1"
@@ -190,7 +190,7 @@ def knock(endpoint, count):
             open_ones.callback(raw.socket.disable_monitor)
             raw.socket.connect(endpoint.address)
             raw.socket.send_multipart(
-                [messages.encode(messages.Open(endpoint.study, endpoint.spec, 1, 0, 8))]
+                [protocol.encode(protocol.Open(endpoint.study, endpoint.spec, 1, 0, 8))]
                 + [parameters(SPEC, 1).tobytes()]
             )
             assert monitor.poll(20_000), keys
@@ -209,8 +209,8 @@ def test_peers_with_other_keys_reach_no_line_of_ours(caplog):
         counters = inlet.counters()
         # What an inlet counts of somebody with the keys, to be sure that it would.
         with RawOutlet(inlet.endpoint) as raw:
-            raw.say(messages.Ask(1, 1))
-            raw.hear_until(messages.Refused)
+            raw.say(protocol.Ask(1, 1))
+            raw.hear_until(protocol.Refused)
         settle(inlet, lambda now: now.refusals == 1)
     ledger.end()
     assert not ledger.wrong
@@ -230,7 +230,7 @@ def test_without_its_guard_nobody_is_let_in():
             endpoint = Endpoint(*vars(inlet.endpoint).values())
             object.__setattr__(endpoint, "keys", keys)
             with RawOutlet(endpoint) as raw:
-                raw.say(messages.Ask(1, 1))
+                raw.say(protocol.Ask(1, 1))
                 assert not raw.socket.poll(300)
         assert inlet.counters().refusals == 0
     ledger.end()

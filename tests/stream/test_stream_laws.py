@@ -8,7 +8,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.stream import Discard, Inlet, Outlet
-from surrogate_flow.stream.messages import HEADER_BYTES
+from surrogate_flow.stream.protocol import HEADER_BYTES
 
 SPEC = FieldSpec(
     parameters=(Parameter("a", 0.0, 1.0), Parameter("b", 0.0, 1.0)),

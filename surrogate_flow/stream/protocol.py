@@ -1,0 +1,196 @@
+"""The messages between outlets and inlets.
+
+A message is a small header, a msgpack map with a ``kind``, and for `Open` and `Steps`
+one more frame of raw numbers. Nothing is ever unpickled. Outlets send `Open`, `Steps`,
+`Ask`, `End` and `Abort`; inlets send `Welcome`, `Refused`, `Credit`, `Wait`, `Done` and
+`Stop`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from surrogate_flow.stream.errors import Refusal
+
+__all__ = [
+    "Abort",
+    "Ask",
+    "Credit",
+    "Done",
+    "End",
+    "MalformedMessage",
+    "Message",
+    "Open",
+    "Refused",
+    "Steps",
+    "Stop",
+    "Wait",
+    "Welcome",
+    "decode",
+    "encode",
+]
+
+HEADER_BYTES = 4096
+REASON_CHARACTERS = 1000
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Text = Annotated[str, Meta(max_length=REASON_CHARACTERS)]
+
+
+class MalformedMessage(Refusal):
+    """Bytes that are no message of this protocol."""
+
+
+class Message(
+    Struct, frozen=True, tag_field="kind", tag=str.lower, forbid_unknown_fields=True
+):
+    """A header; its subclasses are the kinds."""
+
+    has_payload: ClassVar[bool] = False
+
+
+class Open(Message, frozen=True):
+    """An attempt at a simulation begins; the payload is its parameters in float64."""
+
+    has_payload: ClassVar[bool] = True
+    study: Text
+    spec: Text
+    simulation: Count
+    attempt: Count
+    length: Count
+
+
+class Steps(Message, frozen=True):
+    """The steps ``first, ..., first + count - 1`` of the simulation, in float32."""
+
+    has_payload: ClassVar[bool] = True
+    simulation: Count
+    attempt: Count
+    first: Count
+    count: Count
+    length: Count
+
+
+class Ask(Message, frozen=True):
+    """`need` bytes are ready, `sent` bytes were sent before: please grant credit.
+
+    With ``need = 0`` it is a sign of life of an attempt that computes steps again which
+    the inlet has.
+    """
+
+    need: Count
+    sent: Count
+
+
+class End(Message, frozen=True):
+    """All `steps` steps of the simulation were sent."""
+
+    simulation: Count
+    steps: Count
+
+
+class Abort(Message, frozen=True):
+    """This attempt has failed."""
+
+    reason: Text
+
+
+class Welcome(Message, frozen=True):
+    """Begin at step `next_step`, in messages of `coalesce` bytes or one step."""
+
+    next_step: Count
+    complete: bool
+    coalesce: Count
+    credit: Count
+
+
+class Refused(Message, frozen=True):
+    """The inlet does not accept this outlet, or what it sent."""
+
+    reason: Text
+
+
+class Credit(Message, frozen=True):
+    """`granted` bytes may be sent in total, counted from the opening.
+
+    A total, not an increment: repetition grants nothing more, and the next message
+    replaces a lost one.
+    """
+
+    granted: Count
+
+
+class Wait(Message, frozen=True):
+    """A sign of life of the inlet, and why the outlet waits."""
+
+    reason: Text
+
+
+class Done(Message, frozen=True):
+    """Every step of the simulation is in the sink."""
+
+    steps: Count
+
+
+class Stop(Message, frozen=True):
+    """The inlet wants no more steps of this outlet."""
+
+    reason: Text
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(
+    Open | Steps | Ask | End | Abort | Welcome | Refused | Credit | Wait | Done | Stop
+).decode
+
+
+def encode(message: Message) -> bytes:
+    """Return the header of `message`; a long reason is cut."""
+    if isinstance(message, Abort | Refused | Wait | Stop):
+        reason = message.reason[:REASON_CHARACTERS]
+        message = msgspec.structs.replace(message, reason=reason)
+    return _encode(message)
+
+
+def decode(frames: Sequence[bytes | memoryview]) -> tuple[Message, memoryview]:
+    """Return the message and its payload, which is empty for most kinds.
+
+    Raises
+    ------
+    MalformedMessage
+        If the header is too long, is not msgpack, is of no known kind, misses or adds a
+        key, has a value of another type or range, or a length that is not the
+        payload's.
+    """
+    if not frames:
+        raise MalformedMessage("frames", "expected a header, got no frame")
+    if (length := memoryview(frames[0]).nbytes) > HEADER_BYTES:
+        raise MalformedMessage(
+            "header",
+            f"expected a header of at most {HEADER_BYTES} bytes, got {length}",
+        )
+    try:
+        message = _decode(frames[0])
+    # Text that is not UTF-8 raises UnicodeDecodeError, a ValueError as all others.
+    except (ValueError, RecursionError) as error:
+        raise MalformedMessage("header", f"bad header: {error!s:.200}") from None
+    if len(frames) != 1 + message.has_payload:
+        raise MalformedMessage(
+            "frames",
+            f"expected {1 + message.has_payload} frames for "
+            f"{type(message).__name__!r}, got {len(frames)}",
+        )
+    if not isinstance(message, Open | Steps):
+        return message, memoryview(b"")
+    payload = memoryview(frames[1])
+    if message.length != payload.nbytes:
+        raise MalformedMessage(
+            "length",
+            f"{type(message).__name__!r} announces {message.length} bytes, "
+            f"got a payload of {payload.nbytes}",
+        )
+    return message, payload
