@@ -3,6 +3,7 @@
 import shutil
 
 import batch
+import programs
 import psutil
 import pytest
 from distributed import Client, LocalCluster
@@ -30,6 +31,7 @@ def client(cluster):
 def no_run_outlives_its_test():
     """A test that fails half way does not leave its run to disturb the next ones."""
     yield
+    programs.end_all()
     for child in psutil.Process().children():
         if (
             child.status() != psutil.STATUS_ZOMBIE

@@ -5,79 +5,44 @@ import os
 import re
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
+import programs
 import psutil
 import pytest
 import xarray as xr
 import yaml
 from matplotlib.image import imread
+from programs import CELLS, STEPS, WORKFLOW, command, environment, fit
 
 from surrogate_flow.report.summary import Outcome
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 
-CELLS, STEPS = (12, 8), 20
 WALLS = {"initial": 300.0, "left": 100.0, "right": 500.0, "bottom": 200.0, "top": 400.0}
-
-WORKFLOW = {
-    "name": "tiny",
-    "solver": {
-        "class_path": "surrogate_flow.solvers.Heat2D",
-        "init_args": {"cells": list(CELLS), "steps": STEPS, "time_step": 0.005},
-    },
-    "simulations": 300,
-    "held_out": 4,
-    "batch_size": 16,
-    "reservoir": {
-        "class_path": "surrogate_flow.reservoir.Reservoir",
-        "init_args": {"capacity": 1000, "threshold": 200},
-    },
-}
-
-
-def command(*words):
-    return [sys.executable, "-m", "surrogate_flow", *words]
-
-
-def environment():
-    # The package that these tests import, wherever an installed one is.
-    folder = Path(__file__).parents[1]
-    paths = os.pathsep.join([str(folder), str(folder.parent)])
-    return {**os.environ, "PYTHONPATH": paths, "COLUMNS": "200"}
-
-
-def fit(folder, workflow, *overrides, **kwargs):
-    (folder / "workflow.yaml").write_text(yaml.safe_dump(workflow))
-    return subprocess.Popen(
-        command(
-            "fit", "--data", "workflow.yaml", "--model", "fully_connected", *overrides
-        ),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **kwargs,
-    )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The output of a fit, and its folder."""
     folder = tmp_path_factory.mktemp("fit")
-    process = fit(
-        folder,
-        WORKFLOW,
-        "--model.optimizer.lr=0.003",
-        "--trainer.val_check_interval=50",
+    (folder / "workflow.yaml").write_text(yaml.safe_dump(WORKFLOW))
+    # From the start of the interpreter on, as a user does it.
+    done = subprocess.run(
+        command(
+            *("fit", "--data=workflow.yaml", "--model=fully_connected"),
+            *("--model.optimizer.lr=0.003", "--trainer.val_check_interval=50"),
+        ),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=110,
     )
-    output, _ = process.communicate(timeout=110)
-    assert process.returncode == 0, output
+    assert done.returncode == 0, done.stdout
     (path,) = (folder / "runs" / "tiny").iterdir()
-    return output, path
+    return done.stdout, path
 
 
 def test_beats_a_constant_prediction_fivefold(run):
@@ -147,15 +112,12 @@ def test_predict_agrees_with_the_solver(run, tmp_path):
     """`surrogate-flow predict` writes a netCDF file close to what the solver yields."""
     _, path = run
     output = tmp_path / "field.nc"
-    subprocess.run(
-        command(
-            "predict",
-            f"--ckpt_path={path / 'checkpoints' / 'last.ckpt'}",
-            f"--parameters={WALLS}",
-            f"--output={output}",
-        ),
-        check=True,
-        timeout=60,
+    programs.run(
+        "predict",
+        f"--ckpt_path={path / 'checkpoints' / 'last.ckpt'}",
+        f"--parameters={WALLS}",
+        f"--output={output}",
+        cwd=tmp_path,
     )
     field = xr.load_dataset(output).temperature
     solver = Heat2D(cells=CELLS, steps=STEPS, time_step=0.005)
@@ -170,20 +132,13 @@ def test_the_saved_configuration_runs_again(run, tmp_path):
     output, path = run
     config = yaml.safe_load((path / "config.yaml").read_text())
     assert config["data"]["init_args"]["batch_size"] == 16
-    again = subprocess.run(
-        command(
-            "validate",
-            f"--data={path.parents[2] / 'workflow.yaml'}",
-            "--model=fully_connected",
-            f"--ckpt_path={path / 'checkpoints' / 'last.ckpt'}",
-        ),
+    again = programs.run(
+        "validate",
+        f"--data={path.parents[2] / 'workflow.yaml'}",
+        "--model=fully_connected",
+        f"--ckpt_path={path / 'checkpoints' / 'last.ckpt'}",
         cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
     )
-    assert again.returncode == 0, again.stderr
     before = float(re.search(r"Validation error: ([\d.]+)%", output)[1])
     after = float(re.search(r"Validation error: ([\d.]+)%", again.stdout)[1])
     assert after == pytest.approx(before, abs=0.006)

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 import yaml
-from test_end_to_end import WORKFLOW, command, environment
+from programs import WORKFLOW, command, environment
 from test_resume import lines
 from troubled import STEPS
 

@@ -19,8 +19,8 @@ import pytest
 import xarray as xr
 import yaml
 from distributed import LocalCluster
+from programs import command, environment
 from rich.console import Console
-from test_end_to_end import command, environment
 from test_full_disk import DISK, may_mount
 from troubled import STEPS, Noted, Troubled, Wave
 

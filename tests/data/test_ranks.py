@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from test_end_to_end import fit
+from programs import fit
 from test_resume import SIMULATIONS, STEPS, lines, start, workflow
 
 from surrogate_flow.dataset import Archive

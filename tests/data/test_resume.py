@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from test_end_to_end import CELLS, STEPS, fit
+from programs import CELLS, STEPS, fit
 
 from surrogate_flow.cli import runs
 from surrogate_flow.cli.app import main

@@ -14,9 +14,9 @@ import pytest
 import pytorch_lightning as L
 import torch
 import zarr
+from programs import command, environment
 from pytorch_lightning.callbacks import ModelCheckpoint
 from recorder import Recorder
-from test_end_to_end import command, environment
 from test_ranks import TWO
 from troubled import STEPS, Wave
 

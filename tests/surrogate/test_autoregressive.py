@@ -10,7 +10,7 @@ import pytest
 import torch
 import xarray as xr
 from matplotlib.image import imread
-from test_end_to_end import WORKFLOW, command, environment, fit
+from programs import WORKFLOW, command, environment, fit
 from test_ranks import HELD_OUT, TWO
 from test_resume import SIMULATIONS, STEPS, kill_after, lines, start
 

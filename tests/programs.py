@@ -1,0 +1,329 @@
+"""Commands of the program as processes, without paying for their imports each time.
+
+`start` forks each command from one process that has imported torch and Lightning, and
+nothing else; working folder, environment, streams and signals are the command's own.
+`command` gives the words for a true start of an interpreter.
+"""
+
+import array
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import yaml
+
+TESTS = Path(__file__).parent
+CELLS, STEPS = (12, 8), 20
+WORKFLOW = {
+    "name": "tiny",
+    "solver": {
+        "class_path": "surrogate_flow.solvers.Heat2D",
+        "init_args": {"cells": list(CELLS), "steps": STEPS, "time_step": 0.005},
+    },
+    "simulations": 300,
+    "held_out": 4,
+    "batch_size": 16,
+    "reservoir": {
+        "class_path": "surrogate_flow.reservoir.Reservoir",
+        "init_args": {"capacity": 1000, "threshold": 200},
+    },
+}
+# What Lightning and torch import when they run first.
+IMPORTED = (
+    *("surrogate_flow.cli.lightning", "surrogate_flow.data.stored", "torch._dynamo"),
+    *("neuralop.models", "torch_geometric.nn", "tensorboard", "matplotlib.pyplot"),
+)
+
+
+def command(*words):
+    """Return a command line of the program."""
+    return [sys.executable, "-m", "surrogate_flow", *map(str, words)]
+
+
+def environment():
+    """Return the environment: the package that these tests import, installed or not."""
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    return {**os.environ, "PYTHONPATH": paths, "COLUMNS": "200"}
+
+
+def start(*words, cwd, env=None, start_new_session=False):
+    """Start a command; its output, errors among it, comes as text on `stdout`."""
+    return Program(words, cwd, env or environment(), start_new_session)
+
+
+def run(*words, cwd, env=None, timeout=110, check=True):
+    """Run a command to its end and return it, with `stdout` as a string."""
+    program = start(*words, cwd=cwd, env=env)
+    try:
+        said, _ = program.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        program.kill()
+        said, _ = program.communicate()
+        raise AssertionError(f"{words} did not end:\n{said}") from None
+    if check and program.returncode:
+        raise AssertionError(f"{words} ended with {program.returncode}:\n{said}")
+    return subprocess.CompletedProcess(words, program.returncode, said, "")
+
+
+def fit(folder, workflow, *overrides, **kwargs):
+    """Start to fit a workflow, given as a mapping."""
+    (folder / "workflow.yaml").write_text(yaml.safe_dump(workflow))
+    words = ("--data", "workflow.yaml", "--model", "fully_connected", *overrides)
+    return start("fit", *words, cwd=folder, **kwargs)
+
+
+class Program:
+    """A command that was forked; as `subprocess.Popen`, as far as tests need it."""
+
+    def __init__(self, words, cwd, env, new_session):
+        self.args = command(*words)
+        self.returncode = None
+        out, inside = os.pipe()
+        self._server = _Server.get()
+        self.pid = self._server.fork(
+            {
+                "words": [str(word) for word in words],
+                "cwd": str(cwd),
+                "env": dict(env),
+                "new_session": new_session,
+            },
+            inside,
+        )
+        os.close(inside)
+        self.stdout = os.fdopen(out, encoding="utf-8", errors="replace")
+
+    def poll(self):
+        """Return the exit status, or None while it runs."""
+        if self.returncode is None:
+            self.returncode = self._server.status(self.pid)
+        return self.returncode
+
+    def wait(self, timeout=None):
+        """Wait for its end and return the exit status."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            self._server.wait(left)
+        return self.returncode
+
+    def communicate(self, timeout=None):
+        """Return all that it prints until it ends."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        said = getattr(self, "_said", [])
+        self._said = said
+        while True:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise subprocess.TimeoutExpired(self.args, timeout, "".join(said))
+            ready, _, _ = select.select([self.stdout], [], [], left)
+            if ready:
+                part = os.read(self.stdout.fileno(), 1 << 16)
+                if not part:
+                    break
+                said.append(part.decode(errors="replace"))
+        left = None if deadline is None else max(0.1, deadline - time.monotonic())
+        self.wait(left)
+        return "".join(said), None
+
+    def send_signal(self, number):
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        """Kill it."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self):
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.stdout.close()
+        self.wait()
+
+
+def end_all():
+    """Kill every command that still runs; return their process ids."""
+    server = _Server._only
+    if server is None or server.process.poll() is not None:
+        return []
+    running = psutil.Process(server.process.pid).children()
+    running = [child for child in running if child.status() != psutil.STATUS_ZOMBIE]
+    for child in running:
+        for process in [*child.children(recursive=True), child]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    return [child.pid for child in running]
+
+
+class _Server:
+    """The process that commands are forked from; one for each process that tests."""
+
+    _only = None
+
+    @classmethod
+    def get(cls):
+        if cls._only is None or cls._only.process.poll() is not None:
+            cls._only = cls()
+        return cls._only
+
+    def __init__(self):
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env={**environment(), "OMP_WAIT_POLICY": "PASSIVE"},
+            # Ctrl-C at a terminal is for the tests, which end what they have started.
+            start_new_session=True,
+        )
+        theirs.close()
+        self._ended = {}
+        self._pids = []
+
+    def fork(self, request, out):
+        place = json.dumps(request).encode()
+        fds = array.array("i", [out]).tobytes()
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
+        self._socket.sendmsg([place], ancillary)
+        while not self._pids:
+            self._receive(None)
+        return self._pids.pop()
+
+    def status(self, pid):
+        self._receive(0)
+        return self._ended.get(pid)
+
+    def wait(self, timeout):
+        self._receive(timeout)
+
+    def _receive(self, timeout):
+        ready, _, _ = select.select([self._socket], [], [], timeout)
+        while ready:
+            message = self._socket.recv(1 << 16)
+            if not message:
+                raise RuntimeError("the process that commands are forked from is gone")
+            kind, *numbers = json.loads(message)
+            if kind == "forked":
+                self._pids.append(numbers[0])
+            else:
+                self._ended[numbers[0]] = numbers[1]
+            ready, _, _ = select.select([self._socket], [], [], 0)
+
+
+def serve(number):
+    """Fork a command for each request, and say how each has ended."""
+    for name in IMPORTED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    requests = socket.socket(fileno=number)
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    while True:
+        ready, _, _ = select.select([requests, woken], [], [])
+        if woken in ready:
+            os.read(woken, 1 << 10)
+            for pid, status in _ended():
+                code = os.waitstatus_to_exitcode(status)
+                requests.send(json.dumps(["ended", pid, code]).encode())
+        if requests in ready:
+            place, ancillary, _, _ = requests.recvmsg(1 << 18, socket.CMSG_SPACE(4))
+            if not place:
+                return
+            out = array.array("i", ancillary[0][2])[0]
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                for fd in (requests.detach(), woken, wake):
+                    os.close(fd)
+                _run(json.loads(place), out)
+            os.close(out)
+            requests.send(json.dumps(["forked", pid]).encode())
+
+
+def _ended():
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        yield pid, status
+
+
+def _run(request, out):
+    """Become the command, as an interpreter that has just started."""
+    import atexit
+    import io
+    import runpy
+    import threading
+    import traceback
+
+    import dask.config
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if request["new_session"]:
+        os.setsid()
+    null = os.open(os.devnull, os.O_RDONLY)
+    for fd, target in ((null, 0), (out, 1), (out, 2)):
+        os.dup2(fd, target)
+    os.close(null)
+    os.close(out)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        stream = io.TextIOWrapper(os.fdopen(fd, "wb", closefd=False), "utf-8")
+        stream.reconfigure(write_through=unbuffered or fd == 2)
+        setattr(sys, name, stream)
+    # What an interpreter reads when it imports this.
+    dask.config.refresh()
+    paths = request["env"].get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:] = [
+        request["cwd"],
+        *filter(None, paths),
+        *(path for path in sys.path[1:] if path not in paths),
+    ]
+    sys.argv[1:] = request["words"]
+    code = 0
+    try:
+        runpy.run_module("surrogate_flow", run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(bool(error.code))
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        # As at the end of an interpreter: threads, then what was registered.
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))
