@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from surrogate_flow.data.checkpoint_state import named_files
+from surrogate_flow.data.checkpoint_state import steps_files
 from surrogate_flow.files import DirectoryLock
 
 __all__ = ["AtomicCheckpoints"]
@@ -44,7 +44,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """Write beside the old checkpoint, then take its place."""
         target = Path(path)
         part = target.with_name(f"{target.name}.part")
-        steps = {target.absolute().parent / name for name in named_files(checkpoint)}
+        steps = {target.absolute().parent / name for name in steps_files(checkpoint)}
         self._steps |= steps
         # What an attempt without room has left would take the room of this one.
         self._tidy(steps)

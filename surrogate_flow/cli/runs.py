@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from surrogate_flow.data.checkpoint_state import is_file_of_steps, named_files
+from surrogate_flow.data.checkpoint_state import is_steps_file, steps_files
 from surrogate_flow.files import LOCK, DirectoryLock
 
 __all__ = ["discard", "job_checkpoint", "last_checkpoint", "new_folder", "tidy"]
@@ -161,14 +161,14 @@ def _tidy(folder: Path, checkpoint: Path) -> None:
     for part in folder.glob("*.part"):
         part.unlink(missing_ok=True)
     named: set[str] = set()
-    steps = {path for path in folder.iterdir() if is_file_of_steps(path.name)}
+    steps = {path for path in folder.iterdir() if is_steps_file(path.name)}
     checkpoints = {*folder.glob("*.ckpt"), checkpoint}
     if {*folder.iterdir()} - steps - checkpoints - {folder / LOCK}:
         return
     for path in checkpoints:
         try:
             saved = torch.load(path, "cpu", weights_only=True, mmap=True)
-            named |= named_files(saved)
+            named |= steps_files(saved)
         except Exception as error:
             # Damage has many kinds, and what such a checkpoint names is not known.
             logger.warning("%s cannot be read (%s).", path, type(error).__name__)

@@ -1,4 +1,4 @@
-"""Keeps what a study has done and holds in checkpoints, so that a run can go on."""
+"""Saves what a study has done and holds with each checkpoint, and restores it."""
 
 from __future__ import annotations
 
@@ -6,28 +6,34 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
-from jaxtyping import Float
 
-from surrogate_flow.data.checkpoint_state import SavedData, new_name
-from surrogate_flow.data.steps_file import RowsFile, read_rows
+from surrogate_flow.data.checkpoint_state import (
+    CheckpointError,
+    Steps,
+    StudyState,
+    new_steps_file,
+    read_steps,
+    write_steps,
+)
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.int_set import IntSet
-from surrogate_flow.reservoir import PendingBatches, Snapshot, Store
+from surrogate_flow.reservoir import PendingBatches, Store
 
-__all__ = ["Persistence"]
+__all__ = ["StudyCheckpoint"]
 
 logger = logging.getLogger(__name__)
 
 
-class Persistence:
-    """A study's memory: finished and failed simulations, the reservoir, and batches.
+@final
+class StudyCheckpoint:
+    """Finished and failed simulations, the reservoir, and batches not yet trained.
 
-    A checkpoint always has the reservoir's books. With its fields a resumed run goes on
-    with the very same batches. Without them, the simulations whose samples were not
-    trained yet run again, from the first such step on: nothing is left out.
+    A checkpoint always has the reservoir's index. With its steps, a resumed run draws
+    the very same batches. Without, the simulations whose samples were not trained run
+    again, from the first such step on: nothing is left out.
 
     Parameters
     ----------
@@ -36,7 +42,14 @@ class Persistence:
     first : mapping of str to float
         Parameters of the first simulation for training.
     fields : bool
-        Whether to write the fields too.
+        Whether to write the steps too.
+
+    Attributes
+    ----------
+    pending : PendingBatches
+        Those drawn and not trained; `load` makes a new one.
+    before : tuple of int
+        Number of simulations that had finished, and had failed, before this process.
     """
 
     def __init__(
@@ -47,37 +60,34 @@ class Persistence:
         *,
         fields: bool,
     ) -> None:
-        self.flight = PendingBatches()
+        self.pending = PendingBatches()
+        self.before = (0, 0)
         self._store = store
         self._held_out = held_out
         self._first = dict(first)
         self._fields = fields
         self._failed = IntSet()
-        # Those at the moment of the last books.
-        self._noted = IntSet()
         self._lock = threading.Lock()
         self._saved: tuple[int, dict[str, Any]] | None = None
-        #: Simulations that had ended, and those that had failed, before this process.
-        self.before = (0, 0)
 
     def set_aside(self, simulation: int) -> None:
-        """Note that a simulation failed for good."""
+        """Note that a simulation failed permanently."""
         with self._lock:
             self._failed.add(simulation)
 
     @property
     def failed(self) -> IntSet:
-        """Training simulations that have failed for good, as they are now."""
+        """Training simulations that have failed permanently, as they are now."""
         with self._lock:
             return IntSet(self._failed.ranges)
 
     def ended(self) -> Callable[[int], bool]:
-        """Return what says of a training simulation whether it had ended by now."""
+        """Return a test of whether a training simulation had ended by now."""
         done, failed = self._store.finished, self.failed
         return lambda number: number in done or number in failed
 
     def save(self, step: int, trained: int, folder: Path) -> dict[str, Any]:
-        """Return the state as plain values, and write the fields into `folder`.
+        """Return the state as plain values, and write the steps into `folder`.
 
         Parameters
         ----------
@@ -88,51 +98,51 @@ class Persistence:
         folder : Path
             Of the checkpoints.
         """
-        if self._saved is not None and self._saved[0] == step:
-            return self._saved[1]
-        self.flight.settle(trained)
-        saved = None
-        if self._fields:
-            try:
-                saved = self._with_fields(folder)
-            except TimeoutError:
-                raise
-            except OSError as error:
-                logger.error(
-                    "The reservoir was not written into %s (%s): the checkpoint goes "
-                    "without, and a resumed run repeats simulations. Make room there.",
-                    folder,
-                    error,
-                )
-        if saved is None:
-            snapshot = self._store.save(self.flight, None, self._note)
-            saved = self._state(snapshot, "", [])
-        self._saved = (step, saved.plain())
+        if self._saved is None or self._saved[0] != step:
+            self.pending.settle(trained)
+            state = self._with_steps(folder) if self._fields else None
+            self._saved = (step, (state or self._state(None)).to_plain())
         return self._saved[1]
 
-    def _note(self) -> None:
-        with self._lock:
-            self._noted = IntSet(self._failed.ranges)
+    def _with_steps(self, folder: Path) -> StudyState | None:
+        path = folder / new_steps_file()
+        try:
+            with write_steps(path, self._held_out.spec.step_shape) as write:
+                return self._state(write, path.name)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            logger.error(
+                "The reservoir was not written into %s (%s): the checkpoint goes "
+                "without, and a resumed run repeats simulations. Make room there.",
+                folder,
+                error,
+            )
+            return None
 
-    def _with_fields(self, folder: Path) -> SavedData:
+    def _state(
+        self, write: Callable[[Steps], None] | None, rows: str = ""
+    ) -> StudyState:
+        failed = IntSet()
+
+        def note() -> None:
+            nonlocal failed
+            failed = self.failed
+
         held_out = self._held_out
-        path = folder / new_name()
-        with RowsFile(path, held_out.spec.step_shape) as file:
-            snapshot = self._store.save(self.flight, file.write, self._note)
-            whole = held_out.finished
-            for row in whole:
-                file.write(held_out.fields[row])
-        return self._state(snapshot, path.name, whole)
-
-    def _state(self, snapshot: Snapshot, rows: str, whole: list[int]) -> SavedData:
-        return SavedData(
-            held_out=self._held_out.count,
+        snapshot = self._store.save(self.pending, write, note)
+        complete = [] if write is None else held_out.finished
+        for row in complete:
+            assert write is not None
+            write(held_out.fields[row])
+        return StudyState(
+            held_out=held_out.count,
             first=self._first,
-            failed=self._noted,
+            failed=failed,
             store=snapshot,
             rows=rows,
-            whole=np.array(whole, dtype=np.int64),
-            parameters=self._held_out.parameters[whole],
+            whole=np.array(complete, dtype=np.int64),
+            parameters=held_out.parameters[complete],
         )
 
     def load(self, plain: Mapping[str, Any], folder: Path) -> None:
@@ -146,58 +156,52 @@ class Persistence:
 
         Raises
         ------
+        CheckpointError
+            If it is of another study or damaged, or its file of steps is.
         ValueError
-            If it is of another study or contradicts itself, or its file is cut off.
+            If its reservoir does not fit this one.
         """
-        saved = SavedData.from_plain(plain)
-        for what, theirs, mine in (
-            ("data.held_out", saved.held_out, self._held_out.count),
+        held_out, store = self._held_out, self._store
+        state = StudyState.from_plain(plain, held_out.spec)
+        for what, expected, got in (
+            ("data.held_out", held_out.count, state.held_out),
             (
                 "data.sampler (the first simulation's parameters)",
-                dict(saved.first),
                 self._first,
+                dict(state.first),
             ),
         ):
-            if theirs != mine:
-                raise ValueError(
-                    f"The checkpoint is of another {what}: expected {mine}, got "
-                    f"{theirs}. Use the recipes that it was trained with (config.yaml "
-                    "in its run's folder)."
+            if expected != got:
+                raise CheckpointError(
+                    f"The checkpoint is of another {what}",
+                    expected,
+                    got,
+                    "Use the recipes that it was trained with (config.yaml in its "
+                    "run's folder).",
                 )
-        saved.check(self._held_out.spec)
-        rows = self._rows(saved, folder / saved.rows)
-        if rows is None:
-            self._store.restore(saved.store, None)
+        steps = self._read(state, folder / state.rows) if state.rows else None
+        if steps is None:
+            store.restore(state.store, None)
         else:
-            behind = len(rows) - len(saved.whole) * self._held_out.spec.steps
-            self.flight = PendingBatches(
-                self._store.restore(saved.store, rows[:behind])
-            )
-            if len(saved.whole):
-                shape = (len(saved.whole), -1, *self._held_out.spec.step_shape)
-                fields = rows[behind:].reshape(shape)
-                self._held_out.restore(saved.whole, fields, saved.parameters)
-        self._failed = saved.failed
-        for number in saved.store.live[:, 0].tolist():
+            shape = (-1, held_out.spec.steps, *held_out.spec.step_shape)
+            end = len(steps) - len(state.whole) * held_out.spec.steps
+            self.pending = PendingBatches(store.restore(state.store, steps[:end]))
+            held_out.restore(state.whole, steps[end:].reshape(shape), state.parameters)
+        self._failed = state.failed
+        for number in state.store.live[:, 0].tolist():
             if number in self._failed:
-                self._store.close(number, complete=True)
-        done = len(self._store.finished)
-        self.before = (done, len(self._failed))
-        again = len(saved.store.restarts(self._store.plan)) if rows is None else 0
+                store.close(number, complete=True)
+        self.before = (len(store.finished), len(self._failed))
+        again = {} if steps is not None else state.store.restarts(store.plan)
         logger.info(
             "Going on: %d simulations are done, %d failed, %d run again for samples "
             "that were not trained; the reservoir has %d samples.",
-            done,
-            len(self._failed),
-            again,
-            self._store.counters().population,
+            *self.before,
+            len(again),
+            store.counters().population,
         )
 
-    def _rows(
-        self, saved: SavedData, path: Path
-    ) -> Float[np.ndarray, "row channel *space"] | None:
-        if not saved.rows:
-            return None
+    def _read(self, state: StudyState, path: Path) -> Steps | None:
         if not path.is_file():
             logger.warning(
                 "%s is gone: it was deleted, or not copied together with the "
@@ -206,8 +210,7 @@ class Persistence:
                 path,
             )
             return None
-        steps = self._held_out.spec.steps
-        again = int(saved.store.again_size.sum()) * self._store.window.span
-        held = len(saved.whole) * steps
-        count = len(saved.store.simulation) + again + held
-        return read_rows(path, (count, *self._held_out.spec.step_shape))
+        spec, store = self._held_out.spec, state.store
+        pending = int(store.again_size.sum()) * self._store.window.span
+        count = len(store.simulation) + pending + len(state.whole) * spec.steps
+        return read_steps(path, (count, *spec.step_shape))

@@ -1,28 +1,47 @@
-"""What a checkpoint says of the simulations and of the reservoir."""
+"""What a checkpoint says of a study: plain values, and a file of steps beside it."""
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.files import write_atomically
 from surrogate_flow.reservoir import Snapshot
 
-__all__ = ["SavedData", "is_file_of_steps", "named_files", "new_name"]
+__all__ = [
+    "CheckpointError",
+    "StudyState",
+    "is_steps_file",
+    "new_steps_file",
+    "read_steps",
+    "steps_files",
+    "write_steps",
+]
 
-_ROWS = re.compile(r"(reservoir-[0-9a-f]{8}\.npy)?")
+_STEPS_FILE = re.compile(r"reservoir-[0-9a-f]{8}\.npy")
+_RESTART = "Leave out --ckpt_path to begin anew."
+
+Steps = Float[np.ndarray, "row channel *space"]
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that is damaged, or of another study or version."""
 
 
 @dataclass(frozen=True)
-class SavedData:
+class StudyState:
     """The state of `OnlineData`, as it goes into a checkpoint.
 
     Attributes
@@ -30,15 +49,15 @@ class SavedData:
     held_out : int
         Number of held-out simulations; those for training are numbered from there.
     first : dict of str to float
-        Parameters of the first simulation for training, by which a sampler is known.
+        Parameters of the first simulation for training, which identify the sampler.
     failed : IntSet
-        Simulations that were set aside for good.
+        Simulations that failed permanently.
     store : Snapshot
-        The reservoir's books.
+        Of the reservoir, without its steps.
     rows : str
         Name of the file of steps beside the checkpoint; empty if there is none.
     whole : array of int
-        Held-out simulations whose fields are in that file, behind the reservoir's.
+        Complete held-out simulations, whose steps follow the reservoir's in that file.
     parameters : array of shape (simulation, parameter)
         Of these.
     """
@@ -51,7 +70,7 @@ class SavedData:
     whole: Int[np.ndarray, " simulation"]
     parameters: Float32[np.ndarray, "simulation parameter"]
 
-    def plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Any]:
         """Return numbers, words and tensors only."""
         return {
             "held_out": self.held_out,
@@ -64,81 +83,132 @@ class SavedData:
         }
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> SavedData:
-        """Undo `plain`.
+    def from_plain(cls, plain: Mapping[str, Any], spec: FieldSpec) -> StudyState:
+        """Undo `to_plain`, and check that all parts fit each other and the spec.
 
         Raises
         ------
+        CheckpointError
+            If they do not, or there are others.
         ValueError
-            If anything is missing, or there is something else.
+            If the snapshot's parts do not fit each other.
         """
         names = ({f.name for f in fields(cls)}, {f.name for f in fields(Snapshot)})
         got = (set(plain), set(plain.get("store", ())))
         if got != names:
             differing = sorted((names[0] ^ got[0]) | (names[1] ^ got[1]))
-            raise ValueError(
+            raise CheckpointError(
                 "The checkpoint's data were written by another version of "
-                f"surrogate_flow: entries {differing} are missing or unknown. Start "
-                "from its weights instead, or use the version that wrote it."
+                f"surrogate_flow: entries {differing} are missing or unknown.",
+                remedy=f"Use the version that wrote it. {_RESTART}",
             )
-        store = {k: _array(v) for k, v in plain["store"].items()}
-        if not _ROWS.fullmatch(str(plain["rows"])):
-            raise ValueError(
-                f"The checkpoint names {str(plain['rows'])[:80]!r} as its file of "
-                "steps: expected one beside it, reservoir-<8 digits>.npy. It was "
-                "changed by hand: start from its weights instead."
-            )
-        return cls(
+        store = Snapshot(**{k: _array(v) for k, v in plain["store"].items()})
+        store.check(spec)
+        state = cls(
             held_out=plain["held_out"],
             first=plain["first"],
             failed=IntSet(plain["failed"]),
-            store=Snapshot(**store),
+            store=store,
             rows=plain["rows"],
             whole=_array(plain["whole"]),
             parameters=_array(plain["parameters"]),
         )
-
-    def check(self, spec: FieldSpec) -> None:
-        """Check that all numbers and indices fit to each other and to the spec.
-
-        Raises
-        ------
-        ValueError
-            If not.
-        """
-        self.store.check(spec)
-        whole = np.asarray(self.whole)
-        shape = (len(whole), len(spec.parameters))
-        unique = len(np.unique(whole)) == len(whole)
-        inside = not len(whole) or 0 <= whole.min() <= whole.max() < self.held_out
-        if not (unique and inside and self.parameters.shape == shape):
-            raise ValueError(
-                f"The checkpoint contradicts itself: expected {len(whole)} different "
-                f"held-out simulations below {self.held_out} and their parameters, got "
-                f"{self.parameters.shape} of {whole.tolist()[:9]}. It is damaged."
+        if state.rows != "" and not is_steps_file(state.rows):
+            raise CheckpointError(
+                "The checkpoint's file of steps",
+                "a file beside it, reservoir-<8 digits>.npy",
+                repr(state.rows)[:80],
+                _RESTART,
             )
+        whole = np.asarray(state.whole)
+        distinct = len(np.unique(whole)) == len(whole)
+        inside = not len(whole) or 0 <= whole.min() <= whole.max() < state.held_out
+        shape = (len(whole), len(spec.parameters))
+        if not (distinct and inside and state.parameters.shape == shape):
+            raise CheckpointError(
+                "The checkpoint is damaged",
+                f"{len(whole)} different held-out simulations below {state.held_out} "
+                f"with parameters of {shape}",
+                f"{whole.tolist()[:9]} with parameters of {state.parameters.shape}",
+                _RESTART,
+            )
+        return state
 
 
-def new_name() -> str:
+def new_steps_file() -> str:
     """Return the name of a new file of steps, which lies beside its checkpoint."""
     return f"reservoir-{secrets.token_hex(4)}.npy"
 
 
-def named_files(checkpoint: Mapping[str, Any]) -> set[str]:
+def is_steps_file(name: object) -> bool:
+    """Return whether a file of steps may have this name."""
+    return isinstance(name, str) and _STEPS_FILE.fullmatch(name) is not None
+
+
+def steps_files(checkpoint: Mapping[str, Any]) -> set[str]:
     """Return the names of all files of steps that belong to a checkpoint."""
-    ranks = [
-        rank
-        for entry in checkpoint.values()
-        if isinstance(entry, dict)
-        for rank in entry.get("ranks", ())
-    ]
-    names = {str(rank.get("rows", "")) for rank in ranks if isinstance(rank, dict)}
-    return {name for name in names if is_file_of_steps(name)}
+    entries = [entry for entry in checkpoint.values() if isinstance(entry, dict)]
+    ranks = [rank for entry in entries for rank in entry.get("ranks", ())]
+    names = [rank.get("rows") for rank in ranks if isinstance(rank, dict)]
+    return {str(name) for name in names if is_steps_file(name)}
 
 
-def is_file_of_steps(name: str) -> bool:
-    """Whether a file of steps may be called so."""
-    return bool(name and _ROWS.fullmatch(name))
+@contextmanager
+def write_steps(
+    path: Path, step_shape: tuple[int, ...]
+) -> Iterator[Callable[[Steps], None]]:
+    """Yield a function that appends steps to a ``.npy`` file of any number of them.
+
+    The file appears under its name when it is complete and on the disk, or not at all.
+    It is written, not mapped into memory: a full disk is an `OSError` that way.
+    """
+    count = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path, sync=True) as part, part.open("wb") as file:
+
+        def write_header() -> None:
+            # numpy leaves room in the header for a larger number.
+            header = {"descr": "<f4", "fortran_order": False}
+            np.lib.format.write_array_header_1_0(
+                file, {**header, "shape": (count, *step_shape)}
+            )
+
+        def append(steps: Steps) -> None:
+            nonlocal count
+            file.write(np.ascontiguousarray(steps, dtype=np.float32).data)
+            count += len(steps)
+
+        write_header()
+        yield append
+        file.seek(0)
+        write_header()
+
+
+def read_steps(path: Path, shape: tuple[int, ...]) -> Steps:
+    """Return the steps of a file, which are read when they are used.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is cut off, or holds anything else than float32 of that shape.
+    """
+    remedy = "Delete it to go on without: then what it held is simulated again."
+    try:
+        # Unlike numpy.load it knows neither archives nor pickles.
+        steps: Steps = np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:
+        # A header that makes no sense makes the reader fail in half a dozen ways.
+        raise CheckpointError(
+            f"{path}: cannot be read as a file of steps ({type(error).__name__}). It "
+            "is cut off: the disk was full, or the copy is not complete.",
+            remedy=remedy,
+        ) from error
+    if steps.shape != shape or steps.dtype != np.float32:
+        got = f"{steps.dtype} of {steps.shape}, of another checkpoint"
+        raise CheckpointError(str(path), f"float32 of {shape}", got, remedy)
+    return steps
 
 
 def _plain(value: Any) -> Any:
@@ -149,9 +219,10 @@ def _array(value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     if not value.is_contiguous():
-        # A few bytes of a file may be said to be any number of values.
-        raise ValueError(
-            f"The checkpoint has an entry of {tuple(value.shape)} values that are not "
-            "all there. It is damaged: start from its weights instead."
+        # A few bytes of a file may claim to be any number of values.
+        raise CheckpointError(
+            f"The checkpoint is damaged: an entry of {tuple(value.shape)} values is "
+            "not all there.",
+            remedy=_RESTART,
         )
     return value.numpy()

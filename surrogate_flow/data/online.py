@@ -14,7 +14,7 @@ from distributed.deploy.cluster import Cluster
 from jaxtyping import Float
 
 from surrogate_flow.data.archiving import Tee
-from surrogate_flow.data.checkpoint import Persistence
+from surrogate_flow.data.checkpoint import StudyCheckpoint
 from surrogate_flow.data.checkpoint_folder import checkpoint_folder
 from surrogate_flow.data.first_fill import FirstFill
 from surrogate_flow.data.module import Cost, SurrogateData
@@ -124,7 +124,7 @@ class OnlineData(SurrogateData):
         self.store: Store | None = None
         self.held_out: ValidationSet | None = None
         self.study: Study | None = None
-        self.memory: Persistence | None = None
+        self.memory: StudyCheckpoint | None = None
         self._open = False
         self._tee: Tee | None = None
         self._loader: OnlineLoader | None = None
@@ -163,7 +163,7 @@ class OnlineData(SurrogateData):
             if stage == "fit":
                 self.store = self.make_store(self.spec, window, self.batch_size)
                 fields = self.checkpoint_reservoir or self.deterministic
-                self.memory = Persistence(
+                self.memory = StudyCheckpoint(
                     self.store, self.held_out, self.design.first, fields=fields
                 )
         self._sinks = Router(
@@ -328,7 +328,7 @@ class OnlineData(SurrogateData):
             trainer = self.trainer
             self._loader = OnlineLoader(
                 store,
-                pending=memory.flight,
+                pending=memory.pending,
                 check=study.check,
                 applied=AppliedBatches(trainer) if trainer else None,
                 ranks=self.ranks,

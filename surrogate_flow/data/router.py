@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from surrogate_flow.cluster.batch import Waits
-from surrogate_flow.data.checkpoint import Persistence
+from surrogate_flow.data.checkpoint import StudyCheckpoint
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.sequencer import Sequencer
 from surrogate_flow.data.validation import ValidationSet
@@ -36,7 +36,7 @@ class Router:
         Simulations are dealt to them.
     store : Store, optional
         Of all others.
-    memory : Persistence, optional
+    memory : StudyCheckpoint, optional
         What is known of simulations that ended in earlier processes.
     deterministic : bool
         Whether training simulations enter the store in the order of their numbers.
@@ -48,7 +48,7 @@ class Router:
         count: int,
         ranks: Ranks,
         store: Store | None = None,
-        memory: Persistence | None = None,
+        memory: StudyCheckpoint | None = None,
         *,
         deterministic: bool = False,
     ) -> None:

@@ -21,8 +21,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from surrogate_flow.cli import runs
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.checkpoints import AtomicCheckpoints
-from surrogate_flow.data.checkpoint import Persistence
-from surrogate_flow.data.steps_file import read_rows
+from surrogate_flow.data.checkpoint import StudyCheckpoint
+from surrogate_flow.data.checkpoint_state import read_steps
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Autoregressive
 from surrogate_flow.nn import FullyConnected
@@ -342,10 +342,10 @@ def test_a_file_of_steps_is_float32_of_its_size_or_nothing(what, tmp_path):
     path = tmp_path / "reservoir-00000000.npy"
     path.write_bytes(HOSTILE[what](tmp_path / "ran"))
     with pytest.raises(ValueError, match=r"00000000\.npy: (cannot|expected)"):
-        read_rows(path, (ROWS, 1, 6, 4))
+        read_steps(path, (ROWS, 1, 6, 4))
     assert not (tmp_path / "ran").exists()
     path.write_bytes(npy() + bytes(4 * ROWS * 24))
-    assert read_rows(path, (ROWS, 1, 6, 4)).shape == (ROWS, 1, 6, 4)
+    assert read_steps(path, (ROWS, 1, 6, 4)).shape == (ROWS, 1, 6, 4)
 
 
 def persistence(first=None):
@@ -353,7 +353,7 @@ def persistence(first=None):
     window = Autoregressive(2)
     store = FIRO(SPEC, window, 2, capacity=40, threshold=4)
     held_out = ValidationSet(SPEC, window, 2, 0, 1)
-    memory = Persistence(store, held_out, first or {"a": 1.0}, fields=True)
+    memory = StudyCheckpoint(store, held_out, first or {"a": 1.0}, fields=True)
     return store, held_out, memory
 
 
@@ -366,7 +366,7 @@ def books(tmp_path):
     held_out.offer(0, 0, steps, vector)
     for number in (1, 2, 3):
         store.offer(number, 0, steps[: SPEC.steps - number + 1], vector)
-    store.draw(0, memory.flight)
+    store.draw(0, memory.pending)
     return memory.save(0, 0, tmp_path)
 
 
