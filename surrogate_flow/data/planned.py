@@ -7,7 +7,7 @@ from pathlib import Path
 from surrogate_flow.dataset.dataset import Archive
 from surrogate_flow.dataset.provenance import Provenance
 from surrogate_flow.fields.errors import ArgumentError
-from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.sampling import Design, Sampler
 from surrogate_flow.solvers.solver import Solver
 

@@ -13,7 +13,7 @@ from surrogate_flow.data.checkpoint import StudyCheckpoint
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.sequencer import Sequencer
 from surrogate_flow.data.validation import ValidationSet
-from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.reservoir import Store
 from surrogate_flow.sampling import Design
 from surrogate_flow.stream import Inlet, Sink

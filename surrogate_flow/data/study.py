@@ -29,7 +29,7 @@ from surrogate_flow.ensemble.failures import Failures
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.task import receipts, run
 from surrogate_flow.ensemble.watchdog import Watchdog
-from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Inlet, NotExpected, Sink
 

@@ -22,7 +22,7 @@ from surrogate_flow.dataset.writer import (
     ArchiveError,
     Writer,
 )
-from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import DirectoryLock
 

@@ -20,7 +20,7 @@ from surrogate_flow.ensemble.task import Summary
 from surrogate_flow.ensemble.tasks import Ended, Tasks
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
-from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.stream import SpecMismatch
 
 __all__ = ["Ensemble", "EnsembleError", "EnsembleStats"]

@@ -10,7 +10,7 @@ import os
 import traceback
 from pathlib import Path
 
-from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.quantities import Simulation
 
 __all__ = ["Failures"]
 

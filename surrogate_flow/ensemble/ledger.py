@@ -8,7 +8,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from surrogate_flow.fields.int_set import IntSet
-from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.quantities import Simulation
 
 __all__ = ["Counts", "Ledger", "State"]
 

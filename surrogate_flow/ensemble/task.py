@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Encoder, Endpoint, Outlet, SpecMismatch, StreamStopped

@@ -14,7 +14,7 @@ from distributed import Client, Future
 
 from surrogate_flow.dataset import ArchiveError
 from surrogate_flow.ensemble.task import Summary
-from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.quantities import Simulation
 
 __all__ = ["Ended", "Tasks"]
 

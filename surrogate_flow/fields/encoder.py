@@ -1,4 +1,4 @@
-"""The one crossing from xarray to arrays, on the worker."""
+"""Datasets of a solver as arrays: the one conversion, on the worker."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float32
 
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.spec import FieldSpec
 
@@ -14,27 +15,27 @@ __all__ = ["TIME_TOLERANCE", "Encoder", "SpecMismatch"]
 TIME_TOLERANCE = 0.01  # of the distance between steps
 
 
-class SpecMismatch(ValueError):
-    """What a solver yielded is not what its spec announces."""
+class SpecMismatch(UserError, ValueError):
+    """A solver has yielded what its spec does not announce."""
 
 
 class Encoder:
-    """xr.Dataset -> float32 ``(time, channel, *space)``, or a refusal with the reason.
+    """xr.Dataset -> float32 ``(time, channel, *space)``, checked against the spec.
 
     Parameters
     ----------
     spec : FieldSpec
         What the solver announces.
     simulation : int or str
-        Named in every refusal: the number of a simulation, or what else has the steps.
+        Named in every error: the number of a simulation, or a name for what has steps.
 
     Examples
     --------
     >>> from surrogate_flow.fields import Variable
     >>> spec = FieldSpec((), (Variable("u"),), ("x",), (3,), times=(0.5, 1.0))
-    >>> crossing = Encoder(spec, simulation=7)
+    >>> encoder = Encoder(spec, simulation=7)
     >>> u = xr.Dataset({"u": (("x", "time"), np.ones((3, 1)))}, {"time": [0.5]})
-    >>> crossing.convert(u, step=0).shape
+    >>> encoder.convert(u, step=0).shape
     (1, 1, 3)
     """
 

@@ -1,4 +1,4 @@
-"""The valid name that a misspelt one was meant to be."""
+"""Names: the nearest valid one, import paths of classes, and names that changed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from surrogate_flow.fields.errors import UserError
 
 __all__ = [
     "RecipeError",
@@ -46,7 +48,7 @@ _MOVED = {
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return the valid names as text, the one closest to `name` first in words."""
+    """Return the valid names as text, with the one closest to `name` as a question."""
     names = list(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}? " if close else ""
@@ -84,7 +86,7 @@ def with_present_names(value: Any) -> Any:
     return value
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError, ValueError):
     """A recipe is missing, or names something that does not exist."""
 
 

@@ -1,13 +1,17 @@
-"""Named quantities with units: inputs, fields and positions."""
+"""Named quantities with units, and the simulation that they describe."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from surrogate_flow.fields.errors import ArgumentError
 
 __all__ = [
     "Coordinate",
     "Parameter",
+    "Simulation",
     "Variable",
     "attributes",
     "in_units",
@@ -27,7 +31,7 @@ class Parameter:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If the bounds are not finite, or not in ascending order.
     """
 
@@ -40,12 +44,12 @@ class Parameter:
         object.__setattr__(self, "low", number(self.low))
         object.__setattr__(self, "high", number(self.high))
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
-            raise ValueError(
+            raise ArgumentError(
                 f"Parameter {self.name!r}: expected finite bounds, got "
                 f"[{self.low}, {self.high}]. Give both as plain numbers."
             )
         if not self.low < self.high:
-            raise ValueError(
+            raise ArgumentError(
                 f"Parameter {self.name!r}: expected low < high, got "
                 f"[{self.low}, {self.high}] {self.units}. The bounds are upside down "
                 "or equal: swap them, or make a fixed value an argument of the solver."
@@ -67,7 +71,7 @@ class Coordinate:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If a position is not finite.
     """
 
@@ -79,10 +83,28 @@ class Coordinate:
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(map(number, self.values)))
         if not all(map(math.isfinite, self.values)):
-            raise ValueError(
+            raise ArgumentError(
                 f"Coordinate {self.name!r}: expected finite positions, got some that "
                 "are not. Leave out what has no position."
             )
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """One point in the space of parameters, to be solved.
+
+    Attributes
+    ----------
+    number : int
+        Its identity within the study.
+    part : str
+        What it is for: ``"validation"``, ``"test"`` or ``"training"``.
+    parameters : mapping of str to float
+    """
+
+    number: int
+    part: str
+    parameters: Mapping[str, float]
 
 
 def in_units(value: float, units: str, digits: int = 4) -> str:

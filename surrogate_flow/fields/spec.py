@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.quantities import (
     Coordinate,
@@ -50,7 +51,7 @@ class FieldSpec:
     shape : tuple of int
         Their sizes.
     times : tuple of float
-        The time of every step of a whole simulation, ascending.
+        The time of every step of a simulation, ascending.
     time_units : str
         For example ``"s"``.
     coordinates : tuple of Coordinate
@@ -63,7 +64,7 @@ class FieldSpec:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If names repeat, sizes disagree, or times are not finite and ascending.
     """
 
@@ -89,45 +90,49 @@ class FieldSpec:
         ):
             for name in names:
                 if name in taken:
-                    raise ValueError(
-                        f"FieldSpec: expected names that differ, got {name!r} for a "
-                        f"{what} and for {taken[name]}. One dataset holds them all: "
-                        "rename one."
+                    raise ArgumentError(
+                        "FieldSpec",
+                        "names that differ",
+                        f"{name!r} for a {what} and for {taken[name]}",
+                        "One dataset holds them all: rename one.",
                     )
                 taken[name] = f"a {what}"
         if not self.variables or not self.times:
-            raise ValueError(
-                f"FieldSpec: expected at least one variable and one time, got "
-                f"{len(self.variables)} variables and {len(self.times)} times."
+            raise ArgumentError(
+                "FieldSpec",
+                "at least one variable and one time",
+                f"{len(self.variables)} variables and {len(self.times)} times",
             )
         if len(self.dims) != len(self.shape) or min(self.shape, default=1) < 1:
-            raise ValueError(
-                f"FieldSpec: expected one positive size for each of the dims "
-                f"{self.dims}, got the sizes {self.shape}."
+            raise ArgumentError(
+                "FieldSpec",
+                f"one positive size for each of the dims {self.dims}",
+                f"the sizes {self.shape}",
             )
         for before, after in itertools.pairwise((-math.inf, *self.times, math.inf)):
             if not before < after:
-                raise ValueError(
-                    f"FieldSpec: expected finite, ascending times, got {after} after "
-                    f"{before}."
+                raise ArgumentError(
+                    "FieldSpec", "finite, ascending times", f"{after} after {before}"
                 )
         named = [c.name for c in self.coordinates]
         for coordinate in self.coordinates:
             if named.count(coordinate.name) > 1:
-                raise ValueError(
+                raise ArgumentError(
                     f"FieldSpec: coordinate {coordinate.name!r} is given twice."
                 )
             size = dict(zip(self.dims, self.shape, strict=True)).get(coordinate.dim)
             if size != len(coordinate.values):
-                raise ValueError(
+                raise ArgumentError(
                     f"FieldSpec: coordinate {coordinate.name!r} has "
                     f"{len(coordinate.values)} values along {coordinate.dim!r}, whose "
                     f"size is {size}."
                 )
         if self.dtype != "float32":
-            raise ValueError(
-                f"FieldSpec: expected dtype 'float32', got {self.dtype!r}: fields "
-                "travel and are stored in single precision."
+            raise ArgumentError(
+                "FieldSpec: dtype",
+                "'float32'",
+                repr(self.dtype),
+                "Fields are sent and stored in single precision.",
             )
 
     def _normalise(self) -> None:
@@ -149,7 +154,7 @@ class FieldSpec:
 
     @property
     def steps(self) -> int:
-        """Number of steps of a whole simulation."""
+        """Number of steps of a simulation."""
         return len(self.times)
 
     @property
@@ -179,28 +184,30 @@ class FieldSpec:
 
         Raises
         ------
-        ValueError
+        ArgumentError
             If a name is unknown or missing, or a value is not a finite number.
         """
         names = [p.name for p in self.parameters]
         for name in parameters:
             if name not in names:
-                raise ValueError(f"Unknown parameter {name!r}. {nearest(name, names)}")
+                raise ArgumentError(
+                    f"Unknown parameter {name!r}. {nearest(name, names)}"
+                )
         missing = [name for name in names if name not in parameters]
         if missing:
-            raise ValueError(
+            raise ArgumentError(
                 f"Missing parameters {missing}: expected a value for each of "
                 f"{names}, got {list(parameters)}."
             )
         try:
             vector = np.array([float(parameters[n]) for n in names], dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected a number for each parameter, got {dict(parameters)}."
             ) from error
         for name, value in zip(names, vector, strict=True):
             if not math.isfinite(value):
-                raise ValueError(
+                raise ArgumentError(
                     f"Expected a finite value for the parameter {name!r}, got {value}."
                 )
         return vector

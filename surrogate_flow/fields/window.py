@@ -10,6 +10,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 
+from surrogate_flow.fields.errors import ArgumentError
+
 __all__ = ["Autoregressive", "Direct", "Window"]
 
 
@@ -54,7 +56,7 @@ class Window(ABC):
             If `steps`, the number of steps of a simulation, is below the span.
         """
         if steps < self.span:
-            raise ValueError(
+            raise ArgumentError(
                 f"{self}: expected simulations of at least {self.span} steps (the span "
                 f"of the window), got {steps} steps: there would never be a sample. "
                 "Use a shorter window, or let the solver yield more times."
@@ -143,9 +145,11 @@ class Autoregressive(Window):
         for name, value in asdict(self).items():
             least = 0 if name == "unroll" else 1
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(
-                    f"Autoregressive: expected {name} to be a whole number >= {least}, "
-                    f"got {value}. {remedies[name]}"
+                raise ArgumentError(
+                    f"Autoregressive: {name}",
+                    f"a whole number >= {least}",
+                    value,
+                    remedies[name],
                 )
 
     def without_unroll(self) -> Autoregressive:

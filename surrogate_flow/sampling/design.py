@@ -11,8 +11,7 @@ from jaxtyping import Float
 
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.int_set import IntSet
-from surrogate_flow.fields.quantities import Parameter
-from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.quantities import Parameter, Simulation
 from surrogate_flow.sampling.sampler import Observations, Sampler
 from surrogate_flow.sampling.uniform import Uniform
 

@@ -30,7 +30,7 @@ from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.study import Study
 from surrogate_flow.ensemble.faults import Faults
-from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.stream import Discard, Inlet
 
 LOCAL = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from surrogate_flow.ensemble.ledger import Ledger, State
-from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.quantities import Simulation
 
 
 def simulation(number):

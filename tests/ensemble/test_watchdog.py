@@ -18,7 +18,7 @@ from surrogate_flow.ensemble.failures import Failures
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.task import run
 from surrogate_flow.ensemble.watchdog import Watchdog
-from surrogate_flow.fields.simulation import Simulation
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.stream import Inlet
 
 LIMIT = 2.0  # seconds without a step

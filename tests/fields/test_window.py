@@ -21,12 +21,12 @@ SPEC = Heat2D(cells=(3, 2), steps=9).spec
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"inputs": 0}, "inputs to be a whole number >= 1, got 0.*use Direct"),
-        ({"outputs": 0}, "outputs to be a whole number >= 1, got 0"),
-        ({"stride": -1}, "stride to be a whole number >= 1, got -1"),
-        ({"unroll": -1}, "unroll to be a whole number >= 0, got -1"),
-        ({"inputs": 1.5}, "inputs to be a whole number >= 1, got 1.5"),
-        ({"outputs": True}, "outputs to be a whole number"),
+        ({"inputs": 0}, "inputs: expected a whole number >= 1, got 0.*use Direct"),
+        ({"outputs": 0}, "outputs: expected a whole number >= 1, got 0"),
+        ({"stride": -1}, "stride: expected a whole number >= 1, got -1"),
+        ({"unroll": -1}, "unroll: expected a whole number >= 0, got -1"),
+        ({"inputs": 1.5}, "inputs: expected a whole number >= 1, got 1.5"),
+        ({"outputs": True}, "outputs: expected a whole number"),
     ],
 )
 def test_numbers_are_checked(numbers, message):
