@@ -39,7 +39,7 @@ from slab import SLAB_BYTES, Slab
 
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.stream import Endpoint, Inlet, Outlet
-from surrogate_flow.stream.keys import generate_keys
+from surrogate_flow.stream.endpoint import generate_keys
 
 PRODUCERS = 2
 PATIENCE = 300.0

@@ -409,9 +409,9 @@ def check_stream(spec: FieldSpec, host: str | None, seed: int) -> None:
         if fate == "raise":
             outlet.__exit__(RuntimeError, error, None)
         elif fate == "cut":
-            assert outlet._line is not None
+            assert outlet._connection is not None
             with outlet._lock:
-                outlet._line._socket.close(linger=0)
+                outlet._connection._socket.close(linger=0)
             outlet.__exit__(RuntimeError, error, None)
         elif outlet.complete:
             outlet.__exit__(None, None, None)

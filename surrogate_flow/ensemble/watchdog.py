@@ -11,8 +11,7 @@ from functools import partial
 
 from distributed import Client
 
-from surrogate_flow.stream import Inlet
-from surrogate_flow.stream.sink import SimulationProgress
+from surrogate_flow.stream import Inlet, SimulationProgress
 
 __all__ = ["Watchdog"]
 
@@ -119,7 +118,7 @@ class Watchdog:
             if not held_up and now - p.last > self._step_timeout:
                 silent[key] = p
                 if place in known:
-                    self._inlet.knock(p.simulation)
+                    self._inlet.probe(p.simulation)
             elif place in known and p.connected:
                 self._lively.add(key)
         self._suspects = {key: p.last for key, p in silent.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from surrogate_flow.fields.encoder import Encoder, SpecMismatch
+from surrogate_flow.stream.endpoint import Endpoint, Timing
 from surrogate_flow.stream.errors import (
     NotExpected,
     StreamError,
@@ -11,9 +12,9 @@ from surrogate_flow.stream.errors import (
     StreamTimeout,
 )
 from surrogate_flow.stream.inlet import Inlet
-from surrogate_flow.stream.keys import Endpoint
 from surrogate_flow.stream.outlet import Outlet
-from surrogate_flow.stream.sink import Discard, SimulationProgress, Sink, StreamStats
+from surrogate_flow.stream.sink import Discard, Sink
+from surrogate_flow.stream.stats import SimulationProgress, StreamStats
 
 __all__ = [
     "Discard",
@@ -30,4 +31,5 @@ __all__ = [
     "StreamStats",
     "StreamStopped",
     "StreamTimeout",
+    "Timing",
 ]

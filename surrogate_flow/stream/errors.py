@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from surrogate_flow.fields.errors import UserError
+
 __all__ = [
     "NotExpected",
     "Refusal",
@@ -12,16 +14,12 @@ __all__ = [
 ]
 
 
-class NotExpected(LookupError):
-    """A sink wants no step of a simulation, because it has not begun."""
-
-
-class StreamError(RuntimeError):
-    """A stream that cannot go on."""
+class StreamError(UserError, RuntimeError):
+    """A stream that cannot continue."""
 
 
 class StreamRefused(StreamError):
-    """The inlet will not have this outlet, and says why."""
+    """The inlet does not accept this outlet; the text is its reason."""
 
 
 class StreamStopped(StreamError):
@@ -29,7 +27,11 @@ class StreamStopped(StreamError):
 
 
 class StreamTimeout(StreamError, TimeoutError):
-    """No word from the inlet for too long; says what it said last."""
+    """No message from the inlet for too long; the text has its last reason to wait."""
+
+
+class NotExpected(LookupError):
+    """A sink wants no step of a simulation, because it has not begun."""
 
 
 class Refusal(ValueError):

@@ -1,13 +1,14 @@
-"""The way into the trainer: steps of all simulations arrive here."""
+"""The way into the trainer: receives the steps of all simulations."""
 
 from __future__ import annotations
 
 import logging
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
@@ -15,14 +16,18 @@ from typing import Self
 import zmq
 
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.stream.bell import Bell
 from surrogate_flow.stream.credit import CreditPool
-from surrogate_flow.stream.files import allow_many_files, require_files
-from surrogate_flow.stream.keys import Endpoint, require_one_interface
+from surrogate_flow.stream.endpoint import (
+    Endpoint,
+    Timing,
+    listen,
+    require_one_interface,
+)
+from surrogate_flow.stream.limits import allow_many_files, require_files
 from surrogate_flow.stream.protocol import HEADER_BYTES, Message, encode
 from surrogate_flow.stream.reception import Reception
-from surrogate_flow.stream.router import open_router
-from surrogate_flow.stream.sink import SimulationProgress, Sink, StreamStats
+from surrogate_flow.stream.sink import Sink
+from surrogate_flow.stream.stats import SimulationProgress, StreamStats
 
 __all__ = ["Inlet"]
 
@@ -31,7 +36,42 @@ logger = logging.getLogger(__name__)
 BUDGET = 64 << 20
 BATCH = 64
 FRAMES = 2
-TICK_SECONDS = 1.0
+
+
+class Waker:
+    """A self-pipe that wakes a thread blocked in `poll`.
+
+    Calls of `wake` before the next `clear` are coalesced. Before `open` and after
+    closing, `wake` does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._reader: socket.socket | None = None
+        self._writer: socket.socket | None = None
+
+    def open(self, resources: ExitStack) -> None:
+        """Open the pipe; `resources` close it."""
+        self._reader, self._writer = socket.socketpair()
+        for end in (self._reader, self._writer):
+            end.setblocking(False)
+            resources.callback(end.close)
+
+    def fileno(self) -> int:
+        """Return what can be polled: readable after `wake`."""
+        assert self._reader is not None, "open it first"
+        return self._reader.fileno()
+
+    def wake(self) -> None:
+        """Wake the thread that polls; from any thread, never blocks."""
+        if self._writer is not None:
+            # A full pipe is readable already; after closing nobody polls.
+            with suppress(OSError):
+                self._writer.send(b"!")
+
+    def clear(self) -> None:
+        """Make the pipe unreadable until the next `wake`."""
+        assert self._reader is not None, "open it first"
+        self._reader.recv(4096)
 
 
 class Inlet:
@@ -44,24 +84,25 @@ class Inlet:
     sink : Sink
         Where the steps go. Simulations that it does not expect are refused.
     study : str, optional
-        Tells this run from others; random by default.
+        Distinguishes this run from others; random by default.
     host : str, optional
-        Address of an interface: listen there on a free TCP port, encrypted, and let in
-        only who has the study's key. By default on a unix socket in a folder that only
-        this user may enter.
+        Address of an interface: listen there on a free TCP port, encrypted, and accept
+        only outlets with the study's key. By default on a unix socket in a folder that
+        only this user may enter.
     budget : int, optional
         Bytes that may be granted or pending at any moment, over all connections; 64 MB
-        by default, or eight of the largest messages where these are more. Larger ones
-        take memory when many outlets stream at once, and are not faster.
+        by default, or eight of the largest messages if these are more. A larger budget
+        takes memory when many outlets send at once, and is not faster.
     coalesce_bytes : int
         Largest message of several steps.
+    timing : Timing
 
     Raises
     ------
     ValueError
         If the budget is less than two of the largest messages, or `host` means all.
-    RuntimeError
-        On entering, and from `check`, if this process may open few files more.
+    StreamError
+        On entering, and from `check`, if this process may open too few files.
 
     Notes
     -----
@@ -70,7 +111,7 @@ class Inlet:
     exception in the thread, or in the sink, ends the reception: every outlet is
     stopped, and `check` raises it.
 
-    Outlets that die without a word leave at most one window of credit behind, which
+    An outlet that dies silently leaves at most one window of credit behind, which
     returns when the simulation opens again or is given up.
     """
 
@@ -83,11 +124,13 @@ class Inlet:
         host: str | None = None,
         budget: int | None = None,
         coalesce_bytes: int = 1 << 20,
+        timing: Timing | None = None,
     ) -> None:
         require_one_interface(host)
         self.spec = spec
         self.study = study or secrets.token_hex(8)
         self.host = host
+        self.timing = timing or Timing()
         self._largest = max(spec.step_bytes, coalesce_bytes)
         budget = budget or max(BUDGET, 8 * self._largest)
         self._sink = sink
@@ -106,8 +149,8 @@ class Inlet:
         self._endpoint: Endpoint | None = None
         self._resources = ExitStack()
         self._thread: threading.Thread | None = None
-        self._woken = False
-        self._bell = Bell()
+        self._room = False
+        self._waker = Waker()
 
     @property
     def endpoint(self) -> Endpoint:
@@ -122,7 +165,7 @@ class Inlet:
         except BaseException:
             self._resources.close()
             raise
-        self._sink.on_room(self._wake)
+        self._sink.on_room(self._retry_soon)
         self._thread = threading.Thread(target=self._run, name="inlet", daemon=True)
         self._thread.start()
         return self
@@ -138,16 +181,16 @@ class Inlet:
             self.check()
 
     def stop(self, reason: str) -> None:
-        """Tell all outlets why they shall stop, and close; may be called again."""
+        """Stop all outlets, with the reason, and close; may be called again."""
         if self._stopping is None:
             self._stopping = reason
-            self._bell.ring()
+            self._waker.wake()
         if self._thread is not None:
             self._thread.join()
         self._resources.close()
 
     def dismiss(self, reason: str) -> None:
-        """Tell all outlets why they shall stop, those still to come too; stay open."""
+        """Stop all outlets, with the reason, and those that still open; stay open."""
         self.call(lambda: self._reception.stop(reason))
 
     def check(self) -> None:
@@ -156,44 +199,46 @@ class Inlet:
             raise self._error
 
     def call(self, callback: Callable[[], None]) -> None:
-        """Have the inlet's thread call something, after all it was asked before."""
+        """Call something in the inlet's thread, after all earlier requests."""
         self._commands.put(callback)
-        self._bell.ring()
+        self._waker.wake()
 
     def is_whole(self, simulation: int) -> bool:
-        """Whether every step of a simulation has entered the sink."""
+        """Whether the sink has every step of a simulation."""
         return self._reception.is_whole(simulation)
 
     def received(self, simulation: int) -> int:
-        """Return how many steps of a simulation under way have come, or wait.
+        """Return how many steps of a live simulation were received, pending ones too.
 
-        For the thread that calls the sink.
+        Only for the thread that calls the sink.
         """
         return self._reception.received(simulation)
 
     def give_up(self, simulation: int) -> None:
-        """Take no more of a simulation that failed for good."""
+        """Accept no more steps of a simulation that has failed permanently."""
         self.call(lambda: self._reception.give_up(simulation))
 
-    def knock(self, simulation: int) -> None:
-        """Find out whether a simulation is still connected; `progress` tells soon."""
-        self.call(lambda: self._reception.knock(simulation))
+    def probe(self, simulation: int) -> None:
+        """Find out whether a simulation is still connected; see `progress` then."""
+        self.call(lambda: self._reception.probe(simulation))
 
     def counters(self) -> StreamStats:
         """Return what was received so far."""
         return self._reception.counters()
 
     def progress(self) -> list[SimulationProgress]:
-        """Return how far every live simulation is, and when its last step came."""
+        """Return the progress of every live simulation."""
         return self._reception.progress()
 
     def _bind(self) -> None:
-        self._bell.open(self._resources)
+        self._waker.open(self._resources)
         parameters = 8 * len(self.spec.parameters)
         largest = max(self._largest, parameters, HEADER_BYTES)
         allow_many_files()
         require_files()
-        self._socket, address, keys = open_router(self._resources, self.host, largest)
+        self._socket, address, keys = listen(
+            self._resources, self.host, largest, self.timing
+        )
         self._endpoint = Endpoint(address, self.study, self.spec.digest(), keys)
 
     def _run(self) -> None:
@@ -212,14 +257,14 @@ class Inlet:
     def _receive(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._bell, zmq.POLLIN)
-        tick = time.monotonic() + TICK_SECONDS
+        poller.register(self._waker, zmq.POLLIN)
+        tick = time.monotonic() + self.timing.tick
         while self._stopping is None:
             wait = max(0.0, tick - time.monotonic())
             events = dict(poller.poll(int(wait * 1000) + 1))
-            if self._bell.fileno() in events:
-                self._bell.hush()
-                self._obey()
+            if self._waker.fileno() in events:
+                self._waker.clear()
+                self._run_commands()
             if self._socket in events:
                 self._receive_batch()
             for identity in self._unreachable:
@@ -228,7 +273,7 @@ class Inlet:
             if time.monotonic() >= tick:
                 self._reception.tick()
                 require_files()
-                tick = time.monotonic() + TICK_SECONDS
+                tick = time.monotonic() + self.timing.tick
 
     def _receive_batch(self) -> None:
         for _ in range(BATCH):
@@ -239,27 +284,27 @@ class Inlet:
             frames: list[memoryview] = []
             while part.more:
                 part = self._socket.recv(copy=False)
-                # One more than any message has shows that there are too many.
+                # One more than any message has: enough to refuse it.
                 if len(frames) < FRAMES + 1:
                     frames.append(memoryview(part.buffer))
             self._reception.handle(identity.bytes, frames)
 
-    def _obey(self) -> None:
+    def _run_commands(self) -> None:
         while not self._commands.empty():
             self._commands.get()()
-        if self._woken:
-            # Before the offers: room that appears during them rings again.
-            self._woken = False
+        if self._room:
+            # Before the offers: room that appears during them must wake again.
+            self._room = False
             self._reception.retry()
 
     def _reply(self, identity: bytes, message: Message) -> None:
         try:
             self._socket.send_multipart([identity, encode(message)], zmq.NOBLOCK)
         except zmq.ZMQError:
-            # Gone, or it does not read: either way it must open again.
+            # Disconnected, or it does not read: either way it must open again.
             self._unreachable.append(identity)
 
-    def _wake(self) -> None:
-        if not self._woken:
-            self._woken = True
-            self._bell.ring()
+    def _retry_soon(self) -> None:
+        if not self._room:
+            self._room = True
+            self._waker.wake()

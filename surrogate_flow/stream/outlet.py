@@ -1,9 +1,10 @@
-"""The way out of a simulation: steps go to the study's inlet."""
+"""The way out of a simulation: sends its steps to the study's inlet."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -15,25 +16,88 @@ from jaxtyping import Float, Float32
 
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.stream.buffer import Buffer
+from surrogate_flow.stream.buffers import BorrowedBuffer, GatherBuffer
+from surrogate_flow.stream.connection import Connection
+from surrogate_flow.stream.endpoint import Endpoint
 from surrogate_flow.stream.errors import StreamError, StreamTimeout
-from surrogate_flow.stream.flusher import Flusher
-from surrogate_flow.stream.keys import Endpoint
-from surrogate_flow.stream.line import Line
-from surrogate_flow.stream.loan import Loan
 from surrogate_flow.stream.protocol import Steps
 
 __all__ = ["Outlet"]
 
-_FLOAT32 = np.dtype(np.float32)
-_FLUSHER = Flusher()
+FLOAT32 = np.dtype(np.float32)
+GRAIN_SECONDS = 0.005
+
+
+class _Flusher:
+    """Calls functions periodically, from one thread for all outlets of a process.
+
+    Hundreds of threads, one for each outlet, would wake each other, which takes longer
+    than what they send.
+
+    Notes
+    -----
+    The thread lives while there is a function to call. A function must neither wait nor
+    raise: it would delay the others.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._due: dict[Callable[[], None], tuple[float, float]] = {}
+        self._thread: threading.Thread | None = None
+
+    def add(self, function: Callable[[], None], seconds: float) -> None:
+        """Call `function` every so many `seconds` from now on."""
+        with self._changed:
+            self._due[function] = (time.monotonic() + seconds, seconds)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="flusher", daemon=True
+                )
+                self._thread.start()
+            else:
+                self._changed.notify()
+
+    def remove(self, function: Callable[[], None]) -> None:
+        """Call it no more; a last call may be in progress."""
+        with self._changed:
+            if self._due.pop(function, None) is None or self._due:
+                return
+            thread, self._thread = self._thread, None
+            self._changed.notify()
+        if thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        while functions := self._wait():
+            for function in functions:
+                function()
+
+    def _wait(self) -> list[Callable[[], None]]:
+        """Wait until functions are due; return them, or [] if none is left."""
+        with self._changed:
+            while self._thread is threading.current_thread():
+                now = time.monotonic()
+                due = [f for f, (when, _) in self._due.items() if when <= now]
+                if due:
+                    for function in due:
+                        seconds = self._due[function][1]
+                        self._due[function] = (now + seconds, seconds)
+                    return due
+                first = min(when for when, _ in self._due.values())
+                # Functions that are nearly due at once are called at once.
+                self._changed.wait(max(GRAIN_SECONDS, first - now))
+        return []
+
+
+_FLUSHER = _Flusher()
 
 
 class Outlet:
-    """One attempt at one simulation, as its inlet sees it.
+    """One attempt at one simulation: a context manager that sends its steps.
 
-    Entering the context introduces the attempt. Leaving it waits until every step is in
-    the sink; leaving it with an exception of the solver's sends what is whole.
+    Entering the context announces the attempt. Leaving it waits until the sink has
+    every step; leaving it with an exception of the solver's sends the complete steps
+    that are left.
 
     Parameters
     ----------
@@ -44,28 +108,29 @@ class Outlet:
         In the order of the spec.
     coalesce_bytes : int
         Steps are gathered into messages of at most this size; the inlet may ask for
-        less. Larger steps go one by one.
+        less. Larger steps are sent one by one.
     coalesce_seconds : float
         No step waits longer than this for others.
     timeout : float
-        Seconds without any word from the inlet after which a wait is given up. While it
-        is alive, however long it lets this outlet wait, it says so every second.
+        Seconds without any message from the inlet after which a wait is given up. A
+        living inlet sends one every second to those that wait.
 
     Raises
     ------
     StreamRefused
         If the inlet does not know the study, or expects another spec.
     StreamStopped
-        If the study ends; also from `send` and on leaving.
+        If the study ends; also from `send`, `offer` and on leaving.
     StreamTimeout
-        If the inlet falls silent; also from `send` and on leaving.
+        If the inlet sends nothing; also from `send` and on leaving.
     SpecMismatch
         On leaving, if steps are missing.
 
     Notes
     -----
-    `send` blocks while the inlet grants no credit. It is meant for one thread; a second
-    one, shared by all outlets of a process, sends what has waited long enough.
+    `send` blocks while the inlet grants no credit, `offer` never does. Both are meant
+    for one thread; a second one, shared by all outlets of a process, sends what has
+    waited long enough.
     """
 
     def __init__(
@@ -92,21 +157,21 @@ class Outlet:
         self._parameters = np.asarray(parameters, dtype=np.float64)
         self._coalesce_bytes = coalesce_bytes
         self._coalesce_seconds = coalesce_seconds
-        self._line: Line | None = None
+        self._connection: Connection | None = None
         self._finished = False
         self._error: BaseException | None = None
         self._leaving = False
         self._lock = threading.Lock()
-        # The steps start, ..., position - 1 lie in the buffer, those before first have
-        # left, and at position = limit the rest shall.
-        self._buffers: deque[Buffer | Loan] = deque()
+        # The last buffer holds the steps start, ..., position - 1. Those before first
+        # were sent; the others are when position reaches limit.
+        self._buffers: deque[GatherBuffer | BorrowedBuffer] = deque()
         self._write: Callable[[Any], int]
         self._start = self._first = self._position = self._limit = 0
         self._capacity = 1
-        # What had left at the last visit of the flusher.
+        # `first` when the flusher last called.
         self._seen = -1
-        # The shape that takes the short way of `send`; None closes it.
-        self._short: tuple[int, ...] | None = None
+        # The shape for which `send` takes its fast path; None switches that off.
+        self._fast_shape: tuple[int, ...] | None = None
 
     @property
     def complete(self) -> bool:
@@ -114,11 +179,13 @@ class Outlet:
         return self.next_step >= self.spec.steps
 
     def __enter__(self) -> Self:
-        self._line = Line(self.endpoint, self.timeout)
+        self._connection = Connection(self.endpoint, self.timeout)
         try:
-            welcome = self._line.open(self.simulation, self.attempt, self._parameters)
+            welcome = self._connection.open(
+                self.simulation, self.attempt, self._parameters
+            )
         except BaseException:
-            self._line.close()
+            self._connection.close()
             raise
         self._finished = welcome.complete
         self.next_step = self._start = self._first = welcome.next_step
@@ -126,11 +193,11 @@ class Outlet:
         self._capacity = max(1, size)
         if self.complete:
             return self
-        self._turn()
+        self._next_buffer(self.timeout)
         if self._capacity > 1:
             _FLUSHER.add(self._flush_in_time, self._coalesce_seconds / 2)
         if self.next_step == 0:
-            self._short = (1, *self._step_shape)
+            self._fast_shape = (1, *self._step_shape)
         return self
 
     def __exit__(
@@ -139,22 +206,22 @@ class Outlet:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._line is not None
+        assert self._connection is not None
         try:
             with self._lock:
                 self._leaving = True
                 if error is not None:
-                    self._part_with(error)
+                    self._fail(error)
                 elif not self._finished:
                     self._finish()
         finally:
             _FLUSHER.remove(self._flush_in_time)
-            self._line.close()
+            self._connection.close()
 
     def send(self, steps: Float32[np.ndarray, "time channel *space"]) -> None:
         """Send the next steps; the array must not be written to any more.
 
-        Steps of more than half a message leave from the array itself, smaller ones
+        Steps of more than half a message are sent from the array itself, smaller ones
         are copied.
 
         Raises
@@ -162,7 +229,7 @@ class Outlet:
         SpecMismatch
             If they are more than the spec has, of another shape or not float32.
         """
-        if steps.shape == self._short and steps.dtype is _FLOAT32:
+        if steps.shape == self._fast_shape and steps.dtype is FLOAT32:
             # No lock and few look-ups: they would double the cost of a tiny step.
             try:
                 self._write(steps)
@@ -172,15 +239,53 @@ class Outlet:
             self._position = position = self._position + 1
             if position == self._limit:
                 with self._lock:
-                    self._empty()
+                    self._send_buffer()
         else:
             with self._lock:
                 self._send(steps)
 
+    def offer(self, steps: Float32[np.ndarray, "time channel *space"]) -> int:
+        """Take leading steps and return how many; never blocks.
+
+        Steps that the inlet already has count as taken. What is taken is sent as soon
+        as there is credit: by the next call, or within `coalesce_seconds`. The array
+        must not be written to any more.
+
+        Raises
+        ------
+        SpecMismatch
+            As `send`.
+        """
+        with self._lock:
+            assert self._connection is not None
+            self._fast_shape = None
+            if self._capacity == 1:
+                _FLUSHER.add(self._flush_in_time, self._coalesce_seconds / 2)
+            self._connection.receive()
+            left = self._check(steps)
+            while len(left) and (self._position < self._limit or self._try_send()):
+                left = self._fill(left)
+            if self._first < self._position == self._limit:
+                self._try_send()
+            return len(steps) - len(left)
+
     def _send(self, steps: np.ndarray) -> None:
-        """Send by the long way: several steps, large ones, or some to be skipped."""
+        """Send on the general path: several steps, or some to be skipped."""
+        steps = self._check(steps)
+        while len(steps):
+            if self._position == self._limit:
+                # After an `offer` that found no credit.
+                self._send_buffer()
+            steps = self._fill(steps)
+            if self._position == self._limit:
+                self._send_buffer()
+        if self.next_step <= self._position < self.spec.steps:
+            self._fast_shape = (1, *self._step_shape)
+
+    def _check(self, steps: np.ndarray) -> np.ndarray:
+        """Check the next steps; return those that the inlet wants, contiguous."""
         self._raise_error()
-        if steps.shape[1:] != self._step_shape or steps.dtype != _FLOAT32:
+        if steps.shape[1:] != self._step_shape or steps.dtype != FLOAT32:
             raise SpecMismatch(
                 f"Simulation {self.simulation}, step {self._position}: expected "
                 f"float32 steps of the shape {('time', *self._step_shape)}, got "
@@ -197,104 +302,119 @@ class Outlet:
         skip = min(len(steps), max(0, self.next_step - self._position))
         self._position += skip
         if skip:
-            # A long way to go again must not look like silence.
-            assert self._line is not None
-            self._line.live()
-        steps = np.ascontiguousarray(steps[skip:], _FLOAT32)
-        while len(steps):
-            count = min(len(steps), self._limit - self._position)
-            self._write(steps[:count])
-            self._position += count
-            if self._position == self._limit:
-                self._empty()
-            steps = steps[count:]
-        if self.next_step <= self._position < self.spec.steps:
-            self._short = (1, *self._step_shape)
+            # The inlet must not take a long recomputation for a hang.
+            assert self._connection is not None
+            self._connection.keep_alive()
+        return np.ascontiguousarray(steps[skip:], FLOAT32)
 
-    def _empty(self) -> None:
+    def _fill(self, steps: np.ndarray) -> np.ndarray:
+        """Write leading steps into the buffer; return the others."""
+        count = min(len(steps), self._limit - self._position)
+        self._write(steps[:count])
+        self._position += count
+        return steps[count:]
+
+    def _send_buffer(self) -> None:
         """Send what is left in the buffer and go on with the other one."""
         self._raise_error()
         self._flush(self._position)
-        self._start = self._position
         if self._position < self.spec.steps:
-            self._turn()
+            self._next_buffer(self.timeout)
         else:
-            self._short = None
+            self._fast_shape = None
 
-    def _turn(self) -> None:
-        """Go on with the other buffer: one leaves while the solver fills the next."""
-        self._limit = min(self._start + self._capacity, self.spec.steps)
+    def _try_send(self) -> bool:
+        """Send a full buffer and go on with the other one, if that need not wait."""
+        self._flush_allowed(self._position - self._first)
+        if self._first < self._position or self._position == self.spec.steps:
+            return False
+        try:
+            self._next_buffer(0.0)
+        except StreamTimeout:
+            return False
+        return True
+
+    def _next_buffer(self, timeout: float) -> None:
+        """Go on with the other buffer: one is sent while the solver fills the next."""
+        start = max(self._first, self._position)
+        size = min(self._capacity, self.spec.steps - start)
         if len(self._buffers) < 2:
-            size = min(self._capacity, self.spec.steps - self._start)
-            gathers = self._capacity > 1
-            self._buffers.append(Buffer(size * self._step_bytes) if gathers else Loan())
+            gather = self._capacity > 1
+            self._buffers.append(
+                GatherBuffer(size * self._step_bytes) if gather else BorrowedBuffer()
+            )
         else:
-            self._buffers.rotate()
             try:
-                self._buffers[-1].rewind(self.timeout)
+                self._buffers[0].rewind(timeout)
             except zmq.NotDone:
                 raise StreamTimeout(
-                    f"The steps before {self._start - self._capacity} of simulation "
-                    f"{self.simulation} did not leave within {self.timeout:g} s. Usual "
-                    "cause: the network, or a trainer that hangs."
+                    f"The steps before {self._start} of simulation {self.simulation} "
+                    f"were not sent within {timeout:g} s. Usual cause: the network, or "
+                    "a trainer that hangs."
                 ) from None
+            self._buffers.rotate()
+        self._start, self._limit = start, start + size
         self._write = self._buffers[-1].write
 
     def _flush(self, position: int) -> None:
-        """Send the steps before `position` that have not left."""
+        """Send the steps before `position` that were not sent, once there is credit."""
         count = position - self._first
         if count:
-            assert self._line is not None
+            assert self._connection is not None
             first, size = self._first, self._step_bytes
-            self._line.acquire(count * size)
+            self._connection.acquire(count * size)
             begin, end = (first - self._start) * size, (position - self._start) * size
             buffer = self._buffers[-1]
             message = Steps(self.simulation, self.attempt, first, count, count * size)
-            buffer.leaves(self._line.transmit(message, buffer.part(begin, end)))
+            buffer.track(self._connection.transmit(message, buffer.part(begin, end)))
             self._first = position
 
+    def _flush_allowed(self, count: int) -> None:
+        """Send as many of the next `count` steps as there is credit for."""
+        assert self._connection is not None
+        allowed = self._connection.request(count * self._step_bytes)
+        self._flush(self._first + allowed // self._step_bytes)
+
     def _flush_in_time(self) -> None:
-        """Send what has waited; a step waits between a half and the whole limit."""
+        """Send what has waited; a step waits between a half and the full limit."""
         if not self._lock.acquire(blocking=False):
             # The solver is about to send, or waits for credit itself.
             return
         try:
             if self._leaving or self._error is not None:
                 return
-            assert self._line is not None
-            self._line.listen()
+            assert self._connection is not None
+            self._connection.receive()
             if self._first == self._seen < self.spec.steps:
-                # Written before told: what lies below this is whole.
+                # The fast path writes before it counts; whole steps below are complete.
                 written = self._buffers[-1].written // self._step_bytes
-                count = self._start + written - self._first
-                allowed = self._line.request(count * self._step_bytes)
-                self._flush(self._first + allowed // self._step_bytes)
+                self._flush_allowed(self._start + written - self._first)
             self._seen = self._first
         except BaseException as error:
             self._error = error
-            self._short = None
+            self._fast_shape = None
         finally:
             self._lock.release()
 
-    def _part_with(self, error: BaseException) -> None:
-        """Send what is whole, which another attempt need not, and say why this ends."""
-        assert self._line is not None
+    def _fail(self, error: BaseException) -> None:
+        """Send the complete steps, which the next attempt may skip, and the reason."""
+        assert self._connection is not None
         ours = isinstance(error, StreamError) or self._error is not None
         if isinstance(error, Exception) and not ours:
-            # If that cannot be, the solver's own error says more than why.
+            # Should this fail, the solver's own error is the one to report.
             with contextlib.suppress(StreamError, zmq.ZMQError):
                 self._flush(max(self._first, self._position))
-                # The news of the failure takes another road, and must not overtake.
-                self._line.part(repr(error))
+                # Dask reports the failure on another way, and must not be faster.
+                self._connection.abort_and_wait(repr(error))
                 return
-        self._line.abort(repr(error))
+        self._connection.abort(repr(error))
 
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
 
     def _finish(self) -> None:
-        assert self._line is not None
+        assert self._connection is not None
         self._raise_error()
         steps = self._position
         if steps < self.spec.steps and not self.complete:
@@ -304,6 +424,7 @@ class Outlet:
                 "time of its spec. Usual cause: a time loop that ends early. Yield "
                 "every step, or shorten spec.times."
             )
-            self._part_with(error)
+            self._fail(error)
             raise error
-        self._line.end(self.simulation, self.spec.steps)
+        self._flush(max(self._first, self._position))
+        self._connection.end(self.simulation, self.spec.steps)

@@ -1,15 +1,14 @@
-"""Where received steps go, and what is known of the reception."""
+"""Where received steps go."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
-__all__ = ["Discard", "SimulationProgress", "Sink", "StreamStats"]
+__all__ = ["Discard", "Sink"]
 
 
 class Sink(Protocol):
@@ -96,72 +95,3 @@ class Discard:
 
     def on_room(self, wake: Callable[[], None]) -> None:
         """Do nothing: there is always room."""
-
-
-@dataclass(frozen=True)
-class StreamStats:
-    """What an inlet has seen so far.
-
-    Attributes
-    ----------
-    bytes, steps, messages : int
-        Received, without duplicates.
-    duplicates : int
-        Steps that came again and were dropped.
-    refusals : int
-        Openings and messages that were refused.
-    refused : mapping of str to int
-        The same by cause, such as ``"study"`` or ``"length"``.
-    connections, simulations : int
-        Open now; of these simulations, unfinished and not given up.
-    finished : int
-        Simulations that are in the sink as a whole.
-    pending : int
-        Bytes that the sink has not taken yet.
-    outstanding : int
-        Bytes that are granted or pending; never above the budget and its reserve.
-    waiting : int
-        Outlets that wait for credit or for the sink.
-    waiting_since : float or None
-        `time.monotonic` when the one that waits longest began to.
-    longest : float
-        Seconds from opening to end of the longest of the last 32 simulations, without
-        waiting for room.
-    worked : float
-        The same seconds of all simulations that have finished, together: what their
-        last attempts took.
-    """
-
-    bytes: int
-    steps: int
-    messages: int
-    duplicates: int
-    refusals: int
-    refused: Mapping[str, int]
-    connections: int
-    simulations: int
-    finished: int
-    pending: int
-    outstanding: int
-    waiting: int
-    waiting_since: float | None
-    longest: float
-    worked: float
-
-
-class SimulationProgress(NamedTuple):
-    """How far a live simulation is.
-
-    `last` is `time.monotonic` at its last step, at its opening, or when room was made
-    for it, whichever came last; `opened` that at its opening, and `waited` the seconds
-    since then for which it waited for room.
-    """
-
-    simulation: int
-    attempt: int
-    next_step: int
-    last: float
-    connected: bool
-    waiting: bool
-    opened: float
-    waited: float

@@ -23,11 +23,11 @@ from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import PendingBatches
-from surrogate_flow.stream import Inlet, StreamError
+from surrogate_flow.stream import Inlet, StreamError, Timing
 
 DEADLINE = 90.0  # seconds that a study has to end by itself
 STOPPED = 2.5  # seconds that a worker stands still
-BEAT = {"HEARTBEAT": 200, "HEARTBEAT_TIMEOUT": 1000}  # ms; STOPPED is longer
+BEAT = Timing(heartbeat=0.2, heartbeat_timeout=1.0)  # STOPPED is longer
 # Seconds between two looks of the watchdog, and for an answer of a worker.
 LOOKS = {"_POLL": 0.3, "_ANSWER": 1.0}
 
@@ -75,10 +75,7 @@ class Trial:
 
     def _run(self):
         with contextlib.ExitStack() as stack:
-            for place, settings in (
-                ("stream.router", BEAT),
-                ("ensemble.watchdog", LOOKS),
-            ):
+            for place, settings in (("ensemble.watchdog", LOOKS),):
                 for name, value in settings.items():
                     patch = mock.patch(f"surrogate_flow.{place}.{name}", value)
                     stack.enter_context(patch)
@@ -92,6 +89,7 @@ class Trial:
             self.ledger,
             host="127.0.0.1" if plan.cuts else None,
             coalesce_bytes=plan.coalesce,
+            timing=BEAT,
         )
         stack.enter_context(inlet)
         self.inlet, endpoint = inlet, inlet.endpoint

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from laws import Ledger, RawOutlet, parameters, trajectory
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
-from surrogate_flow.stream import Inlet, NotExpected, Outlet, refusals
+from surrogate_flow.stream import Inlet, NotExpected, Outlet, stats
 from surrogate_flow.stream import protocol as msg
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.reception import Reception
@@ -164,7 +164,7 @@ def test_whatever_comes_is_taken_or_refused(sent):
 # Before growth is measured, more peers have come than the inlet remembers.
 TOTAL, WARM, EACH = 100_000, 24_000, 20
 HOSTILE, UNKNOWN = 4000, 2**40
-assert WARM // EACH > refusals.PEERS
+assert WARM // EACH > stats.PEERS
 
 
 def nested(chance, depth):
@@ -394,6 +394,6 @@ def test_a_hundred_thousand_malformed_messages_change_nothing(caplog):
         *("credit", "end"),
     }
     said = [record.getMessage() for record in caplog.records]
-    assert 1 <= len(said) <= 2 + seconds / refusals.LOG_SECONDS
+    assert 1 <= len(said) <= 2 + seconds / stats.LOG_SECONDS
     assert max(map(len, said)) < 1000
     assert f"{counters.refusals} in all" in said[-1]

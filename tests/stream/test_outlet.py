@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from surrogate_flow.stream import (
     StreamRefused,
     StreamStopped,
     StreamTimeout,
+    Timing,
     protocol,
 )
 
@@ -250,7 +252,9 @@ def test_a_timeout_carries_the_last_reason(inlet, ledger, monkeypatch):
     ledger.room = 0
     monkeypatch.setattr("surrogate_flow.stream.reception.Reception._end", ignore)
     with pytest.raises(StreamTimeout) as caught, outlet_of(inlet, timeout=1) as outlet:
-        outlet._line._hear(protocol.encode(protocol.Wait("6000 of 6000 unseen")))
+        outlet._connection._handle(
+            protocol.encode(protocol.Wait("6000 of 6000 unseen"))
+        )
         send_all(outlet)
     assert "It said last: 6000 of 6000 unseen." in str(caught.value)
     assert isinstance(caught.value, TimeoutError)
@@ -260,9 +264,8 @@ def ignore(*_):
     """Do nothing."""
 
 
-def test_words_keep_a_waiting_outlet_alive(ledger, monkeypatch):
+def test_words_keep_a_waiting_outlet_alive(ledger):
     """A full sink is no reason to give up while the inlet says why."""
-    monkeypatch.setattr("surrogate_flow.stream.inlet.TICK_SECONDS", 0.02)
     ledger.room = 0
     told = threading.Event()
     words = []
@@ -282,7 +285,7 @@ def test_words_keep_a_waiting_outlet_alive(ledger, monkeypatch):
     helper = threading.Thread(target=relieve)
     helper.start()
     with (
-        Inlet(SPEC, ledger) as inlet,
+        Inlet(SPEC, ledger, timing=Timing(tick=0.02)) as inlet,
         outlet_of(inlet, timeout=0.5) as outlet,
     ):
         send_all(outlet)
@@ -311,7 +314,7 @@ def test_a_flush_that_lacks_credit_asks_for_it(ledger):
         with RawOutlet(inlet.endpoint) as raw:
             raw.open(SPEC, 2)
             with outlet_of(inlet, coalesce_seconds=0.01) as outlet:
-                assert outlet._line._granted == 0, "the other one has it all"
+                assert outlet._connection._granted == 0, "the other one has it all"
                 send_all(outlet, stop=1)
                 ledger.wait_for(1)
                 send_all(outlet, start=1)
@@ -358,3 +361,50 @@ def test_a_killed_process_is_resumed(inlet, ledger):
         send_all(outlet, block=9)
     assert ledger.steps.total() == SPEC.steps
     assert inlet.counters().outstanding == 0
+
+
+def test_an_offer_takes_what_there_is_room_for(ledger):
+    """While the sink is full it returns at once; later everything arrives, each step once."""
+    ledger.room = 5
+    size = SPEC.step_bytes
+    options = {"budget": 16 * size, "coalesce_bytes": 4 * size}
+    with Inlet(SPEC, ledger, **options) as inlet, outlet_of(inlet) as outlet:
+        steps = trajectory(SPEC, 1, 0, SPEC.steps)
+        done, pause = 0, threading.Event()
+        taken = 1
+        while taken:
+            begin = time.monotonic()
+            taken = outlet.offer(steps[done:])
+            assert time.monotonic() - begin < 1
+            done += taken
+        # What the inlet granted was sent, and one message more waits in the outlet.
+        assert 0 < done < SPEC.steps
+        ledger.wait_for(5)
+        ledger.make_room(None)
+        while done < SPEC.steps:
+            done += outlet.offer(steps[done : done + 7])
+            pause.wait(0.001)
+        assert outlet.offer(steps[:0]) == 0
+    assert ledger.steps.total() == SPEC.steps == len(ledger.steps)
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_offers_and_sends_may_alternate(inlet, ledger, size):
+    """Either goes on where the other has stopped, also behind what the inlet has already."""
+    with RawOutlet(inlet.endpoint) as raw:
+        raw.open(SPEC, 1)
+        raw.say(*raw.steps(SPEC, 1, 0, 10))
+        ledger.wait_for(10)
+    with outlet_of(inlet, attempt=1, coalesce_bytes=size * SPEC.step_bytes) as outlet:
+        assert outlet.next_step == 10
+        done, chance = 0, random.Random(size)
+        while done < SPEC.steps:
+            steps = trajectory(
+                SPEC, 1, done, min(chance.randint(1, 9), SPEC.steps - done)
+            )
+            if chance.random() < 0.5:
+                done += outlet.offer(steps)
+            else:
+                outlet.send(steps)
+                done += len(steps)
+    assert ledger.steps.total() == SPEC.steps == len(ledger.steps)

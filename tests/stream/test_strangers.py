@@ -15,8 +15,8 @@ import zmq
 from laws import Ledger, RawOutlet, parameters, trajectory
 from test_inlet import SPEC, settle, wrong_keys
 
-from surrogate_flow.stream import Inlet, Outlet, protocol, router
-from surrogate_flow.stream.keys import Endpoint
+from surrogate_flow.stream import Inlet, Outlet, Timing, protocol
+from surrogate_flow.stream.endpoint import Endpoint
 
 HOST = "127.0.0.1"
 SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
@@ -138,11 +138,10 @@ def check_flat(before, after):
     assert len(after[2]) <= len(before[2]), set(after[2]) - set(before[2])
 
 
-def test_garbage_on_the_port_disturbs_nobody(caplog, monkeypatch):
+def test_garbage_on_the_port_disturbs_nobody(caplog):
     """Hundreds of connections without a handshake: no line of ours runs, nothing grows."""
-    monkeypatch.setattr(router, "HANDSHAKE", 1000)
     ledger = Ledger(SPEC)
-    with Inlet(SPEC, ledger, host=HOST) as inlet:
+    with Inlet(SPEC, ledger, host=HOST, timing=Timing(handshake=1.0)) as inlet:
         port = int(inlet.endpoint.address.rpartition(":")[2])
         study(inlet, [0])
         for attempt in range(4):

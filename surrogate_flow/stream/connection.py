@@ -1,4 +1,4 @@
-"""The outlet's end of the connection: handshake, credit, and the inlet's words."""
+"""The outlet's end of a connection: handshake, credit, and replies of the inlet."""
 
 from __future__ import annotations
 
@@ -13,31 +13,28 @@ import zmq
 from jaxtyping import Float64
 
 from surrogate_flow.stream import protocol as msg
+from surrogate_flow.stream.endpoint import Endpoint, Timing
 from surrogate_flow.stream.errors import StreamRefused, StreamStopped, StreamTimeout
-from surrogate_flow.stream.keys import Endpoint
 
-__all__ = ["Line"]
+__all__ = ["Connection"]
 
-LINGER = 2000
 REPEAT_SECONDS = 5.0
-LIVE_SECONDS = 0.5
-HEARTBEAT = 5000
-HEARTBEAT_TIMEOUT = 30_000
+KEEP_ALIVE_SECONDS = 0.5
 
 
-class Line:
-    """A DEALER socket that knows how much it may send, and whether the inlet lives.
+class Connection:
+    """A DEALER socket with its credit: how much may be sent, and whether anybody reads.
 
     Parameters
     ----------
     endpoint : Endpoint
     timeout : float
-        Seconds without a word from the inlet after which a wait is given up.
+        Seconds without a message from the inlet after which a wait is given up.
 
     Raises
     ------
     StreamRefused, StreamStopped, StreamTimeout
-        From every method that listens.
+        From every method that receives.
 
     Notes
     -----
@@ -49,18 +46,16 @@ class Line:
         self.timeout = timeout
         self._sent = self._granted = 0
         self._asked = -REPEAT_SECONDS
-        self._spoke = time.monotonic()
+        self._kept_alive = time.monotonic()
         self._reason = ""
         self._welcome: msg.Welcome | None = None
         self._done = False
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket = socket
-        # The name outlives a cut, so that the inlet sees what was lost with it.
+        # ZeroMQ reconnects under the same name: so the inlet notices what was lost.
         socket.routing_id = b"o" + os.urandom(16)
-        socket.linger = LINGER
+        Timing().apply(socket)
         socket.sndtimeo = int(timeout * 1000)
-        socket.heartbeat_ivl = HEARTBEAT
-        socket.heartbeat_timeout = HEARTBEAT_TIMEOUT
         if endpoint.keys is not None:
             socket.curve_serverkey = endpoint.keys.server
             socket.curve_publickey = endpoint.keys.public
@@ -74,7 +69,7 @@ class Line:
         attempt: int,
         parameters: Float64[np.ndarray, " parameter"],
     ) -> msg.Welcome:
-        """Introduce this attempt and return where it shall go on."""
+        """Announce an attempt; return the reply, which says where to begin."""
         study, spec = self.endpoint.study, self.endpoint.spec
         opening = msg.Open(study, spec, simulation, attempt, parameters.nbytes)
         frames = [msg.encode(opening), parameters.tobytes()]
@@ -86,13 +81,13 @@ class Line:
     def acquire(self, need: int) -> None:
         """Wait until `need` bytes may be sent."""
         if self._socket.poll(0):
-            self.listen()
+            self.receive()
         if self._granted - self._sent < need:
             question = [msg.encode(msg.Ask(need, self._sent))]
             self._wait(lambda: self._granted - self._sent >= need, question)
 
     def request(self, need: int) -> int:
-        """Return how many of `need` bytes may be sent at once; ask for the others."""
+        """Return how many of `need` bytes may be sent now; ask for the others."""
         if not need:
             return 0
         allowed = min(need, self._granted - self._sent)
@@ -103,79 +98,77 @@ class Line:
                 self._socket.send(question, zmq.NOBLOCK)
                 self._asked = now
         except zmq.Again:
-            # Not even connected, and full: whoever waits will notice the silence.
+            # The queue is full, for want of a connection: the next wait times out.
             return 0
         return allowed if self._socket.poll(0, zmq.POLLOUT) else 0
 
     def transmit(self, message: msg.Steps, payload: memoryview) -> zmq.MessageTracker:
         """Send steps for which credit was acquired.
 
-        They are not copied: leave them alone until the tracker is done.
+        They are not copied: do not change them until the tracker is done.
         """
         try:
             self._socket.send(msg.encode(message), zmq.SNDMORE)
             tracker = self._socket.send(payload, copy=False, track=True)
         except zmq.Again:
-            raise self._silence() from None
+            raise self._timed_out() from None
         self._sent += message.length
         assert isinstance(tracker, zmq.MessageTracker)
         return tracker
 
-    def live(self) -> None:
-        """Say that this attempt lives, though it has nothing to send; seldom."""
+    def keep_alive(self) -> None:
+        """Send a sign of life, at most every half second."""
         now = time.monotonic()
-        if now - self._spoke > LIVE_SECONDS:
-            self._spoke = now
-            self.listen()
+        if now - self._kept_alive > KEEP_ALIVE_SECONDS:
+            self._kept_alive = now
+            self.receive()
             self._socket.send(msg.encode(msg.Ask(0, self._sent)))
 
     def end(self, simulation: int, steps: int) -> None:
-        """Say that all steps were sent and wait until they are in the sink."""
+        """Announce that all steps were sent; wait until the sink has them."""
         self._wait(lambda: self._done, [msg.encode(msg.End(simulation, steps))])
 
-    def part(self, reason: str) -> None:
-        """Say that this attempt has failed; wait until all that it sent was seen."""
+    def abort(self, reason: str) -> None:
+        """Announce that this attempt has failed; never blocks, never raises."""
+        with contextlib.suppress(zmq.ZMQError):
+            self._socket.send(msg.encode(msg.Abort(reason)), zmq.NOBLOCK)
+
+    def abort_and_wait(self, reason: str) -> None:
+        """Announce a failure; wait until the inlet has received all that was sent."""
         with contextlib.suppress(StreamStopped):
             self._wait(lambda: False, [msg.encode(msg.Abort(reason))])
 
-    def abort(self, reason: str) -> None:
-        """Say that this attempt has failed; never raises."""
-        try:
-            self._socket.send(msg.encode(msg.Abort(reason)), zmq.NOBLOCK)
-        except zmq.ZMQError:
-            return
-
-    def listen(self) -> None:
-        """Hear what the inlet has said, without waiting."""
+    def receive(self) -> None:
+        """Handle what the inlet has sent, without waiting."""
         while True:
             try:
-                word = self._socket.recv(zmq.NOBLOCK)
+                header = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._hear(word)
+            self._handle(header)
 
     def close(self) -> None:
         """Close the socket; may be called again."""
         self._socket.close()
 
     def _wait(self, ready: Callable[[], bool], request: list[bytes]) -> None:
-        """Repeat the request until `ready`, as long as the inlet is alive."""
-        now = heard = time.monotonic()
+        """Repeat the request until `ready`, as long as the inlet sends anything."""
+        now = received = time.monotonic()
         repeat = now
         while not ready():
-            if now - heard >= self.timeout:
-                raise self._silence()
+            if now - received >= self.timeout:
+                raise self._timed_out()
             if now >= repeat:
                 self._socket.send_multipart(request)
                 repeat = now + REPEAT_SECONDS
-            pause = min(repeat, heard + self.timeout) - now
+            pause = min(repeat, received + self.timeout) - now
             if self._socket.poll(math.ceil(1000 * pause)):
-                heard = time.monotonic()
-                self.listen()
+                received = time.monotonic()
+                self.receive()
             now = time.monotonic()
 
-    def _hear(self, word: bytes) -> None:
-        message, _ = msg.decode([word])
+    def _handle(self, header: bytes) -> None:
+        message, _ = msg.decode([header])
         if isinstance(message, msg.Credit):
             self._granted = max(self._granted, message.granted)
             self._asked = -REPEAT_SECONDS
@@ -190,16 +183,16 @@ class Line:
         elif isinstance(message, msg.Refused):
             raise StreamRefused(message.reason)
 
-    def _silence(self) -> StreamTimeout:
+    def _timed_out(self) -> StreamTimeout:
         if self._welcome is None:
             cause = (
-                "It never answered. Usual cause: the trainer is gone, a firewall is in "
-                "between, or the keys are of another study."
+                "It never answered. Usual cause: the trainer has ended, a firewall is "
+                "in between, or the keys are of another study."
             )
         else:
             last = self._reason or "nothing"
             cause = f"It said last: {last}. Usual cause: the trainer died or hangs."
         return StreamTimeout(
-            f"No word from the inlet at {self.endpoint.address} for "
+            f"No message from the inlet at {self.endpoint.address} for "
             f"{self.timeout:g} s. {cause}"
         )

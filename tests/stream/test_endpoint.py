@@ -7,7 +7,8 @@ import tempfile
 
 import pytest
 
-from surrogate_flow.stream.keys import Endpoint, SocketFolder, generate_keys
+from surrogate_flow.fields.errors import UserError
+from surrogate_flow.stream.endpoint import Endpoint, SocketFolder, generate_keys
 
 
 def test_an_endpoint_travels_and_hides_its_secret():
@@ -48,5 +49,5 @@ def test_no_folder_at_all_is_said(monkeypatch):
         raise OSError
 
     monkeypatch.setattr(tempfile, "mkdtemp", fail)
-    with pytest.raises(OSError, match="Set TMPDIR"):
+    with pytest.raises(UserError, match="Set TMPDIR"):
         SocketFolder()

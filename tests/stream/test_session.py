@@ -8,7 +8,7 @@ import pytest
 from laws import Ledger, trajectory
 
 from surrogate_flow.fields.spec import FieldSpec, Variable
-from surrogate_flow.stream.trajectory import BLOCK, Trajectory
+from surrogate_flow.stream.session import BLOCK, Session
 
 STEPS = 2000
 SPEC = FieldSpec(
@@ -51,7 +51,7 @@ def total(parcels):
 def test_what_waits_takes_little_more_memory_than_is_counted(sink, connections):
     """Thousands of tiny messages, also of two attempts: their bytes and a tenth or two."""
     sink.room = 0
-    waits = Trajectory(0, np.empty(0), 0)
+    waits = Session(0, np.empty(0), 0)
     tracemalloc.start()
     try:
         before = traced()
@@ -76,7 +76,7 @@ def test_what_waits_takes_little_more_memory_than_is_counted(sink, connections):
 @pytest.mark.parametrize("count", [1, 300], ids=["small", "large"])
 def test_what_is_taken_at_once_is_not_copied(sink, count):
     """The sink gets the received message itself; also a large one that has to wait."""
-    waits = Trajectory(0, np.empty(0), 0)
+    waits = Session(0, np.empty(0), 0)
     offered = []
     offer = sink.offer
     sink.offer = lambda *call: offered.append(call[2]) or offer(*call)
@@ -96,7 +96,7 @@ def test_what_is_taken_at_once_is_not_copied(sink, count):
 def test_credit_and_steps_of_any_sizes_come_out_as_they_went_in(sink, seed):
     """Messages small and large, repeated, unaligned, of several connections, and a sink with little room."""
     chance = np.random.default_rng(seed)
-    waits = Trajectory(0, np.empty(0), 0)
+    waits = Session(0, np.empty(0), 0)
     paid = {b"a": 0, b"b": 0}
     returned = dict.fromkeys(paid, 0)
 

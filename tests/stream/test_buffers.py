@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import zmq
 
-from surrogate_flow.stream.buffer import Buffer
-from surrogate_flow.stream.loan import Loan
+from surrogate_flow.stream.buffers import BorrowedBuffer, GatherBuffer
 
 
 @pytest.fixture
@@ -28,12 +27,12 @@ def test_waits_until_all_parts_have_left(ends):
     # Each half is above the size that pyzmq copies after all.
     half = 2 * zmq.COPY_THRESHOLD
     steps = np.arange(half // 2, dtype=np.float32)
-    buffer = Buffer(steps.nbytes)
+    buffer = GatherBuffer(steps.nbytes)
     buffer.write(steps)
     assert buffer.written == steps.nbytes
     for begin in (0, half):
         part = buffer.part(begin, begin + half)
-        buffer.leaves(out.send(part, copy=False, track=True))
+        buffer.track(out.send(part, copy=False, track=True))
     with pytest.raises(zmq.NotDone):
         buffer.rewind(0.02)
     assert buffer.written == steps.nbytes
@@ -50,7 +49,7 @@ def test_waits_until_all_parts_have_left(ends):
 
 def test_refuses_memory_in_pieces():
     """A copy that is not whole is not begun."""
-    buffer = Buffer(16)
+    buffer = GatherBuffer(16)
     with pytest.raises(ValueError, match="contiguous"):
         buffer.write(np.zeros((4, 2), np.float32)[:, 0])
     assert buffer.written == 0
@@ -60,11 +59,11 @@ def test_a_loan_is_given_back_when_it_has_left(ends):
     """A lent step is not copied, and waits as long as it lies in a socket."""
     out, into = ends
     step = np.arange(zmq.COPY_THRESHOLD, dtype=np.float32)
-    loan = Loan()
+    loan = BorrowedBuffer()
     loan.rewind(0)
     assert loan.write(step) == loan.written == step.nbytes
     assert np.shares_memory(np.frombuffer(loan.part(4, 8), np.float32), step[1:2])
-    loan.leaves(out.send(loan.part(0, step.nbytes), copy=False, track=True))
+    loan.track(out.send(loan.part(0, step.nbytes), copy=False, track=True))
     with pytest.raises(zmq.NotDone):
         loan.rewind(0.02)
     assert loan.written == step.nbytes
@@ -77,4 +76,4 @@ def test_a_loan_is_given_back_when_it_has_left(ends):
 def test_a_loan_is_in_one_piece():
     """Memory with gaps is refused, as by a buffer."""
     with pytest.raises(ValueError, match="contiguous"):
-        Loan().write(np.zeros((4, 2), np.float32)[:, 0])
+        BorrowedBuffer().write(np.zeros((4, 2), np.float32)[:, 0])

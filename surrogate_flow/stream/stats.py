@@ -1,0 +1,171 @@
+"""What an inlet has received and refused, in numbers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from surrogate_flow.stream.errors import Refusal
+
+__all__ = ["Counts", "RefusalLog", "SimulationProgress", "StreamStats"]
+
+logger = logging.getLogger(__name__)
+
+LOG_SECONDS = 10.0
+LOG_CHARACTERS = 500
+REPLIES = 64
+PEERS = 1024
+RECENT = 32
+
+
+@dataclass(frozen=True)
+class StreamStats:
+    """What an inlet has received so far.
+
+    Attributes
+    ----------
+    bytes, steps, messages : int
+        Received, without duplicates.
+    duplicates : int
+        Steps that were received again and dropped.
+    refusals : int
+        Openings and messages that were refused.
+    refused : mapping of str to int
+        The same by cause, such as ``"study"`` or ``"length"``.
+    connections, simulations : int
+        Open now; of these simulations, neither complete nor given up.
+    finished : int
+        Simulations of which the sink has every step.
+    pending : int
+        Bytes that the sink has not taken yet.
+    outstanding : int
+        Bytes that are granted or pending; at most the budget and its reserve.
+    waiting : int
+        Outlets that wait for credit or for the sink.
+    waiting_since : float or None
+        `time.monotonic` when the first of them began to wait.
+    longest : float
+        Longest duration among the last 32 complete simulations, in seconds from opening
+        to end without waiting for room.
+    worked : float
+        Sum of these durations over all complete simulations (their last attempts).
+    """
+
+    bytes: int
+    steps: int
+    messages: int
+    duplicates: int
+    refusals: int
+    refused: Mapping[str, int]
+    connections: int
+    simulations: int
+    finished: int
+    pending: int
+    outstanding: int
+    waiting: int
+    waiting_since: float | None
+    longest: float
+    worked: float
+
+
+class SimulationProgress(NamedTuple):
+    """Progress of a live simulation.
+
+    `last` is `time.monotonic` at its last step, at its opening, or when it ceased to
+    wait for room, whichever is latest; `opened` is that at its opening, and `waited`
+    the seconds since then for which it waited for room.
+    """
+
+    simulation: int
+    attempt: int
+    next_step: int
+    last: float
+    connected: bool
+    waiting: bool
+    opened: float
+    waited: float
+
+
+class Counts:
+    """Running counts behind `StreamStats`, with its attribute names."""
+
+    def __init__(self) -> None:
+        self.steps = self.messages = self.duplicates = 0
+        self.worked = 0.0
+        self._durations: deque[float] = deque(maxlen=RECENT)
+
+    def receive(self, new: int, old: int) -> None:
+        """Count the new steps of one message, and its duplicates."""
+        self.duplicates += old
+        if new:
+            self.steps += new
+            self.messages += 1
+
+    def finish(self, seconds: float) -> None:
+        """Count a complete simulation, whose last attempt took so many seconds."""
+        self.worked += seconds
+        self._durations.append(seconds)
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest of the last simulations; 0 before the first."""
+        return max(tuple(self._durations), default=0.0)
+
+
+class RefusalLog:
+    """Counts refusals, and logs a summary at most every ten seconds.
+
+    Notes
+    -----
+    Not locked: only the inlet's thread may call it, except for `counts`.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
+        self._logged = -LOG_SECONDS
+        self._last = ""
+        self._peers: dict[bytes, int] = {}
+
+    def counts(self) -> dict[str, int]:
+        """Return how often each cause has occurred; from any thread."""
+        return dict(self._counts)
+
+    def add(self, identity: bytes, refusal: Refusal) -> bool:
+        """Count one, and log it unless another one was logged a moment ago.
+
+        Returns
+        -------
+        bool
+            Whether to reply: replies to a peer that never reads would accumulate.
+        """
+        self._counts[refusal.cause] += 1
+        self._last = f"connection {identity[:6].hex()}: {refusal}"[:LOG_CHARACTERS]
+        self.report()
+        times = self._peers.pop(identity, 0) + 1
+        self._peers[identity] = times
+        if len(self._peers) > PEERS:
+            del self._peers[next(iter(self._peers))]
+        return times <= REPLIES
+
+    def report(self, at_once: bool = False) -> None:
+        """Log what was not logged yet, if ten seconds have passed or `at_once`."""
+        now = time.monotonic()
+        if not at_once and now - self._logged < LOG_SECONDS:
+            return
+        new = self._counts - self._reported
+        if not new:
+            return
+        logger.warning(
+            "Refused %d messages (%s), %d in all; the last of %s",
+            new.total(),
+            ", ".join(f"{count} {cause}" for cause, count in new.most_common()),
+            self._counts.total(),
+            self._last,
+        )
+        self._reported = self._counts.copy()
+        self._logged = now
