@@ -34,11 +34,8 @@ class ProtocolChecks:
     ) -> Float64[np.ndarray, " parameter"]:
         """Check that an outlet is of this study and spec; return its parameters."""
         if message.study != self.study:
-            raise Refusal(
-                "study",
-                f"expected study {self.study!r}, got {message.study[:40]!r}: this "
-                "outlet is left over from another run",
-            )
+            got = f"expected study {self.study!r}, got {message.study[:40]!r}"
+            raise Refusal("study", f"{got}: this outlet is left over from another run")
         if message.spec != self.digest:
             raise Refusal(
                 "spec",
@@ -46,17 +43,13 @@ class ProtocolChecks:
                 "solver on the worker differs from the trainer's. Usual cause: another "
                 "version of its code, or other arguments",
             )
-        if message.length != 8 * len(self.spec.parameters):
-            raise Refusal(
-                "parameters",
-                f"expected {len(self.spec.parameters)} parameters in float64, got "
-                f"{message.length} bytes",
-            )
+        if message.length != 8 * (count := len(self.spec.parameters)):
+            got = f"expected {count} parameters in float64, got {message.length} bytes"
+            raise Refusal("parameters", got)
         parameters = np.frombuffer(payload, np.float64).copy()
         if not np.isfinite(parameters).all():
-            raise Refusal(
-                "parameters", f"expected finite parameters, got {parameters.tolist()}"
-            )
+            got = f"expected finite parameters, got {parameters.tolist()}"
+            raise Refusal("parameters", got)
         return parameters
 
     def check_retry(
@@ -73,45 +66,29 @@ class ProtocolChecks:
 
     def check_steps(self, session: Session, message: Steps) -> None:
         """Check that steps belong to the connection's simulation and leave no gap."""
+        first, count, length = message.first, message.count, message.length
         ours = session.simulation, session.attempt
-        theirs = message.simulation, message.attempt
-        if theirs != ours:
-            raise Refusal(
-                "simulation",
-                f"this connection serves (simulation, attempt) {ours}, got {theirs}",
-            )
-        if not 0 < message.count <= self.spec.steps - message.first:
-            raise Refusal(
-                "steps",
-                f"expected steps below {self.spec.steps}, got {message.count} from "
-                f"{message.first}",
-            )
-        if message.length != message.count * self.step_bytes:
-            raise Refusal(
-                "steps",
-                f"expected {self.step_bytes} bytes a step, got {message.length} for "
-                f"{message.count} steps",
-            )
-        if message.first > session.next:
-            raise Refusal(
-                "gap",
-                f"expected step {session.next}, got {message.first}: the steps between "
-                f"were lost. {_CUT}",
-            )
+        if (theirs := (message.simulation, message.attempt)) != ours:
+            want = f"this connection serves (simulation, attempt) {ours}"
+            raise Refusal("simulation", f"{want}, got {theirs}")
+        if not 0 < count <= self.spec.steps - first:
+            want = f"expected steps below {self.spec.steps}"
+            raise Refusal("steps", f"{want}, got {count} from {first}")
+        if length != count * self.step_bytes:
+            want = f"expected {self.step_bytes} bytes a step"
+            raise Refusal("steps", f"{want}, got {length} for {count} steps")
+        if first > session.next:
+            got = f"expected step {session.next}, got {first}"
+            raise Refusal("gap", f"{got}: the steps between were lost. {_CUT}")
 
     def check_ask(self, message: Ask, received: int, largest: int) -> None:
         """Check that nothing was lost, and that so much credit can be granted."""
         if message.sent != received:
-            raise Refusal(
-                "lost",
-                f"received {received} of {message.sent} bytes: some were lost. {_CUT}",
-            )
+            got = f"received {received} of {message.sent} bytes"
+            raise Refusal("lost", f"{got}: some were lost. {_CUT}")
         if message.need > largest:
-            raise Refusal(
-                "credit",
-                f"expected messages of at most {largest} bytes, got one of "
-                f"{message.need}",
-            )
+            want = f"expected messages of at most {largest} bytes"
+            raise Refusal("credit", f"{want}, got one of {message.need}")
 
     def check_end(self, session: Session, message: End) -> None:
         """Check that every step of the spec was received."""
@@ -124,15 +101,11 @@ class ProtocolChecks:
 
 
 class RecentlyClosed:
-    """The last 1,024 closed connections.
+    """The last 1,024 closed connections; only for the inlet's thread.
 
     Messages in transit from them are ignored for 4 s instead of being refused. Later
     ones are refused, so that an outlet whose connection was cut and restored does not
     wait for a reply forever.
-
-    Notes
-    -----
-    Not locked: only the inlet's thread may call it.
     """
 
     def __init__(self) -> None:

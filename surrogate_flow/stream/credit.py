@@ -35,11 +35,10 @@ class CreditPool(Generic[Key]):
       because they hold data ready, are granted what they need: first come, first
       served.
 
-    Hence slow solvers cannot hoard more than half of the budget unspent, the other half
-    is always enough for whoever asks next, and none starves as long as the sink
-    consumes. What a sink takes now, although it takes nothing of others, is served out
-    of a reserve of two messages on top, one for each `priority` above 0: it need not
-    wait for those that wait for it.
+    Hence slow solvers cannot hold more than half of the budget unspent, the other half
+    is always enough for the next that asks, and none starves as long as the sink
+    consumes. Priorities above 0 have a reserve of one message each on top: they need
+    not wait for those that wait for them.
 
     Parameters
     ----------
@@ -58,8 +57,8 @@ class CreditPool(Generic[Key]):
 
     Notes
     -----
-    Not locked: the inlet's thread owns it. Grants are returned as ``(key, granted in
-    total)``.
+    Not locked: only the inlet's thread may call it. Grants are returned as ``(key,
+    granted in total)``.
 
     Examples
     --------
@@ -73,10 +72,9 @@ class CreditPool(Generic[Key]):
     def __init__(self, budget: int, largest: int, window: int | None = None) -> None:
         if largest < 1 or budget < 2 * largest:
             raise ValueError(
-                f"Expected a budget of at least {2 * largest} bytes, twice the largest "
-                f"message ({largest} bytes, one step or one coalesced message), got "
-                f"{budget}: outlets would wait for each other for ever. Raise the "
-                "budget or lower coalesce_bytes."
+                f"budget: expected at least {2 * largest} bytes, two of the largest "
+                f"messages, got {budget}: outlets would wait for each other forever. "
+                "Raise the budget or lower coalesce_bytes."
             )
         self.budget = budget
         self.largest = largest
@@ -117,14 +115,12 @@ class CreditPool(Generic[Key]):
         """
         account = self._accounts[key]
         if account.spent + length > account.granted:
-            raise Overdraft(
-                "credit",
-                f"expected at most {account.granted - account.spent} bytes of credit "
-                f"to be used, got {length}",
-            )
+            left = account.granted - account.spent
+            got = f"expected at most {left} bytes of credit to be used, got {length}"
+            raise Overdraft("credit", got)
         account.spent += length
         self.pending += length
-        # Whoever sends no longer waits: its old question needs no answer.
+        # A connection that sends no longer waits: its request is obsolete.
         self._forget(key)
 
     def consume(self, key: Key, length: int) -> list[tuple[Key, int]]:

@@ -119,15 +119,7 @@ def generate_keys() -> tuple[ServerKeys, ClientKeys]:
 
 
 def require_one_interface(host: str | None) -> None:
-    """Refuse an address that means every interface, however it is spelled.
-
-    None means a unix socket.
-
-    Raises
-    ------
-    ValueError
-        If it does.
-    """
+    """Raise ValueError for an address of all interfaces, however it is spelled."""
     if host is None:
         return
     places = ["0.0.0.0"] if host in ("", "*") else [host]

@@ -11,7 +11,7 @@ from surrogate_flow.stream import protocol as msg
 from surrogate_flow.stream.checks import ProtocolChecks, RecentlyClosed
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.errors import NotExpected, Refusal
-from surrogate_flow.stream.session import Delivery, Session
+from surrogate_flow.stream.session import Session
 from surrogate_flow.stream.sink import Sink
 from surrogate_flow.stream.stats import (
     Counts,
@@ -63,13 +63,16 @@ class Reception:
         self.pool = pool
         self._sink = sink
         self._checks = ProtocolChecks(spec, study)
-        self._delivery = Delivery(sink, spec.step_shape, self._consume)
+        self._shape = spec.step_shape
         self._coalesce = coalesce
         self._reply = reply
         self._live: dict[int, Session] = {}
         self._connections: dict[bytes, Session] = {}
         self._closed = RecentlyClosed()
+        #: Since when connections wait for credit or for the sink.
         self._waiting: dict[bytes, float] = {}
+        #: Sessions of which the sink has not taken everything, the next one first.
+        self._undelivered: dict[int, Session] = {}
         self._finished = IntSet()
         self._given_up = IntSet()
         self._stopped: str | None = None
@@ -101,9 +104,14 @@ class Reception:
 
     def retry(self) -> None:
         """Offer again what the sink has not taken."""
-        for session in self._delivery.retry():
-            if session.ended:
+        for number, session in list(self._undelivered.items()):
+            before = session.pending[0]
+            self._deliver(session)
+            if session.ended and not session.pending:
                 self._finish(session)
+            elif session.pending and session.pending[0] is not before:
+                # A session that was served goes to the end of the queue.
+                self._undelivered[number] = self._undelivered.pop(number)
         # Room, or a new turn, may change priorities.
         if self.pool.asking:
             self._grant(self.pool.reconsider(self._priority_of))
@@ -112,11 +120,9 @@ class Reception:
         """Send a sign of life, and a reason, to all outlets that wait."""
         self._refusals.report()
         if self._waiting:
-            reason = (
-                f"{self.pool.pending} of {self.pool.budget} bytes wait for the sink"
-            )
-            if waiting := self._sink.waiting():
-                reason = f"{reason}: {waiting}"
+            pool, waiting = self.pool, self._sink.waiting()
+            reason = f"{pool.pending} of {pool.budget} bytes wait for the sink"
+            reason = f"{reason}: {waiting}" if waiting else reason
             for identity in list(self._waiting):
                 self._reply(identity, msg.Wait(reason))
 
@@ -156,7 +162,10 @@ class Reception:
         if session is not None:
             if session.identity is not None:
                 self._stop(session.identity, f"simulation {simulation} given up")
-            self._delivery.drop(session)
+            self._undelivered.pop(simulation, None)
+            while session.pending:
+                parcel = session.pending.popleft()
+                self._consume(parcel.identity, parcel.length)
         # Even one that never opened: a checkpoint may have restored steps of it.
         self._sink.close(simulation, complete=False)
 
@@ -256,7 +265,16 @@ class Reception:
         if old == message.count:
             self._consume(identity, message.length)
         elif len(session.pending) == 1:
-            self._delivery.deliver(session)
+            self._deliver(session)
+
+    def _deliver(self, session: Session) -> None:
+        """Offer what is pending, and return the credit of what was taken."""
+        for identity, length in session.deliver(self._sink, self._shape):
+            self._consume(identity, length)
+        if session.pending:
+            self._undelivered[session.simulation] = session
+        else:
+            self._undelivered.pop(session.simulation, None)
 
     def _consume(self, identity: bytes, length: int) -> None:
         self._grant(self.pool.consume(identity, length))

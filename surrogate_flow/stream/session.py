@@ -1,10 +1,10 @@
-"""The received steps of each live simulation, and their delivery to the sink."""
+"""The received steps of a live simulation, and their delivery to the sink."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64
 from surrogate_flow.stream.sink import Sink
 from surrogate_flow.stream.stats import SimulationProgress
 
-__all__ = ["Delivery", "Parcel", "Session"]
+__all__ = ["Parcel", "Session"]
 
 # ZeroMQ reads so many bytes at once: a small message that is kept keeps all of them.
 BLOCK = 8192
@@ -145,58 +145,3 @@ class Session:
         data = bytearray(rest) if rest.nbytes <= BLOCK else rest
         first = parcel.first + taken
         self.pending[0] = Parcel(parcel.identity, parcel.length, first, data)
-
-
-class Delivery:
-    """Hands the steps of all sessions to the sink, and serves those that wait in turn.
-
-    Parameters
-    ----------
-    sink : Sink
-    shape : tuple of int
-        Of one step.
-    consume : callable
-        Receives connection and length of each message that has entered the sink.
-
-    Notes
-    -----
-    Not locked: only the inlet's thread may call it.
-    """
-
-    def __init__(
-        self,
-        sink: Sink,
-        shape: tuple[int, ...],
-        consume: Callable[[bytes, int], None],
-    ) -> None:
-        self._sink = sink
-        self._shape = shape
-        self._consume = consume
-        self._waiting: dict[int, Session] = {}
-
-    def deliver(self, session: Session) -> bool:
-        """Offer what is pending; return whether all of it was taken."""
-        for identity, length in session.deliver(self._sink, self._shape):
-            self._consume(identity, length)
-        if session.pending:
-            self._waiting[session.simulation] = session
-            return False
-        self._waiting.pop(session.simulation, None)
-        return True
-
-    def retry(self) -> Iterator[Session]:
-        """Offer again, and yield the sessions that wait no longer."""
-        for number, session in list(self._waiting.items()):
-            before = session.pending[0]
-            if self.deliver(session):
-                yield session
-            elif session.pending[0] is not before:
-                # A session that was served goes to the end of the queue.
-                self._waiting[number] = self._waiting.pop(number)
-
-    def drop(self, session: Session) -> None:
-        """Discard what is pending."""
-        self._waiting.pop(session.simulation, None)
-        while session.pending:
-            parcel = session.pending.popleft()
-            self._consume(parcel.identity, parcel.length)
