@@ -65,7 +65,7 @@ def study(maximum: int) -> OnlineData:
 
 @contextmanager
 def watched(
-    data: OnlineData, fleet: Supervisor, pace: list[float]
+    data: OnlineData, jobs: Supervisor, pace: list[float]
 ) -> Iterator[list[Point]]:
     """Note a point each second."""
     points: list[Point] = []
@@ -79,8 +79,8 @@ def watched(
                 Point(
                     time.monotonic() - start,
                     pace[0] * PAUSE,
-                    fleet.wanted,
-                    fleet.at_work,
+                    jobs.wanted,
+                    jobs.at_work,
                     store.counters().population,
                 )
             )
@@ -102,9 +102,9 @@ def train(data: OnlineData, paces: list[tuple[float, float]]) -> list[Point]:
     """Draw so many samples a second for so many seconds, one pace after the other."""
     pace = [paces[0][1]]
     assert data.study is not None, "set up"
-    assert data.study.fleet is not None, "its cluster is a batch system's"
+    assert data.study.supervisor is not None, "its cluster is a batch system's"
     print(" ".join(f"{name:>8}" for name in Point._fields))
-    with watched(data, data.study.fleet, pace) as points:
+    with watched(data, data.study.supervisor, pace) as points:
         batches = iter(data.train_dataloader())
         for seconds, samples in paces:
             pace[0] = samples

@@ -9,7 +9,7 @@ from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.solvers.solver import Solver
 
 if TYPE_CHECKING:
-    from surrogate_flow.cluster.scheduler import ExistingScheduler
+    from surrogate_flow.cluster.existing import ExistingScheduler
     from surrogate_flow.data.online import OnlineData
     from surrogate_flow.data.stored import StoredData
     from surrogate_flow.dataset import Archive
@@ -32,7 +32,7 @@ __all__ = [
 
 _LAZY = {
     "Archive": "surrogate_flow.dataset",
-    "ExistingScheduler": "surrogate_flow.cluster.scheduler",
+    "ExistingScheduler": "surrogate_flow.cluster.existing",
     "OnlineData": "surrogate_flow.data.online",
     "StoredData": "surrogate_flow.data.stored",
     "Surrogate": "surrogate_flow.surrogate.surrogate",

@@ -1,18 +1,18 @@
 """The local batch system, as tests speak with it."""
 
+import inspect
 import os
 import shutil
 import subprocess
 import time
-from functools import partial
 from pathlib import Path
 
-from dask_jobqueue import PBSCluster, SLURMCluster
+from surrogate_flow.cluster.batch import PBS, Slurm, Timing
 
 SCRIPT = Path(__file__).parent / "slurm-local.sh"
 ROOT = SCRIPT.parents[1]
 
-KINDS = {"slurm": SLURMCluster, "pbs": PBSCluster}
+KINDS = {"slurm": Slurm, "pbs": PBS}
 
 
 def call(*words, check=True):
@@ -73,6 +73,11 @@ def arguments(**changed):
     }
 
 
-def cluster(kind="slurm", **changed):
+def cluster(kind="slurm", timing=None, **changed):
     """Return what a data module takes as its cluster."""
-    return partial(KINDS[kind], **arguments(**changed))
+    options = arguments(**changed)
+    own = inspect.signature(KINDS[kind]).parameters
+    named = {name: options.pop(name) for name in own if name in options}
+    system = KINDS[kind](**named, options=options)
+    system.timing = timing or Timing()
+    return system

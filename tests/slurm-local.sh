@@ -57,7 +57,7 @@ SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU=256
 # A virtual node has as many cores as it says.
 SlurmdParameters=config_overrides
-SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=100000,batch_sched_delay=0
+SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=100000,batch_sched_delay=0
 JobSubmitPlugins=lua
 ReturnToService=2
 KillWait=5

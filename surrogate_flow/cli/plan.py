@@ -14,15 +14,7 @@ from distributed import Client
 from rich.console import Console
 from rich.table import Table
 
-from surrogate_flow.cluster.batch import (
-    Bounds,
-    Request,
-    at_once,
-    processes_of,
-    resources_of,
-)
-from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
-from surrogate_flow.cluster.batch.walltime import walltime_of
+from surrogate_flow.cluster.batch import Bounds, batch_system
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.spec import FieldSpec
@@ -70,12 +62,15 @@ class Places:
         Of each job, in words.
     each : int
         Simulations that a job, or the cluster, runs at once.
+    walltime : float, optional
+        Seconds that a job may run.
     """
 
     script: str
     jobs: Bounds | None
     resources: str
     each: int
+    walltime: float | None = None
 
     @property
     def at_once(self) -> tuple[int, int]:
@@ -124,12 +119,12 @@ def places(data: OnlineData) -> Places:
         tempfile.TemporaryDirectory(prefix="flow-plan-") as folder,
         open_cluster(data.cluster, Path(folder), cores_per_simulation=cores) as cluster,
     ):
-        if isinstance(cluster, JobQueueCluster):
-            request = Request.of(data.cluster)
-            assert request is not None, "its class is a batch system's"
-            bounds = request.bounds(processes_of(cluster))
-            script = cluster.job_script().strip().replace(folder, "<run>")
-            return Places(script, bounds, resources_of(cluster), at_once(cluster))
+        if system := batch_system(data.cluster):
+            jobs = system.request(cluster)
+            script = jobs.script.strip().replace(folder, "<run>")
+            return Places(
+                script, jobs.bounds, jobs.resources, jobs.per_job, jobs.walltime
+            )
         with Client(
             cluster.scheduler_address,
             security=getattr(cluster, "security", None),
@@ -191,7 +186,7 @@ def _rows(
     if data.simulations is not None:
         total = one * (data.count + data.simulations)
         rows.append(("solving", _range(total / most, total / least, format_time)))
-    if where.jobs and (walltime := walltime_of(where.script)) and one > walltime:
+    if where.walltime and one > where.walltime:
         rows.append(
             ("beware", "a simulation takes longer than the walltime: none would end")
         )

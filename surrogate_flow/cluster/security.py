@@ -1,33 +1,26 @@
-"""Who may take part in a cluster: keys of one study, for Dask's TLS."""
+"""Keys of one study for Dask's TLS, and what stays open without them."""
 
 from __future__ import annotations
 
 import copy
-import ipaddress
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import psutil
 from distributed.deploy.cluster import Cluster
 from distributed.security import Security
 
-__all__ = ["in_files", "in_memory", "is_closed", "is_open_to_all"]
+__all__ = ["in_files", "in_memory", "keys_for", "requires_keys", "shows_to_all"]
 
 _ROLES = ("client", "scheduler", "worker")
 _TEXTS = ("tls_ca_file", *(f"tls_{r}_{w}" for r in _ROLES for w in ("cert", "key")))
 
 
 def in_memory() -> Security:
-    """Return new keys, for scheduler, workers and client alike, that are in no file.
-
-    Whoever connects must have them, and so must whom it connects to: TLS with a
-    certificate of their own, which both sides demand.
-    """
+    """Return new keys in no file: one TLS certificate, which both sides demand."""
     keys: Security = Security.temporary()
     return keys
 
@@ -36,15 +29,15 @@ def in_memory() -> Security:
 def in_files(folder: Path, keys: Security | None = None) -> Iterator[Security]:
     """Write keys into a folder of mode 0700 within `folder`; remove it in the end.
 
-    For processes that get the names of the files only: workers that other programs
-    start, and other ranks. All must see them under the same name.
+    Workers that other programs start, and other ranks, get the names of the files only,
+    so that all must see them under the same name.
 
     Parameters
     ----------
     folder : Path
-        Made if it is not there.
+        Created if it does not exist.
     keys : Security, optional
-        Those which are in files already stay there; new ones by default.
+        New ones by default; keys that are in files already stay there.
 
     Raises
     ------
@@ -74,18 +67,25 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def is_closed(cluster: Cluster) -> bool:
+@contextmanager
+def keys_for(chosen: Security | bool | None, folder: Path) -> Iterator[Security | None]:
+    """Yield the `security` of a recipe: new keys in files, unless it says otherwise."""
+    if chosen is None or chosen is True:
+        with in_files(folder) as keys:
+            yield keys
+    else:
+        yield chosen or None
+
+
+def requires_keys(cluster: Cluster) -> bool:
     """Whether only who has the keys can speak with the scheduler."""
     scheme = str(cluster.scheduler_address).partition("://")[0]
     return scheme in ("tls", "wss", "inproc")
 
 
-def is_open_to_all(link: str) -> bool:
-    """Whether this process listens at the port of a link on every interface."""
-    port = urlsplit(link).port if link else None
-    return any(
-        place.status == psutil.CONN_LISTEN
-        and place.laddr.port == port
-        and ipaddress.ip_address(place.laddr.ip).is_unspecified
-        for place in psutil.Process().net_connections("inet")
-    )
+def shows_to_all(cluster: Cluster) -> bool:
+    """Whether the dashboard of a scheduler in this process has every interface."""
+    spec = getattr(cluster, "scheduler_spec", None) or {"options": {}}
+    address = spec["options"].get("dashboard_address")
+    host = str(address).rpartition("://")[2].rpartition(":")[0]
+    return address is not None and host in ("", "0.0.0.0", "[::]")

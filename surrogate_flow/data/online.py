@@ -13,6 +13,7 @@ import numpy as np
 from distributed.deploy.cluster import Cluster
 from jaxtyping import Float
 
+from surrogate_flow.cluster.config import ClusterConfig
 from surrogate_flow.data.archiving import Tee
 from surrogate_flow.data.checkpoint import StudyCheckpoint
 from surrogate_flow.data.checkpoint_folder import checkpoint_folder
@@ -57,8 +58,9 @@ class OnlineData(SurrogateData):
         Samples of a batch.
     reservoir : class of Store
         Built as ``reservoir(spec, window, batch_size)``.
-    cluster : class of distributed.deploy.Cluster, optional
-        Built when the simulations start; one worker a core on this machine by default.
+    cluster : ClusterConfig or class of distributed.deploy.Cluster, optional
+        Opened when the simulations start: `surrogate_flow.cluster.Slurm`, for example;
+        one worker a core on this machine by default.
     cores_per_simulation : int
         Of a worker, for solvers with threads (OpenMP, MKL and OpenBLAS are told) or
         with processes of their own.
@@ -89,7 +91,7 @@ class OnlineData(SurrogateData):
         held_out: int = 10,
         batch_size: int = 10,
         reservoir: Callable[[FieldSpec, Window, int], Store] = Reservoir,
-        cluster: Callable[[], Cluster] | None = None,
+        cluster: ClusterConfig | Callable[[], Cluster] | None = None,
         cores_per_simulation: int = 1,
         faults: Faults = Faults(),  # noqa: B008 - frozen
         checkpoint_reservoir: bool = False,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from surrogate_flow.cluster.batch import Waits
+from surrogate_flow.cluster.batch import Load
 from surrogate_flow.data.checkpoint import StudyCheckpoint
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.sequencer import Sequencer
@@ -173,7 +173,7 @@ class Router:
             return f"trainer waits for held-out simulations: {progress}"
         return "" if self.store is None else self.store.waiting()
 
-    def waits(self, trainer: float | None) -> Waits:
+    def waits(self, trainer: float | None) -> Load:
         """Return who has waited for whom since the beginning.
 
         Parameters
@@ -184,10 +184,10 @@ class Router:
         """
         waited = time.monotonic() if trainer is None else trainer
         if self.store is None:
-            return Waits(waited, 0.0)
+            return Load(waited)
         counters = self.store.counters()
         stale = counters.unseen < _STALE * counters.population
-        return Waits(waited, counters.put_wait, stale and trainer is not None)
+        return Load(waited, counters.put_wait, stale and trainer is not None)
 
     def blocked(self) -> bool:
         """Whether simulations that wait do so for the trainer, not for each other."""

@@ -9,19 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from distributed.deploy.cluster import Cluster
-
-from surrogate_flow.cluster.batch import (
-    Load,
-    Request,
-    Supervisor,
-    Waits,
-    at_once,
-    processes_of,
-)
+from surrogate_flow.cluster.batch import Load, Supervisor, batch_system
 from surrogate_flow.cluster.existing import Existing
-from surrogate_flow.cluster.open import is_local, open_cluster
+from surrogate_flow.cluster.open import ClusterSource, is_local, open_cluster
 from surrogate_flow.data.ranks import RankError, Ranks, State
 from surrogate_flow.dataset import Writer
 from surrogate_flow.ensemble.ensemble import Ensemble, EnsembleStats
@@ -82,13 +74,13 @@ class Study:
         simulations: Iterator[Simulation],
         sink: Sink,
         *,
-        cluster: Callable[[], Cluster] | None,
+        cluster: ClusterSource,
         faults: Faults,
         folder: Path,
         blocked: Callable[[], bool],
         on_set_aside: Callable[[int], None],
         on_end: Callable[[], None],
-        waits: Callable[[], Waits] | None = None,
+        waits: Callable[[], Load] | None = None,
         cores_per_simulation: int = 1,
         ahead: int = 2,
         ranks: Ranks | None = None,
@@ -102,8 +94,8 @@ class Study:
         self._sink = _Expecting(sink)
         self._waits = waits
         self._world = ranks.world
-        self._at_once = 1
-        self.fleet: Supervisor | None = None
+        self.supervisor: Supervisor | None = None
+        self._load_updated = 0.0
         self._resources = contextlib.ExitStack()
         try:
             with ranks.fail_together():
@@ -140,12 +132,10 @@ class Study:
                 watchdog=None
                 if faults.step_timeout is None
                 else Watchdog(self._client, self.inlet, faults.step_timeout),
-                fleet=self.fleet,
+                supervisor=self.supervisor,
                 patient=known.jobs,
                 unarchived=plain if streams else None,
             )
-            if self.fleet is not None:
-                self.fleet.follow(self._load)
             self._resources.callback(self._ensemble.close)
             self._resources.callback(self.inlet.dismiss, "the study has ended")
             self._resources.callback(self._ensemble.halt)
@@ -157,7 +147,7 @@ class Study:
 
     def _open_cluster(
         self,
-        cluster: Callable[[], Cluster] | None,
+        cluster: ClusterSource,
         folder: Path,
         ranks: Ranks,
         cores: int,
@@ -171,29 +161,30 @@ class Study:
                 )
             )
             _check_reach(opened, ranks)
-            if request := Request.of(cluster):
-                self._at_once = at_once(opened)
-                bounds = request.bounds(processes_of(opened))
+            if system := batch_system(cluster):
                 # All ranks simulate at the same time.
-                bounds = bounds.at_least(-(-ranks.world // self._at_once))
-                self.fleet = self._resources.enter_context(Supervisor(opened, bounds))
+                self.supervisor = self._resources.enter_context(
+                    system.supervise(opened, at_least=ranks.world)
+                )
             local = is_local(opened) and ranks.on_one_machine
-            known = Existing.of(opened, local=local, jobs=self.fleet is not None)
+            known = Existing.of(opened, local=local, jobs=self.supervisor is not None)
             if ranks.world > 1:
                 known = self._resources.enter_context(known.in_files(folder))
         self._resources.callback(_part, ranks)
         return known
 
-    def _load(self) -> Load:
+    def _update_jobs(self) -> None:
         now = time.monotonic()
+        if self.supervisor is None or now - self._load_updated < 1.0:
+            return
+        self._load_updated = now
         live = [p for p in self.inlet.progress() if p.connected]
         ages = [now - p.opened - p.waited for p in live]
         longest = max([*ages, self.inlet.counters().longest])
-        waits = self._waits() if self._waits else Waits(0.0, 0.0)
-        left = self._ensemble.useful
+        load = self._waits() if self._waits else Load()
         # Of the simulations of other ranks this one knows nothing.
-        useful = None if left is None or self._world > 1 else -(-left // self._at_once)
-        return Load(replace(waits, useful=useful), longest)
+        left = self._ensemble.useful if self._world == 1 else None
+        self.supervisor.update(replace(load, simulations_left=left, longest=longest))
 
     def start(self) -> None:
         """Begin to submit simulations; may be called again."""
@@ -223,6 +214,7 @@ class Study:
         """
         self._ensemble.check()
         self.inlet.check()
+        self._update_jobs()
         counters, progress = self.inlet.counters(), self.progress()
         signs = (counters.steps, progress.retried, progress.failed)
         waiting = counters.pending > 0 and self._blocked()
@@ -245,10 +237,10 @@ class Study:
 
     def jobs(self) -> str:
         """Say what jobs there are, if some of those that are wanted have no workers."""
-        fleet = self.fleet
-        if fleet is None or self._ensemble.useful == 0:
+        jobs = self.supervisor
+        if jobs is None or self._ensemble.useful == 0:
             return ""
-        return fleet.words() if fleet.at_work < fleet.wanted else ""
+        return jobs.describe() if jobs.at_work < jobs.wanted else ""
 
     def held_up(self) -> str:
         """Say what holds up the workers: jobs that are missing, or want of memory."""
@@ -292,7 +284,7 @@ class _Expecting:
         return self.sink.open(simulation)
 
 
-def _check_reach(cluster: Cluster, ranks: Ranks) -> None:
+def _check_reach(cluster: Any, ranks: Ranks) -> None:
     address = cluster.scheduler_address
     if not ranks.on_one_machine and "//127." in address:
         raise ValueError(

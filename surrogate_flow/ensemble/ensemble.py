@@ -73,7 +73,7 @@ class Ensemble:
         has failed.
     watchdog : Watchdog, optional
         Finds the simulations that hang; a failed attempt each.
-    fleet : Supervisor, optional
+    supervisor : Supervisor, optional
         The jobs of the workers, on the rank that has them.
     patient : bool
         Whether workers that are all gone may be long in coming back.
@@ -96,7 +96,7 @@ class Ensemble:
         on_set_aside: Callable[[int], None],
         on_end: Callable[[], None],
         watchdog: Watchdog | None = None,
-        fleet: Supervisor | None = None,
+        supervisor: Supervisor | None = None,
         patient: bool = False,
         unarchived: Callable[[Simulation, int], Summary] | None = None,
     ) -> None:
@@ -108,7 +108,7 @@ class Ensemble:
         self._ahead, self._share, self._patient = ahead, share, patient
         self._is_whole, self._on_end = is_whole, on_end
         self._on_set_aside, self._watchdog = on_set_aside, watchdog
-        self._fleet, self._again = fleet, deque[tuple[Simulation, int]]()
+        self._supervisor, self._again = supervisor, deque[tuple[Simulation, int]]()
         self._workers, self._met = Workers(client), False
         # Nobody's attempts may wait behind another's if each has just its threads.
         self._least = share if ahead == 1 else 1
@@ -132,8 +132,8 @@ class Ensemble:
         """Raise what stopped the ensemble, if anything did."""
         if self._error is not None:
             raise self._error
-        if self._fleet is not None:
-            self._fleet.check()
+        if self._supervisor is not None:
+            self._supervisor.check()
 
     @property
     def useful(self) -> int | None:
@@ -207,7 +207,7 @@ class Ensemble:
         self._look()
         while self._workers.threads < self._least and not self._closing.is_set():
             waited = time.monotonic() - start
-            said = f" {self._fleet.words()}." if self._fleet else ""
+            said = f" {self._supervisor.describe()}." if self._supervisor else ""
             if waited > limit:
                 threads = self._workers.threads
                 few = f"Only {threads} threads of workers have"
@@ -227,7 +227,8 @@ class Ensemble:
 
     def _look(self) -> None:
         try:
-            self._workers.look(self._fleet.leaving() if self._fleet else ())
+            jobs = self._supervisor
+            self._workers.look(jobs.draining_workers() if jobs else ())
             forget(self._client)
         except (OSError, TimeoutError) as error:
             raise ConnectionError(str(error)) from error

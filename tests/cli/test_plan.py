@@ -5,13 +5,13 @@ from functools import partial
 
 import pytest
 import yaml
-from dask_jobqueue import PBSCluster, SLURMCluster
 from distributed import LocalCluster
 from rich.console import Console
 from troubled import STEPS, Leisurely, Troubled, Wave
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.plan import measure, places, show
+from surrogate_flow.cluster import PBS, Slurm
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.stream import SpecMismatch
 
@@ -53,22 +53,20 @@ def test_a_solver_with_a_mistake():
         measure(Troubled("nan", 0.0))
 
 
-@pytest.mark.parametrize("kind", [SLURMCluster, PBSCluster])
+@pytest.mark.parametrize("kind", [Slurm, PBS])
 def test_a_walltime_that_no_queue_takes(kind):
     """It is not called none."""
-    cluster = partial(
-        kind, cores=1, memory="1 GB", interface="lo", walltime="4h", n_workers=1
+    cluster = kind(
+        cores=1, memory="1 GB", interface="lo", walltime="tomorrow", n_workers=1
     )
-    assert (
-        "walltime '4h', which" in places(OnlineData(Wave(), cluster=cluster)).resources
-    )
+    plan = places(OnlineData(Wave(), cluster=cluster))
+    assert "walltime 'tomorrow', which no queue accepts" in plan.resources
 
 
-@pytest.mark.parametrize("kind", [SLURMCluster, PBSCluster])
+@pytest.mark.parametrize("kind", [Slurm, PBS])
 def test_the_script_of_a_job_and_how_many(kind, capsys):
     """Of 2 to 5 jobs with 4 cores each, half of them for each simulation."""
-    cluster = partial(
-        kind,
+    cluster = kind(
         cores=4,
         memory="4 GB",
         walltime="00:30:00",
@@ -142,6 +140,11 @@ def test_by_the_command_line(monkeypatch, capsys, tmp_path):
             "walltime 12:00:00",
         ),
         (
+            "slurm --data.cluster.walltime 2h --data.cluster.account maths "
+            "--data.cluster.interface lo",
+            "walltime 2:00:00",
+        ),
+        (
             "slurm --data.cluster.n_workers 4 --data.cluster.interface lo",
             "2, each with",
         ),
@@ -150,13 +153,13 @@ def test_by_the_command_line(monkeypatch, capsys, tmp_path):
     ids=lambda words: words.split()[0],
 )
 def test_arguments_of_a_cluster_on_the_command_line(words, jobs, capsys):
-    """Its own, and those that it hands on to its jobs."""
+    """Arguments of ours, and of a class of dask-jobqueue."""
     main(f"plan --data heat2d --data.solver.steps 3 --data.cluster {words}".split())
     assert jobs in capsys.readouterr().out
 
 
 def test_arguments_of_a_cluster_over_the_settings_of_a_run(tmp_path, capsys):
-    """fit --config FILE: they reach the jobs as they do with --data.cluster."""
+    """fit --config FILE: they change the cluster as they do with --data.cluster."""
     words = "--data.cluster slurm --data.cluster.walltime 01:00:00 --print_config"
     with pytest.raises(SystemExit):
         main(["fit", "--data=heat2d", "--model=fully_connected", *words.split()])
@@ -166,9 +169,9 @@ def test_arguments_of_a_cluster_over_the_settings_of_a_run(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(file), *more, "--print_config"])
     cluster = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["cluster"]
-    handed_on = cluster["dict_kwargs"]
-    assert (handed_on["cores"], handed_on["maximum_jobs"]) == (16, 3)
-    assert handed_on["walltime"] == "01:00:00"
+    arguments = cluster["init_args"]
+    assert (arguments["cores"], arguments["maximum_jobs"]) == (16, 3)
+    assert arguments["walltime"] == "01:00:00"
 
 
 def test_a_misspelt_argument_of_a_cluster(capsys):

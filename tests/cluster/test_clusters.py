@@ -18,6 +18,7 @@ from troubled import STEPS, Wave
 
 from surrogate_flow import ExistingScheduler
 from surrogate_flow.cluster import security
+from surrogate_flow.cluster.batch import Bounds, batch_system
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.forgetting import forget
@@ -92,17 +93,32 @@ def test_what_the_user_has_set_stays(set_to, expected):
     assert done.stdout.strip() == expected
 
 
-def test_a_queue_s_cluster_is_named_by_its_class(tmp_path):
-    """The shipped example gives a job script with the recipe's resources, and with keys."""
+OLD = {
+    "class_path": "dask_jobqueue.SLURMCluster",
+    "dict_kwargs": {
+        "cores": 2,
+        "memory": "4 GB",
+        "walltime": "04:00:00",
+        "minimum_jobs": 1,
+        "maximum_jobs": 8,
+    },
+}
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["shipped", "0.1"])
+def test_a_queue_s_cluster_is_named_by_its_class(old, tmp_path):
+    """Recipes, shipped or of version 0.1, give a job script with their resources, and keys."""
     path = Path(__file__).parents[2] / "workflows" / "clusters" / "slurm.yaml"
-    recipe = yaml.safe_load(path.read_text())
-    recipe["dict_kwargs"] |= {"interface": "lo"}
+    recipe = OLD if old else yaml.safe_load(path.read_text())
+    arguments = recipe["dict_kwargs" if old else "init_args"]
+    arguments["interface"] = "lo"
     parser = ArgumentParser()
     parser.add_class_arguments(OnlineData, "data")
     data = {"solver": {"class_path": "troubled.Wave"}, "cluster": recipe}
     factory = parser.instantiate(parser.parse_object({"data": data})).data.cluster
     with open_cluster(factory, tmp_path) as cluster:
         script = cluster.job_script()
+        assert batch_system(factory).request(cluster).bounds == Bounds(1, 8)
         assert "#SBATCH --cpus-per-task=2" in script
         assert "#SBATCH -t 04:00:00" in script
         assert "--nworkers 2" in script
@@ -142,7 +158,7 @@ def test_a_scheduler_that_runs_already(running, tmp_path, monkeypatch):
         held_out=1,
         batch_size=5,
         reservoir=partial(FIFO, capacity=20),
-        cluster=partial(ExistingScheduler, **arguments),
+        cluster=ExistingScheduler(**arguments),
     )
     data.setup("fit")
     assert sum(len(each.step) for each in data.train_dataloader()) == 6 * STEPS
@@ -157,7 +173,7 @@ def test_a_scheduler_that_runs_already(running, tmp_path, monkeypatch):
         ({}, "an address or a scheduler_file"),
         (
             {"address": "tcp://127.0.0.1:1", "scheduler_file": "x", "timeout": 1.0},
-            "no answer within 1 s",
+            "does not answer within 1 s",
         ),
         ({"scheduler_file": "nowhere.json"}, "not the file of a scheduler"),
     ],
@@ -168,21 +184,24 @@ def test_a_scheduler_that_is_not_there(arguments, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with (
         pytest.raises(RuntimeError, match=words),
-        open_cluster(partial(ExistingScheduler, **arguments), tmp_path),
+        open_cluster(ExistingScheduler(**arguments), tmp_path),
     ):
         pass
 
 
+@pytest.mark.parametrize("recipe", [False, True], ids=["default", "recipe"])
 @pytest.mark.parametrize("cores", [1, 2])
-def test_local_simulations_have_their_cores(cores, tmp_path, monkeypatch):
-    """Fewer workers, each of which tells OpenMP of its cores, not of the trainer's."""
+def test_local_simulations_have_their_cores(cores, recipe, tmp_path, monkeypatch):
+    """Fewer workers, whose OpenMP has their cores, not the trainer's."""
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    factory = partial(LocalCluster, n_workers=1) if recipe else None
     with (
-        open_cluster(None, tmp_path, cores_per_simulation=cores) as cluster,
+        open_cluster(factory, tmp_path, cores_per_simulation=cores) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         client.wait_for_workers(1, timeout=30)
-        assert len(client.nthreads()) == max(1, CPU_COUNT // cores)
+        expected = 1 if recipe else max(1, CPU_COUNT // cores)
+        assert len(client.nthreads()) == expected
         assert set(client.run(os.getenv, "OMP_NUM_THREADS").values()) == {str(cores)}
         assert os.environ["OMP_NUM_THREADS"] == "8"
 

@@ -8,29 +8,42 @@ from functools import partial
 
 import dask
 import pytest
-from dask_jobqueue import PBSCluster, SLURMCluster
+from dask_jobqueue import SLURMCluster
 from distributed import LocalCluster
 
 from surrogate_flow.cluster.batch import (
+    PBS,
     Bounds,
-    Refused,
-    Request,
-    Size,
+    Job,
+    JobCountController,
+    JobQueue,
+    JobRefused,
+    Load,
+    Slurm,
     Supervisor,
-    Waits,
-    at_once,
-    cancellation,
-    processes_of,
+    Timing,
+    batch_queue,
+    batch_system,
+    supervisor,
 )
-from surrogate_flow.cluster.batch import batch_queue as queue
-from surrogate_flow.cluster.batch import job as jobs
-from surrogate_flow.cluster.batch.batch_queue import PBS, Slurm, State
-from surrogate_flow.cluster.batch.drain import Departure
-from surrogate_flow.cluster.batch.job import Job
-from surrogate_flow.cluster.batch.walltime import UNTIL, prologue, walltime_of
+from surrogate_flow.cluster.batch.batch_queue import Qstat, Squeue, State, queue_of
+from surrogate_flow.cluster.batch.walltime import UNTIL, Drain, prologue, walltime_of
 from surrogate_flow.cluster.open import open_cluster
+from surrogate_flow.fields.errors import UserError
 
-SLURM = partial(SLURMCluster, cores=4, memory="4 GB", interface="lo")
+SITE = {"cores": 4, "memory": "4 GB", "interface": "lo"}
+SLURM = Slurm(**SITE)
+
+
+def slurm(**options):
+    """Return Slurm, with some options of dask-jobqueue's class."""
+    return Slurm(**SITE, options=options)
+
+
+def request(system, folder, cores=1):
+    """What a study would request."""
+    with open_cluster(system, folder, cores_per_simulation=cores) as cluster:
+        return system.request(cluster)
 
 
 @pytest.mark.parametrize(
@@ -44,24 +57,24 @@ SLURM = partial(SLURMCluster, cores=4, memory="4 GB", interface="lo")
     ],
     ids=str,
 )
-def test_the_number_of_jobs_that_a_recipe_asks_for(asked, bounds):
+def test_the_number_of_jobs_that_a_recipe_asks_for(asked, bounds, tmp_path):
     """A number of workers, or bounds of jobs; of four processes a job here."""
-    assert Request.of(partial(SLURM, **asked)).bounds(4) == bounds
+    assert request(Slurm(**SITE, **asked), tmp_path).bounds == bounds
 
 
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({}, "How many jobs"),
+        ({}, "n_workers, or minimum_jobs and maximum_jobs"),
         ({"minimum_jobs": 3, "maximum_jobs": 2}, "got 3 and 2"),
         ({"minimum_jobs": 0, "maximum_jobs": -1}, "1 <= minimum_jobs"),
     ],
     ids=str,
 )
-def test_numbers_of_jobs_that_make_no_sense(asked, words):
+def test_numbers_of_jobs_that_make_no_sense(asked, words, tmp_path):
     """Each is refused in words."""
-    with pytest.raises(ValueError, match=words):
-        Request.of(partial(SLURM, **asked)).bounds(4)
+    with pytest.raises(UserError, match=words):
+        request(Slurm(**SITE, **asked), tmp_path)
 
 
 def test_all_ranks_have_room():
@@ -95,17 +108,34 @@ def test_the_end_of_a_job_s_log(name, shown, tmp_path, monkeypatch):
         assert job.log().endswith("two\nthree\nfour\nfive\nsix") == shown
 
 
-def test_a_misspelt_argument_is_named_with_the_nearest():
+def test_a_misspelt_option_is_named_with_the_nearest(tmp_path):
     """Before a scheduler is started."""
-    with pytest.raises(ValueError, match=r"no argument 'walltme'.*mean 'walltime'"):
-        Request.of(partial(SLURM, walltme="1"))
+    with (
+        pytest.raises(UserError, match=r"no argument 'proceses'.*mean 'processes'"),
+        open_cluster(slurm(proceses=1), tmp_path),
+    ):
+        pass
 
 
-def test_other_clusters_have_no_jobs():
-    """Nor does none."""
-    assert Request.of(None) is None
-    assert Request.of(LocalCluster) is None
-    assert Request.of(partial(LocalCluster, n_workers=2)) is None
+def test_a_class_of_dask_jobqueue_is_its_batch_system():
+    """Recipes of version 0.1 name it; any other cluster has no jobs."""
+    old = partial(SLURMCluster, cores=2, n_workers=3, processes=1)
+    system = batch_system(old)
+    assert (system.cluster_class, system.n_workers) == (SLURMCluster, 3)
+    assert batch_system(SLURM) is SLURM
+    assert batch_system(None) is None
+    assert batch_system(LocalCluster) is None
+    assert batch_system(partial(LocalCluster, n_workers=2)) is None
+
+
+def test_any_class_of_dask_jobqueue(tmp_path):
+    """By its path, with the same arguments; no other class."""
+    system = JobQueue("dask_jobqueue.SGECluster", **SITE, queue="long", n_workers=8)
+    asked = request(system, tmp_path, cores=2)
+    assert asked.bounds == Bounds(4, 4)
+    assert "#$ -q long" in asked.script
+    with pytest.raises(UserError, match="a class of dask_jobqueue, got"):
+        request(JobQueue("distributed.LocalCluster"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -117,16 +147,14 @@ def test_a_job_runs_as_many_simulations_as_fit(
     cores, arguments, processes, threads, tmp_path
 ):
     """In processes of their own, or in threads where the recipe says so; OpenMP is told."""
-    factory = partial(SLURM, **arguments)
-    with open_cluster(factory, tmp_path, cores_per_simulation=cores) as cluster:
-        script = cluster.job_script()
-        assert processes_of(cluster) == processes
-        words = script.split()
-        assert int(words[len(words) - words[::-1].index("--nthreads")]) == threads
-        assert ("--nworkers" in words) == (processes > 1)
-        assert at_once(cluster) == processes * threads
-        assert f"export OMP_NUM_THREADS={cores}" in script
-        assert f"#SBATCH -o {tmp_path}/jobs/" in script
+    system = Slurm(**SITE, n_workers=1, options=arguments)
+    asked = request(system, tmp_path, cores)
+    words = asked.script.split()
+    assert int(words[len(words) - words[::-1].index("--nthreads")]) == threads
+    assert ("--nworkers" in words) == (processes > 1)
+    assert asked.per_job == processes * threads
+    assert f"export OMP_NUM_THREADS={cores}" in asked.script
+    assert f"#SBATCH -o {tmp_path}/jobs/" in asked.script
 
 
 def test_what_a_site_says_of_all_jobs_stays(tmp_path):
@@ -139,27 +167,44 @@ def test_what_a_site_says_of_all_jobs_stays(tmp_path):
         script = cluster.job_script()
     assert script.index("OMP_NUM_THREADS") < script.index("module load gcc")
     assert "--lifetime 1h" in script
-    threads = partial(SLURM, processes=1, worker_extra_args=["--nthreads", "2"])
-    with open_cluster(threads, tmp_path) as cluster:
-        assert at_once(cluster) == 2
+    threads = {"processes": 1, "worker_extra_args": ["--nthreads", "2"]}
+    system = Slurm(**SITE, n_workers=1, options=threads)
+    assert request(system, tmp_path).per_job == 2
+
+
+def test_what_a_site_says_goes_where_the_recipe_says_nothing(tmp_path):
+    """Queue and account of the configuration; the recipe's own go before them."""
+    site = {"queue": "compute", "account": "physics", "cores": 8, "memory": "8 GB"}
+    settings = {f"jobqueue.slurm.{k}": v for k, v in site.items()}
+    with dask.config.set(settings):
+        asked = request(Slurm(account="maths", interface="lo", n_workers=8), tmp_path)
+    assert "#SBATCH -p compute" in asked.script
+    assert "#SBATCH -A maths" in asked.script
+    assert asked.bounds == Bounds(1, 1)
+    assert asked.resources.startswith("8 cores, 8 GB")
 
 
 @pytest.mark.parametrize(
     ("walltime", "text"),
-    [(43200, "12:00:00"), (90, "00:01:30"), (90061, "25:01:01"), ("1-0", "1-0")],
+    [
+        (43200, "12:00:00"),
+        (90, "00:01:30"),
+        (90061, "25:01:01"),
+        ("2h", "02:00:00"),
+        ("1-0", "1-0"),
+    ],
 )
-def test_a_walltime_that_yaml_has_made_a_number_of(walltime, text, tmp_path):
-    """12:00:00, which would ask for thirty days; whatever else is text stays."""
-    with open_cluster(partial(SLURM, walltime=walltime), tmp_path) as cluster:
+def test_a_walltime_is_a_duration_or_a_number_of_seconds(walltime, text, tmp_path):
+    """YAML makes a number of 12:00:00, which would ask for thirty days; other text stays."""
+    with open_cluster(Slurm(**SITE, walltime=walltime), tmp_path) as cluster:
         assert f"#SBATCH -t {text}\n" in cluster.job_script()
 
 
 def test_a_job_with_too_few_cores(tmp_path):
     """The message names both numbers."""
-    factory = partial(SLURM, processes=4)
     with (
-        pytest.raises(ValueError, match=r"4 cores.*4 simulations.*2 cores each"),
-        open_cluster(factory, tmp_path, cores_per_simulation=2),
+        pytest.raises(UserError, match=r"4 cores.*4 simulations.*2 cores each"),
+        open_cluster(slurm(processes=4), tmp_path, cores_per_simulation=2),
     ):
         pass
 
@@ -173,34 +218,34 @@ def test_a_job_notes_when_its_time_is_over(tmp_path):
     )
     now, until = map(int, done.stdout.split())
     assert 600 <= until - now <= 601
-    with open_cluster(partial(SLURM, walltime="00:10:00"), tmp_path) as cluster:
+    with open_cluster(Slurm(**SITE, walltime="00:10:00"), tmp_path) as cluster:
         assert walltime_of(cluster.job_script()) == 600
         assert line in cluster.job_script()
 
 
 @pytest.fixture
-def departure(tmp_path):
+def drain(tmp_path):
     """Of jobs of an hour; and what makes one, by its number and the seconds it has left."""
     with open_cluster(SLURM, tmp_path) as cluster:
 
         def job(number, left):
             made = Job(cluster, number)
-            made.until = time.time() + left
+            made.ends_at = time.time() + left
             return made
 
-        yield Departure(cluster, None, 3600.0), job
+        yield Drain(cluster, None, 3600.0), job
 
 
-def test_jobs_leave_before_simulations_are_cut_off(departure):
+def test_jobs_leave_before_simulations_are_cut_off(drain):
     """1.2 times the longest one before their end, and 36 s."""
-    leaves, job = departure
+    leaves, job = drain
     assert leaves.due(job(0, 1.2 * 600 + 35), longest=600.0)
     assert not leaves.due(job(0, 1.2 * 600 + 37), longest=600.0)
 
 
-def test_jobs_that_began_together_leave_one_after_the_other(departure):
+def test_jobs_that_began_together_leave_one_after_the_other(drain):
     """Over a tenth of the walltime."""
-    leaves, job = departure
+    leaves, job = drain
     early = [
         max(left for left in range(0, 3600, 5) if leaves.due(job(number, left), 0.0))
         for number in range(8)
@@ -209,18 +254,18 @@ def test_jobs_that_began_together_leave_one_after_the_other(departure):
     assert 300 < max(early) - min(early) < 360
 
 
-def test_simulations_that_are_as_long_as_a_job_begin_with_it(departure):
+def test_simulations_that_are_as_long_as_a_job_begin_with_it(drain):
     """However long one takes, a job begins some, for a tenth of its time."""
-    leaves, job = departure
+    leaves, job = drain
     assert not leaves.due(job(7, 3500), longest=5000.0)
     assert leaves.due(job(7, 3200), longest=5000.0)
 
 
-def test_without_a_walltime_no_job_leaves(departure, tmp_path):
+def test_without_a_walltime_no_job_leaves(drain, tmp_path):
     """Nor one of which nobody knows when its time is over."""
-    leaves, job = departure
+    leaves, job = drain
     unknown = job(0, 0)
-    unknown.until = None
+    unknown.ends_at = None
     assert not leaves.due(unknown, 0.0)
     leaves.walltime = None
     assert not leaves.due(job(0, 0), 0.0)
@@ -271,8 +316,8 @@ Job Id:\t19
 
 def test_what_slurm_says(monkeypatch):
     """Its states and reasons; what it does not list is gone."""
-    monkeypatch.setattr(queue, "_ask", lambda words, **_: SQUEUE)
-    told = Slurm().look(["17", "18", "19", "20", "21", "22"])
+    monkeypatch.setattr(batch_queue, "_run", lambda words, **_: SQUEUE)
+    told = Squeue().status(["17", "18", "19", "20", "21", "22"])
     assert [told[n].state.name for n in sorted(told)] == [
         "RUNNING",
         "WAITING",
@@ -281,8 +326,8 @@ def test_what_slurm_says(monkeypatch):
         "WAITING",
         "GONE",
     ]
-    assert told["17"].words == "RUNNING"
-    assert told["18"].words == "PENDING (Priority)"
+    assert told["17"].text == "RUNNING"
+    assert told["18"].text == "PENDING (Priority)"
 
 
 @pytest.mark.parametrize(
@@ -292,19 +337,19 @@ def test_what_slurm_says(monkeypatch):
 )
 def test_what_pbs_says(text, comment, monkeypatch):
     """Jobs are known by their numbers; a comment tells why one waits."""
-    monkeypatch.setattr(queue, "_ask", lambda words, **_: text)
-    told = PBS().look(["17", "18.pbs-server-01", "19", "20"])
+    monkeypatch.setattr(batch_queue, "_run", lambda words, **_: text)
+    told = Qstat().status(["17", "18.pbs-server-01", "19", "20"])
     states = [told[n].state for n in sorted(told)]
     assert states == [State.RUNNING, State.WAITING, State.GONE, State.GONE]
-    assert told["18.pbs-server-01"].words.endswith(comment)
-    assert told["17"].words == "state R"
+    assert told["18.pbs-server-01"].text.endswith(comment)
+    assert told["17"].text == "state R"
 
 
-@pytest.mark.parametrize("queues", [Slurm(), PBS()])
+@pytest.mark.parametrize("queues", [Squeue(), Qstat()])
 def test_no_answer_is_no_news(queues, monkeypatch):
     """A batch system that is not there says nothing of a job, not that it is gone."""
     monkeypatch.setenv("PATH", "")
-    assert queues.look(["17"]) is None
+    assert queues.status(["17"]) is None
 
 
 def test_a_server_that_does_not_answer_is_no_news(tmp_path, monkeypatch):
@@ -314,17 +359,16 @@ def test_a_server_that_does_not_answer_is_no_news(tmp_path, monkeypatch):
     for status, gone in ((111, None), (153, {"17": State.GONE})):
         script.write_text(f"#!/bin/sh\nexit {status}\n")
         script.chmod(0o755)
-        told = PBS().look(["17"])
+        told = Qstat().status(["17"])
         assert (told and {n: s.state for n, s in told.items()}) == gone
 
 
 def test_which_queue(tmp_path):
     """By the class of the cluster."""
     with open_cluster(SLURM, tmp_path) as cluster:
-        assert isinstance(queue.of(cluster), Slurm)
-    pbs = partial(PBSCluster, cores=1, memory="1 GB", interface="lo")
-    with open_cluster(pbs, tmp_path) as cluster:
-        assert isinstance(queue.of(cluster), PBS)
+        assert isinstance(queue_of(cluster), Squeue)
+    with open_cluster(PBS(**SITE), tmp_path) as cluster:
+        assert isinstance(queue_of(cluster), Qstat)
 
 
 class Coupled:
@@ -358,8 +402,8 @@ class Coupled:
         taken = min(self.held + brought, self.taken)
         self.hungry += 1 - taken / self.taken
         self.held = min(self.capacity, self.held + brought - taken)
-        waits = Waits(self.hungry, self.full)
-        wanted = self.size.update(self.now, waits, self.at_work)
+        load = Load(self.hungry, self.full)
+        wanted = self.size.update(self.now, load, self.at_work)
         missing = wanted - self.at_work - len(self.queued)
         self.queued += [self.now + self.delay] * missing
         self.at_work = min(self.at_work, wanted)
@@ -377,7 +421,7 @@ def changes(numbers):
 @pytest.mark.parametrize("needed", [1.0, 5.0, 7.5, 70.0])
 def test_the_number_of_jobs_settles_at_what_the_training_needs(needed, capacity):
     """Within one job of it, and hardly ever changed later; the trainer waits little."""
-    size = Size(Bounds(1, 100), settle=30)
+    size = JobCountController(Bounds(1, 100), settle=30)
     study = Coupled(10.0, 10 * needed, capacity, size)
     study.run(3600)
     hungry = study.hungry
@@ -391,7 +435,7 @@ def test_the_number_of_jobs_settles_at_what_the_training_needs(needed, capacity)
 
 def test_the_number_of_jobs_follows_a_trainer_that_slows_down():
     """Fewer jobs, one after the other, and not below the minimum."""
-    size = Size(Bounds(2, 50), settle=30)
+    size = JobCountController(Bounds(2, 50), settle=30)
     study = Coupled(10.0, 200.0, 6000, size)
     study.run(3600)
     assert 19 <= study.wanted[-1] <= 21
@@ -402,28 +446,28 @@ def test_the_number_of_jobs_follows_a_trainer_that_slows_down():
 
 def test_no_more_jobs_than_simulations_are_left():
     """The last ones need no further jobs, and free those that are idle."""
-    size = Size(Bounds(1, 50), settle=10)
-    hungry = [Waits(10.0 * n, 0.0) for n in range(20)]
+    size = JobCountController(Bounds(1, 50), settle=10)
+    hungry = [Load(10.0 * n, 0.0) for n in range(20)]
     wanted = [size.update(10.0 * n, w, size.wanted) for n, w in enumerate(hungry)]
     assert wanted[-1] == 50
-    assert size.update(200.0, Waits(200.0, 0.0, useful=3), 50) == 3
+    assert size.update(200.0, Load(200.0, 0.0, simulations_left=3), 50) == 3
 
 
 def test_jobs_that_never_come_are_given_up_first():
     """A site that allows five of eight: when the trainer slows down, the others are no longer asked for."""
-    size = Size(Bounds(1, 50), settle=10)
+    size = JobCountController(Bounds(1, 50), settle=10)
     size.wanted = 8
-    wanted = [size.update(10.0 * n, Waits(0.0, 10.0 * n), 5) for n in range(6)]
+    wanted = [size.update(10.0 * n, Load(0.0, 10.0 * n), 5) for n in range(6)]
     assert wanted == [8, 5, 4, 3, 2, 1]
 
 
 def test_jobs_that_wait_in_the_queue_ask_for_no_others():
     """However long the trainer waits meanwhile."""
-    size = Size(Bounds(1, 50), settle=10)
-    size.update(0.0, Waits(0.0, 0.0), 1)
-    assert size.update(10.0, Waits(10.0, 0.0), 1) == 2
+    size = JobCountController(Bounds(1, 50), settle=10)
+    size.update(0.0, Load(0.0, 0.0), 1)
+    assert size.update(10.0, Load(10.0, 0.0), 1) == 2
     for now in range(20, 1000, 10):
-        assert size.update(float(now), Waits(float(now), 0.0), 1) == 2
+        assert size.update(float(now), Load(float(now), 0.0), 1) == 2
 
 
 @pytest.fixture
@@ -440,15 +484,14 @@ def scripted(tmp_path, monkeypatch):
     return add
 
 
-def test_a_job_that_is_taken_too_late_is_cancelled(scripted, tmp_path, monkeypatch):
+def test_a_job_that_is_taken_too_late_is_cancelled(scripted, tmp_path):
     """Nobody waits for the batch system for ever, and nothing of it is left."""
     cancelled = tmp_path / "cancelled"
     scripted("sbatch", "sleep 1; echo Submitted batch job 41")
     scripted("scancel", f"echo $1 > {cancelled}.part; mv {cancelled}.part {cancelled}")
-    monkeypatch.setattr(jobs, "ANSWER", 0.2)
     with open_cluster(SLURM, tmp_path) as cluster:
-        with pytest.raises(Refused, match="no answer within"):
-            Job(cluster, 0).submit()
+        with pytest.raises(JobRefused, match="no answer within"):
+            Job(cluster, 0, timeout=0.2).submit()
         deadline = time.monotonic() + 30
         while not cancelled.exists():
             assert time.monotonic() < deadline
@@ -458,37 +501,41 @@ def test_a_job_that_is_taken_too_late_is_cancelled(scripted, tmp_path, monkeypat
 
 @pytest.fixture
 def said(monkeypatch):
-    """What the end of a fleet warns of; Dask silences the handlers that pytest gives it."""
+    """What the end of a study warns of; Dask silences the handlers that pytest gives it."""
     lines, handler = [], logging.Handler(logging.WARNING)
     monkeypatch.setattr(
         handler, "emit", lambda record: lines.append(record.getMessage())
     )
-    logger = logging.getLogger(cancellation.__name__)
+    logger = logging.getLogger(supervisor.__name__)
     logger.addHandler(handler)
     yield lines
     logger.removeHandler(handler)
 
 
-def test_a_job_that_cannot_be_cancelled_is_named(scripted, tmp_path, monkeypatch, said):
+def end_one_job(cluster):
+    """Supervise a job, and cancel it at once."""
+    with Supervisor(cluster, Bounds(1, 1), timing=Timing(cancel=1.0)):
+        pass
+
+
+def test_a_job_that_cannot_be_cancelled_is_named(scripted, tmp_path, said):
     """With what a person can type, when the study ends."""
     scripted("sbatch", "echo Submitted batch job 41")
     scripted("squeue", "echo '41|PENDING|Priority'")
     scripted("scancel", "exit 1")
-    monkeypatch.setattr(cancellation, "_CANCEL", 1.0)
-    with open_cluster(SLURM, tmp_path) as cluster, Supervisor(cluster, Bounds(1, 1)):
-        pass
+    with open_cluster(SLURM, tmp_path) as cluster:
+        end_one_job(cluster)
     (line,) = said
     assert "Job 41 may still be in the queue (PENDING (Priority))" in line
     assert "scancel 41" in line
 
 
-def test_a_queue_that_does_not_answer_is_no_end(scripted, tmp_path, monkeypatch, said):
+def test_a_queue_that_does_not_answer_is_no_end(scripted, tmp_path, said):
     """Whether jobs are gone is not known then, and is said."""
     scripted("sbatch", "echo Submitted batch job 41")
     scripted("squeue", "exit 1")
     scripted("scancel", "exit 0")
-    monkeypatch.setattr(cancellation, "_CANCEL", 1.0)
-    with open_cluster(SLURM, tmp_path) as cluster, Supervisor(cluster, Bounds(1, 1)):
-        pass
+    with open_cluster(SLURM, tmp_path) as cluster:
+        end_one_job(cluster)
     (line,) = said
-    assert "the queue has said nothing" in line
+    assert "the queue does not answer" in line

@@ -127,7 +127,7 @@ def test_a_run_that_waits_for_its_jobs_ends_when_told(how, slurm, site):
     process = subprocess.Popen(
         ["surrogate-flow", "fit", "--data", "heat2d", "--model", "fully_connected"]
         + ["--data.cluster", "slurm", *SMALL]
-        + ["--data.cluster.job_extra_directives", "['--begin=now+3600']"],
+        + ["--data.cluster.options.job_extra_directives", "['--begin=now+3600']"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

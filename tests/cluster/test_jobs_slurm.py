@@ -11,9 +11,8 @@ import batch
 import pytest
 from troubled import STEPS, Booked, Leisurely, Parallel, Threads, Wave
 
-from surrogate_flow.cluster.batch import FleetError
-from surrogate_flow.cluster.batch import supervisor as fleet
-from surrogate_flow.cluster.batch.drain import Departure
+from surrogate_flow.cluster.batch import JobError, Timing
+from surrogate_flow.cluster.batch.walltime import Drain
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.ensemble import EnsembleError
 from surrogate_flow.ensemble.faults import Faults
@@ -28,12 +27,12 @@ def opened(tmp_path, monkeypatch, slurm):
     monkeypatch.chdir(tmp_path)
     modules = []
 
-    def make(solver, kind="slurm", cluster=None, **kwargs):
+    def make(solver, kind="slurm", cluster=None, timing=None, **kwargs):
         defaults = {"simulations": 12, "held_out": 1, "batch_size": 4}
         data = OnlineData(
             solver,
             reservoir=partial(FIFO, capacity=40),
-            cluster=batch.cluster(kind, **(cluster or {})),
+            cluster=batch.cluster(kind, timing, **(cluster or {})),
             **{**defaults, **kwargs},
         )
         modules.append(data)
@@ -43,7 +42,7 @@ def opened(tmp_path, monkeypatch, slurm):
     yield make
     for data in modules:
         data.close()
-    assert "fleet" not in [thread.name for thread in threading.enumerate()]
+    assert "jobs" not in [thread.name for thread in threading.enumerate()]
     assert not batch.jobs()
     # Nor keys: only logs and failures.
     assert not list(tmp_path.glob(".keys-*"))
@@ -100,7 +99,7 @@ def test_a_job_that_is_killed_is_replaced(opened, kind, processes, size):
     assert time.monotonic() - killed < 30
     batches += loader
     check_all_once(counts(batches), 10)
-    assert data.study.fleet.replaced == 1
+    assert data.study.supervisor.replaced == 1
 
 
 def test_a_node_goes_down(opened):
@@ -121,20 +120,20 @@ def test_a_node_goes_down(opened):
         batch.call("scontrol", "update", "nodename=n1", "state=resume", check=False)
     check_all_once(counts(batches), 48)
     assert where not in batch.jobs()
-    assert data.study.fleet.replaced == 1
+    assert data.study.supervisor.replaced == 1
 
 
 def test_a_study_outlives_its_walltimes(opened, tmp_path, monkeypatch):
     """Jobs of 30 seconds leave in time and are replaced; no simulation is cut off."""
     book, left = tmp_path / "book", []
-    end = Departure.end
+    close = Drain.close
 
-    def note(departure, job):
-        left.append(job.until - time.time())
-        end(departure, job)
+    def note(drain, job):
+        left.append(job.ends_at - time.time())
+        close(drain, job)
 
     # Slurm itself counts in minutes, and kills later still.
-    monkeypatch.setattr(Departure, "end", note)
+    monkeypatch.setattr(Drain, "close", note)
     data = opened(
         Booked(str(book)),
         cluster={"walltime": "00:00:30", "minimum_jobs": 2, "maximum_jobs": 2},
@@ -142,7 +141,7 @@ def test_a_study_outlives_its_walltimes(opened, tmp_path, monkeypatch):
     )
     batches = list(data.train_dataloader())
     check_all_once(counts(batches), 44)
-    assert data.study.fleet.replaced >= 2
+    assert data.study.supervisor.replaced >= 2
     lines = Counter(book.read_text().split())
     assert lines == {"begin": 45, "end": 45}
     assert len(left) >= 2
@@ -152,7 +151,7 @@ def test_a_study_outlives_its_walltimes(opened, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["slurm", pytest.param("pbs", marks=pytest.mark.pbs)])
 def test_a_queue_that_refuses_says_so_in_its_own_words(opened, kind):
     """An unknown partition: nothing begins, and the error is Slurm's."""
-    with pytest.raises(FleetError, match="invalid partition specified: nowhere"):
+    with pytest.raises(JobError, match="invalid partition specified: nowhere"):
         opened(Wave(), kind, cluster={"queue": "nowhere", "n_workers": 1})
     assert not batch.jobs()
 
@@ -168,7 +167,7 @@ def test_a_queue_that_refuses_says_so_in_its_own_words(opened, kind):
 )
 def test_what_a_site_has_not(opened, wrong, words):
     """More than there is: the scheduler's words, and no job."""
-    with pytest.raises(FleetError, match=words):
+    with pytest.raises(JobError, match=words):
         opened(Wave(), cluster={"n_workers": 1, **wrong})
 
 
@@ -193,11 +192,14 @@ def test_a_job_that_does_not_start(opened):
     assert not batch.jobs()
 
 
-def test_jobs_that_die_at_their_start(opened, monkeypatch):
+def test_jobs_that_die_at_their_start(opened):
     """The end of their log says why."""
-    monkeypatch.setattr(fleet, "_PAUSE", 0.0)
-    data = opened(Wave(), cluster={"n_workers": 1, "python": "/no/python"})
-    with pytest.raises(FleetError, match=r"(?s)/no/python.*So were the 2 before"):
+    data = opened(
+        Wave(),
+        cluster={"n_workers": 1, "python": "/no/python"},
+        timing=Timing(retry=0.0),
+    )
+    with pytest.raises(JobError, match=r"(?s)/no/python.*So have the 2 before"):
         data.val_dataloader()
 
 
@@ -214,8 +216,12 @@ def test_a_further_job_that_is_refused(opened, monkeypatch, tmp_path):
     )
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(fleet, "_REFUSED", 1.0)
-    data = opened(Leisurely(), cluster={"n_workers": 2}, simulations=20)
+    data = opened(
+        Leisurely(),
+        cluster={"n_workers": 2},
+        timing=Timing(retry_refused=1.0),
+        simulations=20,
+    )
     batches, loader = begin_to_train(data)
     batch.wait_until(lambda: "QOSMaxSubmitJobPerUserLimit" in data.study.jobs())
     assert len(batch.jobs()) == 1
@@ -255,11 +261,13 @@ def test_a_solver_that_is_an_mpi_program(opened):
     assert len(batch.jobs()) == 1
 
 
-def test_the_number_of_jobs_follows_the_training(opened, monkeypatch):
+def test_the_number_of_jobs_follows_the_training(opened):
     """Slow solvers, a quick trainer: more jobs, up to the maximum; none is left in the end."""
-    monkeypatch.setattr(fleet, "_SETTLE", 2.0)
     data = opened(
-        Leisurely(), cluster={"minimum_jobs": 1, "maximum_jobs": 4}, simulations=26
+        Leisurely(),
+        cluster={"minimum_jobs": 1, "maximum_jobs": 4},
+        timing=Timing(settle=2.0),
+        simulations=26,
     )
     data.val_dataloader()
     most, drawn = 0, []

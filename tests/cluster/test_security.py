@@ -30,6 +30,7 @@ from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.study import Study
 from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.stream import Discard, Inlet
 
@@ -212,7 +213,7 @@ def test_other_ranks_are_told_files_not_keys(tmp_path):
             with known.in_files(tmp_path) as again:
                 assert again.security.tls_client_key == known.security.tls_client_key
         assert not list(tmp_path.iterdir())
-        with pytest.raises(OSError, match="a folder that all ranks share"):
+        with pytest.raises(UserError, match="a folder that all ranks share"):
             known.client()
     nothing = Existing("tcp://127.0.0.1:1")
     with nothing.in_files(tmp_path) as same:
@@ -230,7 +231,8 @@ def test_the_inlet_takes_the_scheduler_s_interface():
     assert "127.0.0.1" in addresses
     for address in addresses:
         assert Existing(f"tls://{address}:8786").interface == address
-    assert Existing("tls://127.0.0.1:8786", local=True).interface is None
+    here = Existing("tls://127.0.0.1:8786")
+    assert Existing.of(here, local=True).interface is None
 
 
 def listening(link):

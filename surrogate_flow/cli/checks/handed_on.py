@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
-from surrogate_flow.cluster.batch.request import known_words
+from surrogate_flow.cluster.batch.systems import known_arguments
 from surrogate_flow.fields.names import RecipeError, nearest
 
 __all__ = ["check_handed_on"]
@@ -44,7 +44,7 @@ def check_handed_on(
         return
     own = _taken_by_name(class_)
     others = [name for name in others if name not in own]
-    behind = known_words(class_) if is_queue else frozenset(handed_on)
+    behind = known_arguments(class_) if is_queue else frozenset(handed_on)
     for name in (*others, *handed_on):
         if name not in own and name not in behind:
             here = f"{place}.{name}" if place else name

@@ -1,28 +1,30 @@
-"""Workers as jobs of a batch system: submitted, watched, replaced, resized."""
+"""Workers as jobs of a batch system: submitted, watched and replaced."""
 
-from surrogate_flow.cluster.batch.controller import Bounds, Load, Size, Waits
-from surrogate_flow.cluster.batch.job import Job, Refused
-from surrogate_flow.cluster.batch.request import Request
-from surrogate_flow.cluster.batch.script import (
-    at_once,
-    complete,
-    processes_of,
-    resources_of,
+from surrogate_flow.cluster.batch.controller import Bounds, JobCountController, Load
+from surrogate_flow.cluster.batch.job import Job, JobRefused, Timing
+from surrogate_flow.cluster.batch.supervisor import JobError, Supervisor
+from surrogate_flow.cluster.batch.systems import (
+    PBS,
+    BatchSystem,
+    JobQueue,
+    JobRequest,
+    Slurm,
+    batch_system,
 )
-from surrogate_flow.cluster.batch.supervisor import FleetError, Supervisor
 
 __all__ = [
+    "PBS",
+    "BatchSystem",
     "Bounds",
-    "FleetError",
     "Job",
+    "JobCountController",
+    "JobError",
+    "JobQueue",
+    "JobRefused",
+    "JobRequest",
     "Load",
-    "Refused",
-    "Request",
-    "Size",
+    "Slurm",
     "Supervisor",
-    "Waits",
-    "at_once",
-    "complete",
-    "processes_of",
-    "resources_of",
+    "Timing",
+    "batch_system",
 ]

@@ -1,4 +1,4 @@
-"""What a batch system says of its jobs, in its own words."""
+"""The states of jobs, as the commands of a batch system report them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from surrogate_flow.cluster.batch.jobqueue import (
     SLURMCluster,
 )
 
-__all__ = ["PBS", "Queue", "Silent", "Slurm", "Standing", "State", "of"]
+__all__ = ["BatchQueue", "JobStatus", "Qstat", "Squeue", "State", "Unknown", "queue_of"]
 
-# PBS: all are listed, one is unknown, one has finished. Any other says nothing of jobs.
+# Exit statuses of PBS: all listed, one unknown, one finished. Others are failures.
 _QSTAT = (0, 153, 35)
 
-_ANSWER = 20.0  # seconds that a batch system may be too busy to answer
+_TIMEOUT = 20.0  # seconds that a command may take
 
 
 class State(Enum):
@@ -33,124 +33,111 @@ class State(Enum):
 
 
 @dataclass(frozen=True)
-class Standing:
-    """The state of a job, and what the batch system says of it."""
+class JobStatus:
+    """The state of a job, and the text of the batch system."""
 
     state: State
-    words: str
+    text: str
 
 
-class Queue(ABC):
-    """The command line of a batch system, as far as it tells of jobs."""
+class BatchQueue(ABC):
+    """The command of a batch system that lists jobs."""
 
-    def look(self, jobs: Collection[str]) -> Mapping[str, Standing] | None:
-        """Return the standing of each job; None if there is no telling.
+    def status(self, jobs: Collection[str]) -> Mapping[str, JobStatus] | None:
+        """Return the status of each job by its id; None if the command fails.
 
-        Parameters
-        ----------
-        jobs : collection of str
-            Their ids. Those that the batch system does not know are gone.
+        Jobs that the batch system does not know are gone.
         """
-        told = self._told(jobs)
-        if told is None:
+        known = self._known(jobs)
+        if known is None:
             return None
-        gone = Standing(State.GONE, "not in the queue")
-        return {job: told.get(job, gone) for job in jobs}
+        gone = JobStatus(State.GONE, "not in the queue")
+        return {job: known.get(job, gone) for job in jobs}
 
     @abstractmethod
-    def _told(self, jobs: Collection[str]) -> dict[str, Standing] | None:
-        """Return the standing of those jobs that are known."""
+    def _known(self, jobs: Collection[str]) -> dict[str, JobStatus] | None:
+        """Return the status of those jobs that are known."""
 
 
-class Slurm(Queue):
-    """``squeue``: states such as PENDING, and the reasons of those that wait."""
+class Squeue(BatchQueue):
+    """``squeue`` of Slurm: states such as PENDING, with the reason."""
 
-    _RUNNING = frozenset(["RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"])
-    _GONE = frozenset(
-        [
-            "BOOT_FAIL",
-            "CANCELLED",
-            "COMPLETED",
-            "COMPLETING",
-            "DEADLINE",
-            "FAILED",
-            "NODE_FAIL",
-            "OUT_OF_MEMORY",
-            "PREEMPTED",
-            "REVOKED",
-            "TIMEOUT",
-        ]
+    _RUNNING = re.compile("RUNNING|SUSPENDED|STOPPED|SIGNALING|RESIZING")
+    _GONE = re.compile(
+        "BOOT_FAIL|CANCELLED|COMPLETED|COMPLETING|DEADLINE|FAILED|NODE_FAIL|"
+        "OUT_OF_MEMORY|PREEMPTED|REVOKED|TIMEOUT"
     )
 
-    def _told(self, jobs: Collection[str]) -> dict[str, Standing] | None:
-        # By user: asked for a job that it has forgotten, squeue tells of none.
+    def _known(self, jobs: Collection[str]) -> dict[str, JobStatus] | None:
+        # By user: with the id of a forgotten job, squeue fails for all.
         mine = f"--user={os.getuid()}"
-        text = _ask(["squeue", "--noheader", "--format=%i|%T|%r", mine])
+        text = _run(["squeue", "--noheader", "--format=%i|%T|%r", mine])
         if text is None:
             return None
-        told = {}
+        known = {}
         for line in text.splitlines():
-            job, state, reason = [*line.strip().split("|", 2), "", ""][:3]
-            words = state if reason in ("", "None") else f"{state} ({reason})"
-            told[job] = Standing(self._state(state), words)
-        return told
+            job, word, reason = [*line.strip().split("|", 2), "", ""][:3]
+            shown = word if reason in ("", "None") else f"{word} ({reason})"
+            known[job] = JobStatus(self._state(word), shown)
+        return known
 
     def _state(self, word: str) -> State:
-        if word in self._GONE:
+        if self._GONE.fullmatch(word):
             return State.GONE
-        return State.RUNNING if word in self._RUNNING else State.WAITING
+        running = self._RUNNING.fullmatch(word)
+        return State.RUNNING if running else State.WAITING
 
 
-class PBS(Queue):
-    """``qstat -f``: a letter for each job, and a comment of those that wait."""
+class Qstat(BatchQueue):
+    """``qstat -f`` of PBS: a letter for each job, with a comment."""
 
-    def _told(self, jobs: Collection[str]) -> dict[str, Standing] | None:
-        text = _ask(["qstat", "-f", *sorted(jobs)], answers=_QSTAT)
+    def _known(self, jobs: Collection[str]) -> dict[str, JobStatus] | None:
+        text = _run(["qstat", "-f", *sorted(jobs)], accepted=_QSTAT)
         if text is None:
             return None
         numbers = {job.partition(".")[0]: job for job in jobs}
-        told = {}
+        known = {}
         for part in re.split(r"^Job Id:\s*", text, flags=re.MULTILINE)[1:]:
-            # Ids have the server's name behind them, or not.
+            # The server's name may follow the number.
             job = numbers.get(part.split(None, 1)[0].partition(".")[0])
             if job is not None:
-                told[job] = self._standing(part)
-        return told
+                known[job] = self._status(part)
+        return known
 
     @classmethod
-    def _standing(cls, part: str) -> Standing:
+    def _status(cls, part: str) -> JobStatus:
         letter, comment = cls._value(part, "job_state"), cls._value(part, "comment")
-        words = f"state {letter}" + (f": {comment}" if comment else "")
+        text = f"state {letter}" + (f": {comment}" if comment else "")
         if letter in ("C", "F", "X"):
-            return Standing(State.GONE, words)
+            return JobStatus(State.GONE, text)
         running = letter in ("R", "E")
-        return Standing(State.RUNNING if running else State.WAITING, words)
+        return JobStatus(State.RUNNING if running else State.WAITING, text)
 
     @staticmethod
     def _value(part: str, name: str) -> str:
-        # Long values go on behind a tab, where the next one may begin with it too.
+        # Long values continue after a tab, with which the next name may begin, too.
         value = rf"^\s*{name} = (.*(?:\n\t(?![\w.]+ = ).*)*)"
         found = re.search(value, part, re.MULTILINE)
         return re.sub(r"\n\t", "", found[1]).strip() if found else ""
 
 
-class Silent(Queue):
-    """A batch system whose command line is not known here."""
+class Unknown(BatchQueue):
+    """A batch system whose commands are not known here."""
 
-    def _told(self, jobs: Collection[str]) -> dict[str, Standing] | None:
+    def _known(self, jobs: Collection[str]) -> dict[str, JobStatus] | None:
         return None
 
 
-def of(cluster: JobQueueCluster) -> Queue:
+def queue_of(cluster: JobQueueCluster) -> BatchQueue:
     """Return the queue that a cluster submits to."""
     if isinstance(cluster, SLURMCluster):
-        return Slurm()
-    return PBS() if isinstance(cluster, PBSCluster) else Silent()
+        return Squeue()
+    return Qstat() if isinstance(cluster, PBSCluster) else Unknown()
 
 
-def _ask(command: Sequence[str], *, answers: Collection[int] = (0,)) -> str | None:
-    """Return what a command prints; None unless its exit status is an answer."""
-    # What a user likes to see is not what is asked here.
+def _run(command: Sequence[str], *, accepted: Collection[int] = (0,)) -> str | None:
+    """Return what a command prints; None unless its exit status is accepted."""
+    # A user's own format of squeue would change the output.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SQUEUE_")}
     try:
         done = subprocess.run(
@@ -158,10 +145,10 @@ def _ask(command: Sequence[str], *, answers: Collection[int] = (0,)) -> str | No
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=_ANSWER,
+            timeout=_TIMEOUT,
             check=False,
             env=environment,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode in answers else None
+    return done.stdout if done.returncode in accepted else None

@@ -1,4 +1,4 @@
-"""One job of workers: submitted, at work, leaving, cancelled."""
+"""One job of workers, and the waiting times of all of them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,64 @@ import concurrent.futures
 import contextlib
 import logging
 import re
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster, Submission
 
-__all__ = ["ANSWER", "Job", "Refused"]
+__all__ = ["Job", "JobRefused", "Timing"]
 
 logger = logging.getLogger(__name__)
 
-ANSWER = 60.0  # seconds that a batch system may be too busy to take a word
-_LINES = 5  # of a log, that an error shows
-_BYTES = 1 << 16  # of its end, in which they are
+_LINES = 5  # lines of a log that an error shows
+_BYTES = 1 << 16  # at the end of the log, in which they are searched
 
 
-class Refused(RuntimeError):
-    """The batch system has not taken a job."""
+@dataclass(frozen=True)
+class Timing:
+    """Seconds between checks of jobs, and until something is given up.
+
+    Attributes
+    ----------
+    poll : float
+        Between two looks at the workers.
+    query, query_idle : float
+        Between two queries of the queue while jobs change, and at most.
+    restart : float
+        A worker may be away so long while its nanny restarts it.
+    lost : float
+        The same, if the queue says that the job runs, or says nothing.
+    start : float
+        In which a running job must have a worker.
+    retry : float
+        Until the next job after one that failed to start; each time twice as long.
+    retry_refused : float
+        Until the next attempt after the queue has refused a job.
+    settle : float
+        Over which waits are measured, at least.
+    submit : float
+        That the batch system may take to accept or cancel a job.
+    cancel : float
+        In which cancelled jobs must have left the queue when the study ends.
+    """
+
+    poll: float = 1.0
+    query: float = 5.0
+    query_idle: float = 30.0
+    restart: float = 3.0
+    lost: float = 60.0
+    start: float = 300.0
+    retry: float = 5.0
+    retry_refused: float = 30.0
+    settle: float = 30.0
+    submit: float = 60.0
+    cancel: float = 15.0
+
+
+class JobRefused(RuntimeError):
+    """The batch system has not accepted a job."""
 
 
 class Job:
@@ -32,33 +73,36 @@ class Job:
     Parameters
     ----------
     cluster : JobQueueCluster
-        Knows what a job of its own looks like; it has none itself.
+        Makes the script; it has no jobs of its own.
     number : int
-        Makes the names of its workers, which no other job's may have.
+        Part of the names of the workers, unique in the study.
+    timeout : float
+        Seconds that the batch system may take to accept or cancel the job.
 
     Notes
     -----
     Not locked: one thread owns it.
     """
 
-    def __init__(self, cluster: JobQueueCluster, number: int) -> None:
+    def __init__(
+        self, cluster: JobQueueCluster, number: int, timeout: float = Timing.submit
+    ) -> None:
         self.number = number
         self.name = f"{cluster.name}-{number}"
         spec = cluster.new_spec
         scheduler = cluster.scheduler
         address = getattr(scheduler, "contact_address", None) or scheduler.address
-        self._cluster = cluster
+        self._cluster, self._timeout = cluster, timeout
         self._job: Submission = spec["cls"](address, name=self.name, **spec["options"])
-        self._late = False
-        #: When workers of it were last there; None if none has come yet.
-        self.seen: float | None = None
-        #: When the queue first said that it runs.
-        self.runs: float | None = None
-        #: `time.time` at which the batch system will end it; None if nobody knows, or
-        #: knows it yet.
-        self.until: float | None = None
-        #: Its workers begin no further simulation.
-        self.leaving = False
+        self._too_late = False
+        #: When it last had workers (monotonic); None if it never had.
+        self.last_seen: float | None = None
+        #: When the queue first reported it as running (monotonic).
+        self.running_since: float | None = None
+        #: When its walltime ends (`time.time`); None if unknown.
+        self.ends_at: float | None = None
+        #: Whether its workers begin no further simulation.
+        self.draining = False
 
     @property
     def id(self) -> str:
@@ -70,86 +114,83 @@ class Job:
         return worker == self.name or worker.rpartition("-")[0] == self.name
 
     def submit(self) -> None:
-        """Hand it to the batch system.
+        """Submit it.
 
         Raises
         ------
-        Refused
-            With the words of the batch system. If it has none for a minute, and takes
-            the job after all, the job is cancelled then.
+        JobRefused
+            With the output of the batch system. A job that is accepted only after the
+            timeout is cancelled then.
         """
         future = asyncio.run_coroutine_threadsafe(
             self._submit(), self._cluster.loop.asyncio_loop
         )
         try:
-            future.result(ANSWER)
+            future.result(self._timeout)
         except concurrent.futures.TimeoutError as error:
-            self._late = True
-            raise Refused(f"no answer within {ANSWER:g} s") from error
+            self._too_late = True
+            raise JobRefused(f"no answer within {self._timeout:g} s") from error
         except (RuntimeError, ValueError, OSError) as error:
-            raise Refused(_words(error)) from error
+            raise JobRefused(_output(error)) from error
         except BaseException:
-            # Ctrl-C: what is being handed over is taken back.
-            self._late = True
+            # Ctrl-C: a job that is being submitted is cancelled.
+            self._too_late = True
             with contextlib.suppress(Exception):
-                future.result(ANSWER)
+                future.result(self._timeout)
                 self.cancel()
             raise
 
     async def _submit(self) -> None:
-        # Ctrl-C and SIGTERM come to all processes of a run. A command that ends by them
-        # may have handed the job over, and would not say which it is.
+        # Ctrl-C and SIGTERM reach all processes of a run. A submit command that they
+        # end may have submitted the job, without printing its id.
         self._job._call = partial(self._job._call, start_new_session=True)
         await self._job.start()
-        if self._late:
+        if self._too_late:
             await self._job.close()
 
     def cancel(self) -> None:
-        """Have the batch system end it; one that has ended is no error.
-
-        Whether it did is for the queue to tell.
-        """
+        """Cancel it; whether it has ended, only the queue knows."""
         try:
-            self._cluster.sync(self._job.close, callback_timeout=ANSWER)
+            self._cluster.sync(self._job.close, callback_timeout=self._timeout)
         except (OSError, TimeoutError) as error:
             logger.warning("%s: %r", self.cancel_command, error)
 
     @property
     def cancel_command(self) -> str:
-        """What a person would type to end it."""
+        """The command that cancels it."""
         return f"{self._job.cancel_command} {self.id}"
 
     def log(self) -> str:
-        """Return the last lines that it wrote, and where; "" if there is no log."""
-        # As batch systems name them: name-17.err, slurm-17.out, script.e17, 17.host.ER
+        """Return the last lines of its log, and its path; "" if there is no log."""
+        # Names of batch systems: name-17.err, slurm-17.out, script.e17, 17.host.ER
         number = re.compile(rf"(?<!\d){re.escape(self.id)}(?!\d)")
         kinds = re.compile(rf"\.(err|out|ER|OU|[eo]{re.escape(self.id)})$")
-        places = [
-            place
+        paths = [
+            path
             for folder in {Path(self._job.log_directory or "."), Path()}
-            for place in folder.glob(f"*{self.id}*")
-            if number.search(place.name) and kinds.search(place.name)
+            for path in folder.glob(f"*{self.id}*")
+            if number.search(path.name) and kinds.search(path.name)
         ]
-        for place in sorted(places):
+        for path in sorted(paths):
             with contextlib.suppress(OSError):
-                if lines := _tail(place):
-                    return f"Its log {place} ends with:\n" + "\n".join(lines)
+                if lines := _tail(path):
+                    return f"Its log {path} ends with:\n" + "\n".join(lines)
         return ""
 
 
-def _tail(place: Path) -> list[str]:
-    with place.open("rb") as file:
-        file.seek(max(0, place.stat().st_size - _BYTES))
+def _tail(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _BYTES))
         lines = file.read().decode(errors="replace").splitlines()
     return [line for line in lines if line.strip()][-_LINES:]
 
 
-def _words(error: Exception) -> str:
+def _output(error: Exception) -> str:
     """Return what a submit command has printed, or the error itself."""
     text = str(error)
     printed = re.search(r"stdout:\n(.*)\nstderr:\n(.*)", text, re.DOTALL)
     if printed is None:
         return f"{type(error).__name__}: {text}"
     command = cast(re.Match[str], re.search(r"Command:\n(\S+)", text))[1]
-    said = "\n".join(part.strip() for part in printed.groups() if part.strip())
-    return said or f"{command} has failed, and said nothing"
+    parts = "\n".join(part.strip() for part in printed.groups() if part.strip())
+    return parts or f"{command} has failed without a message"

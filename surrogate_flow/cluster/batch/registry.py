@@ -1,4 +1,4 @@
-"""The jobs of a study, called over: which have workers, and what holds up others."""
+"""The jobs of a study: which have workers, and what holds up the others."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from typing import Any, cast
 
 from distributed import Client
 
-from surrogate_flow.cluster.batch import batch_queue as queue
-from surrogate_flow.cluster.batch.batch_queue import Standing, State
-from surrogate_flow.cluster.batch.job import Job
+from surrogate_flow.cluster.batch.batch_queue import (
+    JobStatus,
+    State,
+    Unknown,
+    queue_of,
+)
+from surrogate_flow.cluster.batch.job import Job, Timing
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
 from surrogate_flow.cluster.batch.walltime import UNTIL
 
@@ -23,89 +27,67 @@ __all__ = ["Registry"]
 
 logger = logging.getLogger(__name__)
 
-_ASK = 5.0  # seconds between two questions to the queue while something changes
-_SELDOM = 30.0  # the same, at most, while nothing does
-_RETURN = 3.0  # seconds that workers may be away while nannies restart them
-_LOST = 60.0  # the same, if the queue says that the job runs, or says nothing
-_BIRTH = 300.0  # seconds in which workers of a job that runs must come
-_AGAIN = 10.0  # seconds until a job that is still there is cancelled once more
-_LEFT = 6  # times that it is
+_CANCEL_AGAIN = 10.0  # seconds until a job in the queue is cancelled again
+_CANCELS = 6  # times that a job is cancelled
 
 
 class Registry:
-    """All jobs that were submitted, until the queue says that they are gone.
+    """All submitted jobs, until the queue reports that they are gone.
 
     Parameters
     ----------
     cluster : JobQueueCluster
     client : distributed.Client
-        Of it.
+        A client of the cluster.
     timed : bool
-        Whether jobs know when their time is over.
+        Whether jobs have a walltime.
+    timing : Timing
 
     Notes
     -----
-    Not locked: one thread calls `look` and changes; the others may read.
+    Not locked: one thread updates it; the others may read.
     """
 
     def __init__(
-        self, cluster: JobQueueCluster, client: Client, *, timed: bool
+        self, cluster: JobQueueCluster, client: Client, *, timed: bool, timing: Timing
     ) -> None:
-        self._cluster = cluster
-        self._client = client
-        self._queue = queue.of(cluster)
-        self._timed = timed
-        self._standing: Mapping[str, Standing] = {}
-        self._silent = False
-        self._asked, self._pause = -_ASK, _ASK
-        self._questions: dict[int, concurrent.futures.Future[Any]] = {}
-        # Cancelled, but perhaps not gone: when that was last tried, and how often.
+        self._cluster, self._client = cluster, client
+        self._queue = queue_of(cluster)
+        self._timed, self._timing = timed, timing
+        self._status: Mapping[str, JobStatus] = {}
+        self._no_answer = False
+        self._queried, self._interval = -math.inf, timing.query
+        self._end_queries: dict[int, concurrent.futures.Future[Any]] = {}
+        # Jobs that may not be gone: when they were last cancelled, and how often.
         self._cancelled: dict[str, tuple[Job, float, int]] = {}
         self.now = time.monotonic()
         self.jobs: list[Job] = []
 
     @property
     def at_work(self) -> list[Job]:
-        """Jobs that have had workers, and go on."""
-        return [job for job in self.jobs if job.seen is not None and not job.leaving]
+        """Jobs that have had workers, and do not drain."""
+        return [job for job in self.staying if job.last_seen is not None]
 
     @property
     def staying(self) -> list[Job]:
-        """Jobs that do not leave, in the queue and at work."""
-        return [job for job in self.jobs if not job.leaving]
+        """Jobs in the queue or at work that do not drain."""
+        return [job for job in self.jobs if not job.draining]
 
-    def look(self) -> None:
-        """Note who has workers, and what the queue says of the others."""
+    def update(self) -> None:
+        """Record which jobs have workers, and from time to time query the queue."""
         self.now = now = time.monotonic()
         workers = self.workers()
         for job in self.jobs:
             if mine := [address for address, name in workers.items() if job.owns(name)]:
-                job.seen = now
-                if self._timed and job.until is None:
-                    self._learn_until(job, mine[0])
-        away = [job for job in self.jobs if job.seen != now]
-        if any(job.seen is not None for job in away):
-            # Something has happened.
-            self._pause = _ASK
-        if now - self._asked >= self._pause:
-            self.ask(away)
+                job.last_seen = now
+                if self._timed and job.ends_at is None:
+                    self._query_end(job, mine[0])
+        away = [job for job in self.jobs if job.last_seen != now]
+        if any(job.last_seen is not None for job in away):
+            self._interval = self._timing.query
+        if now - self._queried >= self._interval:
+            self._query(away)
             self._cancel_again()
-
-    def ask(self, jobs: list[Job]) -> None:
-        """Note what the queue says of some jobs, and of those that were cancelled."""
-        self._asked = self.now = time.monotonic()
-        ids = [job.id for job in jobs] + list(self._cancelled)
-        answer = self._queue.look(ids) if ids else {}
-        self._silent = answer is None
-        told = answer or {}
-        changed = told.keys() != self._standing.keys() or any(
-            told[job].state is not self._standing[job].state for job in told
-        )
-        self._pause = _ASK if changed else min(_SELDOM, 1.5 * self._pause)
-        self._standing = told
-        for job in jobs:
-            if job.runs is None and self._state(job.id) is State.RUNNING:
-                job.runs = self.now
 
     def workers(self) -> dict[str, str]:
         """Return address and name of each worker."""
@@ -113,25 +95,28 @@ class Registry:
         return {worker.address: str(worker.name) for worker in workers}
 
     def add(self, job: Job) -> None:
-        """Begin to look after a job."""
+        """Begin to watch a job."""
         self.jobs.append(job)
-        self._pause = _ASK
+        self._interval = self._timing.query
 
     def cancel(self, job: Job) -> None:
-        """End a job, and do not rest until it is gone."""
+        """Cancel a job, again and again until it is gone."""
         if job in self.jobs:
             self.jobs.remove(job)
         job.cancel()
         self._cancelled[job.id] = (job, time.monotonic(), 1)
 
-    def stillborn(self) -> list[Job]:
+    def failed_to_start(self) -> list[Job]:
         """Return the jobs that ended, or ran for too long, without a worker."""
-        new = [job for job in self.jobs if job.seen is None]
+        limit = self._timing.start
         return [
             job
-            for job in new
-            if self._state(job.id) is State.GONE
-            or (job.runs is not None and self.now - job.runs > _BIRTH)
+            for job in self.jobs
+            if job.last_seen is None
+            and (
+                self._state(job.id) is State.GONE
+                or (job.running_since and self.now - job.running_since > limit)
+            )
         ]
 
     def lost(self) -> list[Job]:
@@ -139,61 +124,76 @@ class Registry:
         return [
             job
             for job in self.jobs
-            if job.seen is not None and self.now - job.seen > self._patience(job)
+            if job.last_seen is not None
+            and self.now - job.last_seen > self._patience(job)
         ]
 
-    def standing(self, job: Job) -> str:
-        """Return what the queue said of a job last."""
-        told = self._standing.get(job.id)
-        if told is not None:
-            return told.words
-        return "the queue has said nothing" if self._silent else "just submitted"
+    def status(self, job: Job) -> str:
+        """Return what the queue last said of a job."""
+        known = self._status.get(job.id)
+        if known is not None:
+            return known.text
+        return "the queue does not answer" if self._no_answer else "just submitted"
 
     def remaining(self) -> list[Job]:
-        """Ask, and return the cancelled jobs that are not known to be gone."""
-        self.ask([])
-        if isinstance(self._queue, queue.Silent):
+        """Query the queue; return the cancelled jobs that are not known to be gone."""
+        self._query([])
+        if isinstance(self._queue, Unknown):
             return []
-        return [
-            job
-            for job, _, _ in self._cancelled.values()
-            if self._state(job.id) is not State.GONE
-        ]
+        jobs = [job for job, _, _ in self._cancelled.values()]
+        return [job for job in jobs if self._state(job.id) is not State.GONE]
+
+    def _query(self, jobs: list[Job]) -> None:
+        """Record the status of some jobs, and of those that were cancelled."""
+        self._queried = self.now = time.monotonic()
+        ids = [job.id for job in jobs] + list(self._cancelled)
+        answer = self._queue.status(ids) if ids else {}
+        self._no_answer = answer is None
+        known = answer or {}
+        changed = known.keys() != self._status.keys() or any(
+            known[job].state is not self._status[job].state for job in known
+        )
+        longer = min(self._timing.query_idle, 1.5 * self._interval)
+        self._interval = self._timing.query if changed else longer
+        self._status = known
+        for job in jobs:
+            if job.running_since is None and self._state(job.id) is State.RUNNING:
+                job.running_since = self.now
 
     def _cancel_again(self) -> None:
         now = time.monotonic()
         for name, (job, since, times) in list(self._cancelled.items()):
-            if self._state(name) is State.GONE or times >= _LEFT:
+            if self._state(name) is State.GONE or times >= _CANCELS:
                 del self._cancelled[name]
-                if times >= _LEFT and not isinstance(self._queue, queue.Silent):
+                if times >= _CANCELS and not isinstance(self._queue, Unknown):
                     logger.warning("Job %s does not end: %s", name, job.cancel_command)
-            elif now - since > _AGAIN:
+            elif now - since > _CANCEL_AGAIN:
                 job.cancel()
                 self._cancelled[name] = (job, time.monotonic(), times + 1)
 
     def _state(self, name: str) -> State | None:
-        told = self._standing.get(name)
-        return told.state if told else None
+        known = self._status.get(name)
+        return known.state if known else None
 
     def _patience(self, job: Job) -> float:
-        state = self._state(job.id)
-        # A job that waits has been put back into the queue: its node is down, say.
-        return _RETURN if state in (State.GONE, State.WAITING) else _LOST
+        # A job that waits again was requeued: its node is down, for example.
+        ended = self._state(job.id) in (State.GONE, State.WAITING)
+        return self._timing.restart if ended else self._timing.lost
 
-    def _learn_until(self, job: Job, worker: str) -> None:
-        """Ask a worker when the time of its job is over, and wait for nobody."""
-        question = self._questions.get(job.number)
+    def _query_end(self, job: Job, worker: str) -> None:
+        """Read from a worker when the walltime of its job ends; never blocks."""
+        query = self._end_queries.get(job.number)
         loop = cast(Any, self._client.loop).asyncio_loop
-        if question is None:
-            self._questions[job.number] = asyncio.run_coroutine_threadsafe(
-                # Not os.environ.get, which would take this process's own along.
+        if query is None:
+            self._end_queries[job.number] = asyncio.run_coroutine_threadsafe(
+                # Not os.environ.get, which would be pickled with this environment.
                 self._client._run(
                     os.getenv, UNTIL, workers=[worker], on_error="ignore"
                 ),
                 loop,
             )
-        elif question.done():
-            del self._questions[job.number]
-            if question.exception() is None and (told := question.result()):
-                said = told.get(worker)
-                job.until = float(said) if said else math.inf
+        elif query.done():
+            del self._end_queries[job.number]
+            if query.exception() is None and (answers := query.result()):
+                end = answers.get(worker)
+                job.ends_at = float(end) if end else math.inf

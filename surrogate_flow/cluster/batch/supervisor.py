@@ -3,46 +3,43 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from distributed import Client
 
-from surrogate_flow.cluster.batch.cancellation import cancel_all, undisturbed
-from surrogate_flow.cluster.batch.controller import Bounds, Load, Size
-from surrogate_flow.cluster.batch.drain import Departure
-from surrogate_flow.cluster.batch.job import Job, Refused
+from surrogate_flow.cluster.batch.controller import Bounds, JobCountController, Load
+from surrogate_flow.cluster.batch.job import Job, JobRefused, Timing
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
 from surrogate_flow.cluster.batch.registry import Registry
-from surrogate_flow.cluster.batch.walltime import walltime_of
+from surrogate_flow.cluster.batch.walltime import Drain, walltime_of
+from surrogate_flow.fields.errors import UserError
 
-__all__ = ["FleetError", "Supervisor"]
+__all__ = ["JobError", "Supervisor"]
 
 logger = logging.getLogger(__name__)
 
-_POLL = 1.0  # seconds between two looks at the workers
-_REFUSED = 30.0  # seconds until the next attempt, when the queue has refused a job
-_STILLBORN = 3  # jobs in a row that end without a worker before the study does
-_PAUSE = 5.0  # seconds after a job that ended without a worker; each time twice as many
-_LONGEST = 300.0  # the same, at most
-_SLOWEST = 600.0  # seconds, at most, over which waits are measured
-_END = 10.0  # seconds for a look that is under way, when the study ends
-_SETTLE = 30.0  # seconds, at least, over which waits are measured
+_FAILURES = 3  # jobs in a row that fail to start before the study ends
+_LONGEST_RETRY = 300.0  # seconds, at most, until the next job after such a failure
+_LONGEST_SETTLE = 600.0  # seconds, at most, over which waits are measured
+_JOIN = 10.0  # seconds for the thread's present tick when the study ends
 
 
-class FleetError(RuntimeError):
-    """There are no jobs, and there will be none."""
+class JobError(UserError, RuntimeError):
+    """The batch system runs no jobs for this study."""
 
 
 class Supervisor:
-    """As many jobs stay as are wanted.
+    """Keeps as many jobs as are wanted.
 
-    A job that is lost (killed, its node down, its time over) is replaced; one whose
-    time is running out leaves in order, and is replaced meanwhile. At most a quarter
-    more jobs than wanted are there at a time, and at least one more.
+    A lost job (killed, its node down, its walltime over) is replaced. A job whose
+    walltime is nearly over drains, and is replaced meanwhile. There are at most a
+    quarter more jobs than wanted at a time, and at least one more.
 
     Parameters
     ----------
@@ -50,27 +47,37 @@ class Supervisor:
         With a scheduler in this process, and without jobs.
     bounds : Bounds
         Number of jobs.
+    per_job : int
+        Simulations that a job runs at once.
+    timing : Timing
 
     Raises
     ------
-    FleetError
-        On entering, if the batch system refuses the first job, with its words.
+    JobError
+        On entering, if the batch system refuses the first job, with its output.
 
     Notes
     -----
-    One thread looks, submits and replaces. All methods may be called from any.
+    One thread watches, submits and replaces. All methods may be called from any.
     """
 
-    def __init__(self, cluster: JobQueueCluster, bounds: Bounds) -> None:
-        self._cluster = cluster
-        self._size = Size(bounds)
-        self._load: Callable[[], Load] = Load
-        self._numbers = self._stillborn = 0
-        self._next = 0.0
+    def __init__(
+        self,
+        cluster: JobQueueCluster,
+        bounds: Bounds,
+        *,
+        per_job: int = 1,
+        timing: Timing = Timing(),  # noqa: B008 - frozen
+    ) -> None:
+        self._cluster, self._timing = cluster, timing
+        self._controller = JobCountController(bounds, per_job)
+        self._load = Load()
+        self._submitted = self._failures = 0
+        self._next_submit = 0.0
         self._refusal = ""
         self._error: BaseException | None = None
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
         #: Jobs that were replaced, whatever the cause.
         self.replaced = 0
 
@@ -80,13 +87,15 @@ class Supervisor:
         self._client = Client(
             cluster.scheduler_address, security=cluster.security, set_as_default=False
         )
-        self._roster = Registry(cluster, self._client, timed=walltime is not None)
-        self._departure = Departure(cluster, self._client, walltime)
+        self._registry = Registry(
+            cluster, self._client, timed=walltime is not None, timing=self._timing
+        )
+        self._drain = Drain(cluster, self._client, walltime)
         try:
             self._submit()
-        except Refused as refused:
+        except JobRefused as refused:
             self._client.close()
-            raise FleetError(
+            raise JobError(
                 f"The batch system refuses the job: {refused}\nChange the arguments "
                 "under data.cluster; `surrogate-flow plan` shows the job's script."
             ) from refused
@@ -104,169 +113,208 @@ class Supervisor:
     ) -> None:
         self._closing.set()
         try:
-            self._thread.join(_END)
+            self._thread.join(_JOIN)
         finally:
-            # After a second Ctrl-C too; a third one waits.
-            with undisturbed():
+            # After a second Ctrl-C, too; a third one waits.
+            with _interrupts_ignored():
                 try:
-                    cancel_all(self._roster, self._thread)
+                    self._cancel_all()
                 finally:
                     self._client.close()
 
-    def follow(self, load: Callable[[], Load]) -> None:
-        """Have the number of jobs follow what `load` tells, within the bounds."""
+    def update(self, load: Load) -> None:
+        """Let the number of jobs follow the load of the study; never blocks."""
         self._load = load
 
     def check(self) -> None:
-        """Raise what makes it impossible to go on, if anything does.
+        """Raise the error that ended the supervision, if any.
 
         Raises
         ------
-        FleetError
-            If jobs end again and again before a worker of theirs has come.
+        JobError
+            If jobs end again and again before they have a worker.
         """
         if self._error is not None:
             raise self._error
 
     @property
     def wanted(self) -> int:
-        """Number of jobs that shall be at work."""
-        return self._size.wanted
+        """Number of jobs that should be at work."""
+        return self._controller.wanted
 
     @property
     def at_work(self) -> int:
-        """Number of jobs that have workers, and go on."""
-        return len(self._roster.at_work)
+        """Number of jobs that have workers, and do not drain."""
+        return len(self._registry.at_work)
 
-    def words(self) -> str:
-        """Say how many jobs are at work, and what holds up the others."""
-        said = [f"{self.at_work} of {self.wanted} jobs have workers"]
-        waiting = [job for job in self._roster.staying if job.seen is None]
-        said += [f"job {job.id}: {self._roster.standing(job)}" for job in waiting[:3]]
+    def describe(self) -> str:
+        """Return how many jobs are at work, and what holds up the others."""
+        parts = [f"{self.at_work} of {self.wanted} jobs have workers"]
+        waiting = [job for job in self._registry.staying if job.last_seen is None]
+        parts += [f"job {job.id}: {self._registry.status(job)}" for job in waiting[:3]]
         if self._refusal:
-            said.append(f"the batch system refuses more: {self._refusal}")
-        return "; ".join(said)
+            parts.append(f"the batch system refuses more: {self._refusal}")
+        return "; ".join(parts)
 
-    def leaving(self) -> set[str]:
+    def draining_workers(self) -> set[str]:
         """Return the addresses of the workers that begin no further simulation."""
-        jobs = [job for job in list(self._roster.jobs) if job.leaving]
-        workers = self._roster.workers().items()
+        jobs = [job for job in list(self._registry.jobs) if job.draining]
+        workers = self._registry.workers().items()
         return {a for a, name in workers if any(job.owns(name) for job in jobs)}
 
     def _run(self) -> None:
         try:
-            while not self._closing.wait(_POLL):
+            while not self._closing.wait(self._timing.poll):
                 try:
                     self._tick()
                 except (OSError, TimeoutError) as error:
-                    # Somebody was too busy: the next look will show.
+                    # The scheduler or the batch system is too busy; try again.
                     logger.debug("Could not look after the jobs: %r", error)
         except BaseException as error:
-            # Handed to the trainer by check(); this thread has nobody else to tell.
+            # Raised by check() in the trainer's thread.
             self._error = error
 
     def _tick(self) -> None:
-        roster, load = self._roster, self._load()
-        before = set(roster.at_work)
-        roster.look()
-        if set(roster.at_work) - before:
-            self._stillborn = 0
-        self._bury()
-        for job in roster.lost():
+        registry, load = self._registry, self._load
+        before = set(registry.at_work)
+        registry.update()
+        if set(registry.at_work) - before:
+            self._failures = 0
+        for job in registry.failed_to_start():
             self._give_up(job)
-        for job in roster.at_work:
-            if self._departure.due(job, load.longest):
-                logger.info("Job %s leaves before its time is over", job.id)
-                job.leaving = True
+        for job in registry.lost():
+            self._replace(job)
+        for job in registry.at_work:
+            if self._drain.due(job, load.longest):
+                logger.info("Job %s drains before its walltime is over", job.id)
+                job.draining = True
                 self.replaced += 1
-        self._fit(load)
-        for job in [job for job in roster.jobs if job.leaving]:
-            if self._departure.over(job):
-                self._departure.end(job)
-                roster.cancel(job)
-
-    def _bury(self) -> None:
-        roster = self._roster
-        for job in roster.stillborn():
-            # If it runs without workers, or the queue was wrong.
-            roster.cancel(job)
-            self._stillborn += 1
-            pause = min(_PAUSE * 2 ** (self._stillborn - 1), _LONGEST)
-            self._next = time.monotonic() + pause
-            words = (
-                f"No worker of job {job.id} has come ({roster.standing(job)}), and it "
-                f"is given up. {job.log()}"
-            )
-            if self._stillborn >= _STILLBORN and not roster.at_work:
-                raise FleetError(
-                    f"{words}\nSo were the {self._stillborn - 1} before. Usual cause: "
-                    "a node without this Python environment, or from which the "
-                    f"scheduler at {self._cluster.scheduler_address} is not to be "
-                    "reached. Set python, job_script_prologue or interface under "
-                    "data.cluster; `surrogate-flow plan` shows the job's script."
-                )
-            logger.warning("%s\nAnother one is submitted in %g s.", words, pause)
+        self._adjust(load)
+        for job in [job for job in registry.jobs if job.draining]:
+            if self._drain.finished(job):
+                self._drain.close(job)
+                registry.cancel(job)
 
     def _give_up(self, job: Job) -> None:
-        standing = self._roster.standing(job)
-        self._roster.cancel(job)
-        if not job.leaving:
+        """Cancel a job that failed to start; the next one comes later each time."""
+        status = self._registry.status(job)
+        # It may run without workers, or the queue may be wrong.
+        self._registry.cancel(job)
+        self._failures += 1
+        pause = min(self._timing.retry * 2 ** (self._failures - 1), _LONGEST_RETRY)
+        self._next_submit = time.monotonic() + pause
+        text = f"Job {job.id} has ended without a worker ({status}). {job.log()}"
+        if self._failures >= _FAILURES and not self._registry.at_work:
+            raise JobError(
+                f"{text}\nSo have the {self._failures - 1} before. Usual cause: a node "
+                "without this Python environment, or from which the scheduler at "
+                f"{self._cluster.scheduler_address} cannot be reached. Set "
+                "data.cluster.interface, or python or job_script_prologue under "
+                "data.cluster.options; `surrogate-flow plan` shows the job's script."
+            )
+        logger.warning("%s\nAnother one is submitted in %g s.", text, pause)
+
+    def _replace(self, job: Job) -> None:
+        """Cancel what is left of a lost job; `_adjust` submits the next."""
+        status = self._registry.status(job)
+        self._registry.cancel(job)
+        if not job.draining:
             self.replaced += 1
             logger.warning(
                 "Job %s is lost (%s): its simulations run again elsewhere, and another "
                 "job is submitted.",
                 job.id,
-                standing,
+                status,
             )
 
-    def _fit(self, load: Load) -> None:
-        """Submit what is missing, and have leave what is too much."""
-        now, roster = time.monotonic(), self._roster
+    def _adjust(self, load: Load) -> None:
+        """Submit jobs that are missing, and drain those too many."""
+        now, registry = time.monotonic(), self._registry
         before = self.wanted
-        self._size.settle = min(max(_SETTLE, 2 * load.longest), _SLOWEST)
-        wanted = self._size.update(now, load.waits, len(roster.at_work))
+        settle = max(self._timing.settle, 2 * load.longest)
+        self._controller.settle = min(settle, _LONGEST_SETTLE)
+        wanted = self._controller.update(now, load, len(registry.at_work))
         if self.wanted != before:
             logger.info("Jobs wanted: %d, before %d", self.wanted, before)
         for job in self._surplus(wanted):
-            if job.seen is None:
-                roster.cancel(job)
+            if job.last_seen is None:
+                registry.cancel(job)
             else:
-                job.leaving = True
-        # Those that leave may take long: what the user asked for is what a site sees.
+                job.draining = True
+        # Draining may take long, and a site sees all jobs.
         most = wanted + max(1, wanted // 4)
         while (
-            len(roster.staying) < wanted
-            and len(roster.jobs) < most
-            and now >= self._next
+            len(registry.staying) < wanted
+            and len(registry.jobs) < most
+            and now >= self._next_submit
             and not self._closing.is_set()
         ):
             try:
                 self._submit()
                 self._refusal = ""
-            except Refused as refused:
-                self._next = now + _REFUSED
-                self._tell_refusal(str(refused))
+            except JobRefused as refused:
+                self._next_submit = now + self._timing.retry_refused
+                if self._refusal != str(refused):
+                    self._refusal = str(refused)
+                    logger.warning(
+                        "The batch system refuses a further job, which is submitted "
+                        "again every %g s: %s",
+                        self._timing.retry_refused,
+                        refused,
+                    )
 
     def _surplus(self, wanted: int) -> list[Job]:
-        """Return those too many: first that wait, then with the least time left."""
-        staying = self._roster.staying
-        staying.sort(key=lambda job: (job.seen is not None, job.until or 0.0))
+        """Return jobs too many: those without workers, then with the least time."""
+        staying = self._registry.staying
+        staying.sort(key=lambda job: (job.last_seen is not None, job.ends_at or 0.0))
         return staying[: max(0, len(staying) - wanted)]
 
-    def _tell_refusal(self, words: str) -> None:
-        if self._refusal != words:
-            self._refusal = words
+    def _submit(self) -> None:
+        # Each number is used once, whatever becomes of the job.
+        job = Job(self._cluster, self._submitted, self._timing.submit)
+        self._submitted += 1
+        job.submit()
+        self._registry.add(job)
+        logger.info("Job %s is in the queue", job.id)
+
+    def _cancel_all(self) -> None:
+        """Cancel every job, wait until all are gone, and name those that are not."""
+        registry, submitting = self._registry, self._thread
+        for job in list(registry.jobs):
+            registry.cancel(job)
+        if submitting.is_alive():
+            logger.info("Waiting for the batch system's answer, to cancel its job too.")
+            submitting.join(self._timing.submit)
+        # A job that was being submitted meanwhile.
+        for job in list(registry.jobs):
+            registry.cancel(job)
+        if submitting.is_alive():
             logger.warning(
-                "The batch system refuses a further job, which is tried again every "
-                "%g s: %s",
-                _REFUSED,
-                words,
+                "The batch system has not answered whether it accepted a last job. "
+                "Look for it in the queue, and cancel it."
+            )
+        deadline = time.monotonic() + self._timing.cancel
+        while (remaining := registry.remaining()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        # A scheduler that ends before its workers logs an error for each.
+        while registry.workers() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for job in remaining:
+            logger.warning(
+                "Job %s may still be in the queue (%s). End it: %s",
+                job.id,
+                registry.status(job),
+                job.cancel_command,
             )
 
-    def _submit(self) -> None:
-        # A number is used once, whatever becomes of the job.
-        job = Job(self._cluster, self._numbers)
-        self._numbers += 1
-        job.submit()
-        self._roster.add(job)
-        logger.info("Job %s is in the queue", job.id)
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

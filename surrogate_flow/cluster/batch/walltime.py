@@ -1,24 +1,64 @@
-"""How long a job may run, as its script says it."""
+"""How long jobs may run, and how they end in order before that."""
 
 from __future__ import annotations
 
 import re
+import time
+from typing import Any
 
-__all__ = ["UNTIL", "asked_for", "prologue", "walltime_of"]
+from dask.utils import parse_timedelta
+from distributed import Client
+from distributed.core import Status
+
+from surrogate_flow.cluster.batch.job import Job
+from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
+
+__all__ = ["UNTIL", "Drain", "directive", "formatted", "prologue", "walltime_of"]
 
 UNTIL = "SURROGATE_FLOW_UNTIL"
-"""Environment variable of a job: seconds since 1970 when its time is over."""
+"""Environment variable of a job: seconds since 1970 at which its walltime ends."""
 
 _SLURM = re.compile(r"^#SBATCH\s+(?:-t\s*|--time[= ])(\S+)", re.MULTILINE)
 _PBS = re.compile(r"^#PBS\s+-l\s+(?:\S+,)?walltime=([^\s,]+)", re.MULTILINE)
 
+_MARGIN = 1.2  # times the longest simulation
+_GRACE = 30.0  # seconds, at most, for a job to end in order
+_NOTICE = 6.0  # seconds to find that a job is idle, and to close it
+_SHARE = 0.05  # grace as a share of the walltime
+_STAGGER = 0.1  # share of the walltime over which jobs that began together end
+_WAVES = 8  # different moments within
+_WORK = 0.1  # share of the walltime in which a job begins simulations in any case
+_TIMEOUT = 30.0  # seconds that the scheduler may take to answer
+_HEARTBEATS = 2.0  # seconds until the scheduler knows what a worker executes
 
-def asked_for(script: str) -> str:
-    """Return the walltime as a job script has it, or nothing.
+
+def formatted(walltime: str | float) -> str:
+    """Return a walltime as batch systems read it: hh:mm:ss.
+
+    What is neither a duration nor a number of seconds stays as it is.
 
     Examples
     --------
-    >>> asked_for("#SBATCH -t 4h")
+    >>> formatted("2h"), formatted("90m"), formatted(43200), formatted("30")
+    ('02:00:00', '01:30:00', '12:00:00', '00:00:30')
+    >>> formatted("04:00:00"), formatted("1-12:00:00"), formatted("UNLIMITED")
+    ('04:00:00', '1-12:00:00', 'UNLIMITED')
+    """
+    try:
+        minutes, seconds = divmod(int(parse_timedelta(walltime, default="s")), 60)
+    except (KeyError, ValueError):
+        return str(walltime)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def directive(script: str) -> str:
+    """Return the walltime as a job script has it, or nothing.
+
+    Of several directives the last one counts, as for the batch systems.
+
+    Examples
+    --------
+    >>> directive("#SBATCH -t 4h")
     '4h'
     """
     found = _SLURM.findall(script) or _PBS.findall(script)
@@ -27,8 +67,6 @@ def asked_for(script: str) -> str:
 
 def walltime_of(script: str) -> float | None:
     """Return the seconds that a job script asks for, or None if it names no limit.
-
-    Of several directives the last one counts, as for the batch systems.
 
     Examples
     --------
@@ -39,40 +77,92 @@ def walltime_of(script: str) -> float | None:
     >>> walltime_of("#SBATCH -t UNLIMITED"), walltime_of("#PBS -l walltime=4h")
     (None, None)
     """
-    if found := _SLURM.findall(script):
-        return _slurm(found[-1])
-    if found := _PBS.findall(script):
-        return _pbs(found[-1])
-    return None
-
-
-def _pbs(word: str) -> float | None:
-    parts = word.split(":")
-    if not all(part.isdigit() for part in parts):
-        return None
-    seconds = 0.0
-    for part in parts:
-        seconds = 60 * seconds + float(part)
-    return seconds
-
-
-def _slurm(word: str) -> float | None:
-    days, dash, rest = word.rpartition("-")
+    days, dash, rest = directive(script).rpartition("-")
     parts = rest.split(":")
-    if not all(part.isdigit() for part in (*parts, days or "0")):
+    if len(parts) > 4 or not all(part.isdigit() for part in (*parts, days or "0")):
         return None
     numbers = [float(part) for part in parts]
     if dash:
         # days-hours, days-hours:minutes or days-hours:minutes:seconds
-        hours, minutes, seconds = [*numbers, 0.0, 0.0][:3]
-    elif len(numbers) == 3:
-        hours, minutes, seconds = numbers
-    else:
+        numbers = [float(days), *numbers, 0.0, 0.0][:4]
+    elif _SLURM.search(script) and len(numbers) < 3:
         # minutes or minutes:seconds
-        hours, (minutes, seconds) = 0.0, [*numbers, 0.0][:2]
-    return 86400 * float(days or 0) + 3600 * hours + 60 * minutes + seconds
+        numbers = [*numbers, 0.0][:2]
+    scales = (86400, 3600, 60, 1)[-len(numbers) :]
+    return sum(scale * number for scale, number in zip(scales, numbers, strict=True))
 
 
 def prologue(walltime: float) -> str:
-    """Return the line of a job script that notes when its time is over."""
+    """Return the line of a job script that records when its walltime ends."""
     return f"export {UNTIL}=$(($(date +%s) + {int(walltime)}))"
+
+
+class Drain:
+    """A job drains when left < 1.2 times the longest simulation + margin + stagger.
+
+    Its workers begin no further simulation; the job ends when they are idle.
+
+    Parameters
+    ----------
+    cluster : JobQueueCluster
+    client : distributed.Client
+        A client of the cluster.
+    walltime : float or None
+        Seconds of each job; without, no job is ever due.
+    """
+
+    def __init__(
+        self, cluster: JobQueueCluster, client: Client, walltime: float | None
+    ) -> None:
+        self._scheduler = cluster.scheduler
+        self._client = client
+        self.walltime = walltime
+        # Since when all workers of a job begin nothing, by its number.
+        self._retired: dict[int, float] = {}
+
+    def due(self, job: Job, longest: float) -> bool:
+        """Whether a job must begin to drain, if simulations take `longest` seconds."""
+        if self.walltime is None or job.ends_at is None:
+            return False
+        stagger = _STAGGER * (job.number % _WAVES) / _WAVES
+        grace = _NOTICE + min(_GRACE, _SHARE * self.walltime)
+        margin = grace + stagger * self.walltime
+        need = min(_MARGIN * longest + margin, (1 - _WORK) * self.walltime)
+        return job.ends_at - time.time() < need
+
+    def finished(self, job: Job) -> bool:
+        """Retire the workers of a job; return whether all are idle.
+
+        Raises
+        ------
+        OSError, TimeoutError
+            If the scheduler does not answer in time: call it again later.
+        """
+        workers = self._workers(job)
+        if active := [w for w in workers if w.status is not Status.closing_gracefully]:
+            self._retired.pop(job.number, None)
+            # Results move to other workers; if there is none yet, at the next call.
+            self._retire(active, close_workers=False, remove=False)
+            return False
+        since = self._retired.setdefault(job.number, time.time()) + _HEARTBEATS
+        return all(w.last_seen > since and not w.executing for w in workers)
+
+    def close(self, job: Job) -> None:
+        """Close the workers of a job; tasks that wait there move to others."""
+        self._retired.pop(job.number, None)
+        if workers := self._workers(job):
+            self._retire(workers, close_workers=True, remove=True)
+
+    def _retire(self, workers: list[Any], **how: bool) -> None:
+        scheduler = self._client.scheduler
+        assert scheduler is not None, "set once it has started"
+        self._client.sync(
+            scheduler.retire_workers,
+            workers=[worker.address for worker in workers],
+            callback_timeout=_TIMEOUT,
+            **how,
+        )
+
+    def _workers(self, job: Job) -> list[Any]:
+        workers = list(self._scheduler.workers.values())
+        return [worker for worker in workers if job.owns(str(worker.name))]

@@ -1,0 +1,340 @@
+"""Slurm, PBS and other batch systems, as recipes name them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dask
+
+from surrogate_flow.cluster import security
+from surrogate_flow.cluster.batch.controller import Bounds
+from surrogate_flow.cluster.batch.job import Timing
+from surrogate_flow.cluster.batch.jobqueue import (
+    JobQueueCluster,
+    PBSCluster,
+    SLURMCluster,
+)
+from surrogate_flow.cluster.batch.supervisor import Supervisor
+from surrogate_flow.cluster.batch.walltime import (
+    directive,
+    formatted,
+    prologue,
+    walltime_of,
+)
+from surrogate_flow.cluster.config import (
+    DASHBOARD,
+    ClusterConfig,
+    ClusterError,
+    as_written,
+    start,
+    thread_variables,
+)
+from surrogate_flow.fields.names import class_at, nearest
+
+__all__ = ["PBS", "BatchSystem", "JobQueue", "JobRequest", "Slurm", "batch_system"]
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What a study requests of a batch system.
+
+    Attributes
+    ----------
+    bounds : Bounds
+        Number of jobs.
+    per_job : int
+        Simulations that a job runs at once.
+    resources : str
+        Resources of a job, such as "2 cores, 4 GB, walltime 4:00:00".
+    script : str
+        Script of a job.
+    walltime : float, optional
+        Seconds that a job may run.
+    """
+
+    bounds: Bounds
+    per_job: int
+    resources: str
+    script: str
+    walltime: float | None
+
+
+class BatchSystem(ClusterConfig):
+    """Each job of a batch system runs workers; dask-jobqueue writes its script.
+
+    Arguments that are not given come from Dask's own configuration (`jobqueue.slurm`
+    or `jobqueue.pbs`, say in ``~/.config/dask/jobqueue.yaml``), where queue, account
+    and interface of a site belong.
+
+    Parameters
+    ----------
+    cores : int, optional
+        Cores of each job; it runs ``cores // cores_per_simulation`` simulations at
+        once.
+    memory : str, optional
+        Memory of each job, such as ``4 GB``.
+    walltime : str or float, optional
+        How long each job may run: ``2h``, ``04:00:00``, or a number of seconds.
+    queue : str, optional
+        Queue (partition) of the jobs.
+    account : str, optional
+        Account (project) that is charged.
+    n_workers : int, optional
+        Fixed number of workers, which are processes; overrides the next two.
+    minimum_jobs : int, optional
+        Least number of jobs, 1 by default; their number follows the training.
+    maximum_jobs : int, optional
+        Greatest number of jobs; that of `minimum_jobs` by default.
+    interface : str, optional
+        Network on which nodes reach each other, such as ``ib0``.
+    options : dict, optional
+        Other arguments of dask-jobqueue's class, such as
+        ``{job_extra_directives: [--constraint=cpu]}``.
+    """
+
+    def __init__(
+        self,
+        cores: int | None = None,
+        memory: str | None = None,
+        walltime: str | float | None = None,
+        queue: str | None = None,
+        account: str | None = None,
+        n_workers: int | None = None,
+        minimum_jobs: int | None = None,
+        maximum_jobs: int | None = None,
+        interface: str | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.n_workers = n_workers
+        self.minimum_jobs, self.maximum_jobs = minimum_jobs, maximum_jobs
+        named = {
+            "cores": cores,
+            "memory": memory,
+            "walltime": None if walltime is None else formatted(walltime),
+            "queue": queue,
+            "account": account,
+            "interface": interface,
+            **(options or {}),
+        }
+        self._arguments = {k: v for k, v in named.items() if v is not None}
+        #: Waiting times of the supervision of jobs.
+        self.timing = Timing()
+
+    @property
+    @abstractmethod
+    def cluster_class(self) -> Any:
+        """The class of dask-jobqueue."""
+
+    @contextmanager
+    def open(self, folder: Path, cores: int) -> Iterator[JobQueueCluster]:
+        """Open a scheduler in this process, without jobs."""
+        class_, arguments = self.cluster_class, self._arguments
+        self._check_names()
+        shown = arguments.get("scheduler_options") or self._site("scheduler-options")
+        options = {"dashboard_address": DASHBOARD, **(shown or {})}
+        with security.keys_for(arguments.get("security"), folder) as keys:
+            arguments = {**arguments, "security": keys, "scheduler_options": options}
+            with start(partial(class_, **arguments)) as cluster:
+                self._complete(cluster, cores, folder)
+                yield cluster
+
+    def request(self, cluster: JobQueueCluster) -> JobRequest:
+        """Return what is requested for an opened cluster.
+
+        Raises
+        ------
+        UserError
+            If no number of jobs is given, or bounds contradict each other.
+        """
+        options, script = cluster.new_spec["options"], cluster.job_script()
+        processes = options["processes"]
+        # The last one counts.
+        words = [str(word) for word in options["worker_extra_args"]]
+        threads = int(words[len(words) - words[::-1].index("--nthreads")])
+        return JobRequest(
+            self._bounds(processes),
+            processes * threads,
+            self._resources(script),
+            script,
+            walltime_of(script),
+        )
+
+    def supervise(self, cluster: JobQueueCluster, at_least: int = 1) -> Supervisor:
+        """Return a supervisor of jobs with at least so many simulations at once."""
+        request = self.request(cluster)
+        bounds = request.bounds.at_least(math.ceil(at_least / request.per_job))
+        return Supervisor(cluster, bounds, per_job=request.per_job, timing=self.timing)
+
+    def _bounds(self, processes: int) -> Bounds:
+        if self.n_workers:
+            jobs = math.ceil(self.n_workers / processes)
+            return Bounds(jobs, jobs)
+        least, most = self.minimum_jobs, self.maximum_jobs
+        if least is None and most is None:
+            raise ClusterError(
+                "data.cluster",
+                "n_workers, or minimum_jobs and maximum_jobs",
+                "no number of jobs",
+            )
+        least = 1 if least is None else least
+        return Bounds(least, least if most is None else most)
+
+    def _check_names(self) -> None:
+        """Refuse arguments that neither the cluster's class nor its jobs know."""
+        class_ = self.cluster_class
+        known = known_arguments(class_)
+        for name in self._arguments:
+            if name not in known:
+                raise ClusterError(
+                    f"{class_.__name__} takes no argument {name!r}. "
+                    f"{nearest(name, sorted(known))}"
+                )
+
+    def _complete(self, cluster: JobQueueCluster, cores: int, folder: Path) -> None:
+        """Let each job run as many simulations as it has cores for, in processes.
+
+        Where fewer `processes` are set, each has several threads. Jobs also record when
+        their walltime ends, and write their logs into `folder`, unless another place is
+        set.
+        """
+        options = cluster.new_spec["options"]
+        job_cores = int(self._value("cores"))
+        processes = self._value("processes") or max(1, job_cores // cores)
+        if processes * cores > job_cores:
+            raise ClusterError(
+                f"A job has {job_cores} cores, too few for {processes} simulations at "
+                f"once with {cores} cores each.",
+                remedy="Raise data.cluster.cores, or lower data.cores_per_simulation "
+                "or processes under data.cluster.options.",
+            )
+        # Before the user's lines, and after what this process exports.
+        exports = thread_variables(cores).items()
+        lines = [f"export {name}={value}" for name, value in exports]
+        walltime = walltime_of(cluster.job_script())
+        if walltime is not None:
+            # First, since other lines may take time.
+            lines.insert(0, prologue(walltime))
+        extra = [*(self._value("worker_extra_args", "extra") or [])]
+        if "--nthreads" not in extra:
+            # dask-jobqueue's own is the number of cores of a process.
+            extra += ["--nthreads", str(max(1, job_cores // (processes * cores)))]
+        lines += self._value("job_script_prologue", "env_extra") or []
+        options |= {
+            "processes": processes,
+            "job_script_prologue": lines,
+            "worker_extra_args": extra,
+        }
+        if self._value("log_directory") is None:
+            options["log_directory"] = str((folder / "jobs").absolute())
+
+    def _resources(self, script: str) -> str:
+        walltime, word = walltime_of(script), directive(script)
+        if walltime is not None:
+            limit = f"walltime {timedelta(seconds=walltime)}"
+        elif word.upper() in ("", "UNLIMITED", "INFINITE", "-1"):
+            limit = "no walltime"
+        else:
+            limit = f"walltime {word!r}, which no queue accepts: write hh:mm:ss"
+        cores = self._value("cores")
+        return f"{cores} core{'s'[: cores > 1]}, {self._value('memory')}, {limit}"
+
+    def _value(self, *names: str) -> Any:
+        """Return an argument, or that of the site's configuration.
+
+        Of several names the first with a value counts; the others are old ones.
+        """
+        value = None
+        for name in names:
+            value = self._arguments.get(name)
+            if value is None:
+                value = self._site(name.replace("_", "-"))
+            if value:
+                return value
+        return value
+
+    def _site(self, name: str) -> Any:
+        default = self.cluster_class.job_cls.default_config_name()
+        section = self._arguments.get("config_name", default)
+        return dask.config.get(f"jobqueue.{section}.{name}", None)
+
+
+class Slurm(BatchSystem):
+    """Workers run in jobs of Slurm, with the arguments of a `BatchSystem`."""
+
+    @property
+    def cluster_class(self) -> Any:
+        """``dask_jobqueue.SLURMCluster``."""
+        return SLURMCluster
+
+
+class PBS(BatchSystem):
+    """Workers run in jobs of PBS, with the arguments of a `BatchSystem`."""
+
+    @property
+    def cluster_class(self) -> Any:
+        """``dask_jobqueue.PBSCluster``."""
+        return PBSCluster
+
+
+class JobQueue(BatchSystem):
+    """Workers run in jobs of another batch system that dask-jobqueue knows.
+
+    Parameters
+    ----------
+    cluster_class : str
+        Import path of dask-jobqueue's class, such as ``dask_jobqueue.SGECluster``.
+    **arguments
+        Arguments of a `BatchSystem`.
+    """
+
+    def __init__(self, cluster_class: str, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._class_path = cluster_class
+
+    @property
+    def cluster_class(self) -> Any:
+        """The class of that path."""
+        found = class_at(self._class_path)
+        if not (inspect.isclass(found) and issubclass(found, JobQueueCluster)):
+            raise ClusterError(
+                "data.cluster.cluster_class", "a class of dask_jobqueue", found
+            )
+        return found
+
+
+def known_arguments(class_: Any) -> set[str]:
+    """Return what a cluster of dask-jobqueue takes, for itself or for its jobs."""
+    return {
+        parameter.name
+        for owner in (*class_.__mro__[:-1], *class_.job_cls.__mro__[:-1], BatchSystem)
+        for parameter in inspect.signature(owner).parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+
+
+def batch_system(source: object) -> BatchSystem | None:
+    """Return the batch system of a recipe; None for other clusters.
+
+    Recipes of version 0.1 name a class of dask-jobqueue itself.
+    """
+    if isinstance(source, BatchSystem):
+        return source
+    if not callable(source):
+        return None
+    written = as_written(source)
+    class_, arguments = written.func, {**written.keywords}
+    if not (inspect.isclass(class_) and issubclass(class_, JobQueueCluster)):
+        return None
+    own = inspect.signature(BatchSystem).parameters
+    named = {k: arguments.pop(k) for k in [*arguments] if k in own}
+    path = f"{class_.__module__}.{class_.__qualname__}"
+    return JobQueue(path, **named, options=arguments)
