@@ -150,6 +150,10 @@ class OnlineData(SurrogateData):
         module = trainer.lightning_module if trainer else None
         self.window = window = getattr(module, "window", None) or Direct()
         with self.ranks.fail_together():
+            # First: it refuses more simulations than fit into memory.
+            self.held_out = ValidationSet.of_rank(
+                self.ranks, self.spec, window, self.batch_size, self.count
+            )
             self.design = Design(
                 self.spec.parameters,
                 self.sampler,
@@ -158,9 +162,6 @@ class OnlineData(SurrogateData):
                 part="test" if stage == "test" else "validation",
                 rank=self.ranks.rank,
                 world=self.ranks.world,
-            )
-            self.held_out = ValidationSet.of_rank(
-                self.ranks, self.spec, window, self.batch_size, self.count
             )
             if stage == "fit":
                 self.store = self.make_store(self.spec, window, self.batch_size)
