@@ -92,7 +92,7 @@ class Design:
         self._lock = threading.Lock()
         self._ended: list[Container[int] | IntSet] = []
         self._next = 0
-        self._fixed = Uniform(SEEDS[part]).ask(0, held_out, bounds)
+        self._fixed = Uniform(SEEDS[part])
         # Points of the sampler, and the number of the simulation of the first.
         self._pending, self._pending_first = np.empty((0, len(bounds))), held_out
         # Of a sampler that adapts: a point is never drawn again.
@@ -165,7 +165,9 @@ class Design:
 
     def _point(self, number: int) -> Float[np.ndarray, " parameter"]:
         if number < self.held_out:
-            point: Float[np.ndarray, " parameter"] = self._fixed[number]
+            point: Float[np.ndarray, " parameter"] = self._fixed.ask(
+                number, 1, self._bounds
+            )[0]
             return point
         if number in self._drawn:
             return np.array(self._drawn[number])

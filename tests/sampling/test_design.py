@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -164,3 +165,16 @@ def test_a_sampler_may_depend_on_nothing():
 
     design = Design(BOX, Centre(), held_out=0, simulations=2)
     assert taken(design) == [(n, "training", [300.0, -1.5]) for n in range(2)]
+
+
+def test_a_design_of_a_billion_held_out_simulations_takes_no_memory():
+    """Points are drawn when they are taken, so that too many can be refused later."""
+    design = Design([Parameter("rate", 0.0, 1.0)], Uniform(), held_out=10**9)
+    tracemalloc.start()
+    try:
+        first = [design.next().parameters["rate"] for _ in range(3)]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(set(first)) == 3
+    assert peak < 1 << 20
