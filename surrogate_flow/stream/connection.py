@@ -23,7 +23,7 @@ KEEP_ALIVE_SECONDS = 0.5
 
 
 class Connection:
-    """A DEALER socket with its credit: how much may be sent, and whether anybody reads.
+    """A DEALER socket and its credit; for one thread at a time.
 
     Parameters
     ----------
@@ -35,10 +35,6 @@ class Connection:
     ------
     StreamRefused, StreamStopped, StreamTimeout
         From every method that receives.
-
-    Notes
-    -----
-    Not locked: one thread at a time.
     """
 
     def __init__(self, endpoint: Endpoint, timeout: float) -> None:

@@ -51,7 +51,7 @@ class Timing:
     handshake : float
         That a connection may take to prove its keys.
     linger : float
-        For the last messages after closing.
+        After closing, for the last messages to be sent.
     """
 
     tick: float = 1.0

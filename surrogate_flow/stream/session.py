@@ -37,11 +37,8 @@ class Session:
     """The reception of one simulation: steps 0, ..., next - 1 were received, in order.
 
     It outlives its connections: `identity` is that of the present one, if any. What
-    earlier connections sent stays in its place.
-
-    Notes
-    -----
-    Not locked: only the inlet's thread may call it, except for `progress`.
+    earlier connections sent stays in its place. Only for the inlet's thread, except for
+    `progress`.
     """
 
     def __init__(

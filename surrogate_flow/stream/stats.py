@@ -119,9 +119,7 @@ class Counts:
 class RefusalLog:
     """Counts refusals, and logs a summary at most every ten seconds.
 
-    Notes
-    -----
-    Not locked: only the inlet's thread may call it, except for `counts`.
+    Only for the inlet's thread, except for `counts`.
     """
 
     def __init__(self) -> None:
