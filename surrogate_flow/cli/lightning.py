@@ -23,6 +23,7 @@ from surrogate_flow.cli.checkpoints import AtomicCheckpoints
 from surrogate_flow.cli.loggers import MetricsEvents, MetricsTable
 from surrogate_flow.data.module import SurrogateData
 from surrogate_flow.report.console import hush, show_logs, the_console
+from surrogate_flow.report.monitor import Monitor
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.report.report import Report
 from surrogate_flow.report.rollout import RolloutReport
@@ -90,9 +91,10 @@ class SurrogateCLI(LightningCLI):
 
     def _trainer(self, config: Any, kwargs: dict[str, Any]) -> L.Trainer:
         folder, console = self._folder, the_console()
-        callbacks: list[L.Callback] = []
-        if config.get("enable_progress_bar") is not False:
-            callbacks.append(ProgressLine(console))
+        bar = config.get("enable_progress_bar") is not False
+        lines = [ProgressLine(console)] if bar else []
+        # The line's last state is the monitor's last status.
+        callbacks: list[L.Callback] = [Monitor(folder, lines), *lines]
         if config.get("logger") in (None, True):
             kwargs["logger"] = [
                 MetricsTable(folder, name="", version=""),
