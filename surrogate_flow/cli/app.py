@@ -20,12 +20,14 @@ import yaml
 
 from surrogate_flow.cli import help as short_help
 from surrogate_flow.cli.recipes import find_recipe, is_data_set
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError, class_at, nearest
 
 __all__ = ["main"]
 
 # Raised by this package with a message that says what to do.
 _FOR_USERS = (
+    UserError,
     ValueError,
     RuntimeError,
     FileNotFoundError,
