@@ -4,32 +4,53 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 from dask.utils import format_bytes
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.text import Text
 
+from surrogate_flow.cli.plan import add_study_arguments
+from surrogate_flow.cli.signals import stop_requested
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.planned import planned
 from surrogate_flow.data.study import Study
 from surrogate_flow.dataset import Archive
 from surrogate_flow.ensemble.stats import EnsembleStats
-from surrogate_flow.report.console import LiveLine
+from surrogate_flow.report.console import the_console
+from surrogate_flow.report.ticker import Ticker
 from surrogate_flow.stream import Discard
 
-__all__ = ["Generation", "generate"]
+__all__ = ["Generation", "add_arguments", "generate", "run"]
 
 logger = logging.getLogger(__name__)
 
 _LOOK = 0.2  # seconds between two looks at the study
 _EVERY = 5.0  # seconds between two lines where there is no terminal
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the options of the command; `help` describes them."""
+    add_study_arguments(parser)
+    parser.add_argument("--output", required=True, type=Path)
+
+
+def run(options: Any) -> None:
+    """Write the simulations of a study to a data set on disk."""
+    try:
+        complete = generate(options.data, options.output, the_console())
+    except KeyboardInterrupt:
+        print("Left at once. The same command goes on.", file=sys.stderr)
+        complete = False
+    if not complete:
+        sys.exit(128 + signal.SIGINT)
 
 
 class Generation:
@@ -162,8 +183,8 @@ def generate(data: OnlineData, path: Path, console: Console) -> bool:
     generation = Generation(data, path)
     archive, ended = generation.archive, True
     if generation.missing:
-        ticker = LiveLine(generation.line, console, every=_EVERY)
-        with _told_to_stop() as told:
+        ticker = Ticker(generation.line, console, every=_EVERY)
+        with stop_requested() as told:
             ticker.start()
             try:
                 progress = generation.run(told.is_set)
@@ -195,27 +216,3 @@ def _summary(archive: Archive, planned: int) -> Iterator[str]:
             f"Next: surrogate-flow fit --data {archive.path} --model fully_connected "
             "--trainer.max_epochs 10"
         )
-
-
-@contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
-    """Have the first Ctrl-C, or any SIGTERM, set an event; a second Ctrl-C raises.
-
-    SIGTERM is what a batch system sends before it kills, and often more than once.
-    """
-    told = threading.Event()
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT:
-            logger.warning("Ctrl-C: ending in order. Once more to leave at once.")
-            signal.signal(signal.SIGINT, before[signal.SIGINT])
-        told.set()
-
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,13 +1,19 @@
-"""What ``surrogate-flow --help`` and ``--version`` print, without torch and Lightning.
+"""What ``--help`` and ``--version`` print; what classes take jsonargparse prints.
 
-Both take seconds to import, and neither has a part in the answer.
+The help of a command is a text: torch and Lightning, which take seconds to import, have
+no part in it, and the thousand lines of all options are no help.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-__all__ = ["COMMANDS", "show_help", "show_version"]
+from surrogate_flow.fields.names import RecipeError, nearest
+
+__all__ = ["COMMANDS", "PAGES", "show"]
 
 #: Of each command, what it does.
 COMMANDS = {
@@ -20,7 +26,7 @@ COMMANDS = {
     "compare": "Train offline and online, and put the errors side by side.",
 }
 
-_HELP = """\
+_MAIN = """\
 usage: surrogate-flow COMMAND --data RECIPE --model RECIPE [--OPTION VALUE ...]
 
 Train a deep surrogate of a solver while its simulations run. --data and --model
@@ -32,8 +38,9 @@ commands:
 
 more help:
   surrogate-flow COMMAND --help        options of a command
-  surrogate-flow fit --data.help       options of a workflow
-  surrogate-flow fit --model.help      options of a model
+  surrogate-flow fit --data.help       all options of a workflow
+  surrogate-flow fit --model.help      all options of a model
+  surrogate-flow fit --trainer.help    all options of Lightning's trainer
   surrogate-flow fit --data heat2d --data.solver.help
                                        options of a class that a recipe names
 
@@ -42,14 +49,251 @@ options:
   --version    Print the version and exit.
 """
 
+_STUDY = """\
+what is simulated:
+  --data RECIPE                   a workflow: a YAML file, or heat2d, lorenz, ...
+  --data.simulations N            how many to train on; null: without end
+  --data.held_out N               how many to validate on, never trained on
+  --data.solver.OPTION VALUE      of the solver, such as --data.solver.steps 50
+  --data.solver CLASS             another one, such as package.module.MySolver
+  --data.sampler CLASS            Uniform, Sobol, Halton or LatinHypercube
 
-def show_help() -> None:
-    """Print the commands, a line each, and where there is more."""
-    width = max(map(len, COMMANDS))
-    lines = (f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
-    print(_HELP.format(commands="\n".join(lines)), end="")
+where it is simulated (one worker a core of this machine by default):
+  --data.cluster RECIPE           slurm, pbs, local, existing, or a YAML file
+  --data.cluster.OPTION VALUE     such as --data.cluster.cores 16
+  --data.cores_per_simulation N   for solvers with threads or processes
+  --data.faults.retries N         of a simulation that fails
+  --data.faults.max_failures N    of the study, before it ends
+  --data.faults.step_timeout S    seconds for a step, of a solver that may hang
+"""
+
+_SETTINGS = """\
+settings:
+  --print_config                  print all settings, with defaults; run nothing
+  --config FILE                   take them from a file, such as a run's config.yaml
+"""
+
+_MORE = """\
+more options, by group:
+  --data.help      of the workflow      --data.solver.help     of its solver
+  --model.help     of the model         --model.network.help   of its network
+  --trainer.help   of the trainer       --data.reservoir.help  of its reservoir
+"""
+
+#: Of each command, its help.
+PAGES = {
+    "fit": f"""\
+usage: surrogate-flow fit --data RECIPE --model RECIPE [--OPTION VALUE ...]
+
+{COMMANDS["fit"]} An example:
+
+  surrogate-flow fit --data heat2d --model fully_connected \\
+      --data.simulations 2000 --trainer.max_steps 5000
+
+Results go to runs/<workflow>/<time>/: checkpoints, metrics, pictures, config.yaml.
+Ctrl-C ends a run in order; --ckpt_path last goes on with it.
+
+{_STUDY}
+what is trained:
+  --model RECIPE                  fully_connected, fno, unet, ..., or a YAML file
+  --model.network.OPTION VALUE    such as --model.network.widths '[512, 512]'
+  --model.optimizer.lr RATE       learning rate; --model.optimizer CLASS: another
+  --model.loss CLASS              such as torch.nn.L1Loss
+  --data.batch_size N             samples of a batch
+  --data.reservoir CLASS          FIFO, FIRO or Reservoir
+  --data.reservoir.capacity N     steps that it holds, or bytes: 2GiB
+  --data.reservoir.threshold N    samples before the first batch
+
+how long, on what, and where results go:
+  --trainer.max_steps N           batches; by default until the simulations end
+  --trainer.max_epochs N          passes over a data set
+  --trainer.val_check_interval N  batches between validations and checkpoints
+  --trainer.accelerator gpu       cpu, gpu or auto; --trainer.devices N: how many
+  --trainer.default_root_dir DIR  in the place of runs/
+  --ckpt_path last|best|FILE      go on from a checkpoint, 'last': the newest one
+  --data.checkpoint_reservoir true   checkpoints keep the reservoir's fields, too
+  --data.archive PATH             write a data set beside the training
+  --seed_everything N             of weights and batches; 0 by default
+
+{_SETTINGS}
+{_MORE}""",
+    "predict": f"""\
+usage: surrogate-flow predict --ckpt_path FILE --parameters YAML [--OPTION VALUE ...]
+
+{COMMANDS["predict"]} An example:
+
+  surrogate-flow predict --ckpt_path runs/heat2d/<time>/checkpoints/best.ckpt \\
+      --parameters '{{initial: 300, left: 100, right: 500, bottom: 200, top: 400}}'
+
+options:
+  --ckpt_path FILE    a checkpoint
+  --parameters YAML   of the simulation, in the units of the solver's spec
+  --times YAML        such as '[0.1, 0.5]'; all steps of the solver by default
+  --history FILE      netCDF with the first steps, for one that rolls out from them
+  --output FILE       netCDF that is written; field.nc by default
+
+With --data and --model it is Lightning's own predict.
+""",
+    "plan": f"""\
+usage: surrogate-flow plan --data RECIPE [--OPTION VALUE ...]
+
+{COMMANDS["plan"]} It prints the script
+of a job, how many jobs and simulations run at once, and the bytes a second of the
+stream, after a look at the solver. An example:
+
+  surrogate-flow plan --data heat2d --data.cluster slurm
+
+{_STUDY}
+more options: surrogate-flow fit --data.help; --model is ignored.
+""",
+    "generate": f"""\
+usage: surrogate-flow generate --data RECIPE --output PATH [--OPTION VALUE ...]
+
+{COMMANDS["generate"]} It is in Zarr format 3:
+xarray.open_zarr opens it, and 'fit --data PATH' trains on it. The workers write it, so
+they must share its file system. Typed again, the command adds what is missing.
+An example:
+
+  surrogate-flow generate --data heat2d --output heat2d.zarr
+
+  --output PATH                   the data set, such as heat2d.zarr
+
+{_STUDY}
+more options: surrogate-flow fit --data.help; --model is ignored.
+""",
+    "compare": f"""\
+usage: surrogate-flow compare --data RECIPE --model RECIPE [--OPTION VALUE ...]
+
+{COMMANDS["compare"]} Offline means: from a data
+set of few simulations that is read many times; online: from simulations as they run,
+with several policies of the reservoir. The number of batches and the validation set
+are the same. Typed again, the command goes on where it was. An example:
+
+  surrogate-flow compare --data heat2d --model fully_connected --batches 3000 --seeds 3
+
+options:
+  --data RECIPE       a workflow, such as heat2d
+  --model RECIPE      a model, such as fully_connected
+  --batches N         of each run; 3000 by default
+  --offline N         simulations of the data set; 50 by default. Online ones go on as
+                      long as they are trained on, or --data.simulations says how many
+  --seeds N           runs of each way to train; 3 by default
+  --arms NAME ...     of offline, fifo, firo, reservoir; all by default
+  --output FOLDER     of the comparison; runs/compare/<workflow>-<model> by default
+
+Options of 'fit' under --data., --model. and --trainer. go to every run, those under
+--data. only where something is simulated.
+""",
+}
+for _command, _on in (
+    ("validate", "on the held-out simulations of the workflow or data set"),
+    ("test", "on new simulations, or on the held-out ones of a data set"),
+):
+    PAGES[_command] = f"""\
+usage: surrogate-flow {_command} --data RECIPE --model RECIPE --ckpt_path FILE [...]
+
+{COMMANDS[_command]} An example:
+
+  surrogate-flow {_command} --data heat2d --model fully_connected --ckpt_path last
+
+Errors of a checkpoint {_on}.
+--ckpt_path last or best is that of the newest run of the workflow in runs/.
+
+{_STUDY}
+{_SETTINGS}
+{_MORE}"""
+
+_FOLDERS = {"data": "workflows", "model": "models", "trainer": ""}
 
 
-def show_version() -> None:
-    """Print the version of what is installed."""
-    print(f"surrogate-flow {importlib.metadata.version('surrogate-flow')}")
+def show(words: Sequence[str]) -> bool:
+    """Print what is asked for, if it is help or the version.
+
+    Raises
+    ------
+    RecipeError
+        If help is asked for on a command or a recipe that does not exist.
+    """
+    if words[:1] == ["--version"]:
+        print(f"surrogate-flow {importlib.metadata.version('surrogate-flow')}")
+        return True
+    for number, word in enumerate(words):
+        option, _, value = word.partition("=")
+        head, *names = option.removeprefix("--").split(".")
+        if option.startswith("--") and head in _FOLDERS and names[-1:] == ["help"]:
+            rest = [value] if value else list(words[number + 1 : number + 2])
+            given = None if not rest or rest[0].startswith("--") else rest[0]
+            _show_options(head, names[:-1], given, _recipe(words, head))
+            return True
+    if not {"-h", "--help"} & {*words}:
+        return False
+    if words[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        lines = (f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
+        print(_MAIN.format(commands="\n".join(lines)), end="")
+    elif words[0] in PAGES:
+        print(PAGES[words[0]], end="")
+    else:
+        raise RecipeError(f"No command {words[0]!r}. {nearest(words[0], COMMANDS)}")
+    return True
+
+
+def _recipe(words: Sequence[str], head: str) -> str | None:
+    from surrogate_flow.cli.recipes import pairs
+
+    return next((v for o, v, _ in pairs(words) if o == f"--{head}"), None)
+
+
+def _show_options(
+    head: str, names: Sequence[str], value: str | None, recipe: str | None
+) -> None:
+    """Print the options of a class: of data, model or trainer, or of one in them.
+
+    Parameters
+    ----------
+    head : {"data", "model", "trainer"}
+    names : sequence of str
+        Of the argument that is a class of its own; empty for the options of all.
+    value : str, optional
+        A class; or a recipe or data set, in place of `recipe`.
+    recipe : str, optional
+        What was given as ``--data`` or ``--model``, of which the class is then taken.
+    """
+    from surrogate_flow.cli.recipes import find_recipe, is_data_set, read_recipe
+
+    recipe = recipe if names else value or recipe
+    stored = head == "data" and recipe is not None and is_data_set(recipe)
+    path: Path | None = None
+    if recipe and head != "trainer" and not stored and "surrogate_flow." not in recipe:
+        path = find_recipe(_FOLDERS[head], recipe)
+    if names and value is None and path is not None:
+        value = _class_in(read_recipe(path), names)
+
+    import pytorch_lightning as L
+    from jsonargparse import ArgumentParser
+
+    from surrogate_flow.data.online import OnlineData
+    from surrogate_flow.data.stored import StoredData
+    from surrogate_flow.surrogate.surrogate import Surrogate
+
+    owners: dict[str, Any] = {"data": OnlineData, "model": Surrogate}
+    owner: Any = owners.get(head, L.Trainer)
+    if stored or (recipe or "").rpartition(".")[2] == StoredData.__name__:
+        owner = StoredData
+    parser = ArgumentParser(prog="surrogate-flow fit", allow_abbrev=False)
+    # The spec comes from the data, whatever a command line says.
+    parser.add_class_arguments(owner, head, skip={"spec"}, fail_untyped=False)
+    if not names:
+        parser.print_help()
+        return
+    option = ".".join((f"--{head}", *names, "help"))
+    parser.parse_args([option if value is None else f"{option}={value}"])
+
+
+def _class_in(settings: Any, names: Sequence[str]) -> str | None:
+    """Return the class that a recipe has for an argument, if any."""
+    for name in names:
+        inside = settings if isinstance(settings, dict) else {}
+        settings = inside.get("init_args", inside).get(name)
+    found = settings.get("class_path") if isinstance(settings, dict) else settings
+    return found if isinstance(found, str) else None

@@ -1,29 +1,36 @@
-"""Lightning's subcommands: fit, validate, test and predict with a workflow."""
+"""The parser of all commands, and Lightning's: fit, validate, test and predict."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import logging
-import signal
 import sys
 import threading
+from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as L
+import yaml
+from jsonargparse import get_loader, set_loader
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 
-from surrogate_flow.cli import runs
+from surrogate_flow import solvers
+from surrogate_flow.cli import explain, generate, plan, predict, runs
 from surrogate_flow.cli.callbacks import Ending, Kept
 from surrogate_flow.cli.checkpoints import AtomicCheckpoints
+from surrogate_flow.cli.compare import command as compare
 from surrogate_flow.cli.loggers import MetricsEvents, MetricsTable
+from surrogate_flow.cli.recipes import CommandLine, pairs, read_recipe
+from surrogate_flow.cli.signals import stop_requested
 from surrogate_flow.data.module import SurrogateData
-from surrogate_flow.report.console import hush, show_logs, the_console
-from surrogate_flow.report.monitor import Monitor
+from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.names import class_at, with_present_names
+from surrogate_flow.report.console import the_console
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.report.report import Report
 from surrogate_flow.report.rollout import RolloutReport
@@ -31,26 +38,117 @@ from surrogate_flow.report.summary import Outcomes
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.surrogate import Surrogate
 
-__all__ = [
-    "SurrogateCLI",
-    "built",
-    "train",
-    "uses_lightning",
-]
+__all__ = ["SurrogateCLI", "build", "run"]
 
 _EPOCHS = 1  # unless more are asked for
+#: Commands without a trainer; `predict` is Lightning's own where there is a workflow.
+_WITHOUT_TRAINER = {
+    "plan": plan,
+    "generate": generate,
+    "compare": compare,
+    "predict": predict,
+}
 
 logger = logging.getLogger(__name__)
 
+for _name in solvers.__all__:
+    # jsonargparse takes the bare names of classes that are imported.
+    getattr(solvers, _name)
 
-def uses_lightning(words: Sequence[str]) -> bool:
-    """Whether ``predict`` names a workflow, as Lightning's own does."""
-    options = {word.partition("=")[0] for word in words}
-    return bool(options & {"--data", "--config", "-c"})
+
+def _load(text: str) -> Any:
+    return with_present_names(_load_yaml(text))
+
+
+# So that what version 0.1 wrote is read: the classes have the names of today.
+_load_yaml = get_loader("yaml")
+set_loader("yaml", _load)
+
+
+class Parser(LightningArgumentParser):
+    """jsonargparse's parser, whose complaints are one line each.
+
+    Attributes
+    ----------
+    owner : class or function, optional
+        Whose arguments it parses, if it is one that jsonargparse makes for a class.
+    """
+
+    owner: Any = None
+
+    def add_class_arguments(
+        self, theclass: Any, nested_key: str | None = None, *args: Any, **kwargs: Any
+    ) -> list[str]:
+        """Note whose arguments these are."""
+        self.owner = self.owner if nested_key else theclass
+        added: list[str] = super().add_class_arguments(
+            theclass, nested_key, *args, **kwargs
+        )
+        return added
+
+    def add_function_arguments(
+        self, function: Any, nested_key: str | None = None, *args: Any, **kwargs: Any
+    ) -> list[str]:
+        """Note whose arguments these are."""
+        self.owner = self.owner if nested_key else function
+        added: list[str] = super().add_function_arguments(
+            function, nested_key, *args, **kwargs
+        )
+        return added
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong, in words for users.
+
+        Raises
+        ------
+        ParserError
+            An inner parser raises argparse's error, whose text the outer one finds.
+        """
+        error = explain.innermost(message)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        error = error or explain.Complaint(message, parser, self.owner).explained()
+        if self.owner is None:
+            raise error from ex
+        raise ArgumentError(None, explain.shielded(error)) from ex
 
 
 class SurrogateCLI(LightningCLI):
     """LightningCLI with one link between data and model, and a folder for each run."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Leave out `predict` where there is no workflow for it."""
+        found = LightningCLI.subcommands()
+        if not _uses_lightning(sys.argv[1:]):
+            del found["predict"]
+        return found
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        added = parser._subcommands_action
+        assert added is not None, "Lightning has just made it"
+        for name, command in _WITHOUT_TRAINER.items():
+            if name not in self._subcommand_parsers:
+                # Without --config, which is for settings of a trainer.
+                own = self.parser_class(allow_abbrev=False)
+                command.add_arguments(own)
+                added.add_subcommand(name, own)
+
+    @property
+    def _trains(self) -> bool:
+        """Whether the command is one of Lightning's."""
+        return not self.subcommand or self.subcommand in self._subcommand_parsers
+
+    def _set_seed(self) -> None:
+        if self._trains:
+            super()._set_seed()
+
+    def instantiate_classes(self) -> None:
+        """Build what the command needs: data, model and trainer, or less."""
+        if self._trains:
+            super().instantiate_classes()
+        else:
+            self.config_init = self.parser.instantiate_classes(self.config)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the workflow say what the model predicts."""
@@ -65,8 +163,13 @@ class SurrogateCLI(LightningCLI):
         super().parse_arguments(parser, args)
         command = self.config.get("subcommand")
         options = self.config[command] if command else self.config
+        if not command or command in self._subcommand_parsers:
+            self._require_data_only(options)
+
+    @staticmethod
+    def _require_data_only(options: Any) -> None:
         if options.get("weights_only") is False:
-            raise ValueError(
+            raise UserError(
                 "--weights_only: expected true, got false. A checkpoint is data, and "
                 "is never executed."
             )
@@ -91,10 +194,9 @@ class SurrogateCLI(LightningCLI):
 
     def _trainer(self, config: Any, kwargs: dict[str, Any]) -> L.Trainer:
         folder, console = self._folder, the_console()
-        bar = config.get("enable_progress_bar") is not False
-        lines = [ProgressLine(console)] if bar else []
-        # The line's last state is the monitor's last status.
-        callbacks: list[L.Callback] = [Monitor(folder, lines), *lines]
+        callbacks: list[L.Callback] = []
+        if config.get("enable_progress_bar") is not False:
+            callbacks.append(ProgressLine(console))
         if config.get("logger") in (None, True):
             kwargs["logger"] = [
                 MetricsTable(folder, name="", version=""),
@@ -132,6 +234,9 @@ class SurrogateCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Leave no folder of a run that was refused before it began."""
+        if not self._trains:
+            _WITHOUT_TRAINER[subcommand].run(self.config_init[subcommand])
+            return
         with self._discarding():
             super()._run_subcommand(subcommand)
 
@@ -218,85 +323,110 @@ class _Rehearsal(SurrogateCLI):
 
 @contextmanager
 def _graceful(trainer: L.Trainer, data: SurrogateData) -> Iterator[threading.Event]:
-    """Make the first Ctrl-C, or SIGTERM, end a run in order, whatever it waits for.
+    """Let the first Ctrl-C or SIGTERM end a run in order, whatever it waits for."""
 
-    A second Ctrl-C raises. SIGTERM is what a batch system sends before it kills. The
-    event tells whether there was one.
-    """
-    told = threading.Event()
-
-    def is_true(record: logging.LogRecord) -> bool:
-        # To Lightning the data have come to their end.
-        return not (told.is_set() and "` stopped: `max_epochs" in record.getMessage())
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        told.set()
-        if signum == signal.SIGINT:
-            logger.warning("Ctrl-C: ending in order. Once more to leave at once.")
-            signal.signal(signal.SIGINT, before[signal.SIGINT])
+    def stop() -> None:
         # Several ranks end together, at the next batch.
         trainer.should_stop = trainer.world_size == 1
         # In a thread: the interrupted code may hold the very locks that it needs.
         threading.Thread(target=data.stop, name="stop", daemon=True).start()
 
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, stop)
+    def is_true(record: logging.LogRecord) -> bool:
+        # To Lightning the data have come to their end.
+        ended = "` stopped: `max_epochs" in record.getMessage()
+        return not (requested.is_set() and ended)
+
     said = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    said.addFilter(is_true)
-    try:
-        yield told
-    finally:
-        said.removeFilter(is_true)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with stop_requested(stop) as requested:
+        said.addFilter(is_true)
+        try:
+            yield requested
+        finally:
+            said.removeFilter(is_true)
 
 
-def train(words: Sequence[str]) -> None:
-    """Run one of Lightning's subcommands."""
-    show_logs()
-    hush()
-    _cli(SurrogateCLI, words)
+def run(line: CommandLine) -> None:
+    """Parse a command line, and run its command.
+
+    Raises
+    ------
+    UserError
+        If something in it is wrong.
+    """
+    _cli(SurrogateCLI, line)
 
 
-def built(words: Sequence[str]) -> tuple[SurrogateData, Surrogate]:
+def build(words: Sequence[str]) -> tuple[SurrogateData, Surrogate]:
     """Return data and model of a ``fit``, built as it builds them; nothing runs."""
-    cli = _cli(_Rehearsal, words)
+    cli = _cli(_Rehearsal, CommandLine.of(words))
     return cli.datamodule, cli.model
 
 
-def _cli(kind: type[SurrogateCLI], words: Sequence[str]) -> SurrogateCLI:
-    sys.argv = [sys.argv[0], *words]
-    return kind(
-        Surrogate,
-        SurrogateData,
-        subclass_mode_data=True,
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        trainer_defaults={
-            "max_epochs": _EPOCHS,
-            "val_check_interval": 500,
-            "check_val_every_n_epoch": None,
-            "log_every_n_steps": 10,
-            "num_sanity_val_steps": 0,
-            "enable_model_summary": False,
-        },
-        parser_kwargs={
-            "prog": "surrogate-flow",
-            "allow_abbrev": False,
-            "version": importlib.metadata.version("surrogate-flow"),
-            "description": (
-                "Train a deep surrogate of a solver while its simulations run. "
-                "--data and --model take a recipe: a YAML file, or the name of a "
-                "shipped one (heat2d, fully_connected); --data also a data set. "
-                "'test' simulates anew; of a data set it takes the held-out "
-                "simulations, by which best.ckpt was chosen. "
-                "Three commands have a --help of their own: "
-                "'surrogate-flow plan' says what a study would ask of its cluster, "
-                "'surrogate-flow generate' writes its simulations to a data set, "
-                "'surrogate-flow compare' trains offline and online."
-            ),
-        },
-    )
+def _uses_lightning(words: Sequence[str]) -> bool:
+    """Whether ``predict`` names a workflow, as Lightning's own does."""
+    options = {word.partition("=")[0] for word in words}
+    return bool(options & {"--data", "--config", "-c"})
+
+
+def _cli(kind: type[SurrogateCLI], line: CommandLine) -> SurrogateCLI:
+    # Lightning starts its other ranks with them.
+    sys.argv = [sys.argv[0], *_handed_on(line)]
+    try:
+        return kind(
+            Surrogate,
+            SurrogateData,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_class=Parser,
+            trainer_defaults={
+                "max_epochs": _EPOCHS,
+                "val_check_interval": 500,
+                "check_val_every_n_epoch": None,
+                "log_every_n_steps": 10,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+            },
+            parser_kwargs={
+                "prog": "surrogate-flow",
+                "allow_abbrev": False,
+                "version": importlib.metadata.version("surrogate-flow"),
+            },
+        )
+    except explain.ParserError as error:
+        raise UserError(explain.placed(error, line)) from error
+
+
+def _handed_on(line: CommandLine) -> list[str]:
+    """Return the words with arguments of a cluster where its class takes them."""
+    words, class_path = list(line.words), ""
+    for option, path in line.files.items():
+        recipe: Any = read_recipe(path)
+        for name in {"--data": ("cluster",), "--config": ("data", "cluster")}.get(
+            option, () if option == "--data.cluster" else ("none",)
+        ):
+            recipe = recipe.get("init_args", recipe) if isinstance(recipe, dict) else {}
+            recipe = recipe.get(name) if isinstance(recipe, dict) else None
+        found = recipe.get("class_path") if isinstance(recipe, dict) else recipe
+        class_path = found if isinstance(found, str) else class_path
+    for option, value, _ in pairs(words):
+        if option == "--data.cluster" and value and option not in line.files:
+            given = yaml.safe_load(value)
+            given = given.get("class_path") if isinstance(given, dict) else given
+            class_path = given if isinstance(given, str) else class_path
+    if "." not in class_path or class_path.startswith("surrogate_flow."):
+        return words
+    try:
+        known: Any = inspect.signature(class_at(class_path)).parameters
+    except ValueError:
+        return words
+    known = {*known, "init_args", "dict_kwargs", "class_path"}
+    for number, word in enumerate(words):
+        word = word.replace("--data.cluster.init_args.", "--data.cluster.", 1)
+        head = "--data.cluster."
+        name = word.removeprefix(head).partition("=")[0].partition(".")[0]
+        if word.startswith(head) and name not in known:
+            words[number] = word.replace(head, f"{head}dict_kwargs.", 1)
+    return words

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dask.utils import format_bytes, format_time
 from distributed import Client
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
@@ -18,12 +20,38 @@ from surrogate_flow.cluster.batch import Bounds, batch_system
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.report.console import the_console
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Encoder
 
-__all__ = ["Pace", "Places", "measure", "places", "show"]
+__all__ = [
+    "Pace",
+    "Places",
+    "add_arguments",
+    "add_study_arguments",
+    "measure",
+    "places",
+    "run",
+    "show",
+]
 
 _LONGEST = 10.0  # seconds, for which a solver is watched here
+
+
+def add_study_arguments(parser: ArgumentParser) -> None:
+    """Add what is simulated, how it is sampled, and on which cluster."""
+    parser.add_subclass_arguments(OnlineData, "data", required=True)
+    parser.set_defaults({"data": {"class_path": "surrogate_flow.OnlineData"}})
+    # So that the words of a fit can be kept.
+    parser.add_argument("--model", type=str)
+
+
+add_arguments = add_study_arguments
+
+
+def run(options: Any) -> None:
+    """Print what a study would ask of its cluster."""
+    show(options.data, the_console())
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,167 @@
-"""Recipes: YAML files that name a workflow or a model, and classes as plain values.
+"""Recipes: YAML files that name a workflow, a model or a cluster.
 
-A recipe names classes by their import path; the class path is the registry. What it
-gets wrong is said here, before anything starts, with the nearest valid name.
+Nothing here imports torch or a class that a recipe names, so that a misspelt command or
+file is answered at once; the rest is for the parser to judge.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from surrogate_flow.cli.help import COMMANDS
 from surrogate_flow.fields.names import RecipeError, nearest
 
-__all__ = ["find_recipe", "is_data_set"]
+__all__ = [
+    "WRAPPING",
+    "CommandLine",
+    "find_recipe",
+    "is_data_set",
+    "pairs",
+    "read_recipe",
+]
+
+#: Options that take a recipe, and the folders of the shipped ones.
+FOLDERS = {
+    "--data": "workflows",
+    "--model": "models",
+    "--data.cluster": "workflows/clusters",
+}
+#: What stands around the arguments of a class in a recipe.
+WRAPPING = ("class_path", "init_args", "dict_kwargs")
+_STORED = "surrogate_flow.StoredData"
+_STUDIES = ("plan", "generate")  # commands that take no model
+_CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+@dataclass
+class CommandLine:
+    """The words of a command, with paths in the place of the names of recipes.
+
+    Attributes
+    ----------
+    words : list of str
+        What the parser gets.
+    files : dict of str to Path
+        The YAML files among them, by their options.
+    """
+
+    words: list[str]
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> CommandLine:
+        """Find the recipes, and refuse what can be refused without a parser.
+
+        Raises
+        ------
+        RecipeError
+            If the command, a file, or an option that it cannot do without is missing.
+        """
+        if not words or words[0].startswith("-"):
+            got = repr(words[0]) if words else "nothing"
+            raise RecipeError(
+                f"Expected a command first, got {got}. It is one of: "
+                f"{', '.join(COMMANDS)}; 'surrogate-flow --help' says what each does."
+            )
+        command = words[0]
+        if command not in COMMANDS:
+            raise RecipeError(f"No command {command!r}. {nearest(command, COMMANDS)}")
+        line = cls([command])
+        passed: list[str] = []
+        for option, value, joined in pairs(words[1:]):
+            if command == "compare" and re.match(r"--(data|model|trainer)\.", option):
+                passed.append(option if value is None else f"{option}={value}")
+            else:
+                line._add(option, value, joined)
+        if passed:
+            line.words += ["--overrides", json.dumps(passed)]
+        line._require({option for option, _, _ in pairs(words[1:])})
+        return line
+
+    @property
+    def command(self) -> str:
+        """The first word."""
+        return self.words[0]
+
+    def _add(self, option: str, value: str | None, joined: bool) -> None:
+        if value is None:
+            self.words.append(option)
+            return
+        if option == "--data" and is_data_set(value):
+            if self.command in (*_STUDIES, "compare"):
+                raise RecipeError(
+                    f"{self.command} simulates: expected a workflow as --data, got the "
+                    f"data set {value}. Name a recipe, such as --data heat2d."
+                )
+            self.words += [option, _STORED, f"{option}.path", value]
+            return
+        if option in ("--config", "-c") or (option in FOLDERS and not _is_code(value)):
+            path = Path(value)
+            if option in FOLDERS:
+                path = find_recipe(FOLDERS[option], value)
+            read_recipe(path, of_class=option == "--data.cluster")
+            self.files[option], value = path, str(path)
+        elif option == "--ckpt_path" and _names_missing_file(value):
+            raise RecipeError(
+                f"No checkpoint {value!r} in {Path.cwd()}. A run keeps its own in "
+                "runs/<workflow>/<time>/checkpoints/."
+            )
+        self.words += [f"{option}={value}"] if joined else [option, value]
+
+    def _require(self, options: set[str]) -> None:
+        if options & {"--config", "-c"} and self.command != "compare":
+            return
+        needed = ["--data"] if self.command in _STUDIES else ["--data", "--model"]
+        if self.command == "predict" and not options & {*needed}:
+            return
+        if self.command == "check":
+            needed = []
+        for option in needed:
+            if option not in options:
+                raise RecipeError(
+                    f"{self.command} needs {option}, got none. Name a recipe, such as "
+                    "--data heat2d --model fully_connected."
+                )
+        if self.command in ("validate", "test") and "--ckpt_path" not in options:
+            raise RecipeError(
+                f"{self.command} needs --ckpt_path, got none: a surrogate that was "
+                "never trained has nothing to show. A run keeps its own in "
+                "checkpoints/."
+            )
+
+
+def pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None, bool]]:
+    """Split words into options with their values, and whether both were one word."""
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        if word.startswith("--") and equals:
+            yield option, value, True
+        elif word.startswith("-") and rest and not rest[0].startswith("--"):
+            yield word, rest.pop(0), False
+        else:
+            yield word, None, False
+
+
+def _is_code(value: str) -> bool:
+    """Whether a value is a class or YAML, rather than a recipe."""
+    if value == "null" or value.lstrip().startswith("{"):
+        return True
+    is_file = Path(value).exists() or Path(value).suffix in (".yaml", ".yml")
+    return bool(_CLASS_PATH.fullmatch(value)) and not is_file
+
+
+def _names_missing_file(value: str) -> bool:
+    return ("/" in value or value.endswith(".ckpt")) and not Path(value).is_file()
 
 
 def _shipped(kind: str) -> dict[str, Path]:
@@ -70,3 +219,72 @@ def is_data_set(name: str) -> bool:
         return True
     sure = "/" in name or (path / "zarr.json").is_file()
     return path.is_dir() and (sure or name not in _shipped("workflows"))
+
+
+def read_recipe(path: Path, *, of_class: bool = False) -> dict[str, Any]:
+    """Return what a YAML file holds: a mapping, with each class in its form.
+
+    Parameters
+    ----------
+    path : Path
+    of_class : bool
+        Whether it has to name a class, as the recipe of a cluster does.
+
+    Raises
+    ------
+    RecipeError
+        If there is no such file, or it holds something else.
+    """
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise RecipeError(f"No file {str(path)!r} in {Path.cwd()}.") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split())
+        raise RecipeError(f"{path}: not valid YAML: {said}") from error
+    try:
+        recipe = _mapping(recipe)
+        if of_class and "class_path" not in recipe:
+            raise RecipeError(
+                "expected class_path, and its arguments in init_args, got "
+                f"{', '.join(recipe) or 'nothing'}. The shipped recipes show how."
+            )
+        _require_form(recipe)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+    return recipe
+
+
+def _require_form(value: Any, place: str = "") -> None:
+    """Refuse a class that is not written ``class_path, init_args, dict_kwargs``."""
+    if isinstance(value, list):
+        for item in value:
+            _require_form(item, place)
+    if not isinstance(value, Mapping):
+        return
+    where = f"{place}: " if place else ""
+    if "class_path" in value:
+        for key in value:
+            if key not in WRAPPING:
+                raise RecipeError(
+                    f"{where}unknown key {key!r}. {nearest(str(key), WRAPPING)}"
+                )
+        if not isinstance(value["class_path"], str):
+            raise RecipeError(
+                f"{where}class_path: expected 'package.module.Class', got "
+                f"{value['class_path']!r}."
+            )
+        for key in WRAPPING[1:]:
+            _mapping(value.get(key) or {}, where)
+    for key, child in value.items():
+        here = place if key in WRAPPING else f"{place}.{key}".lstrip(".")
+        _require_form(child, here)
+
+
+def _mapping(value: Any, where: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return value
+    raise RecipeError(
+        f"{where}expected a mapping of names to values, got {type(value).__name__} "
+        f"{str(value)[:40]!r}. The shipped recipes show how."
+    )

@@ -18,7 +18,7 @@ from surrogate_flow.data.archiving import Tee
 from surrogate_flow.data.checkpoint import StudyCheckpoint
 from surrogate_flow.data.checkpoint_folder import checkpoint_folder
 from surrogate_flow.data.first_fill import FirstFill
-from surrogate_flow.data.module import Cost, SurrogateData, ranks_and_window
+from surrogate_flow.data.module import Cost, SurrogateData
 from surrogate_flow.data.online_loader import AppliedBatches, OnlineLoader
 from surrogate_flow.data.ranks import Ranks, State
 from surrogate_flow.data.router import Router
@@ -27,7 +27,7 @@ from surrogate_flow.data.study import Study
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.fields.window import Window
+from surrogate_flow.fields.window import Direct, Window
 from surrogate_flow.reservoir import Reservoir, Store
 from surrogate_flow.sampling import Design, Observations, Sampler, Uniform
 from surrogate_flow.solvers.solver import Solver, spec_of
@@ -143,8 +143,12 @@ class OnlineData(SurrogateData):
             # Opened again. A signal that came before the first time still counts.
             self._stopped.clear()
         self.store = self.memory = self._loader = None
-        self.ranks, window = ranks_and_window(self.trainer)
-        self.window = window
+        trainer = self.trainer
+        self.ranks = (
+            Ranks(trainer.global_rank, trainer.world_size) if trainer else Ranks()
+        )
+        module = trainer.lightning_module if trainer else None
+        self.window = window = getattr(module, "window", None) or Direct()
         with self.ranks.fail_together():
             # First: it refuses more simulations than fit into memory.
             self.held_out = ValidationSet.of_rank(
@@ -359,11 +363,12 @@ class OnlineData(SurrogateData):
         done, failed = self.memory.before if self.memory else (0, 0)
         progress = self.study.progress()
         return Status(
-            ensemble=replace(
+            simulations=replace(
                 progress, done=progress.done + done, failed=progress.failed + failed
             ),
-            store=None if self.store is None else self.store.counters(),
+            reservoir=None if self.store is None else self.store.counters(),
             stream=self.study.inlet.counters(),
+            held_out=self.held_out.progress,
             waiting="; ".join(
                 filter(None, [self._sinks.trainer_waits(), self.study.held_up()])
             ),

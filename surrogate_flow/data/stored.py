@@ -1,4 +1,4 @@
-"""Training from a data set on disk: the offline baseline."""
+"""A data set that was generated before, read to train on: the offline baseline."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import pytorch_lightning as L
 from dask.utils import format_bytes, parse_bytes
 from jaxtyping import Float
 
-from surrogate_flow.data.module import Cost, SurrogateData, ranks_and_window
+from surrogate_flow.data.module import Cost, SurrogateData
 from surrogate_flow.data.prefetch import Prefetch, in_step
 from surrogate_flow.data.ranks import Ranks
-from surrogate_flow.data.shuffle import ShuffledReader
-from surrogate_flow.data.status import DatasetStats, Status
+from surrogate_flow.data.shuffle import Shuffled
+from surrogate_flow.data.status import StoredStatus
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.dataset import Archive, ArchiveError
-from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir.moments import Moments
 from surrogate_flow.surrogate.batch import Batch
 
-__all__ = ["StoredData", "StoredLoader"]
+__all__ = ["StoredData"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,26 +37,25 @@ class StoredData(SurrogateData):
     What fits into `memory` is read once in all. Of a larger data set each chunk is read
     once an epoch, unless windows have several steps and a simulation is larger than a
     sixteenth of the memory: then chunks at the borders of its pieces are read twice,
-    few where memory is many chunks; `ShuffledReader` has the bound. Threads read ahead
-    while the trainer works. Each rank has its share of the simulations.
+    few where memory is many chunks; `Shuffled` has the bound. Threads read ahead while
+    the trainer works. Of several ranks each has its share of the simulations.
 
     Parameters
     ----------
     path : Path
-        Of a data set that ``surrogate-flow generate --output`` or ``--data.archive``
-        wrote.
+        That ``surrogate-flow generate --output`` or ``--data.archive`` wrote.
     batch_size : int
         Samples of a batch.
     memory : str or int
-        Size of the fields in memory, on each rank, such as ``"4 GiB"``, or in bytes. A
-        larger data set is shuffled in blocks of half of it. The held-out simulations
-        and the batches in preparation take memory besides.
+        For fields to train on, of each rank, such as ``"4 GiB"``, or in bytes. A larger
+        data set is shuffled in blocks of half of it. The held-out simulations, and the
+        batches under way, come on top.
     threads : int, optional
-        Number of threads that read; one a core, eight at most, by default.
+        That read; one a core, eight at most, by default.
     seed : int
-        Of the order of the samples, which differs between epochs.
+        Of the order of the samples, another one in each epoch.
     name : str, optional
-        Workflow's name in folders; that of the data set and ``_stored`` by default.
+        Of the workflow, in folders; that of the data set and ``_stored`` by default.
 
     Raises
     ------
@@ -78,18 +77,16 @@ class StoredData(SurrogateData):
         name: str = "",
     ) -> None:
         super().__init__()
-        for what, value, least in (
-            ("batch_size", batch_size, 1),
-            ("threads", threads, 1),
-            ("seed", seed, 0),
-        ):
-            if value is not None and value < least:
-                raise UserError(f"data.{what}", f"at least {least}", value)
+        for what, value in (("batch_size", batch_size), ("threads", threads)):
+            if value is not None and value < 1:
+                raise ValueError(f"{what}: expected at least 1, got {value}.")
+        if seed < 0:
+            raise ValueError(f"seed: expected a whole number >= 0, got {seed}.")
         try:
             self.memory = int(parse_bytes(memory))
         except ValueError as error:
-            raise UserError(
-                "data.memory", "a size such as '4 GiB'", repr(memory)
+            raise ValueError(
+                f"memory: expected a size such as '4 GiB', got {memory!r}."
             ) from error
         self.path = Path(path)
         self.archive = Archive(self.path)
@@ -101,7 +98,7 @@ class StoredData(SurrogateData):
         self.held_out: ValidationSet | None = None
         self.validated = 0
         self.ranks = Ranks()
-        self._samples: ShuffledReader | None = None
+        self._samples: Shuffled | None = None
         self._loader: StoredLoader | None = None
         self._stopped = threading.Event()
 
@@ -116,75 +113,90 @@ class StoredData(SurrogateData):
         if self.held_out is not None:
             return
         self._stopped.clear()
-        self.ranks, self.window = ranks, window = ranks_and_window(self.trainer)
-        count = self.archive.held_out
-        with ranks.fail_together():
-            complete = self._complete(stage)
-            held_out = ValidationSet.of_rank(
-                ranks, self.spec, window, self.batch_size, count
+        trainer = self.trainer
+        self.ranks = (
+            Ranks(trainer.global_rank, trainer.world_size) if trainer else Ranks()
+        )
+        module = trainer.lightning_module if trainer else None
+        self.window = getattr(module, "window", None) or Direct()
+        with self.ranks.fail_together():
+            whole = self._whole(stage)
+            count, rank, world = (
+                self.archive.held_out,
+                self.ranks.rank,
+                self.ranks.world,
             )
-            self._read_held_out(held_out, complete)
-            train = [n for n in complete if n >= count]
-            self._shares = [train[k :: ranks.world] for k in range(ranks.world)]
+            held_out = ValidationSet.of_rank(
+                self.ranks, self.spec, self.window, self.batch_size, count
+            )
+            self._read_held_out(held_out, [n for n in whole if n < count])
+            train = [n for n in whole if n >= count]
+            self._shares = [train[k::world] for k in range(world)]
             if stage == "fit":
-                self._samples = ShuffledReader(
+                self._samples = Shuffled(
                     self.archive,
-                    self._shares[ranks.rank],
-                    window,
+                    self._shares[rank],
+                    self.window,
                     memory=self.memory,
                     threads=self.threads,
-                    seed=(self.seed, ranks.rank),
+                    seed=(self.seed, rank),
                 )
-        self.validated = held_out.validated(ranks, count)
+        self.validated = held_out.validated(self.ranks, count)
         self.held_out = held_out
-        if ranks.rank == 0 and self._samples is not None:
-            logger.info(
-                "%s: %d simulations to train on, %s of fields, %s",
-                self.path,
-                len(train),
-                format_bytes(len(train) * self.spec.steps * self.spec.step_bytes),
-                self._samples.describe(),
-            )
+        if rank == 0 and self._samples is not None:
+            self._say(len(train))
 
-    def _complete(self, stage: str) -> list[int]:
-        """Return the complete simulations, none of whose chunks is missing."""
-        complete, archive = self.archive.complete(), self.archive
-        if stage == "fit" and not any(n >= archive.held_out for n in complete):
+    def _whole(self, stage: str) -> list[int]:
+        whole, archive = self.archive.complete(), self.archive
+        train = [n for n in whole if n >= archive.held_out]
+        if stage == "fit" and not train:
             raise ArchiveError(
                 f"{self.path}: none of its {archive.simulations - archive.held_out} "
-                "training simulations is complete: there is nothing to train on.",
-                remedy="Type the command that generates it again: "
-                f"{archive.attributes['command']}",
+                "training simulations is whole: there is nothing to train on. Type "
+                f"the command that generates it again: {archive.attributes['command']}"
             )
-        archive.require_chunks(complete)
-        if len(complete) < archive.simulations and self.ranks.rank == 0:
+        archive.require_chunks(whole)
+        if len(whole) < archive.simulations and self.ranks.rank == 0:
             logger.warning(
-                "%s: %d of %d simulations are complete; the others failed, or have not "
+                "%s: %d of %d simulations are whole; the others failed, or have not "
                 "been generated yet.",
                 self.path,
-                len(complete),
+                len(whole),
                 archive.simulations,
             )
-        return complete
+        return whole
 
-    def _read_held_out(self, held_out: ValidationSet, complete: list[int]) -> None:
+    def _read_held_out(self, held_out: ValidationSet, whole: list[int]) -> None:
+        mine = [n for n in whole if self.ranks.mine(n)]
         fields = np.empty(held_out.fields.shape[1:], dtype=np.float32)
-        for number in filter(self.ranks.mine, range(self.archive.held_out)):
-            if number not in complete:
-                held_out.close(number, complete=False)
-                continue
+        for number in mine:
             self.archive.read(number, 0, fields)
             row = np.array([held_out.row(number)])
-            parameters = self.archive.parameters[[number]].astype(np.float32)
-            held_out.restore(row, fields[None], parameters)
+            held_out.restore(
+                row, fields[None], self.archive.parameters[[number]].astype(np.float32)
+            )
+        for number in range(self.archive.held_out):
+            if self.ranks.mine(number) and number not in mine:
+                held_out.close(number, complete=False)
+
+    def _say(self, count: int) -> None:
+        assert self._samples is not None, "a fit has samples"
+        size = count * self.spec.steps * self.spec.step_bytes
+        logger.info(
+            "%s: %d simulations to train on, %s of fields, %s",
+            self.path,
+            count,
+            format_bytes(size),
+            self._samples.how,
+        )
 
     def moments(
         self,
     ) -> tuple[Float[np.ndarray, " channel"], Float[np.ndarray, " channel"]]:
         """Return mean and std of each variable over the training part.
 
-        If it does not fit into memory, its first block is used: half the memory, of
-        simulations chosen at random.
+        Of a part that does not fit into memory, over its first block: half the memory,
+        of simulations chosen at random.
         """
         samples = self._of_fit()
         with self.ranks.fail_together():
@@ -195,7 +207,7 @@ class StoredData(SurrogateData):
                 joined.join(count, mean, std)
         return joined.mean, joined.std
 
-    def _of_fit(self) -> ShuffledReader:
+    def _of_fit(self) -> Shuffled:
         if self._samples is None:
             raise RuntimeError(
                 "There is nothing to train on: expected setup('fit') to be called "
@@ -239,12 +251,12 @@ class StoredData(SurrogateData):
     predict_dataloader = val_dataloader
 
     def effort(self) -> Cost:
-        """Return what all simulations of the data set took."""
+        """Return what the simulations of the whole data set took."""
         drawn = self._loader.different if self._loader else 0
         return Cost(len(self.archive.complete()), drawn, self.archive.solver_seconds)
 
     def stop(self) -> None:
-        """Deliver no further batch, and end what waits for one."""
+        """Deliver no further batch; what waits wakes up."""
         self._stopped.set()
 
     def close(self) -> None:
@@ -265,20 +277,18 @@ class StoredData(SurrogateData):
         self.ranks.leave()
         self.close()
 
-    def status(self) -> Status | None:
+    def status(self) -> StoredStatus | None:
         """Return how much was read, or None before that begins."""
         samples, loader = self._samples, self._loader
         if samples is None:
             return None
         size = len(self._shares[self.ranks.rank]) * self.spec.steps
-        return Status(
-            dataset=DatasetStats(
-                name=self.path.name,
-                epoch=max(0, loader.epoch if loader else 0),
-                read=samples.bytes_read,
-                total=size * self.spec.step_bytes,
-                in_memory=samples.in_memory,
-            )
+        return StoredStatus(
+            name=self.path.name,
+            epoch=max(0, loader.epoch if loader else 0),
+            read=samples.read,
+            whole=size * self.spec.step_bytes,
+            in_memory=samples.fits,
         )
 
 
@@ -288,7 +298,7 @@ class StoredLoader:
 
     Parameters
     ----------
-    samples : ShuffledReader
+    samples : Shuffled
         This rank's share.
     batch_size : int
     windows : sequence of int
@@ -302,7 +312,7 @@ class StoredLoader:
 
     def __init__(
         self,
-        samples: ShuffledReader,
+        samples: Shuffled,
         batch_size: int,
         windows: Sequence[int],
         *,

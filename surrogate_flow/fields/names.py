@@ -48,8 +48,13 @@ _MOVED = {
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return the valid names as text, with the one closest to `name` as a question."""
+    """Return the valid names as text, with the one closest to `name` as a question.
+
+    Of more than 40 names only the nearest are shown.
+    """
     names = list(valid)
+    if len(names) > 40:
+        names = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or names[:5]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Valid names: {', '.join(names) or 'none'}."

@@ -1,5 +1,6 @@
 """The command line: one clear message for each mistake, before anything is submitted."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -10,7 +11,7 @@ import yaml
 
 import surrogate_flow.data.study
 from surrogate_flow.cli.app import main
-from surrogate_flow.cli.help import COMMANDS
+from surrogate_flow.cli.help import COMMANDS, PAGES
 
 FIT = ["fit", "--data", "heat2d", "--model", "fully_connected"]
 SMALL = ["--data.solver.cells=[4,4]", "--data.solver.steps=2"]
@@ -32,144 +33,6 @@ def run(words, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main(words)
     return ended.value.code, capsys.readouterr()
-
-
-MISTAKES = {
-    "missing recipe": (
-        ["fit", "--data", "heat", "--model=fully_connected"],
-        "Did you mean 'heat2d'",
-    ),
-    "no prefix": ([*FIT, "--simulations=60"], "Did you mean '--data.simulations'"),
-    "no prefix, dotted": (
-        [*FIT, "--solver.cells=[4,4]"],
-        "Did you mean '--data.solver.cells'",
-    ),
-    "no prefix of a model": ([*FIT, "--window=x"], "Did you mean '--model.window'"),
-    "missing model": ([*FIT[:3], "--model=fulli_connected"], "'fully_connected'"),
-    "capacity below threshold": (
-        [*FIT, "--data.reservoir.capacity=500", "--data.reservoir.threshold=501"],
-        "threshold",
-    ),
-    "capacity below a batch": (
-        [*FIT, "--data.reservoir.capacity=5", "--data.reservoir.threshold=5"],
-        "batch",
-    ),
-    "simulations shorter than a sample": (
-        [*FIT[:3], "--model=fully_connected_autoregressive", *SMALL],
-        "at least 3 steps",
-    ),
-    "threshold never reached": (
-        [*FIT, *SMALL, "--data.simulations=3"],
-        "The threshold can never be reached",
-    ),
-    "bounds upside down": (
-        [*FIT, "--data.solver.low=500", "--data.solver.high=100"],
-        "500",
-    ),
-    "no cells": ([*FIT, "--data.solver.cells=[0,4]"], "cells"),
-    "no simulations": ([*FIT, "--data.simulations=0"], "simulations"),
-    "unknown option": ([*FIT, "--data.simulation=3"], "Did you mean 'simulations'"),
-    "unknown nested option": (
-        [*FIT, "--data.solver.cell=[4,4]"],
-        "Did you mean 'cells'",
-    ),
-    "unknown fault": ([*FIT, "--data.faults.retry", "3"], "Did you mean 'retries'"),
-    "unknown class": (
-        [*FIT, "--data.solver", "surrogate_flow.solvers.Heat2"],
-        "Did you mean 'Heat2D'",
-    ),
-    "unknown bare class": ([*FIT, "--data.reservoir", "Resevoir"], "'Reservoir'"),
-    "unknown sampler": ([*FIT, "--data.sampler", "Sobl"], "Did you mean 'Sobol'"),
-    "unknown path of a sampler": (
-        [*FIT, "--data.sampler=surrogate_flow.sampling.Sobl"],
-        "has no 'Sobl'. Did you mean 'Sobol'",
-    ),
-    "unknown sampler, the long way": (
-        [*FIT, "--data.sampler.class_path=Sobl"],
-        "Did you mean 'Sobol'",
-    ),
-    "unknown sampler in YAML": (
-        [*FIT, "--data.sampler={class_path: surrogate_flow.sampling.Sobl}"],
-        "has no 'Sobl'. Did you mean 'Sobol'",
-    ),
-    "unknown option of a sampler in YAML": (
-        [
-            *FIT,
-            "--data.sampler={class_path: surrogate_flow.sampling.Sobol, "
-            "init_args: {sed: 3}}",
-        ],
-        "Did you mean 'seed'",
-    ),
-    "an option of no class": (
-        [*FIT, "--data.cluster.cores=3"],
-        "cluster has no class yet, whose 'cores' could be set",
-    ),
-    "unknown cluster": (
-        [*FIT, "--data.cluster", "dask_jobqueue.SLURMClustr"],
-        "Did you mean 'SLURMCluster'",
-    ),
-    "unknown limiter": (
-        [*FIT, "--data.reservoir.limiter", "SamplesPerInser"],
-        "Did you mean 'SamplesPerInsert'",
-    ),
-    "unknown window": ([*FIT, "--model.window=Directt"], "Did you mean 'Direct'"),
-    "unknown loss": (
-        [*FIT, "--model.loss=torch.nn.L1Los"],
-        "has no 'L1Los'. Did you mean 'L1Loss'",
-    ),
-    "unknown bare loss": ([*FIT, "--model.loss=L1Los"], "Did you mean 'L1Loss'"),
-    "unknown option of the network": ([*FIT, "--model.network.width=3"], "'widths'"),
-    "unknown option of the trainer": (
-        [*FIT, "--trainer.max_step=3"],
-        "--trainer.max_step: unknown option 'max_step' of Trainer. "
-        "Did you mean 'max_steps'",
-    ),
-    "a shortened option": ([*FIT, "--seed_every=3"], "--seed_every=3"),
-    "generate: a shortened option": (
-        ["generate", *FIT[1:3], "--outp=x.zarr"],
-        "--outp=x.zarr",
-    ),
-    "predict: a shortened option": (["predict", "--ckpt=a"], "--ckpt=a"),
-    "no checkpoint": (["validate", *FIT[1:]], "validate needs --ckpt_path"),
-    "no data": (["fit", "--model=fully_connected"], "fit needs --data"),
-    "a path that is none": (["fit", "--data", "./nope"], "No recipe './nope'"),
-    "a class that is none": (
-        ["fit", "--data", "nowhere.Data"],
-        "cannot import 'nowhere'",
-    ),
-    "no widths": ([*FIT, "--model.network.widths=[]"], "widths"),
-    "a command that is none": (["generat", *FIT[1:]], "Did you mean 'generate'"),
-    "generate: no output": (["generate", *FIT[1:3]], "output"),
-    "generate: no data": (["generate", "--output=x.zarr"], "generate needs --data"),
-    "generate: missing recipe": (
-        ["generate", "--data=heat", "--output=x.zarr"],
-        "Did you mean 'heat2d'",
-    ),
-    "generate: unknown option": (
-        ["generate", *FIT[1:3], "--output=x.zarr", "--data.solver.cell=[4,4]"],
-        "Did you mean 'cells'",
-    ),
-    "generate: a data set": (["generate", "--data=x.zarr"], "expected a workflow"),
-    "no data set": (["fit", "--data=x.zarr", *FIT[3:]], "x.zarr is no data set"),
-    "unknown option of a data set": (
-        ["fit", "--data=x.zarr", "--data.memry=1", *FIT[3:]],
-        "Did you mean 'memory'",
-    ),
-    "missing checkpoint": (
-        ["predict", "--ckpt_path=none.ckpt", "--parameters={a: 1}"],
-        "No checkpoint",
-    ),
-}
-
-
-@pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes(words, message, monkeypatch, capsys):
-    """Each mistake ends with status 2 and one message on stderr, without a traceback."""
-    code, shown = run(words, monkeypatch, capsys)
-    assert code == 2
-    assert message in shown.err
-    assert "Traceback" not in shown.err
-    assert "Namespace(" not in shown.err
 
 
 @pytest.mark.parametrize(
@@ -196,6 +59,8 @@ def test_help_helps(words, monkeypatch, capsys):
     ("words", "shown"),
     [
         (["--data.help"], "--data.batch_size"),
+        (["--trainer.help"], "--trainer.accumulate_grad_batches"),
+        (["--data", "x.zarr", "--data.help"], "--data.threads"),
         (["--model", "fno", "--model.help"], "--model.normalisation"),
         (["--data", "lorenz", "--data.solver.help"], "--data.solver.time_step"),
         (["--model", "fno", "--model.network.help"], "--model.network.modes"),
@@ -228,6 +93,18 @@ def test_print_config_shows_everything(monkeypatch, capsys):
         assert word in shown.out
 
 
+def test_a_recipe_may_name_another_file(tmp_path, monkeypatch, capsys):
+    """Which has the class; its options can be set."""
+    (tmp_path / "heat.yaml").write_text("class_path: surrogate_flow.solvers.Heat2D")
+    (tmp_path / "own.yaml").write_text("solver: heat.yaml\nreservoir: FIFO")
+    words = ["fit", "--data=own.yaml", *FIT[3:], "--data.solver.steps=3"]
+    words += ["--data.reservoir.capacity=77", "--print_config"]
+    code, said = run(words, monkeypatch, capsys)
+    assert (code, said.err) == (0, "")
+    assert "steps: 3" in said.out
+    assert "capacity: 77" in said.out
+
+
 @pytest.mark.parametrize(
     ("word", "shown"),
     [
@@ -246,6 +123,11 @@ def test_print_config_shows_everything(monkeypatch, capsys):
         ("--model.window=Autoregressive", "surrogate_flow.Autoregressive"),
         ("--model.loss=torch.nn.L1Loss", "torch.nn.L1Loss"),
         ("--model.loss={class_path: torch.nn.HuberLoss}", "torch.nn.HuberLoss"),
+        ("--model.scheduler={class_path: StepLR, init_args: {step_size: 9}}", "StepLR"),
+        ("--data.solver={class_path: Lorenz}", "surrogate_flow.solvers.Lorenz"),
+        ("--data.solver={cells: [8, 8]}", "class_path: surrogate_flow.solvers.Heat2D"),
+        ("--data.solver.init_args={cells: [8, 8]}", "- 8"),
+        ("--data.faults.retries=7", "retries: 7"),
     ],
 )
 def test_whatever_names_a_class_may_be_given(word, shown, monkeypatch, capsys):
@@ -256,63 +138,6 @@ def test_whatever_names_a_class_may_be_given(word, shown, monkeypatch, capsys):
 
 
 QUEUE = "class_path: dask_jobqueue.SLURMCluster\n"
-CLUSTERS = {
-    "nothing": ("", "expected a mapping of names to values, got NoneType"),
-    "a list": ("- a", "expected a mapping of names to values, got list"),
-    "broken": ("a: [b", "not valid YAML"),
-    "no class": ("n_workers: 2", "expected class_path, and its arguments in init_args"),
-    "unknown class": (
-        "class_path: dask_jobqueue.SLURMClustr",
-        "Did you mean 'SLURMCluster'",
-    ),
-    "unknown key": (f"{QUEUE}dict_kwarg: {{}}", "Did you mean 'dict_kwargs'"),
-    "unknown argument": (
-        "class_path: distributed.LocalCluster\ninit_args: {n_worker: 2}",
-        "unknown argument 'n_worker' of LocalCluster. Did you mean 'n_workers'",
-    ),
-    "unknown argument of a queue": (
-        f"{QUEUE}init_args: {{corez: 2}}",
-        "unknown argument 'corez' of SLURMCluster. Did you mean 'cores'",
-    ),
-    "unknown argument of jobs": (
-        f"{QUEUE}dict_kwargs: {{corse: 2}}",
-        "unknown argument 'corse' of SLURMCluster. Did you mean 'cores'",
-    ),
-    "arguments of jobs among its own": (
-        f"{QUEUE}init_args: {{n_workers: 2, cores: 2, memory: 2GB}}",
-        "Move them: dict_kwargs: {cores: 2, memory: 2GB}",
-    ),
-}
-
-
-@pytest.mark.parametrize(("text", "message"), CLUSTERS.values(), ids=CLUSTERS)
-def test_mistakes_in_the_recipe_of_a_cluster(
-    text, message, tmp_path, monkeypatch, capsys
-):
-    """A cluster's own file is read as strictly as the cluster in a workflow's."""
-    lines = "".join(f"  {line}\n" for line in text.splitlines())
-    workflow = f"solver: surrogate_flow.solvers.Heat2D\ncluster:\n{lines}"
-    given = [(text, [*FIT, "--data.cluster=wrong.yaml"])]
-    if "class_path" in text:
-        given += [(workflow, ["fit", "--data=wrong.yaml", *FIT[3:]])]
-    for content, words in given:
-        (tmp_path / "wrong.yaml").write_text(content)
-        code, said = run(words, monkeypatch, capsys)
-        assert code == 2
-        assert message in said.err.replace("'cluster.", "'")
-        assert said.err.startswith("surrogate-flow: error: wrong.yaml: ")
-        assert "Namespace(" not in said.err
-
-
-@pytest.mark.parametrize("text", ["a: [b", "- a"])
-def test_broken_settings_of_a_run(text, tmp_path, monkeypatch, capsys):
-    """A file given as --config that is none is named."""
-    (tmp_path / "config.yaml").write_text(text)
-    words = ["fit", "--config=config.yaml", "--data.cluster.cores=2"]
-    code, said = run(words, monkeypatch, capsys)
-    assert code == 2
-    assert "config.yaml: " in said.err
-    assert "Traceback" not in said.err
 
 
 def cluster_of(words, monkeypatch, capsys):
@@ -395,36 +220,58 @@ def test_a_folder_is_a_data_set(folder, word, tmp_path, monkeypatch, capsys):
     assert "data set" in said.err
 
 
-SOLVERS = {
-    "Other": "'own_solvers' has no 'Other'",
-    "NoSolver": "expected a subclass of Solver, got NoSolver",
-    "NoSpec": "NoSpec has no spec yet, and so cannot be built",
-    "Text": "Text.spec: expected a FieldSpec, got str 'nothing'",
-    "Method": "Method.spec: expected a FieldSpec, got method",
-    "Sized": "Sized needs 'size', which has no default",
-}
 MODULE = """
-from surrogate_flow import Solver
+import datetime, decimal, typing
+from collections.abc import Callable
 from surrogate_flow.solvers import Heat2D
 
-class NoSolver:
-    pass
+class Scheme(typing.Protocol):
+    def step(self, x: float) -> float: ...
 
-class NoSpec(Solver):
-    def solve(self, parameters):
-        yield
+class Euler:
+    def __init__(self, order: int = 1): ...
+    def step(self, x: float) -> float: ...
 
-class Text(NoSpec):
-    spec = "nothing"
+class Limiter(typing.Protocol):
+    def __call__(self, x: float) -> float: ...
 
-class Method(NoSpec):
-    def spec(self):
-        return None
+class MinMod:
+    def __init__(self, a: float = 1.0): ...
+    def __call__(self, x: float) -> float: ...
+
+def minmod(x: float) -> float: ...
+
+class Own(Heat2D):
+    def __init__(
+        self,
+        scheme: Scheme | None = None,
+        limiter: Limiter | None = None,
+        old: typing.Callable | None = None,
+        new: Callable | None = None,
+        full: Callable[[float], float] | None = None,
+        gap: datetime.timedelta | None = None,
+        dt: decimal.Decimal | None = None,
+    ):
+        super().__init__()
 
 class Sized(Heat2D):
     def __init__(self, size: int, *, steps: int = 10):
         super().__init__(steps=steps)
 """
+VALID = [
+    "scheme: {class_path: own_solvers.Euler, init_args: {order: 2}}",
+    "scheme: own_solvers.Euler",
+    "limiter: {class_path: own_solvers.MinMod}",
+    "limiter: {class_path: own_solvers.minmod}",
+    "limiter: own_solvers.minmod",
+    "old: own_solvers.minmod",
+    "new: own_solvers.minmod",
+    "new: {class_path: own_solvers.MinMod}",
+    "full: own_solvers.minmod",
+    "gap: '1:00:00.5'",
+    "dt: '0.1'",
+    "dt: 'NaN'",
+]
 
 
 @pytest.fixture
@@ -436,27 +283,20 @@ def own_solvers(tmp_path, monkeypatch):
     sys.modules.pop("own_solvers", None)
 
 
-@pytest.mark.parametrize(("name", "message"), SOLVERS.items(), ids=SOLVERS)
-def test_mistakes_in_a_solver_of_one_s_own(
-    name, message, own_solvers, monkeypatch, capsys
-):
-    """A class that cannot be built, or is no solver, is named in one message."""
-    recipe = own_solvers / "own.yaml"
-    recipe.write_text(f"solver: {{class_path: own_solvers.{name}}}")
-    short = own_solvers / "short.yaml"
-    short.write_text(f"solver: own_solvers.{name}")
-    for words in (
-        ["--data=own.yaml"],
-        ["--data=short.yaml"],
-        ["--data=heat2d", f"--data.solver=own_solvers.{name}"],
-        ["--data=surrogate_flow.OnlineData", f"--data.solver=own_solvers.{name}"],
-    ):
-        code, said = run(["fit", *words, *FIT[3:]], monkeypatch, capsys)
-        assert code == 2
-        assert message in said.err
-        assert "Namespace(" not in said.err
-        assert "usage:" not in said.err
-    assert not (own_solvers / "runs").exists()
+@pytest.mark.parametrize("text", VALID)
+def test_arguments_of_any_kind_are_let_pass(text, own_solvers, monkeypatch, capsys):
+    """Protocols, functions, numbers and times, in a recipe and on the command line."""
+    (own_solvers / "own.yaml").write_text(
+        f"solver: {{class_path: own_solvers.Own, init_args: {{{text}}}}}"
+    )
+    name, _, value = text.partition(": ")
+    value = value.strip("'")
+    given = ["--data.solver=own_solvers.Own", f"--data.solver.{name}={value}"]
+    for words in (["--data=own.yaml"], ["--data=heat2d", *given]):
+        words = ["fit", *words, *FIT[3:], "--print_config"]
+        code, said = run(words, monkeypatch, capsys)
+        assert (code, said.err) == (0, "")
+        assert "own_solvers.Own" in said.out
 
 
 @pytest.mark.parametrize(
@@ -482,42 +322,25 @@ def test_what_a_recipe_leaves_open_is_given_on_the_command_line(
     assert "simulations: expected at least 1, got 0" in said.err
 
 
-TOO_MUCH = {
-    "reservoir": ("--data.reservoir.capacity=8 TiB", "8.00 TiB", "capacity"),
-    "held out": ("--data.held_out=1000000000", "3.55 PiB", "data.held_out"),
-}
-
-
-@pytest.mark.parametrize(("word", "size", "remedy"), TOO_MUCH.values(), ids=TOO_MUCH)
-def test_more_than_the_memory_of_the_machine(
-    word, size, remedy, tmp_path, monkeypatch, capsys
-):
-    """What could never be kept is refused, with its bytes and what to lower."""
-    code, said = run([*FIT, word], monkeypatch, capsys)
-    assert code == 2
-    assert size in said.err
-    assert f"Lower {remedy}" in said.err
-    assert "Traceback" not in said.err
-    assert not list(tmp_path.rglob("*.*"))
-
-
 ASK = """
 import sys
 from surrogate_flow.cli import main
 
 try:
-    main([{word!r}])
+    main({words!r})
 except SystemExit as ended:
     assert not ended.code
 print(sorted({{"torch", "pytorch_lightning", "distributed"}} & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize("word", ["--version", "--help", "-h"])
-def test_a_short_question_has_its_answer_at_once(word):
+@pytest.mark.parametrize(
+    "words", [["--version"], ["--help"], ["-h"], ["fit", "--help"], ["plan", "-h"]]
+)
+def test_a_short_question_has_its_answer_at_once(words):
     """Without the import of torch and Lightning, which takes seconds."""
     done = subprocess.run(
-        [sys.executable, "-c", ASK.format(word=word)],
+        [sys.executable, "-c", ASK.format(words=words)],
         capture_output=True,
         text=True,
         check=True,
@@ -525,17 +348,32 @@ def test_a_short_question_has_its_answer_at_once(word):
     )
     *answer, imported = done.stdout.splitlines()
     assert imported == "[]"
-    if word == "--version":
+    if words == ["--version"]:
         assert answer == [f"surrogate-flow {version('surrogate-flow')}"]
-        return
-    for command in (*COMMANDS, "surrogate-flow COMMAND --help", "--version"):
-        assert command in "\n".join(answer)
-    assert max(map(len, answer)) <= 80
+    elif len(words) == 1:
+        for command in (*COMMANDS, "surrogate-flow COMMAND --help", "--version"):
+            assert command in "\n".join(answer)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_that_help_names_has_help(command, monkeypatch, capsys):
-    """What the short help leads to is there."""
+def test_every_command_has_a_short_help(command, monkeypatch, capsys):
+    """About a page, with an example; all that it names is there."""
     code, said = run([command, "--help"], monkeypatch, capsys)
     assert code == 0
-    assert said.out.startswith("usage: surrogate-flow")
+    lines = said.out.splitlines()
+    assert lines[0].startswith(f"usage: surrogate-flow {command} ")
+    assert len(lines) <= 65
+    assert max(map(len, lines)) <= 88
+    assert f"  surrogate-flow {command} --" in said.out
+
+
+def test_the_options_that_help_names_are_there(monkeypatch, capsys):
+    """Each option in the help of fit, which has those of most others, is known."""
+    named = re.findall(r"--((?:data|model|trainer)\.[a-z_.]+[a-z])\b", PAGES["fit"])
+    named = {name for name in named if not name.endswith(".help")}
+    assert len(named) > 20
+    for name in sorted(named):
+        # Whatever is wrong with the value, the name is right.
+        words = [*FIT, "--data.cluster=slurm", f"--{name}=1", "--print_config"]
+        _, said = run(words, monkeypatch, capsys)
+        assert "unknown" not in said.err, (name, said.err)

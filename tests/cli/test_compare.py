@@ -239,7 +239,10 @@ def test_what_is_compared_is_one_thing(name, folder):
             ["offline", "--data.reservoir=FIFO"],
             "gives each variant a policy of its own",
         ),
-        (["offline", "--bathces=3"], "compare takes no '--bathces'"),
+        (
+            ["offline", "--bathces=3"],
+            "unknown option '--bathces'. Did you mean '--batches'",
+        ),
         (
             ["offline", "--trainer.max_time"],
             "expected a value after --trainer.max_time",

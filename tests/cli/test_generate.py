@@ -25,7 +25,8 @@ from test_full_disk import DISK, may_mount
 from troubled import STEPS, Noted, Troubled, Wave
 
 from surrogate_flow.cli.app import main
-from surrogate_flow.cli.generate import Generation, _told_to_stop, generate
+from surrogate_flow.cli.generate import Generation, generate
+from surrogate_flow.cli.signals import stop_requested
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.stored import StoredData
 from surrogate_flow.dataset import Archive, ArchiveError
@@ -384,7 +385,7 @@ def test_a_run_goes_on_when_its_data_set_cannot_be_written(
     # What a file system that a worker does not reach looks like.
     (path / "u").rename(tmp_path / "u")
     trained = sum(len(batch.step) for batch in data.train_dataloader())
-    assert data.status().ensemble.failed == 0
+    assert data.status().simulations.failed == 0
     (tmp_path / "u").rename(path / "u")
     data.close()
     assert trained == 9 * STEPS
@@ -489,7 +490,7 @@ def test_sigterm_ends_it_in_order_however_often_it_comes():
 
     handlers = {n: signal.signal(n, at_once) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _told_to_stop() as told:
+        with stop_requested() as told:
             assert not told.is_set()
             for _ in range(3):
                 signal.raise_signal(signal.SIGTERM)

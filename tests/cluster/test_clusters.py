@@ -210,7 +210,7 @@ def test_local_simulations_have_their_cores(cores, recipe, tmp_path, monkeypatch
 def test_an_import_leaves_ctrl_c_as_it_was(first):
     """dask-jobqueue makes SIGINT an end in silence, as if all were well; here it is what it is in Python."""
     code = (
-        f"import {first}, signal, surrogate_flow.cli.lightning, surrogate_flow.cli.subcommands\n"
+        f"import {first}, signal, surrogate_flow.cli.lightning\n"
         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
     )
     subprocess.run(

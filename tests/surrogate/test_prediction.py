@@ -10,7 +10,6 @@ import xarray as xr
 from matplotlib.image import imread
 
 from surrogate_flow.cli.app import main
-from surrogate_flow.cli.subcommands import predict
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
@@ -149,7 +148,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     save(surrogate, tmp_path / "some.ckpt")
     TRUTH.isel(time=slice(2)).to_netcdf("first.nc")
     words = ["--ckpt_path=some.ckpt", f"--parameters={WALLS}", "--output=out.nc"]
-    predict([*words, "--history=first.nc"])
+    main(["predict", *words, "--history=first.nc"])
     got = xr.load_dataset("out.nc").temperature
     expected = surrogate.predict(WALLS, history=TRUTH.isel(time=slice(2)))
     np.testing.assert_allclose(got, expected.temperature, rtol=1e-5)
@@ -182,10 +181,10 @@ def test_a_field_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with monkeypatch.context() as interrupted:
         interrupted.setattr(xr.Dataset, "to_netcdf", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            predict([*words, f"--output={link}"])
+            main(["predict", *words, f"--output={link}"])
     assert (tmp_path / "real.nc").read_text() == "old"
     assert not list(tmp_path.glob("*.part"))
-    predict([*words, f"--output={link}"])
+    main(["predict", *words, f"--output={link}"])
     assert link.is_symlink()
     assert "temperature" in xr.load_dataset(tmp_path / "real.nc")
 

@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from surrogate_flow.cli.compare.comparison import Comparison
 from surrogate_flow.cli.compare.table import ComparisonTable
 from surrogate_flow.cli.compare.variant import NAMES, Overrides, variants_of
 from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.report.console import the_console
 
-__all__ = ["compare"]
+__all__ = ["add_arguments", "compare", "run"]
 
-_OPTIONS = (
-    *("--batches", "--data", "--model", "--offline"),
-    *("--output", "--seeds", "--variants"),
-)
 _WIDTH = 130  # characters of the table where there is no terminal
 
 
-def compare(words: Sequence[str], console: Console) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the options of the command; ``compare --help`` describes them."""
+    add = parser.add_argument
+    add("--data", required=True, type=str)
+    add("--model", required=True, type=str)
+    add("--batches", type=PositiveInt, default=3000)
+    add("--offline", type=PositiveInt, default=50)
+    add("--seeds", type=PositiveInt, default=3)
+    add("--variants", "--arms", nargs="+", type=str, default=list(NAMES))
+    add("--output", type=Path | None)
+    # What is typed for the runs: --data.X, --model.X and --trainer.X.
+    add("--overrides", type=list[str], default=[])
+
+
+def run(options: Any) -> None:
+    """Run a comparison; Ctrl-C and SIGTERM end it, and the same command resumes it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        compare(options, the_console())
+    except KeyboardInterrupt:
+        print("Type the same command again to go on.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def compare(options: Any, console: Console) -> None:
     """Train from a data set and from several reservoirs, and put the errors together.
 
     Raises
@@ -33,8 +57,7 @@ def compare(words: Sequence[str], console: Console) -> None:
     ComparisonError, RunError
         If a run fails, or the folder holds runs of another comparison.
     """
-    options, passed = _parser().parse_known_args(list(words))
-    overrides = Overrides.read(passed, _OPTIONS)
+    overrides = Overrides.read(options.overrides)
     workflow, model = Path(options.data), Path(options.model)
     for option, path in (("--data", workflow), ("--model", model)):
         if not path.is_file():
@@ -63,51 +86,3 @@ def compare(words: Sequence[str], console: Console) -> None:
     table.plot().savefig(folder / "comparison.png")
     for name, what in (("csv", "all numbers"), ("png", "the errors over the batches")):
         console.print(f"{folder / f'comparison.{name}'}: {what}", soft_wrap=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="surrogate-flow compare",
-        description=(
-            "Train the same surrogate offline, from a data set of few simulations read "
-            "in many epochs, and online, from simulations as they run, with several "
-            "policies of the reservoir: the same number of batches, the same "
-            "validation set. Typed again, the command goes on where it was."
-        ),
-        epilog=(
-            "Arguments of 'fit' under --data., --model. and --trainer. go to every run,"
-            " those under --data. only where something is simulated."
-        ),
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--data", required=True, help="A workflow, such as heat2d.")
-    add("--model", required=True, help="A model, such as fully_connected.")
-    add("--batches", type=_count, default=3000, help="Of each run (default: 3000).")
-    add(
-        "--offline",
-        type=_count,
-        default=50,
-        help="Simulations of the data set (default: 50). Online ones go on as long as "
-        "they are trained on, unless --data.simulations says how many.",
-    )
-    add("--seeds", type=_count, default=3, help="Runs of each variant (default: 3).")
-    add(
-        *("--variants", "--arms"),
-        nargs="+",
-        default=list(NAMES),
-        help=f"Any of {', '.join(NAMES)} (default: all).",
-    )
-    add(
-        "--output",
-        type=Path,
-        help="Folder of the comparison (default: runs/compare/<workflow>-<model>).",
-    )
-    return parser
-
-
-def _count(word: str) -> int:
-    count = int(word)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {count}")
-    return count

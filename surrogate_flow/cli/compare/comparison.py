@@ -35,7 +35,14 @@ logger = logging.getLogger(__name__)
 _CURVE = 20  # validations of a run
 _NOTE = "comparison.json"  # what the runs of a folder share
 _DONE = "done.json"  # the folder and the seconds of a run that has ended by itself
-_REFUSED = (ValueError, RuntimeError, TypeError, OSError, MisconfigurationException)
+_REFUSED = (
+    UserError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    OSError,
+    MisconfigurationException,
+)
 
 
 class ComparisonError(UserError, RuntimeError):
@@ -222,7 +229,7 @@ class Comparison:
     def _dry_run(self, variant: Variant, seed: int) -> None:
         """Build all that a run is made of, and refuse what the run would refuse."""
         # Here, as the command line imports this package, too.
-        from surrogate_flow.cli.lightning import built
+        from surrogate_flow.cli.lightning import build
 
         words = [
             *self.overrides.study,
@@ -237,7 +244,7 @@ class Comparison:
                 study = variant.data(Path(folder))
                 words += variant.with_seed(seed)
             try:
-                data, model = built(["fit", f"--data={study}", *words])
+                data, model = build(["fit", f"--data={study}", *words])
                 if variant.name != OFFLINE and isinstance(data, OnlineData):
                     _check_reservoir(data, model.window)
             except _REFUSED as error:

@@ -82,33 +82,24 @@ class Overrides:
     fit: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, words: Sequence[str], known: Sequence[str]) -> Overrides:
-        """Sort the words of a command line.
+    def read(cls, words: Sequence[str]) -> Overrides:
+        """Sort the options of a command line.
 
         Parameters
         ----------
         words : sequence of str
-            Such as ``["--data.solver.steps=20", "--trainer.precision", "64"]``.
-        known : sequence of str
-            The options of ``compare`` itself, for its error messages.
+            Such as ``["--data.solver.steps=20", "--trainer.precision=64"]``.
 
         Raises
         ------
         RecipeError
-            If an option is unknown, has no value, or sets what the variants set.
+            If an option has no value, or sets what the variants set.
         """
-        overrides, rest = cls(), list(words)
-        while rest:
-            option, equals, value = rest.pop(0).partition("=")
-            head = option.partition(".")[0]
-            if head not in ("--data", "--model", "--trainer") or option == head:
-                raise RecipeError(
-                    f"compare takes no {option!r}. {nearest(option, known)}"
-                )
+        overrides = cls()
+        for word in words:
+            option, equals, value = word.partition("=")
             if not equals:
-                if not rest or rest[0].startswith("--"):
-                    raise RecipeError(f"compare: expected a value after {option}.")
-                value = rest.pop(0)
+                raise RecipeError(f"compare: expected a value after {option}.")
             overrides._add(option.replace("--data.init_args.", "--data.", 1), value)
         return overrides
 

@@ -1,1 +1,0 @@
-"""Recipes and options, checked before they are parsed."""

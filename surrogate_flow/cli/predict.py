@@ -1,0 +1,66 @@
+"""``surrogate-flow predict`` from a checkpoint alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from surrogate_flow.fields.errors import UserError
+from surrogate_flow.files import write_atomically
+from surrogate_flow.surrogate.prediction import read_history
+from surrogate_flow.surrogate.surrogate import Surrogate
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the options of the command; `help` describes them."""
+    parser.add_argument("--ckpt_path", required=True, type=str)
+    parser.add_argument("--parameters", required=True, type=dict[str, float])
+    parser.add_argument("--times", type=list[float] | None)
+    parser.add_argument("--history", type=Path | None)
+    parser.add_argument("--output", type=Path, default=Path("field.nc"))
+
+
+def run(options: Any) -> None:
+    """Write what a trained surrogate predicts to a netCDF file."""
+    _require_file(options.output)
+    surrogate = Surrogate.load(options.ckpt_path)
+    history = None if options.history is None else read_history(options.history)
+    dataset = surrogate.predict(options.parameters, options.times, history)
+    _write(dataset, options.output)
+    console = Console()
+    for name, field in dataset.data_vars.items():
+        console.print(
+            f"{options.output}: {name} {dict(field.sizes)}, {float(field.min()):.4g} "
+            f"to {float(field.max()):.4g} {field.attrs.get('units', '')}",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def _require_file(output: Path) -> None:
+    if output.is_dir():
+        raise UserError(
+            f"--output {output}: expected a file's name, got a folder. Name the file "
+            f"in it, such as {output / 'field.nc'}."
+        )
+    if not output.parent.is_dir():
+        raise UserError(
+            f"--output {output}: there is no folder {output.parent}. Make it first."
+        )
+
+
+def _write(dataset: xr.Dataset, output: Path) -> None:
+    try:
+        with write_atomically(output) as part:
+            dataset.to_netcdf(part)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"--output {output}: cannot be written ({error}). Expected a folder where "
+            "you may write, on a disk with room; name another file."
+        ) from error

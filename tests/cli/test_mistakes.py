@@ -1,0 +1,547 @@
+"""What a user gets wrong, and the one line that says what, where and what was meant."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jsonargparse import ArgumentParser
+
+import surrogate_flow.data.study
+from surrogate_flow.cli import explain
+from surrogate_flow.cli.app import main
+
+DATA, MODEL = ["--data", "heat2d"], ["--model", "fully_connected"]
+FIT = ["fit", *DATA, *MODEL]
+OWN = ["fit", "--data", "wrong.yaml", *MODEL]
+SMALL = ["--data.solver.cells=[4,4]", "--data.solver.steps=2"]
+HEAT = "surrogate_flow.solvers.Heat2D"
+QUEUE = "class_path: dask_jobqueue.SLURMCluster"
+
+# Words, then what the line must have; with "wrong.yaml" among the words, its text first.
+MISTAKES = {
+    # Commands, files and recipes: answered before anything is imported.
+    "a command that is none": (["generat", *DATA], "Did you mean 'generate'"),
+    "no command": ([], "Expected a command first, got nothing", "compare"),
+    "an option for a command": (["--data=heat2d"], "Expected a command first"),
+    "missing recipe": (["fit", "--data=heat", *MODEL], "'heat'", "mean 'heat2d'"),
+    "a path that is none": (["fit", "--data", "./nope"], "No recipe './nope'"),
+    "missing model": (
+        [*FIT[:3], "--model=fulli_connected"],
+        "'fulli_connected'",
+        "mean 'fully_connected'",
+    ),
+    "missing cluster": (
+        ["plan", *DATA, "--data.cluster=slrm"],
+        "No recipe 'slrm'",
+        "Did you mean 'slurm'",
+    ),
+    "missing cluster's file": (
+        ["plan", *DATA, "--data.cluster=slurm.yml"],
+        "no such file",
+        "'slurm'",
+    ),
+    "missing settings": (["fit", "--config=nope.yaml"], "No file 'nope.yaml'"),
+    "missing checkpoint": (
+        [*FIT, "--ckpt_path=none.ckpt"],
+        "No checkpoint 'none.ckpt'",
+    ),
+    "predict: missing checkpoint": (
+        ["predict", "--ckpt_path=none.ckpt", "--parameters={a: 1}"],
+        "No checkpoint 'none.ckpt'",
+    ),
+    "no checkpoint": (["validate", *FIT[1:]], "validate needs --ckpt_path"),
+    "no data": (["fit", *MODEL], "fit needs --data", "--data heat2d"),
+    "no model": (["fit", *DATA], "fit needs --model"),
+    "generate: no data": (["generate", "--output=x.zarr"], "generate needs --data"),
+    "generate: a data set": (["generate", "--data=x.zarr"], "expected a workflow"),
+    "compare: a data set": (["compare", "--data=x.zarr"], "expected a workflow"),
+    # Options.
+    "no prefix": ([*FIT, "--simulations=60"], "Did you mean '--data.simulations'"),
+    "no prefix, dotted": (
+        [*FIT, "--solver.cells=[4,4]"],
+        "Did you mean '--data.solver.cells'",
+    ),
+    "no prefix of a model": ([*FIT, "--window=x"], "Did you mean '--model.window'"),
+    "no prefix of the trainer": (
+        [*FIT, "--max_steps", "3"],
+        "Did you mean '--trainer.max_steps'",
+    ),
+    "an unknown section": ([*FIT, "--dta.simulations=3"], "Did you mean '--data'"),
+    "a shortened option": (
+        [*FIT, "--seed_every=3"],
+        "unknown option '--seed_every'",
+        "Did you mean '--seed_everything'",
+    ),
+    "a word too many": ([*FIT, "30"], "unexpected word '30'"),
+    "unknown option of data": (
+        [*FIT, "--data.simulation=3"],
+        "--data.simulation: unknown argument 'simulation' of OnlineData",
+        "Did you mean 'simulations'",
+    ),
+    "unknown option of a solver": (
+        [*FIT, "--data.solver.cell=[4,4]"],
+        "--data.solver.cell: unknown argument 'cell' of Heat2D",
+        "Did you mean 'cells'",
+    ),
+    "unknown option of faults": (
+        [*FIT, "--data.faults.retry", "3"],
+        "--data.faults.retry: ",
+        "Did you mean 'retries'",
+    ),
+    "unknown option of a data set": (
+        ["fit", "--data=x.zarr", "--data.memry=1", *MODEL],
+        "--data.memry: unknown argument 'memry' of StoredData",
+        "Did you mean 'memory'",
+    ),
+    "unknown option of the network": (
+        [*FIT, "--model.network.width=3"],
+        "--model.network.width: unknown argument 'width' of FullyConnected",
+        "Did you mean 'widths'",
+    ),
+    "unknown option of the optimizer": (
+        [*FIT, "--model.optimizer.learning_rate=1"],
+        "--model.optimizer.learning_rate: ",
+        "of Adam. Valid names: lr, betas",
+    ),
+    "unknown option of the schedule": (
+        [*FIT, "--model.scheduler=StepLR", "--model.scheduler.step_sise=1"],
+        "--model.scheduler.step_sise: unknown argument 'step_sise' of StepLR",
+        "Did you mean 'step_size'",
+    ),
+    "unknown option of the trainer": (
+        [*FIT, "--trainer.max_step=3"],
+        "--trainer.max_step: unknown argument 'max_step' of trainer",
+        "Did you mean 'max_steps'",
+    ),
+    "an option of no class": (
+        [*FIT, "--data.cluster.cores=3"],
+        "--data.cluster.cores: no class is named yet, whose 'cores' could be set",
+    ),
+    "generate: no output": (["generate", *DATA], "generate needs --output"),
+    "generate: unknown option": (
+        ["generate", *DATA, "--output=x.zarr", "--data.solver.cell=[4,4]"],
+        "Did you mean 'cells'",
+    ),
+    "generate: a shortened option": (
+        ["generate", *DATA, "--outp=x.zarr"],
+        "unknown option '--outp'. Did you mean '--output'",
+    ),
+    "predict: a shortened option": (
+        ["predict", "--ckpt=a"],
+        "unknown option '--ckpt'. Did you mean '--ckpt_path'",
+    ),
+    "predict: no parameters": (
+        ["predict", "--ckpt_path=last"],
+        "predict needs --parameters",
+    ),
+    "predict: no mapping": (
+        ["predict", "--ckpt_path=last", "--parameters=3"],
+        "--parameters: expected dict, got '3'",
+    ),
+    "compare: unknown option": (
+        ["compare", *FIT[1:], "--batch=3"],
+        "Did you mean '--batches'",
+    ),
+    "compare: no batches": (
+        ["compare", *FIT[1:], "--batches=0"],
+        "--batches: expected a number >0, got 0",
+    ),
+    "compare: unknown variant": (
+        ["compare", *FIT[1:], "--variants", "fif"],
+        "Did you mean 'fifo'",
+    ),
+    # Classes.
+    "a module that is none": (
+        ["fit", "--data", "nowhere.Data", *MODEL],
+        "--data: ",
+        "cannot import 'nowhere'",
+        "PYTHONPATH",
+    ),
+    "unknown class": (
+        [*FIT, "--data.solver", "surrogate_flow.solvers.Heat2"],
+        "--data.solver: ",
+        "has no 'Heat2'. Did you mean 'Heat2D'",
+    ),
+    "unknown bare class": (
+        [*FIT, "--data.reservoir", "Resevoir"],
+        "--data.reservoir: no class 'Resevoir'. Did you mean 'Reservoir'",
+    ),
+    "unknown sampler": ([*FIT, "--data.sampler", "Sobl"], "Did you mean 'Sobol'"),
+    "unknown path of a sampler": (
+        [*FIT, "--data.sampler=surrogate_flow.sampling.Sobl"],
+        "has no 'Sobl'. Did you mean 'Sobol'",
+    ),
+    "unknown sampler, the long way": (
+        [*FIT, "--data.sampler.class_path=Sobl"],
+        "Did you mean 'Sobol'",
+    ),
+    "unknown sampler in YAML": (
+        [*FIT, "--data.sampler={class_path: surrogate_flow.sampling.Sobl}"],
+        "has no 'Sobl'. Did you mean 'Sobol'",
+    ),
+    "unknown bare sampler in YAML": (
+        [*FIT, "--data.sampler={class_path: Sobl}"],
+        "no class 'Sobl'. Did you mean 'Sobol'",
+    ),
+    "unknown option of a sampler in YAML": (
+        [
+            *FIT,
+            "--data.sampler={class_path: surrogate_flow.sampling.Sobol, "
+            "init_args: {sed: 3}}",
+        ],
+        "--data.sampler: unknown argument 'sed' of Sobol. Did you mean 'seed'",
+    ),
+    "another class": (
+        [*FIT, f"--data.sampler={HEAT}"],
+        "--data.sampler: expected a subclass of Sampler, got Heat2D",
+    ),
+    "unknown cluster": (
+        [*FIT, "--data.cluster", "dask_jobqueue.SLURMClustr"],
+        "--data.cluster: ",
+        "Did you mean 'SLURMCluster'",
+    ),
+    "unknown limiter": (
+        [*FIT, "--data.reservoir.limiter", "SamplesPerInser"],
+        "Did you mean 'SamplesPerInsert'",
+    ),
+    "unknown window": ([*FIT, "--model.window=Directt"], "Did you mean 'Direct'"),
+    "unknown loss": (
+        [*FIT, "--model.loss=torch.nn.L1Los"],
+        "has no 'L1Los'. Did you mean 'L1Loss'",
+    ),
+    "unknown bare loss": ([*FIT, "--model.loss=L1Los"], "Did you mean 'L1Loss'"),
+    "unknown network": (
+        [*FIT, "--model.network=surrogate_flow.nn.FON"],
+        "--model.network: ",
+        "has no 'FON'. Did you mean 'FNO'",
+    ),
+    "unknown bare network": ([*FIT, "--model.network=UNett"], "Did you mean 'UNet'"),
+    "unknown optimizer": (
+        [*FIT, "--model.optimizer=torch.optim.Adamm"],
+        "Did you mean 'Adam'",
+    ),
+    "unknown bare optimizer": (
+        [*FIT, "--model.optimizer=Adamm"],
+        "Did you mean 'Adam'",
+    ),
+    # Values.
+    "no number": (
+        [*FIT, "--data.batch_size=many"],
+        "--data.batch_size: expected int, got 'many'",
+    ),
+    "no number of a solver": (
+        [*FIT, "--data.solver.steps=many"],
+        "--data.solver.steps: expected int, got 'many'",
+    ),
+    "no number of the trainer": (
+        [*FIT, "--trainer.max_steps=many"],
+        "--trainer.max_steps: expected int, got 'many'",
+    ),
+    "none of some words": (
+        [*FIT, "--model.normalisation=standart"],
+        "--model.normalisation: expected one of 'standard', 'none', got 'standart'",
+    ),
+    "code in a checkpoint": (
+        [*FIT, "--weights_only=false"],
+        "--weights_only: expected true, got false",
+    ),
+    "capacity below threshold": (
+        [*FIT, "--data.reservoir.capacity=500", "--data.reservoir.threshold=501"],
+        "threshold",
+    ),
+    "capacity below a batch": (
+        [*FIT, "--data.reservoir.capacity=5", "--data.reservoir.threshold=5"],
+        "batch",
+    ),
+    "simulations shorter than a sample": (
+        [*FIT[:3], "--model=fully_connected_autoregressive", *SMALL],
+        "at least 3 steps",
+    ),
+    "threshold never reached": ([*FIT, *SMALL, "--data.simulations=3"], "threshold"),
+    "bounds upside down": (
+        [*FIT, "--data.solver.low=500", "--data.solver.high=100"],
+        "500",
+    ),
+    "no cells": ([*FIT, "--data.solver.cells=[0,4]"], "cells"),
+    "no simulations": ([*FIT, "--data.simulations=0"], "simulations", "at least 1"),
+    "no widths": ([*FIT, "--model.network.widths=[]"], "widths"),
+    "no data set": (["fit", "--data=x.zarr", *MODEL], "x.zarr is no data set"),
+    "too large a reservoir": (
+        [*FIT, "--data.reservoir.capacity=8 TiB"],
+        "8.00 TiB",
+        "Lower capacity",
+    ),
+    "too many held out": (
+        [*FIT, "--data.held_out=1000000"],
+        "TiB",
+        "Lower data.held_out",
+    ),
+}
+
+# The text of a workflow's recipe, then what the line must have behind its name.
+RECIPES = {
+    "nothing": ("", "expected a mapping of names to values, got NoneType"),
+    "a list": ("- 1", "expected a mapping of names to values, got list"),
+    "no YAML": ("a: [1", "not valid YAML", "line 1"),
+    "a key that is no text": (
+        "1: 2",
+        "expected a mapping of names to values, got dict",
+    ),
+    "argument": ("simulation: 3", "'simulation' of OnlineData", "'simulations'"),
+    "no solver": ("simulations: 3", "OnlineData needs 'solver'"),
+    "class": (
+        "solver: {class_path: surrogate_flow.solvers.Heat2}",
+        "solver: class_path",
+        "has no 'Heat2'. Did you mean 'Heat2D'",
+    ),
+    "class as text": ("solver: surrogate_flow.solvers.Heat2", "solver: ", "'Heat2D'"),
+    "module": (
+        "solver: {class_path: surrogate_flo.Heat2D}",
+        "solver: ",
+        "cannot import 'surrogate_flo'",
+    ),
+    "nested argument": (
+        f"solver: {{class_path: {HEAT}, init_args: {{cell: [9, 9]}}}}",
+        "solver.cell: unknown argument 'cell' of Heat2D. Did you mean 'cells'",
+    ),
+    "key": (
+        f"solver: {{class_path: {HEAT}, init_arg: {{}}}}",
+        "solver: unknown key 'init_arg'. Did you mean 'init_args'",
+    ),
+    "class that is no text": (
+        "solver: {class_path: 3}",
+        "solver: class_path: expected 'package.module.Class', got 3",
+    ),
+    "arguments that are no mapping": (
+        f"solver: {{class_path: {HEAT}, init_args: [1]}}",
+        "solver: expected a mapping of names to values, got list",
+    ),
+    "argument of a dataclass": (
+        "faults: {retry: 3}",
+        "faults.retry: ",
+        "Did you mean 'retries'",
+    ),
+    "limiter": (
+        "reservoir: {class_path: surrogate_flow.reservoir.Reservoir, "
+        "init_args: {limiter: {ratios: 4}}}",
+        "reservoir.limiter.ratios: ",
+        "Did you mean 'ratio'",
+    ),
+    "bare class": (
+        "reservoir: Resevoir",
+        "reservoir: no class 'Resevoir'. Did you mean 'Reservoir'",
+    ),
+    "value": (
+        f"solver: {{class_path: {HEAT}, init_args: {{steps: many}}}}",
+        "solver.steps: expected int, got 'many'",
+    ),
+    "no such name": ("solver: own_solvers.Other", "'own_solvers' has no 'Other'"),
+    "no solver's class": (
+        "solver: {class_path: own_solvers.NoSolver}",
+        "solver: expected a subclass of Solver, got NoSolver",
+    ),
+    "abstract": ("solver: own_solvers.NoSpec", "NoSpec has no spec yet"),
+    "required": (
+        "solver: own_solvers.Sized",
+        "solver: Sized needs 'size', which has no default",
+    ),
+    "behind a protocol": (
+        "solver: {class_path: own_solvers.Own, init_args: "
+        "{scheme: {class_path: own_solvers.Euler, init_args: {oder: 2}}}}",
+        "solver.scheme.oder: ",
+        "Did you mean 'order'",
+    ),
+}
+
+# The same for the recipe of a cluster.
+CLUSTERS = {
+    "no class": ("n_workers: 2", "expected class_path, and its arguments in init_args"),
+    "a list": ("- a", "expected a mapping of names to values, got list"),
+    "unknown class": (
+        "class_path: dask_jobqueue.SLURMClustr",
+        "Did you mean 'SLURMCluster'",
+    ),
+    "unknown key": (f"{QUEUE}\ndict_kwarg: {{}}", "Did you mean 'dict_kwargs'"),
+    "unknown argument": (
+        "class_path: distributed.LocalCluster\ninit_args: {n_worker: 2}",
+        "n_worker: unknown argument 'n_worker' of LocalCluster",
+        "Did you mean 'n_workers'",
+    ),
+}
+
+MODULE = """
+import typing
+from surrogate_flow import Solver
+from surrogate_flow.solvers import Heat2D
+
+class NoSolver:
+    pass
+
+class NoSpec(Solver):
+    def solve(self, parameters):
+        yield
+
+class Text(NoSpec):
+    spec = "nothing"
+
+class Method(NoSpec):
+    def spec(self):
+        return None
+
+class Sized(Heat2D):
+    def __init__(self, size: int, *, steps: int = 10):
+        super().__init__(steps=steps)
+
+class Scheme(typing.Protocol):
+    def step(self, x: float) -> float: ...
+
+class Euler:
+    def __init__(self, order: int = 1): ...
+    def step(self, x: float) -> float: ...
+
+class Own(Heat2D):
+    def __init__(self, scheme: Scheme | None = None):
+        super().__init__()
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    """An empty one with a module of the user's; opening a cluster fails the test."""
+
+    def refuse(*arguments, **others):
+        pytest.fail("a cluster was opened")
+
+    monkeypatch.setattr(surrogate_flow.data.study, "open_cluster", refuse)
+    monkeypatch.setattr(sys, "argv", ["surrogate-flow"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_solvers.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("own_solvers", None)
+
+
+def error_of(words, capsys):
+    """The one line that a command ends with."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    shown = [
+        line for line in capsys.readouterr().err.splitlines() if "Seed" not in line
+    ]
+    assert len(shown) == 1, shown
+    assert shown[0].startswith("surrogate-flow: error: ")
+    for noise in ("Traceback", "Namespace(", "usage:", "<class", "⟦"):
+        assert noise not in shown[0]
+    return shown[0].removeprefix("surrogate-flow: error: ")
+
+
+@pytest.mark.parametrize("words", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line(words, capsys, folder):
+    """It says what is wrong, where, and the nearest name; nothing is left behind."""
+    words, *expected = words
+    error = error_of(words, capsys)
+    for part in expected:
+        assert part in error
+    assert not list(folder.rglob("runs/**/*.*"))
+
+
+@pytest.mark.parametrize("row", RECIPES.values(), ids=RECIPES)
+def test_a_mistake_in_a_recipe_names_the_file_and_the_place(row, capsys):
+    """As one on the command line does the option."""
+    text, *expected = row
+    Path("wrong.yaml").write_text(text)
+    error = error_of(OWN, capsys)
+    assert error.startswith("wrong.yaml: ")
+    for part in expected:
+        assert part in error
+
+
+@pytest.mark.parametrize("row", CLUSTERS.values(), ids=CLUSTERS)
+def test_a_mistake_in_the_recipe_of_a_cluster_names_the_file(row, capsys):
+    """Its own, and the workflow's that has it."""
+    text, *expected = row
+    Path("wrong.yaml").write_text(text)
+    errors = [error_of([*FIT, "--data.cluster=wrong.yaml"], capsys)]
+    if "class_path" in text:
+        lines = "".join(f"  {line}\n" for line in text.splitlines())
+        Path("wrong.yaml").write_text(f"solver: {HEAT}\ncluster:\n{lines}")
+        errors.append(error_of(OWN, capsys))
+        assert errors[-1].startswith("wrong.yaml: cluster")
+    for error in errors:
+        assert error.startswith("wrong.yaml: ")
+        for part in expected:
+            assert part in error
+
+
+@pytest.mark.parametrize("text", ["a: [b", "- a", "trainr: {max_steps: 3}"])
+def test_broken_settings_of_a_run_are_named(text, capsys):
+    """A file given as --config that is none, or has an unknown section."""
+    Path("config.yaml").write_text(text)
+    error = error_of(["fit", "--config=config.yaml"], capsys)
+    assert error.startswith("config.yaml: ")
+    assert ("Did you mean '--trainer'" in error) == ("trainr" in text)
+
+
+@pytest.mark.parametrize("name", ["Text", "Method"])
+def test_a_solver_without_a_spec_is_named(name, capsys):
+    """However it is given."""
+    Path("own.yaml").write_text(f"solver: {{class_path: own_solvers.{name}}}")
+    for words in (
+        ["--data=own.yaml"],
+        ["--data=heat2d", f"--data.solver=own_solvers.{name}"],
+        ["--data=surrogate_flow.OnlineData", f"--data.solver=own_solvers.{name}"],
+    ):
+        error = error_of(["fit", *words, *MODEL], capsys)
+        assert f"{name}.spec: expected a FieldSpec" in error
+
+
+ASK = """
+import sys
+from surrogate_flow.cli import main
+try:
+    main({words!r})
+except SystemExit as ended:
+    assert ended.code == 2
+heavy = {{"torch", "pytorch_lightning", "distributed", "jsonargparse"}}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a command that is none",
+        "missing recipe",
+        "missing model",
+        "missing cluster",
+        "missing settings",
+        "missing checkpoint",
+        "no data",
+    ],
+)
+def test_a_misspelt_command_or_file_is_answered_at_once(name):
+    """In a process of its own: before the imports, which take seconds."""
+    words, *expected = MISTAKES[name]
+    done = subprocess.run(
+        [sys.executable, "-c", ASK.format(words=words)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() == "[]"
+    for part in expected:
+        assert part in done.stderr
+
+
+def test_a_text_that_is_not_known_loses_its_noise(capsys):
+    """What no pattern translates is shown as jsonargparse has it."""
+    message = (
+        'Parser key "data":\n  Does not validate against any of the Union subtypes\n'
+        "  Subtypes: [<class 'Data'>]\n  Errors:\n    - A new complaint\n"
+        "    - Expected a <class 'NoneType'>\n  Given value: Namespace(a=1)"
+    )
+    error = explain.Complaint(message, ArgumentParser()).explained()
+    assert str(error) == "A new complaint"
