@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
-import yaml
 from programs import fit
 from test_resume import SIMULATIONS, STEPS, lines, start, workflow
 
+from surrogate_flow.data.ranks import RankError, Ranks
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.dataset import Archive
 from surrogate_flow.fields.quantities import Parameter
+from surrogate_flow.fields.window import Direct
 from surrogate_flow.report.summary import Outcome
 from surrogate_flow.sampling import Uniform
 from surrogate_flow.solvers import Heat2D
@@ -61,12 +64,8 @@ def numbers():
     """First parameter of each training simulation -> its number."""
     bounds = Heat2D().spec.parameters
     assert isinstance(bounds[0], Parameter)
-    points = zip(
-        range(HELD_OUT, HELD_OUT + SIMULATIONS + 1),
-        Uniform(0).parameters(bounds),
-        strict=False,
-    )
-    return {round(point["initial"], 3): number for number, point in points}
+    points = Uniform(0).ask(0, SIMULATIONS + 1, bounds)
+    return {round(float(point[0]), 3): HELD_OUT + k for k, point in enumerate(points)}
 
 
 def samples(batches_of_rank, known):
@@ -156,11 +155,13 @@ def test_both_ranks_go_on_after_a_kill(tmp_path):
         )
     assert set(collections.Counter(trained).values()) == {1}
     assert len(trained) == SIMULATIONS * STEPS
-    process = start(tmp_path, "FIFO", "--ckpt_path=last", **options)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "another number of ranks" in output
-    assert "expected 1, got 2. Use --trainer.devices 2" in output
+
+
+def test_a_checkpoint_is_of_as_many_ranks():
+    """Each has its share of the simulations: the remedy is as many devices again."""
+    with pytest.raises(RankError, match=r"1, got 2\. Use --trainer\.devices 2"):
+        Ranks().share_of([{}, {}])
+    assert Ranks().share_of(["mine"]) == "mine"
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -214,43 +215,59 @@ def test_ctrl_c_ends_both_with_a_checkpoint(tmp_path):
     assert gone(children)
 
 
-@pytest.mark.parametrize("limit", ["max_steps=25", "max_time=00:00:00:06"])
-def test_both_end_at_the_same_step(limit, tmp_path):
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory):
+    """The folder of a run that two ranks ended after 25 steps, with what they sent."""
+    folder = tmp_path_factory.mktemp("limited")
+    process = start(
+        folder,
+        "Reservoir",
+        *TWO,
+        "--trainer.max_steps=25",
+        "--trainer.callbacks+=recorder.Eavesdropper",
+        f"--trainer.callbacks.path={folder / 'sent'}",
+        held_out=HELD_OUT,
+        simulations=None,
+    )
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, output
+    return folder
+
+
+def test_both_end_at_max_steps(limited):
+    both = [[step for step, _ in rank] for rank in batches(limited)]
+    assert both[0] == both[1] == list(range(25))
+
+
+def test_ranks_tell_each_other_no_keys(limited):
+    """What torch.distributed sends could be read on the way: only the names of the keys' files go there."""
+    sent = b"".join((limited / f"sent.{rank}").read_bytes() for rank in range(2))
+    assert b"tls://127.0.0.1:" in sent
+    assert b".keys-" in sent
+    assert b"-----BEGIN" not in sent
+    assert not list(limited.glob("**/.keys-*"))
+
+
+def test_both_end_at_the_same_moment(tmp_path):
     """However the clocks of the two differ."""
     options = {"held_out": HELD_OUT, "simulations": None}
-    process = start(tmp_path, "Reservoir", *TWO, f"--trainer.{limit}", **options)
+    process = start(
+        tmp_path, "Reservoir", *TWO, "--trainer.max_time=00:00:00:06", **options
+    )
     output, _ = process.communicate(timeout=110)
     assert process.returncode == 0, output
     both = [[step for step, _ in rank] for rank in batches(tmp_path)]
     assert both[0] == both[1]
-    assert both[0][-1] == 24 if "steps" in limit else both[0][-1] > 0
+    assert both[0][-1] > 0
 
 
-def test_ranks_tell_each_other_no_keys(tmp_path):
-    """What torch.distributed sends could be read on the way: only the names of the keys' files go there."""
-    process = fit(
-        tmp_path,
-        workflow("FIFO", held_out=HELD_OUT, simulations=10),
-        *TWO,
-        "--trainer.callbacks+=recorder.Eavesdropper",
-        f"--trainer.callbacks.path={tmp_path / 'sent'}",
-    )
-    output, _ = process.communicate(timeout=110)
-    assert process.returncode == 0, output
-    sent = b"".join((tmp_path / f"sent.{rank}").read_bytes() for rank in range(2))
-    assert b"tls://127.0.0.1:" in sent
-    assert b".keys-" in sent
-    assert b"-----BEGIN" not in sent
-    assert not list(tmp_path.glob("**/.keys-*"))
-
-
-def test_too_few_held_out_simulations(tmp_path):
-    """Each rank needs one to validate with; both ranks say so, and end."""
-    (tmp_path / "w.yaml").write_text(yaml.safe_dump({}))
-    process = start(tmp_path, "FIFO", *TWO, held_out=1)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "expected at least one simulation for each of 2 ranks, got 1" in output
+def test_too_few_held_out_simulations():
+    """Each rank needs one to validate with; all ranks find that out."""
+    for rank in range(2):
+        with pytest.raises(ValueError, match="for each of 2 ranks, got 1"):
+            ValidationSet.of_rank(
+                SimpleNamespace(rank=rank, world=2), Heat2D().spec, Direct(), 1, 1
+            )
 
 
 ELSEWHERE = """
