@@ -109,6 +109,7 @@ class Watch(L.Callback):
         cluster, own = self.clusters[0], Vitals.of()
         status = self._data.status()
         assert status is not None, "the study has started"
+        assert status.ensemble is not None, "it runs online"
         assert cluster.scheduler is not None, "it lives in this process"
         assert cluster.loop is not None, "it has started"
         loop: asyncio.AbstractEventLoop = cluster.loop.asyncio_loop  # type: ignore  # tornado has no types
@@ -121,7 +122,7 @@ class Watch(L.Callback):
             own.files,
             len(cluster.scheduler.tasks),
             len(asyncio.all_tasks(loop)),
-            status.simulations.done,
+            status.ensemble.done,
             batches,
         )
 

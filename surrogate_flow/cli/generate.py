@@ -24,8 +24,7 @@ from surrogate_flow.data.planned import planned
 from surrogate_flow.data.study import Study
 from surrogate_flow.dataset import Archive
 from surrogate_flow.ensemble.stats import EnsembleStats
-from surrogate_flow.report.console import the_console
-from surrogate_flow.report.ticker import Ticker
+from surrogate_flow.report.console import LiveLine, the_console
 from surrogate_flow.stream import Discard
 
 __all__ = ["Generation", "add_arguments", "generate", "run"]
@@ -183,7 +182,7 @@ def generate(data: OnlineData, path: Path, console: Console) -> bool:
     generation = Generation(data, path)
     archive, ended = generation.archive, True
     if generation.missing:
-        ticker = Ticker(generation.line, console, every=_EVERY)
+        ticker = LiveLine(generation.line, console, every=_EVERY)
         with stop_requested() as told:
             ticker.start()
             try:

@@ -30,7 +30,8 @@ from surrogate_flow.cli.signals import stop_requested
 from surrogate_flow.data.module import SurrogateData
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import class_at, with_present_names
-from surrogate_flow.report.console import the_console
+from surrogate_flow.report.console import hush, show_logs, the_console
+from surrogate_flow.report.monitor import Monitor
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.report.report import Report
 from surrogate_flow.report.rollout import RolloutReport
@@ -194,9 +195,10 @@ class SurrogateCLI(LightningCLI):
 
     def _trainer(self, config: Any, kwargs: dict[str, Any]) -> L.Trainer:
         folder, console = self._folder, the_console()
-        callbacks: list[L.Callback] = []
-        if config.get("enable_progress_bar") is not False:
-            callbacks.append(ProgressLine(console))
+        bar = config.get("enable_progress_bar") is not False
+        lines = [ProgressLine(console)] if bar else []
+        # The line's last state is the monitor's last status.
+        callbacks: list[L.Callback] = [Monitor(folder, lines), *lines]
         if config.get("logger") in (None, True):
             kwargs["logger"] = [
                 MetricsTable(folder, name="", version=""),

@@ -21,7 +21,7 @@ __all__ = ["discard", "job_checkpoint", "last_checkpoint", "new_folder", "tidy"]
 logger = logging.getLogger(__name__)
 
 _GIVEN = "SURROGATE_FLOW_RUN"  # to the processes of a run's other ranks
-_EVENTS = "events.out.tfevents."
+_WATCHED = ("events.out.tfevents.", "telemetry")
 _ROOM = 2**16  # bytes that a run writes at its very beginning
 
 
@@ -93,13 +93,14 @@ def discard(folder: Path, made: Sequence[Path]) -> None:
     Parameters
     ----------
     folder : Path
-        Of the run. Until a run begins there are the empty events of TensorBoard in it.
+        Of the run. Until a run begins there are only the empty events of TensorBoard
+        in it, and the first seconds of its telemetry.
     made : sequence of Path
         As `new_folder` returned it.
     """
     with contextlib.suppress(OSError):
         left = list(folder.glob("*"))
-        if all(path.name.startswith(_EVENTS) for path in left):
+        if all(path.name.startswith(_WATCHED) for path in left):
             for path in left:
                 path.unlink()
             for empty in (folder, *made):

@@ -10,7 +10,7 @@ import pytorch_lightning as L
 from jaxtyping import Float
 
 from surrogate_flow.data.ranks import Ranks
-from surrogate_flow.data.status import Status, StoredStatus
+from surrogate_flow.data.status import Status
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.sampling import Observations
@@ -76,7 +76,7 @@ class SurrogateData(L.LightningDataModule, ABC):
         """Return mean and std of each variable, over what is trained on first."""
 
     @abstractmethod
-    def status(self) -> Status | StoredStatus | None:
+    def status(self) -> Status | None:
         """Return its state, or None before it has begun."""
 
     @abstractmethod

@@ -363,12 +363,11 @@ class OnlineData(SurrogateData):
         done, failed = self.memory.before if self.memory else (0, 0)
         progress = self.study.progress()
         return Status(
-            simulations=replace(
+            ensemble=replace(
                 progress, done=progress.done + done, failed=progress.failed + failed
             ),
-            reservoir=None if self.store is None else self.store.counters(),
+            store=None if self.store is None else self.store.counters(),
             stream=self.study.inlet.counters(),
-            held_out=self.held_out.progress,
             waiting="; ".join(
                 filter(None, [self._sinks.trainer_waits(), self.study.held_up()])
             ),

@@ -19,7 +19,7 @@ from surrogate_flow.data.module import Cost, SurrogateData
 from surrogate_flow.data.prefetch import Prefetch, in_step
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.shuffle import Shuffled
-from surrogate_flow.data.status import StoredStatus
+from surrogate_flow.data.status import DatasetStats, Status
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.fields.window import Direct
@@ -277,18 +277,20 @@ class StoredData(SurrogateData):
         self.ranks.leave()
         self.close()
 
-    def status(self) -> StoredStatus | None:
+    def status(self) -> Status | None:
         """Return how much was read, or None before that begins."""
         samples, loader = self._samples, self._loader
         if samples is None:
             return None
         size = len(self._shares[self.ranks.rank]) * self.spec.steps
-        return StoredStatus(
-            name=self.path.name,
-            epoch=max(0, loader.epoch if loader else 0),
-            read=samples.read,
-            whole=size * self.spec.step_bytes,
-            in_memory=samples.fits,
+        return Status(
+            dataset=DatasetStats(
+                name=self.path.name,
+                epoch=max(0, loader.epoch if loader else 0),
+                read=samples.read,
+                total=size * self.spec.step_bytes,
+                in_memory=samples.fits,
+            )
         )
 
 

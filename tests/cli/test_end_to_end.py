@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+from itertools import pairwise
 
 import numpy as np
 import programs
@@ -87,6 +88,26 @@ def test_leaves_the_run_folder(run):
     errors = [float(r["val_relative_l2"]) for r in rows if r["val_relative_l2"]]
     assert len(errors) >= 2
     assert errors[-1] < errors[0]
+
+
+def test_telemetry_ends_with_the_final_counts(run):
+    """Every simulation, step and sample is in its last row, and no count ever fell."""
+    _, path = run
+    with (path / "telemetry.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    last, summary = rows[-1], Outcome.read(path)
+    assert int(last["simulations_done"]) == summary.simulations == 304
+    assert (last["simulations_failed"], last["simulations_running"]) == ("0", "0")
+    assert int(last["steps_received"]) == 304 * STEPS
+    assert int(last["bytes_received"]) == 304 * STEPS * 4 * CELLS[0] * CELLS[1]
+    assert int(last["inserted"]) == summary.unique_samples == 300 * STEPS
+    assert int(last["samples"]) == summary.samples
+    assert int(last["step"]) == summary.batches
+    for name in ("step", "samples", "simulations_done", "steps_received", "drawn"):
+        values = [int(row[name]) for row in rows]
+        assert values == sorted(values)
+    seconds = [float(row["seconds"]) for row in rows]
+    assert min(b - a for a, b in pairwise(seconds[:-1])) > 0.99
 
 
 def test_picture_is_a_picture(run):

@@ -385,7 +385,7 @@ def test_a_run_goes_on_when_its_data_set_cannot_be_written(
     # What a file system that a worker does not reach looks like.
     (path / "u").rename(tmp_path / "u")
     trained = sum(len(batch.step) for batch in data.train_dataloader())
-    assert data.status().simulations.failed == 0
+    assert data.status().ensemble.failed == 0
     (tmp_path / "u").rename(path / "u")
     data.close()
     assert trained == 9 * STEPS

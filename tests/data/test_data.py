@@ -101,8 +101,8 @@ def test_reception_goes_on_while_validation_runs(opened):
     data = opened(reservoir=partial(FIFO, capacity=1000))
     next(iter(data.val_dataloader()))
     assert data.study._ensemble.wait(60)
-    assert data.status().reservoir.population == 30 * STEPS
-    assert data.status().simulations.done == 33
+    assert data.status().store.population == 30 * STEPS
+    assert data.status().ensemble.done == 33
 
 
 class Kept(L.Callback):

@@ -6,7 +6,7 @@ from batch import wait_until
 from rich.console import Console
 from rich.text import Text
 
-from surrogate_flow.report.ticker import Ticker
+from surrogate_flow.report.console import LiveLine
 
 
 def ticked(last):
@@ -18,11 +18,11 @@ def ticked(last):
         return Text(now)
 
     now = "one"
-    ticker = Ticker(line, Console(file=file, width=80), every=0.01)
-    ticker.start()
+    live = LiveLine(line, Console(file=file, width=80), every=0.01)
+    live.start()
     wait_until(lambda: len(states) > 2)
     now = last
-    ticker.stop()
+    live.stop()
     return len(states), file.getvalue().split()
 
 

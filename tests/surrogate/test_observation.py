@@ -1,25 +1,14 @@
 """The loss of each sample: their mean is what is trained on, and each has its own simulation."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import pytorch_lightning as L
 import torch
+from filled import SIMULATIONS, SPEC, Filled, fit, parameters_of
 from laws import trajectory
 from torch import nn
 
-from surrogate_flow.data.module import Cost, SurrogateData
-from surrogate_flow.data.online_loader import OnlineLoader
-from surrogate_flow.fields.window import Autoregressive
-from surrogate_flow.nn import FullyConnected
-from surrogate_flow.reservoir import FIRO, PendingBatches
-from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.observation import Feedback, sample_losses
-from surrogate_flow.surrogate.surrogate import Surrogate
-
-SPEC = Heat2D(cells=(6, 4), steps=7).spec
-SIMULATIONS = 5
 
 
 class RelativeL2(nn.Module):
@@ -65,48 +54,6 @@ def test_other_losses_give_every_sample_that_of_the_batch(loss):
     assert losses.tolist() == [loss(prediction, target).item()] * 8
 
 
-class Filled(SurrogateData):
-    """Batches of a reservoir that holds some simulations, and what was observed of them."""
-
-    spec, workflow, held_out, validated = SPEC, "filled", None, 0
-
-    def __init__(self, observes):
-        super().__init__()
-        self.observes = observes
-        self.seen = []
-        self.window = Autoregressive(1, 2, unroll=1)
-        self.store = FIRO(SPEC, self.window, 4, capacity=60, threshold=4)
-        for number in range(SIMULATIONS):
-            steps = trajectory(SPEC, number, 0, SPEC.steps)
-            self.store.offer(number, 0, steps, parameters_of(number))
-            self.store.close(number, complete=True)
-        self.store.end_reception()
-
-    def moments(self):
-        return np.array([250.0]), np.array([100.0])
-
-    def train_dataloader(self):
-        return OnlineLoader(
-            self.store, self.window, flight=PendingBatches(), check=lambda: None
-        )
-
-    def observe(self, seen):
-        self.seen.append(seen)
-
-    def status(self):
-        return None
-
-    def effort(self):
-        return Cost(0, 0, 0.0)
-
-    def stop(self):
-        pass
-
-
-def parameters_of(number):
-    return np.arange(5.0, dtype=np.float32) + 10 * number
-
-
 class Batches(L.Callback):
     """What was trained, and its loss."""
 
@@ -117,29 +64,16 @@ class Batches(L.Callback):
         self.trained.append((batch, outputs["loss"].item()))
 
 
-def fit(observes, tmp_path):
+def observed(observes, tmp_path):
+    """The surrogate, its data and the batches of a fit."""
     data, batches = Filled(observes), Batches()
-    torch.manual_seed(0)
-    surrogate = Surrogate(
-        SPEC, partial(FullyConnected, widths=(8,)), window=data.window
-    )
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[batches],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(surrogate, data)
+    surrogate, _ = fit(data, tmp_path, batches)
     return surrogate, data, batches.trained
 
 
 def test_each_training_step_is_observed(tmp_path):
     """Simulation, step and parameters are those that the store drew; the mean is the loss."""
-    _, data, trained = fit(True, tmp_path)
+    _, data, trained = observed(True, tmp_path)
     windows = data.window.samples(SPEC.steps)
     assert sum(len(seen.loss) for seen in data.seen) == SIMULATIONS * windows
     assert len(data.seen) == len(trained)
@@ -160,8 +94,8 @@ def test_each_training_step_is_observed(tmp_path):
 
 def test_listening_changes_no_training(tmp_path):
     """With and without somebody who listens the weights are the same, to the last bit."""
-    one, _, _ = fit(True, tmp_path)
-    other, data, _ = fit(False, tmp_path)
+    one, _, _ = observed(True, tmp_path)
+    other, data, _ = observed(False, tmp_path)
     assert not data.seen
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -1,0 +1,321 @@
+"""The state of a run, once a second: in memory, in a table, and to listeners."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytorch_lightning as L
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from surrogate_flow.data.module import SurrogateData
+from surrogate_flow.data.status import Status, TrainingStats
+from surrogate_flow.files import tolerate_full_disk
+
+__all__ = ["COLUMNS", "Clock", "Listener", "Monitor", "telemetry"]
+
+logger = logging.getLogger(__name__)
+
+_INTERVAL = 1.0  # seconds between two looks
+_WINDOW = 5.0  # seconds over which samples/s is averaged
+
+#: What each column of telemetry.csv is. Counts are totals since the run began, and so
+#: never fall; a column is empty in runs that have no such thing.
+COLUMNS: Mapping[str, str] = {
+    "seconds": "since the run began to be watched",
+    "step": "steps of the optimizer",
+    "loss": "of the last batch, in normalised units",
+    "samples": "trained by this process, repetitions counted",
+    "samples_per_second": "over the last five seconds",
+    "simulations_done": "simulations that are complete",
+    "simulations_running": "now",
+    "simulations_failed": "for good",
+    "simulations_retried": "attempts that failed and were repeated",
+    "workers": "now",
+    "steps_received": "time steps that arrived, without duplicates",
+    "bytes_received": "their size, in bytes",
+    "connections": "of simulations, now",
+    "bytes_pending": "that arrived and wait for the reservoir, now",
+    "population": "samples in the reservoir, now",
+    "unseen": "those of them that were never drawn",
+    "inserted": "samples that entered the reservoir",
+    "drawn": "samples that were drawn, repetitions counted",
+    "evicted": "samples that left the reservoir to make room",
+    "put_wait_seconds": "in which the reservoir refused steps",
+    "draw_wait_seconds": "in which the trainer waited for a batch",
+    "epoch": "number of the pass over the data set, from 0",
+    "bytes_read": "from the data set, in bytes",
+    "waiting": "who waits for whom, in words",
+}
+
+
+class Listener(Protocol):
+    """Somebody who wants each `Status`, such as the progress line."""
+
+    def __call__(self, status: Status) -> None:
+        """Take one; called in the monitor's thread, which waits for it to return."""
+
+
+class Clock:
+    """The time, and a wait that an event ends."""
+
+    def now(self) -> float:
+        """Return the time in seconds, from any beginning."""
+        return time.monotonic()
+
+    def wait(self, over: threading.Event, seconds: float) -> bool:
+        """Wait for so long at most; return whether the event is set."""
+        return over.wait(seconds)
+
+
+class Monitor(Callback):
+    """Makes one `Status` a second while Lightning runs, and a last one at its end.
+
+    Each goes into a ring of bounded length, into telemetry.csv (telemetry_1.csv for
+    rank 1), to TensorBoard if that is a logger of the trainer, and to the listeners.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    listeners : sequence of Listener
+    kept : int
+        Length of the ring.
+    clock : Clock, optional
+
+    Attributes
+    ----------
+    statuses : deque of Status
+        The ring, the newest last.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        listeners: Sequence[Listener] = (),
+        *,
+        kept: int = 600,
+        clock: Clock | None = None,
+    ) -> None:
+        self.folder = folder
+        self.statuses: deque[Status] = deque(maxlen=kept)
+        self._listeners = list(listeners)
+        self._clock = clock or Clock()
+        self._begin = self._clock.now()
+        self._table: _Table | None = None
+        self._scalars: list[TensorBoardLogger] = []
+        self._thread: threading.Thread | None = None
+        self._over = threading.Event()
+        self._trainer: L.Trainer | None = None
+        self._stage = ""
+        self._loss: Any = None
+        self._validation: float | None = None
+        # When the last batch had been trained, and how many samples by then.
+        self._trained = (0.0, 0)
+        self._recent: deque[tuple[float, int]] = deque()
+        self._final_rate: float | None = None
+
+    def setup(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
+    ) -> None:
+        """Begin to watch."""
+        if self._thread is not None:
+            return
+        rank = trainer.global_rank
+        name = f"telemetry{f'_{rank}' if rank else ''}.csv"
+        self._table = _Table(self.folder / name)
+        self._scalars = [
+            scalars
+            for scalars in trainer.loggers
+            if isinstance(scalars, TensorBoardLogger)
+        ]
+        self._trainer, self._stage = trainer, stage
+        self._over.clear()
+        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
+        self._thread.start()
+
+    def teardown(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
+    ) -> None:
+        """Take the last status, after the data have ended."""
+        self._end()
+
+    def on_exception(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        """Take the last status of a run that fails."""
+        self._end()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, index: int
+    ) -> None:
+        """Note when the training began."""
+        if not self._trained[1]:
+            self._trained = self._clock.now(), 0
+            self._recent.append(self._trained)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Note that a batch has been trained."""
+        self._trained = self._clock.now(), self._trained[1] + len(batch.step)
+        # A number of it is made once a second, in the monitor's thread: on a GPU that
+        # waits for the batch.
+        self._loss = outputs["loss"]
+
+    def on_validation_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> None:
+        """Note the validation error."""
+        if "val_relative_l2" in trainer.callback_metrics:
+            self._validation = float(trainer.callback_metrics["val_relative_l2"])
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the pace as it was: nothing is trained any more."""
+        self._final_rate = self._rate()
+
+    def sample(self) -> Status:
+        """Take the status of this moment, and hand it on."""
+        trainer = self._trainer
+        assert trainer is not None, "setup() notes it"
+        # Lightning declares an attribute where a trainer without data module has none.
+        data = getattr(trainer, "datamodule", None)
+        status = data.status() if isinstance(data, SurrogateData) else None
+        rate = self._rate() if self._final_rate is None else self._final_rate
+        status = replace(
+            status or Status(),
+            seconds=self._clock.now() - self._begin,
+            training=TrainingStats(
+                stage=self._stage,
+                ranks=trainer.world_size,
+                step=trainer.global_step,
+                samples=self._trained[1],
+                samples_per_second=rate,
+                loss=None if self._loss is None else float(self._loss),
+                validation=self._validation,
+            ),
+        )
+        self.statuses.append(status)
+        row = telemetry(status)
+        if self._table is not None:
+            self._table.append(row)
+        scalars = {
+            f"telemetry/{name}": value
+            for name, value in row.items()
+            if isinstance(value, int | float)
+        }
+        for board in self._scalars:
+            board.log_metrics(scalars, trainer.global_step)
+        for listener in self._listeners:
+            listener(status)
+        return status
+
+    def _watch(self) -> None:
+        try:
+            while not self._clock.wait(self._over, _INTERVAL):
+                self.sample()
+        except Exception:
+            # The run is worth more than what is known of it.
+            logger.exception("The run is watched no longer.")
+
+    def _end(self) -> None:
+        if self._thread is None:
+            return
+        self._over.set()
+        self._thread.join()
+        self._thread = None
+        self.sample()
+
+    def _rate(self) -> float:
+        trained, recent = self._trained, self._recent
+        since = self._clock.now() - _WINDOW
+        recent.append(trained)
+        while recent and recent[0][0] < since:
+            recent.popleft()
+        seconds = trained[0] - recent[0][0] if recent else 0.0
+        return (trained[1] - recent[0][1]) / seconds if seconds else 0.0
+
+
+class _Table:
+    """Rows appended to a CSV file, each complete or absent, while the disk has room."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = path.stat().st_size if path.is_file() else 0
+        self._full = False
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        # A full disk is logged once, and tried again with each row.
+        tolerant = suppress(OSError) if self._full else tolerate_full_disk(self._path)
+        text = io.StringIO()
+        rows = csv.DictWriter(text, COLUMNS)
+        if not self._size:
+            rows.writeheader()
+        rows.writerow(row)
+        self._full = True
+        with tolerant:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                # Without the part of a row that a full disk may have left.
+                file.truncate(self._size)
+                file.write(text.getvalue().encode())
+            self._size = self._path.stat().st_size
+            self._full = False
+
+
+def telemetry(status: Status) -> dict[str, Any]:
+    """Return a row of telemetry.csv, without the columns that a run does not have."""
+    row: dict[str, Any] = {"seconds": round(status.seconds, 3)}
+    if (t := status.training) is not None:
+        row |= {
+            "step": t.step,
+            "loss": t.loss,
+            "samples": t.samples,
+            "samples_per_second": round(t.samples_per_second, 1),
+        }
+    if (e := status.ensemble) is not None:
+        row |= {
+            "simulations_done": e.done,
+            "simulations_running": e.running,
+            "simulations_failed": e.failed,
+            "simulations_retried": e.retried,
+            "workers": e.workers,
+        }
+    if (i := status.stream) is not None:
+        row |= {
+            "steps_received": i.steps,
+            "bytes_received": i.bytes,
+            "connections": i.connections,
+            "bytes_pending": i.pending,
+        }
+    if (s := status.store) is not None:
+        row |= {
+            "population": s.population,
+            "unseen": s.unseen,
+            "inserted": s.inserted,
+            "drawn": s.drawn,
+            "evicted": s.evicted,
+            "put_wait_seconds": round(s.put_wait, 3),
+            "draw_wait_seconds": round(s.draw_wait, 3),
+        }
+    if (d := status.dataset) is not None:
+        row |= {"epoch": d.epoch, "bytes_read": d.read}
+    return {**row, "waiting": status.waiting}
