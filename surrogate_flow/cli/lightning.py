@@ -30,7 +30,7 @@ from surrogate_flow.cli.signals import stop_requested
 from surrogate_flow.data.module import SurrogateData
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import class_at, with_present_names
-from surrogate_flow.report.console import hush, show_logs, the_console
+from surrogate_flow.report.console import the_console
 from surrogate_flow.report.monitor import Monitor
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.report.report import Report

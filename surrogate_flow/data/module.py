@@ -13,9 +13,10 @@ from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.status import Status
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Direct, Window
 from surrogate_flow.sampling import Observations
 
-__all__ = ["Cost", "SurrogateData"]
+__all__ = ["Cost", "SurrogateData", "ranks_and_window"]
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,11 @@ class SurrogateData(L.LightningDataModule, ABC):
     @abstractmethod
     def stop(self) -> None:
         """Deliver no further batch; what waits wakes up."""
+
+
+def ranks_and_window(trainer: L.Trainer | None) -> tuple[Ranks, Window]:
+    """Return the processes of a trainer, and the window of what it trains."""
+    if trainer is None:
+        return Ranks(), Direct()
+    window = getattr(trainer.lightning_module, "window", None)
+    return Ranks(trainer.global_rank, trainer.world_size), window or Direct()

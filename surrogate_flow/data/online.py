@@ -18,7 +18,7 @@ from surrogate_flow.data.archiving import Tee
 from surrogate_flow.data.checkpoint import StudyCheckpoint
 from surrogate_flow.data.checkpoint_folder import checkpoint_folder
 from surrogate_flow.data.first_fill import FirstFill
-from surrogate_flow.data.module import Cost, SurrogateData
+from surrogate_flow.data.module import Cost, SurrogateData, ranks_and_window
 from surrogate_flow.data.online_loader import AppliedBatches, OnlineLoader
 from surrogate_flow.data.ranks import Ranks, State
 from surrogate_flow.data.router import Router
@@ -27,7 +27,7 @@ from surrogate_flow.data.study import Study
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.fields.window import Direct, Window
+from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Reservoir, Store
 from surrogate_flow.sampling import Design, Observations, Sampler, Uniform
 from surrogate_flow.solvers.solver import Solver, spec_of
@@ -143,12 +143,8 @@ class OnlineData(SurrogateData):
             # Opened again. A signal that came before the first time still counts.
             self._stopped.clear()
         self.store = self.memory = self._loader = None
-        trainer = self.trainer
-        self.ranks = (
-            Ranks(trainer.global_rank, trainer.world_size) if trainer else Ranks()
-        )
-        module = trainer.lightning_module if trainer else None
-        self.window = window = getattr(module, "window", None) or Direct()
+        self.ranks, window = ranks_and_window(self.trainer)
+        self.window = window
         with self.ranks.fail_together():
             # First: it refuses more simulations than fit into memory.
             self.held_out = ValidationSet.of_rank(

@@ -1,4 +1,4 @@
-"""A data set that was generated before, read to train on: the offline baseline."""
+"""Training from a data set on disk: the offline baseline."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import pytorch_lightning as L
 from dask.utils import format_bytes, parse_bytes
 from jaxtyping import Float
 
-from surrogate_flow.data.module import Cost, SurrogateData
+from surrogate_flow.data.module import Cost, SurrogateData, ranks_and_window
 from surrogate_flow.data.prefetch import Prefetch, in_step
 from surrogate_flow.data.ranks import Ranks
-from surrogate_flow.data.shuffle import Shuffled
+from surrogate_flow.data.shuffle import ShuffledReader
 from surrogate_flow.data.status import DatasetStats, Status
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.dataset import Archive, ArchiveError
-from surrogate_flow.fields.window import Direct
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.reservoir.moments import Moments
 from surrogate_flow.surrogate.batch import Batch
 
-__all__ = ["StoredData"]
+__all__ = ["StoredData", "StoredLoader"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,25 +37,26 @@ class StoredData(SurrogateData):
     What fits into `memory` is read once in all. Of a larger data set each chunk is read
     once an epoch, unless windows have several steps and a simulation is larger than a
     sixteenth of the memory: then chunks at the borders of its pieces are read twice,
-    few where memory is many chunks; `Shuffled` has the bound. Threads read ahead while
-    the trainer works. Of several ranks each has its share of the simulations.
+    few where memory is many chunks; `ShuffledReader` has the bound. Threads read ahead
+    while the trainer works. Each rank has its share of the simulations.
 
     Parameters
     ----------
     path : Path
-        That ``surrogate-flow generate --output`` or ``--data.archive`` wrote.
+        Of a data set that ``surrogate-flow generate --output`` or ``--data.archive``
+        wrote.
     batch_size : int
         Samples of a batch.
     memory : str or int
-        For fields to train on, of each rank, such as ``"4 GiB"``, or in bytes. A larger
-        data set is shuffled in blocks of half of it. The held-out simulations, and the
-        batches under way, come on top.
+        Size of the fields in memory, on each rank, such as ``"4 GiB"``, or in bytes. A
+        larger data set is shuffled in blocks of half of it. The held-out simulations
+        and the batches in preparation take memory besides.
     threads : int, optional
-        That read; one a core, eight at most, by default.
+        Number of threads that read; one a core, eight at most, by default.
     seed : int
-        Of the order of the samples, another one in each epoch.
+        Of the order of the samples, which differs between epochs.
     name : str, optional
-        Of the workflow, in folders; that of the data set and ``_stored`` by default.
+        Workflow's name in folders; that of the data set and ``_stored`` by default.
 
     Raises
     ------
@@ -77,16 +78,18 @@ class StoredData(SurrogateData):
         name: str = "",
     ) -> None:
         super().__init__()
-        for what, value in (("batch_size", batch_size), ("threads", threads)):
-            if value is not None and value < 1:
-                raise ValueError(f"{what}: expected at least 1, got {value}.")
-        if seed < 0:
-            raise ValueError(f"seed: expected a whole number >= 0, got {seed}.")
+        for what, value, least in (
+            ("batch_size", batch_size, 1),
+            ("threads", threads, 1),
+            ("seed", seed, 0),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"data.{what}", f"at least {least}", value)
         try:
             self.memory = int(parse_bytes(memory))
         except ValueError as error:
-            raise ValueError(
-                f"memory: expected a size such as '4 GiB', got {memory!r}."
+            raise UserError(
+                "data.memory", "a size such as '4 GiB'", repr(memory)
             ) from error
         self.path = Path(path)
         self.archive = Archive(self.path)
@@ -98,7 +101,7 @@ class StoredData(SurrogateData):
         self.held_out: ValidationSet | None = None
         self.validated = 0
         self.ranks = Ranks()
-        self._samples: Shuffled | None = None
+        self._samples: ShuffledReader | None = None
         self._loader: StoredLoader | None = None
         self._stopped = threading.Event()
 
@@ -113,90 +116,75 @@ class StoredData(SurrogateData):
         if self.held_out is not None:
             return
         self._stopped.clear()
-        trainer = self.trainer
-        self.ranks = (
-            Ranks(trainer.global_rank, trainer.world_size) if trainer else Ranks()
-        )
-        module = trainer.lightning_module if trainer else None
-        self.window = getattr(module, "window", None) or Direct()
-        with self.ranks.fail_together():
-            whole = self._whole(stage)
-            count, rank, world = (
-                self.archive.held_out,
-                self.ranks.rank,
-                self.ranks.world,
-            )
+        self.ranks, self.window = ranks, window = ranks_and_window(self.trainer)
+        count = self.archive.held_out
+        with ranks.fail_together():
+            complete = self._complete(stage)
             held_out = ValidationSet.of_rank(
-                self.ranks, self.spec, self.window, self.batch_size, count
+                ranks, self.spec, window, self.batch_size, count
             )
-            self._read_held_out(held_out, [n for n in whole if n < count])
-            train = [n for n in whole if n >= count]
-            self._shares = [train[k::world] for k in range(world)]
+            self._read_held_out(held_out, complete)
+            train = [n for n in complete if n >= count]
+            self._shares = [train[k :: ranks.world] for k in range(ranks.world)]
             if stage == "fit":
-                self._samples = Shuffled(
+                self._samples = ShuffledReader(
                     self.archive,
-                    self._shares[rank],
-                    self.window,
+                    self._shares[ranks.rank],
+                    window,
                     memory=self.memory,
                     threads=self.threads,
-                    seed=(self.seed, rank),
+                    seed=(self.seed, ranks.rank),
                 )
-        self.validated = held_out.validated(self.ranks, count)
+        self.validated = held_out.validated(ranks, count)
         self.held_out = held_out
-        if rank == 0 and self._samples is not None:
-            self._say(len(train))
+        if ranks.rank == 0 and self._samples is not None:
+            logger.info(
+                "%s: %d simulations to train on, %s of fields, %s",
+                self.path,
+                len(train),
+                format_bytes(len(train) * self.spec.steps * self.spec.step_bytes),
+                self._samples.describe(),
+            )
 
-    def _whole(self, stage: str) -> list[int]:
-        whole, archive = self.archive.complete(), self.archive
-        train = [n for n in whole if n >= archive.held_out]
-        if stage == "fit" and not train:
+    def _complete(self, stage: str) -> list[int]:
+        """Return the complete simulations, none of whose chunks is missing."""
+        complete, archive = self.archive.complete(), self.archive
+        if stage == "fit" and not any(n >= archive.held_out for n in complete):
             raise ArchiveError(
                 f"{self.path}: none of its {archive.simulations - archive.held_out} "
-                "training simulations is whole: there is nothing to train on. Type "
-                f"the command that generates it again: {archive.attributes['command']}"
+                "training simulations is complete: there is nothing to train on.",
+                remedy="Type the command that generates it again: "
+                f"{archive.attributes['command']}",
             )
-        archive.require_chunks(whole)
-        if len(whole) < archive.simulations and self.ranks.rank == 0:
+        archive.require_chunks(complete)
+        if len(complete) < archive.simulations and self.ranks.rank == 0:
             logger.warning(
-                "%s: %d of %d simulations are whole; the others failed, or have not "
+                "%s: %d of %d simulations are complete; the others failed, or have not "
                 "been generated yet.",
                 self.path,
-                len(whole),
+                len(complete),
                 archive.simulations,
             )
-        return whole
+        return complete
 
-    def _read_held_out(self, held_out: ValidationSet, whole: list[int]) -> None:
-        mine = [n for n in whole if self.ranks.mine(n)]
+    def _read_held_out(self, held_out: ValidationSet, complete: list[int]) -> None:
         fields = np.empty(held_out.fields.shape[1:], dtype=np.float32)
-        for number in mine:
+        for number in filter(self.ranks.mine, range(self.archive.held_out)):
+            if number not in complete:
+                held_out.close(number, complete=False)
+                continue
             self.archive.read(number, 0, fields)
             row = np.array([held_out.row(number)])
-            held_out.restore(
-                row, fields[None], self.archive.parameters[[number]].astype(np.float32)
-            )
-        for number in range(self.archive.held_out):
-            if self.ranks.mine(number) and number not in mine:
-                held_out.close(number, complete=False)
-
-    def _say(self, count: int) -> None:
-        assert self._samples is not None, "a fit has samples"
-        size = count * self.spec.steps * self.spec.step_bytes
-        logger.info(
-            "%s: %d simulations to train on, %s of fields, %s",
-            self.path,
-            count,
-            format_bytes(size),
-            self._samples.how,
-        )
+            parameters = self.archive.parameters[[number]].astype(np.float32)
+            held_out.restore(row, fields[None], parameters)
 
     def moments(
         self,
     ) -> tuple[Float[np.ndarray, " channel"], Float[np.ndarray, " channel"]]:
         """Return mean and std of each variable over the training part.
 
-        Of a part that does not fit into memory, over its first block: half the memory,
-        of simulations chosen at random.
+        If it does not fit into memory, its first block is used: half the memory, of
+        simulations chosen at random.
         """
         samples = self._of_fit()
         with self.ranks.fail_together():
@@ -207,7 +195,7 @@ class StoredData(SurrogateData):
                 joined.join(count, mean, std)
         return joined.mean, joined.std
 
-    def _of_fit(self) -> Shuffled:
+    def _of_fit(self) -> ShuffledReader:
         if self._samples is None:
             raise RuntimeError(
                 "There is nothing to train on: expected setup('fit') to be called "
@@ -251,12 +239,12 @@ class StoredData(SurrogateData):
     predict_dataloader = val_dataloader
 
     def effort(self) -> Cost:
-        """Return what the simulations of the whole data set took."""
+        """Return what all simulations of the data set took."""
         drawn = self._loader.different if self._loader else 0
         return Cost(len(self.archive.complete()), drawn, self.archive.solver_seconds)
 
     def stop(self) -> None:
-        """Deliver no further batch; what waits wakes up."""
+        """Deliver no further batch, and end what waits for one."""
         self._stopped.set()
 
     def close(self) -> None:
@@ -287,9 +275,9 @@ class StoredData(SurrogateData):
             dataset=DatasetStats(
                 name=self.path.name,
                 epoch=max(0, loader.epoch if loader else 0),
-                read=samples.read,
+                read=samples.bytes_read,
                 total=size * self.spec.step_bytes,
-                in_memory=samples.fits,
+                in_memory=samples.in_memory,
             )
         )
 
@@ -300,7 +288,7 @@ class StoredLoader:
 
     Parameters
     ----------
-    samples : Shuffled
+    samples : ShuffledReader
         This rank's share.
     batch_size : int
     windows : sequence of int
@@ -314,7 +302,7 @@ class StoredLoader:
 
     def __init__(
         self,
-        samples: Shuffled,
+        samples: ShuffledReader,
         batch_size: int,
         windows: Sequence[int],
         *,

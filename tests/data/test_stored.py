@@ -22,7 +22,7 @@ from troubled import STEPS, Wave
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.data.planned import planned
-from surrogate_flow.data.shuffle import Shuffled
+from surrogate_flow.data.shuffle import ShuffledReader
 from surrogate_flow.data.stored import StoredData, StoredLoader
 from surrogate_flow.dataset import Archive, ArchiveError, layout
 from surrogate_flow.fields.window import Autoregressive, Direct, Window
@@ -188,7 +188,7 @@ def test_windows_that_cross_pieces_read_no_more_than_is_said(tmp_path, monkeypat
 
     monkeypatch.setattr(zarr.storage.LocalStore, "get", counted)
     for span, chunks in product((1, 2, 4), (1, 2, 5)):
-        shuffled = Shuffled(
+        shuffled = ShuffledReader(
             archive,
             range(HELD_OUT, HELD_OUT + 5),
             Autoregressive(inputs=span - 1) if span > 1 else Direct(),
@@ -201,11 +201,17 @@ def test_windows_that_cross_pieces_read_no_more_than_is_said(tmp_path, monkeypat
             length - span + 1
         )
         shuffled.close()
-        assert steps["read"] * Long.spec.step_bytes == shuffled.read == shuffled.each
+        assert (
+            steps["read"] * Long.spec.step_bytes
+            == shuffled.bytes_read
+            == shuffled.epoch_bytes
+        )
         spans[span, chunks] = steps["read"] / (5 * length)
         bound = 1 + -(-(span - 1) // 2) / chunks
         assert 1 <= spans[span, chunks] <= bound
-        assert ("times as many bytes" in shuffled.how) == (spans[span, chunks] > 1)
+        assert ("times as many bytes" in shuffled.describe()) == (
+            spans[span, chunks] > 1
+        )
     assert spans[1, 1] == 1
     assert spans[2, 1] > 1.9
     assert spans[2, 5] < 1.2
@@ -236,7 +242,7 @@ def test_windows_of_several_steps(written, memory):
     archive = Archive(written)
     numbers = range(HELD_OUT, HELD_OUT + TRAINING)
     for most in (MEMORY[memory], 2 * 3 * Wave.spec.step_bytes):
-        shuffled = Shuffled(
+        shuffled = ShuffledReader(
             archive,
             numbers,
             Steps(),
@@ -380,7 +386,7 @@ DAMAGES = {
     parameters_cut_off: "damaged",
     other_format: "of format 1, got 7",
     no_spec: "damaged",
-    empty: "none of its 21 training simulations is whole",
+    empty: "none of its 21 training simulations is complete",
     garbled: "cannot be read as a Zarr group",
     shutil.rmtree: "there is nothing",
 }
