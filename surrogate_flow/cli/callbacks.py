@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as L
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from surrogate_flow.data.module import SurrogateData
+from surrogate_flow.data.module import data_of
 
 __all__ = ["Ending", "Kept"]
 
@@ -41,8 +41,8 @@ class Ending(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say so if there was nothing left to train on before `max_steps`."""
-        data = getattr(trainer, "datamodule", None)
-        once = isinstance(data, SurrogateData) and not data.repeats
+        data = data_of(trainer)
+        once = data is not None and not data.repeats
         used_up = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if once and used_up and 0 < trainer.global_step < trainer.max_steps:
             logger.info(

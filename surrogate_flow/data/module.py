@@ -1,4 +1,4 @@
-"""What the command line, the surrogate and the report ask of a data module."""
+"""Lightning data modules of simulations: what the other packages use of them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Direct, Window
 from surrogate_flow.sampling import Observations
 
-__all__ = ["Cost", "SurrogateData", "ranks_and_window"]
+__all__ = ["Cost", "SurrogateData", "data_of", "ranks_and_window"]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What it took to make the data of one process.
+    """What the simulations of one process have cost.
 
     Attributes
     ----------
     simulations : int
-        That are whole, the held-out ones included.
+        Number of complete ones, the held-out ones included.
     samples : int
-        Different ones drawn to train on, once or more often.
+        Number of different samples drawn to train on, once or more often.
     solver_seconds : float
-        Of all simulations, together; without waiting for room.
+        Of all simulations together, without waiting for the trainer.
     """
 
     simulations: int
@@ -39,24 +39,24 @@ class Cost:
 
 
 class SurrogateData(L.LightningDataModule, ABC):
-    """Batches to train on, and simulations kept apart.
+    """Batches to train on, and simulations for validation and test.
 
     Attributes
     ----------
     spec : FieldSpec
         Of the fields; known before `setup`.
     workflow : str
-        Names the folder of its runs.
+        Name of the folder of its runs.
     ranks : Ranks
-        That train together; after `setup`.
+        The processes of the run; after `setup`.
     held_out : ValidationSet or None
         This rank's share of the held-out simulations; after `setup`.
     validated : int
-        Number of held-out simulations, of all ranks, that errors are taken over.
+        Number of held-out simulations, of all ranks, that errors are averaged over.
     repeats : bool
-        Whether each epoch brings the same samples again.
+        Whether each epoch has the same samples again.
     tests_apart : bool
-        Whether ``test`` has simulations of its own, which chose no checkpoint.
+        Whether ``test`` has other simulations than those that chose ``best.ckpt``.
     observes : bool
         Whether `observe` is called, after each training step.
     """
@@ -74,7 +74,7 @@ class SurrogateData(L.LightningDataModule, ABC):
     def moments(
         self,
     ) -> tuple[Float[np.ndarray, " channel"], Float[np.ndarray, " channel"]]:
-        """Return mean and std of each variable, over what is trained on first."""
+        """Return mean and std of each variable, over the first samples to train on."""
 
     @abstractmethod
     def status(self) -> Status | None:
@@ -82,14 +82,21 @@ class SurrogateData(L.LightningDataModule, ABC):
 
     @abstractmethod
     def effort(self) -> Cost:
-        """Return what it took to make the data, up to now."""
+        """Return what the data have cost up to now."""
 
     def observe(self, seen: Observations) -> None:
         """Take the loss of each sample of a training step; ignored by default."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Deliver no further batch; what waits wakes up."""
+        """Deliver no further batch, and end what waits for one."""
+
+
+def data_of(trainer: L.Trainer) -> SurrogateData | None:
+    """Return the data module of a trainer, if it has one of ours."""
+    # Lightning sets the attribute where there is a data module, and only there.
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, SurrogateData) else None
 
 
 def ranks_and_window(trainer: L.Trainer | None) -> tuple[Ranks, Window]:

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 
-from surrogate_flow.data.module import SurrogateData
+from surrogate_flow.data.module import data_of
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.quantities import in_units
 from surrogate_flow.report.picture import picture
@@ -80,18 +80,16 @@ class Report(Callback):
 
 
 def _held_out(trainer: L.Trainer) -> ValidationSet | None:
-    data = getattr(trainer, "datamodule", None)
-    if not (trainer.is_global_zero and isinstance(data, SurrogateData)):
+    data = data_of(trainer)
+    if data is None or not trainer.is_global_zero:
         return None
     return data.held_out if data.held_out and data.held_out.finished else None
 
 
 def _errors(stage: str, trainer: L.Trainer, held_out: ValidationSet) -> list[str]:
     metrics = trainer.callback_metrics
-    data = getattr(trainer, "datamodule", None)
-    count = (
-        data.validated if isinstance(data, SurrogateData) else len(held_out.finished)
-    )
+    data = data_of(trainer)
+    count = len(held_out.finished) if data is None else data.validated
     if f"{stage}_relative_l2" not in metrics:
         return ["No validation has run."]
     title = "Validation" if stage == "val" else "Test"
@@ -99,7 +97,7 @@ def _errors(stage: str, trainer: L.Trainer, held_out: ValidationSet) -> list[str
         f"{title} error: {float(metrics[f'{stage}_relative_l2']):.2%} relative "
         f"(L2, mean over {count} simulations)"
     ]
-    if stage == "test" and isinstance(data, SurrogateData) and not data.tests_apart:
+    if stage == "test" and data is not None and not data.tests_apart:
         lines.append(
             "  of the held-out simulations of the data set, by which best.ckpt was "
             "chosen: test with the workflow as --data for fresh ones"

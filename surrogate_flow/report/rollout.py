@@ -11,7 +11,7 @@ import pytorch_lightning as L
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 
-from surrogate_flow.data.module import SurrogateData
+from surrogate_flow.data.module import data_of
 from surrogate_flow.report.error_curve import ErrorCurve
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -63,8 +63,8 @@ class RolloutReport(Callback):
     def _write(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *, history: bool
     ) -> None:
-        data = getattr(trainer, "datamodule", None)
-        if not (isinstance(data, SurrogateData) and isinstance(pl_module, Surrogate)):
+        data = data_of(trainer)
+        if data is None or not isinstance(pl_module, Surrogate):
             return
         held_out = data.held_out
         if held_out is None:

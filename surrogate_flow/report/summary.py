@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as L
 from pytorch_lightning.callbacks import Callback
 
-from surrogate_flow.data.module import SurrogateData
+from surrogate_flow.data.module import data_of
 
 __all__ = ["FILE", "Outcome", "Outcomes"]
 
@@ -102,8 +102,8 @@ class Outcomes(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file."""
-        data = getattr(trainer, "datamodule", None)
-        if not (trainer.is_global_zero and isinstance(data, SurrogateData)):
+        data = data_of(trainer)
+        if data is None or not trainer.is_global_zero:
             return
         effort = data.effort()
         seconds = self._last - self._first if self._samples else 0.0
