@@ -18,7 +18,7 @@ import pytorch_lightning as L
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from surrogate_flow.data.module import SurrogateData
+from surrogate_flow.data.module import data_of
 from surrogate_flow.data.status import Status, TrainingStats
 from surrogate_flow.files import tolerate_full_disk
 
@@ -196,9 +196,8 @@ class Monitor(Callback):
         """Take the status of this moment, and hand it on."""
         trainer = self._trainer
         assert trainer is not None, "setup() notes it"
-        # Lightning declares an attribute where a trainer without data module has none.
-        data = getattr(trainer, "datamodule", None)
-        status = data.status() if isinstance(data, SurrogateData) else None
+        data = data_of(trainer)
+        status = data.status() if data else None
         rate = self._rate() if self._final_rate is None else self._final_rate
         status = replace(
             status or Status(),
