@@ -1,6 +1,7 @@
 # make demo   install into .venv, then train a surrogate while its simulations run
 # make test   install with what the tests need, then the whole suite, in two processes
 # make soak   a thousand small studies into which faults are injected; goes on where it was
+# make bench-all   the benchmarks, and the tests that run each of them in its tiny form
 # make lint   what pre-commit and CI check
 # Another torch: make demo TORCH=torch (or any requirement that pip takes). Another Python: PYTHON=python3.12.
 
@@ -10,7 +11,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: install install-test demo test soak lint format bench clean
+.PHONY: install install-test demo test soak lint format bench bench-all clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -59,6 +60,9 @@ bench: install
 	$(BIN)/python benchmarks/clients.py --rounds 1
 	$(BIN)/python benchmarks/ensemble.py --simulations 5000
 	$(BIN)/python benchmarks/soak.py --minutes 1
+
+bench-all: install-test bench
+	$(BIN)/pytest -m bench
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

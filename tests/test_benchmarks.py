@@ -14,7 +14,16 @@ from surrogate_flow.cli.compare import Comparison
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.mark.parametrize("name", ["stream", "reservoir", "clients", "ensemble", "soak"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reservoir",
+        *(
+            pytest.param(name, marks=pytest.mark.bench)
+            for name in ("stream", "clients", "ensemble", "soak")
+        ),
+    ],
+)
 def test_writes_its_rows(name, tmp_path):
     """A list of cases, each with its value, unit, peer, peer's value and their ratio."""
     file = tmp_path / "rows.json"
@@ -89,6 +98,7 @@ def call(name, *words, cwd):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize(
     ("name", "variant"),
     [
@@ -107,7 +117,15 @@ def test_experiments_of_the_papers_run(name, variant, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["laptop", "large", "fully_connected", "fno", "unet", "message_passing"]
+    "name",
+    [
+        "laptop",
+        "message_passing",
+        *(
+            pytest.param(name, marks=pytest.mark.bench)
+            for name in ("large", "fully_connected", "fno", "unet")
+        ),
+    ],
 )
 def test_experiments_of_the_papers_are_whole(name, tmp_path, monkeypatch):
     """Every variant of each, at its full size, passes the checks that come before a run."""
@@ -129,6 +147,7 @@ def test_experiments_of_the_papers_are_whole(name, tmp_path, monkeypatch):
     assert {"offline", "reservoir"} <= {*variants.value.args[0]}
 
 
+@pytest.mark.bench
 def test_surrogates_of_the_combined_equation_beside_weno5(tmp_path):
     """Error and time of both networks; and when they have paid for themselves."""
     words = ("e1", "--quick", "--simulations=2", "--json", "rows.json")

@@ -1,4 +1,4 @@
-"""Fifty seeds: small studies into which faults are injected, on one cluster."""
+"""Small studies into which faults are injected, on one cluster."""
 
 import tempfile
 from collections import Counter
@@ -10,7 +10,9 @@ from faults.cluster import shared_cluster
 from faults.kinds import trial
 from faults.plan import KINDS
 
-SEEDS = range(50)
+# Of the first fifty: each kind of fault comes in two of them, or in all that have it.
+# `make soak` runs a thousand.
+SEEDS = (0, 2, 7, 8, 11, 15, 16, 23, 24, 25, 33, 34, 47, 48, 49)
 
 
 @pytest.fixture(scope="module")
