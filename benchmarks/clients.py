@@ -32,7 +32,7 @@ from vitals import Vitals, peak, reset_peak
 
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.fields.window import Direct
-from surrogate_flow.reservoir import FIFO
+from surrogate_flow.reservoir import FIFO, Store
 from surrogate_flow.stream import Endpoint, Inlet, Outlet
 from surrogate_flow.stream.limits import allow_many_files
 
@@ -135,7 +135,7 @@ def measure(case: Case, pipes: list[Connection], total: int) -> None:
     total = steps * case.clients
     spec = spec_of(steps)
     reset_peak()
-    store = FIFO(spec, Direct(), BATCH, capacity=CAPACITY)
+    store = Store(spec, Direct(), BATCH, FIFO(capacity=CAPACITY))
     used = pipes[: min(len(pipes), case.clients)]
     with Inlet(spec, store, host=HOSTS[case.transport]) as inlet:
         for k, pipe in enumerate(used):
@@ -154,7 +154,7 @@ def measure(case: Case, pipes: list[Connection], total: int) -> None:
     case.after = Vitals.of()
 
 
-def draw(inlet: Inlet, store: FIFO, total: int) -> None:
+def draw(inlet: Inlet, store: Store, total: int) -> None:
     """Draw and drop so many samples."""
     drawn = 0
     while drawn < total:

@@ -44,7 +44,7 @@ from surrogate_flow.ensemble.failures import Failures
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.task import run
 from surrogate_flow.fields.window import Direct
-from surrogate_flow.reservoir import FIFO
+from surrogate_flow.reservoir import FIFO, Store
 from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.stream import Inlet
 
@@ -156,7 +156,7 @@ class Apart:
 
 
 def open_study(
-    kind: str, count: int, store: FIFO, stack: ExitStack
+    kind: str, count: int, store: Store, stack: ExitStack
 ) -> tuple[Client, Running]:
     """Start `count` simulations; return a client that looks on, and the study."""
     solver = Tiny()
@@ -208,7 +208,7 @@ def open_study(
 
 def points(kind: str, count: int, every: int) -> Iterator[Point]:
     """Run the simulations and yield a point for each `every` of them."""
-    store = FIFO(Tiny.spec, Direct(), 10, capacity=10_000)
+    store = Store(Tiny.spec, Direct(), 10, FIFO(capacity=10_000))
     drawn = [0]
 
     def draw() -> None:

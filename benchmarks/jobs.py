@@ -58,7 +58,7 @@ def study(maximum: int) -> OnlineData:
         simulations=None,
         held_out=1,
         batch_size=BATCH,
-        reservoir=partial(FIFO, capacity=CAPACITY),
+        reservoir=FIFO(capacity=CAPACITY),
         cluster=cluster,
     )
 
@@ -81,7 +81,7 @@ def watched(
                     pace[0] * PAUSE,
                     jobs.wanted,
                     jobs.at_work,
-                    store.counters().population,
+                    store.stats().population,
                 )
             )
             if second % 10 == 0:

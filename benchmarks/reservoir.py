@@ -48,7 +48,7 @@ from rich.table import Table
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Direct
-from surrogate_flow.reservoir import Reservoir
+from surrogate_flow.reservoir import Reservoir, Store
 
 BATCH = 32
 PARAMETERS = 5
@@ -98,12 +98,13 @@ def make_block(case: Case) -> Float[np.ndarray, "time 1 cell"]:
 
 def make_reservoir(
     case: Case, block: Float[np.ndarray, "time 1 cell"]
-) -> tuple[Reservoir, Callable[[], None]]:
+) -> tuple[Store, Callable[[], None]]:
     """Return a full reservoir, and what puts the next block into it."""
     times = tuple(float(t) for t in range(100_000))
     named = tuple(Parameter(f"p{k}", 0.0, 1.0) for k in range(PARAMETERS))
     spec = FieldSpec(named, (Variable("u"),), ("x",), (case.cells,), times)
-    reservoir = Reservoir(spec, Direct(), BATCH, capacity=case.capacity, threshold=1)
+    policy = Reservoir(capacity=case.capacity, threshold=1)
+    reservoir = Store(spec, Direct(), BATCH, policy)
     parameters = np.zeros(PARAMETERS)
     first = 0
 
@@ -118,9 +119,9 @@ def make_reservoir(
     return reservoir, put
 
 
-def see_all(reservoir: Reservoir, samples: int) -> None:
+def see_all(reservoir: Store, samples: int) -> None:
     """Draw until there is room for so many samples."""
-    while (now := reservoir.counters()).population - now.unseen < samples:
+    while (now := reservoir.stats()).population - now.unseen < samples:
         reservoir.draw(timeout=None)
 
 
@@ -265,7 +266,7 @@ def fill(megabytes: int) -> None:
         put()
     reservoir.moments()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps([peak - before, reservoir.counters().capacity_bytes]))
+    print(json.dumps([peak - before, reservoir.stats().capacity_bytes]))
 
 
 def memory(megabytes: int) -> Row:

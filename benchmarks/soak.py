@@ -146,7 +146,7 @@ def soak(minutes: float) -> list[Look]:
         simulations=None,
         held_out=10,
         batch_size=32,
-        reservoir=partial(Reservoir, capacity=6_000, threshold=1_000),
+        reservoir=Reservoir(capacity=6_000, threshold=1_000),
         cluster=cluster,
     )
     watch = Watch(data)

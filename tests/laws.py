@@ -5,6 +5,7 @@ import queue
 import random
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -83,7 +84,7 @@ def run_store(store: Store, simulations: int, seed: int = 0) -> list[Draw]:
     draws = []
 
     def bounded() -> None:
-        now = store.counters()
+        now = store.stats()
         assert 0 <= now.unseen <= now.population <= now.capacity
         assert 0 <= now.steps <= now.capacity
         assert now.steps * store.spec.step_bytes <= now.capacity_bytes
@@ -117,7 +118,7 @@ def run_store(store: Store, simulations: int, seed: int = 0) -> list[Draw]:
     while (draw := store.draw(timeout=0)) is not None:
         draws.append(draw)
         bounded()
-    assert store.counters().population == store.counters().steps == 0
+    assert store.stats().population == store.stats().steps == 0
     return draws
 
 
@@ -134,7 +135,7 @@ def check_reservoir(make: Callable[[], Store], once: bool) -> None:
     assert set(times) == {(s, k) for s in range(12) for k in starts}
     assert not once or set(times.values()) == {1}
     histogram = Counter(min(n, 64) for n in times.values())
-    assert store.counters().times_seen == tuple(histogram[n] for n in range(65))
+    assert store.stats().times_seen == tuple(histogram[n] for n in range(65))
     for draw in draws:
         # All batches are still held, so memory shared between any two would show.
         check_draw(store, draw)
@@ -146,55 +147,66 @@ def check_reservoir(make: Callable[[], Store], once: bool) -> None:
     check_waits(make)
 
 
+class Producer:
+    """Puts all steps into a store, as an inlet does: again whenever there is room."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.room = threading.Event()
+        store.on_room(self.room.set)
+
+    def put(self, simulation: int, first: int, count: int, timeout: float = 30) -> int:
+        """Return how many steps were taken within so many seconds."""
+        spec, end = self.store.spec, time.monotonic() + timeout
+        steps = trajectory(spec, simulation, first, count)
+        vector, done = parameters(spec, simulation), 0
+        while True:
+            self.room.clear()
+            done += self.store.offer(simulation, first + done, steps[done:], vector)
+            if done == count or not self.room.wait(max(0, end - time.monotonic())):
+                return done
+
+
 def check_waits(make: Callable[[], Store]) -> None:
     """Check that waits end at their deadline with a reason, and that stop ends all."""
-
-    def fill(store: Store, timeout: float | None) -> int:
-        spec = store.spec
-        for simulation in range(1000):
-            steps = trajectory(spec, simulation, 0, spec.steps)
-            if (
-                store.put(simulation, 0, steps, parameters(spec, simulation), timeout)
-                < spec.steps
-            ):
-                return simulation
-        raise AssertionError("the store takes everything")
-
     store = make()
     assert store.waiting() == ""
     with pytest.raises(TimeoutError, match=r"trainer waits: 0 of \d+ samples"):
         store.draw(timeout=0.0)
     with pytest.raises(TimeoutError, match=r"trainer waits: 0 of \d+ samples"):
         store.wait_threshold(timeout=0.0)
-    with pytest.raises(TimeoutError, match=r"producers wait: .* samples unseen"):
-        fill(store, timeout=0.0)
-    assert "producers wait" in store.waiting()
+    producer, simulation = Producer(store), 0
+    while producer.put(simulation, 0, store.spec.steps, timeout=0) == store.spec.steps:
+        simulation += 1
+    assert "simulations wait: " in store.waiting()
+    assert " samples unseen" in store.waiting()
     assert "no batch drawn yet" in store.waiting()
+    assert store.stats().put_wait > 0
     assert store.wait_threshold(timeout=None)
 
-    empty, full = make(), make()
+    empty = make()
     results: list[object] = []
     threads = [
         threading.Thread(target=lambda: results.append(empty.draw(timeout=None))),
         threading.Thread(
             target=lambda: results.append(empty.wait_threshold(timeout=None))
         ),
-        threading.Thread(target=lambda: results.append(fill(full, timeout=None))),
     ]
     for thread in threads:
         thread.start()
-    while not (empty.waiting() and full.waiting()):
+    while not empty.waiting():
         threads[0].join(0.001)
     empty.stop()
-    full.stop()
     for thread in threads:
         thread.join(30)
         assert not thread.is_alive()
-    assert len(results) == 3
-    assert full.draw(timeout=None) is None
-    assert not full.wait_threshold(timeout=None)
-    spec = full.spec
-    assert full.offer(2000, 0, trajectory(spec, 0, 0, 1), parameters(spec, 0)) == 0
+    assert sorted(map(str, results)) == ["False", "None"]
+    producer.room.clear()
+    store.stop()
+    assert producer.room.is_set(), "who waits for room is told"
+    assert store.draw(timeout=None) is None
+    assert not store.wait_threshold(timeout=None)
+    assert producer.put(2000, 0, 1, timeout=0) == 0
 
 
 class Ledger:

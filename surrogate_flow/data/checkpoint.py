@@ -99,7 +99,7 @@ class StudyCheckpoint:
             Of the checkpoints.
         """
         if self._saved is None or self._saved[0] != step:
-            self.pending.settle(trained)
+            self.pending.acknowledge(trained)
             state = self._with_steps(folder) if self._fields else None
             self._saved = (step, (state or self._state(None)).to_plain())
         return self._saved[1]
@@ -192,13 +192,13 @@ class StudyCheckpoint:
             if number in self._failed:
                 store.close(number, complete=True)
         self.before = (len(store.finished), len(self._failed))
-        again = {} if steps is not None else state.store.restarts(store.plan)
+        again = {} if steps is not None else state.store.restarts(store.layout)
         logger.info(
             "Going on: %d simulations are done, %d failed, %d run again for samples "
             "that were not trained; the reservoir has %d samples.",
             *self.before,
             len(again),
-            store.counters().population,
+            store.stats().population,
         )
 
     def _read(self, state: StudyState, path: Path) -> Steps | None:

@@ -11,8 +11,7 @@ from jaxtyping import Float64
 from surrogate_flow.data.ranks import Ranks, State
 from surrogate_flow.data.study import Study
 from surrogate_flow.ensemble.ensemble import EnsembleError
-from surrogate_flow.reservoir import Store
-from surrogate_flow.reservoir.moments import Moments
+from surrogate_flow.reservoir import Moments, Store
 
 __all__ = ["FirstFill"]
 
@@ -49,7 +48,7 @@ class FirstFill:
         if store.held_up:
             return State.FULL
         fill = max(store.threshold, store.capacity // 2)
-        if store.counters().population >= fill or store.draining:
+        if store.stats().population >= fill or store.draining:
             return State.READY
         time.sleep(_POLL)
         return State.WAITING
@@ -65,7 +64,7 @@ class FirstFill:
             If no rank has a sample.
         """
         store = self._store
-        count = store.counters().population
+        count = store.stats().population
         shares = ranks.gather((count, store.moments() if count else None))
         moments = Moments(len(store.spec.variables))
         for share, of_rank in shares:

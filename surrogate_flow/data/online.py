@@ -26,9 +26,7 @@ from surrogate_flow.data.status import Status
 from surrogate_flow.data.study import Study
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.faults import Faults
-from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.fields.window import Window
-from surrogate_flow.reservoir import Reservoir, Store
+from surrogate_flow.reservoir import Policy, Reservoir, Store
 from surrogate_flow.sampling import Design, Observations, Sampler, Uniform
 from surrogate_flow.solvers.solver import Solver, spec_of
 
@@ -56,8 +54,8 @@ class OnlineData(SurrogateData):
         seed of their own. They run first and never enter the reservoir.
     batch_size : int
         Samples of a batch.
-    reservoir : class of Store
-        Built as ``reservoir(spec, window, batch_size)``.
+    reservoir : Policy
+        How many steps are held for training, and how batches are drawn from them.
     cluster : ClusterConfig or class of distributed.deploy.Cluster, optional
         Opened when the simulations start: `surrogate_flow.cluster.Slurm`, for example;
         one worker a core on this machine by default.
@@ -90,7 +88,7 @@ class OnlineData(SurrogateData):
         simulations: int | None = 1000,
         held_out: int = 10,
         batch_size: int = 10,
-        reservoir: Callable[[FieldSpec, Window, int], Store] = Reservoir,
+        reservoir: Policy = Reservoir(),  # noqa: B008 - frozen
         cluster: ClusterConfig | Callable[[], Cluster] | None = None,
         cores_per_simulation: int = 1,
         faults: Faults = Faults(),  # noqa: B008 - frozen
@@ -115,7 +113,7 @@ class OnlineData(SurrogateData):
         self.simulations = simulations
         self.count = held_out
         self.batch_size = batch_size
-        self.make_store = reservoir
+        self.reservoir = reservoir
         self.cluster = cluster
         self.cores_per_simulation = cores_per_simulation
         self.faults = faults
@@ -160,7 +158,7 @@ class OnlineData(SurrogateData):
                 world=self.ranks.world,
             )
             if stage == "fit":
-                self.store = self.make_store(self.spec, window, self.batch_size)
+                self.store = Store(self.spec, window, self.batch_size, self.reservoir)
                 fields = self.checkpoint_reservoir or self.deterministic
                 self.memory = StudyCheckpoint(
                     self.store, self.held_out, self.design.first, fields=fields
@@ -349,7 +347,7 @@ class OnlineData(SurrogateData):
         if self.study is None:
             return Cost(0, 0, 0.0)
         stream = self.study.inlet.counters()
-        drawn = 0 if self.store is None else sum(self.store.counters().times_seen[1:])
+        drawn = 0 if self.store is None else sum(self.store.stats().times_seen[1:])
         return Cost(stream.finished, drawn, stream.worked)
 
     def status(self) -> Status | None:
@@ -362,7 +360,7 @@ class OnlineData(SurrogateData):
             ensemble=replace(
                 progress, done=progress.done + done, failed=progress.failed + failed
             ),
-            store=None if self.store is None else self.store.counters(),
+            store=None if self.store is None else self.store.stats(),
             stream=self.study.inlet.counters(),
             waiting="; ".join(
                 filter(None, [self._sinks.trainer_waits(), self.study.held_up()])

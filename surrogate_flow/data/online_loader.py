@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from surrogate_flow.data.prefetch import POLL_SECONDS, Prefetch, in_step
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.reservoir import Draw, PendingBatches, Store
-from surrogate_flow.reservoir.counters import Clock
+from surrogate_flow.reservoir.stats import Stopwatch
 from surrogate_flow.surrogate.batch import Batch
 
 __all__ = ["AppliedBatches", "OnlineLoader"]
@@ -67,7 +67,7 @@ class OnlineLoader:
         self._stopped = stopped or threading.Event()
         self._patient = patient
         self._device = device
-        self._waited = Clock()
+        self._waited = Stopwatch()
         self._given = 0
         # Numbers of the batches given that were padding: in no reservoir.
         self._padding = array("q")
@@ -90,7 +90,7 @@ class OnlineLoader:
                     self._given += 1
                     yield batch
         finally:
-            self._pending.give_back(self._given - len(self._padding))
+            self._pending.requeue(self._given - len(self._padding))
 
     def trained(self) -> int:
         """Return how many batches of the reservoir are in the weights."""
@@ -103,8 +103,8 @@ class OnlineLoader:
     def _draws(self) -> Generator[Draw | None]:
         while True:
             self._check()
-            self._pending.settle(self.trained())
-            draw = self._pending.repeat()
+            self._pending.acknowledge(self.trained())
+            draw = self._pending.take_again()
             if draw is None:
                 try:
                     draw = self._store.draw(POLL_SECONDS, self._pending)

@@ -14,8 +14,8 @@ import torch
 from surrogate_flow.data.ranks import Ranks, State, must_wait
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Draw
-from surrogate_flow.reservoir.counters import Clock
-from surrogate_flow.reservoir.devices import side_of
+from surrogate_flow.reservoir.device import copy_stream
+from surrogate_flow.reservoir.stats import Stopwatch
 from surrogate_flow.surrogate.batch import Batch
 
 __all__ = ["POLL_SECONDS", "Prefetch", "in_step"]
@@ -41,7 +41,7 @@ class Prefetch:
         The CPU by default.
     stopped : threading.Event
         Set when the run is to stop.
-    waited : Clock, optional
+    waited : Stopwatch, optional
         Runs while `take` waits for the thread.
     """
 
@@ -51,12 +51,12 @@ class Prefetch:
         window: Window,
         device: torch.device | None,
         stopped: threading.Event,
-        waited: Clock | None = None,
+        waited: Stopwatch | None = None,
     ) -> None:
         self._draws = draws
         self._window = window
-        self._stream = side_of(device or torch.device("cpu"))
-        self._waited = waited or Clock()
+        self._stream = copy_stream(device or torch.device("cpu"))
+        self._waited = waited or Stopwatch()
         self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(_AHEAD)
         self._closed = threading.Event()
         self.stopped = stopped
@@ -94,7 +94,7 @@ class Prefetch:
         if not isinstance(item, Batch):
             return State.ENDED, None
         # The training step waits for the copies on the device, not this thread.
-        self._stream.hand_over(*item.tensors)
+        self._stream.synchronize(*item.tensors)
         return State.READY, item
 
     def _fill(self) -> None:

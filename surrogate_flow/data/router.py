@@ -185,7 +185,7 @@ class Router:
         waited = time.monotonic() if trainer is None else trainer
         if self.store is None:
             return Load(waited)
-        counters = self.store.counters()
+        counters = self.store.stats()
         stale = counters.unseen < _STALE * counters.population
         return Load(waited, counters.put_wait, stale and trainer is not None)
 

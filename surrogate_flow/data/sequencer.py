@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from surrogate_flow.reservoir import Lockstep, SamplesPerInsert, Store
+from surrogate_flow.reservoir import Store
 
 __all__ = ["Sequencer"]
 
@@ -44,9 +44,7 @@ class Sequencer:
         received: Callable[[int], int],
         give_up: Callable[[int], None],
     ) -> None:
-        limiter = store.limiter
-        ratio = limiter.ratio if isinstance(limiter, SamplesPerInsert) else 1.0
-        store.limiter = Lockstep(ratio, store.batch_size)
+        store.take_turns()
         self._store = store
         self._ended = ended
         self._turn = first

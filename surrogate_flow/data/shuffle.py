@@ -13,8 +13,7 @@ from jaxtyping import Float, Float32, Int
 from surrogate_flow.dataset import Archive
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.window import Window
-from surrogate_flow.reservoir import Draw
-from surrogate_flow.reservoir.moments import Moments
+from surrogate_flow.reservoir import Draw, Moments
 
 __all__ = ["ReadPlan", "ShuffledReader"]
 

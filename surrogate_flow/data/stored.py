@@ -23,7 +23,7 @@ from surrogate_flow.data.status import DatasetStats, Status
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.reservoir.moments import Moments
+from surrogate_flow.reservoir import Moments
 from surrogate_flow.surrogate.batch import Batch
 
 __all__ = ["StoredData", "StoredLoader"]

@@ -15,9 +15,8 @@ from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.ensemble.ensemble import EnsembleError
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
-from surrogate_flow.reservoir import Draw
-from surrogate_flow.reservoir import allocate as room
-from surrogate_flow.reservoir.moments import Moments
+from surrogate_flow.reservoir import Draw, Moments
+from surrogate_flow.reservoir.memory import allocate
 from surrogate_flow.surrogate.batch import Batch
 
 __all__ = ["ValidationSet"]
@@ -68,7 +67,7 @@ class ValidationSet:
         self.first = first
         self.count = count
         self.stride = stride
-        self.fields = room.empty(
+        self.fields = allocate(
             (count, spec.steps, *spec.step_shape),
             "Held-out simulations, which are kept whole",
             "Lower data.held_out, or use fewer steps or a coarser grid.",

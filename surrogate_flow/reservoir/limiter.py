@@ -1,29 +1,34 @@
-"""A band around the number of draws for each sample inserted."""
+"""Rules that tie the number of draws to the number of samples inserted.
+
+Limiters follow the excess of inserts over draws, counted from the threshold on::
+
+    d = ratio * (inserted - threshold) - drawn
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import final
 
-__all__ = ["SamplesPerInsert"]
+from surrogate_flow.fields.errors import UserError
+
+__all__ = ["Deterministic", "Limiter", "SamplesPerInsert"]
 
 # Sums of decimal ratios are a little off; without it both sides could wait on a tie.
 _SLACK = 1e-6
 
 
+@final
 @dataclass(frozen=True)
 class SamplesPerInsert:
-    """Draws and inserts that keep step with each other.
+    """A band for the excess of inserts over draws: ``-tolerance <= d <= tolerance``.
 
-    With the excess of inserts over draws, counted from the threshold on,
-
-        d = ratio * (inserted - threshold) - drawn
-
-    the band is ``-tolerance <= d <= tolerance``: an insert waits if it would lift `d`
-    above it, a batch waits if it would push `d` below it. Inserts below the threshold
-    are free. Each side waits only while the other can go on: a batch does not wait for
-    samples that a full store cannot take, nor an insert for batches that an empty store
-    cannot give.
+    An insert waits if it would lift `d` above the band, a
+    batch waits if it would push `d` below it. Inserts below the threshold are free.
+    Each side waits only while the other can go on: a batch does not wait for samples
+    that a full store cannot take, nor an insert for batches that an empty store cannot
+    give.
 
     Parameters
     ----------
@@ -54,43 +59,82 @@ class SamplesPerInsert:
     tolerance: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.ratio) and self.ratio > 0):
-            raise ValueError(
-                f"SamplesPerInsert: expected a ratio > 0, got {self.ratio}. It is the "
-                "number of times that a sample shall be drawn on average."
-            )
-        if not (math.isfinite(self.tolerance) and self.tolerance > 0):
-            raise ValueError(
-                f"SamplesPerInsert: expected a tolerance > 0, got {self.tolerance}. "
-                "Leave the limiter out if draws and inserts need not keep step."
-            )
+        for name, value in (("ratio", self.ratio), ("tolerance", self.tolerance)):
+            if not (math.isfinite(value) and value > 0):
+                raise UserError(
+                    f"SamplesPerInsert.{name}",
+                    "a number > 0",
+                    value,
+                    "Leave the limiter out if draws and inserts are not to be tied.",
+                )
 
     def check(self, batch_size: int) -> None:
         """Refuse a band in which both sides would wait for each other.
 
         Raises
         ------
-        ValueError
+        UserError
             If one batch or one insert does not fit into the band.
         """
         least = (self.ratio + batch_size) / 2
         if self.tolerance < least:
-            raise ValueError(
-                f"SamplesPerInsert: expected tolerance >= (ratio + batch_size) / 2 = "
-                f"{least:g}, got {self.tolerance:g}: producers and trainer would "
-                "wait for each other for ever. One batch must fit into the band: "
-                f"raise the tolerance (several batches, say {4 * least:g}, is usual) "
-                "or lower batch_size."
+            raise UserError(
+                "SamplesPerInsert",
+                f"tolerance >= (ratio + batch_size) / 2 = {least:g}",
+                f"{self.tolerance:g}",
+                "Simulations and trainer would wait for each other for ever: raise the "
+                f"tolerance ({4 * least:g}, say) or lower batch_size.",
             )
 
     def insertable(self, inserted: int, drawn: int, threshold: int) -> int:
-        """Return how many samples may be inserted now."""
         room = (self.tolerance + drawn) / self.ratio + threshold - inserted
         return max(math.floor(room + _SLACK), threshold - inserted, 0)
 
     def drawable(
         self, batch_size: int, inserted: int, drawn: int, threshold: int
     ) -> bool:
-        """Return whether a batch may be drawn now."""
         excess = self.ratio * (inserted - threshold) - drawn
         return excess - batch_size >= -self.tolerance - _SLACK
+
+
+@final
+@dataclass(frozen=True)
+class Deterministic:
+    """Either an insert or a batch is possible, never both.
+
+    A batch is drawn when ``d >= batch_size``, and samples are
+    inserted while it is below. So a batch sees the same inserts in every run, if they
+    arrive in the same order.
+
+    Parameters
+    ----------
+    ratio : float
+        Number of times that a sample is drawn on average.
+    batch_size : int
+
+    Examples
+    --------
+    >>> limiter = Deterministic(ratio=2.0, batch_size=8)
+    >>> limiter.insertable(inserted=100, drawn=0, threshold=100)
+    4
+    >>> limiter.drawable(8, inserted=104, drawn=0, threshold=100)
+    True
+    >>> limiter.insertable(inserted=104, drawn=0, threshold=100)
+    0
+    """
+
+    ratio: float
+    batch_size: int
+
+    def insertable(self, inserted: int, drawn: int, threshold: int) -> int:
+        missing = (self.batch_size + drawn) / self.ratio + threshold - inserted
+        return max(math.ceil(missing - _SLACK), 0)
+
+    def drawable(
+        self, batch_size: int, inserted: int, drawn: int, threshold: int
+    ) -> bool:
+        excess = self.ratio * (inserted - threshold) - drawn
+        return excess >= batch_size - _SLACK
+
+
+Limiter = SamplesPerInsert | Deterministic

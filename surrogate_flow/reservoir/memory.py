@@ -1,33 +1,53 @@
-"""Where the steps of a reservoir lie."""
+"""Where the steps of a reservoir, and the batches drawn from it, are in memory."""
 
 from __future__ import annotations
 
 import math
+import weakref
 from abc import ABC, abstractmethod
-from typing import Any
+from collections import deque
+from collections.abc import Callable
+from typing import Any, final
 
 import numpy as np
-from jaxtyping import Float, Int
+import psutil
+from dask.utils import format_bytes
+from jaxtyping import Float, Float32, Int
 
-from surrogate_flow.reservoir import allocate as room
-from surrogate_flow.reservoir.lending import Lender
+from surrogate_flow.fields.errors import UserError
 
-__all__ = ["HostMemory", "Memory"]
+__all__ = [
+    "BatchPool",
+    "HostMemory",
+    "Memory",
+    "MemoryFactory",
+    "Slots",
+    "Steps",
+    "allocate",
+]
+
+#: Places in the memory, each of which holds one step.
+Slots = Int[np.ndarray, " slot"]
+#: Fields of some steps.
+Steps = Float[np.ndarray, "step channel *space"]
 
 
 class Memory(ABC):
-    """Rows of steps, ``(capacity, channel, *space)``, in single precision.
-
-    Thread-safe for rows that are reserved or being read, as `Slab` sees to.
+    """An array of steps, ``(slot, channel, *space)``, in single precision.
 
     Parameters
     ----------
     capacity : int
-        Number of rows.
+        Number of slots, each of which holds one step.
     step_shape : tuple of int
         ``(channel, *space)``.
     largest : int
-        Number of rows of the largest batch.
+        Number of steps of the largest batch.
+
+    Notes
+    -----
+    Any method may be called from any thread, without a lock: `Slab` sees to it that
+    nobody writes into a slot that another thread reads or writes.
     """
 
     def __init__(
@@ -39,36 +59,33 @@ class Memory(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the steps take when every row is used."""
+        """Bytes that the steps take when every slot is used."""
         return 4 * self.capacity * math.prod(self.step_shape)
 
     @abstractmethod
-    def write(
-        self,
-        rows: Int[np.ndarray, " time"],
-        steps: Float[np.ndarray, "time channel *space"],
-    ) -> None:
+    def write(self, slots: Slots, steps: Steps) -> None:
         """Copy steps in; `steps` may change afterwards."""
 
     @abstractmethod
-    def gather(
-        self,
-        rows: Int[np.ndarray, " row"],
-        out: Float[np.ndarray, "row channel *space"],
-    ) -> None:
-        """Copy rows out into `out`, which is C-contiguous."""
+    def gather(self, slots: Slots, out: Steps) -> None:
+        """Copy steps out into `out`, which is C-contiguous."""
 
     @abstractmethod
-    def batch(self, rows: Int[np.ndarray, " row"], count: int) -> Any:
-        """Return `count` samples of equally many rows, copied out, for a network."""
+    def batch(self, slots: Slots, count: int) -> Any:
+        """Return `count` samples of equally many steps, copied out, for a network."""
 
     @abstractmethod
     def host(self, fields: Any) -> Float[np.ndarray, ...]:
         """Return what `batch` gave as an array on the host."""
 
 
+#: Builds a memory from capacity, step_shape and largest.
+MemoryFactory = Callable[[int, tuple[int, ...], int], Memory]
+
+
+@final
 class HostMemory(Memory):
-    """Rows in the memory of the process; parameters and contract as `Memory`.
+    """Steps in the memory of the process; parameters and contract as `Memory`.
 
     Notes
     -----
@@ -77,7 +94,7 @@ class HostMemory(Memory):
 
     Raises
     ------
-    ValueError
+    UserError
         If the machine has less memory.
     """
 
@@ -86,36 +103,114 @@ class HostMemory(Memory):
     ) -> None:
         super().__init__(capacity, step_shape, largest)
         size = math.prod(step_shape)
-        self._rows = room.empty(
+        self._steps = allocate(
             (capacity, size),
             "Steps of the reservoir",
             "Lower capacity (--data.reservoir.capacity), or use a coarser grid.",
         )
-        self._lender = Lender(largest * size)
+        self._pool = BatchPool(largest * size)
 
-    def write(
-        self,
-        rows: Int[np.ndarray, " time"],
-        steps: Float[np.ndarray, "time channel *space"],
-    ) -> None:
-        self._rows[rows] = steps.reshape(len(rows), self._rows.shape[1])
+    def write(self, slots: Slots, steps: Steps) -> None:
+        self._steps[slots] = steps.reshape(len(slots), self._steps.shape[1])
 
-    def gather(
-        self,
-        rows: Int[np.ndarray, " row"],
-        out: Float[np.ndarray, "row channel *space"],
-    ) -> None:
-        # With mode="raise" numpy fills a second buffer first, to keep `out` whole on an
-        # error.
-        flat = out.reshape(len(rows), self._rows.shape[1])
-        np.take(self._rows, rows, axis=0, out=flat, mode="clip")
+    def gather(self, slots: Slots, out: Steps) -> None:
+        # With mode="raise" numpy fills a second buffer first, so that `out` is left as
+        # it was on an error.
+        flat = out.reshape(len(slots), self._steps.shape[1])
+        np.take(self._steps, slots, axis=0, out=flat, mode="clip")
 
     def batch(
-        self, rows: Int[np.ndarray, " row"], count: int
+        self, slots: Slots, count: int
     ) -> Float[np.ndarray, "batch span channel *space"]:
-        fields = self._lender.lend((count, len(rows) // count, *self.step_shape))
-        self.gather(rows, fields)
+        fields = self._pool.array((count, len(slots) // count, *self.step_shape))
+        self.gather(slots, fields)
         return fields
 
     def host(self, fields: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
         return fields
+
+
+class BatchPool:
+    """Arrays in memory that is used again once the last view of an array is gone.
+
+    A fresh allocation of some 100 MB costs more in page faults than the copy that fills
+    it. Slices, reshaped views and `torch.from_numpy` all keep an array's memory, so no
+    two arrays that are still in use share it.
+
+    Parameters
+    ----------
+    size : int
+        Number of float32 values of the largest array.
+    idle : int
+        Largest number of unused buffers kept; more are given back to the system.
+
+    Notes
+    -----
+    `array` may be called from any thread, never blocks and takes no lock: memory can
+    be released in the middle of any line of Python, even in a thread that would hold
+    that lock.
+
+    Examples
+    --------
+    >>> pool = BatchPool(6)
+    >>> first = pool.array((2, 3))
+    >>> address = first.ctypes.data
+    >>> row = first[1]
+    >>> del first
+    >>> pool.array((2, 3)).ctypes.data == address
+    False
+    >>> del row
+    >>> address in (pool.array((2, 3)).ctypes.data, pool.array((1, 3)).ctypes.data)
+    True
+    """
+
+    def __init__(self, size: int, idle: int = 4) -> None:
+        self._size = size
+        self._idle: deque[Float[np.ndarray, " size"]] = deque(maxlen=idle)
+
+    def array(self, shape: tuple[int, ...]) -> Float[np.ndarray, "*shape"]:
+        """Return a C-contiguous float32 array with arbitrary values."""
+        if math.prod(shape) > self._size:
+            raise ValueError(f"BatchPool: at most {self._size} values, got {shape}.")
+        try:
+            buffer = self._idle.pop()
+        except IndexError:
+            buffer = np.empty(self._size, dtype=np.float32)
+        # Views keep the base of `array` alive, which is no array: through arrays numpy
+        # looks to the owner of the memory, and that is always alive, in the pool.
+        array = np.frombuffer(buffer.data, np.float32, math.prod(shape))
+        weakref.finalize(array.base, self._idle.append, buffer).atexit = False
+        return array.reshape(shape)
+
+
+def allocate(
+    shape: tuple[int, ...], what: str, remedy: str
+) -> Float32[np.ndarray, "item ..."]:
+    """Return an array that is not filled yet; its pages are taken as they are written.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The first is the number of items that a user asked for.
+    what, remedy : str
+        For the message: what the items are, and how to need fewer.
+
+    Raises
+    ------
+    UserError
+        If it takes more memory than the machine has, or than this process may have.
+    """
+    size = 4 * math.prod(shape)
+    total = psutil.virtual_memory().total
+    if size <= total:
+        try:
+            return np.empty(shape, dtype=np.float32)
+        except MemoryError:
+            # A limit of the shell or of the batch system.
+            pass
+    raise UserError(
+        what,
+        f"what fits into the {format_bytes(total)} of memory of this machine",
+        f"{shape[0]}, which take {format_bytes(size)}",
+        remedy,
+    )

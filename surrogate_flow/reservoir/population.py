@@ -1,45 +1,23 @@
-"""The samples that a store holds, parted into unseen and seen."""
+"""The samples that a store holds, in the places among which a policy chooses."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import final
 
 import numpy as np
 from jaxtyping import Int
 
-__all__ = ["Members", "Population"]
+__all__ = ["Bag", "Places", "Population", "Queue", "Samples"]
+
+#: Samples, each by its number: the slot of its first step.
+Samples = Int[np.ndarray, " sample"]
+#: Places of samples in a population, from 0 on.
+Places = Int[np.ndarray, " sample"]
 
 
-class Members(Protocol):
-    """The samples that a store holds, in the order that its policy needs."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def unseen(self) -> int:
-        """Number of samples not drawn yet."""
-
-    @property
-    def samples(self) -> Int[np.ndarray, " sample"]:
-        """All samples, in any order."""
-
-    def add(self, samples: Int[np.ndarray, " sample"]) -> None:
-        """Add samples that are not in it."""
-
-    def fill(self, samples: Int[np.ndarray, " sample"], unseen: int) -> None:
-        """Hold just these, in this order; the first `unseen` were never drawn."""
-
-
-class Population:
-    """A dense array of sample numbers, parted in two::
-
-        order = [ unseen ... | seen ... | not used ]
-                 0           unseen     count
-
-    and the inverse of it, ``order[position[sample]] == sample``. Adding, marking and
-    removing move one other sample for each sample named, so all cost O(1) a sample, and
-    run as a few numpy calls for a whole block. Any part can be drawn from uniformly, by
-    position.
+class Population(ABC):
+    """Sample numbers in places: first those never drawn, then the others.
 
     Parameters
     ----------
@@ -49,56 +27,138 @@ class Population:
     Notes
     -----
     Not thread-safe by itself: a store calls it under its lock.
-
-    Examples
-    --------
-    >>> population = Population(10)
-    >>> population.add(np.array([7, 8, 9]))
-    >>> population.mark_seen(np.array([8, 8]))
-    >>> population.unseen, len(population)
-    (2, 3)
-    >>> population.samples.tolist()
-    [7, 9, 8]
-    >>> population.remove(np.array([0])).tolist(), population.samples.tolist()
-    ([7], [9, 8])
     """
 
     def __init__(self, capacity: int) -> None:
-        self._order = np.zeros(capacity, dtype=np.intp)
-        self._position = np.zeros(capacity, dtype=np.intp)
-        self._unseen = 0
+        self._capacity = capacity
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     @property
+    @abstractmethod
     def unseen(self) -> int:
-        """Number of samples not drawn yet; they come first in `samples`."""
+        """Number of samples not drawn yet; they are in the first places."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> Samples:
+        """All samples, place by place."""
+
+    @abstractmethod
+    def add(self, samples: Samples) -> None:
+        """Add samples that are not in it, as unseen."""
+
+    @abstractmethod
+    def fill(self, samples: Samples, unseen: int) -> None:
+        """Hold just these, in these places; the first `unseen` were never drawn."""
+
+    @abstractmethod
+    def draw(self, places: Places) -> Samples:
+        """Return the samples in places, which may repeat, and mark them as seen."""
+
+    @abstractmethod
+    def remove(self, places: Places) -> Samples:
+        """Return the samples in distinct places, and remove them."""
+
+
+@final
+class Queue(Population):
+    """Samples in order of arrival, in a ring; they leave from the front, unseen.
+
+    Examples
+    --------
+    >>> queue = Queue(4)
+    >>> queue.add(np.array([3, 1, 2]))
+    >>> queue.remove(np.arange(2)).tolist(), queue.samples.tolist()
+    ([3, 1], [2])
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._ring = np.zeros(capacity, dtype=np.int32)
+        self._head = 0
+
+    @property
+    def unseen(self) -> int:
+        return self._count
+
+    @property
+    def samples(self) -> Samples:
+        return self.draw(np.arange(self._count))
+
+    def add(self, samples: Samples) -> None:
+        places = self._head + self._count + np.arange(len(samples))
+        self._ring[places % self._capacity] = samples
+        self._count += len(samples)
+
+    def fill(self, samples: Samples, unseen: int) -> None:
+        self._head = self._count = 0
+        self.add(samples)
+
+    def draw(self, places: Places) -> Samples:
+        drawn: Samples = self._ring[(self._head + places) % self._capacity]
+        return drawn
+
+    def remove(self, places: Places) -> Samples:
+        removed = self.draw(places)
+        self._head = (self._head + len(places)) % self._capacity
+        self._count -= len(places)
+        return removed
+
+
+@final
+class Bag(Population):
+    """A dense array of sample numbers, parted in two::
+
+        order = [ unseen ... | seen ... | not used ]
+                 0           unseen     count
+
+    Adding, marking and removing move one other sample for each sample named, so all
+    cost O(1) a sample, and run as a few numpy calls for a whole block. Any part can be
+    drawn from uniformly, by place.
+
+    Examples
+    --------
+    >>> bag = Bag(10)
+    >>> bag.add(np.array([7, 8, 9]))
+    >>> bag.draw(np.array([1, 1])).tolist(), bag.unseen, len(bag)
+    ([8, 8], 2, 3)
+    >>> bag.samples.tolist()
+    [7, 9, 8]
+    >>> bag.remove(np.array([0])).tolist(), bag.samples.tolist()
+    ([7], [9, 8])
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._order = np.zeros(capacity, dtype=np.intp)
+        self._unseen = 0
+
+    @property
+    def unseen(self) -> int:
         return self._unseen
 
     @property
-    def samples(self) -> Int[np.ndarray, " sample"]:
-        """A view of all samples: the unseen, then the seen."""
+    def samples(self) -> Samples:
         return self._order[: self._count]
 
-    def add(self, samples: Int[np.ndarray, " sample"]) -> None:
-        """Add samples that are not in it, as unseen."""
+    def add(self, samples: Samples) -> None:
         first, end, count = self._unseen, self._count, len(samples)
         moved = min(count, end - first)
-        self._place(end + count - moved, self._order[first : first + moved].copy())
-        self._place(first, samples)
+        kept = self._order[first : first + moved].copy()
+        self._order[end + count - moved : end + count] = kept
+        self._order[first : first + count] = samples
         self._unseen += count
         self._count += count
 
-    def fill(self, samples: Int[np.ndarray, " sample"], unseen: int) -> None:
-        """Hold just these, in this order; the first `unseen` were never drawn."""
-        self._place(0, samples)
+    def fill(self, samples: Samples, unseen: int) -> None:
+        self._order[: len(samples)] = samples
         self._count, self._unseen = len(samples), unseen
 
-    def mark_seen(self, samples: Int[np.ndarray, " sample"]) -> None:
-        """Mark samples as seen; they may repeat, and may be seen already."""
-        places = self._position[samples]
+    def draw(self, places: Places) -> Samples:
+        drawn: Samples = self._order[places]
         places = places[places < self._unseen]
         if len(places):
             # As np.unique, which costs several times as much for so few.
@@ -109,10 +169,10 @@ class Population:
             places = places[first]
             self._move_last(places, self._unseen)
             self._unseen -= len(places)
+        return drawn
 
-    def remove(self, places: Int[np.ndarray, " sample"]) -> Int[np.ndarray, " sample"]:
-        """Remove and return the samples at distinct places of `samples`."""
-        removed: Int[np.ndarray, " sample"] = self._order[places]
+    def remove(self, places: Places) -> Samples:
+        removed: Samples = self._order[places]
         places = np.sort(places)
         unseen = int(places.searchsorted(self._unseen))
         if unseen:
@@ -124,12 +184,7 @@ class Population:
         self._count -= len(places)
         return removed
 
-    def _place(self, start: int, samples: Int[np.ndarray, " sample"]) -> None:
-        end = start + len(samples)
-        self._order[start:end] = samples
-        self._position[samples] = np.arange(start, end, dtype=np.intp)
-
-    def _move_last(self, places: Int[np.ndarray, " sample"], end: int) -> None:
+    def _move_last(self, places: Places, end: int) -> None:
         # The chosen change places with those of the last that are not chosen.
         start = end - len(places)
         inside = int(places.searchsorted(start))
@@ -137,8 +192,5 @@ class Population:
         if inside:
             stays = np.ones(len(places), dtype=bool)
             stays[places[inside:] - start] = False
-            fillers = self._order[start:end][stays]
-            holes = places[:inside]
-            self._order[holes] = fillers
-            self._position[fillers] = holes
-        self._place(start, chosen)
+            self._order[places[:inside]] = self._order[start:end][stays]
+        self._order[start:end] = chosen

@@ -1,46 +1,50 @@
-"""What a store holds at one moment, without its steps."""
+"""What a store holds at one moment, without the fields."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.reservoir.plan import Plan
+from surrogate_flow.reservoir.batches import Draw
+from surrogate_flow.reservoir.layout import Layout
 
 __all__ = ["Snapshot"]
 
 
+@final
 @dataclass(frozen=True)
 class Snapshot:
-    """The books of a store; a *row* is a step that it holds.
+    """The index of a store, as a checkpoint has it; a *row* is a step that it holds.
 
     Attributes
     ----------
     policy : str
-        Name of the store's class.
+        Name of the policy's class.
     simulation, step, parameters : array
         Of each row.
     following : array of shape (row,) or (0,)
-        Row of the next step, where windows share steps.
+        Row of the next step, where samples share steps.
     place : array of shape (row,) or (0,)
         Where each row's fields are in the file; empty if they were not written.
     members : array of shape (sample,)
-        Rows in which samples begin, in the order that the policy needs.
+        Rows in which samples begin, in the places of the population.
     unseen : int
         Number of samples never drawn; they come first in `members`.
     times : array of shape (sample,)
         How often each was drawn.
     live : array of shape (simulation, 3)
-        Of simulations that come in: number, next step, complete windows.
+        Of simulations whose steps arrive: number, next step, complete samples.
     tails : array of shape (tail, 2)
-        Index in `live`, and row of a step that only windows to come need.
+        Index in `live`, and row of a step that only an incomplete sample needs.
     finished : array of shape (range, 2)
-        Simulations of which every step has come.
+        Simulations of which every step has arrived.
     again_size, again_simulation, again_step, again_parameters : array
         Of batches that were drawn and not trained: sizes, and labels one after the
         other.
@@ -76,16 +80,30 @@ class Snapshot:
         """Return the attributes by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    def draws(
+        self, fields: Float[np.ndarray, "sample span channel *space"]
+    ) -> list[Draw]:
+        """Return the batches drawn and not trained, of which these are the fields."""
+        ends = np.cumsum(self.again_size)
+        return [
+            Draw(
+                fields[start:end],
+                self.again_simulation[start:end],
+                self.again_step[start:end],
+                self.again_parameters[start:end],
+            )
+            for start, end in zip(ends - self.again_size, ends, strict=True)
+        ]
+
     def check(self, spec: FieldSpec) -> None:
         """Check that all parts have the right type and size, and point at each other.
 
         Raises
         ------
-        ValueError
+        UserError
             Naming the first part that does not.
         """
         rows, samples, again = len(self.simulation), len(self.members), self.again_step
-        order = np.sort(self.place)
         live = len(self.live)
         # Name: its shape, and the bound that its values stay below.
         wanted: dict[str, tuple[tuple[int, ...], int | None]] = {
@@ -109,23 +127,23 @@ class Snapshot:
             if value.shape != shape or value.dtype.kind != "i":
                 _refuse(name, f"integers of {shape}", f"{value.dtype} of {value.shape}")
             if value.size and value.min() < 0:
-                _refuse(name, "0 or more", f"{value.min()}")
+                _refuse(name, "0 or more", value.min())
             if value.size and bound is not None and value.max() >= bound:
-                _refuse(name, f"less than {bound}", f"{value.max()}")
+                _refuse(name, f"less than {bound}", value.max())
         for name, count in (("parameters", rows), ("again_parameters", len(again))):
             value, shape = getattr(self, name), (count, len(spec.parameters))
             if value.shape != shape or value.dtype.kind != "f":
                 _refuse(name, f"floats of {shape}", f"{value.dtype} of {value.shape}")
-        if len(order) and not np.array_equal(order, np.arange(rows)):
+        if len(self.place) and (np.sort(self.place) != np.arange(rows)).any():
             _refuse("place", "each row once", "some twice")
         if not 0 <= self.unseen <= samples:
-            _refuse("unseen", f"at most {samples}", f"{self.unseen}")
+            _refuse("unseen", f"at most {samples}", self.unseen)
         if self.again_size.sum() != len(again):
-            _refuse("again_size", f"{len(again)} in all", f"{self.again_size.sum()}")
+            _refuse("again_size", f"{len(again)} in all", self.again_size.sum())
         if (self.tails >= (live, rows)).any():
-            _refuse("tails", f"less than {live} and {rows}", f"{self.tails.max()}")
+            _refuse("tails", f"less than {live} and {rows}", self.tails.max())
         if (self.live[:, 1] > spec.steps).any():
-            _refuse("live", f"at most {spec.steps} steps", f"{self.live[:, 1].max()}")
+            _refuse("live", f"at most {spec.steps} steps", self.live[:, 1].max())
         try:
             if self.random:
                 np.random.default_rng(0).bit_generator.state = json.loads(self.random)
@@ -133,24 +151,24 @@ class Snapshot:
             # Another kind for each thing that can be missing.
             _refuse("random", "the state of a generator", type(error).__name__)
 
-    def restarts(self, plan: Plan) -> dict[int, int]:
+    def restarts(self, layout: Layout) -> dict[int, int]:
         """Return where simulations have to begin again if the fields are lost.
 
         That is the first step of the first sample that was not trained yet. Of samples
-        trained in another order, some come a second time; none is left out.
+        trained in another order, some are trained again; none is left out.
 
         Returns
         -------
         dict of int to int
-            Number of a simulation -> number of a step. Those that are not named have
-            been trained on as a whole, or have not begun.
+            Number of a simulation -> number of a step. Those that are not named are
+            trained completely, or have not begun.
         """
         first = {
-            int(number): min(int(windows) * plan.stride, plan.steps)
-            for number, _, windows in self.live
-            if windows < plan.samples
+            int(number): min(int(samples) * layout.stride, layout.steps)
+            for number, _, samples in self.live
+            if samples < layout.samples
         }
-        rows, again = self.members[: self.unseen], self._first_draws(plan.steps)
+        rows, again = self.members[: self.unseen], self._first_draws(layout.steps)
         for simulations, steps in (
             (self.simulation[rows], self.step[rows]),
             (self.again_simulation[again], self.again_step[again]),
@@ -159,18 +177,18 @@ class Snapshot:
             order = np.lexsort((steps, simulations))
             numbers, places = np.unique(simulations[order], return_index=True)
             for number, step in zip(numbers, steps[order][places], strict=True):
-                known = first.get(int(number), plan.steps)
+                known = first.get(int(number), layout.steps)
                 first[int(number)] = min(known, int(step))
         return first
 
-    def settled(self, plan: Plan) -> IntSet:
-        """Return the simulations that were trained on as a whole."""
-        numbers = IntSet((int(a), int(b)) for a, b in self.finished)
-        for number, _, windows in self.live:
-            # Steps behind the last window are of no use.
-            if windows >= plan.samples:
+    def settled(self, layout: Layout) -> IntSet:
+        """Return the simulations of which every sample has been trained."""
+        numbers = IntSet(self.finished.tolist())
+        for number, _, samples in self.live:
+            # Steps behind the last sample are of no use.
+            if samples >= layout.samples:
                 numbers.add(int(number))
-        for number in self.restarts(plan):
+        for number in self.restarts(layout):
             numbers.discard(number)
         return numbers
 
@@ -188,8 +206,10 @@ class Snapshot:
         return first
 
 
-def _refuse(name: str, expected: str, got: str) -> None:
-    raise ValueError(
-        f"The checkpoint's reservoir is damaged: {name}: expected {expected}, got "
-        f"{got}. Start from its weights instead."
+def _refuse(name: str, expected: str, got: Any) -> None:
+    raise UserError(
+        f"The checkpoint's reservoir is damaged: {name}",
+        expected,
+        got,
+        "Start from its weights instead.",
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Draw
-from surrogate_flow.reservoir.devices import Side
+from surrogate_flow.reservoir.device import CopyStream
 
 __all__ = ["Batch"]
 
@@ -60,9 +60,9 @@ class Batch(NamedTuple):
             simulation=torch.from_numpy(draw.simulation),
         )
 
-    def sent(self, side: Side) -> Batch:
+    def sent(self, stream: CopyStream) -> Batch:
         """Return it on a device; the copies may still be under way."""
-        parameters, step, history, target, simulation = map(side.send, self.tensors)
+        parameters, step, history, target, simulation = map(stream.send, self.tensors)
         return Batch(parameters, step, history, target, simulation, self.weight)
 
     @classmethod

@@ -352,7 +352,7 @@ def test_an_online_run_leaves_the_same_data_set(heat, tmp_path, monkeypatch):
         sampler=Sobol(seed=2),
         name="heat",
         archive=tee,
-        reservoir=partial(FIFO, capacity=40),
+        reservoir=FIFO(capacity=40),
     )
     data.setup("fit")
     trained = sum(len(batch.step) for batch in data.train_dataloader())
@@ -380,7 +380,7 @@ def test_a_run_goes_on_when_its_data_set_cannot_be_written(
     """Every sample is trained all the same; the log says what is missing, and what adds it."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "tee.zarr"
-    data = study(Wave(), archive=path, reservoir=partial(FIFO, capacity=40))
+    data = study(Wave(), archive=path, reservoir=FIFO(capacity=40))
     data.setup("fit")
     # What a file system that a worker does not reach looks like.
     (path / "u").rename(tmp_path / "u")
@@ -438,7 +438,7 @@ def test_killed_half_way_it_goes_on_where_it_was(tmp_path):
     process, children = begun(tmp_path, workflow(tmp_path))
     path, notes = tmp_path / "noted.zarr", tmp_path / "notes"
     data = study(Noted(str(notes)), simulations=40, name="noted")
-    store = partial(FIFO, capacity=40)
+    store = FIFO(capacity=40)
     teeing = study(data.solver, simulations=40, archive=path, reservoir=store)
     named = f"noted.zarr is written by another run: process {process.pid} on "
     for second in (lambda: Generation(data, path), lambda: teeing.setup("fit")):

@@ -18,7 +18,7 @@ from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.names import RecipeError, class_at
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.reservoir.draw import Draw
+from surrogate_flow.reservoir import Draw
 from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import Solver
 from surrogate_flow.stream import Encoder

@@ -157,7 +157,7 @@ def test_a_scheduler_that_runs_already(running, tmp_path, monkeypatch):
         simulations=6,
         held_out=1,
         batch_size=5,
-        reservoir=partial(FIFO, capacity=20),
+        reservoir=FIFO(capacity=20),
         cluster=ExistingScheduler(**arguments),
     )
     data.setup("fit")

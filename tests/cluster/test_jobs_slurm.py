@@ -5,7 +5,6 @@ import shutil
 import threading
 import time
 from collections import Counter
-from functools import partial
 
 import batch
 import pytest
@@ -31,7 +30,7 @@ def opened(tmp_path, monkeypatch, slurm):
         defaults = {"simulations": 12, "held_out": 1, "batch_size": 4}
         data = OnlineData(
             solver,
-            reservoir=partial(FIFO, capacity=40),
+            reservoir=FIFO(capacity=40),
             cluster=batch.cluster(kind, timing, **(cluster or {})),
             **{**defaults, **kwargs},
         )

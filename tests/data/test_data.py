@@ -29,10 +29,10 @@ from surrogate_flow.sampling.design import SEEDS
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 POLICIES = {
-    "FIFO": partial(FIFO, capacity=40),
-    "FIRO": partial(FIRO, capacity=40, threshold=20),
-    "Reservoir": partial(Reservoir, capacity=40, threshold=20),
-    "device": partial(FIRO, capacity=40, threshold=20, memory=DeviceMemory),
+    "FIFO": FIFO(capacity=40),
+    "FIRO": FIRO(capacity=40, threshold=20),
+    "Reservoir": Reservoir(capacity=40, threshold=20),
+    "device": FIRO(capacity=40, threshold=20, memory=DeviceMemory),
 }
 
 
@@ -98,7 +98,7 @@ def test_held_out_set_has_a_seed_of_its_own(opened):
 
 def test_reception_goes_on_while_validation_runs(opened):
     """With a validation batch in hand and none drawn for training, every step still arrives."""
-    data = opened(reservoir=partial(FIFO, capacity=1000))
+    data = opened(reservoir=FIFO(capacity=1000))
     next(iter(data.val_dataloader()))
     assert data.study._ensemble.wait(60)
     assert data.status().store.population == 30 * STEPS
@@ -168,7 +168,7 @@ def test_simulations_that_are_waited_for_get_through(
         held_out=2,
         batch_size=4,
         deterministic=deterministic,
-        reservoir=partial(FIFO, capacity=8),
+        reservoir=FIFO(capacity=8),
         cluster=partial(one_worker, 4),
         faults=Faults(patience=20),
     )
@@ -261,7 +261,7 @@ def test_a_resume_amid_gradients_that_add_up_ends_with_the_same_weights(
 
 def test_moments_are_those_of_the_first_fill(opened):
     """Mean and spread of each variable, of what the reservoir holds."""
-    data = opened(reservoir=partial(FIFO, capacity=1000))
+    data = opened(reservoir=FIFO(capacity=1000))
     data.study.start()
     assert data.study._ensemble.wait(60)
     mean, std = data.moments()
@@ -294,7 +294,7 @@ def test_a_solver_that_hangs_while_training_goes_on_is_named_in_time(opened):
         Troubled("hangs", above=0.5),
         held_out=1,
         sampler=Uniform(seed=3),
-        reservoir=partial(Reservoir, capacity=40, threshold=3),
+        reservoir=Reservoir(capacity=40, threshold=3),
         faults=Faults(patience=12.0),
     )
     with pytest.raises(

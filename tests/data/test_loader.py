@@ -15,13 +15,13 @@ from surrogate_flow.data.prefetch import Prefetch, in_step
 from surrogate_flow.data.ranks import RankError, Ranks, State
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.fields.window import Direct
-from surrogate_flow.reservoir import FIFO, Draw, PendingBatches
+from surrogate_flow.reservoir import FIFO, Draw, PendingBatches, Store
 from surrogate_flow.surrogate.batch import Batch
 
 
 def test_a_trainer_that_failed_leaves_no_thread_behind():
     """A batch that nobody will fetch, since an error holds the iterator, ends no later."""
-    store = FIFO(Wave.spec, Direct(), 1, capacity=4 * STEPS)
+    store = Store(Wave.spec, Direct(), 1, FIFO(capacity=4 * STEPS))
     for n in range(4):
         steps = trajectory(Wave.spec, n, 0, STEPS)
         assert store.offer(n, 0, steps, parameters(Wave.spec, n)) == STEPS
@@ -46,7 +46,7 @@ def test_a_trainer_that_failed_leaves_no_thread_behind():
 def test_what_an_iteration_did_not_give_comes_in_the_next():
     """Epochs that end early lose no batch that was drawn ahead, and train none twice."""
     spec = FieldSpec((), (Variable("u"),), (), (), tuple(range(60)))
-    store, flight = FIFO(spec, Direct(), 4, capacity=60), PendingBatches()
+    store, flight = Store(spec, Direct(), 4, FIFO(capacity=60)), PendingBatches()
     steps = np.arange(60, dtype="f").reshape(60, 1)
     assert store.offer(0, 0, steps, np.zeros(0, dtype="f")) == 60
     store.end_reception()
@@ -70,7 +70,7 @@ class BesideAFullOne(Ranks):
 def test_batches_of_weight_zero_count_for_nothing():
     """They are in no reservoir: what a checkpoint has, and what is drawn again, is all the rest."""
     spec = FieldSpec((), (Variable("u"),), (), (), tuple(range(40)))
-    store, flight = FIFO(spec, Direct(), 4, capacity=40), PendingBatches()
+    store, flight = Store(spec, Direct(), 4, FIFO(capacity=40)), PendingBatches()
     steps, nothing = np.arange(40, dtype="f").reshape(40, 1), np.zeros(0, dtype="f")
     trained, zero = [], 0
     loader = OnlineLoader(
@@ -88,7 +88,7 @@ def test_batches_of_weight_zero_count_for_nothing():
             assert store.offer(0, 0, steps, nothing) == 40
     assert zero >= 2
     assert loader.trained() == 5
-    flight.settle(loader.trained())
+    flight.acknowledge(loader.trained())
     held = store.save(flight, lambda chunk: None)
     again = held.again_step.tolist() + held.step[held.members].tolist()
     assert trained + again == list(range(40))

@@ -113,7 +113,7 @@ class Full(Callback):
             simulations=plan.simulations,
             held_out=1,
             batch_size=plan.batch_size,
-            reservoir=lambda spec, window, size: plan.store(spec, window),
+            reservoir=plan.reservoir,
             cluster=lambda: Borrowed(self.client),
             checkpoint_reservoir=bool(plan.seed % 2),
         )

@@ -1,7 +1,6 @@
 """What one seed stands for: a small study, and what goes wrong in it."""
 
 import dataclasses
-from functools import partial
 
 import numpy as np
 
@@ -58,17 +57,16 @@ class Plan:
     step_timeout: float
     kinds: tuple[str, ...]
 
-    def store(self, spec, window):
-        """Build the reservoir."""
+    @property
+    def reservoir(self):
+        """The policy of the store."""
         half = self.capacity // 2
         policies = {
-            "FIFO": partial(FIFO, capacity=self.capacity),
-            "FIRO": partial(FIRO, capacity=self.capacity, threshold=half, seed=1),
-            "Reservoir": partial(
-                Reservoir, capacity=self.capacity, threshold=half, seed=1
-            ),
+            "FIFO": FIFO(capacity=self.capacity),
+            "FIRO": FIRO(capacity=self.capacity, threshold=half, seed=1),
+            "Reservoir": Reservoir(capacity=self.capacity, threshold=half, seed=1),
         }
-        return policies[self.policy](spec, window, self.batch_size)
+        return policies[self.policy]
 
 
 def plan(seed: int) -> Plan:

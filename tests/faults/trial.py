@@ -22,7 +22,7 @@ from surrogate_flow.ensemble.task import run
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.window import Direct
-from surrogate_flow.reservoir import PendingBatches
+from surrogate_flow.reservoir import PendingBatches, Store
 from surrogate_flow.stream import Inlet, StreamError, Timing
 
 DEADLINE = 90.0  # seconds that a study has to end by itself
@@ -51,7 +51,7 @@ class Trial:
         self.solver = Faulty(
             str(self.tokens), plan.troubles, plan.steps, pace=plan.pace
         )
-        self.store = plan.store(self.solver.spec, Direct())
+        self.store = Store(self.solver.spec, Direct(), plan.batch_size, plan.reservoir)
         self.ledger = Ledger(self.store)
         self.aside = []
         self.hung = ""

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from surrogate_flow.fields.int_set import IntSet
 
-NUMBERS = st.one_of(st.integers(0, 40), st.integers(1000, 2100), st.just(10**15))
+NUMBERS = st.one_of(st.integers(0, 40), st.integers(1000, 2100), st.just(10**6))
 
 
 @given(st.lists(st.tuples(st.booleans(), NUMBERS), max_size=60))
@@ -31,7 +31,7 @@ def test_ranges_ascend_with_gaps(ranges):
         IntSet(ranges)
 
 
-def test_long_ranges_cross_pages():
+def test_long_ranges_are_exact():
     """A range of a million is as exact as one of two."""
     numbers = IntSet([(1_000, 1_000_000)])
     assert len(numbers) == 999_000

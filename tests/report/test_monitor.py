@@ -135,7 +135,7 @@ def test_it_ends_with_the_run(way, tmp_path):
     if way == "setup":
         assert not path.exists()
     else:
-        drawn = data.store.counters().drawn
+        drawn = data.store.stats().drawn
         assert int(rows_of(path)[-1]["drawn"]) <= drawn
         assert (drawn > 0) == (way != "moments")
 

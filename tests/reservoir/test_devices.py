@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from surrogate_flow.data.online_loader import OnlineLoader
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.fields.window import Direct
-from surrogate_flow.reservoir import DeviceMemory, PendingBatches, Reservoir
-from surrogate_flow.reservoir.devices import current_device, side_of
+from surrogate_flow.reservoir import DeviceMemory, PendingBatches, Reservoir, Store
+from surrogate_flow.reservoir.device import copy_stream, current_device
 from surrogate_flow.surrogate.batch import Batch
 
 DEVICES = ["cpu", *(["cuda:0"] if torch.cuda.is_available() else [])]
@@ -27,7 +28,7 @@ def test_batches_arrive_whole_on_the_device(device, there):
     options = (
         {"memory": lambda *shape: DeviceMemory(*shape, str(device))} if there else {}
     )
-    store = Reservoir(SPEC, Direct(), 16, capacity=50, threshold=20, **options)
+    store = Store(SPEC, Direct(), 16, Reservoir(capacity=50, threshold=20, **options))
     batches, simulation, first = [], 0, 0
 
     def refill():
@@ -60,8 +61,8 @@ def test_batches_arrive_whole_on_the_device(device, there):
 @pytest.mark.parametrize("device", DEVICES)
 def test_what_is_there_already_is_not_copied(device):
     tensor = torch.zeros(3, device=device)
-    assert side_of(torch.device(device)).send(tensor) is tensor
-    assert side_of(torch.device(device)) is side_of(torch.device(device))
+    assert copy_stream(torch.device(device)).send(tensor) is tensor
+    assert copy_stream(torch.device(device)) is copy_stream(torch.device(device))
 
 
 def test_the_current_device_is_where_lightning_trains():
@@ -73,10 +74,10 @@ def test_the_current_device_is_where_lightning_trains():
 
 
 def test_a_reservoir_larger_than_the_device_is_refused():
-    with pytest.raises(MemoryError, match=r"400 steps takes .* GB, which cpu does not"):
+    with pytest.raises(UserError, match=r"400 steps takes .* GB, which cpu does not"):
         DeviceMemory(400, (10**15,), 1)
 
 
 def test_weight_travels():
     batch = Batch.padding(SPEC, Direct())._replace(weight=0.5)
-    assert batch.sent(side_of(torch.device("cpu"))).weight == 0.5
+    assert batch.sent(copy_stream(torch.device("cpu"))).weight == 0.5

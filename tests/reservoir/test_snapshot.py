@@ -7,12 +7,12 @@ import threading
 import laws
 import numpy as np
 import pytest
-from test_store import POLICIES, WINDOWS, make_store, offer
+from test_store import POLICIES, WINDOWS, make_store, offer, paused_store
 
-from surrogate_flow.fields.int_set import IntSet
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.fields.window import Autoregressive, Direct
-from surrogate_flow.reservoir import FIFO, PendingBatches, persistent
+from surrogate_flow.reservoir import FIFO, PendingBatches, Store
 
 SIMULATIONS = 5
 STEPS = 20
@@ -23,7 +23,7 @@ class Run:
 
     def __init__(self, store, next_step=None, again=()):
         self.store = store
-        self.flight = PendingBatches(again)
+        self.pending = PendingBatches(again)
         self.next = dict(next_step or dict.fromkeys(range(SIMULATIONS), 0))
         self.batches, self.trained = [], 0
 
@@ -40,10 +40,10 @@ class Run:
 
     def fetch(self):
         """Draw a batch, which is not trained yet; return whether there was one."""
-        draw = self.flight.repeat()
+        draw = self.pending.take_again()
         if draw is None:
             try:
-                draw = self.store.draw(0, self.flight)
+                draw = self.store.draw(0, self.pending)
             except TimeoutError:
                 return False
         if draw is not None:
@@ -58,7 +58,7 @@ class Run:
         for _ in range(batches):
             self.fetch()
         self.trained = max(self.trained, len(self.batches) - 1)
-        self.flight.settle(self.trained)
+        self.pending.acknowledge(self.trained)
 
     def finish(self):
         """Run to the end."""
@@ -75,7 +75,7 @@ class Run:
 def saved(run):
     """A snapshot and the rows that go with it."""
     rows = []
-    snapshot = run.store.save(run.flight, lambda chunk: rows.append(chunk.copy()))
+    snapshot = run.store.save(run.pending, lambda chunk: rows.append(chunk.copy()))
     return snapshot, np.concatenate(rows)
 
 
@@ -93,8 +93,8 @@ def test_a_restored_store_goes_on_as_if_nothing_had_been(policy, window, rounds)
     twin = Run(other, run.next, again)
     assert {n: other.open(n) for n in run.next} == run.next
     assert list(other.finished) == [n for n in run.next if run.next[n] == STEPS]
-    before = other.counters()
-    mine = run.store.counters()
+    before = other.stats()
+    mine = run.store.stats()
     for name in ("population", "unseen", "inserted", "drawn", "steps", "times_seen"):
         assert getattr(before, name) == getattr(mine, name), name
     # What was fetched and not trained comes again, and then the very same batches.
@@ -115,7 +115,7 @@ def test_without_the_fields_every_sample_is_trained(policy, window, rounds):
     for _ in range(rounds):
         run.feed(9)
         run.train(2)
-    snapshot = run.store.save(run.flight, None)
+    snapshot = run.store.save(run.pending, None)
     other = make_store(policy, window, STEPS)
     assert other.restore(snapshot, None) == []
     twin = Run(other, {n: other.open(n) for n in run.next})
@@ -137,13 +137,13 @@ def test_without_the_fields_every_sample_is_trained(policy, window, rounds):
 def test_a_solver_without_parameters_is_saved_too():
     """One deterministic simulation is a study as well."""
     spec = FieldSpec((), (Variable("u"),), (), (), tuple(range(8)))
-    store, flight = FIFO(spec, Direct(), 4, capacity=8), PendingBatches()
+    store, pending = Store(spec, Direct(), 4, FIFO(capacity=8)), PendingBatches()
     steps = np.arange(8, dtype="f").reshape(8, 1)
     assert store.offer(0, 0, steps, np.zeros(0, dtype="f")) == 8
-    store.draw(0, flight)
-    other = FIFO(spec, Direct(), 4, capacity=8)
+    store.draw(0, pending)
+    other = Store(spec, Direct(), 4, FIFO(capacity=8))
     rows = []
-    snapshot = store.save(flight, lambda chunk: rows.append(chunk.copy()))
+    snapshot = store.save(pending, lambda chunk: rows.append(chunk.copy()))
     snapshot.check(spec)
     (draw,) = other.restore(snapshot, np.concatenate(rows))
     assert draw.step.tolist() == [0, 1, 2, 3]
@@ -154,7 +154,7 @@ def test_steps_that_no_window_covers_do_not_make_a_simulation_run_again():
     """Its windows were all trained; without their fields, nothing is left to simulate."""
     window = Autoregressive(1, stride=3)
     store = make_store("FIFO", window, 19)
-    flight, last = (
+    pending, last = (
         PendingBatches(),
         (window.samples(19) - 1) * window.stride + window.span,
     )
@@ -162,55 +162,44 @@ def test_steps_that_no_window_covers_do_not_make_a_simulation_run_again():
     assert offer(store, 1, 0, 19) == 19
     batches = 2 * window.samples(19) // store.batch_size
     for _ in range(batches):
-        assert store.draw(0, flight)
-    flight.settle(batches)
+        assert store.draw(0, pending)
+    pending.acknowledge(batches)
     other = make_store("FIFO", window, 19)
-    other.restore(store.save(flight, None), None)
+    other.restore(store.save(pending, None), None)
     assert [other.open(n) for n in (0, 1, 2)] == [19, 19, 0]
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_steps_come_in_while_a_snapshot_is_written(window):
-    """Writing waits until producers have replaced what it has not copied yet."""
-    run = Run(make_store("Reservoir", window, STEPS))
+    """Writing waits until simulations have replaced what it has not copied yet."""
+    store, memory = paused_store("Reservoir", window, steps=STEPS)
+    run = Run(store)
     while len(run.batches) < 12:
         run.feed(15)
         run.train(1)
-    store, moved = run.store, threading.Event()
-    store._slab.memory.gather, gather = (
-        lambda *a: (moved.wait(20), gather(*a)),
-        store._slab.memory.gather,
-    )
+    memory.pause("gather")
     held = {}
     thread = threading.Thread(target=lambda: held.update(result=saved(run)))
     thread.start()
     try:
-        while not store._slab._pins:
-            thread.join(0.001)
-        inserted = store.counters().inserted
+        assert memory.begun.wait(30)
+        inserted = store.stats().inserted
+        samples = store.samples()
         run.feed(15)
     finally:
-        moved.set()
+        memory.go_on.set()
         thread.join(20)
-    store._slab.memory.gather = gather
     snapshot, rows = held["result"]
     assert snapshot.counts[0] == inserted
     other = make_store("Reservoir", window, STEPS)
     other.restore(snapshot, rows)
-    samples = other._members.samples
-    fields = np.empty((len(samples) * window.span, *other.spec.step_shape), np.float32)
-    other._slab.memory.gather(other._books.slots(samples), fields)
-    fields = fields.reshape(len(samples), window.span, *other.spec.step_shape)
-    for field, simulation, step in zip(
-        fields, *other._books.labels(samples)[:2], strict=True
-    ):
-        expected = laws.trajectory(other.spec, simulation, step, window.span)
-        np.testing.assert_array_equal(field, expected)
+    assert other.samples() == samples
+    other.end_reception()
+    while (draw := other.draw(0)) is not None:
+        laws.check_draw(other, draw)
     # Nothing is held back afterwards.
     run.finish()
-    assert store.counters().population == 0
-    assert store._slab.free == store.capacity
-    assert store._slab.pending == 0
+    assert store.stats().population == store.stats().steps == 0
 
 
 def test_a_failed_write_leaves_the_store_whole():
@@ -222,44 +211,26 @@ def test_a_failed_write_leaves_the_store_whole():
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        run.store.save(run.flight, full)
+        run.store.save(run.pending, full)
     run.finish()
-    assert run.store._slab.free == run.store.capacity
+    assert run.store.stats().steps == 0
 
 
 def test_another_policy_or_capacity_is_refused():
     run = Run(make_store("Reservoir", WINDOWS[0], STEPS))
     run.feed(15)
     snapshot, rows = saved(run)
-    with pytest.raises(ValueError, match=r"is a Reservoir, expected a FIFO"):
+    with pytest.raises(UserError, match=r"is a Reservoir, expected a FIFO"):
         make_store("FIFO", WINDOWS[0], STEPS).restore(snapshot, rows)
-    with pytest.raises(ValueError, match=r"expected at most capacity = 8"):
+    with pytest.raises(UserError, match=r"expected at most capacity = 8"):
         make_store("Reservoir", WINDOWS[0], STEPS, capacity=8).restore(snapshot, rows)
 
 
-def test_ranges_hold_any_set():
-    random = np.random.default_rng(0)
-    mine, truth = IntSet(), set()
-    for number in random.integers(0, 60, 2000).tolist():
-        if random.random() < 0.5:
-            mine.add(number)
-            truth.add(number)
-        else:
-            mine.discard(number)
-            truth.discard(number)
-        assert list(mine) == sorted(truth)
-        assert len(mine) == len(truth)
-        assert all((n in mine) == (n in truth) for n in range(-1, 62))
-        assert IntSet(mine.ranges).ranges == mine.ranges
-    with pytest.raises(ValueError, match="ascending ranges"):
-        IntSet([(3, 5), (5, 6)])
-
-
-def test_room_that_a_snapshot_kept_is_announced(monkeypatch):
-    """Producers that come only when they are called get in as rows are written."""
+def test_room_that_a_snapshot_kept_is_announced():
+    """Simulations that are offered only when there is room get in as rows are written."""
     store = make_store("FIFO", Direct(), capacity=10, batch_size=5)
     assert offer(store, 0, 0, 10) == 10
-    monkeypatch.setattr(persistent, "_CHUNK", 4 * store.spec.step_bytes)
+    store.chunk_bytes = 4 * store.spec.step_bytes
 
     def produce():
         first = store.open(1)
@@ -279,34 +250,25 @@ def test_room_that_a_snapshot_kept_is_announced(monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["into", "out of"])
-def test_a_copy_that_does_not_end_is_told(monkeypatch, way):
+def test_a_copy_that_does_not_end_is_told(way):
     """The message of a checkpoint that waits in vain counts what it waits for."""
-    monkeypatch.setattr(persistent, "_SECONDS", 0.1)
-    store, flight = make_store("FIFO", Direct()), PendingBatches()
+    store, memory = paused_store("FIFO", Direct())
+    pending = PendingBatches()
     offer(store, 0, 0, 20)
-    store.draw(0, flight)
-    begun, go_on = threading.Event(), threading.Event()
-    name = {"into": "write", "out of": "batch"}[way]
-    copy = getattr(store._slab.memory, name)
-
-    def slow(*arguments):
-        begun.set()
-        assert go_on.wait(30)
-        return copy(*arguments)
-
-    monkeypatch.setattr(store._slab.memory, name, slow)
+    store.draw(0, pending)
+    memory.pause({"into": "write", "out of": "batch"}[way])
     actions = {
         "into": lambda: offer(store, 1, 0, 4),
-        "out of": lambda: store.draw(0, flight),
+        "out of": lambda: store.draw(0, pending),
     }
     thread = threading.Thread(target=actions[way])
     thread.start()
-    assert begun.wait(30)
+    assert memory.begun.wait(30)
     counts = {"into": (1, 0), "out of": (0, 1)}[way]
     with pytest.raises(
         TimeoutError, match="{} copies into .* {} out of".format(*counts)
     ):
-        store.save(flight, None)
-    go_on.set()
+        store.save(pending, None, timeout=0.1)
+    memory.go_on.set()
     thread.join(30)
     assert not thread.is_alive()

@@ -13,16 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Autoregressive, Direct, Window
 from surrogate_flow.reservoir import (
     FIFO,
     FIRO,
     DeviceMemory,
+    HostMemory,
+    Memory,
     Reservoir,
     SamplesPerInsert,
+    Store,
 )
-from surrogate_flow.reservoir.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,17 @@ def make_store(policy, window, steps=20, capacity=40, batch_size=4, seed=0, **op
     """A small store of the named policy."""
     spec = make_spec(steps)
     if policy == "FIFO":
-        return FIFO(spec, window, batch_size, capacity=capacity)
+        memory = options.get("memory", HostMemory)
+        policy = FIFO(capacity=capacity, memory=memory)
+        return Store(spec, window, batch_size, policy)
     options = {"capacity": capacity, "threshold": 6, "seed": seed, **options}
     if policy == "FIRO":
-        return FIRO(spec, window, batch_size, **options)
+        return Store(spec, window, batch_size, FIRO(**options))
     if policy == "device":
         options = {"memory": DeviceMemory, **options}
     if policy == "limited":
         options = {"limiter": SamplesPerInsert(2.0, 6.0), **options}
-    return Reservoir(spec, window, batch_size, **options)
+    return Store(spec, window, batch_size, Reservoir(**options))
 
 
 def offer(store, simulation, first, count):
@@ -91,21 +96,49 @@ def offer(store, simulation, first, count):
     )
 
 
-def put(store, simulation, first, count, timeout=30):
-    """Put steps that tell what they are."""
-    return store.put(
-        simulation,
-        first,
-        laws.trajectory(store.spec, simulation, first, count),
-        laws.parameters(store.spec, simulation),
-        timeout,
-    )
+class PausedMemory(Memory):
+    """Host memory in which one kind of copy waits until it may go on."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.inner = HostMemory(*shape)
+        self.paused = ""
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def pause(self, copy):
+        """Let all copies of a kind wait from now on: write, gather or batch."""
+        self.paused = copy
+
+    def _copy(self, name, *arguments):
+        if name == self.paused:
+            self.begun.set()
+            assert self.go_on.wait(30)
+        return getattr(self.inner, name)(*arguments)
+
+    def write(self, slots, steps):
+        self._copy("write", slots, steps)
+
+    def gather(self, slots, out):
+        self._copy("gather", slots, out)
+
+    def batch(self, slots, count):
+        return self._copy("batch", slots, count)
+
+    def host(self, fields):
+        return fields
 
 
-def peek(store):
-    """The identities of the samples held, the unseen first, without drawing."""
-    simulation, step, _ = store._books.labels(store._members.samples)
-    return list(zip(simulation.tolist(), step.tolist(), strict=True))
+def paused_store(policy, window, copy="", **options):
+    """A store, and its memory, in which a kind of copy waits."""
+    memories = []
+
+    def memory(*shape):
+        memories.append(PausedMemory(*shape))
+        return memories[0]
+
+    store = make_store(policy, window, memory=memory, **options)
+    memories[0].pause(copy)
+    return store, memories[0]
 
 
 POLICIES = ["FIFO", "FIRO", "Reservoir", "limited", "device"]
@@ -117,7 +150,7 @@ def test_laws(policy, window):
     """Every policy obeys the laws, with and without shared steps."""
     once = policy in ("FIFO", "FIRO")
     if policy == "limited":
-        # Its producers wait for the band before the store is full.
+        # Its simulations wait for the band before the store is full.
         store = make_store(policy, window)
         for draw in laws.run_store(store, 12):
             laws.check_draw(store, draw)
@@ -141,15 +174,15 @@ def test_reservoir_evicts_only_what_was_seen():
     """A full reservoir of unseen samples takes nothing, and a draw makes room."""
     store = make_store("Reservoir", Direct(), capacity=20)
     rooms = []
-    store.on_room(lambda: rooms.append(store.counters()))
+    store.on_room(lambda: rooms.append(store.stats()))
     assert offer(store, 0, 0, 20) == 20
     assert offer(store, 1, 0, 5) == 0
     assert "20 of 20 samples unseen" in store.waiting()
     seen = set(laws.samples_of(store.draw(0)))
     assert rooms[-1].batches == 1, "called after the draw, without the lock"
     assert offer(store, 1, 0, 20) == len(seen)
-    assert seen.isdisjoint(peek(store))
-    assert store.counters().evicted == len(seen)
+    assert seen.isdisjoint(store.samples())
+    assert store.stats().evicted == len(seen)
 
 
 def test_end_of_reception_lets_short_batches_go():
@@ -168,19 +201,19 @@ def test_end_of_reception_lets_short_batches_go():
             offer(store, 0, 5, 1)
 
 
-def test_forget_releases_unfinished_windows():
-    """What only windows to come hold is free once the simulation is given up."""
+def test_close_releases_incomplete_samples():
+    """What only incomplete samples hold is free once the simulation is closed."""
     store = make_store("FIFO", Autoregressive(2), batch_size=1)
     offer(store, 0, 0, 4)
     offer(store, 1, 0, 2)
-    assert (store.counters().steps, store.counters().unfinished) == (6, 2)
+    assert (store.stats().steps, store.stats().unfinished) == (6, 2)
     store.close(0, complete=True)
     store.close(1, complete=True)
     store.close(99, complete=True)
-    assert (store.counters().steps, store.counters().unfinished) == (4, 0)
+    assert (store.stats().steps, store.stats().unfinished) == (4, 0)
     for _ in range(2):
         laws.check_draw(store, store.draw(0))
-    assert store.counters().steps == 0
+    assert store.stats().steps == 0
     assert offer(store, 1, 0, 2) == 2
 
 
@@ -188,9 +221,9 @@ def test_whole_simulation_holds_no_tail():
     """After its last step a simulation holds nothing for windows to come."""
     store = make_store("FIFO", Autoregressive(2), steps=5, batch_size=3)
     offer(store, 0, 0, 5)
-    assert store.counters().unfinished == 0
+    assert store.stats().unfinished == 0
     assert len(store.draw(0).step) == 3
-    assert store.counters().steps == 0
+    assert store.stats().steps == 0
 
 
 def test_too_many_simulations_wait_for_their_turn():
@@ -199,8 +232,7 @@ def test_too_many_simulations_wait_for_their_turn():
     taken = [offer(store, simulation, 0, 4) for simulation in range(6)]
     assert taken == [4, 4, 4, 4, 0, 0]
     assert "4 unfinished simulations" in store.waiting()
-    with pytest.raises(TimeoutError, match="raise capacity"):
-        put(store, 4, 0, 1, timeout=0.0)
+    assert "raise capacity" in store.waiting()
     store.close(0, complete=True)
     assert offer(store, 4, 0, 4) == 4
 
@@ -233,14 +265,14 @@ def test_wrong_steps_are_refused(policy):
     with pytest.raises(ValueError, match="expected 2 parameters, got the shape"):
         store.offer(7, 3, np.zeros((1, 2, 3), "f"), np.zeros(3))
     assert offer(store, 7, 3, 0) == 0
-    assert put(store, 7, 3, 2) == 2
+    assert offer(store, 7, 3, 2) == 2
 
 
 @pytest.mark.parametrize(
     ("window", "settings", "words"),
     [
-        (Direct(), {"batch_size": 0}, "batch_size >= 1, got 0"),
-        (Direct(), {"threshold": 0}, "threshold >= 1, got 0"),
+        (Direct(), {"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        (Direct(), {"threshold": 0}, "threshold: expected at least 1, got 0"),
         (Direct(), {"capacity": 0}, "at least one step"),
         (Direct(), {"capacity": 5}, "threshold <= 5 samples"),
         (Direct(), {"batch_size": 41}, "batch_size <= 40 samples"),
@@ -251,20 +283,22 @@ def test_wrong_steps_are_refused(policy):
         (Autoregressive(5), {"capacity": 5, "threshold": 1}, "capacity >= 6 steps"),
         (Autoregressive(20), {}, "at least 21 steps"),
         (Autoregressive(2, stride=2), {"capacity": 12}, "threshold <= 5 samples"),
-        (Sliding(3, 0), {}, "window.stride >= 1"),
+        (Sliding(3, 0), {}, "window.stride: expected at least 1"),
         (Direct(), {"limiter": SamplesPerInsert(4.0, 3.9)}, "tolerance >= .* = 4"),
     ],
 )
 def test_deadlocking_settings_are_refused(window, settings, words):
     """The constructor names the setting, what it got, and what would work."""
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((UserError, ValueError), match=words):
         make_store("Reservoir", window, **settings)
 
 
 @pytest.mark.parametrize(("ratio", "tolerance"), [(0, 1), (1, 0), (np.nan, 1)])
 def test_limiter_refuses_nonsense(ratio, tolerance):
     """Ratio and tolerance are positive numbers."""
-    with pytest.raises(ValueError, match="SamplesPerInsert: expected a"):
+    with pytest.raises(
+        UserError, match=r"SamplesPerInsert\.\w+: expected a number > 0"
+    ):
         SamplesPerInsert(ratio, tolerance)
 
 
@@ -272,7 +306,7 @@ def test_capacity_in_bytes():
     """A size in bytes holds as many whole steps as fit."""
     store = make_store("FIFO", Direct(), capacity="1 kB")
     assert store.capacity == 1000 // 24
-    assert store.counters().capacity_bytes == 41 * 24
+    assert store.stats().capacity_bytes == 41 * 24
 
 
 @settings(max_examples=300, deadline=None)
@@ -302,7 +336,7 @@ def test_accepted_settings_do_not_deadlock(data):
             seed=data.draw(st.integers(0, 99), "seed"),
             **options,
         )
-    except ValueError:
+    except (UserError, ValueError):
         return
     block = data.draw(st.integers(1, 6), "block")
     next_step = dict.fromkeys(range(12), 0)
@@ -382,6 +416,7 @@ class StoreMachine(RuleBasedStateMachine):
         simulation = live[which] if which < len(live) else self.born
         first = self.next_step.get(simulation, 0)
         count = min(count, 9 - first)
+        before = self.store.stats().unfinished
         taken = offer(self.store, simulation, first, count)
         if simulation == self.born and taken:
             self.born += 1
@@ -389,14 +424,16 @@ class StoreMachine(RuleBasedStateMachine):
         new = new[len(self.windows(first)) :]
         if taken:
             self.next_step[simulation] = first + taken
-        present = set(peek(self.store))
+        present = set(self.store.samples())
         assert set(new) <= present
         assert set(self.unseen) <= present, "an unseen sample is never evicted"
         self.unseen += new
         assert present <= set(self.unseen) | self.seen
         full = len(self.held()) + (count - taken) > 16
         self.seen &= present
-        if taken < count and self.store._refused.of(simulation) is Refusal.FULL:
+        mine = simulation in self.next_step
+        crowded = (before + 1) * (self.store.window.span - 1) >= 16 and not mine
+        if taken < count and not crowded:
             assert full
             assert not self.seen, "waits only if nothing seen is left"
             assert len(self.held()) == 16
@@ -435,10 +472,10 @@ class StoreMachine(RuleBasedStateMachine):
         """Samples, slots and simulations are those of the model."""
         if not hasattr(self, "store"):
             return
-        counters = self.store.counters()
+        counters = self.store.stats()
         assert counters.unseen == len(self.unseen)
         assert counters.population == len(self.unseen) + len(self.seen)
-        assert sorted(peek(self.store)) == sorted([*self.unseen, *self.seen])
+        assert sorted(self.store.samples()) == sorted([*self.unseen, *self.seen])
         assert counters.steps == len(self.held())
 
     def teardown(self):
@@ -450,7 +487,7 @@ class StoreMachine(RuleBasedStateMachine):
                 laws.check_draw(self.store, draw)
                 left += laws.samples_of(draw)
             assert sorted(left) == sorted([*self.unseen, *self.seen])
-            assert self.store.counters().steps == 0
+            assert self.store.stats().steps == 0
 
 
 class FIFOMachine(StoreMachine):
@@ -491,12 +528,13 @@ def test_threads(policy, window, producers):
 
     def produce(mine):
         try:
-            random = np.random.default_rng(mine[0])
+            random, producer = np.random.default_rng(mine[0]), laws.Producer(store)
             for simulation in mine:
                 first = 0
                 while first < 20:
                     count = min(int(random.integers(1, 12)), 20 - first)
-                    first += put(store, simulation, first, count)
+                    assert producer.put(simulation, first, count) == count
+                    first += count
                 store.close(simulation, complete=True)
         except BaseException as error:
             errors.append(error)
@@ -519,7 +557,7 @@ def test_threads(policy, window, producers):
     while (draw := store.draw(timeout=30)) is not None:
         laws.check_draw(store, draw)
         drawn += laws.samples_of(draw)
-        counters = store.counters()
+        counters = store.stats()
         assert counters.steps <= counters.capacity
     threads_and_end[-1].join(30)
     assert not errors
@@ -527,25 +565,25 @@ def test_threads(policy, window, producers):
     assert set(drawn) == {(s, k) for s in range(simulations) for k in starts}
     if policy in ("FIFO", "FIRO"):
         assert len(drawn) == len(set(drawn))
-    assert store.counters().steps == 0
+    assert store.stats().steps == 0
 
 
-def test_put_under_way_outlives_the_end_of_reception():
-    """A put that waits when reception ends gets all its steps in."""
-    store = make_store("FIFO", Autoregressive(2), capacity=10)
-    result = []
-    thread = threading.Thread(target=lambda: result.append(put(store, 0, 0, 20)))
+def test_a_copy_under_way_outlives_the_end_of_reception():
+    """Steps that are being copied in when reception ends are drawn, too."""
+    store, memory = paused_store("FIFO", Autoregressive(2), "write")
+    thread = threading.Thread(target=offer, args=(store, 0, 0, 5))
     thread.start()
-    while "producers wait" not in store.waiting():
-        thread.join(0.001)
+    assert memory.begun.wait(30)
     store.end_reception()
-    drawn = []
-    while (draw := store.draw(timeout=30)) is not None:
-        laws.check_draw(store, draw)
-        drawn += draw.step.tolist()
+    with pytest.raises(TimeoutError, match="0 of 4 samples"):
+        store.draw(0)
+    memory.go_on.set()
+    draw = store.draw(timeout=30)
+    laws.check_draw(store, draw)
     thread.join(30)
-    assert result == [20]
-    assert drawn == list(range(18))
+    assert draw.step.tolist() == [0, 1, 2]
+    assert store.draw(0) is None
+    assert store.stats().steps == 0
 
 
 def test_batches_stay_while_anybody_holds_them():
@@ -578,15 +616,15 @@ def test_draws_are_uniform(policy):
 def test_evictions_are_uniform():
     """Every seen sample makes room equally often, whatever its age."""
     spec = make_spec(steps=2000)
-    store = Reservoir(spec, Direct(), 40, capacity=20 * 2, threshold=1, seed=3)
+    store = Store(spec, Direct(), 40, Reservoir(capacity=20 * 2, threshold=1, seed=3))
     offer(store, 0, 0, 40)
     ranks = np.zeros(20)
     for step in range(40, 2000):
-        while store.counters().unseen:
+        while store.stats().unseen:
             store.draw(0)
-        before = sorted(peek(store))
+        before = sorted(store.samples())
         offer(store, 0, step, 1)
-        (gone,) = set(before) - set(peek(store))
+        (gone,) = set(before) - set(store.samples())
         ranks[before.index(gone) // 2] += 1
     assert scipy.stats.chisquare(ranks).pvalue > 1e-3
 
@@ -607,7 +645,7 @@ def test_limiter_holds_the_ratio():
                 store.draw(0)
             except TimeoutError as error:
                 waited |= {"draw"} if "limiter" in str(error) else set()
-        now = store.counters()
+        now = store.stats()
         if now.inserted > store.threshold:
             assert abs(4.0 * (now.inserted - store.threshold) - now.drawn) <= 12.0
     assert waited == {"put", "draw"}
@@ -619,12 +657,12 @@ def test_limiter_does_not_starve_an_empty_store():
     limiter = SamplesPerInsert(ratio=10.0, tolerance=5.5)
     store = make_store("Reservoir", Autoregressive(2), 4, limiter=limiter, **options)
     step = offer(store, 0, 0, 4)
-    while step < 4 or store.counters().unseen:
+    while step < 4 or store.stats().unseen:
         if step < 4:
             step += offer(store, 0, step, 1)
         store.draw(0)
     assert offer(store, 1, 0, 3) == 2
-    assert store.counters().population == 0
+    assert store.stats().population == 0
     assert offer(store, 1, 2, 1) == 1
 
 
@@ -642,19 +680,18 @@ def test_moments(window):
     mean, std = store.moments()
     np.testing.assert_allclose(mean, steps.mean(axis=(0, 2)), rtol=1e-12)
     np.testing.assert_allclose(std, steps.std(axis=(0, 2)), rtol=1e-9)
-    assert store.counters().steps == 35
+    assert store.stats().steps == 35
 
 
 def test_waits_are_counted():
     """StoreStats say for how long each side was held up."""
     store = make_store("FIFO", Direct(), capacity=6)
-    assert store.counters().put_wait == store.counters().draw_wait == 0
+    assert store.stats().put_wait == store.stats().draw_wait == 0
     with pytest.raises(TimeoutError):
         store.draw(0.002)
-    assert store.counters().draw_wait >= 0.002
-    with pytest.raises(TimeoutError, match="Go on with step 6"):
-        put(store, 0, 0, 10, timeout=0.002)
-    assert store.counters().put_wait >= 0.002
+    assert store.stats().draw_wait >= 0.002
+    assert laws.Producer(store).put(0, 0, 10, timeout=0.02) == 6
+    assert store.stats().put_wait >= 0.002
     store.draw(0)
     assert offer(store, 0, 6, 2) == 2
     assert store.waiting() == ""
@@ -664,26 +701,26 @@ def test_who_is_gone_waits_no_longer():
     """A simulation that was refused and given up holds nobody up, and no clock runs."""
     store = make_store("FIFO", Direct(), capacity=4)
     assert offer(store, 0, 0, 6) == 4
-    assert "producers wait: 4 of 4 samples unseen" in store.waiting()
+    assert "simulations wait: 4 of 4 samples unseen" in store.waiting()
     store.close(0, complete=True)
     assert store.waiting() == ""
     assert not store.held_up
-    waited = store.counters().put_wait
+    waited = store.stats().put_wait
     assert offer(store, 1, 0, 1) == 0
     store.end_reception()
     assert store.waiting() == ""
-    after = store.counters().put_wait
-    assert waited < after == store.counters().put_wait
+    after = store.stats().put_wait
+    assert waited < after == store.stats().put_wait
 
 
 def test_who_still_waits_is_told_while_others_are_let_in():
     """The steps of one simulation do not hide that another one waits."""
     store = make_store("FIFO", Autoregressive(4), capacity=20, batch_size=1)
     assert [offer(store, number, 0, 4) for number in range(5)] == [4, 4, 4, 4, 0]
-    before = store.counters().put_wait
+    before = store.stats().put_wait
     assert offer(store, 0, 4, 1) == 1
-    assert "4 unfinished simulations may hold" in store.waiting()
-    assert store.counters().put_wait > before
+    assert "4 unfinished simulations hold" in store.waiting()
+    assert store.stats().put_wait > before
     for number in range(4):
         store.close(number, complete=True)
     assert offer(store, 4, 0, 4) == 4

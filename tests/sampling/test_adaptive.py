@@ -43,7 +43,7 @@ def test_losses_reach_the_sampler_while_simulations_run(tmp_path):
         simulations=30,
         held_out=1,
         batch_size=4,
-        reservoir=partial(FIFO, capacity=16),
+        reservoir=FIFO(capacity=16),
         cluster=CLUSTER,
     )
     surrogate = Surrogate(data.spec, partial(FullyConnected, widths=(8,)))

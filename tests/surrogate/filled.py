@@ -13,7 +13,7 @@ from surrogate_flow.data.online_loader import OnlineLoader
 from surrogate_flow.data.status import Status
 from surrogate_flow.fields.window import Autoregressive
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.reservoir import FIRO, PendingBatches
+from surrogate_flow.reservoir import FIRO, PendingBatches, Store
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -32,7 +32,7 @@ class Filled(SurrogateData):
         self.observes = observes
         self.seen = []
         self.window = Autoregressive(1, 2, unroll=1)
-        self.store = FIRO(SPEC, self.window, 4, capacity=60, threshold=4)
+        self.store = Store(SPEC, self.window, 4, FIRO(capacity=60, threshold=4))
         for number in range(SIMULATIONS):
             steps = trajectory(SPEC, number, 0, SPEC.steps)
             self.store.offer(number, 0, steps, parameters_of(number))
@@ -49,7 +49,7 @@ class Filled(SurrogateData):
         self.seen.append(seen)
 
     def status(self):
-        return Status(store=self.store.counters(), waiting=self.waiting)
+        return Status(store=self.store.stats(), waiting=self.waiting)
 
     def effort(self):
         return Cost(0, 0, 0.0)

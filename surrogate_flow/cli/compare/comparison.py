@@ -27,6 +27,7 @@ from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.files import DirectoryLock
 from surrogate_flow.report.summary import FILE, Outcome
+from surrogate_flow.reservoir import Store
 
 __all__ = ["Comparison", "ComparisonError"]
 
@@ -285,7 +286,7 @@ def _check_reservoir(data: OnlineData, window: Window) -> None:
     held_out = ValidationSet.of_rank(
         ranks, data.spec, window, data.batch_size, data.count
     )
-    store = data.make_store(data.spec, window, data.batch_size)
+    store = Store(data.spec, window, data.batch_size, data.reservoir)
     router = Router(held_out, data.count, ranks, store)
     router.check_threshold(data.simulations)
 

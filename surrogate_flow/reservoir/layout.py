@@ -1,0 +1,171 @@
+"""Which steps of a simulation are kept, and how many samples a capacity holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from dask.utils import format_bytes, parse_bytes
+
+from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Window
+
+__all__ = ["Layout", "slots_of"]
+
+
+@final
+@dataclass(frozen=True)
+class Layout:
+    """Sample ``j`` is the steps ``j * stride ... j * stride + span - 1``.
+
+    Steps of no sample (in gaps, when ``stride > span``, and behind the last sample) are
+    not kept. Counted in kept steps alone, sample ``j`` begins at ``j * hop`` and is
+    contiguous.
+
+    Parameters
+    ----------
+    span, stride : int
+        Of the window.
+    steps : int
+        Number of steps of a complete simulation.
+
+    Examples
+    --------
+    >>> layout = Layout(span=2, stride=3, steps=9)  # samples at 0-1, 3-4, 6-7
+    >>> layout.samples, [layout.kept(n) for n in range(10)]
+    (3, [0, 1, 2, 2, 3, 4, 4, 5, 6, 6])
+    >>> layout.until(2), layout.before(1)
+    (3, 4)
+    """
+
+    span: int
+    stride: int
+    steps: int
+
+    @property
+    def hop(self) -> int:
+        """Distance between neighbouring samples, in kept steps."""
+        return min(self.stride, self.span)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples of a complete simulation."""
+        return self.completed(self.steps)
+
+    @property
+    def end(self) -> int:
+        """Number of the step behind the last sample."""
+        return (self.samples - 1) * self.stride + self.span
+
+    def completed(self, steps: int) -> int:
+        """Return how many samples the first `steps` steps complete."""
+        return max(0, (steps - self.span) // self.stride + 1)
+
+    def kept(self, steps: int) -> int:
+        """Return how many of the first `steps` steps are kept."""
+        steps = min(steps, self.end)
+        if self.stride <= self.span:
+            return steps
+        return steps // self.stride * self.span + min(steps % self.stride, self.span)
+
+    def until(self, kept: int) -> int:
+        """Return how many steps may arrive until more than `kept` are kept."""
+        if kept >= self.kept(self.steps):
+            return self.steps
+        if self.stride <= self.span:
+            return kept
+        return kept // self.span * self.stride + kept % self.span
+
+    def before(self, samples: int) -> int:
+        """Return how many steps may arrive before sample `samples` is complete."""
+        if samples >= self.samples:
+            return self.steps
+        return samples * self.stride + self.span - 1
+
+    def capacity(self, slots: int) -> int:
+        """Return the largest number of samples that `slots` steps can hold."""
+        whole, rest = divmod(slots, self.kept(self.steps))
+        return whole * self.samples + self.completed(self.until(rest) if rest else 0)
+
+
+def slots_of(
+    capacity: int | str,
+    spec: FieldSpec,
+    window: Window,
+    batch_size: int,
+    threshold: int,
+) -> int:
+    """Return the capacity as a number of steps, if it can work with the other settings.
+
+    Parameters
+    ----------
+    capacity, threshold
+        As `Policy`.
+    spec, window, batch_size
+        As `Store`.
+
+    Raises
+    ------
+    UserError
+        If trainer or simulations would wait for ever: a positive number is missing,
+        simulations are shorter than a window, or threshold or batch do not fit into the
+        capacity.
+    """
+    for name, value in (
+        ("batch_size", batch_size),
+        ("reservoir.threshold", threshold),
+        ("window.span", window.span),
+        ("window.stride", window.stride),
+    ):
+        if value < 1:
+            raise UserError(name, "at least 1", value)
+    steps, size = _steps_of(capacity, spec)
+    window.require(spec.steps)
+    if steps < window.span:
+        raise UserError(
+            "reservoir.capacity",
+            f"capacity >= {window.span} steps (the span of the window)",
+            size,
+            "No sample would ever be complete: raise it.",
+        )
+    samples = Layout(window.span, window.stride, spec.steps).capacity(steps)
+    for name, value in (("threshold", threshold), ("batch_size", batch_size)):
+        if value > samples:
+            raise UserError(
+                "The reservoir is too small",
+                f"{name} <= {samples} samples, all that a capacity of {size} can hold",
+                value,
+                f"Lower {name} or raise --data.reservoir.capacity: a step takes "
+                f"{format_bytes(spec.step_bytes)}, a sample is {window.span} of them.",
+            )
+    return steps
+
+
+def _steps_of(capacity: int | str, spec: FieldSpec) -> tuple[int, str]:
+    """Return a capacity in steps, and in words."""
+    steps, size = capacity, f"{capacity} steps"
+    if isinstance(steps, str):
+        number = steps.strip()
+        if number.isdigit():
+            raise UserError(
+                "reservoir.capacity",
+                "a number of steps, or a size in bytes with its unit",
+                f"the text {capacity!r}",
+                f"Write {number} without quotes, or '{number} MB'.",
+            )
+        try:
+            steps = parse_bytes(number) // spec.step_bytes
+        except ValueError as error:
+            raise UserError(
+                "reservoir.capacity", "such as 6000, '2 GiB' or '500 MB'", capacity
+            ) from error
+        size = f"{steps} steps ({capacity})"
+    if steps < 1:
+        raise UserError(
+            "reservoir.capacity",
+            f"at least one step ({format_bytes(spec.step_bytes)})",
+            size,
+            "Raise it.",
+        )
+    return steps, size
