@@ -11,6 +11,10 @@ import batch
 import pytest
 import yaml
 
+# Three trainings at a time may share two busy cores.
+ENOUGH = 400
+pytestmark = pytest.mark.timeout(ENOUGH + 100)
+
 SMALL = [
     "--data.solver.cells=[8,8]",
     "--data.solver.steps=10",
@@ -48,7 +52,7 @@ def fit(*words):
         ["surrogate-flow", "fit", "--model", "fully_connected", *words],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=ENOUGH,
         check=False,
     )
 
@@ -63,7 +67,7 @@ def outputs(folder="."):
     return "\n".join(p.read_text() for p in logs)
 
 
-def finish(folder, jobs, seconds=110):
+def finish(folder, jobs, seconds=ENOUGH):
     """Wait until no job is in the queue, and there are so many checkpoints."""
     try:
         batch.wait_until(lambda: not batch.jobs(), seconds)
@@ -110,10 +114,10 @@ def test_whatever_ends_a_run_leaves_no_job(how, slurm, site):
     for line in process.stdout:
         if "batch " in line:
             break
-    batch.wait_until(lambda: len(batch.jobs()) == 2)
+    batch.wait_until(lambda: len(batch.jobs()) == 2, ENOUGH)
     os.killpg(process.pid, how)
     (site / "go").touch()
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=ENOUGH)
     assert process.returncode == 0, said
     assert not batch.jobs(), said
     assert len(checkpoints("runs")) == 1
@@ -133,9 +137,9 @@ def test_a_run_that_waits_for_its_jobs_ends_when_told(how, slurm, site):
         text=True,
         start_new_session=True,
     )
-    batch.wait_until(batch.jobs)
+    batch.wait_until(batch.jobs, ENOUGH)
     os.killpg(process.pid, how)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=ENOUGH)
     assert not batch.jobs(), said
     assert not list(site.glob("runs/**/.keys*"))
 

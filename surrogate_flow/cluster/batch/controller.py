@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.errors import ArgumentError
 
 __all__ = ["Bounds", "JobCountController", "Load"]
 
@@ -15,17 +15,13 @@ _STEP = 0.125  # share of the jobs that are removed at a time, at least one job
 _DOUBLE = 0.5  # share of waiting at which the number of jobs doubles
 
 
-class JobCountError(UserError, ValueError):
-    """The numbers of jobs in a recipe contradict each other."""
-
-
 @dataclass(frozen=True)
 class Bounds:
     """minimum <= number of jobs <= maximum; fixed where both are equal.
 
     Raises
     ------
-    UserError
+    ArgumentError
         If no number of at least one is within.
     """
 
@@ -34,7 +30,7 @@ class Bounds:
 
     def __post_init__(self) -> None:
         if not 1 <= self.minimum <= self.maximum:
-            raise JobCountError(
+            raise ArgumentError(
                 "data.cluster",
                 "1 <= minimum_jobs <= maximum_jobs",
                 f"{self.minimum} and {self.maximum}",

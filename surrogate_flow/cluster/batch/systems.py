@@ -33,11 +33,11 @@ from surrogate_flow.cluster.batch.walltime import (
 from surrogate_flow.cluster.config import (
     DASHBOARD,
     ClusterConfig,
-    ClusterError,
     as_written,
     start,
     thread_variables,
 )
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.names import class_at, nearest
 
 __all__ = ["PBS", "BatchSystem", "JobQueue", "JobRequest", "Slurm", "batch_system"]
@@ -152,7 +152,7 @@ class BatchSystem(ClusterConfig):
 
         Raises
         ------
-        UserError
+        ArgumentError
             If no number of jobs is given, or bounds contradict each other.
         """
         options, script = cluster.new_spec["options"], cluster.job_script()
@@ -180,22 +180,18 @@ class BatchSystem(ClusterConfig):
             return Bounds(jobs, jobs)
         least, most = self.minimum_jobs, self.maximum_jobs
         if least is None and most is None:
-            raise ClusterError(
-                "data.cluster",
-                "n_workers, or minimum_jobs and maximum_jobs",
-                "no number of jobs",
-            )
+            expected = "n_workers, or minimum_jobs and maximum_jobs"
+            raise ArgumentError("data.cluster", expected, "no number of jobs")
         least = 1 if least is None else least
         return Bounds(least, least if most is None else most)
 
     def _check_names(self) -> None:
         """Refuse arguments that neither the cluster's class nor its jobs know."""
-        class_ = self.cluster_class
-        known = known_arguments(class_)
+        known = known_arguments(self.cluster_class)
         for name in self._arguments:
             if name not in known:
-                raise ClusterError(
-                    f"{class_.__name__} takes no argument {name!r}. "
+                raise ArgumentError(
+                    f"{self.cluster_class.__name__} takes no argument {name!r}. "
                     f"{nearest(name, sorted(known))}"
                 )
 
@@ -210,7 +206,7 @@ class BatchSystem(ClusterConfig):
         job_cores = int(self._value("cores"))
         processes = self._value("processes") or max(1, job_cores // cores)
         if processes * cores > job_cores:
-            raise ClusterError(
+            raise ArgumentError(
                 f"A job has {job_cores} cores, too few for {processes} simulations at "
                 f"once with {cores} cores each.",
                 remedy="Raise data.cluster.cores, or lower data.cores_per_simulation "
@@ -270,19 +266,13 @@ class BatchSystem(ClusterConfig):
 class Slurm(BatchSystem):
     """Workers run in jobs of Slurm, with the arguments of a `BatchSystem`."""
 
-    @property
-    def cluster_class(self) -> Any:
-        """``dask_jobqueue.SLURMCluster``."""
-        return SLURMCluster
+    cluster_class = SLURMCluster
 
 
 class PBS(BatchSystem):
     """Workers run in jobs of PBS, with the arguments of a `BatchSystem`."""
 
-    @property
-    def cluster_class(self) -> Any:
-        """``dask_jobqueue.PBSCluster``."""
-        return PBSCluster
+    cluster_class = PBSCluster
 
 
 class JobQueue(BatchSystem):
@@ -296,19 +286,14 @@ class JobQueue(BatchSystem):
         Arguments of a `BatchSystem`.
     """
 
+    cluster_class = JobQueueCluster
+
     def __init__(self, cluster_class: str, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._class_path = cluster_class
-
-    @property
-    def cluster_class(self) -> Any:
-        """The class of that path."""
-        found = class_at(self._class_path)
+        self.cluster_class = found = class_at(cluster_class)
         if not (inspect.isclass(found) and issubclass(found, JobQueueCluster)):
-            raise ClusterError(
-                "data.cluster.cluster_class", "a class of dask_jobqueue", found
-            )
-        return found
+            what = "data.cluster.cluster_class"
+            raise ArgumentError(what, "a class of dask_jobqueue", found)
 
 
 def known_arguments(class_: Any) -> set[str]:
