@@ -25,9 +25,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from distributed import Client, LocalCluster, Scheduler
 from distributed.deploy.cluster import Cluster
@@ -38,15 +37,13 @@ from rich.table import Table
 from tiny import STEPS, Tiny
 from vitals import Vitals, slope
 
-from surrogate_flow.data.study import Study
-from surrogate_flow.ensemble.ensemble import Ensemble, EnsembleStats
-from surrogate_flow.ensemble.failures import Failures
+from surrogate_flow.cluster.existing import Existing
+from surrogate_flow.ensemble.events import Event, Exhausted
 from surrogate_flow.ensemble.faults import Faults
-from surrogate_flow.ensemble.task import run
+from surrogate_flow.ensemble.study import OpenCluster, Study, StudySettings
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import FIFO, Store
 from surrogate_flow.sampling import Design, Uniform
-from surrogate_flow.stream import Inlet
 
 WORKERS = 2
 FLAT = 1.0  # MB for 10,000 simulations
@@ -70,16 +67,6 @@ class Point:
     files: int
 
 
-class Running(Protocol):
-    """What of a study this benchmark needs."""
-
-    def progress(self) -> EnsembleStats:
-        """Count simulations by state."""
-
-    def check(self) -> None:
-        """Raise what stopped the study, if anything did."""
-
-
 def of_scheduler(dask_scheduler: Scheduler) -> dict[str, Any]:
     """Count what the scheduler knows; runs there."""
     return {
@@ -96,12 +83,12 @@ def of_worker() -> float:
     return Vitals.of().rss
 
 
-def look(client: Client, study: Running, start: float) -> Point:
+def look(client: Client, study: Study, start: float) -> Point:
     """Measure everything at this moment."""
     known = client.run_on_scheduler(of_scheduler)
     own = Vitals.of()
     return Point(
-        simulations=study.progress().done,
+        simulations=study.stats().done,
         seconds=time.perf_counter() - start,
         trainer=own.rss,
         scheduler=known["rss"],
@@ -139,71 +126,39 @@ def apart() -> Cluster:
     )
 
 
-class Apart:
-    """Inlet and ensemble on an open cluster."""
-
-    def __init__(self, inlet: Inlet, ensemble: Ensemble) -> None:
-        self._inlet, self._ensemble = inlet, ensemble
-
-    def progress(self) -> EnsembleStats:
-        """Count simulations by state."""
-        return self._ensemble.progress()
-
-    def check(self) -> None:
-        """Raise what stopped either, if anything did."""
-        self._inlet.check()
-        self._ensemble.check()
-
-
 def open_study(
     kind: str, count: int, store: Store, stack: ExitStack
-) -> tuple[Client, Running]:
+) -> tuple[Client, Study]:
     """Start `count` simulations; return a client that looks on, and the study."""
     solver = Tiny()
-    simulations = iter(
-        Design(solver.spec.parameters, Uniform(0), held_out=0, simulations=count)
-    )
+    design = Design(solver.spec.parameters, Uniform(0), held_out=0, simulations=count)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    if kind == "local":
-        opened: list[Cluster] = []
+    opened: list[Cluster] = []
 
-        def factory(security: Security | None = None) -> Cluster:
-            opened.append(local(security))
-            return opened[0]
+    def factory(security: Security | None = None) -> Cluster:
+        opened.append(local(security))
+        return opened[0]
 
-        study = Study(
-            "tiny",
-            solver,
-            simulations,
-            store,
-            cluster=factory,
-            faults=Faults(),
-            folder=folder,
-            blocked=lambda: not store.ready,
-            on_set_aside=lambda _: None,
-            on_end=store.end_reception,
-        )
-        stack.callback(study.close)
-        study.start()
-        return stack.enter_context(Client(opened[0], set_as_default=False)), study
-    cluster = stack.enter_context(apart())
-    client = stack.enter_context(Client(cluster, set_as_default=False))
-    inlet = stack.enter_context(Inlet(solver.spec, store))
-    ensemble = Ensemble(
-        client,
-        partial(run, solver, inlet.endpoint),
-        simulations,
-        name="tiny",
+    def end(event: Event) -> None:
+        if isinstance(event, Exhausted):
+            store.end_reception()
+
+    cluster: Callable[[], Cluster] | OpenCluster = factory
+    if kind != "local":
+        opened.append(stack.enter_context(apart()))
+        cluster = OpenCluster(Existing.of(opened[0], local=True))
+    study = Study(
+        solver,
+        design,
+        store,
+        cluster=cluster,
         faults=Faults(),
-        failures=Failures(folder / "failures.csv"),
-        is_whole=inlet.is_whole,
-        on_set_aside=inlet.give_up,
-        on_end=lambda: inlet.call(store.end_reception),
+        settings=StudySettings("tiny", folder),
+        listeners=[end],
     )
-    stack.callback(ensemble.close)
-    stack.callback(inlet.dismiss, "the benchmark has ended")
-    ensemble.start()
-    return client, Apart(inlet, ensemble)
+    stack.callback(study.close)
+    study.start()
+    return stack.enter_context(Client(opened[0], set_as_default=False)), study
 
 
 def points(kind: str, count: int, every: int) -> Iterator[Point]:
@@ -224,7 +179,7 @@ def points(kind: str, count: int, every: int) -> Iterator[Point]:
         heard, seen = start, -1
         while drawer.is_alive():
             study.check()
-            done = study.progress().done
+            done = study.stats().done
             now = time.perf_counter()
             if done != seen:
                 heard, seen = now, done

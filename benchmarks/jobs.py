@@ -24,6 +24,7 @@ from paced import PAUSE, Paced
 
 from surrogate_flow.cluster.batch import Supervisor
 from surrogate_flow.data.online import OnlineData
+from surrogate_flow.data.source import Local
 from surrogate_flow.reservoir import FIFO
 
 BATCH, CAPACITY = 10, 600
@@ -101,10 +102,11 @@ def watched(
 def train(data: OnlineData, paces: list[tuple[float, float]]) -> list[Point]:
     """Draw so many samples a second for so many seconds, one pace after the other."""
     pace = [paces[0][1]]
-    assert data.study is not None, "set up"
-    assert data.study.supervisor is not None, "its cluster is a batch system's"
+    assert isinstance(data.source, Local), "set up"
+    jobs = data.source.study.cluster.jobs
+    assert jobs is not None, "its cluster is a batch system's"
     print(" ".join(f"{name:>8}" for name in Point._fields))
-    with watched(data, data.study.supervisor, pace) as points:
+    with watched(data, jobs, pace) as points:
         batches = iter(data.train_dataloader())
         for seconds, samples in paces:
             pace[0] = samples

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,12 +18,14 @@ from rich.text import Text
 
 from surrogate_flow.cli.plan import add_study_arguments
 from surrogate_flow.cli.signals import stop_requested
+from surrogate_flow.data.archiving import planned
 from surrogate_flow.data.online import OnlineData
-from surrogate_flow.data.planned import planned
-from surrogate_flow.data.study import Study
 from surrogate_flow.dataset import Archive
-from surrogate_flow.ensemble.stats import EnsembleStats
+from surrogate_flow.ensemble.ensemble import EnsembleStats
+from surrogate_flow.ensemble.events import Event, Failed
+from surrogate_flow.ensemble.study import Study, StudySettings
 from surrogate_flow.report.console import LiveLine, the_console
+from surrogate_flow.sampling import Design
 from surrogate_flow.stream import Discard
 
 __all__ = ["Generation", "add_arguments", "generate", "run"]
@@ -86,9 +87,15 @@ class Generation:
             )
         whole = set(self.archive.complete())
         self.missing = [s for s in self.planned if s.number not in whole]
+        self._design = Design(
+            data.spec.parameters,
+            data.sampler,
+            held_out=data.count,
+            simulations=data.simulations,
+        )
+        self._design.skip(whole)
         self._before = len(self.planned) - len(self.missing)
         self._study: Study | None = None
-        self._over = threading.Event()
         self._start = time.monotonic()
         self._ended: float | None = None
 
@@ -104,27 +111,28 @@ class Generation:
         """
         data = self._data
         study = Study(
-            data.workflow,
             data.solver,
-            iter(self.missing),
+            self._design,
             # Fields go to the disk; only receipts are streamed.
             Discard(),
             cluster=data.cluster,
-            cores_per_simulation=data.cores_per_simulation,
             faults=data.faults,
-            folder=self.folder,
-            blocked=bool,
-            on_set_aside=self._set_aside,
-            on_end=self._over.set,
-            writer=self.archive.writer,
-            streams=False,
+            settings=StudySettings(
+                data.workflow,
+                self.folder,
+                cores=data.cores_per_simulation,
+                writer=self.archive.writer,
+                streams=False,
+            ),
+            listeners=[self._mark],
         )
         logger.info("Dask dashboard: %s", study.dashboard_link)
         self._study, self._start = study, time.monotonic()
         try:
             study.start()
-            while not self._over.wait(_LOOK) and not stopped():
+            while not study.wait(_LOOK) and not stopped():
                 study.check()
+            study.check()
             return self.progress()
         finally:
             self._ended = time.monotonic()
@@ -136,16 +144,15 @@ class Generation:
         """Let other processes add to the data set; may be called again."""
         self.archive.release()
 
-    def _set_aside(self, simulation: int) -> None:
-        assert self._study is not None, "only a study has failures"
-        self._study.inlet.give_up(simulation)
-        self.archive.fail(simulation)
+    def _mark(self, event: Event) -> None:
+        if isinstance(event, Failed):
+            self.archive.fail(event.simulation.number)
 
     def progress(self) -> EnsembleStats:
         """Count simulations by state, those of earlier runs included."""
         if self._study is None:
             return EnsembleStats(self._before, 0, 0, 0, 0)
-        progress = self._study.progress()
+        progress = self._study.stats()
         return replace(progress, done=progress.done + self._before)
 
     def line(self) -> Text:

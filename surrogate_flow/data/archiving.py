@@ -1,23 +1,77 @@
-"""The data set that a training run leaves, beside what it trains."""
+"""The data set that a study leaves, beside what it trains."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
-from surrogate_flow.data.planned import planned
 from surrogate_flow.data.ranks import RankError, Ranks, State
 from surrogate_flow.dataset import Archive, ArchiveError, Writer
-from surrogate_flow.sampling import Sampler
+from surrogate_flow.dataset.provenance import Provenance
+from surrogate_flow.ensemble.events import Event, Failed
+from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.fields.quantities import Simulation
+from surrogate_flow.sampling import Design, Sampler
 from surrogate_flow.solvers.solver import Solver
 
-__all__ = ["Tee"]
+__all__ = ["Archiving", "planned"]
 
 logger = logging.getLogger(__name__)
 
 
-class Tee:
-    """A data set that the workers write while they stream.
+def planned(
+    path: Path,
+    solver: Solver,
+    sampler: Sampler,
+    *,
+    held_out: int,
+    simulations: int | None,
+    workflow: str,
+) -> tuple[Archive, list[Simulation]]:
+    """Create the data set of a study, or open it to go on; return its simulations, too.
+
+    Parameters
+    ----------
+    path : Path
+    solver : Solver
+    sampler : Sampler
+        Of the training set.
+    held_out : int
+        Simulations of the validation set, the first ones.
+    simulations : int
+        To train on.
+    workflow : str
+        What the data set is of, in words.
+
+    Raises
+    ------
+    ValueError
+        If the study has no end, or its sampler adapts.
+    ArchiveError
+        If the data set is of another study, or cannot be written.
+    """
+    if simulations is None:
+        raise ValueError(
+            "A data set needs an end: expected a number of simulations, got null. Set "
+            "it with --data.simulations."
+        )
+    if sampler.adapts:
+        raise ArgumentError(
+            f"A data set has the parameters of all simulations from the beginning, and "
+            f"{type(sampler).__name__} chooses them during the training. Use another "
+            "sampler, such as --data.sampler Sobol, or train without a data set."
+        )
+    rows = list(
+        Design(
+            solver.spec.parameters, sampler, held_out=held_out, simulations=simulations
+        )
+    )
+    provenance = Provenance.of(solver, sampler, held_out, workflow)
+    return Archive.prepare(path, provenance, rows), rows
+
+
+class Archiving:
+    """A data set that the workers write while they stream; a listener.
 
     What a run that was cut off, or a disk that was full, has left out of it,
     ``surrogate-flow generate`` adds.
@@ -69,10 +123,10 @@ class Tee:
         """What the workers write with."""
         return None if self._archive is None else self._archive.writer
 
-    def fail(self, simulation: int) -> None:
-        """Mark a simulation that failed for good."""
-        if self._archive is not None:
-            self._archive.fail(simulation)
+    def __call__(self, event: Event) -> None:
+        """Mark a simulation that has failed permanently."""
+        if self._archive is not None and isinstance(event, Failed):
+            self._archive.fail(event.simulation.number)
 
     def close(self, worked: float) -> None:
         """Say how complete it is, once, and let others add to it.

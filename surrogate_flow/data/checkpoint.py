@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -19,6 +18,7 @@ from surrogate_flow.data.checkpoint_state import (
     write_steps,
 )
 from surrogate_flow.data.validation import ValidationSet
+from surrogate_flow.ensemble.ledger import Ledger
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.reservoir import PendingBatches, Store
 
@@ -39,6 +39,8 @@ class StudyCheckpoint:
     ----------
     store : Store
     held_out : ValidationSet
+    ledger : Ledger
+        Which simulations have ended.
     first : mapping of str to float
         Parameters of the first simulation for training.
     fields : bool
@@ -48,43 +50,23 @@ class StudyCheckpoint:
     ----------
     pending : PendingBatches
         Those drawn and not trained; `load` makes a new one.
-    before : tuple of int
-        Number of simulations that had finished, and had failed, before this process.
     """
 
     def __init__(
         self,
         store: Store,
         held_out: ValidationSet,
+        ledger: Ledger,
         first: Mapping[str, float],
         *,
         fields: bool,
     ) -> None:
         self.pending = PendingBatches()
-        self.before = (0, 0)
         self._store = store
-        self._held_out = held_out
+        self._held_out, self._ledger = held_out, ledger
         self._first = dict(first)
         self._fields = fields
-        self._failed = IntSet()
-        self._lock = threading.Lock()
         self._saved: tuple[int, dict[str, Any]] | None = None
-
-    def set_aside(self, simulation: int) -> None:
-        """Note that a simulation failed permanently."""
-        with self._lock:
-            self._failed.add(simulation)
-
-    @property
-    def failed(self) -> IntSet:
-        """Training simulations that have failed permanently, as they are now."""
-        with self._lock:
-            return IntSet(self._failed.ranges)
-
-    def ended(self) -> Callable[[int], bool]:
-        """Return a test of whether a training simulation had ended by now."""
-        done, failed = self._store.finished, self.failed
-        return lambda number: number in done or number in failed
 
     def save(self, step: int, trained: int, folder: Path) -> dict[str, Any]:
         """Return the state as plain values, and write the steps into `folder`.
@@ -127,7 +109,10 @@ class StudyCheckpoint:
 
         def note() -> None:
             nonlocal failed
-            failed = self.failed
+            failed = IntSet(self._ledger.to_plain()["failed"])
+            for row in range(self._held_out.count):
+                # A run that goes on tries these again.
+                failed.discard(self._held_out.number(row))
 
         held_out = self._held_out
         snapshot = self._store.save(self.pending, write, note)
@@ -187,19 +172,26 @@ class StudyCheckpoint:
             end = len(steps) - len(state.whole) * held_out.spec.steps
             self.pending = PendingBatches(store.restore(state.store, steps[:end]))
             held_out.restore(state.whole, steps[end:].reshape(shape), state.parameters)
-        self._failed = state.failed
         for number in state.store.live[:, 0].tolist():
-            if number in self._failed:
-                store.close(number, complete=True)
-        self.before = (len(store.finished), len(self._failed))
+            if number in state.failed:
+                store.close(number, complete=False)
         again = {} if steps is not None else state.store.restarts(store.layout)
         logger.info(
             "Going on: %d simulations are done, %d failed, %d run again for samples "
             "that were not trained; the reservoir has %d samples.",
-            *self.before,
+            len(store.finished),
+            len(state.failed),
             len(again),
             store.stats().population,
         )
+        complete, failed = IntSet(store.finished.ranges), IntSet(state.failed.ranges)
+        for row in held_out.finished:
+            complete.add(held_out.number(row))
+        for number in state.failed:
+            if number in complete:
+                # Its last attempt failed when all steps had arrived.
+                failed.discard(number)
+        self._ledger.restore({"complete": complete.ranges, "failed": failed.ranges})
 
     def _read(self, state: StudyState, path: Path) -> Steps | None:
         if not path.is_file():

@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from surrogate_flow.data.ranks import Ranks, State
-from surrogate_flow.data.study import Study
-from surrogate_flow.ensemble.ensemble import EnsembleError
+from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.reservoir import Moments, Store
 
-__all__ = ["FirstFill"]
+__all__ = ["FirstFill", "require_reachable"]
 
 _POLL = 0.05  # seconds between two looks at a reservoir that fills
 
@@ -26,15 +25,12 @@ class FirstFill:
     Parameters
     ----------
     store : Store
-    study : Study
-        Which fills it.
     deterministic : bool
         Whether the fill shall be the same in each run: that of the threshold.
     """
 
-    def __init__(self, store: Store, study: Study, *, deterministic: bool) -> None:
+    def __init__(self, store: Store, *, deterministic: bool) -> None:
         self._store = store
-        self._study = study
         self._deterministic = deterministic
 
     def wait(self, seconds: float) -> State:
@@ -72,8 +68,23 @@ class FirstFill:
                 moments.join(share, *of_rank)
         if not moments.count:
             raise EnsembleError(
-                "The study ended before a single sample arrived: "
-                f"{self._study.progress().failed} simulations failed. Look into "
+                "The study ended before a single sample arrived. Look into "
                 "failures.csv in the run's folder."
             )
         return moments.mean, moments.std
+
+
+def require_reachable(store: Store, simulations: int | None) -> None:
+    """Refuse a threshold that so many simulations can never fill.
+
+    Raises
+    ------
+    ValueError
+    """
+    each = store.window.samples(store.spec.steps)
+    if simulations is not None and simulations * each < store.threshold:
+        raise ValueError(
+            f"The threshold can never be reached: expected at most "
+            f"{simulations * each} samples ({simulations} simulations of {each}), got "
+            f"a threshold of {store.threshold}. Lower it, or run more simulations."
+        )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,21 @@ import numpy as np
 from distributed.deploy.cluster import Cluster
 from jaxtyping import Float
 
+from surrogate_flow.cluster.batch import Load
 from surrogate_flow.cluster.config import ClusterConfig
-from surrogate_flow.data.archiving import Tee
+from surrogate_flow.data.archiving import Archiving
 from surrogate_flow.data.checkpoint import StudyCheckpoint
 from surrogate_flow.data.checkpoint_folder import checkpoint_folder
-from surrogate_flow.data.first_fill import FirstFill
+from surrogate_flow.data.first_fill import FirstFill, require_reachable
 from surrogate_flow.data.module import Cost, SurrogateData, ranks_and_window
 from surrogate_flow.data.online_loader import AppliedBatches, OnlineLoader
 from surrogate_flow.data.ranks import Ranks, State
 from surrogate_flow.data.router import Router
+from surrogate_flow.data.source import Local, Source
 from surrogate_flow.data.status import Status
-from surrogate_flow.data.study import Study
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.reservoir import Policy, Reservoir, Store
 from surrogate_flow.sampling import Design, Observations, Sampler, Uniform
 from surrogate_flow.solvers.solver import Solver, spec_of
@@ -35,6 +37,7 @@ __all__ = ["OnlineData"]
 logger = logging.getLogger(__name__)
 
 _SLICE = 0.5  # seconds of a wait between two looks at the study
+_LOOK = 1.0  # seconds between two looks at who waits for whom
 
 
 class OnlineData(SurrogateData):
@@ -123,21 +126,22 @@ class OnlineData(SurrogateData):
         self.workflow = name or type(solver).__name__.lower()
         self.store: Store | None = None
         self.held_out: ValidationSet | None = None
-        self.study: Study | None = None
+        self.source: Source | None = None
         self.memory: StudyCheckpoint | None = None
         self._open = False
-        self._tee: Tee | None = None
+        self._archiving: Archiving | None = None
         self._loader: OnlineLoader | None = None
         self.ranks = Ranks()
         #: Number of held-out simulations that the errors are taken over.
         self.validated = 0
         self._stopped = threading.Event()
+        self._load, self._looked = Load(), 0.0
 
     def setup(self, stage: str) -> None:
         """Open the study: everything is checked before anything is submitted."""
         if self._open:
             return
-        if self.study is not None:
+        if self.source is not None:
             # Opened again. A signal that came before the first time still counts.
             self._stopped.clear()
         self.store = self.memory = self._loader = None
@@ -159,21 +163,11 @@ class OnlineData(SurrogateData):
             )
             if stage == "fit":
                 self.store = Store(self.spec, window, self.batch_size, self.reservoir)
-                fields = self.checkpoint_reservoir or self.deterministic
-                self.memory = StudyCheckpoint(
-                    self.store, self.held_out, self.design.first, fields=fields
-                )
-        self._sinks = Router(
-            self.held_out,
-            self.count,
-            self.ranks,
-            self.store,
-            self.memory,
-            deterministic=self.deterministic,
+                require_reachable(self.store, self._share())
+        self._router = Router(
+            self.held_out, self.store, deterministic=self.deterministic
         )
-        with self.ranks.fail_together():
-            self._sinks.check_threshold(self.simulations)
-        self._tee = Tee(
+        self._archiving = Archiving(
             self.archive if stage == "fit" else None,
             self.solver,
             self.sampler,
@@ -182,38 +176,46 @@ class OnlineData(SurrogateData):
             workflow=self.workflow,
             ranks=self.ranks,
         )
-        self.study = self._study()
+        self.source = self._local(self._archiving)
+        if self.store is not None:
+            self.memory = StudyCheckpoint(
+                self.store,
+                self.held_out,
+                self.source.ledger,
+                self.design.first,
+                fields=self.checkpoint_reservoir or self.deterministic,
+            )
+        # What a checkpoint says that has ended is there before the first is taken.
+        self.design.skip(self.source.ledger)
         self._open = True
-        if self.ranks.rank == 0:
-            logger.info("Dask dashboard: %s", self.study.dashboard_link)
 
-    def _study(self) -> Study:
-        sinks = self._sinks
+    def _share(self) -> int | None:
+        """Return how many simulations for training this rank has."""
+        if self.simulations is None:
+            return None
+        numbers = range(self.count, self.count + self.simulations)
+        return sum(map(self.ranks.mine, numbers))
+
+    def _local(self, archiving: Archiving) -> Local:
         folder = Path((self.trainer.log_dir if self.trainer else None) or ".")
-        return Study(
-            self.workflow,
+        return Local(
             self.solver,
-            sinks.left(self.design),
-            sinks,
+            self.design,
+            self._router,
             cluster=self.cluster,
-            cores_per_simulation=self.cores_per_simulation,
-            waits=lambda: sinks.waits(self._loader.waited if self._loader else None),
             faults=self.faults,
-            folder=folder,
-            blocked=sinks.blocked,
-            on_set_aside=self._set_aside,
-            on_end=sinks.end,
-            # A retry must find a free worker, or the others wait for its turn for ever.
-            ahead=1 if self.deterministic else 2,
+            settings=StudySettings(
+                self.workflow,
+                folder,
+                cores=self.cores_per_simulation,
+                # A retry must find a free worker, or the others wait for its turn for
+                # ever.
+                ahead=1 if self.deterministic else 2,
+                writer=archiving.writer,
+            ),
+            listeners=[archiving, self._router],
             ranks=self.ranks,
-            writer=self._tee.writer if self._tee else None,
         )
-
-    def _set_aside(self, simulation: int) -> None:
-        assert self.study is not None, "only a study has failures"
-        assert self._tee is not None, "setup() makes it"
-        self._tee.fail(simulation)
-        self._sinks.set_aside(simulation, self.study.inlet)
 
     def stop(self) -> None:
         """Deliver no further batch; what waits wakes up.
@@ -228,10 +230,10 @@ class OnlineData(SurrogateData):
     def close(self) -> None:
         """End the study; may be called again."""
         self.stop()
-        if self.study is not None:
-            self.study.close()
-        if self._tee is not None:
-            self._tee.close(self.effort().solver_seconds)
+        if self.source is not None:
+            self.source.close()
+        if self._archiving is not None:
+            self._archiving.close(self.effort().solver_seconds)
         self._open = False
 
     def teardown(self, stage: str) -> None:
@@ -282,14 +284,15 @@ class OnlineData(SurrogateData):
         TimeoutError
             If nothing arrives within ``faults.patience``.
         """
-        study, store = self._running(), self.store
+        self._start()
+        store = self.store
         assert store is not None, "only a fit has a reservoir"
-        fill = FirstFill(store, study, deterministic=self.deterministic)
+        fill = FirstFill(store, deterministic=self.deterministic)
         self._wait(fill.wait)
         return fill.moments(self.ranks)
 
     def _wait_held_out(self) -> ValidationSet:
-        self._running()
+        self._start()
         held_out = self.held_out
         assert held_out is not None, "setup() makes it"
         self._wait(lambda s: State.READY if held_out.wait(s) else State.WAITING)
@@ -304,21 +307,29 @@ class OnlineData(SurrogateData):
         if self._stopped.is_set():
             # Nothing has been trained that could be saved.
             raise KeyboardInterrupt
-        self._running().check()
+        self._check_source()
 
-    def _running(self) -> Study:
-        if self.study is None:
+    def _check_source(self) -> None:
+        assert self.source is not None, "setup() makes it"
+        if time.monotonic() - self._looked > _LOOK:
+            self._looked = time.monotonic()
+            self._load = self._router.load(
+                self._loader.waited if self._loader else None
+            )
+        self.source.check(self._load, held_up=self._router.held_up)
+
+    def _start(self) -> None:
+        if self.source is None:
             raise RuntimeError(
                 "The study has not started: expected setup() to be called first, which "
                 "Trainer.fit, validate, test and predict do."
             )
-        self._sinks.start(self.study.inlet)
-        self.study.start()
-        return self.study
+        self.source.start()
 
     def train_dataloader(self) -> OnlineLoader:
         """Return the batches of the reservoir; a study has one loader, which counts."""
-        study, store, memory = self._running(), self.store, self.memory
+        self._start()
+        store, memory = self.store, self.memory
         assert store is not None, "only a fit has a reservoir"
         assert memory is not None, "and what keeps it"
         if self._loader is None:
@@ -326,7 +337,7 @@ class OnlineData(SurrogateData):
             self._loader = OnlineLoader(
                 store,
                 pending=memory.pending,
-                check=study.check,
+                check=self._check_source,
                 applied=AppliedBatches(trainer) if trainer else None,
                 ranks=self.ranks,
                 stopped=self._stopped,
@@ -344,25 +355,24 @@ class OnlineData(SurrogateData):
 
     def effort(self) -> Cost:
         """Return what simulations took, those of this process."""
-        if self.study is None:
+        if self.source is None:
             return Cost(0, 0, 0.0)
-        stream = self.study.inlet.counters()
+        stream = self.source.stream()
         drawn = 0 if self.store is None else sum(self.store.stats().times_seen[1:])
         return Cost(stream.finished, drawn, stream.worked)
 
     def status(self) -> Status | None:
         """Return the state of the study, or None before it has started."""
-        if self.study is None or self.held_out is None:
+        source, held_out, store = self.source, self.held_out, self.store
+        if source is None or held_out is None:
             return None
-        done, failed = self.memory.before if self.memory else (0, 0)
-        progress = self.study.progress()
+        if held_out.complete:
+            waiting = "" if store is None else store.waiting()
+        else:
+            waiting = f"trainer waits for held-out simulations: {held_out.progress}"
         return Status(
-            ensemble=replace(
-                progress, done=progress.done + done, failed=progress.failed + failed
-            ),
-            store=None if self.store is None else self.store.stats(),
-            stream=self.study.inlet.counters(),
-            waiting="; ".join(
-                filter(None, [self._sinks.trainer_waits(), self.study.held_up()])
-            ),
+            ensemble=source.stats(),
+            store=None if store is None else store.stats(),
+            stream=source.stream(),
+            waiting="; ".join(filter(None, [waiting, source.waiting()])),
         )

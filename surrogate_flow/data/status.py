@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dask.utils import format_bytes
 
-from surrogate_flow.ensemble.stats import EnsembleStats
+from surrogate_flow.ensemble.ensemble import EnsembleStats
 from surrogate_flow.reservoir import StoreStats
 from surrogate_flow.stream import StreamStats
 

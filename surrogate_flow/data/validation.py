@@ -12,7 +12,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from surrogate_flow.data.ranks import Ranks
-from surrogate_flow.ensemble.ensemble import EnsembleError
+from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Draw, Moments
@@ -121,6 +121,10 @@ class ValidationSet:
                 count,
             )
         return sum(shares)
+
+    def __contains__(self, simulation: int) -> bool:
+        """Whether a simulation of this rank is one of them."""
+        return 0 <= self.row(simulation) < self.count
 
     def row(self, simulation: int) -> int:
         """Return the place of a simulation in `fields`."""

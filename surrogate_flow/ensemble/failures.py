@@ -10,17 +10,17 @@ import os
 import traceback
 from pathlib import Path
 
-from surrogate_flow.fields.quantities import Simulation
+from surrogate_flow.ensemble.events import Event, Failed, Retried
 
-__all__ = ["Failures"]
+__all__ = ["FailureLog"]
 
 logger = logging.getLogger(__name__)
 
 
-class Failures:
-    """One row for each failed attempt; no file while nothing has failed.
+class FailureLog:
+    """A listener that writes one row for each failed attempt; no file without any.
 
-    Not thread-safe: the ensemble's own thread writes it.
+    Not thread-safe: the ensemble's own thread calls it.
 
     Parameters
     ----------
@@ -45,19 +45,17 @@ class Failures:
         self.path = path
         self._late: list[tuple[object, ...]] = []
 
-    def add(
-        self,
-        simulation: Simulation,
-        attempt: int,
-        outcome: str,
-        error: BaseException,
-    ) -> None:
-        """Append a row, flush it, and log it in one line."""
+    def __call__(self, event: Event) -> None:
+        """Append a row for a failed attempt, flush it, and log it in one line."""
+        if not isinstance(event, Retried | Failed):
+            return
+        simulation, error = event.simulation, event.error
+        outcome = "retried" if isinstance(event, Retried) else "failed permanently"
         logger.warning(
             "Simulation %d (%s), attempt %d, failed: %s: %s [%s; %s]",
             simulation.number,
             simulation.part,
-            attempt,
+            event.attempt,
             type(error).__name__,
             str(error).partition("\n")[0],
             outcome,
@@ -68,7 +66,7 @@ class Failures:
                 datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
                 simulation.number,
                 simulation.part,
-                attempt,
+                event.attempt,
                 outcome,
                 type(error).__name__,
                 str(error),

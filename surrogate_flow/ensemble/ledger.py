@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.quantities import Simulation
+from surrogate_flow.stream import NotExpected, Sink
 
-__all__ = ["Counts", "Ledger", "State"]
+__all__ = ["Counts", "Ledger", "Recorded", "State"]
 
 
 class State(Enum):
@@ -81,9 +82,10 @@ class Ledger:
         with self._lock:
             return self._state(number)
 
-    def __contains__(self, number: int) -> bool:
+    def __contains__(self, number: object) -> bool:
         """Whether a simulation has ended: it is complete, or has failed permanently."""
-        return self.state(number) in (State.COMPLETE, State.FAILED)
+        ended = (State.COMPLETE, State.FAILED)
+        return isinstance(number, int) and self.state(number) in ended
 
     def running(self) -> list[Simulation]:
         """Return the simulations that run, in the order in which they began."""
@@ -141,3 +143,42 @@ class Ledger:
         if number in self._complete:
             return State.COMPLETE
         return State.FAILED if number in self._failed else State.PLANNED
+
+
+class Recorded:
+    """A sink that notes in the ledger which simulations have ended.
+
+    Parameters
+    ----------
+    ledger : Ledger
+    sink : Sink
+        Where the steps go.
+    """
+
+    def __init__(self, ledger: Ledger, sink: Sink) -> None:
+        self._ledger = ledger
+        self._sink = sink
+        self.offer, self.priority = sink.offer, sink.priority
+        self.waiting, self.on_room = sink.waiting, sink.on_room
+
+    def open(self, simulation: int) -> int:
+        """Return the first step that is wanted of a simulation that runs.
+
+        Raises
+        ------
+        NotExpected
+            If it has not begun, or has ended.
+        """
+        state = self._ledger.state(simulation)
+        if state is not State.RUNNING:
+            raise NotExpected(f"simulation {simulation} is {state.value}")
+        return self._sink.open(simulation)
+
+    def close(self, simulation: int, complete: bool) -> None:
+        """Close it in the sink, and note that it is complete or has failed."""
+        if not complete:
+            # Before the sink lets go of it: a checkpoint between would run it again.
+            self._ledger.fail(simulation)
+        self._sink.close(simulation, complete)
+        if complete:
+            self._ledger.complete(simulation)

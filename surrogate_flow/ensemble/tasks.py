@@ -24,7 +24,7 @@ _GRACE = 3.0  # seconds that tasks have to end by themselves
 
 
 class Ended(NamedTuple):
-    """An attempt that has ended: what it failed with, and whether it was stopped."""
+    """An attempt that has ended: its error, and whether it was cancelled as hung."""
 
     simulation: Simulation
     attempt: int
@@ -41,13 +41,15 @@ class Tasks:
     task : callable
         ``task(simulation, attempt) -> Summary``; pickled, runs on a worker.
     name : str
-        Of the workflow; the first part of all names.
+        Of the workflow; tasks are called
+        ``<name>-<part>-<number>-<attempt>-<study>``.
     unarchived : callable, optional
-        The task from the moment that a data set cannot be written.
+        The task from the moment that the data set cannot be written.
 
     Notes
     -----
-    One thread submits and waits; `stop`, `names` and `wake` may be called from any.
+    One thread submits and waits; `cancel_hung`, `names` and `wake` may be called from
+    any.
     """
 
     def __init__(
@@ -57,17 +59,17 @@ class Tasks:
         name: str,
         unarchived: Callable[[Simulation, int], Summary] | None = None,
     ) -> None:
-        self._client = client
-        self._task = task
-        self._unarchived = unarchived
-        self._name = name
-        self._token = secrets.token_hex(3)
-        self._hanging: dict[str, TimeoutError] = {}
-        self._flying: dict[str, tuple[Simulation, int, Future[Summary]]] = {}
+        self.client = client
+        self._task, self._unarchived = task, unarchived
+        self._name, self._token = name, secrets.token_hex(3)
+        self._hung: dict[str, TimeoutError] = {}
+        self._in_flight: dict[str, tuple[Simulation, int, Future[Summary]]] = {}
         self._ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        #: Tasks submitted so far.
+        self.submitted = 0
 
     def __len__(self) -> int:
-        return len(self._flying)
+        return len(self._in_flight)
 
     def key(self, simulation: Simulation, attempt: int) -> str:
         """Return the name of a task, which no other study on the cluster shares."""
@@ -76,13 +78,13 @@ class Tasks:
 
     def names(self) -> dict[tuple[int, int], str]:
         """Return the name of the task of each (simulation, attempt)."""
-        flying = list(self._flying.items())
-        return {(simulation.number, n): key for key, (simulation, n, _) in flying}
+        in_flight = list(self._in_flight.items())
+        return {(simulation.number, n): key for key, (simulation, n, _) in in_flight}
 
     def submit(self, simulation: Simulation, attempt: int) -> None:
-        """Begin an attempt; the held-out simulations go first."""
+        """Begin an attempt; those at held-out simulations go first."""
         key = self.key(simulation, attempt)
-        future = self._client.submit(
+        future = self.client.submit(
             self._task,
             simulation,
             attempt,
@@ -90,14 +92,15 @@ class Tasks:
             pure=False,
             priority=int(simulation.part != "training"),
         )
-        self._flying[key] = (simulation, attempt, future)
+        self.submitted += 1
+        self._in_flight[key] = (simulation, attempt, future)
         self._watch(future)
 
-    def stop(self, key: str, error: TimeoutError) -> None:
-        """Give up a task that hangs."""
-        if flying := self._flying.get(key):
-            self._hanging[key] = error
-            flying[2].cancel()
+    def cancel_hung(self, key: str, error: TimeoutError) -> None:
+        """Cancel a hung task; it ends with this error."""
+        if task := self._in_flight.get(key):
+            self._hung[key] = error
+            task[2].cancel()
             self._ended.put(key)
 
     def archive_no_more(self, error: ArchiveError) -> None:
@@ -124,25 +127,23 @@ class Tasks:
             keys = [self._ended.get(timeout=timeout)]
             while keys:
                 key = keys.pop()
-                if key in self._flying and (ended := self._settle(key)):
+                if key in self._in_flight and (ended := self._settle(key)):
                     yield ended
                 if not self._ended.empty():
                     keys.append(self._ended.get())
 
     def cancel(self) -> None:
         """Cancel what does not end within a moment."""
-        # Tasks that were told to stop end by themselves; cancelled ones complain.
+        # Tasks that were asked to stop end by themselves; cancelled ones complain.
         deadline = time.monotonic() + _GRACE
-        while self._flying and (left := deadline - time.monotonic()) > 0:
+        while self._in_flight and (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
-                self._flying.pop(self._ended.get(timeout=left) or "", None)
-        futures = [future for _, _, future in self._flying.values()]
-        self._flying.clear()
-        if futures and self._client.status == "running":
+                self._in_flight.pop(self._ended.get(timeout=left) or "", None)
+        futures = [future for _, _, future in self._in_flight.values()]
+        self._in_flight.clear()
+        if futures and self.client.status == "running":
             try:
-                self._client.sync(
-                    self._client._cancel, futures, callback_timeout=_GRACE
-                )
+                self.client.sync(self.client._cancel, futures, callback_timeout=_GRACE)
             except (OSError, TimeoutError) as error:
                 logger.warning("The scheduler does not answer: %r", error)
 
@@ -150,18 +151,18 @@ class Tasks:
         future.add_done_callback(lambda f: self._ended.put(f.key))
 
     def _settle(self, key: str) -> Ended | None:
-        simulation, attempt, future = self._flying[key]
-        hanging = self._hanging.pop(key, None)
-        status = "error" if hanging else future.status
+        simulation, attempt, future = self._in_flight[key]
+        hung = self._hung.pop(key, None)
+        status = "error" if hung else future.status
         if status not in ("finished", "error", "cancelled"):
             # Its worker died with the result, and Dask runs it again.
             self._watch(future)
             return None
-        del self._flying[key]
+        del self._in_flight[key]
         if status == "cancelled":
             # Nobody else cancels: the client does, when the scheduler is gone.
             raise ConnectionError(f"task {key} was cancelled")
-        error: BaseException | None = hanging
+        error: BaseException | None = hung
         if status == "error" and error is None:
             error = future.exception(timeout=_GRACE)
-        return Ended(simulation, attempt, error, hanging is not None)
+        return Ended(simulation, attempt, error, hung is not None)

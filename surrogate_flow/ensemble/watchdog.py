@@ -6,19 +6,17 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
-from distributed import Client
-
+from surrogate_flow.ensemble.ledger import Ledger, State
+from surrogate_flow.ensemble.tasks import Tasks
 from surrogate_flow.stream import Inlet, SimulationProgress
 
 __all__ = ["Watchdog"]
 
 logger = logging.getLogger(__name__)
 
-_POLL = 1.0  # seconds between two looks
-_ANSWER = 3.0  # seconds that a worker has to say what it executes
 _RESTART = 30.0  # seconds for a nanny to kill a worker and start the next
 _FRAMES = 4  # of the stack, innermost last, that a failure shows
 
@@ -28,74 +26,68 @@ class Watchdog:
 
     A simulation is silent since its last step arrived, it was opened, or room was made
     for it, whichever came last. So is one that executes but from which nothing is
-    expected: another attempt has brought all of its steps. One that hangs is reported,
-    and its worker's process restarted by its nanny, which needs nothing of a process
-    that a solver may hold. Other simulations on that worker run again, and go on where
-    they were.
+    expected: another attempt has brought all of its steps. The task of one that hangs
+    is cancelled, with an error that says where it was, and its worker's process is
+    restarted by its nanny, which needs nothing of a process that a solver may hold.
+    Other simulations on that worker run again, and go on where they were.
 
     One thread of its own does everything.
 
     Parameters
     ----------
-    client : distributed.Client
-        Of the cluster.
+    tasks : Tasks
+        What may hang.
     inlet : Inlet
         Where the steps arrive.
+    ledger : Ledger
     step_timeout : float
         Seconds.
+    poll, answer : float
+        Seconds between two looks, and for a worker to say what it executes.
     """
 
-    def __init__(self, client: Client, inlet: Inlet, step_timeout: float) -> None:
-        self._client = client
-        self._inlet = inlet
-        self._step_timeout = step_timeout
+    def __init__(
+        self,
+        tasks: Tasks,
+        inlet: Inlet,
+        ledger: Ledger,
+        step_timeout: float,
+        *,
+        poll: float = 1.0,
+        answer: float = 3.0,
+    ) -> None:
+        self._tasks, self._client = tasks, tasks.client
+        self._inlet, self._ledger = inlet, ledger
+        self._step_timeout, self._poll, self._answer = step_timeout, poll, answer
         self._suspects: dict[str, float] = {}
         # Attempts that the inlet does not know, since when, and those that execute.
-        self._unheard: dict[str, float] = {}
+        self._unknown: dict[str, float] = {}
         self._executing: set[str] = set()
         # Attempts that the inlet knows, and that are not silent.
         self._lively: set[str] = set()
+        #: How often a silent attempt was found waiting for a thread, which is no hang.
+        self.queued = 0
         self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
-    def start(
-        self,
-        attempts: Callable[[], Mapping[tuple[int, int], str]],
-        report: Callable[[str, TimeoutError], None],
-    ) -> None:
-        """Begin to look.
-
-        Parameters
-        ----------
-        attempts : callable
-            (simulation, attempt) -> name of its task, for all in flight.
-        report : callable
-            Told name and error of a task that hangs, before its worker is restarted;
-            it must cancel the task, or Dask runs it again.
-        """
-        self._thread = threading.Thread(
-            target=self._run, args=(attempts, report), name="watchdog", daemon=True
-        )
+    def start(self) -> None:
+        """Begin to look."""
         self._thread.start()
 
     def close(self) -> None:
         """Look no more; may be called again. Blocks while a worker restarts."""
         self._closing.set()
-        if self._thread is not None:
-            self._thread.join(_ANSWER + _RESTART)
+        if self._thread.is_alive():
+            self._thread.join(self._answer + _RESTART)
 
-    def _run(
-        self,
-        attempts: Callable[[], Mapping[tuple[int, int], str]],
-        report: Callable[[str, TimeoutError], None],
-    ) -> None:
-        while not self._closing.wait(_POLL):
+    def _run(self) -> None:
+        while not self._closing.wait(self._poll):
             try:
-                silent = self._silent(attempts())
+                silent = self._silent(self._tasks.names())
                 if silent and not self._closing.is_set():
-                    self._stop(silent, report)
+                    self._stop(silent)
             except (OSError, TimeoutError) as error:
-                # A lost scheduler is the ensemble's to report; else the next look is.
+                # The ensemble reports a scheduler that is lost; else look again.
                 logger.debug("The watchdog could not look: %r", error)
 
     def _silent(
@@ -108,12 +100,12 @@ class Watchdog:
         """
         now, before, silent = time.monotonic(), self._suspects, {}
         known = {(p.simulation, p.attempt): p for p in self._inlet.progress()}
-        unheard = {key: at for at, key in attempts.items() if at not in known}
-        self._unheard = {key: self._unheard.get(key, now) for key in unheard}
-        self._executing &= unheard.keys()
+        unknown = {key: at for at, key in attempts.items() if at not in known}
+        self._unknown = {key: self._unknown.get(key, now) for key in unknown}
+        self._executing &= unknown.keys()
         self._lively = set()
         for place, key in attempts.items():
-            p = known.get(place) or self._progress(*place, self._unheard[key])
+            p = known.get(place) or self._progress(*place, self._unknown[key])
             held_up = p.waiting or not p.connected
             if not held_up and now - p.last > self._step_timeout:
                 silent[key] = p
@@ -127,8 +119,8 @@ class Watchdog:
     def _progress(
         self, simulation: int, attempt: int, since: float
     ) -> SimulationProgress:
-        whole = self._inlet.is_whole(simulation)
-        steps = self._inlet.spec.steps if whole else 0
+        complete = self._ledger.state(simulation) is State.COMPLETE
+        steps = self._inlet.spec.steps if complete else 0
         return SimulationProgress(
             simulation,
             attempt,
@@ -142,17 +134,13 @@ class Watchdog:
 
     def _begins(self, key: str) -> bool:
         """Whether an attempt that the inlet does not know was just seen to execute."""
-        if key not in self._unheard or key in self._executing:
+        if key not in self._unknown or key in self._executing:
             return False
         self._executing.add(key)
-        self._unheard[key] = time.monotonic()
+        self._unknown[key] = time.monotonic()
         return True
 
-    def _stop(
-        self,
-        silent: Mapping[str, SimulationProgress],
-        report: Callable[[str, TimeoutError], None],
-    ) -> None:
+    def _stop(self, silent: Mapping[str, SimulationProgress]) -> None:
         ask = partial(self._client.sync, callback_timeout=_RESTART)
         stacks = ask(self._stacks, list(silent))
         scheduler = self._client.scheduler
@@ -170,10 +158,11 @@ class Watchdog:
             # A worker that does not answer may execute it, or others before it; one
             # that holds the GIL now and then, while its steps come, is left alone.
             behind = processing[address].index(key) >= workers[address]["nthreads"]
-            quiet = stack is None and key in self._unheard
+            quiet = stack is None and key in self._unknown
             if stack == [] or (quiet and (behind or address in lively)):
                 # It waits for a thread.
-                self._unheard.pop(key, None)
+                self.queued += 1
+                self._unknown.pop(key, None)
                 self._executing.discard(key)
                 continue
             if self._begins(key):
@@ -181,7 +170,9 @@ class Watchdog:
             nanny = workers[address]["nanny"] is not None
             if nanny:
                 restart.add(address)
-            report(key, self._error(silent[key], address, nanny, stack))
+            # Before the restart, or Dask would run it again.
+            error = self._error(silent[key], address, nanny, stack)
+            self._tasks.cancel_hung(key, error)
         if restart:
             self._client.restart_workers(
                 list(restart), timeout=_RESTART, raise_for_error=False
@@ -194,7 +185,7 @@ class Watchdog:
             assert self._client.scheduler is not None, "set once it has started"
             question = self._client.scheduler.call_stack(keys=[key])
             try:
-                answer = await asyncio.wait_for(question, _ANSWER)
+                answer = await asyncio.wait_for(question, self._answer)
             except KeyError:
                 return []
             except (OSError, TimeoutError):
@@ -211,20 +202,20 @@ class Watchdog:
         last = f"since step {p.next_step - 1}" if p.next_step else "at all"
         if p.next_step == self._inlet.spec.steps:
             last = "is missing, but it does not end"
-        words = (
+        text = (
             f"Simulation {p.simulation}, attempt {p.attempt}: no step {last}, for "
             f"{time.monotonic() - p.last:.0f} s (faults.step_timeout="
             f"{self._step_timeout:g} s). Its solver hangs, or takes longer for a step: "
             "then raise step_timeout."
         )
         if not nanny:
-            words += (
+            text += (
                 f" Its worker {address} has no nanny and could not be restarted, so "
                 "one of its threads stays occupied: start workers with a nanny."
             )
         if stack is None:
             return TimeoutError(
-                f"{words}\nThe worker does not answer: the solver holds the GIL, or "
+                f"{text}\nThe worker does not answer: the solver holds the GIL, or "
                 "the process was stopped."
             )
-        return TimeoutError("\n".join((words, "It was at:", *stack[-_FRAMES:])))
+        return TimeoutError("\n".join((text, "It was at:", *stack[-_FRAMES:])))

@@ -203,19 +203,11 @@ class Inlet:
         self._commands.put(callback)
         self._waker.wake()
 
-    def is_whole(self, simulation: int) -> bool:
-        """Whether the sink has every step of a simulation."""
-        return self._reception.is_whole(simulation)
-
-    def received(self, simulation: int) -> int:
-        """Return how many steps of a live simulation were received, pending ones too.
-
-        Only for the thread that calls the sink.
-        """
-        return self._reception.received(simulation)
-
     def give_up(self, simulation: int) -> None:
-        """Accept no more steps of a simulation that has failed permanently."""
+        """Accept no more steps of a simulation that has failed permanently.
+
+        The sink closes it when it has taken those that were received.
+        """
         self.call(lambda: self._reception.give_up(simulation))
 
     def probe(self, simulation: int) -> None:

@@ -107,7 +107,9 @@ class Reception:
         for number, session in list(self._undelivered.items()):
             before = session.pending[0]
             self._deliver(session)
-            if session.ended and not session.pending:
+            if not session.pending and number in self._given_up:
+                self._abandon(number)
+            elif session.ended and not session.pending:
                 self._finish(session)
             elif session.pending and session.pending[0] is not before:
                 # A session that was served goes to the end of the queue.
@@ -148,24 +150,22 @@ class Reception:
         self.disconnect(identity)
         self._closed.expire(identity)
 
-    def received(self, simulation: int) -> int:
-        """Return how many steps of a live simulation were received; else 0."""
-        session = self._live.get(simulation)
-        return 0 if session is None else session.next
-
     def give_up(self, simulation: int) -> None:
-        """Accept no more steps of a simulation that has failed permanently."""
-        if simulation in self._finished:
+        """Accept no more steps of a simulation that has failed permanently.
+
+        The sink closes it when it has taken those that were received.
+        """
+        if simulation in self._finished or simulation in self._given_up:
             return
         self._given_up.add(simulation)
-        session = self._live.pop(simulation, None)
-        if session is not None:
-            if session.identity is not None:
-                self._stop(session.identity, f"simulation {simulation} given up")
-            self._undelivered.pop(simulation, None)
-            while session.pending:
-                parcel = session.pending.popleft()
-                self._consume(parcel.identity, parcel.length)
+        session = self._live.get(simulation)
+        if session is not None and session.identity is not None:
+            self._stop(session.identity, f"simulation {simulation} given up")
+        if session is None or not session.pending:
+            self._abandon(simulation)
+
+    def _abandon(self, simulation: int) -> None:
+        self._live.pop(simulation, None)
         # Even one that never opened: a checkpoint may have restored steps of it.
         self._sink.close(simulation, complete=False)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import surrogate_flow.data.study
+import surrogate_flow.ensemble.study
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.help import COMMANDS, PAGES
 
@@ -24,7 +24,7 @@ def nothing_is_submitted(monkeypatch, tmp_path):
     def refuse(*arguments, **others):
         pytest.fail("a cluster was opened")
 
-    monkeypatch.setattr(surrogate_flow.data.study, "open_cluster", refuse)
+    monkeypatch.setattr(surrogate_flow.ensemble.study, "open_cluster", refuse)
     monkeypatch.chdir(tmp_path)
 
 

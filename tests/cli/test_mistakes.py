@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentParser
 
-import surrogate_flow.data.study
+import surrogate_flow.ensemble.study
 from surrogate_flow.cli import explain
 from surrogate_flow.cli.app import main
 
@@ -413,7 +413,7 @@ def folder(monkeypatch, tmp_path):
     def refuse(*arguments, **others):
         pytest.fail("a cluster was opened")
 
-    monkeypatch.setattr(surrogate_flow.data.study, "open_cluster", refuse)
+    monkeypatch.setattr(surrogate_flow.ensemble.study, "open_cluster", refuse)
     monkeypatch.setattr(sys, "argv", ["surrogate-flow"])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_solvers.py").write_text(MODULE)

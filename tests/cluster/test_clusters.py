@@ -21,7 +21,7 @@ from surrogate_flow.cluster import security
 from surrogate_flow.cluster.batch import Bounds, batch_system
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
-from surrogate_flow.ensemble.forgetting import forget
+from surrogate_flow.ensemble.workers import Workers
 from surrogate_flow.reservoir import FIFO
 
 LENGTH = "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH"
@@ -62,12 +62,15 @@ def test_a_scheduler_forgets_the_tasks_that_are_over(tmp_path):
             return len(span.metadata["collections"]), key_split.cache_info().currsize
 
         # As in a study, one task is always there.
+        workers, submitted = Workers(client), 0
         always = client.submit(str, key="study-999", pure=False)
         for _ in range(2):
+            submitted += 1000
+            workers.trim_scheduler(submitted - 1)
             for number in range(20):
                 client.submit(str, number, key=f"study-{number}", pure=False).result(30)
             assert min(kept()) >= 20, "Dask has ceased to: then so may we"
-            forget(client)
+            workers.trim_scheduler(submitted)
             assert max(kept()) < 10
         assert always.result(30) == ""
 

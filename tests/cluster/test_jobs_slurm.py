@@ -98,7 +98,7 @@ def test_a_job_that_is_killed_is_replaced(opened, kind, processes, size):
     assert time.monotonic() - killed < 30
     batches += loader
     check_all_once(counts(batches), 10)
-    assert data.study.supervisor.replaced == 1
+    assert data.source.study.cluster.jobs.replaced == 1
 
 
 def test_a_node_goes_down(opened):
@@ -119,7 +119,7 @@ def test_a_node_goes_down(opened):
         batch.call("scontrol", "update", "nodename=n1", "state=resume", check=False)
     check_all_once(counts(batches), 48)
     assert where not in batch.jobs()
-    assert data.study.supervisor.replaced == 1
+    assert data.source.study.cluster.jobs.replaced == 1
 
 
 def test_a_study_outlives_its_walltimes(opened, tmp_path, monkeypatch):
@@ -140,7 +140,7 @@ def test_a_study_outlives_its_walltimes(opened, tmp_path, monkeypatch):
     )
     batches = list(data.train_dataloader())
     check_all_once(counts(batches), 44)
-    assert data.study.supervisor.replaced >= 2
+    assert data.source.study.cluster.jobs.replaced >= 2
     lines = Counter(book.read_text().split())
     assert lines == {"begin": 45, "end": 45}
     assert len(left) >= 2
@@ -222,7 +222,7 @@ def test_a_further_job_that_is_refused(opened, monkeypatch, tmp_path):
         simulations=20,
     )
     batches, loader = begin_to_train(data)
-    batch.wait_until(lambda: "QOSMaxSubmitJobPerUserLimit" in data.study.jobs())
+    batch.wait_until(lambda: "QOSMaxSubmitJobPerUserLimit" in data.source.waiting())
     assert len(batch.jobs()) == 1
     limit.write_text("2")
     batch.wait_until(lambda: len(batch.jobs()) == 2)
@@ -243,7 +243,7 @@ def test_simulations_know_their_cores(opened, cores, monkeypatch):
     )
     batches = list(data.train_dataloader())
     assert {int(v) for each in batches for v in each.target.unique()} == {cores}
-    assert len(data.study._client.nthreads()) == 4 // cores
+    batch.wait_until(lambda: data.source.stats().workers == 4 // cores)
 
 
 def test_a_solver_that_is_an_mpi_program(opened):

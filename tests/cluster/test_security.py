@@ -28,10 +28,11 @@ from surrogate_flow.cluster import security
 from surrogate_flow.cluster.existing import Existing
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
-from surrogate_flow.data.study import Study
+from surrogate_flow.ensemble.events import Exhausted
 from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.ensemble.study import Study, StudySettings
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.quantities import Simulation
+from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.stream import Discard, Inlet
 
 LOCAL = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
@@ -322,7 +323,7 @@ def test_keys_of_the_recipe_are_kept(tmp_path):
 
 def test_a_whole_study_is_closed_to_strangers(tmp_path, monkeypatch, warnings):
     """Simulations run over TLS and CURVE; all listens on loopback; afterwards nothing is left."""
-    monkeypatch.setattr("surrogate_flow.data.study.is_local", lambda cluster: False)
+    monkeypatch.setattr("surrogate_flow.ensemble.study.is_local", lambda cluster: False)
     seen, ended = [], threading.Event()
 
     class Sink(Discard):
@@ -331,17 +332,17 @@ def test_a_whole_study_is_closed_to_strangers(tmp_path, monkeypatch, warnings):
             return len(steps)
 
     before = set(psutil.Process().children(recursive=True))
+    design = Design(
+        Wave.spec.parameters, Uniform(), held_out=1, simulations=7, part="test"
+    )
     study = Study(
-        "wave",
         Wave(),
-        iter([Simulation(n, "training", {"phase": n / 8}) for n in range(8)]),
+        design,
         Sink(),
         cluster=from_recipe("distributed.LocalCluster", **LOCAL),
         faults=Faults(),
-        folder=tmp_path / "run",
-        blocked=bool,
-        on_set_aside=print,
-        on_end=ended.set,
+        settings=StudySettings("wave", tmp_path / "run"),
+        listeners=[lambda event: isinstance(event, Exhausted) and ended.set()],
     )
     try:
         study.start()

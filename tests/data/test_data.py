@@ -100,7 +100,7 @@ def test_reception_goes_on_while_validation_runs(opened):
     """With a validation batch in hand and none drawn for training, every step still arrives."""
     data = opened(reservoir=FIFO(capacity=1000))
     next(iter(data.val_dataloader()))
-    assert data.study._ensemble.wait(60)
+    assert data.source.study.wait(150)
     assert data.status().store.population == 30 * STEPS
     assert data.status().ensemble.done == 33
 
@@ -262,8 +262,8 @@ def test_a_resume_amid_gradients_that_add_up_ends_with_the_same_weights(
 def test_moments_are_those_of_the_first_fill(opened):
     """Mean and spread of each variable, of what the reservoir holds."""
     data = opened(reservoir=FIFO(capacity=1000))
-    data.study.start()
-    assert data.study._ensemble.wait(60)
+    data.source.start()
+    assert data.source.study.wait(150)
     mean, std = data.moments()
     fields = np.concatenate([b.target.numpy() for b in data.train_dataloader()])
     np.testing.assert_allclose(mean, [fields.mean()], rtol=1e-5)

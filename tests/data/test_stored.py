@@ -21,7 +21,7 @@ from test_ranks import TWO
 from troubled import STEPS, Wave
 
 from surrogate_flow.cli.app import main
-from surrogate_flow.data.planned import planned
+from surrogate_flow.data.archiving import planned
 from surrogate_flow.data.shuffle import ShuffledReader
 from surrogate_flow.data.stored import StoredData, StoredLoader
 from surrogate_flow.dataset import Archive, ArchiveError, layout

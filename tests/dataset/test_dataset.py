@@ -11,7 +11,7 @@ import zarr
 from test_stored import HELD_OUT, TRAINING, write
 from troubled import Wave
 
-from surrogate_flow.data.planned import planned
+from surrogate_flow.data.archiving import planned
 from surrogate_flow.dataset import Archive, ArchiveError, layout
 from surrogate_flow.dataset.writer import ABSENT, COMPLETE, FAILED
 from surrogate_flow.files import DirectoryLock

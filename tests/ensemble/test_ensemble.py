@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -18,14 +19,27 @@ from troubled import STEPS, Leisurely, Returning, Troubled, Wave
 
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.ensemble.ensemble import Ensemble, EnsembleError
-from surrogate_flow.ensemble.failures import Failures
+from surrogate_flow.ensemble.events import (
+    Exhausted,
+    Failed,
+    Finished,
+    Retried,
+    Submitted,
+)
+from surrogate_flow.ensemble.failures import FailureLog
 from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.ensemble.ledger import Ledger, Recorded
 from surrogate_flow.ensemble.task import run
+from surrogate_flow.ensemble.tasks import Tasks
+from surrogate_flow.ensemble.watchdog import Watchdog
+from surrogate_flow.ensemble.workers import Workers
 from surrogate_flow.fields.quantities import Simulation
-from surrogate_flow.stream import Inlet
+from surrogate_flow.stream import Discard, Inlet
+
+PATIENCE = 150.0  # seconds, for machines that do other things too
 
 
-class Ledger:
+class Arrivals(Discard):
     """Counts every (simulation, step) that arrives, and checks what it holds."""
 
     def __init__(self):
@@ -40,20 +54,15 @@ class Ledger:
         self.arrived.set()
         return len(steps)
 
-    def open(self, simulation):
-        return 0
 
-    def close(self, simulation, complete):
-        pass
+class Planned:
+    """A design of given simulations."""
 
-    def priority(self, simulation):
-        return 0
+    def __init__(self, simulations):
+        self._simulations = iter(simulations)
 
-    def waiting(self):
-        return ""
-
-    def on_room(self, wake):
-        pass
+    def next(self):
+        return next(self._simulations, None)
 
 
 def planned(count, part="training", seed=0):
@@ -63,41 +72,86 @@ def planned(count, part="training", seed=0):
 
 
 class Run:
-    """An ensemble on a client, its inlet and its ledger, until it has ended."""
+    """An ensemble on a client, its inlet and what arrives there, until it has ended.
 
-    def __init__(self, client, solver, simulations, folder, ahead=2, share=1, **faults):
-        self.ledger, self.over, self.aside = Ledger(), threading.Event(), []
-        self.failures = folder / "failures.csv"
-        self.inlet = Inlet(solver.spec, self.ledger)
+    A watchdog looks after it if `faults` has a `step_timeout`.
+    """
+
+    def __init__(
+        self,
+        client,
+        solver,
+        simulations,
+        folder,
+        ahead=2,
+        share=1,
+        answer=30.0,
+        worker_answer=3.0,
+        sink=None,
+        stream=None,
+        **faults,
+    ):
+        self.arrivals, self.events = sink or Arrivals(), []
+        self.failures, self.ledger = folder / "failures.csv", Ledger()
+        recorded = Recorded(self.ledger, self.arrivals)
+        self.inlet = Inlet(solver.spec, recorded, **stream or {})
         self.inlet.__enter__()
+        self.tasks = Tasks(client, partial(run, solver, self.inlet.endpoint), "wave")
+        faults = Faults(**faults)
         self.ensemble = Ensemble(
-            client,
-            partial(run, solver, self.inlet.endpoint),
-            iter(simulations),
-            name="wave",
-            faults=Faults(**faults),
-            failures=Failures(self.failures),
+            self.tasks,
+            Workers(client, share=share, answer=answer),
+            Planned(simulations),
+            self.ledger,
+            faults=faults,
+            listeners=[FailureLog(self.failures), self._give_up, self.events.append],
             ahead=ahead,
-            share=share,
-            is_whole=self.inlet.is_whole,
-            on_set_aside=self.aside.append,
-            on_end=self.over.set,
         )
+        self.watchdog = None
+        if faults.step_timeout is not None:
+            self.watchdog = Watchdog(
+                self.tasks,
+                self.inlet,
+                self.ledger,
+                faults.step_timeout,
+                answer=worker_answer,
+            )
+
+    def _give_up(self, event):
+        if isinstance(event, Failed):
+            self.inlet.give_up(event.simulation.number)
 
     def __enter__(self):
         self.ensemble.start()
+        if self.watchdog:
+            self.watchdog.start()
         return self
 
     def __exit__(self, *error):
+        self.ensemble.halt()
         self.inlet.dismiss("the test has ended")
         self.ensemble.close()
+        if self.watchdog:
+            self.watchdog.close()
         self.inlet.__exit__(*error)
 
     def wait(self):
-        assert self.ensemble.wait(60), "the ensemble did not end"
+        assert self.ensemble.wait(PATIENCE), "the ensemble did not end"
         self.ensemble.check()
-        assert self.over.is_set()
+        assert self.events[-1] == Exhausted()
         self.inlet.check()
+
+    def failures_come(self, timeout):
+        """Wait until one simulation has failed permanently."""
+        deadline = time.monotonic() + timeout
+        while not self.failed and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.failed
+
+    @property
+    def failed(self):
+        """Numbers of the simulations that have failed permanently."""
+        return [e.simulation.number for e in self.events if isinstance(e, Failed)]
 
     def rows(self):
         with self.failures.open(newline="") as file:
@@ -112,8 +166,8 @@ def test_every_step_arrives_exactly_once(client, tmp_path):
     """Forty simulations: each of their steps is in the ledger, once."""
     with Run(client, Wave(), planned(40), tmp_path) as study:
         study.wait()
-    assert study.ledger.seen == whole(range(40))
-    assert study.ensemble.progress().done == 40
+    assert study.arrivals.seen == whole(range(40))
+    assert study.ensemble.stats().done == 40
     assert not study.failures.exists()
 
 
@@ -131,7 +185,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_failing_simulations_are_set_aside(client, tmp_path, fault):
+def test_failing_simulations_fail_permanently(client, tmp_path, fault):
     """Whatever a solver does wrong is a row in failures.csv, and the others go on."""
     simulations = list(planned(12))
     bad = [s.number for s in simulations if s.parameters["phase"] > 0.5]
@@ -142,20 +196,69 @@ def test_failing_simulations_are_set_aside(client, tmp_path, fault):
         study.wait()
     rows = study.rows()
     error, word = FAULTS[fault]
-    assert sorted(study.aside) == bad
+    assert sorted(study.failed) == bad
     assert len(rows) == (2 if fault in ("raises", "exits") else 1) * len(bad)
     for row in rows:
         assert error in row["error"]
         assert word in row["message"]
         assert "phase" in row["parameters"]
-    assert [row["outcome"] for row in rows].count("set aside") == len(bad)
-    arrived = {key: n for key, n in study.ledger.seen.items() if key[0] in good}
+    assert [row["outcome"] for row in rows].count("failed permanently") == len(bad)
+    arrived = {key: n for key, n in study.arrivals.seen.items() if key[0] in good}
     assert arrived == whole(good)
-    assert max(study.ledger.seen.values()) == 1
+    assert max(study.arrivals.seen.values()) == 1
+
+
+def test_listeners_see_what_happens_in_its_order(client, tmp_path):
+    """Each simulation: submitted, retried as often as it fails, then finished or failed."""
+    simulations = list(planned(8))
+    bad = {s.number for s in simulations if s.parameters["phase"] > 0.5}
+    with Run(client, Troubled("raises"), simulations, tmp_path, retries=1) as study:
+        study.wait()
+    for number in range(8):
+        story = [e for e in study.events[:-1] if e.simulation.number == number]
+        kinds = [(type(e), e.attempt) for e in story]
+        if number in bad:
+            middle = [(Submitted, 0), (Retried, 0), (Submitted, 1), (Failed, 1)]
+        else:
+            middle = [(Submitted, 0), (Finished, 0)]
+        assert kinds == middle
+    first = [e for e in study.events if isinstance(e, Submitted) and not e.attempt]
+    assert [e.simulation for e in first] == simulations
+    assert study.ledger.counts() == (0, 8 - len(bad), len(bad))
+
+
+def test_what_a_failed_simulation_had_sent_still_enters(client, tmp_path):
+    """No simulation is left before a full sink has taken that; then it is closed."""
+    sink = Full()
+    simulations = [Simulation(0, "training", {"phase": 0.9})]
+    solver = Troubled("half")
+    with Run(client, solver, simulations, tmp_path, sink=sink, retries=0) as study:
+        assert study.failures_come(PATIENCE)
+        assert not study.ensemble.wait(1.0)
+        assert study.ledger.counts() == (1, 0, 0)
+        sink.empty.set()
+        sink.room()
+        study.wait()
+    assert study.ledger.counts() == (0, 0, 1)
+    assert study.arrivals.seen == {(0, 0): 1, (0, 1): 1}
+
+
+class Full(Arrivals):
+    """A sink that takes nothing until it is emptied."""
+
+    def __init__(self):
+        super().__init__()
+        self.empty = threading.Event()
+
+    def offer(self, *args):
+        return super().offer(*args) if self.empty.is_set() else 0
+
+    def on_room(self, wake):
+        self.room = wake
 
 
 @pytest.mark.parametrize("what", [True, False])
-def test_a_solver_without_yield_is_set_aside(client, tmp_path, what):
+def test_a_solver_without_yield_fails_permanently(client, tmp_path, what):
     """It is told so at once: to try again would not help."""
     with Run(client, Returning(what), planned(3), tmp_path, retries=1) as study:
         study.wait()
@@ -172,10 +275,10 @@ def test_too_many_failures_end_the_study(client, tmp_path):
     """Beyond max_failures the study ends, with the last error and where to find all."""
     solver = Troubled("raises", above=0.0)
     with Run(client, solver, planned(50), tmp_path, retries=0, max_failures=3) as study:
-        assert study.ensemble.wait(60)
+        assert study.ensemble.wait(PATIENCE)
         with pytest.raises(EnsembleError, match=r"max_failures=3.*negative density"):
             study.ensemble.check()
-    assert study.ensemble.progress().failed == 4
+    assert len(study.failed) == 4
 
 
 def test_parameters_are_drawn_only_when_there_is_room(client, tmp_path):
@@ -185,14 +288,14 @@ def test_parameters_are_drawn_only_when_there_is_room(client, tmp_path):
 
     def endless():
         for simulation in planned(10**9):
-            ahead.append(next(drawn) - study.ensemble.progress().done)
+            ahead.append(next(drawn) - study.ensemble.stats().done)
             yield simulation
 
     study = Run(client, Wave(), endless(), tmp_path)
     with study:
-        while study.ensemble.progress().done < 60:
-            study.ledger.arrived.clear()
-            assert study.ledger.arrived.wait(30)
+        while study.ensemble.stats().done < 60:
+            study.arrivals.arrived.clear()
+            assert study.arrivals.arrived.wait(PATIENCE)
     assert max(ahead) <= 2 * 2
 
 
@@ -205,13 +308,13 @@ def test_a_killed_worker_loses_and_repeats_nothing(tmp_path):
         Client(cluster, set_as_default=False) as client,
         Run(client, Wave(), planned(200), tmp_path) as study,
     ):
-        assert study.ledger.arrived.wait(30)
+        assert study.arrivals.arrived.wait(PATIENCE)
         os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
         study.wait()
-    assert study.ledger.seen == whole(range(200))
+    assert study.arrivals.seen == whole(range(200))
 
 
-def test_a_solver_that_kills_its_worker_is_set_aside(tmp_path):
+def test_a_solver_that_kills_its_worker_fails_permanently(tmp_path):
     """Workers that die with one simulation come back, and run the others to their end."""
     simulations = [Simulation(n, "training", {"phase": n / 10}) for n in range(8)]
     with (
@@ -220,9 +323,9 @@ def test_a_solver_that_kills_its_worker_is_set_aside(tmp_path):
         Run(client, Troubled("dies", above=0.65), simulations, tmp_path) as study,
     ):
         study.wait()
-    assert study.aside == [7]
+    assert study.failed == [7]
     assert {row["error"] for row in study.rows()} == {"KilledWorker"}
-    arrived = {key: n for key, n in study.ledger.seen.items() if key[0] != 7}
+    arrived = {key: n for key, n in study.arrivals.seen.items() if key[0] != 7}
     assert arrived == whole(range(7))
 
 
@@ -235,9 +338,9 @@ def test_workers_that_are_gone_for_good_end_the_study(tmp_path):
         Client(cluster, set_as_default=False) as client,
         Run(client, Wave(), planned(10**9), tmp_path, start_timeout=0.5) as study,
     ):
-        assert study.ledger.arrived.wait(30)
+        assert study.arrivals.arrived.wait(PATIENCE)
         cluster.scale(0)
-        assert study.ensemble.wait(30)
+        assert study.ensemble.wait(PATIENCE)
         with pytest.raises(EnsembleError, match="No worker has been at"):
             study.ensemble.check()
 
@@ -250,7 +353,7 @@ def test_an_error_of_the_sampler_is_not_the_schedulers(client, tmp_path):
         raise FileNotFoundError("points.csv")
 
     with Run(client, Wave(), broken(), tmp_path) as study:
-        assert study.ensemble.wait(30)
+        assert study.ensemble.wait(PATIENCE)
         with pytest.raises(FileNotFoundError, match=r"points\.csv"):
             study.ensemble.check()
 
@@ -262,7 +365,7 @@ def test_no_worker_is_said_in_time(tmp_path):
         Client(cluster, set_as_default=False) as client,
         Run(client, Wave(), planned(1), tmp_path, start_timeout=0.5) as study,
     ):
-        assert study.ensemble.wait(30)
+        assert study.ensemble.wait(PATIENCE)
         with pytest.raises(EnsembleError, match=r"No worker has been at .* for 0.5 s"):
             study.ensemble.check()
 
@@ -270,10 +373,10 @@ def test_no_worker_is_said_in_time(tmp_path):
 def test_attempts_that_are_stopped_have_not_failed(client, tmp_path):
     """As at Ctrl-C: outlets are told to stop, and tasks end before the cluster does."""
     with Run(client, Leisurely(), planned(10), tmp_path) as study:
-        assert study.ledger.arrived.wait(30)
+        assert study.arrivals.arrived.wait(PATIENCE)
         study.ensemble.halt()
         study.inlet.dismiss("Ctrl-C")
-        assert study.ensemble.wait(30)
+        assert study.ensemble.wait(PATIENCE)
         study.ensemble.check()
     assert not study.failures.exists()
 
@@ -296,7 +399,7 @@ def test_two_that_share_threads_have_no_more_in_flight_than_there_are(
 
         def drawn():
             for number, simulation in enumerate(planned(20)):
-                ahead.append(number + 1 - study.ensemble.progress().done)
+                ahead.append(number + 1 - study.ensemble.stats().done)
                 yield simulation
 
         study = Run(client, Wave(), drawn(), tmp_path, ahead=1, share=2)
@@ -310,16 +413,14 @@ def test_fewer_threads_than_ensembles_in_lockstep_are_said_in_time(client, tmp_p
     with Run(
         client, Wave(), planned(1), tmp_path, ahead=1, share=3, start_timeout=0.5
     ) as study:
-        assert study.ensemble.wait(30)
+        assert study.ensemble.wait(PATIENCE)
         with pytest.raises(EnsembleError, match=r"Only 2 threads .* at least 3"):
             study.ensemble.check()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_lost_scheduler_is_named(how, tmp_path, monkeypatch):
+def test_a_lost_scheduler_is_named(how, tmp_path):
     """Killed or standing still, it ends the study with an error that names it."""
-    for module in ("ensemble.workers", "ensemble.forgetting"):
-        monkeypatch.setattr(f"surrogate_flow.{module}.ANSWER", 3.0)
     file = tmp_path / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]
     options = ["--scheduler-file", str(file)]
@@ -345,11 +446,11 @@ def test_a_lost_scheduler_is_named(how, tmp_path, monkeypatch):
         with Client(
             scheduler_file=str(file), timeout=30, set_as_default=False
         ) as client:
-            study = Run(client, Wave(), planned(10**9), tmp_path)
+            study = Run(client, Wave(), planned(10**9), tmp_path, answer=3.0)
             with study:
-                assert study.ledger.arrived.wait(30)
+                assert study.arrivals.arrived.wait(PATIENCE)
                 scheduler.send_signal(how)
-                assert study.ensemble.wait(60)
+                assert study.ensemble.wait(PATIENCE)
                 with pytest.raises(EnsembleError, match=r"Lost the scheduler tcp://"):
                     study.ensemble.check()
     finally:
@@ -371,7 +472,7 @@ def test_tasks_bear_the_names_of_workflow_and_simulation(client, tmp_path):
     """The dashboard shows which simulation of which workflow a task is."""
     with Run(client, Wave(), planned(3, part="validation"), tmp_path) as study:
         study.wait()
-        keys = [study.ensemble.key(s, 0) for s in planned(3, part="validation")]
+        keys = [study.tasks.key(s, 0) for s in planned(3, part="validation")]
         story = client.run_on_scheduler(
             lambda dask_scheduler: [
                 str(event) for key in keys for event in dask_scheduler.story(key)

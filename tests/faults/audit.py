@@ -83,10 +83,10 @@ class Audit:
             if pair not in injected and not (plan.cuts and pair[1] in LOST):
                 words.append(f"unexplained failure: {row}")
         listed = sorted(
-            int(r["simulation"]) for r in rows if r["outcome"] == "set aside"
+            int(r["simulation"]) for r in rows if r["outcome"] == "failed permanently"
         )
         if listed != sorted(aside):
-            words.append(f"listed as set aside {listed}, were {aside}")
+            words.append(f"listed as failed {listed}, were {aside}")
         for t in plan.troubles:
             struck = len(list(tokens.glob(f"{t.kind}-{t.simulation}-*")))
             rows = sum(got.count((t.simulation, c)) for c in CAUSES.get(t.kind, ()))

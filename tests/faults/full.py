@@ -6,6 +6,7 @@ import resource
 import time
 import warnings
 from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -59,14 +60,12 @@ class Audited(OnlineData):
     """A study whose training simulations pass by a ledger."""
 
     def setup(self, stage):
-        before = self.study
+        before = self.source
         super().setup(stage)
-        if self.study is not before:
-            self.ledger.store = self.store
-            router = self._sinks
-            self.study._sink.offer = lambda n, *steps: (
-                self.ledger if n else router
-            ).offer(n, *steps)
+        if self.source is not before:
+            # The ledger stands between the router and the reservoir.
+            self.ledger.store = SimpleNamespace(offer=self.store.offer)
+            self.store.offer = self.ledger.offer
 
 
 class Noted(AtomicCheckpoints):
@@ -122,7 +121,7 @@ class Full(Callback):
         start, before = time.monotonic(), resource.getrlimit(resource.RLIMIT_FSIZE)
         try:
             with (
-                mock.patch("surrogate_flow.data.study.is_local", bool),
+                mock.patch("surrogate_flow.ensemble.study.is_local", bool),
                 warnings.catch_warnings(action="ignore"),
             ):
                 self._trainer().fit(model, self.data)

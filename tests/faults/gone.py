@@ -14,6 +14,7 @@ from distributed import Client
 from faults.leftovers import REST
 from faults.trial import Trial
 from surrogate_flow.ensemble.ensemble import EnsembleError
+from surrogate_flow.ensemble.ledger import State
 
 DASK = (sys.executable, "-m", "dask")
 OWN = ("--host=127.0.0.1", "--no-dashboard")
@@ -85,7 +86,7 @@ class Gone(Trial):
     def whole(self):
         """Every (simulation, step) of those that had finished."""
         begun = {number for number, _ in self.ledger.delivered}
-        done = filter(self.inlet.is_whole, begun)
+        done = [n for n in begun if self.book.state(n) is State.COMPLETE]
         return {(n, k) for n in done for k in range(self.plan.steps)}
 
     def struck(self):

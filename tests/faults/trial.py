@@ -7,7 +7,6 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
-from unittest import mock
 
 from faults.audit import Audit
 from faults.faulty import Faulty
@@ -15,11 +14,16 @@ from faults.ledger import Ledger
 from faults.leftovers import Leftovers
 from faults.proxy import Proxy
 from surrogate_flow.data.online_loader import OnlineLoader
+from surrogate_flow.ensemble import ledger as ensemble_ledger
 from surrogate_flow.ensemble.ensemble import Ensemble
-from surrogate_flow.ensemble.failures import Failures
+from surrogate_flow.ensemble.events import Exhausted, Failed
+from surrogate_flow.ensemble.failures import FailureLog
 from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.ensemble.ledger import Recorded, State
 from surrogate_flow.ensemble.task import run
+from surrogate_flow.ensemble.tasks import Tasks
 from surrogate_flow.ensemble.watchdog import Watchdog
+from surrogate_flow.ensemble.workers import Workers
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import PendingBatches, Store
@@ -29,7 +33,7 @@ DEADLINE = 90.0  # seconds that a study has to end by itself
 STOPPED = 2.5  # seconds that a worker stands still
 BEAT = Timing(heartbeat=0.2, heartbeat_timeout=1.0)  # STOPPED is longer
 # Seconds between two looks of the watchdog, and for an answer of a worker.
-LOOKS = {"_POLL": 0.3, "_ANSWER": 1.0}
+LOOKS = {"poll": 0.3, "answer": 1.0}
 
 
 class Trial:
@@ -52,7 +56,8 @@ class Trial:
             str(self.tokens), plan.troubles, plan.steps, pace=plan.pace
         )
         self.store = Store(self.solver.spec, Direct(), plan.batch_size, plan.reservoir)
-        self.ledger = Ledger(self.store)
+        self.ledger, self.book = Ledger(self.store), ensemble_ledger.Ledger()
+        self._left = iter(self._numbers())
         self.aside = []
         self.hung = ""
         self.again = self.paused = self.cut = 0
@@ -75,10 +80,6 @@ class Trial:
 
     def _run(self):
         with contextlib.ExitStack() as stack:
-            for place, settings in (("ensemble.watchdog", LOOKS),):
-                for name, value in settings.items():
-                    patch = mock.patch(f"surrogate_flow.{place}.{name}", value)
-                    stack.enter_context(patch)
             self._open(stack)
             self._train()
 
@@ -86,7 +87,7 @@ class Trial:
         plan = self.plan
         inlet = Inlet(
             self.solver.spec,
-            self.ledger,
+            Recorded(self.book, self.ledger),
             host="127.0.0.1" if plan.cuts else None,
             coalesce_bytes=plan.coalesce,
             timing=BEAT,
@@ -98,22 +99,23 @@ class Trial:
             self.proxy = stack.enter_context(Proxy(endpoint.address, plan.cuts))
             endpoint = replace(endpoint, address=self.proxy.address)
         faults = Faults(max_failures=plan.simulations, step_timeout=plan.step_timeout)
+        tasks = Tasks(self.client, partial(run, self.solver, endpoint), "faults")
         self.ensemble = Ensemble(
-            self.client,
-            partial(run, self.solver, endpoint),
-            map(self._simulation, self._numbers()),
-            name="faults",
+            tasks,
+            Workers(self.client),
+            self,
+            self.book,
             faults=faults,
-            failures=Failures(self.folder / "failures.csv"),
-            is_whole=inlet.is_whole,
-            on_set_aside=self._set_aside,
-            on_end=lambda: inlet.call(self.store.end_reception),
-            watchdog=Watchdog(self.client, inlet, faults.step_timeout),
+            listeners=[FailureLog(self.folder / "failures.csv"), self._note],
         )
+        watchdog = Watchdog(tasks, inlet, self.book, faults.step_timeout, **LOOKS)
         # As a study closes: outlets are told, tasks end, the inlet goes.
+        stack.callback(watchdog.close)
         stack.callback(self.ensemble.close)
         stack.callback(inlet.dismiss, "the trial has ended")
+        stack.callback(self.ensemble.halt)
         self.ensemble.start()
+        watchdog.start()
         threading.Thread(target=self._resume, name="resume", daemon=True).start()
         for number, delay in plan.twice:
             thread = threading.Thread(
@@ -124,12 +126,20 @@ class Trial:
     def _numbers(self):
         return range(self.plan.simulations)
 
+    def next(self):
+        """Return the next simulation, as the design of the ensemble."""
+        number = next(self._left, None)
+        return None if number is None else self._simulation(number)
+
     def _simulation(self, number):
         return Simulation(number, "training", {"number": float(number)})
 
-    def _set_aside(self, number):
-        self.inlet.give_up(number)
-        self.aside.append(number)
+    def _note(self, event):
+        if isinstance(event, Failed):
+            self.inlet.give_up(event.simulation.number)
+            self.aside.append(event.simulation.number)
+        elif isinstance(event, Exhausted):
+            self.store.end_reception()
 
     def _train(self):
         deadline = threading.Timer(DEADLINE + self.plan.pause, self._give_up)
@@ -153,7 +163,7 @@ class Trial:
         self.inlet.check()
 
     def _give_up(self):
-        progress = self.ensemble.progress()
+        progress = self.ensemble.stats()
         self.hung = f"{progress}, {self.store.waiting()}, {self.inlet.progress()}"
         self.store.stop()
 
@@ -171,6 +181,10 @@ class Trial:
     def _run_again(self, endpoint, number, delay):
         """Make another first attempt at a simulation, as late as may be."""
         self._over.wait(delay)
+        # Nobody is let in before the study has begun it.
+        while self.book.state(number) is State.PLANNED:
+            if self._over.wait(0.01):
+                return
         if self._over.is_set():
             return
         self.again += 1
@@ -204,7 +218,7 @@ class Trial:
             words.append(f"did not end within {DEADLINE:g} s: {self.hung}")
         if self.error:
             words.append(f"ended with {self.error!r}")
-        done = self.ensemble.progress().done
+        done = self.ensemble.stats().done
         if done + len(self.aside) != self.plan.simulations:
             words.append(f"{done} done and {self.aside} set aside is not all")
         path = self.folder / "failures.csv"

@@ -331,7 +331,7 @@ def test_refusals_are_logged_once_in_a_while(inlet, caplog):
 
 
 def test_a_simulation_is_given_up(inlet, ledger):
-    """Its outlet stops, its credit returns, its sink forgets it, and it stays out."""
+    """Its outlet stops, and it stays out; its sink closes it with all that was sent."""
     ledger.room = 2
     with RawOutlet(inlet.endpoint) as raw:
         raw.open(SPEC, 1)
@@ -340,6 +340,10 @@ def test_a_simulation_is_given_up(inlet, ledger):
         inlet.give_up(1)
         assert "given up" in raw.hear_until(protocol.Stop).reason
         assert "given up" in raw.open(SPEC, 1, attempt=1).reason
+        assert not ledger.closed
+        ledger.make_room(100)
+        ledger.wait_for(20)
+        assert "given up" in raw.open(SPEC, 1, attempt=2).reason
     assert ledger.closed == {(1, False): 1}
     counters = inlet.counters()
     assert (counters.pending, counters.outstanding, counters.simulations) == (0, 0, 0)

@@ -24,6 +24,7 @@ from surrogate_flow.cli.checkpoints import AtomicCheckpoints
 from surrogate_flow.data.checkpoint import StudyCheckpoint
 from surrogate_flow.data.checkpoint_state import read_steps
 from surrogate_flow.data.validation import ValidationSet
+from surrogate_flow.ensemble.ledger import Ledger
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.window import Autoregressive
 from surrogate_flow.nn import FullyConnected
@@ -354,7 +355,8 @@ def persistence(first=None):
     window = Autoregressive(2)
     store = Store(SPEC, window, 2, FIRO(capacity=40, threshold=4))
     held_out = ValidationSet(SPEC, window, 2, 0, 1)
-    memory = StudyCheckpoint(store, held_out, first or {"a": 1.0}, fields=True)
+    first = first or {"a": 1.0}
+    memory = StudyCheckpoint(store, held_out, Ledger(), first, fields=True)
     return store, held_out, memory
 
 

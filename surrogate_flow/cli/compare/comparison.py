@@ -18,9 +18,9 @@ from rich.console import Console
 
 from surrogate_flow.cli.compare.process import run_command
 from surrogate_flow.cli.compare.variant import OFFLINE, Overrides, Variant
+from surrogate_flow.data.first_fill import require_reachable
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.ranks import Ranks
-from surrogate_flow.data.router import Router
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields import Window
 from surrogate_flow.fields.errors import UserError
@@ -283,12 +283,9 @@ class Comparison:
 
 def _check_reservoir(data: OnlineData, window: Window) -> None:
     ranks = Ranks()
-    held_out = ValidationSet.of_rank(
-        ranks, data.spec, window, data.batch_size, data.count
-    )
+    ValidationSet.of_rank(ranks, data.spec, window, data.batch_size, data.count)
     store = Store(data.spec, window, data.batch_size, data.reservoir)
-    router = Router(held_out, data.count, ranks, store)
-    router.check_threshold(data.simulations)
+    require_reachable(store, data.simulations)
 
 
 def _note_done(place: Path, folder: Path, seconds: float) -> None:

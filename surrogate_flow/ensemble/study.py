@@ -1,0 +1,302 @@
+"""One study: a cluster, an inlet and an ensemble, opened and closed together."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from surrogate_flow.cluster.batch import Load, Supervisor, batch_system
+from surrogate_flow.cluster.existing import Existing
+from surrogate_flow.cluster.open import ClusterSource, is_local, open_cluster
+from surrogate_flow.dataset import Writer
+from surrogate_flow.ensemble.ensemble import Ensemble, EnsembleStats
+from surrogate_flow.ensemble.events import Event, Failed, Listener
+from surrogate_flow.ensemble.failures import FailureLog
+from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.ensemble.ledger import Ledger, Recorded
+from surrogate_flow.ensemble.task import receipts, run
+from surrogate_flow.ensemble.tasks import Tasks
+from surrogate_flow.ensemble.watchdog import Watchdog
+from surrogate_flow.ensemble.workers import Workers
+from surrogate_flow.sampling import Design
+from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.stream import Inlet, Sink
+
+__all__ = ["OpenCluster", "Study", "StudySettings"]
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """How a study runs.
+
+    Attributes
+    ----------
+    name : str
+        Of the workflow, in the names of tasks.
+    folder : Path
+        Of the run, for `failures`, and for the keys of workers.
+    failures : str
+        Name of the table of attempts that failed.
+    cores : int
+        For each simulation.
+    ahead : int
+        Simulations in flight for each worker thread.
+    share : int
+        Number of studies that share the workers evenly.
+    writer : Writer, optional
+        Of a data set that the simulations go into, too.
+    streams : bool
+        Whether fields arrive in the sink, or only `receipts`: then the data set must be
+        writable, or the study ends.
+    """
+
+    name: str
+    folder: Path
+    failures: str = "failures.csv"
+    cores: int = 1
+    ahead: int = 2
+    share: int = 1
+    writer: Writer | None = None
+    streams: bool = True
+
+
+@dataclass(frozen=True)
+class OpenCluster:
+    """A cluster that is open, for one study or for several that share it.
+
+    Attributes
+    ----------
+    address : Existing
+        Where its scheduler is.
+    jobs : Supervisor, optional
+        Of its jobs, in the process that submits them.
+    """
+
+    address: Existing
+    jobs: Supervisor | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls,
+        cluster: ClusterSource,
+        settings: StudySettings,
+        faults: Faults,
+    ) -> Iterator[Self]:
+        """Open a cluster, which closes with the context.
+
+        Parameters
+        ----------
+        cluster : ClusterConfig or callable, optional
+            Opens it; one worker a core on this machine by default.
+        settings : StudySettings
+            All studies that share it simulate at the same time.
+        faults : Faults
+        """
+        with contextlib.ExitStack() as resources:
+            opened = resources.enter_context(
+                open_cluster(
+                    cluster,
+                    settings.folder,
+                    faults.worker_ttl,
+                    cores_per_simulation=settings.cores,
+                )
+            )
+            jobs = None
+            if system := batch_system(cluster):
+                supervised = system.supervise(opened, at_least=settings.share)
+                jobs = resources.enter_context(supervised)
+            known = Existing.of(opened, local=is_local(opened), jobs=jobs is not None)
+            yield cls(known, jobs)
+
+
+class Study:
+    """Simulations run, and their steps arrive in a sink, from `start` to `close`.
+
+    Parameters
+    ----------
+    solver : Solver
+    design : Design
+        Which simulations.
+    sink : Sink
+        Where the steps go.
+    cluster : ClusterConfig, callable or OpenCluster, optional
+        Opens the cluster; one worker a core on this machine by default. One that is
+        open stays so.
+    faults : Faults
+    settings : StudySettings
+    listeners : sequence of Listener
+        Called with each event, behind the table of failures.
+
+    Attributes
+    ----------
+    ledger : Ledger
+        Which simulations run, are complete or have failed.
+    inlet : Inlet
+    dashboard_link : str
+        Address of Dask's dashboard.
+    """
+
+    def __init__(
+        self,
+        solver: Solver,
+        design: Design,
+        sink: Sink,
+        *,
+        cluster: ClusterSource | OpenCluster,
+        faults: Faults,
+        settings: StudySettings,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self.ledger = Ledger()
+        self._faults, self._share = faults, settings.share
+        self._resources = contextlib.ExitStack()
+        self._watchdog: Watchdog | None = None
+        self._updated = 0.0
+        self._started = False
+        self._signs, self._since = (0, 0, 0), time.monotonic()
+        enter = self._resources.enter_context
+        try:
+            if not isinstance(cluster, OpenCluster):
+                cluster = enter(OpenCluster.open(cluster, settings, faults))
+            self.cluster = cluster
+            client = enter(cluster.address.client())
+            self.dashboard_link: str = client.dashboard_link
+            spec = solver.spec if settings.streams else receipts(solver.spec)
+            self.inlet = enter(
+                Inlet(spec, Recorded(self.ledger, sink), host=cluster.address.interface)
+            )
+            plain = partial(run, solver, self.inlet.endpoint)
+            writer, streams = settings.writer, settings.streams
+            tasks = Tasks(
+                client,
+                partial(plain, writer=writer, streams=streams) if writer else plain,
+                settings.name,
+                unarchived=plain if streams else None,
+            )
+            workers = Workers(
+                client,
+                jobs=cluster.jobs,
+                share=settings.share,
+                patient=cluster.address.jobs,
+            )
+            self._ensemble = Ensemble(
+                tasks,
+                workers,
+                design,
+                self.ledger,
+                faults=faults,
+                listeners=[
+                    FailureLog(settings.folder / settings.failures),
+                    self._give_up,
+                    *listeners,
+                ],
+                ahead=settings.ahead,
+            )
+            if faults.step_timeout is not None:
+                self._watchdog = Watchdog(
+                    tasks, self.inlet, self.ledger, faults.step_timeout
+                )
+                self._resources.callback(self._watchdog.close)
+            self._resources.callback(self._ensemble.close)
+            self._resources.callback(self.inlet.dismiss, "the study has ended")
+            self._resources.callback(self._ensemble.halt)
+        except BaseException:
+            self._resources.close()
+            raise
+
+    def start(self) -> None:
+        """Begin to submit simulations; may be called again."""
+        if not self._started:
+            self._started = True
+            self._since = time.monotonic()
+            self._ensemble.start()
+            if self._watchdog is not None:
+                self._watchdog.start()
+
+    def _give_up(self, event: Event) -> None:
+        if isinstance(event, Failed):
+            self.inlet.give_up(event.simulation.number)
+
+    def check(self, load: Load | None = None, *, held_up: bool = False) -> None:
+        """Raise what stopped the study, if anything did.
+
+        Parameters
+        ----------
+        load : Load, optional
+            Who has waited for whom; the number of jobs follows it.
+        held_up : bool
+            Whether simulations wait until the trainer draws.
+
+        Raises
+        ------
+        TimeoutError
+            If simulations run, nothing holds them up, and yet for ``faults.patience``
+            seconds no step has arrived and no attempt has failed, whatever the trainer
+            does meanwhile.
+        """
+        self._ensemble.check()
+        self.inlet.check()
+        self._update_jobs(load or Load())
+        counters, stats = self.inlet.counters(), self.stats()
+        signs = (counters.steps, stats.retried, stats.failed)
+        now = time.monotonic()
+        if signs != self._signs or held_up or not stats.running:
+            self._signs, self._since = signs, now
+        elif now - self._since > self._faults.patience:
+            workers = self._ensemble.waiting()
+            raise TimeoutError(
+                f"No step for {self._faults.patience:g} s (faults.patience), though "
+                f"{stats.running} simulations run. {self.silent()}"
+                f"{f' {workers}.' if workers else ''} A solver hangs: "
+                "set faults.step_timeout to retry such simulations. Or it takes longer "
+                "for a step: then raise patience."
+            )
+
+    def _update_jobs(self, load: Load) -> None:
+        now, jobs = time.monotonic(), self.cluster.jobs
+        if jobs is None or now - self._updated < 1.0:
+            return
+        self._updated = now
+        live = [p for p in self.inlet.progress() if p.connected]
+        ages = [now - p.opened - p.waited for p in live]
+        longest = max([*ages, self.inlet.counters().longest])
+        # Of the simulations of other studies this one knows nothing.
+        left = self._ensemble.useful if self._share == 1 else None
+        jobs.update(replace(load, simulations_left=left, longest=longest))
+
+    def stats(self) -> EnsembleStats:
+        """Count simulations by state."""
+        return self._ensemble.stats()
+
+    def wait(self, timeout: float) -> bool:
+        """Block until all simulations have ended; return whether they have."""
+        return self._ensemble.wait(timeout)
+
+    def waiting(self) -> str:
+        """Return what holds up the workers, missing jobs or want of memory, or ""."""
+        jobs, missing = self.cluster.jobs, ""
+        if jobs and self._ensemble.useful != 0 and jobs.at_work < jobs.wanted:
+            missing = jobs.describe()
+        return "; ".join(filter(None, [missing, self._ensemble.waiting()]))
+
+    def silent(self) -> str:
+        """Return which simulations run, and how long each has been silent."""
+        now = time.monotonic()
+        live = sorted(self.inlet.progress(), key=lambda p: p.last)
+        if not live:
+            return "No simulation is connected: look at the workers' logs."
+        described = [
+            f"simulation {p.simulation} (step {p.next_step}, {now - p.last:.0f} s ago)"
+            for p in live[:5]
+        ]
+        return f"Silent longest: {', '.join(described)}."
+
+    def close(self) -> None:
+        """Stop what runs and free every process, port and file; may be called again."""
+        self._resources.close()
