@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -19,7 +18,7 @@ from surrogate_flow.ensemble.events import Event, Failed, Listener
 from surrogate_flow.ensemble.failures import FailureLog
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, Recorded
-from surrogate_flow.ensemble.task import receipts, run
+from surrogate_flow.ensemble.task import on_workers, receipts
 from surrogate_flow.ensemble.tasks import Tasks
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
@@ -171,13 +170,21 @@ class Study:
             self.inlet = enter(
                 Inlet(spec, Recorded(self.ledger, sink), host=cluster.address.interface)
             )
-            plain = partial(run, solver, self.inlet.endpoint)
-            writer, streams = settings.writer, settings.streams
+            task = enter(
+                on_workers(
+                    client,
+                    solver,
+                    self.inlet.endpoint,
+                    cores=settings.cores,
+                    writer=settings.writer,
+                    streams=settings.streams,
+                )
+            )
             tasks = Tasks(
                 client,
-                partial(plain, writer=writer, streams=streams) if writer else plain,
+                task,
                 settings.name,
-                unarchived=plain if streams else None,
+                unarchived=replace(task, archives=False) if settings.streams else None,
             )
             workers = Workers(
                 client,

@@ -1,45 +1,65 @@
-"""One simulation: a number, its parameters, and the task that runs it on a worker."""
+"""What runs on a worker: the solvers of a study, and one task for each attempt."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
+import logging
+import secrets
 import socket
+import tempfile
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from distributed import Client, WorkerPlugin, get_worker
+from distributed.protocol.pickle import dumps, loads
+from distributed.utils import sync
 
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
-from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.solvers.solver import Run, Solver, Stopped
 from surrogate_flow.stream import Encoder, Endpoint, Outlet, SpecMismatch, StreamStopped
 
 if TYPE_CHECKING:
     from surrogate_flow.dataset import Writer
 
-__all__ = ["Summary", "receipts", "run"]
+__all__ = ["SetupError", "Summary", "Task", "on_workers", "receipts", "run"]
+
+logger = logging.getLogger(__name__)
+
+_ANSWER = 60.0  # seconds that the workers have to take a study in, or to leave it
+_PLUGIN = 10.0  # seconds that a worker that has just joined may take to learn of it
+
+
+class SetupError(RuntimeError):
+    """A solver could not be built on a worker, or its `setup` has failed."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a task says of itself when it ends; the fields went another way.
+    """The result of a task; the fields took another way.
 
     Attributes
     ----------
     steps : int
-        That this attempt computed.
+        Number of steps that this attempt computed.
     seconds : float
         Wall time of the task.
     solver_seconds : float
-        Of these, spent in the solver; the rest is conversion, sending and waiting for
-        room.
+        The part of it that the solver took; the rest is conversion, sending and waiting
+        for room.
     host : str
-        Where it ran.
+        Name of the machine.
     stopped : bool
-        The study ended before the simulation did.
+        Whether the study ended before the simulation did.
     """
 
     steps: int
@@ -64,12 +84,202 @@ def receipts(spec: FieldSpec) -> FieldSpec:
     )
 
 
+@dataclass(frozen=True)
+class Task:
+    """(simulation, attempt) -> Summary: what Dask carries to a worker.
+
+    The solver is there already: `on_workers` has sent it, once.
+
+    Attributes
+    ----------
+    study : str
+        Name of the study, which no other one on the cluster has.
+    archives : bool
+        Whether the simulation goes into the study's data set, if it has one.
+    """
+
+    study: str
+    archives: bool = True
+
+    def __call__(self, simulation: Simulation, attempt: int) -> Summary:
+        """Solve a simulation; runs on a worker.
+
+        Raises
+        ------
+        SetupError
+            If there is no solver.
+        Exception
+            As `run`.
+        """
+        plugins = get_worker().plugins
+        deadline = time.monotonic() + _PLUGIN
+        while self.study not in plugins:
+            if time.monotonic() > deadline:
+                raise SetupError(
+                    f"Worker {get_worker().address} does not know the study "
+                    f"{self.study}, whose solver every worker gets when it joins. "
+                    "Usual cause: the study has ended, or its scheduler was restarted."
+                )
+            time.sleep(0.05)
+        plugin = plugins[self.study]
+        assert isinstance(plugin, _SolverPlugin)
+        return plugin.run(simulation, attempt, archives=self.archives)
+
+
+@contextmanager
+def on_workers(
+    client: Client,
+    solver: Solver,
+    endpoint: Endpoint,
+    *,
+    cores: int = 1,
+    writer: Writer | None = None,
+    streams: bool = True,
+) -> Iterator[Task]:
+    """Have all workers of a cluster, later ones too, keep a study's solver ready.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    solver : Solver
+    endpoint : Endpoint
+        Of the study's inlet.
+    cores : int
+        For each simulation.
+    writer, streams
+        As `run`.
+
+    Yields
+    ------
+    Task
+        To be submitted for each attempt. On leaving, solvers are closed, each when the
+        simulation that it works on has ended.
+    """
+    study = f"surrogate-flow-{secrets.token_hex(4)}"
+    plugin = _SolverPlugin(solver, endpoint, cores, writer, streams)
+    ask: Any = client
+    try:
+        try:
+            add = ask._register_worker_plugin
+            client.sync(add, plugin, study, False, callback_timeout=_ANSWER)
+        except (OSError, TimeoutError) as error:
+            # The scheduler has it: whoever lives gets it when it joins again.
+            logger.warning("Some worker did not answer: %r", error)
+        yield Task(study)
+    finally:
+        if client.status == "running":
+            with contextlib.suppress(OSError, TimeoutError, ValueError):
+                remove = ask._unregister_worker_plugin
+                client.sync(remove, study, callback_timeout=_ANSWER)
+
+
+class _SolverPlugin(WorkerPlugin):
+    """The solvers of one study on one worker, one for each simulation at a time.
+
+    The solver stays bytes until a task wants it: its imports and `setup` may fail, and
+    then that task does.
+    """
+
+    def __init__(
+        self,
+        solver: Solver,
+        endpoint: Endpoint,
+        cores: int,
+        writer: Writer | None,
+        streams: bool,
+    ) -> None:
+        self._solver = dumps(solver)
+        self._name = type(solver).__name__
+        self._endpoint = endpoint
+        self._cores = cores
+        self._writer = writer
+        self._streams = streams
+
+    def setup(self, worker: Any) -> None:
+        """Begin on a worker."""
+        self._worker = worker
+        self._lock = threading.Lock()
+        self._idle: list[Solver] = []
+        self._ended = False
+
+    async def teardown(self, worker: Any) -> None:
+        """Close what is idle; the others are closed when their simulations end."""
+        with self._lock:
+            self._ended = True
+            idle, self._idle = self._idle, []
+        for solver in idle:
+            await asyncio.to_thread(self._close, solver)
+
+    def run(self, simulation: Simulation, attempt: int, *, archives: bool) -> Summary:
+        """Solve a simulation with an idle solver, or a new one."""
+        with self._lock:
+            solver = self._idle.pop() if self._idle else None
+        if solver is None:
+            solver = self._build()
+        fit = False
+        try:
+            summary = run(
+                solver,
+                self._endpoint,
+                simulation,
+                attempt,
+                cores=self._cores,
+                writer=self._writer if archives else None,
+                streams=self._streams,
+            )
+            fit = True
+        finally:
+            with self._lock:
+                kept = fit and not self._ended
+                if kept:
+                    self._idle.append(solver)
+            if not kept:
+                self._close(solver)
+        return summary
+
+    def _build(self) -> Solver:
+        try:
+            # Where Dask unpickles: modules may set signal handlers in the main thread.
+            solver: Solver = sync(self._worker.loop, self._load)
+            solver.setup(self._cores)
+        except Exception as error:
+            raise SetupError(
+                f"{self._name} could not be set up on {socket.gethostname()}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return solver
+
+    async def _load(self) -> Any:
+        return loads(self._solver)
+
+    def _close(self, solver: Solver) -> None:
+        try:
+            solver.close()
+        except Exception:
+            logger.exception("%s.close() has failed", self._name)
+
+
+@dataclass(frozen=True)
+class _Streamed(Run):
+    """A run that its inlet can stop."""
+
+    outlet: Outlet | None = None
+
+    def check(self) -> None:
+        assert self.outlet is not None, "run() sets it"
+        try:
+            self.outlet.check()
+        except StreamStopped as error:
+            raise Stopped(str(error)) from error
+
+
 def run(
     solver: Solver,
     endpoint: Endpoint,
     simulation: Simulation,
     attempt: int,
     *,
+    cores: int = 1,
     writer: Writer | None = None,
     streams: bool = True,
 ) -> Summary:
@@ -82,6 +292,8 @@ def run(
         Of the study's inlet.
     simulation : Simulation
     attempt : int
+    cores : int
+        That the solver may use.
     writer : Writer, optional
         Of a data set that it goes into, too.
     streams : bool
@@ -105,15 +317,10 @@ def run(
 
     spec = solver.spec
     streamed = spec if streams else receipts(spec)
-    crossing = Encoder(spec, simulation.number)
+    vector = spec.vector(simulation.parameters)
+    encoder = Encoder(spec, simulation.number)
     try:
-        with Outlet(
-            endpoint,
-            streamed,
-            simulation.number,
-            attempt,
-            spec.vector(simulation.parameters),
-        ) as outlet:
+        with Outlet(endpoint, streamed, simulation.number, attempt, vector) as outlet:
             if outlet.complete:
                 return summary()
             writing = writer and writer.begin(spec, simulation.number)
@@ -121,16 +328,31 @@ def run(
                 # Its last receipts were lost with the process that wrote it.
                 outlet.send(np.zeros((spec.steps, 1), dtype=np.float32))
                 return summary()
+            # A data set needs all steps of this attempt: it lacks some of the last.
+            wanted = 0 if writing else outlet.next_step
+            known = _Streamed(
+                simulation.parameters,
+                simulation.number,
+                attempt,
+                first_step=wanted,
+                cores=cores,
+                outlet=outlet,
+            )
+            step = 0
             mark = time.perf_counter()
-            for dataset in _solution(solver, simulation):
+            for dataset in _solution(solver, known):
                 solving += time.perf_counter() - mark
-                fields = crossing.convert(dataset, steps)
+                if not steps and wanted and _begins_at(spec.times[wanted], dataset):
+                    step = wanted
+                    outlet.skip()
+                fields = encoder.convert(dataset, step)
                 if writing:
-                    # Before the step is sent: a whole simulation does not run again.
+                    # Before the step is sent: a complete simulation never runs again.
                     writing.write(fields)
                 if not streams:
                     fields = np.zeros((len(fields), 1), dtype=np.float32)
                 outlet.send(fields)
+                step += len(fields)
                 steps += len(fields)
                 mark = time.perf_counter()
     except StreamStopped:
@@ -138,16 +360,45 @@ def run(
     return summary()
 
 
-def _solution(solver: Solver, simulation: Simulation) -> Iterator[xr.Dataset]:
-    """Yield what the solver yields, without an end of the worker's process."""
+def _begins_at(time: float, dataset: xr.Dataset) -> bool:
     try:
-        datasets = solver.solve(simulation.parameters)
-        if isinstance(datasets, xr.Dataset) or not isinstance(datasets, Iterable):
-            raise SpecMismatch(
-                f"Simulation {simulation.number}: expected solve to yield datasets, "
-                f"step by step; solve returned {type(datasets).__name__}. Usual cause: "
-                "a function without yield. Write yield in place of return."
-            )
-        yield from datasets
-    except SystemExit as error:
-        raise RuntimeError(f"the solver called sys.exit({error.code!r})") from error
+        return bool(np.isclose(dataset["time"].values[0], time))
+    except (TypeError, LookupError):
+        return False  # The encoder says what is wrong with it.
+
+
+def _solution(solver: Solver, run: Run) -> Iterator[xr.Dataset]:
+    """Yield what the solver yields; nothing that it raises ends the worker's process.
+
+    Its generator is closed on every way out, so that it can release what it holds.
+    """
+    with ExitStack() as resources:
+        try:
+            if type(solver).start is not Solver.start:
+                folder = tempfile.TemporaryDirectory(
+                    prefix=f"simulation-{run.simulation}-", dir=_local_directory()
+                )
+                path = Path(resources.enter_context(folder))
+                run = dataclasses.replace(run, folder=path)
+            datasets = solver.start(run)
+            if isinstance(datasets, xr.Dataset) or not isinstance(datasets, Iterable):
+                raise SpecMismatch(
+                    f"Simulation {run.simulation}: expected solve to yield datasets, "
+                    f"step by step; solve returned {type(datasets).__name__}. Usual "
+                    "cause: a function without yield. Write yield in place of return."
+                )
+            if isinstance(datasets, Generator):
+                resources.enter_context(closing(datasets))
+            yield from datasets
+        except Stopped as error:
+            raise StreamStopped(str(error)) from error
+        except SystemExit as error:
+            raise RuntimeError(f"the solver called sys.exit({error.code!r})") from error
+
+
+def _local_directory() -> str | None:
+    """Where this worker keeps its files; nannies remove it when a worker is killed."""
+    try:
+        return str(get_worker().local_directory)
+    except ValueError:
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.solvers.solver import Run, Solver, Stopped
 
 if TYPE_CHECKING:
     from surrogate_flow.solvers.combined1d import Combined1D
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from surrogate_flow.solvers.heat_plate import HeatPlate
     from surrogate_flow.solvers.lorenz import Lorenz
     from surrogate_flow.solvers.navier_stokes2d import NavierStokes2D
+    from surrogate_flow.solvers.process import ProcessError, ProcessSolver
 
 __all__ = [
     "Combined1D",
@@ -22,7 +23,11 @@ __all__ = [
     "HeatPlate",
     "Lorenz",
     "NavierStokes2D",
+    "ProcessError",
+    "ProcessSolver",
+    "Run",
     "Solver",
+    "Stopped",
 ]
 
 _FILES = {
@@ -32,6 +37,8 @@ _FILES = {
     "HeatPlate": "heat_plate",
     "Lorenz": "lorenz",
     "NavierStokes2D": "navier_stokes2d",
+    "ProcessError": "process",
+    "ProcessSolver": "process",
 }
 
 

@@ -62,7 +62,7 @@ class HeatPlate(Solver):
 
         (M + a Δt K) uᵐ⁺¹ = M uᵐ   at the inner nodes,
 
-    one sparse LU for all steps of all simulations. The mesh is a Delaunay
+    one sparse LU for all steps of all simulations of a worker. The mesh is a Delaunay
     triangulation, so no entry of K off the diagonal is positive between inner nodes:
     no node is ever colder than the coldest or hotter than the hottest temperature
     given, however long the step.
@@ -154,6 +154,10 @@ class HeatPlate(Solver):
         rate = self.diffusivity * self.time_step
         matrix = sparse.diags(lumped) + rate * stiffness[:, inner]
         return splu(matrix.tocsc()), lumped, stiffness
+
+    def setup(self, cores: int) -> None:
+        """Assemble and factorise, once for all simulations of a worker."""
+        self._system  # noqa: B018 - it is cached
 
     def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
         """Yield one dataset per step; see `Solver.solve`.

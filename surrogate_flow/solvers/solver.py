@@ -1,23 +1,72 @@
-"""The contract of everything that simulates."""
+"""The contract of everything that simulates, and what it is told of a run."""
 
 from __future__ import annotations
 
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import xarray as xr
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec
 
-__all__ = ["Solver", "spec_of"]
+__all__ = ["Run", "Solver", "Stopped", "spec_of"]
+
+
+class Stopped(Exception):
+    """The study has ended: nobody wants more steps of this run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attempt at one simulation, as its solver sees it.
+
+    Attributes
+    ----------
+    parameters : mapping of str to float
+        One finite value for each parameter of the spec.
+    simulation : int
+        Number of the simulation within the study.
+    attempt : int
+        Number of the attempt, from 0.
+    first_step : int
+        Steps before this one have arrived from an earlier attempt. A solver that can
+        begin there may leave them out; if it yields them, they are ignored.
+    folder : Path
+        A scratch folder of this run alone, removed after it.
+    cores : int
+        How many the run may use.
+    """
+
+    parameters: Mapping[str, float]
+    simulation: int = 0
+    attempt: int = 0
+    first_step: int = 0
+    folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
+    cores: int = 1
+
+    def check(self) -> None:
+        """Raise `Stopped` if the study has ended; a solver that waits calls it often.
+
+        It takes a few microseconds and never blocks. Yielding a step does the same.
+        """
 
 
 class Solver(ABC):
     """parameters -> u(t_1), u(t_2), ...: a simulation as a stream of datasets.
 
     A subclass says in `spec` what it will yield, and yields it from `solve`, which may
-    be a plain Python generator. Both run without torch: solvers live on workers that
-    never import it.
+    be a plain Python generator. All methods run without torch: solvers live on workers
+    that never import it.
+
+    A worker builds a solver once, from its pickled arguments, and uses it for one
+    simulation after another: a mesh, a factorisation or compiled code that is kept in
+    an attribute is made once. A worker with several threads builds one solver for each,
+    so that a solver need not be thread-safe. After an error it is closed, and the next
+    simulation gets a new one.
 
     Examples
     --------
@@ -60,21 +109,33 @@ class Solver(ABC):
             goes on.
         """
 
+    def start(self, run: Run) -> Iterator[xr.Dataset]:
+        """Yield the steps of a run; override it to know more than the parameters."""
+        return self.solve(run.parameters)
+
+    def setup(self, cores: int) -> None:  # noqa: B027 - optional
+        """Prepare what all simulations share, on the worker, before the first one."""
+
+    def close(self) -> None:  # noqa: B027 - optional
+        """Release what `setup` and the simulations have left, at the end of a study."""
+
 
 def spec_of(solver: Solver) -> FieldSpec:
     """Return what a solver says that it yields.
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If it is anything else than a `FieldSpec`.
     """
     spec = solver.spec
     if not isinstance(spec, FieldSpec):
         value = "" if callable(spec) else f" {str(spec)[:40]!r}"
-        raise ValueError(
-            f"{type(solver).__name__}.spec: expected a FieldSpec, got "
-            f"{type(spec).__name__}{value}. Write spec = FieldSpec(...) in the class, "
-            "or a method that returns one, with @property above it."
+        raise ArgumentError(
+            f"{type(solver).__name__}.spec",
+            "a FieldSpec",
+            f"{type(spec).__name__}{value}",
+            "Write spec = FieldSpec(...) in the class, or a method that returns one, "
+            "with @property above it.",
         )
     return spec

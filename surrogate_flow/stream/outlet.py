@@ -218,6 +218,19 @@ class Outlet:
             _FLUSHER.remove(self._flush_in_time)
             self._connection.close()
 
+    def skip(self) -> None:
+        """Go on at `next_step`: the solver leaves out what has arrived before."""
+        with self._lock:
+            self._position = self.next_step
+            self._fast_shape = (1, *self._step_shape)
+
+    def check(self) -> None:
+        """Raise `StreamStopped` if the study has ended; never blocks."""
+        with self._lock:
+            self._raise_error()
+            assert self._connection is not None
+            self._connection.receive()
+
     def send(self, steps: Float32[np.ndarray, "time channel *space"]) -> None:
         """Send the next steps; the array must not be written to any more.
 

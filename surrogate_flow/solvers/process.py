@@ -1,0 +1,244 @@
+"""External programs as solvers: one process for each run, and whatever it starts."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, final
+
+import xarray as xr
+
+from surrogate_flow.solvers.solver import Run, Solver
+
+__all__ = ["ProcessError", "ProcessRun", "ProcessSolver"]
+
+_POLL = 0.02  # seconds between two looks at the files and at the process
+_TAIL = 20  # lines of stderr that an error quotes
+_GRACE = 2.0  # seconds between SIGTERM and SIGKILL
+
+# Kills a process group when the pipe on its stdin closes, which the kernel does when
+# the worker dies, however that happens.
+_GUARD = 'read line; kill -s KILL -- "-$1"'
+
+
+class ProcessError(RuntimeError):
+    """A program has failed, took too long, or has ended without all of its steps."""
+
+
+@dataclass(frozen=True)
+class ProcessRun(Run):
+    """A run whose program has been started in `folder`."""
+
+    program: _Program | None = None
+
+    def check(self) -> None:
+        """Raise `Stopped`, or `ProcessError` if the program has failed."""
+        assert self.program is not None, "ProcessSolver sets it"
+        self.program.run.check()
+        self.program.check()
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Wait until `ready()`, such as ``path.exists``.
+
+        Raises
+        ------
+        ProcessError
+            If the program ends before that, or takes too long.
+        Stopped
+            If the study has ended.
+        """
+        assert self.program is not None, "ProcessSolver sets it"
+        while not ready():
+            ended = self.program.process.poll() is not None
+            self.check()
+            # What it wrote just before its end counts.
+            if ended and not ready():
+                raise self.program.error("ended before it wrote all steps")
+            time.sleep(_POLL)
+
+
+class ProcessSolver(Solver):
+    """parameters -> program -> files -> steps: one process for each run.
+
+    A subclass says which command to run and reads, step by step, what it writes into
+    `run.folder`, which is its working directory and is removed after the run. The
+    program and all that it starts are ended with the run, whatever ends that: the last
+    step, an error, the end of the study, or the death of the worker.
+
+    Parameters
+    ----------
+    timeout : float, optional
+        Seconds that a run of the program may take; without end by default.
+
+    Notes
+    -----
+    The program writes a file under another name and renames it, or `read` may find half
+    of it. Its stderr is drained all the time; errors quote the last lines.
+
+    Examples
+    --------
+    >>> class Steps(ProcessSolver):
+    ...     spec = ...  # as of any solver
+    ...     def command(self, run):
+    ...         return ["my-program", "--rate", str(run.parameters["rate"])]
+    ...     def read(self, run):
+    ...         for k in range(self.spec.steps):
+    ...             path = run.folder / f"step_{k}.nc"
+    ...             run.wait(path.exists)
+    ...             yield xr.load_dataset(path)
+    """
+
+    def __init__(self, timeout: float | None = None) -> None:
+        self.timeout = timeout
+
+    @abstractmethod
+    def command(self, run: Run) -> Sequence[str]:
+        """Return the words of the command; input files may be written into `folder`."""
+
+    @abstractmethod
+    def read(self, run: ProcessRun) -> Iterator[xr.Dataset]:
+        """Yield the steps as the program writes them, as `Solver.solve` does."""
+
+    def environment(self, run: Run) -> Mapping[str, str]:
+        """Return variables to set for the program, beside those of the worker."""
+        return {"OMP_NUM_THREADS": str(run.cores)}
+
+    @final
+    def start(self, run: Run) -> Iterator[xr.Dataset]:
+        """Run the program and yield what `read` yields.
+
+        Raises
+        ------
+        ProcessError
+            If the program cannot be started, fails or takes too long.
+        """
+        with _program(self, run) as program:
+            fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(Run)}
+            yield from self.read(ProcessRun(**fields, program=program))
+            program.finish()
+
+    @final
+    def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
+        """Run the program once, in a temporary folder."""
+        with TemporaryDirectory() as folder:
+            yield from self.start(Run(parameters, folder=Path(folder)))
+
+
+class _Program:
+    """A process, the tail of its stderr, and its deadline."""
+
+    def __init__(self, solver: ProcessSolver, run: Run) -> None:
+        self.run = run
+        self.name = type(solver).__name__
+        self._deadline = time.monotonic() + (solver.timeout or float("inf"))
+        self._timeout = solver.timeout
+        self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL)
+        command = list(map(str, solver.command(run)))
+        self._first = command[0]
+        try:
+            self.process = subprocess.Popen(
+                command,
+                cwd=run.folder,
+                env={**os.environ, **solver.environment(run)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                # A process group of its own, which is ended as one.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ProcessError(
+                f"{self.name}: {self._first!r} cannot be started ({error}). Is it "
+                "installed where the workers run, and on their PATH?"
+            ) from error
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD, "sh", str(self.process.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        assert self.process.stderr is not None
+        self._reader = threading.Thread(
+            target=self._drain, args=(self.process.stderr,), daemon=True
+        )
+        self._reader.start()
+
+    def _drain(self, stream: IO[str]) -> None:
+        with contextlib.suppress(ValueError):  # closed meanwhile
+            self._tail.extend(stream)
+
+    def check(self) -> None:
+        """Raise if it has failed or takes too long."""
+        code = self.process.poll()
+        if code:
+            raise self.error(
+                f"was ended by {signal.Signals(-code).name}"
+                if code < 0
+                else f"ended with exit code {code}"
+            )
+        if code is None and time.monotonic() > self._deadline:
+            raise self.error(f"took longer than {self._timeout:g} s (timeout)")
+
+    def finish(self) -> None:
+        """Wait for the end of a program whose steps have all been read."""
+        while self.process.poll() is None:
+            self.run.check()
+            self.check()
+            time.sleep(_POLL)
+        self.check()
+
+    def error(self, what: str) -> ProcessError:
+        """Return an error that quotes stderr."""
+        if self.process.poll() is not None:
+            # What it started may hold the pipe open: no longer than a moment.
+            self._reader.join(_GRACE)
+        tail = "".join(self._tail).strip()
+        quoted = f" Its stderr ends:\n{tail}" if tail else " Its stderr is empty."
+        return ProcessError(
+            f"{self.name}: {self._first!r} {what}, simulation {self.run.simulation}."
+            f"{quoted}"
+        )
+
+    def end(self) -> None:
+        """End the process and all of its group."""
+        group = self.process.pid
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGTERM)
+            if self.process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(_GRACE)
+            # Also what outlived the leader of the group.
+            os.killpg(group, signal.SIGKILL)
+        self.process.wait()
+        self._guard.kill()
+        self._guard.wait()
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        self._reader.join(_GRACE)
+        assert self.process.stderr is not None
+        if not self._reader.is_alive():
+            self.process.stderr.close()
+
+
+@contextmanager
+def _program(solver: ProcessSolver, run: Run) -> Iterator[_Program]:
+    program = _Program(solver, run)
+    try:
+        yield program
+    finally:
+        program.end()

@@ -1,0 +1,306 @@
+"""A solver on its worker: built once, kept for all simulations, closed at the end."""
+
+import os
+import pickle
+import threading
+import time
+from functools import partial
+from unittest import mock
+
+import numpy as np
+import pytest
+import xarray as xr
+from distributed import Client, LocalCluster
+from troubled import STEPS, Wave
+
+from surrogate_flow.ensemble.task import SetupError, Task, on_workers, run
+from surrogate_flow.fields.quantities import Simulation
+from surrogate_flow.solvers import HeatPlate
+from surrogate_flow.solvers.solver import Stopped
+from surrogate_flow.stream import Inlet
+
+LOCAL = partial(LocalCluster, dashboard_address="127.0.0.1:0")
+
+
+class Journal(Wave):
+    """A wave that notes in a file what happens to it, and in which process and object."""
+
+    def __init__(self, path, payload=b"", broken=False, fails_at=-1.0):
+        self.path = path
+        self.payload = payload
+        self.broken = broken
+        self.fails_at = fails_at
+
+    def note(self, word):
+        with open(self.path, "a") as file:
+            file.write(f"{word} {os.getpid()} {id(self)}\n")
+
+    def __setstate__(self, state):
+        # Modules that it imports may set signal handlers.
+        assert threading.current_thread() is threading.main_thread()
+        self.__dict__.update(state)
+        self.note("built")
+
+    def setup(self, cores):
+        self.note(f"setup-{cores}")
+        if self.broken:
+            raise ArithmeticError("no licence")
+
+    def solve(self, parameters):
+        self.note("solve")
+        time.sleep(0.05)
+        for step in super().solve(parameters):
+            if parameters["phase"] == self.fails_at:
+                raise ArithmeticError("negative density")
+            yield step
+
+    def close(self):
+        self.note("close")
+
+
+class Patient(Wave):
+    """A wave that waits for ever before its last step, and asks whether it is wanted."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def start(self, run):
+        assert run.folder.is_dir()
+        (run.folder / "scratch").touch()
+        (self.path / "folder").write_text(str(run.folder))
+        try:
+            yield from list(self.solve(run.parameters))[:-1]
+            while True:
+                run.check()
+                time.sleep(0.01)
+        except Stopped as error:
+            (self.path / "stopped").write_text(str(error))
+            raise
+
+
+class Restarting(Wave):
+    """A wave that begins where the last attempt ended, and says so."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def start(self, run):
+        with self.path.open("a") as file:
+            file.write(f"{run.simulation} {run.attempt} {run.first_step} {run.cores}\n")
+        for step in list(self.solve(run.parameters))[run.first_step :]:
+            yield step
+            if run.attempt == 0 and float(step.time[0]) == 2.0:
+                raise ArithmeticError("no convergence")
+
+
+def simulation(number):
+    return Simulation(number, "training", {"phase": number / 100})
+
+
+def words(path):
+    return [line.split() for line in path.read_text().splitlines()]
+
+
+class Kept(dict):
+    """A sink: (simulation, step) -> values of the step."""
+
+    def open(self, simulation):
+        return sum(number == simulation for number, _ in self)
+
+    def offer(self, simulation, first, steps, parameters):
+        self.update(
+            {(simulation, first + i): step.copy() for i, step in enumerate(steps)}
+        )
+        return len(steps)
+
+    def close(self, simulation, complete):
+        pass
+
+    def priority(self, simulation):
+        return 0
+
+    def waiting(self):
+        return ""
+
+    def on_room(self, wake):
+        pass
+
+
+@pytest.fixture
+def inlet():
+    with Inlet(Wave.spec, Kept(), host=None) as inlet:
+        yield inlet
+
+
+def fresh(client, path):
+    """Workers whose processes have built no solver."""
+    built = {pid for _, pid, _ in words(path)}
+    return [w for w, pid in client.run(os.getpid).items() if str(pid) not in built]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_solver_is_built_once_for_each_thread_of_a_worker(inlet, tmp_path, threads):
+    """Twenty tasks: each object serves one simulation at a time, and is closed once."""
+    path = tmp_path / "journal"
+    with (
+        LOCAL(n_workers=2, threads_per_worker=threads) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        with on_workers(client, Journal(path), inlet.endpoint, cores=3) as task:
+            futures = [client.submit(task, simulation(n), 0) for n in range(20)]
+            assert [s.steps for s in client.gather(futures)] == [STEPS] * 20
+        noted = words(path)
+    objects = {tuple(place) for word, *place in noted if word == "built"}
+    assert len({pid for pid, _ in objects}) == 2
+    assert 2 <= len(objects) <= 2 * threads
+    for word in ("built", "setup-3", "close"):
+        assert sorted(tuple(p) for w, *p in noted if w == word) == sorted(objects), word
+    assert sum(word == "solve" for word, *_ in noted) == 20
+
+
+def test_what_dask_carries_is_small(inlet, tmp_path):
+    """The solver travels once, whatever its size; a task is a name and two numbers."""
+    path = tmp_path / "journal"
+    solver = Journal(path, payload=os.urandom(1 << 20))
+    with (
+        LOCAL(n_workers=1, threads_per_worker=1) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        on_workers(client, solver, inlet.endpoint) as task,
+    ):
+        assert len(pickle.dumps(task)) < 200
+        assert client.submit(task, simulation(0), 0).result().steps == STEPS
+
+
+def test_a_worker_that_joins_later_gets_the_solver_too(inlet, tmp_path):
+    """And one that is restarted, which a killed process is."""
+    path = tmp_path / "journal"
+    with (
+        LOCAL(n_workers=1, threads_per_worker=1) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        on_workers(client, Journal(path), inlet.endpoint) as task,
+    ):
+        client.submit(task, simulation(0), 0).result()
+        cluster.scale(2)
+        client.wait_for_workers(2, timeout=60)
+        (new,) = fresh(client, path)
+        client.submit(task, simulation(1), 0, workers=[new], pure=False).result()
+        client.restart_workers([new])
+        client.wait_for_workers(2, timeout=60)
+        # It has another address and another process.
+        (again,) = fresh(client, path)
+        client.submit(task, simulation(2), 0, workers=[again], pure=False).result()
+        assert sum(word == "built" for word, *_ in words(path)) == 3
+
+
+def test_two_studies_of_one_cluster_do_not_mix(inlet, tmp_path):
+    """Each has its own solvers; the end of one leaves the other alone."""
+    paths = [tmp_path / "one", tmp_path / "two"]
+    with (
+        LOCAL(n_workers=1, threads_per_worker=1) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        on_workers(client, Journal(paths[0]), inlet.endpoint) as first,
+    ):
+        client.submit(first, simulation(0), 0).result()
+        with on_workers(client, Journal(paths[1]), inlet.endpoint) as second:
+            client.submit(second, simulation(1), 0).result()
+        assert [w for w, *_ in words(paths[1])][-1] == "close"
+        client.submit(first, simulation(2), 0).result()
+        assert [w for w, *_ in words(paths[0])] == [
+            "built",
+            "setup-1",
+            "solve",
+            "solve",
+        ]
+        with pytest.raises(SetupError, match="does not know the study"):
+            client.submit(Task(second.study), simulation(3), 0).result()
+
+
+def test_a_solver_that_cannot_be_set_up_is_named(inlet, tmp_path):
+    """With what its setup has raised, in the task that wanted it."""
+    with (
+        LOCAL(n_workers=1, threads_per_worker=1) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        on_workers(
+            client, Journal(tmp_path / "a", broken=True), inlet.endpoint
+        ) as task,
+        pytest.raises(
+            SetupError,
+            match=r"Journal could not be set up on .*ArithmeticError: no lic",
+        ),
+    ):
+        client.submit(task, simulation(0), 0).result()
+
+
+def test_after_an_error_the_next_simulation_gets_a_new_solver(inlet, tmp_path):
+    """Whatever the error has left in the old one, which is closed."""
+    path = tmp_path / "journal"
+    with (
+        LOCAL(n_workers=1, threads_per_worker=1) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        on_workers(client, Journal(path, fails_at=0.01), inlet.endpoint) as task,
+    ):
+        with pytest.raises(ArithmeticError, match="negative density"):
+            client.submit(task, simulation(1), 0).result()
+        client.submit(task, simulation(2), 0).result()
+    once = ["built", "setup-1", "solve", "close"]
+    assert [word for word, *_ in words(path)] == 2 * once
+
+
+def test_a_run_stops_when_the_study_ends(inlet, tmp_path):
+    """Though it yields nothing; its scratch folder is removed."""
+    with (
+        LOCAL(n_workers=1, threads_per_worker=1) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        on_workers(client, Patient(tmp_path), inlet.endpoint) as task,
+    ):
+        future = client.submit(task, simulation(0), 0)
+        while not any(p.next_step == STEPS - 1 for p in inlet.progress()):
+            time.sleep(0.01)
+        inlet.dismiss("the study has ended")
+        assert future.result(timeout=30).stopped
+    assert "the study has ended" in (tmp_path / "stopped").read_text()
+    assert not os.path.exists((tmp_path / "folder").read_text())
+
+
+def test_a_second_attempt_may_begin_where_the_first_ended(tmp_path):
+    """Every step arrives exactly once, and none that had arrived is computed again."""
+    path = tmp_path / "journal"
+    got = Kept()
+    with Inlet(Wave.spec, got, host=None) as inlet:
+        with pytest.raises(ArithmeticError):
+            run(Restarting(path), inlet.endpoint, simulation(7), 0)
+        assert sorted(got) == [(7, 0), (7, 1)]
+        again = run(Restarting(path), inlet.endpoint, simulation(7), 1, cores=2)
+        assert again.steps == STEPS - 2
+    assert words(path) == [list("7001"), list("7122")]
+    truth = xr.concat(Wave().solve({"phase": 0.07}), "time").u
+    np.testing.assert_allclose([got[7, k][0] for k in range(STEPS)], truth, rtol=1e-6)
+
+
+def count_factorisations():
+    """From now on, in this process; runs on a worker."""
+    from surrogate_flow.solvers import heat_plate
+
+    heat_plate.splu = mock.Mock(side_effect=heat_plate.splu)
+
+
+def factorisations():
+    from surrogate_flow.solvers import heat_plate
+
+    return heat_plate.splu.call_count
+
+
+def test_the_plate_is_factorised_once_for_all_simulations():
+    """The promise of HeatPlate, on a worker."""
+    solver = HeatPlate(cells=(8, 2), steps=2)
+    temperatures = {p.name: 300.0 for p in solver.spec.parameters}
+    simulations = [Simulation(n, "training", temperatures) for n in range(5)]
+    with (
+        LOCAL(n_workers=1, threads_per_worker=1) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        Inlet(solver.spec, Kept(), host=None) as inlet,
+        on_workers(client, solver, inlet.endpoint) as task,
+    ):
+        client.run(count_factorisations)
+        client.gather([client.submit(task, s, 0) for s in simulations])
+        assert list(client.run(factorisations).values()) == [1]
