@@ -241,7 +241,7 @@ class _SolverPlugin(WorkerPlugin):
         try:
             # Where Dask unpickles: modules may set signal handlers in the main thread.
             solver: Solver = sync(self._worker.loop, self._load)
-            solver.setup(self._cores)
+            type(solver).setup(solver, self._cores)
         except Exception as error:
             raise SetupError(
                 f"{self._name} could not be set up on {socket.gethostname()}: "
@@ -254,7 +254,7 @@ class _SolverPlugin(WorkerPlugin):
 
     def _close(self, solver: Solver) -> None:
         try:
-            solver.close()
+            type(solver).close(solver)
         except Exception:
             logger.exception("%s.close() has failed", self._name)
 
@@ -380,7 +380,8 @@ def _solution(solver: Solver, run: Run) -> Iterator[xr.Dataset]:
                 )
                 path = Path(resources.enter_context(folder))
                 run = dataclasses.replace(run, folder=path)
-            datasets = solver.start(run)
+            # By the class: attributes of solvers written before may have its name.
+            datasets = type(solver).start(solver, run)
             if isinstance(datasets, xr.Dataset) or not isinstance(datasets, Iterable):
                 raise SpecMismatch(
                     f"Simulation {run.simulation}: expected solve to yield datasets, "

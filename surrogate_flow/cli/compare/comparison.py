@@ -249,8 +249,12 @@ class Comparison:
                 if variant.name != OFFLINE and isinstance(data, OnlineData):
                     _check_reservoir(data, model.window)
             except _REFUSED as error:
+                text, wrong = str(error), getattr(error, "word", "")
+                for option, _, value in (word.partition("=") for word in words):
+                    if wrong and value == wrong and option not in text:
+                        text = f"{option}: {text}"
                 raise RecipeError(
-                    f"{variant.name}, before anything has run: {error}"
+                    f"{variant.name}, before anything has run: {text}"
                 ) from error
 
     def _fit(self, variant: Variant, seed: int, console: Console) -> None:

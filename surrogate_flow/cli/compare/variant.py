@@ -150,6 +150,12 @@ def variants_of(
     for name in names:
         if name not in NAMES:
             raise RecipeError(f"--variants: no {name!r}. {nearest(name, NAMES)}")
+    known = inspect.signature(Reservoir).parameters
+    for name in reservoir:
+        if name.partition(".")[0] not in known:
+            raise RecipeError(
+                f"unknown option '{_RESERVOIR}.{name}'. {nearest(name, known)}"
+            )
     return [
         Variant(name)
         if name == OFFLINE
