@@ -249,10 +249,9 @@ class Comparison:
                 if variant.name != OFFLINE and isinstance(data, OnlineData):
                     _check_reservoir(data, model.window)
             except _REFUSED as error:
-                text, wrong = str(error), getattr(error, "word", "")
-                for option, _, value in (word.partition("=") for word in words):
-                    if wrong and value == wrong and option not in text:
-                        text = f"{option}: {text}"
+                text, given = str(error), self.overrides.fit
+                if not any(word.partition("=")[0] in text for word in given):
+                    text += f" Options given: {' '.join(given) or 'none'}."
                 raise RecipeError(
                     f"{variant.name}, before anything has run: {text}"
                 ) from error
