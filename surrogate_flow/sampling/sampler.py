@@ -58,8 +58,7 @@ class Sampler(ABC):
 
     Notes
     -----
-    `Design` calls all methods under one lock. `surrogate_flow.testing.check_sampler`
-    checks everything that is said here.
+    `Design` calls all methods under one lock.
 
     Examples
     --------
