@@ -94,8 +94,12 @@ class MetricsEvents(TensorBoardLogger):
     def _ending(self) -> Iterator[Any]:
         try:
             yield
-        except OSError as error:
-            # Its writer raises the same for all that follows.
+        except (OSError, ValueError) as failure:
+            # Lightning wraps what its writer raises, which comes again for all that
+            # follows.
+            error = failure.__cause__ or failure
+            if not isinstance(error, OSError):
+                raise
             if not self._ended:
                 logger.error("TensorBoard's events end here (%s).", error)
             self._ended = True

@@ -288,10 +288,10 @@ def send_some(inlet, number):
             outlet.send(trajectory(SPEC, number, step, 1))
 
 
-def weight(inlet, sink):
-    """Bytes of all Python objects that the inlet holds, but for its sink."""
+def weight(thing, other):
+    """Bytes of all Python objects that one of inlet and sink holds, but for the other."""
     outside = (type, FunctionType, ModuleType, threading.Thread, FieldSpec)
-    seen, todo = {id(sink)}, [inlet]
+    seen, todo = {id(other)}, [thing]
     total = 0
     while todo:
         thing = todo.pop()
@@ -310,6 +310,7 @@ def use(inlet, sink):
     process = psutil.Process()
     return {
         "inlet": weight(inlet, sink),
+        "sink": weight(sink, inlet),
         "process": process.memory_info().rss,
         "files": process.num_fds(),
         "threads": process.num_threads(),
@@ -385,7 +386,8 @@ def test_a_hundred_thousand_malformed_messages_change_nothing(caplog):
     grown = {what: after[what] - before[what] for what in before}
     # Of each simulation that has finished it keeps a number, and a name for a while.
     assert grown["inlet"] < (64 << 10) + 400 * len(second), grown
-    assert grown["process"] < 8 << 20, grown
+    # The sink of this test notes each step, in this process: more of them on a fast machine.
+    assert grown["process"] < (8 << 20) + 2 * grown["sink"], grown
     assert grown["files"] <= 2, grown  # of whatever else this process does
     assert grown["threads"] <= 0, grown
     assert set(counters.refused) == {
