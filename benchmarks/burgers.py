@@ -31,7 +31,7 @@ from jaxtyping import Float
 from surrogate_flow import Surrogate
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.report.error_curve import ErrorCurve
-from surrogate_flow.report.summary import Outcome
+from surrogate_flow.report.summary import RunSummary
 from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import Combined1D
 
@@ -95,7 +95,7 @@ def trained(experiment: str, network: str, folder: Path, length: list[str]) -> P
 
 def _ended(place: Path, batches: int) -> Path | None:
     for path in place.glob("*/*/outcome.json"):
-        outcome = Outcome.read(path.parent)
+        outcome = RunSummary.read(path.parent)
         if outcome is not None and outcome.batches >= batches:
             return path.parent
     return None

@@ -40,7 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 from surrogate_flow import Surrogate
-from surrogate_flow.report.summary import Outcome
+from surrogate_flow.report.summary import RunSummary
 from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.surrogate.rollout import roll_out
 
@@ -176,7 +176,7 @@ def predicted(
 def measure(run: Path, count: int) -> tuple[Row, list[Rung]]:
     """Return one run's row and rungs, from `count` simulations of the test seed."""
     surrogate = Surrogate.load(run / "checkpoints" / "best.ckpt").eval()
-    solver, outcome = solver_of(run), Outcome.read(run)
+    solver, outcome = solver_of(run), RunSummary.read(run)
     if outcome is None:
         raise SystemExit(f"{run}: expected outcome.json of a run that ended, got none.")
     spec, inputs = surrogate.spec, surrogate.window.inputs

@@ -39,10 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         line = CommandLine.of(words)
         # Seconds of imports, for a command line that makes sense so far.
         from surrogate_flow.cli import lightning
-        from surrogate_flow.report.console import hush, show_logs
+        from surrogate_flow.report.console import show_logs
 
         show_logs()
-        hush()
         lightning.run(line)
     except Exception as error:
         ours = _ours(error)

@@ -34,8 +34,7 @@ from surrogate_flow.report.console import the_console
 from surrogate_flow.report.monitor import Monitor
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.report.report import Report
-from surrogate_flow.report.rollout import RolloutReport
-from surrogate_flow.report.summary import Outcomes
+from surrogate_flow.report.summary import WriteSummary
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -204,9 +203,9 @@ class SurrogateCLI(LightningCLI):
                 MetricsTable(folder, name="", version=""),
                 MetricsEvents(folder, name="", version=""),
             ]
-        callbacks += [RolloutReport(folder, console), Report(folder, console)]
+        callbacks.append(Report(folder, console))
         if self.subcommand == "fit":
-            callbacks += [Outcomes(folder), Ending()]
+            callbacks += [WriteSummary(folder), Ending()]
             if config.get("enable_checkpointing") is not False:
                 # Two, since one with save_last writes last.ckpt with a new best only.
                 for name, monitor in (("best", "val_relative_l2"), ("last", None)):

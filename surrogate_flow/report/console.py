@@ -15,63 +15,56 @@ from rich.live import Live
 from rich.logging import RichHandler
 from rich.text import Text
 
-__all__ = ["LiveLine", "hush", "show_logs", "the_console"]
+__all__ = ["LiveLine", "say", "show_logs", "the_console"]
 
-
-_PLAIN = "%(asctime)s %(levelname)-8s %(message)s"
+# Of Lightning, about a product, devices that are absent, and what no user can mend.
+_UNWANTED_LOGS = ("litlogger", "available: False", "TPU available")
+_UNWANTED_WARNINGS = (
+    "`isinstance\\(treespec",
+    "\\s*``instantiate_classes``",
+    "Be aware that when using `ckpt_path`",
+    "The dirpath has changed",
+)
 
 
 @functools.cache
 def the_console() -> Console:
-    """Return the one of this process."""
+    """Return the console of this process."""
     return Console()
 
 
-def _handler() -> logging.Handler:
-    console = the_console()
-    if console.is_terminal:
-        return RichHandler(
-            console=console, show_path=False, markup=False, log_time_format="%X"
-        )
-    # Whoever searches a job's log wants a line to be a line.
-    plain = logging.StreamHandler(sys.stdout)
-    plain.setFormatter(logging.Formatter(_PLAIN, datefmt="%X"))
-    return plain
+def say(console: Console, *lines: str) -> None:
+    """Print lines as they are: not wrapped, without markup or colours."""
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def show_logs() -> None:
-    """Show what the package logs, in the manner of the progress line."""
-    handler = _handler()
-    # Lightning advertises a product, and the devices that are not there.
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: (
-            not any(
-                word in record.getMessage()
-                for word in ("litlogger", "available: False", "TPU available")
-            )
+    """Show the logs of this package and of Lightning, without what no user can mend."""
+    console = the_console()
+    handler: logging.Handler = RichHandler(
+        console=console, show_path=False, markup=False, log_time_format="%X"
+    )
+    if not console.is_terminal:
+        # One line for each record, which can be searched in the log of a job.
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)-8s %(message)s", "%X")
         )
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: not any(word in record.getMessage() for word in _UNWANTED_LOGS)
     )
     for name in ("surrogate_flow", "pytorch_lightning", "lightning_fabric"):
         package = logging.getLogger(name)
-        # The others would say the same again.
+        # The other ranks would repeat the first.
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         package.setLevel(logging.INFO if first else logging.WARNING)
         package.handlers[:] = [handler]
-
-
-def hush() -> None:
-    """Silence warnings of Lightning's that no user could mend."""
-    others = [
-        "`isinstance\\(treespec",
-        "\\s*``instantiate_classes``",
-        "Be aware that when using `ckpt_path`",
-        "The dirpath has changed",
-    ]
+    for text in _UNWANTED_WARNINGS:
+        warnings.filterwarnings("ignore", text)
     if "SLURM_JOB_ID" not in os.environ:
-        # On every login node.
-        others.append("The `srun` command is available")
-    for words in others:
-        warnings.filterwarnings("ignore", words)
+        # Lightning's, on each login node of a cluster.
+        warnings.filterwarnings("ignore", "The `srun` command is available")
 
 
 class LiveLine:
@@ -116,14 +109,13 @@ class LiveLine:
             self._thread.start()
 
     def stop(self) -> None:
-        """Leave its last state standing; may be called again."""
+        """Leave its last state on the console; may be called again."""
         if self._live:
             self._live.stop()
-            self._live = None
         if self._thread:
             self._over.set()
             self._thread.join()
-            self._thread = None
+        self._live = self._thread = None
 
     def _print_lines(self) -> None:
         line = None

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from surrogate_flow.data.validation import ValidationSet
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.surrogate.rollout import predictions
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -57,16 +58,14 @@ class ErrorCurve:
 
         Raises
         ------
-        ValueError
+        ArgumentError
             If `start` leaves too little history, or nothing to predict.
         """
         spec, inputs = surrogate.spec, surrogate.window.inputs
         start = inputs if start is None else start
         if not inputs <= start < spec.steps:
-            raise ValueError(
-                f"ErrorCurve: expected start from {inputs} (the inputs of the window) "
-                f"to {spec.steps - 1} (the last step), got {start}."
-            )
+            valid = f"{inputs} (the inputs of the window) to {spec.steps - 1}"
+            raise ArgumentError("ErrorCurve.start", f"a step from {valid}", start)
         was_training = surrogate.training
         surrogate.eval()
         curves = [
@@ -79,7 +78,7 @@ class ErrorCurve:
 
     @property
     def times(self) -> Float[np.ndarray, " time"]:
-        """Of the steps predicted."""
+        """Times of the predicted steps, in the units of the spec."""
         return np.array(self.spec.times[self.start :])
 
     @property
@@ -116,17 +115,17 @@ class ErrorCurve:
 
     def write(self, path: Path) -> None:
         """Write a table with a row for each step and two columns for each variable."""
-        names = [v.name for v in self.spec.variables]
+        errors = np.stack([self.relative_l2, self.rmse], axis=2)
         with path.open("w", newline="") as file:
             table = csv.writer(file)
-            table.writerow(
-                ["step", "time"]
-                + [f"{error}_{name}" for name in names for error in _COLUMNS]
-            )
-            columns = np.stack([self.relative_l2, self.rmse], axis=2)
-            for k, (time, row) in enumerate(zip(self.times, columns, strict=True)):
-                values = [f"{value:.6g}" for value in row.flat]
-                table.writerow([self.start + k, f"{time:.9g}", *values])
+            names = (v.name for v in self.spec.variables)
+            columns = [f"{e}_{name}" for name in names for e in ("relative_l2", "rmse")]
+            table.writerow(["step", "time", *columns])
+            for step, (time, row) in enumerate(
+                zip(self.times, errors, strict=True), self.start
+            ):
+                values = (f"{value:.6g}" for value in row.flat)
+                table.writerow([step, f"{time:.9g}", *values])
 
     def draw(self) -> Figure:
         """Draw both errors of each variable against the time of the solver."""
@@ -152,9 +151,6 @@ class ErrorCurve:
         how = "rolled out" if self.start else "predicted"
         figure.suptitle(f"{len(self.squares)} held-out simulations, {how}")
         return figure
-
-
-_COLUMNS = ("relative_l2", "rmse")
 
 
 def _squares(

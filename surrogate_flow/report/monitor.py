@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pytorch_lightning as L
 from pytorch_lightning.callbacks import Callback
@@ -29,41 +29,73 @@ logger = logging.getLogger(__name__)
 _INTERVAL = 1.0  # seconds between two looks
 _WINDOW = 5.0  # seconds over which samples/s is averaged
 
-#: What each column of telemetry.csv is. Counts are totals since the run began, and so
-#: never fall; a column is empty in runs that have no such thing.
-COLUMNS: Mapping[str, str] = {
-    "seconds": "since the run began to be watched",
-    "step": "steps of the optimizer",
-    "loss": "of the last batch, in normalised units",
-    "samples": "trained by this process, repetitions counted",
-    "samples_per_second": "over the last five seconds",
-    "simulations_done": "simulations that are complete",
-    "simulations_running": "now",
-    "simulations_failed": "for good",
-    "simulations_retried": "attempts that failed and were repeated",
-    "workers": "now",
-    "steps_received": "time steps that arrived, without duplicates",
-    "bytes_received": "their size, in bytes",
-    "connections": "of simulations, now",
-    "bytes_pending": "that arrived and wait for the reservoir, now",
-    "population": "samples in the reservoir, now",
-    "unseen": "those of them that were never drawn",
-    "inserted": "samples that entered the reservoir",
-    "drawn": "samples that were drawn, repetitions counted",
-    "evicted": "samples that left the reservoir to make room",
-    "put_wait_seconds": "in which the reservoir refused steps",
-    "draw_wait_seconds": "in which the trainer waited for a batch",
-    "epoch": "number of the pass over the data set, from 0",
-    "bytes_read": "from the data set, in bytes",
-    "waiting": "who waits for whom, in words",
+
+class Column(NamedTuple):
+    """A column of telemetry.csv.
+
+    Attributes
+    ----------
+    source : str
+        The attribute of `Status`, such as ``"store.drawn"``.
+    meaning : str
+    digits : int, optional
+        Decimal places that are kept.
+    """
+
+    source: str
+    meaning: str
+    digits: int | None = None
+
+
+#: Counts are totals since the run began, so they never fall; a column is empty in runs
+#: that have no such thing.
+COLUMNS: Mapping[str, Column] = {
+    "seconds": Column("seconds", "since the run began to be watched", 3),
+    "step": Column("training.step", "steps of the optimizer"),
+    "loss": Column("training.loss", "of the last batch, in normalised units"),
+    "samples": Column(
+        "training.samples", "trained by this process, repetitions counted"
+    ),
+    "samples_per_second": Column(
+        "training.samples_per_second", "over the last five seconds", 1
+    ),
+    "simulations_done": Column("ensemble.done", "simulations that are complete"),
+    "simulations_running": Column("ensemble.running", "now"),
+    "simulations_failed": Column("ensemble.failed", "for good"),
+    "simulations_retried": Column(
+        "ensemble.retried", "attempts that failed and were repeated"
+    ),
+    "workers": Column("ensemble.workers", "now"),
+    "steps_received": Column(
+        "stream.steps", "time steps that arrived, without duplicates"
+    ),
+    "bytes_received": Column("stream.bytes", "their size, in bytes"),
+    "connections": Column("stream.connections", "of simulations, now"),
+    "bytes_pending": Column(
+        "stream.pending", "that arrived and wait for the reservoir, now"
+    ),
+    "population": Column("store.population", "samples in the reservoir, now"),
+    "unseen": Column("store.unseen", "those of them that were never drawn"),
+    "inserted": Column("store.inserted", "samples that entered the reservoir"),
+    "drawn": Column("store.drawn", "samples that were drawn, repetitions counted"),
+    "evicted": Column("store.evicted", "samples that left the reservoir to make room"),
+    "put_wait_seconds": Column(
+        "store.put_wait", "in which the reservoir refused steps", 3
+    ),
+    "draw_wait_seconds": Column(
+        "store.draw_wait", "in which the trainer waited for a batch", 3
+    ),
+    "epoch": Column("dataset.epoch", "number of the pass over the data set, from 0"),
+    "bytes_read": Column("dataset.read", "from the data set, in bytes"),
+    "waiting": Column("waiting", "who waits for whom, in words"),
 }
 
 
 class Listener(Protocol):
-    """Somebody who wants each `Status`, such as the progress line."""
+    """Receives each `Status`, such as the progress line does."""
 
     def __call__(self, status: Status) -> None:
-        """Take one; called in the monitor's thread, which waits for it to return."""
+        """Take one; called in the monitor's thread, and so must be quick."""
 
 
 class Clock:
@@ -128,79 +160,63 @@ class Monitor(Callback):
     def setup(
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
     ) -> None:
-        """Begin to watch."""
+        """Start the thread."""
         if self._thread is not None:
             return
         rank = trainer.global_rank
         name = f"telemetry{f'_{rank}' if rank else ''}.csv"
         self._table = _Table(self.folder / name)
-        self._scalars = [
-            scalars
-            for scalars in trainer.loggers
-            if isinstance(scalars, TensorBoardLogger)
-        ]
+        boards = (b for b in trainer.loggers if isinstance(b, TensorBoardLogger))
+        self._scalars = [*boards]
         self._trainer, self._stage = trainer, stage
         self._over.clear()
         self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
         self._thread.start()
 
-    def teardown(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
-    ) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         """Take the last status, after the data have ended."""
-        self._end()
+        if self._thread is None:
+            return
+        self._over.set()
+        self._thread.join()
+        self._thread = None
+        self.sample()
 
-    def on_exception(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        exception: BaseException,
-    ) -> None:
+    def on_exception(self, *_: Any) -> None:
         """Take the last status of a run that fails."""
-        self._end()
+        self.teardown()
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, index: int
-    ) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         """Note when the training began."""
         if not self._trained[1]:
             self._trained = self._clock.now(), 0
             self._recent.append(self._trained)
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Note that a batch has been trained."""
         self._trained = self._clock.now(), self._trained[1] + len(batch.step)
-        # A number of it is made once a second, in the monitor's thread: on a GPU that
-        # waits for the batch.
+        # Read once a second in the monitor's thread, since a GPU makes that wait.
         self._loss = outputs["loss"]
 
-    def on_validation_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> None:
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Note the validation error."""
         if "val_relative_l2" in trainer.callback_metrics:
             self._validation = float(trainer.callback_metrics["val_relative_l2"])
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the pace as it was: nothing is trained any more."""
+    def on_train_end(self, *_: Any) -> None:
+        """Keep the pace of the training for the statuses after it."""
         self._final_rate = self._rate()
 
     def sample(self) -> Status:
-        """Take the status of this moment, and hand it on."""
+        """Make the status of this moment, and pass it to table, board and listeners."""
         trainer = self._trainer
-        assert trainer is not None, "setup() notes it"
+        assert trainer is not None, "set by setup()"
         data = data_of(trainer)
-        status = data.status() if data else None
         rate = self._rate() if self._final_rate is None else self._final_rate
         status = replace(
-            status or Status(),
+            (data.status() if data else None) or Status(),
             seconds=self._clock.now() - self._begin,
             training=TrainingStats(
                 stage=self._stage,
@@ -232,16 +248,8 @@ class Monitor(Callback):
             while not self._clock.wait(self._over, _INTERVAL):
                 self.sample()
         except Exception:
-            # The run is worth more than what is known of it.
+            # A defect here, or in a listener, must not end the run.
             logger.exception("The run is watched no longer.")
-
-    def _end(self) -> None:
-        if self._thread is None:
-            return
-        self._over.set()
-        self._thread.join()
-        self._thread = None
-        self.sample()
 
     def _rate(self) -> float:
         trained, recent = self._trained, self._recent
@@ -282,39 +290,11 @@ class _Table:
 
 def telemetry(status: Status) -> dict[str, Any]:
     """Return a row of telemetry.csv, without the columns that a run does not have."""
-    row: dict[str, Any] = {"seconds": round(status.seconds, 3)}
-    if (t := status.training) is not None:
-        row |= {
-            "step": t.step,
-            "loss": t.loss,
-            "samples": t.samples,
-            "samples_per_second": round(t.samples_per_second, 1),
-        }
-    if (e := status.ensemble) is not None:
-        row |= {
-            "simulations_done": e.done,
-            "simulations_running": e.running,
-            "simulations_failed": e.failed,
-            "simulations_retried": e.retried,
-            "workers": e.workers,
-        }
-    if (i := status.stream) is not None:
-        row |= {
-            "steps_received": i.steps,
-            "bytes_received": i.bytes,
-            "connections": i.connections,
-            "bytes_pending": i.pending,
-        }
-    if (s := status.store) is not None:
-        row |= {
-            "population": s.population,
-            "unseen": s.unseen,
-            "inserted": s.inserted,
-            "drawn": s.drawn,
-            "evicted": s.evicted,
-            "put_wait_seconds": round(s.put_wait, 3),
-            "draw_wait_seconds": round(s.draw_wait, 3),
-        }
-    if (d := status.dataset) is not None:
-        row |= {"epoch": d.epoch, "bytes_read": d.read}
-    return {**row, "waiting": status.waiting}
+    row = {}
+    for name, column in COLUMNS.items():
+        part, _, attribute = column.source.rpartition(".")
+        owner = getattr(status, part) if part else status
+        if owner is not None:
+            value = getattr(owner, attribute)
+            row[name] = value if column.digits is None else round(value, column.digits)
+    return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from matplotlib.figure import Figure
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.quantities import in_units
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.report.mesh_picture import draw_mesh
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["picture"]
@@ -138,7 +138,7 @@ def _draw_maps(
     ):
         label = f"{'difference' if what is error else truth.name} [{units}]"
         if cells is not None:
-            draw_mesh(axis, what, cells, label, **options)
+            _draw_mesh(axis, what, cells, label, **options)
         else:
             what.plot.pcolormesh(
                 ax=axis,
@@ -151,3 +151,23 @@ def _draw_maps(
             axis.set_aspect("auto" if "time" in what.dims else "equal")
             axis.locator_params(nbins=5)
         axis.set_title(title)
+
+
+def _draw_mesh(
+    axis: Any,
+    field: xr.DataArray,
+    cells: Sequence[Sequence[int]],
+    label: str,
+    **colours: Any,
+) -> None:
+    """Draw convex cells, each given by its nodes, in the colours of the nodes."""
+    x, y = [c for c in field.coords.values() if c.dims == field.dims][:2]
+    triangles = [(cell[0], b, c) for cell in cells for b, c in pairwise(cell[1:])]
+    drawn = axis.tripcolor(x, y, triangles, field, shading="gouraud", **colours)
+    axis.figure.colorbar(drawn, ax=axis, label=label, shrink=0.8)
+    axis.set_aspect("equal")
+    axis.locator_params(nbins=5)
+    for name, position in (("x", x), ("y", y)):
+        units = position.attrs.get("units")
+        words = f"{position.name} [{units}]" if units else str(position.name)
+        axis.set(**{f"{name}label": words})

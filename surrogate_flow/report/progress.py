@@ -1,4 +1,4 @@
-"""The progress line: what is trained, stored and run, and who waits for whom."""
+"""The progress line: what is trained, stored and run, and what waits for what."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WIDE = 200  # columns that the complete line needs
 
 
 class ProgressLine(ProgressBar):
-    """One line: batch, loss, samples/s, reservoir, simulations, who waits for whom.
+    """Batch, loss, samples/s, reservoir, simulations, and what waits for what.
 
     A listener of the `Monitor`, whose last `Status` it shows as a `LiveLine` does. On a
     narrow terminal it is shortened to ``reservoir seen+unseen`` and ``simulations
@@ -40,7 +40,7 @@ class ProgressLine(ProgressBar):
         self._status: Status | None = None
 
     def __call__(self, status: Status) -> None:
-        """Show this from now on."""
+        """Show this status until the next one."""
         self._status = status
 
     def disable(self) -> None:
@@ -64,18 +64,11 @@ class ProgressLine(ProgressBar):
         if self._enabled:
             self._line.start()
 
-    def teardown(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
-    ) -> None:
-        """Leave the last state of the line standing."""
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Leave the last state of the line on the console."""
         self._line.stop()
 
-    def on_exception(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        exception: BaseException,
-    ) -> None:
+    def on_exception(self, *_: Any) -> None:
         """Leave the terminal as it was."""
         self._line.stop()
 

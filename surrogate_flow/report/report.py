@@ -1,29 +1,40 @@
-"""What a run leaves to look at: a picture, the errors, and the next command to type."""
+"""What a run leaves: its errors in pictures and tables, and the next command."""
 
 from __future__ import annotations
 
-import logging
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytorch_lightning as L
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 
-from surrogate_flow.data.module import data_of
+from surrogate_flow.data.module import SurrogateData, data_of
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.quantities import in_units
+from surrogate_flow.files import tolerate_full_disk, write_atomically
+from surrogate_flow.report.console import say
+from surrogate_flow.report.error_curve import ErrorCurve
 from surrogate_flow.report.picture import picture
-from surrogate_flow.report.rollout import HISTORY
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["Report"]
 
-logger = logging.getLogger(__name__)
+_HISTORY = "history.nc"
 
 
 class Report(Callback):
-    """The errors in words, and for a fit prediction.png and the next command.
+    """Prints the errors of a run, and leaves pictures of them in its folder.
+
+    ``rollout.csv`` and ``rollout.png``, after a fit and after a test, are the error at
+    each step, over the held-out simulations of all ranks. A fit also leaves
+    ``prediction.png``, the next command to type and, for autoregressive windows,
+    ``history.nc``: the first steps of a held-out simulation, for ``predict``.
 
     Parameters
     ----------
@@ -35,85 +46,126 @@ class Report(Callback):
     def __init__(self, folder: Path, console: Console | None = None) -> None:
         self.folder = folder
         self.console = console or Console()
+        # Printed after the progress line has ended.
         self._lines: list[str] = []
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw, and note what to print after the progress line has ended."""
-        held_out = _held_out(trainer)
-        if held_out is None or not isinstance(pl_module, Surrogate):
+        """Write all files."""
+        data, held_out = data_of(trainer), _held_out(trainer)
+        if data is None or not isinstance(pl_module, Surrogate):
             return
-        path = self.folder / "prediction.png"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            picture(pl_module, held_out).savefig(path)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            logger.error("%s was not written (%s).", path, error)
-        self._lines = [
-            *_errors("val", trainer, held_out),
+        self._roll_out(trainer, pl_module, data)
+        if held_out is None:
+            return
+        figure = picture(pl_module, held_out)
+        self._write("prediction.png", partial(figure.savefig, format="png"))
+        if pl_module.window.inputs:
+            first = slice(pl_module.window.inputs)
+            history = held_out.simulation(held_out.finished[0], first)
+            self._write(_HISTORY, history.to_netcdf)
+        self._lines += [
+            *_errors("val", trainer, data, held_out),
             *_best(trainer),
             f"Run: {self.folder}",
             f"Next: {_next_command(self.folder, pl_module, held_out)}",
         ]
 
-    def on_validation_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> None:
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Note the errors of ``validate``."""
-        held_out = _held_out(trainer)
-        if held_out is not None and trainer.state.fn != TrainerFn.FITTING:
-            self._lines = _errors("val", trainer, held_out)
+        data, held_out = data_of(trainer), _held_out(trainer)
+        if data and held_out and trainer.state.fn != TrainerFn.FITTING:
+            self._lines = [*_errors("val", trainer, data, held_out)]
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the errors of ``test``."""
-        held_out = _held_out(trainer)
+        """Write table and picture of the rollouts; note the errors of ``test``."""
+        data, held_out = data_of(trainer), _held_out(trainer)
+        if data is None or not isinstance(pl_module, Surrogate):
+            return
+        self._roll_out(trainer, pl_module, data)
         if held_out is not None:
-            self._lines = _errors("test", trainer, held_out)
+            self._lines += _errors("test", trainer, data, held_out)
 
-    def teardown(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
-    ) -> None:
-        """Print what was noted."""
-        for line in self._lines:
-            self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Print the lines."""
+        say(self.console, *self._lines)
         self._lines = []
+
+    def _roll_out(
+        self, trainer: L.Trainer, surrogate: Surrogate, data: SurrogateData
+    ) -> None:
+        """Write the error along the rollouts of all ranks, which call this together."""
+        if data.held_out is None:
+            return
+        mine = ErrorCurve.of(surrogate, data.held_out)
+        shares = data.ranks.gather(
+            [mine.squared_errors.tolist(), mine.squares.tolist()]
+        )
+        curve = dataclasses.replace(
+            mine,
+            squared_errors=np.array([s for share in shares for s in share[0]]),
+            squares=np.array([s for share in shares for s in share[1]]),
+        )
+        if not (trainer.is_global_zero and len(curve.squares)):
+            return
+        self._write("rollout.csv", curve.write)
+        self._write("rollout.png", partial(curve.draw().savefig, format="png"))
+        if surrogate.window.inputs:
+            relative = np.nanmean(curve.relative_l2, axis=1)
+            self._lines.append(
+                f"Rollout error over {len(relative)} steps: {np.nanmean(relative):.2%} "
+                "relative (L2, to the size of whole rollouts), "
+                f"{relative[-1]:.2%} at the last step "
+                f"(mean over {len(curve.squares)} simulations)"
+            )
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        path = self.folder / name
+        with tolerate_full_disk(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with write_atomically(path) as part:
+                write(part)
 
 
 def _held_out(trainer: L.Trainer) -> ValidationSet | None:
+    """Return the held-out simulations of the first rank, if one has ended."""
     data = data_of(trainer)
     if data is None or not trainer.is_global_zero:
         return None
     return data.held_out if data.held_out and data.held_out.finished else None
 
 
-def _errors(stage: str, trainer: L.Trainer, held_out: ValidationSet) -> list[str]:
+def _errors(
+    stage: str, trainer: L.Trainer, data: SurrogateData, held_out: ValidationSet
+) -> Iterator[str]:
     metrics = trainer.callback_metrics
-    data = data_of(trainer)
-    count = len(held_out.finished) if data is None else data.validated
     if f"{stage}_relative_l2" not in metrics:
-        return ["No validation has run."]
+        yield "No validation has run."
+        return
     title = "Validation" if stage == "val" else "Test"
-    lines = [
+    yield (
         f"{title} error: {float(metrics[f'{stage}_relative_l2']):.2%} relative "
-        f"(L2, mean over {count} simulations)"
-    ]
-    if stage == "test" and data is not None and not data.tests_apart:
-        lines.append(
+        f"(L2, mean over {data.validated} simulations)"
+    )
+    if stage == "test" and not data.tests_apart:
+        yield (
             "  of the held-out simulations of the data set, by which best.ckpt was "
             "chosen: test with the workflow as --data for fresh ones"
         )
-    for variable, spread in zip(
-        held_out.spec.variables, held_out.spread(), strict=True
-    ):
-        rmse = float(metrics[f"{stage}_rmse_{variable.name}"])
-        worst = float(metrics[f"{stage}_max_{variable.name}"])
-        units = variable.units
-        lines.append(
-            f"  {variable.name}: {in_units(rmse, units, 3)} root mean square (of a "
-            f"constant field: {in_units(spread, units, 3)}), "
-            f"{in_units(worst, units, 3)} at most"
+    spread = held_out.spread()
+    for variable, constant in zip(held_out.spec.variables, spread, strict=True):
+        name, units = variable.name, variable.units
+        rmse, worst, constant = (
+            in_units(float(value), units, 3)
+            for value in (
+                metrics[f"{stage}_rmse_{name}"],
+                metrics[f"{stage}_max_{name}"],
+                constant,
+            )
         )
-    return lines
+        yield (
+            f"  {name}: {rmse} root mean square (of a constant field: {constant}), "
+            f"{worst} at most"
+        )
 
 
 def _best(trainer: L.Trainer) -> list[str]:
@@ -129,19 +181,17 @@ def _next_command(folder: Path, surrogate: Surrogate, held_out: ValidationSet) -
     path = next((path for path in kept if path.is_file()), None)
     if path is None:
         return "fit again with checkpoints, to predict from one"
-    parameters = surrogate.spec.parameters
-    example = ", ".join(
-        f"{p.name}: {p.low + (p.high - p.low) * (k + 1) / (len(parameters) + 1):.4g}"
+    parameters, history = surrogate.spec.parameters, ""
+    values = {
+        p.name: f"{p.low + (p.high - p.low) * (k + 1) / (len(parameters) + 1):.4g}"
         for k, p in enumerate(parameters)
-    )
-    history = ""
+    }
     if surrogate.window.inputs:
-        # The simulation of which the file has the first steps.
+        # The simulation whose first steps are in the file.
         row = held_out.parameters[held_out.finished[0]]
-        example = ", ".join(
-            f"{p.name}: {value:.6g}" for p, value in zip(parameters, row, strict=True)
-        )
-        history = f"--history {folder / HISTORY} "
+        values = {p.name: f"{v:.6g}" for p, v in zip(parameters, row, strict=True)}
+        history = f"--history {folder / _HISTORY} "
+    example = ", ".join(f"{name}: {value}" for name, value in values.items())
     return (
         f"surrogate-flow predict --ckpt_path {path} "
         f"--parameters '{{{example}}}' {history}--output field.nc"

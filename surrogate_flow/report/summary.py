@@ -1,9 +1,8 @@
-"""What a run has come to, and what it took, in numbers."""
+"""outcome.json: the errors of a run at its end, and what it took."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -14,16 +13,15 @@ import pytorch_lightning as L
 from pytorch_lightning.callbacks import Callback
 
 from surrogate_flow.data.module import data_of
+from surrogate_flow.files import tolerate_full_disk, write_atomically
 
-__all__ = ["FILE", "Outcome", "Outcomes"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["FILE", "RunSummary", "WriteSummary"]
 
 FILE = "outcome.json"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunSummary:
     """Errors at the end of a fit, and what it took.
 
     Attributes
@@ -31,23 +29,23 @@ class Outcome:
     batches : int
         Steps of the optimizer.
     samples : int
-        That were trained, repetitions counted; of this process.
+        Trained by this process, repetitions counted.
     unique_samples : int
         Different ones among them. Online, where up to four batches are drawn ahead
-        which the end of the run leaves untrained, it may be too many by as much.
+        and not trained at the end of the run, it may be too large by as many.
     simulations : int
-        That were whole, the held-out ones included.
+        Complete ones, the held-out ones included.
     solver_seconds : float
-        That these took, together, without waiting for room.
+        Of these together, without waits for the reservoir.
     training_seconds : float
-        From the first batch to the last, validations in between included.
+        From the first batch to the last, with the validations in between.
     samples_per_second : float
-        In this time.
+        ``samples / training_seconds``.
     errors : dict of str to float
         Every ``val_*`` metric of the last validation.
     validated : int, optional
-        Held-out simulations, of all ranks, that these are taken over: those that
-        failed are left out. None in the files of older versions.
+        Held-out simulations of all ranks that the errors are averaged over, without
+        those that failed. None in the files of older versions.
     """
 
     batches: int
@@ -61,73 +59,53 @@ class Outcome:
     validated: int | None = None
 
     @classmethod
-    def read(cls, folder: Path) -> Outcome | None:
+    def read(cls, folder: Path) -> RunSummary | None:
         """Return that of a run's folder, or None if the run has not ended."""
         path = folder / FILE
         return cls(**json.loads(path.read_text())) if path.is_file() else None
 
 
-class Outcomes(Callback):
-    """Writes outcome.json at the end of a fit.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the run.
-    """
+class WriteSummary(Callback):
+    """Writes outcome.json into the folder of a run at the end of a fit."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.path = folder / FILE
         self._samples = 0
         self._first = self._last = math.nan
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, index: int
-    ) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         """Start the clock."""
         if math.isnan(self._first):
             self._first = time.monotonic()
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Count the batch."""
+        """Count the samples of the batch."""
         self._samples += len(batch.step)
         self._last = time.monotonic()
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Write the file."""
         data = data_of(trainer)
         if data is None or not trainer.is_global_zero:
             return
         effort = data.effort()
         seconds = self._last - self._first if self._samples else 0.0
-        errors = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith("val_")
-        }
-        outcome = Outcome(
+        metrics = trainer.callback_metrics.items()
+        summary = RunSummary(
             batches=trainer.global_step,
             samples=self._samples,
-            # What was drawn ahead has not been trained.
+            # Samples drawn ahead have not been trained.
             unique_samples=min(effort.samples, self._samples),
             simulations=effort.simulations,
             solver_seconds=effort.solver_seconds,
             training_seconds=seconds,
             samples_per_second=self._samples / seconds if seconds else 0.0,
-            errors=errors,
+            errors={k: float(v) for k, v in metrics if k.startswith("val_")},
             validated=data.validated,
         )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = self.folder / f"{FILE}.part"
-            part.write_text(json.dumps(asdict(outcome), indent=1))
-            part.replace(self.folder / FILE)
-        except OSError as error:
-            logger.error("%s was not written (%s).", self.folder / FILE, error)
+        with tolerate_full_disk(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with write_atomically(self.path) as part:
+                part.write_text(json.dumps(asdict(summary), indent=1))

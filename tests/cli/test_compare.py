@@ -29,7 +29,7 @@ from surrogate_flow.cli.compare import (
 from surrogate_flow.cli.compare.process import running
 from surrogate_flow.cli.compare.variant import Overrides
 from surrogate_flow.fields.names import RecipeError
-from surrogate_flow.report.summary import Outcome
+from surrogate_flow.report.summary import RunSummary
 
 WORDS = [
     "--data=heat2d",
@@ -65,7 +65,7 @@ def outcome_of(words):
     """Train without a comparison; return what the run has come to."""
     main(["fit", "--model=fully_connected", *words])
     (path,) = Path("runs").glob("*/*/outcome.json")
-    outcome = Outcome.read(path.parent)
+    outcome = RunSummary.read(path.parent)
     shutil.rmtree("runs")
     return outcome
 
@@ -317,7 +317,7 @@ def outcome(error, **changed):
     numbers = {"batches": 10, "samples": 40, "unique_samples": 20, "simulations": 2}
     numbers |= {"solver_seconds": 1.0, "training_seconds": 2.0}
     errors = {"val_relative_l2": error, "val_loss": 7.0}
-    return Outcome(
+    return RunSummary(
         **{**numbers, "samples_per_second": 20.0, "errors": errors, **changed}
     )
 
@@ -385,7 +385,7 @@ def test_outcomes_of_older_versions_are_read(tmp_path):
     numbers = dataclasses.asdict(outcome(0.2))
     del numbers["validated"]
     (tmp_path / "outcome.json").write_text(json.dumps(numbers))
-    assert Outcome.read(tmp_path) == outcome(0.2)
+    assert RunSummary.read(tmp_path) == outcome(0.2)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import yaml
 from matplotlib.image import imread
 from programs import CELLS, STEPS, WORKFLOW, command, environment, fit
 
-from surrogate_flow.report.summary import Outcome
+from surrogate_flow.report.summary import RunSummary
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -95,7 +95,7 @@ def test_telemetry_ends_with_the_final_counts(run):
     _, path = run
     with (path / "telemetry.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    last, summary = rows[-1], Outcome.read(path)
+    last, summary = rows[-1], RunSummary.read(path)
     assert int(last["simulations_done"]) == summary.simulations == 304
     assert (last["simulations_failed"], last["simulations_running"]) == ("0", "0")
     assert int(last["steps_received"]) == 304 * STEPS
@@ -123,7 +123,7 @@ def test_every_sample_was_trained(run):
     _, path = run
     surrogate = Surrogate.load(path / "checkpoints" / "last.ckpt")
     assert surrogate.spec == Heat2D(cells=CELLS, steps=STEPS, time_step=0.005).spec
-    outcome = Outcome.read(path)
+    outcome = RunSummary.read(path)
     assert outcome.unique_samples == 300 * STEPS
     assert outcome.samples >= 300 * STEPS
     assert outcome.simulations == 300 + outcome.validated

@@ -19,7 +19,7 @@ from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.dataset import Archive
 from surrogate_flow.fields.quantities import Parameter
 from surrogate_flow.fields.window import Direct
-from surrogate_flow.report.summary import Outcome
+from surrogate_flow.report.summary import RunSummary
 from surrogate_flow.sampling import Uniform
 from surrogate_flow.solvers import Heat2D
 
@@ -118,7 +118,7 @@ def test_each_rank_trains_its_share(tmp_path, policy, options):
     if "archive" in options:
         archive = Archive(tmp_path / "tiny.zarr")
         assert len(archive.complete()) == archive.simulations
-        outcome = Outcome.read(path)
+        outcome = RunSummary.read(path)
         # Of both ranks; the outcome is of the first.
         assert archive.solver_seconds > outcome.solver_seconds > 0
 

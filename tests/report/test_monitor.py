@@ -88,7 +88,7 @@ def test_the_last_row_is_what_the_run_came_to(tmp_path):
 def test_the_page_has_every_column():
     """In the order of the file, with the words of the code."""
     rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
-    assert rows == [f"| `{name}` | {what} |" for name, what in COLUMNS.items()]
+    assert rows == [f"| `{name}` | {c.meaning} |" for name, c in COLUMNS.items()]
 
 
 def test_an_hour_is_at_most_3600_rows(tmp_path):

@@ -14,7 +14,7 @@ from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.error_curve import ErrorCurve
-from surrogate_flow.report.report import picture
+from surrogate_flow.report.picture import picture
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -256,7 +256,7 @@ def test_error_curve_of_a_direct_surrogate(held_out):
 @pytest.mark.parametrize("start", [1, 9])
 def test_error_curve_needs_history_and_steps(surrogate, held_out, start):
     """A start before the history's end, or behind the last step, is refused."""
-    with pytest.raises(ValueError, match=r"expected start from 2 .* to 8 .*got"):
+    with pytest.raises(ValueError, match=r"expected a step from 2 .* to 8, got"):
         ErrorCurve.of(surrogate, held_out, start)
 
 

@@ -26,7 +26,7 @@ from surrogate_flow.fields import Window
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.files import DirectoryLock
-from surrogate_flow.report.summary import FILE, Outcome
+from surrogate_flow.report.summary import FILE, RunSummary
 from surrogate_flow.reservoir import Store
 
 __all__ = ["Comparison", "ComparisonError"]
@@ -120,10 +120,10 @@ class Comparison:
         finally:
             lock.release(remove=True)
 
-    def outcome(self, variant: Variant, seed: int) -> Outcome | None:
+    def outcome(self, variant: Variant, seed: int) -> RunSummary | None:
         """Return the summary of a run, if it has ended."""
         folder = self.run_folder(variant, seed)
-        return None if folder is None else Outcome.read(folder)
+        return None if folder is None else RunSummary.read(folder)
 
     def run_folder(self, variant: Variant, seed: int) -> Path | None:
         """Return the folder of a run that has ended by itself."""
@@ -271,7 +271,7 @@ class Comparison:
         run_command(["fit", *words], place / "log.txt", title, console)
         seconds = time.monotonic() - start
         ended = next(root.glob(f"*/*/{FILE}"), None)
-        outcome = Outcome.read(ended.parent) if ended else None
+        outcome = RunSummary.read(ended.parent) if ended else None
         if ended is None or outcome is None:
             raise ComparisonError(f"{root} has no {FILE}, though the run has ended.")
         limited = any("simulations=" in word for word in own)

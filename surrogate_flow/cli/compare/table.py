@@ -15,7 +15,7 @@ from rich.table import Table
 
 from surrogate_flow.cli.compare.comparison import Comparison
 from surrogate_flow.cli.compare.variant import OFFLINE
-from surrogate_flow.report.summary import Outcome
+from surrogate_flow.report.summary import RunSummary
 
 __all__ = ["ComparisonTable", "FinishedRun"]
 
@@ -40,7 +40,7 @@ class FinishedRun:
     ----------
     variant : str
     seed : int
-    outcome : Outcome
+    outcome : RunSummary
     seconds : float, optional
         Wall time, as `Comparison.seconds` counts it; None where it is not known.
     metrics : Path, optional
@@ -49,7 +49,7 @@ class FinishedRun:
 
     variant: str
     seed: int
-    outcome: Outcome
+    outcome: RunSummary
     seconds: float | None = None
     metrics: Path | None = None
 
@@ -79,7 +79,7 @@ class ComparisonTable:
                 for variant in comparison.variants
                 for seed in range(comparison.seeds)
                 if (folder := comparison.run_folder(variant, seed))
-                and (outcome := Outcome.read(folder))
+                and (outcome := RunSummary.read(folder))
             ]
         )
 
