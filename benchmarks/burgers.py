@@ -106,9 +106,9 @@ def solved(
 ) -> tuple[Float[np.ndarray, "simulation time channel x"], float]:
     """Return all fields, and the seconds of one simulation."""
     begin = time.perf_counter()
-    fields = [list(solver.fields(parameters)) for parameters in simulations]
+    fields = [np.concatenate(list(solver.fields(p))) for p in simulations]
     seconds = (time.perf_counter() - begin) / len(simulations)
-    return np.array(fields, dtype=np.float32)[:, :, np.newaxis], seconds
+    return np.array(fields, dtype=np.float32), seconds
 
 
 def compare(path: Path, count: int) -> list[Row]:

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
 from scipy.signal import resample
 
-from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.solvers import Combined1D, Heat2D, NavierStokes2D
+from surrogate_flow.solvers import Combined1D, GridSolver, Heat2D, NavierStokes2D
 
-__all__ = ["LADDERS", "Bare", "Fields", "labelled", "on_grid", "trigonometric"]
+__all__ = ["LADDERS", "Fields", "labelled", "on_grid", "trigonometric"]
 
 Fields = Float[np.ndarray, "time channel *space"]
 
 
-class Bare(Protocol):
-    """A solver of one variable that gives arrays, too: labels take time."""
-
-    @property
-    def spec(self) -> FieldSpec:
-        """What it yields."""
-
-    def fields(self, parameters: Mapping[str, float]) -> Iterator[np.ndarray]:
-        """Yield the field of each step."""
-
-
-def heat(solver: Heat2D) -> Iterator[tuple[str, Bare]]:
+def heat(solver: Heat2D) -> Iterator[tuple[str, GridSolver]]:
     """Yield coarser settings of the heat solver."""
     (nx, ny), bounds = solver.cells, {"low": solver.low, "high": solver.high}
     for part, stretch in product((1, 2, 5, 10), (1, 2, 5, 10)):
@@ -46,7 +34,7 @@ def heat(solver: Heat2D) -> Iterator[tuple[str, Bare]]:
             yield f"{nx // part} x {ny // part} cells, every {_every(stretch)}", coarse
 
 
-def combined(solver: Combined1D) -> Iterator[tuple[str, Bare]]:
+def combined(solver: Combined1D) -> Iterator[tuple[str, GridSolver]]:
     """Yield coarser settings of WENO5."""
     kept = solver.cells
     fine = [n * kept for n in range(solver.fine_cells // kept, 0, -1)]
@@ -66,7 +54,7 @@ def combined(solver: Combined1D) -> Iterator[tuple[str, Bare]]:
             yield f"WENO5 on {n} cells, every {_every(stretch)}", coarse
 
 
-def navier_stokes(solver: NavierStokes2D) -> Iterator[tuple[str, Bare]]:
+def navier_stokes(solver: NavierStokes2D) -> Iterator[tuple[str, GridSolver]]:
     """Yield coarser settings of the pseudo-spectral solver."""
     least = 3 * solver.initial.largest
     sizes = [n for n in (96, 64, 48, 32, 24, 20, 16, 12, 10, 8) if n < solver.points]
@@ -88,7 +76,7 @@ def navier_stokes(solver: NavierStokes2D) -> Iterator[tuple[str, Bare]]:
 
 
 # The solvers that can be had coarser, and how.
-LADDERS: dict[type, Callable[[Any], Iterator[tuple[str, Bare]]]] = {
+LADDERS: dict[type, Callable[[Any], Iterator[tuple[str, GridSolver]]]] = {
     Heat2D: heat,
     Combined1D: combined,
     NavierStokes2D: navier_stokes,
@@ -104,14 +92,13 @@ def _every(stretch: int) -> str:
     return "step" if stretch == 1 else f"{stretch} steps"
 
 
-def labelled(solver: Bare, course: list[np.ndarray]) -> xr.Dataset:
+def labelled(solver: GridSolver, fields: Fields) -> xr.Dataset:
     """Return the steps of a simulation with their grid and times."""
     spec = solver.spec
-    fields = np.stack(course)[:, np.newaxis]
     return spec.dataset(fields, spec.times, {p.name: p.low for p in spec.parameters})
 
 
-def on_grid(coarse: xr.Dataset, fine: Bare) -> list[Fields]:
+def on_grid(coarse: xr.Dataset, fine: GridSolver) -> list[Fields]:
     """Return a coarse solution on the grid and times of `fine`, in one or two ways."""
     spec = fine.spec
     targets = {c.name: np.array(c.values) for c in spec.coordinates}

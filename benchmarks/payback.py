@@ -34,7 +34,7 @@ import numpy as np
 import torch
 import yaml
 import zarr
-from coarser import LADDERS, Bare, Fields, labelled, on_grid
+from coarser import LADDERS, Fields, labelled, on_grid
 from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +42,7 @@ from rich.table import Table
 from surrogate_flow import Surrogate
 from surrogate_flow.report.summary import RunSummary
 from surrogate_flow.sampling import Design, Uniform
+from surrogate_flow.solvers import GridSolver
 from surrogate_flow.surrogate.rollout import roll_out
 
 
@@ -98,7 +99,7 @@ def evaluations(spent: float, saved: float) -> int | None:
     return math.ceil(spent / saved) if saved > 0 else None
 
 
-def solver_of(run: Path) -> Bare:
+def solver_of(run: Path) -> GridSolver:
     """Return the solver of a run's simulations, or of those of its data set."""
     settings = yaml.safe_load((run / "config.yaml").read_text())["data"]
     settings = settings.get("init_args", settings)
@@ -110,7 +111,7 @@ def solver_of(run: Path) -> Bare:
         solver = settings["solver"]
     for cls in LADDERS:
         if solver["class_path"].rpartition(".")[2] == cls.__name__:
-            made: Bare = cls(**solver.get("init_args", {}))
+            made: GridSolver = cls(**solver.get("init_args", {}))
             return made
     raise SystemExit(
         f"{run}: expected a run of one of {[c.__name__ for c in LADDERS]}, got "
@@ -119,13 +120,13 @@ def solver_of(run: Path) -> Bare:
 
 
 def solved(
-    solver: Bare, simulations: Sequence[Mapping[str, float]]
-) -> tuple[list[list[np.ndarray]], float]:
+    solver: GridSolver, simulations: Sequence[Mapping[str, float]]
+) -> tuple[list[Fields], float]:
     """Return the fields of each simulation, and the median seconds of one."""
     runs, seconds = [], []
     for parameters in simulations:
         begin = time.perf_counter()
-        runs.append(list(solver.fields(parameters)))
+        runs.append(np.concatenate(list(solver.fields(parameters))))
         seconds.append(time.perf_counter() - begin)
     return runs, statistics.median(seconds)
 
@@ -136,7 +137,7 @@ def relative(guess: Fields, truth: Fields) -> float:
 
 
 def climbed(
-    solver: Bare,
+    solver: GridSolver,
     simulations: Sequence[Mapping[str, float]],
     truth: Float[np.ndarray, "simulation time channel *space"],
     start: int,
@@ -187,7 +188,7 @@ def measure(run: Path, count: int) -> tuple[Row, list[Rung]]:
         )
     ]
     courses, full = solved(solver, simulations)
-    truth = np.array(courses, dtype=np.float32)[:, :, np.newaxis]
+    truth = np.array(courses, dtype=np.float32)
     vectors = np.stack([spec.vector(p) for p in simulations]).astype(np.float32)
     predicted(surrogate, vectors[:1], truth[:1])
     seconds, errors = [], []

@@ -199,7 +199,7 @@ def test_coarser_solvers_come_near_the_full_one(monkeypatch):
             {p.name: chance.uniform(p.low, p.high) for p in solver.spec.parameters}
         ]
         courses, _ = solved(solver, drawn)
-        truth = np.array(courses, dtype=np.float32)[:, :, np.newaxis]
+        truth = np.array(courses, dtype=np.float32)
         rungs = climbed(solver, drawn, truth, 0)
         assert len(rungs) == len(list(LADDERS[type(solver)](solver))) > 5
         assert rungs[0].error < 1e-6

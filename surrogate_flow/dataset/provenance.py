@@ -32,9 +32,7 @@ _PLAIN = (str, int, float, bool, type(None))
 _SAME = ("solver", "sampler", "held_out", "spec")
 _SHIPPED = "surrogate_flow.solvers."
 # They state, check and label what others compute.
-_NO_NUMERICS = {
-    f"{_SHIPPED}{name}" for name in ("arguments", "grid", "process", "run", "solver")
-}
+_NO_NUMERICS = {f"{_SHIPPED}{name}" for name in ("grid", "process", "solver")}
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
@@ -162,7 +160,7 @@ def sources(kind: type) -> dict[str, str]:
     --------
     >>> from surrogate_flow.solvers import Combined1D
     >>> [name.rpartition(".")[2] for name in sources(Combined1D)]
-    ['combined1d', 'finite_volumes']
+    ['combined1d']
     """
     home = sys.modules[kind.__module__]
     waiting = {base.__module__ for base in kind.__mro__}

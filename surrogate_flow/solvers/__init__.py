@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from surrogate_flow.solvers.grid import GridSolver
 from surrogate_flow.solvers.solver import Run, Solver, Stopped
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Combined1D",
     "GrayScott2D",
+    "GridSolver",
     "Heat2D",
     "HeatPlate",
     "Lorenz",
@@ -43,7 +45,7 @@ _FILES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Workers run one of them; they must not pay for what the others need.
+    # A worker runs one solver and need not import what the others do.
     if name in _FILES:
         return getattr(import_module(f"{__name__}.{_FILES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import xarray as xr
-from jaxtyping import Float, Float32
+from jaxtyping import Complex, Float
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
-from surrogate_flow.solvers.arguments import require_counts, require_positive
-from surrogate_flow.solvers.finite_volumes import Cells, trajectory
-from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.solvers.grid import GridSolver
 
-__all__ = ["Combined1D"]
+__all__ = ["Combined1D", "evolve", "godunov", "weno5"]
+
+Cells = Float[np.ndarray, " x"]
 
 # Sine waves of the source.
 _WAVES = 5
+# Keeps the weights finite where the field is constant: the value of Jiang and Shu.
+_EPSILON = 1e-6
 
 
-class Combined1D(Solver):
+class Combined1D(GridSolver):
     """∂u/∂t = -α ∂(u²/2)/∂x + β ∂²u/∂x² - γ ∂³u/∂x³ + δ(t, x), periodic on [0, L].
 
     u(x, t) is a velocity. The source is a sum of five sine waves,
@@ -57,7 +58,7 @@ class Combined1D(Solver):
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If a number, a length or a step is not positive, `fine_cells` is no multiple of
         `cells`, or a range has a wrong sign or its ends in the wrong order.
 
@@ -102,42 +103,21 @@ class Combined1D(Solver):
         beta: tuple[float, float] = (0.0, 0.0),
         gamma: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        counts = {"cells": cells, "fine_cells": fine_cells, "steps": steps}
-        require_counts("Combined1D", counts)
+        super().__init__(steps, time_step)
+        self.cells = self._count("cells", cells)
+        self.fine_cells = self._count("fine_cells", fine_cells)
         if fine_cells % cells or fine_cells < 3:
-            raise ValueError(
-                f"Combined1D: expected fine_cells to be a multiple of cells, and 3 at "
-                f"least, got fine_cells={fine_cells} and cells={cells}. Each cell is "
-                "the mean of as many fine ones: take, say, 200 for 100, 50 and 40."
+            raise self._wrong(
+                "fine_cells",
+                f"a multiple of cells, and 3 at least, with cells={cells}",
+                fine_cells,
+                "Each cell is the mean of as many fine ones: take 200 for 100, 50 or "
+                "40.",
             )
-        require_positive(
-            "Combined1D",
-            {
-                "length": (length, "m"),
-                "time_step": (time_step, "s"),
-            },
-        )
-        for name, ends, least in (
-            ("alpha", alpha, 0.0),
-            ("beta", beta, 0.0),
-            ("gamma", gamma, -math.inf),
-        ):
-            if len(ends) != 2 or not (
-                all(map(math.isfinite, ends)) and least <= ends[0] <= ends[1]
-            ):
-                raise ValueError(
-                    f"Combined1D: expected {name} to be two finite numbers, the lower "
-                    f"one first{' and not negative' if least == 0 else ''}, got "
-                    f"{tuple(ends)}. For a fixed value give it twice."
-                )
-        self.cells = int(cells)
-        self.fine_cells = int(fine_cells)
-        self.length = float(length)
-        self.steps = int(steps)
-        self.time_step = float(time_step)
-        self.alpha = (float(alpha[0]), float(alpha[1]))
-        self.beta = (float(beta[0]), float(beta[1]))
-        self.gamma = (float(gamma[0]), float(gamma[1]))
+        self.length = self._positive("length", length, "m")
+        self.alpha = self._bounds("alpha", alpha, "", least=0.0, may_be_equal=True)
+        self.beta = self._bounds("beta", beta, "m²/s", least=0.0, may_be_equal=True)
+        self.gamma = self._bounds("gamma", gamma, "m³/s", may_be_equal=True)
 
     @cached_property
     def spec(self) -> FieldSpec:
@@ -165,7 +145,7 @@ class Combined1D(Solver):
             variables=(Variable("u", "m/s", "velocity"),),
             dims=("x",),
             shape=(self.cells,),
-            times=tuple((k + 1) * self.time_step for k in range(self.steps)),
+            times=self.times,
             time_units="s",
             coordinates=(
                 Coordinate(
@@ -179,36 +159,21 @@ class Combined1D(Solver):
             ),
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The spec is as long as the grid and cheap to rebuild where it is needed.
-        return {k: v for k, v in self.__dict__.items() if k != "spec"}
-
-    def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
-        """Yield one dataset per step; see `Solver.solve`.
+    def fields(
+        self, parameters: Mapping[str, float]
+    ) -> Iterator[Float[np.ndarray, "1 1 x"]]:
+        """Yield the averages of u of each step; see `GridSolver.fields`.
 
         Raises
         ------
-        ValueError
-            If a parameter is unknown, missing or not a finite number, or alpha or beta
-            is negative.
+        ArgumentError
+            If alpha or beta is negative.
         """
-        blank = np.broadcast_to(np.float32(0), (self.steps, *self.spec.step_shape))
-        labels = self.spec.dataset(blank, self.spec.times, parameters)
-        for step, u in enumerate(self.fields(parameters)):
-            # Relabelling a view costs a quarter of building a dataset anew.
-            yield labels.isel(time=slice(step, step + 1)).copy(
-                data={"u": u[np.newaxis]}
-            )
-
-    def fields(
-        self, parameters: Mapping[str, float]
-    ) -> Iterator[Float32[np.ndarray, " x"]]:
-        """Yield the averages of u of each step without labels, as `solve` does with."""
         vector = self.spec.vector(parameters)
         waves = vector[-4 * _WAVES :].reshape(4, _WAVES)
         source = _source(waves, self.fine_cells, self.length)
         given = {name: parameters.get(name) for name in ("alpha", "beta", "gamma")}
-        course = trajectory(
+        course = evolve(
             source(0.0),
             self.spec.times,
             length=self.length,
@@ -216,7 +181,7 @@ class Combined1D(Solver):
             **{n: getattr(self, n)[0] if v is None else v for n, v in given.items()},
         )
         for fine in course:
-            yield fine.reshape(self.cells, -1).mean(axis=1).astype(np.float32)
+            yield fine.reshape(1, 1, self.cells, -1).mean(axis=-1)
 
 
 def _source(
@@ -236,3 +201,154 @@ def _source(
         return values
 
     return source
+
+
+def weno5(averages: Cells) -> tuple[Cells, Cells]:
+    """Return u at the right face of each cell, as seen from its left and right.
+
+    Each value is a convex combination of those of three parabolas, whose weights leave
+    out the ones that cross a jump. Where u is smooth it is of fifth order.
+
+    Parameters
+    ----------
+    averages : array
+        Averages of u over the cells of a periodic, uniform grid of three or more.
+
+    Returns
+    -------
+    left, right : array
+        Values at x[i + 1/2], from the cells around i and from those around i + 1.
+
+    References
+    ----------
+    G.-S. Jiang and C.-W. Shu, "Efficient Implementation of Weighted ENO Schemes",
+    Journal of Computational Physics 126 (1996), 202-228.
+
+    Examples
+    --------
+    >>> left, right = weno5(np.repeat([0.0, 1.0], 5))
+    >>> print(left.round(4) + 0.0)  # no over- or undershoot beside the two jumps
+    [0. 0. 0. 0. 0. 1. 1. 1. 1. 1.]
+    """
+    # Cell i = 0 ... n, the last being the first again, and its slopes: two jumps behind
+    # it, one behind, one ahead, two ahead.
+    cells = np.concatenate((averages[-2:], averages, averages[:3]))
+    slopes = cells[1:] - cells[:-1]
+    s0, s1, s2, s3 = slopes[:-3], slopes[1:-2], slopes[2:-1], slopes[3:]
+    bends = 13 / 12 * (slopes[1:] - slopes[:-1]) ** 2
+
+    # Over the smoothness of the parabola behind the cell, around it and ahead.
+    behind = (_EPSILON + bends[:-2] + 0.25 * (3 * s1 - s0) ** 2) ** -2
+    around = 6 * (_EPSILON + bends[1:-1] + 0.25 * (s1 + s2) ** 2) ** -2
+    ahead = (_EPSILON + bends[2:] + 0.25 * (3 * s2 - s3) ** 2) ** -2
+
+    right_face = cells[2:-2] + (
+        behind * (5 * s1 - 2 * s0) + around * (s1 + 2 * s2) + 3 * ahead * (4 * s2 - s3)
+    ) / (6 * (behind + around + 3 * ahead))
+    left_face = cells[2:-2] - (
+        ahead * (5 * s2 - 2 * s3) + around * (s2 + 2 * s1) + 3 * behind * (4 * s1 - s0)
+    ) / (6 * (ahead + around + 3 * behind))
+    return right_face[:-1], left_face[1:]
+
+
+def godunov(left: Cells, right: Cells) -> Cells:
+    """Return the flux u²/2 through faces between two states: the exact Riemann flux.
+
+    Examples
+    --------
+    >>> rarefaction, shock = np.array([-1.0, 2.0]), np.array([2.0, -1.0])
+    >>> print(godunov(rarefaction[:1], rarefaction[1:]), godunov(shock[:1], shock[1:]))
+    [0.] [2.]
+    """
+    flux: Cells = 0.5 * np.maximum(np.maximum(left, 0), -np.minimum(right, 0)) ** 2
+    return flux
+
+
+def evolve(
+    averages: Cells,
+    times: Iterable[float],
+    *,
+    length: float,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    gamma: float = 0.0,
+    source: Callable[[float], Cells] | None = None,
+    courant: float = 0.5,
+) -> Iterator[Cells]:
+    """Yield the cell averages of u at some times, from those at t = 0.
+
+    Parameters
+    ----------
+    averages : array
+        Of u over the cells of a periodic grid, at t = 0.
+    times : iterable of float
+        Ascending, in s.
+    length : float
+        Of the grid, in m.
+    alpha, beta, gamma : float
+        Coefficients of `Combined1D`; the first two not negative.
+    source : callable, optional
+        t -> averages of δ(t, x) over the cells; nothing by default.
+    courant : float
+        Part of a cell, at most, that a wave crosses in one inner step. With infinity
+        there is one inner step between two of the times.
+
+    Raises
+    ------
+    ArgumentError
+        If alpha or beta is negative.
+    """
+    if alpha < 0 or beta < 0:
+        # Waves would run against Godunov's flux, or blow up.
+        raise ArgumentError(
+            "Combined1D", "alpha >= 0 and beta >= 0", f"alpha={alpha} and beta={beta}"
+        )
+    u = np.array(averages, dtype=np.float64)
+    width = length / len(u)
+    waves = 2 * np.pi * np.fft.rfftfreq(len(u), width)
+    linear = -beta * waves**2 + 1j * gamma * waves**3
+    if len(u) % 2 == 0:
+        # The sawtooth has no odd derivative on the grid.
+        linear[-1] = linear[-1].real
+
+    def rate(u: Cells, forcing: Cells | float) -> Cells:
+        if not alpha:
+            return 0 * u + forcing
+        flux = godunov(*weno5(u))
+        change: Cells = alpha / width * (np.roll(flux, 1) - flux) + forcing
+        return change
+
+    now = 0.0
+    for time in times:
+        speed = alpha * float(np.abs(u).max())
+        parts = max(1, math.ceil((time - now) * speed / (courant * width)))
+        step = (time - now) / parts
+        third, two_thirds, whole = (
+            _propagator(linear, step * part) for part in (1 / 3, 2 / 3, 1)
+        )
+        for part in range(parts):
+            begin = now + part * step
+            inside = source(begin + 2 / 3 * step) if source else 0.0
+            first = step * rate(u, source(begin) if source else 0.0)
+            u1 = two_thirds(u + 2 / 3 * first)
+            u2 = 2 / 3 * two_thirds(u) + u1 / 3 + 4 / 9 * step * rate(u1, inside)
+            u = whole(37 / 64 * u + 5 / 32 * first) + third(
+                27 / 64 * u2 + 9 / 16 * step * rate(u2, inside)
+            )
+        now = time
+        yield u
+
+
+def _propagator(
+    linear: Complex[np.ndarray, " mode"], time: float
+) -> Callable[[Cells], Cells]:
+    """Return u -> exp(time * linear) u, which is exact."""
+    if not linear.any():
+        return lambda u: u
+    factor = np.exp(time * linear)
+
+    def propagate(u: Cells) -> Cells:
+        later: Cells = np.fft.irfft(factor * np.fft.rfft(u), len(u))
+        return later
+
+    return propagate

@@ -5,24 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import xarray as xr
 from jaxtyping import Complex, Float
 from scipy import fft
 
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
-from surrogate_flow.solvers.arguments import require_counts, require_positive
-from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.solvers.grid import GridSolver
 
-__all__ = ["GrayScott2D", "trajectory"]
+__all__ = ["GrayScott2D", "evolve"]
 
 Fields = Float[np.ndarray, "2 x y"]
+Steps = Float[np.ndarray, "1 2 x y"]
 Modes = Complex[np.ndarray, "2 kx ky"]
 
 
-class GrayScott2D(Solver):
+class GrayScott2D(GridSolver):
     """∂u/∂t = Dᵤ ∇²u - u v² + F (1 - u), ∂v/∂t = Dᵥ ∇²v + u v² - (F + k) v, periodic.
 
     u(x, y, t) is the concentration of the substrate, which is fed, and v that of the
@@ -59,7 +57,7 @@ class GrayScott2D(Solver):
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If a size, a number or a step is not positive, or bounds are negative or not in
         ascending order.
 
@@ -103,40 +101,17 @@ class GrayScott2D(Solver):
         kill: tuple[float, float] = (0.06, 0.0635),
         spots: int = 3,
     ) -> None:
-        counts = {"cells": cells, "steps": steps, "spots": spots}
-        require_counts("GrayScott2D", counts)
-        for name, pair in (
-            ("diffusivities", diffusivities),
-            ("feed", feed),
-            ("kill", kill),
-        ):
-            if len(pair) != 2:
-                raise ValueError(
-                    f"GrayScott2D: expected two values in {name}, got {tuple(pair)}."
-                )
-        require_positive(
-            "GrayScott2D",
-            {
-                "size": (size, "m"),
-                "time_step": (time_step, "s"),
-                "diffusivities[0]": (diffusivities[0], "m²/s"),
-                "diffusivities[1]": (diffusivities[1], "m²/s"),
-            },
+        super().__init__(steps, time_step)
+        self.cells = self._count("cells", cells)
+        self.size = self._positive("size", size, "m")
+        du, dv = self._pair("diffusivities", diffusivities)
+        self.diffusivities = (
+            self._positive("diffusivities[0]", du, "m²/s"),
+            self._positive("diffusivities[1]", dv, "m²/s"),
         )
-        for name, (low, high) in (("feed", feed), ("kill", kill)):
-            if not (math.isfinite(high) and 0 <= low < high):
-                raise ValueError(
-                    f"GrayScott2D: expected finite bounds 0 <= low < high of {name}, "
-                    f"got {low} and {high}. Give both in 1/s, the lower one first."
-                )
-        self.cells = int(cells)
-        self.size = float(size)
-        self.steps = int(steps)
-        self.time_step = float(time_step)
-        self.diffusivities = (float(diffusivities[0]), float(diffusivities[1]))
-        self.feed = (float(feed[0]), float(feed[1]))
-        self.kill = (float(kill[0]), float(kill[1]))
-        self.spots = int(spots)
+        self.feed = self._bounds("feed", feed, "1/s", least=0.0)
+        self.kill = self._bounds("kill", kill, "1/s", least=0.0)
+        self.spots = self._count("spots", spots)
 
     @cached_property
     def spec(self) -> FieldSpec:
@@ -158,7 +133,7 @@ class GrayScott2D(Solver):
             ),
             dims=("x", "y"),
             shape=(self.cells, self.cells),
-            times=tuple((k + 1) * self.time_step for k in range(self.steps)),
+            times=self.times,
             time_units="s",
             coordinates=tuple(
                 Coordinate(axis, axis, tuple(self._centres()), "m")
@@ -166,25 +141,16 @@ class GrayScott2D(Solver):
             ),
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The spec is as long as the grid and cheap to rebuild where it is needed.
-        return {k: v for k, v in self.__dict__.items() if k != "spec"}
-
-    def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
-        """Yield one dataset per step; see `Solver.solve`.
+    def fields(self, parameters: Mapping[str, float]) -> Iterator[Steps]:
+        """Yield u and v of each step; see `GridSolver.fields`.
 
         Raises
         ------
-        ValueError
-            If a parameter is unknown, missing or not a finite number, or the width of
-            the spots is not positive.
+        ArgumentError
+            If the width of the spots is not positive.
         """
         feed, kill, width, *places = self.spec.vector(parameters)
-        if width <= 0:
-            raise ValueError(
-                f"GrayScott2D: expected the width w of the spots to be > 0, got "
-                f"{width}. Give it in m."
-            )
+        width = self._positive("w", float(width), "m")
         outside = np.ones((self.cells, self.cells))
         for place in np.reshape(places, (-1, 2, 1)):
             turn = self.size / np.pi
@@ -192,24 +158,16 @@ class GrayScott2D(Solver):
             outside *= 1 - np.exp(-np.add.outer(x**2, y**2) / (2 * width**2))
         spots = 1 - outside
 
-        blank = np.broadcast_to(np.float32(0), (self.steps, *self.spec.step_shape))
-        labels = self.spec.dataset(blank, self.spec.times, parameters)
-        course = trajectory(
+        course = evolve(
             np.stack((1 - spots / 2, spots / 4)),
-            self.spec.times,
+            self.times,
             size=self.size,
             diffusivities=self.diffusivities,
             feed=float(feed),
             kill=float(kill),
         )
-        for step, (u, v) in enumerate(course):
-            # Relabelling a view costs a quarter of building a dataset anew.
-            yield labels.isel(time=slice(step, step + 1)).copy(
-                data={
-                    "u": u[np.newaxis].astype(np.float32),
-                    "v": v[np.newaxis].astype(np.float32),
-                }
-            )
+        for fields in course:
+            yield fields[np.newaxis]
 
     def _centres(self) -> Float[np.ndarray, " x"]:
         width = self.size / self.cells
@@ -217,7 +175,7 @@ class GrayScott2D(Solver):
         return centres
 
 
-def trajectory(
+def evolve(
     fields: Fields,
     times: Iterable[float],
     *,

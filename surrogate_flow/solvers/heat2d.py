@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import xarray as xr
 from jaxtyping import Float, Float32
 from scipy import fft
 
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
-from surrogate_flow.solvers.arguments import require_counts, require_positive
-from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.solvers.grid import GridSolver
 
 __all__ = ["Heat2D"]
 
 
-class Heat2D(Solver):
+class Heat2D(GridSolver):
     """∂u/∂t = a (∂²u/∂x² + ∂²u/∂y²) on [0, Lx] x [0, Ly], u constant on each wall.
 
     u(x, y, t) is the temperature and a the diffusivity. The five parameters of a
@@ -46,7 +42,7 @@ class Heat2D(Solver):
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If a size, a number or a step is not positive, or the bounds are not in
         ascending order.
 
@@ -95,35 +91,16 @@ class Heat2D(Solver):
         low: float = 100.0,
         high: float = 500.0,
     ) -> None:
-        for name, pair in (("cells", cells), ("size", size)):
-            if len(pair) != 2:
-                raise ValueError(
-                    f"Heat2D: expected two values in {name}, along x and y, got "
-                    f"{tuple(pair)}."
-                )
-        counts = {"cells[0]": cells[0], "cells[1]": cells[1], "steps": steps}
-        require_counts("Heat2D", counts)
-        require_positive(
-            "Heat2D",
-            {
-                "size[0]": (size[0], "m"),
-                "size[1]": (size[1], "m"),
-                "time_step": (time_step, "s"),
-                "diffusivity": (diffusivity, "m²/s"),
-            },
+        super().__init__(steps, time_step)
+        nx, ny = self._pair("cells", cells)
+        lx, ly = self._pair("size", size)
+        self.cells = self._count("cells[0]", nx), self._count("cells[1]", ny)
+        self.size = (
+            self._positive("size[0]", lx, "m"),
+            self._positive("size[1]", ly, "m"),
         )
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(
-                f"Heat2D: expected finite temperatures low < high, got low={low} and "
-                f"high={high}. Give both in K, the lower bound first."
-            )
-        self.cells = (int(cells[0]), int(cells[1]))
-        self.size = (float(size[0]), float(size[1]))
-        self.steps = int(steps)
-        self.time_step = float(time_step)
-        self.diffusivity = float(diffusivity)
-        self.low = float(low)
-        self.high = float(high)
+        self.diffusivity = self._positive("diffusivity", diffusivity, "m²/s")
+        self.low, self.high = self._bounds("low and high", (low, high), "K")
 
     @cached_property
     def spec(self) -> FieldSpec:
@@ -136,7 +113,7 @@ class Heat2D(Solver):
             variables=(Variable("temperature", "K", "temperature"),),
             dims=("x", "y"),
             shape=self.cells,
-            times=tuple((k + 1) * self.time_step for k in range(self.steps)),
+            times=self.times,
             time_units="s",
             coordinates=tuple(
                 Coordinate(
@@ -148,30 +125,10 @@ class Heat2D(Solver):
             ),
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The spec is as long as the grid and cheap to rebuild where it is needed.
-        return {k: v for k, v in self.__dict__.items() if k != "spec"}
-
-    def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
-        """Yield one dataset per step; see `Solver.solve`.
-
-        Raises
-        ------
-        ValueError
-            If a parameter is unknown, missing or not a finite number.
-        """
-        blank = np.broadcast_to(np.float32(0), (self.steps, *self.spec.step_shape))
-        labels = self.spec.dataset(blank, self.spec.times, parameters)
-        for step, temperature in enumerate(self.fields(parameters)):
-            # Relabelling a view costs a quarter of building a dataset anew.
-            yield labels.isel(time=slice(step, step + 1)).copy(
-                data={"temperature": temperature[np.newaxis]}
-            )
-
     def fields(
         self, parameters: Mapping[str, float]
-    ) -> Iterator[Float32[np.ndarray, "x y"]]:
-        """Yield the temperature of each step without labels, as `solve` does with."""
+    ) -> Iterator[Float32[np.ndarray, "1 1 x y"]]:
+        """Yield the temperature of each step; see `GridSolver.fields`."""
         initial, left, right, bottom, top = self.spec.vector(parameters)
         (nx, ny), (hx, hy) = self.cells, np.divide(self.size, self.cells)
 
@@ -191,7 +148,8 @@ class Heat2D(Solver):
         for _ in range(self.steps):
             coefficients += source
             coefficients *= decay
-            yield fft.idstn(coefficients.astype(np.float32), type=2, overwrite_x=True)
+            rounded = coefficients.astype(np.float32)
+            yield fft.idstn(rounded, type=2, overwrite_x=True)[np.newaxis, np.newaxis]
 
 
 def _eigenvalues(cells: int, width: float) -> Float[np.ndarray, " mode"]:

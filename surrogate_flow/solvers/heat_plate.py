@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from scipy import sparse
 from scipy.sparse.linalg import SuperLU, splu
+from scipy.spatial import Delaunay
 
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
-from surrogate_flow.solvers.arguments import require_counts, require_positive
-from surrogate_flow.solvers.plate_mesh import PlateMesh
-from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.solvers.grid import GridSolver
 
 __all__ = ["HeatPlate"]
 
 
-class HeatPlate(Solver):
+class HeatPlate(GridSolver):
     """∂u/∂t = a Δu on a plate with a round hole, u constant on the hole and each wall.
 
     u(x, y, t) is the temperature and a the diffusivity. The six parameters of a
@@ -51,7 +49,7 @@ class HeatPlate(Solver):
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If a size, a number or a step is not positive, the hole does not fit, or the
         bounds are not in ascending order.
 
@@ -91,25 +89,33 @@ class HeatPlate(Solver):
         low: float = 100.0,
         high: float = 500.0,
     ) -> None:
-        require_counts("HeatPlate", {"steps": steps})
-        require_positive(
-            "HeatPlate",
-            {
-                "time_step": (time_step, "s"),
-                "diffusivity": (diffusivity, "m²/s"),
-            },
-        )
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(
-                f"HeatPlate: expected finite temperatures low < high, got low={low} "
-                f"and high={high}. Give both in K, the lower bound first."
+        super().__init__(steps, time_step)
+        around, across = self._pair("cells", cells)
+        self.cells = self._count("cells[0]", around), self._count("cells[1]", across)
+        self.size = self._positive("size", size, "m")
+        self.hole = self._positive("hole", hole, "m")
+        self.outline = outline
+        self.diffusivity = self._positive("diffusivity", diffusivity, "m²/s")
+        self.low, self.high = self._bounds("low and high", (low, high), "K")
+        if self.cells[0] % 8:
+            raise self._wrong("cells[0]", "a multiple of 8", self.cells[0])
+        if 2 * self.hole >= self.size:
+            raise self._wrong("hole", f"2 hole < size = {self.size} m", self.hole)
+        if outline not in ("square", "circle"):
+            raise self._wrong("outline", "'square' or 'circle'", repr(outline))
+        flat = math.cos(math.pi / around) < (2 * hole / size) ** (1 / across)
+        if outline == "circle" and flat:
+            raise self._wrong(
+                "cells",
+                "triangles that are not too flat for a circle",
+                self.cells,
+                "Take more around, or fewer across.",
             )
-        self.mesh = PlateMesh(cells, size, hole, outline)
-        self.steps = int(steps)
-        self.time_step = float(time_step)
-        self.diffusivity = float(diffusivity)
-        self.low = float(low)
-        self.high = float(high)
+
+    @cached_property
+    def mesh(self) -> PlateMesh:
+        """The nodes and triangles."""
+        return PlateMesh(self.cells, self.size, self.hole, self.outline)
 
     @cached_property
     def spec(self) -> FieldSpec:
@@ -123,7 +129,7 @@ class HeatPlate(Solver):
             variables=(Variable("temperature", "K", "temperature"),),
             dims=("node",),
             shape=(len(points),),
-            times=tuple((k + 1) * self.time_step for k in range(self.steps)),
+            times=self.times,
             time_units="s",
             coordinates=tuple(
                 Coordinate(name, "node", tuple(values), "m")
@@ -131,10 +137,6 @@ class HeatPlate(Solver):
             ),
             cells=tuple(map(tuple, self.mesh.triangles)),
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Both are as long as the mesh and cheap to rebuild where they are needed.
-        return {k: v for k, v in self.__dict__.items() if k not in ("spec", "_system")}
 
     @cached_property
     def _system(self) -> tuple[SuperLU, Float[np.ndarray, " inner"], sparse.csr_matrix]:
@@ -159,14 +161,10 @@ class HeatPlate(Solver):
         """Assemble and factorise, once for all simulations of a worker."""
         self._system  # noqa: B018 - it is cached
 
-    def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
-        """Yield one dataset per step; see `Solver.solve`.
-
-        Raises
-        ------
-        ValueError
-            If a parameter is unknown, missing or not a finite number.
-        """
+    def fields(
+        self, parameters: Mapping[str, float]
+    ) -> Iterator[Float[np.ndarray, "1 1 node"]]:
+        """Yield the temperature of each step; see `GridSolver.fields`."""
         initial, *boundary = self.spec.vector(parameters)
         inner = self.mesh.inner
         lu, lumped, stiffness = self._system
@@ -174,11 +172,76 @@ class HeatPlate(Solver):
         given = self.mesh.boundary @ np.array(boundary)
         source = -self.diffusivity * self.time_step * (stiffness @ given)
         temperature = given + initial * inner
-
-        blank = np.broadcast_to(np.float32(0), (self.steps, *self.spec.step_shape))
-        labels = self.spec.dataset(blank, self.spec.times, parameters)
-        for step in range(self.steps):
+        for _ in range(self.steps):
             temperature[inner] = lu.solve(lumped * temperature[inner] + source)
-            yield labels.isel(time=slice(step, step + 1)).copy(
-                data={"temperature": temperature[np.newaxis].astype(np.float32)}
-            )
+            yield temperature[np.newaxis, np.newaxis]
+
+
+class PlateMesh:
+    """Triangles between a round hole at the origin and the outline of a plate.
+
+    The nodes lie on rings that turn from the hole into the outline and widen outwards
+    by a constant factor, so that triangles grow without getting flat; every other ring
+    is turned by half an edge. The same arguments give the same mesh, node for node.
+
+    Parameters
+    ----------
+    cells, size, hole, outline
+        As of `HeatPlate`, which checks them.
+
+    Attributes
+    ----------
+    points : array of float, (node, 2)
+        Positions in m, ring by ring from the hole outwards.
+    triangles : array of int, (triangle, 3)
+        Node numbers, counterclockwise.
+    boundary : array of float, (node, 5)
+        Shares of left, right, bottom, top and hole at each node, in that order.
+    inner : array of bool, (node,)
+        Which nodes lie neither on the hole nor on the outline.
+    """
+
+    def __init__(
+        self, cells: tuple[int, int], size: float, hole: float, outline: str
+    ) -> None:
+        around, across = cells
+        outer = size / 2
+        ring = np.arange(across + 1)
+        growth = outer / hole
+        share = ((growth ** (ring / across) - 1) / (growth - 1))[:, None, None]
+        turned = (across - ring) % 2 / 2
+        # In eighths of the way round, from the middle of the right wall.
+        eighth = 8 * (np.arange(around) + turned[:, None]) / around
+        angle = eighth * np.pi / 4
+        circle = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+        wall = circle if outline == "circle" else _square(eighth)
+        self.points: Float[np.ndarray, "node 2"]
+        self.points = (1 - share) * hole * circle + share * outer * wall
+        self.points = self.points.reshape(-1, 2)
+
+        corners = Delaunay(self.points / size).simplices.astype(np.int64)
+        corners = corners[(corners >= around).any(axis=1)]  # none in the hole
+        a, b, c = (self.points[corners[:, k]] for k in range(3))
+        (ux, uy), (vx, vy) = (b - a).T, (c - a).T
+        clockwise = ux * vy < uy * vx
+        corners[clockwise] = corners[clockwise][:, ::-1]
+        self.triangles: Int[np.ndarray, "triangle 3"] = corners
+
+        # The wall of each eighth, counterclockwise from the middle of the right wall,
+        # on either side of a node: they differ at the corners alone.
+        walls = np.array([1, 3, 3, 0, 0, 2, 2, 1])
+        node = np.arange(around)
+        shares: Float[np.ndarray, "node 5"] = np.zeros((len(self.points), 5))
+        shares[:around, 4] = 1
+        for side in (8 * node // around, (8 * node - 1) // around % 8):
+            shares[len(shares) - around + node, walls[side]] += 0.5
+        self.boundary = shares
+        self.inner: Bool[np.ndarray, " node"] = shares.sum(axis=1) == 0
+
+
+def _square(eighth: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n 2"]:
+    """Return the place on the square [-1, 1]² so many eighths of the way round."""
+    # y is 0 at 0, 1 from 1 to 3, -1 from 5 to 7 and straight between; x is ahead by 2.
+    way = np.stack([eighth + 2, eighth], axis=-1)
+    place: Float[np.ndarray, "*n 2"] = np.clip(2 - np.abs((way + 2) % 8 - 4), -1, 1)
+    return place

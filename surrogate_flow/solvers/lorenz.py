@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import xarray as xr
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
-from surrogate_flow.solvers.arguments import require_counts
-from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.solvers.grid import GridSolver
 
 __all__ = ["Lorenz"]
 
@@ -24,7 +21,7 @@ _CHUNK = 100
 _TOLERANCE = 1e-12
 
 
-class Lorenz(Solver):
+class Lorenz(GridSolver):
     """x' = σ (y - x), y' = x (ρ - z) - y, z' = x y - β z: three numbers, chaos.
 
     x is the speed of convection in a layer of fluid, y and z are the temperatures
@@ -48,7 +45,7 @@ class Lorenz(Solver):
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If the number of steps or the time step is not positive, bounds are not finite
         and in ascending order, or those of sigma, rho or beta are negative.
 
@@ -87,30 +84,18 @@ class Lorenz(Solver):
         y0: tuple[float, float] = (-20.0, 20.0),
         z0: tuple[float, float] = (10.0, 40.0),
     ) -> None:
-        require_counts("Lorenz", {"steps": steps})
-        if not (math.isfinite(time_step) and time_step > 0):
-            raise ValueError(
-                f"Lorenz: expected time_step to be finite and > 0, got {time_step}. It "
-                "has no units."
-            )
+        super().__init__(steps, time_step, units="")
         constants = {"sigma": sigma, "rho": rho, "beta": beta}
-        bounds = {**constants, "x0": x0, "y0": y0, "z0": z0}
-        for name, pair in bounds.items():
-            if len(pair) != 2 or not -math.inf < pair[0] < pair[1] < math.inf:
-                raise ValueError(
-                    f"Lorenz: expected two finite values in {name}, low < high, got "
-                    f"{tuple(pair)}. A fixed value is one that no simulation varies: "
-                    "give bounds that lie close together."
-                )
-            if name in constants and pair[0] < 0:
-                raise ValueError(
-                    f"Lorenz: expected {name} >= 0, got {tuple(pair)}. With a negative "
-                    "one the state may grow without end: raise the lower bound."
-                )
-        self.steps = int(steps)
-        self.time_step = float(time_step)
+        state = {"x0": x0, "y0": y0, "z0": z0}
         self.bounds = {
-            name: (float(low), float(high)) for name, (low, high) in bounds.items()
+            name: self._bounds(
+                name,
+                values,
+                "",
+                # With a negative constant the state may grow without end.
+                least=0.0 if name in constants else -math.inf,
+            )
+            for name, values in {**constants, **state}.items()
         }
 
     @cached_property
@@ -128,30 +113,29 @@ class Lorenz(Solver):
             ),
             dims=(),
             shape=(),
-            times=tuple((k + 1) * self.time_step for k in range(self.steps)),
+            times=self.times,
             time_units="1",
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The spec is as long as the simulation and cheap to rebuild where needed.
-        return {k: v for k, v in self.__dict__.items() if k != "spec"}
-
-    def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
-        """Yield datasets of up to a hundred steps; see `Solver.solve`.
+    def fields(
+        self, parameters: Mapping[str, float]
+    ) -> Iterator[Float[np.ndarray, "time 3"]]:
+        """Yield up to a hundred states at once; see `GridSolver.fields`.
 
         Raises
         ------
-        ValueError
-            If a parameter is unknown, missing or not a finite number, or sigma, rho or
-            beta is negative.
+        ArgumentError
+            If sigma, rho or beta is negative.
         FloatingPointError
             If the state is too large for any step.
         """
         sigma, rho, beta, *state = self.spec.vector(parameters).tolist()
         if min(sigma, rho, beta) < 0:
-            raise ValueError(
-                f"Lorenz: expected sigma, rho and beta >= 0, got {sigma}, {rho} and "
-                f"{beta}. With a negative one the state may grow without end."
+            raise self._wrong(
+                "sigma, rho and beta",
+                ">= 0",
+                (sigma, rho, beta),
+                "With a negative one the state may grow without end.",
             )
 
         def derivative(_: float, state: Float[np.ndarray, " variable"]) -> list[float]:
@@ -179,4 +163,4 @@ class Lorenz(Solver):
                     f"are too large, {dict(parameters)}: take smaller ones."
                 )
             time, state = times[-1], solution.y[:, -1]
-            yield self.spec.dataset(solution.y.T.astype(np.float32), times, parameters)
+            yield solution.y.T

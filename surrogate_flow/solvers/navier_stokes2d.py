@@ -8,26 +8,27 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import xarray as xr
-from jaxtyping import Float, Float32
-from scipy import fft
+from jaxtyping import Complex, Float
+from scipy import fft, special
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
-from surrogate_flow.solvers.arguments import require_counts, require_positive
-from surrogate_flow.solvers.gaussian_field import GaussianField
-from surrogate_flow.solvers.solver import Solver
-from surrogate_flow.solvers.torus import Torus
+from surrogate_flow.solvers.grid import GridSolver
 
-__all__ = ["NavierStokes2D", "evolve"]
+__all__ = ["GaussianField", "NavierStokes2D", "evolve"]
 
-# Of the largest wave number; Williamson's scheme is stable up to 1.73.
+# Courant number of the largest wave number; Williamson's scheme is stable up to 1.73.
 _COURANT = 1.0
-
-# Of a substep, at most.
+# Most pieces of one substep.
 _PIECES = 10_000
+# The shares of a substep after which the three stages end, and the weights with which
+# Williamson's scheme carries on the tendency and adds it.
+_STAGES = ((1 / 3, 0.0, 1 / 3), (5 / 12, -5 / 9, 15 / 16), (1 / 4, -153 / 128, 8 / 15))
+# Quantiles nearer to 0 and 1 are not drawn: beyond 3.09 standard deviations.
+_TAIL = 1e-3
 
 
-class NavierStokes2D(Solver):
+class NavierStokes2D(GridSolver):
     """∂w/∂t + v·∇w = ν Δw + f on the unit torus, ∇·v = 0, w = ∂v₂/∂x - ∂v₁/∂y.
 
     w(x, y, t) is the vorticity, v the velocity, ν the viscosity, and the forcing is
@@ -54,12 +55,12 @@ class NavierStokes2D(Solver):
     forcing : float
         F, in 1/s²; default 0.1.
     substep : float
-        Time that the solver goes in one substep at most, in s; default 0.05. It takes
-        shorter ones where the velocity asks for them.
+        Longest time of one substep, in s; default 0.05. It is divided further where
+        the velocity is high.
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If a number or a time is not positive, the points are odd or too few for the
         modes, or the bounds are not in ascending order.
 
@@ -67,8 +68,8 @@ class NavierStokes2D(Solver):
     -----
     The initial field has the distribution N(0, 7^{3/2} (-Δ + 49 I)^{-2.5}), whose
     Karhunen-Loève sum is cut off after ``modes`` terms; see `GaussianField` for their
-    order. The tails are clipped: the parameters lie in [0.001, 0.999], which leaves out
-    what is beyond 3.09 standard deviations. All modes 0.5 is a fluid at rest.
+    order. The parameters lie in [0.001, 0.999], which leaves out what is beyond 3.09
+    standard deviations. A fluid at rest has all modes 0.5.
 
     The products of the pseudo-spectral method are formed on the grid, where all wave
     numbers from a third of ``points`` on are cut off, which removes every alias. See
@@ -109,41 +110,25 @@ class NavierStokes2D(Solver):
         forcing: float = 0.1,
         substep: float = 0.05,
     ) -> None:
-        require_counts(
-            "NavierStokes2D", {"points": points, "steps": steps, "modes": modes}
-        )
-        require_positive(
-            "NavierStokes2D",
-            {
-                "time_step": (time_step, "s"),
-                "substep": (substep, "s"),
-            },
-        )
-        if not math.isfinite(forcing):
-            raise ValueError(
-                f"NavierStokes2D: expected forcing to be finite, got {forcing}. Give "
-                "it in 1/s²; 0 is none."
-            )
-        if len(viscosity) != 2 or not 0 < viscosity[0] < viscosity[1] < math.inf:
-            raise ValueError(
-                "NavierStokes2D: expected two values in viscosity, 0 < low < high, got "
-                f"{tuple(viscosity)}. Give both in m²/s, the lower bound first."
-            )
-        self.modes = int(modes)
-        self.initial = GaussianField(self.modes)
-        longest = self.initial.largest
-        if points % 2 or 3 * longest >= points:
-            raise ValueError(
-                f"NavierStokes2D: expected points to be even and > {3 * longest}, "
-                f"three times the largest wave number of {modes} modes, got {points}. "
-                "Take more points, or fewer modes."
-            )
-        self.points = int(points)
-        self.steps = int(steps)
-        self.time_step = float(time_step)
-        self.viscosity = (float(viscosity[0]), float(viscosity[1]))
+        super().__init__(steps, time_step)
+        self.points = self._count("points", points)
+        self.modes = self._count("modes", modes)
+        low, high = self._bounds("viscosity", viscosity, "m²/s")
+        self.viscosity = self._positive("viscosity[0]", low, "m²/s"), high
         self.forcing = float(forcing)
-        self.substep = float(substep)
+        self.substep = self._positive("substep", substep, "s")
+        if not math.isfinite(forcing):
+            raise self._wrong("forcing", "a finite value, in 1/s²", forcing)
+        self.initial = GaussianField(self.modes)
+        least = 3 * self.initial.largest
+        if points % 2 or points <= least:
+            raise self._wrong(
+                "points",
+                f"even and > {least}, three times the largest wave number of "
+                f"{self.modes} modes",
+                points,
+                "Take more points, or fewer modes.",
+            )
 
     @cached_property
     def spec(self) -> FieldSpec:
@@ -158,32 +143,23 @@ class NavierStokes2D(Solver):
             variables=(Variable("vorticity", "1/s", "vorticity"),),
             dims=("x", "y"),
             shape=(self.points, self.points),
-            times=tuple((k + 1) * self.time_step for k in range(self.steps)),
+            times=self.times,
             time_units="s",
             coordinates=tuple(Coordinate(d, d, positions, "m") for d in ("x", "y")),
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The spec is as long as the grid and cheap to rebuild where it is needed.
-        return {k: v for k, v in self.__dict__.items() if k != "spec"}
-
-    def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
-        """Yield one dataset per step; see `Solver.solve`.
+    def fields(
+        self, parameters: Mapping[str, float]
+    ) -> Iterator[Float[np.ndarray, "1 1 x y"]]:
+        """Yield the vorticity of each step; see `GridSolver.fields`.
 
         Raises
         ------
-        ValueError
-            If a parameter is unknown, missing or not finite, or a mode not in (0, 1).
+        ArgumentError
+            If a mode is not in (0, 1).
         FloatingPointError
             If the velocity grows beyond bounds.
         """
-        for time, field in zip(self.spec.times, self.fields(parameters), strict=True):
-            yield self.spec.dataset(field[np.newaxis, np.newaxis], [time], parameters)
-
-    def fields(
-        self, parameters: Mapping[str, float]
-    ) -> Iterator[Float32[np.ndarray, "x y"]]:
-        """Yield the vorticity of each step without labels, as `solve` does with."""
         phase = 2 * np.pi * np.add.outer(*2 * (np.arange(self.points) / self.points,))
         fields = evolve(
             self.initial.field(self.spec.vector(parameters)[1:], self.points),
@@ -194,7 +170,7 @@ class NavierStokes2D(Solver):
             substep=self.substep,
         )
         for field in fields:
-            yield field.astype(np.float32)
+            yield field[np.newaxis, np.newaxis]
 
 
 def evolve(
@@ -206,7 +182,7 @@ def evolve(
     time_step: float,
     substep: float,
 ) -> Iterator[Float[np.ndarray, "points points"]]:
-    """Yield the vorticity on the unit torus after each step, from any initial field.
+    """Yield the vorticity on the unit torus after each step.
 
     Williamson's Runge-Kutta scheme of three stages and third order for advection and
     forcing, Crank-Nicolson for diffusion within each stage; together of second order:
@@ -229,7 +205,7 @@ def evolve(
     time_step : float
         Time between two of them, in s.
     substep : float
-        Time that is gone at once at most, in s.
+        Longest substep, in s.
 
     Yields
     ------
@@ -252,11 +228,147 @@ def evolve(
                 raise FloatingPointError(
                     f"NavierStokes2D: expected a Courant number below {_PIECES}, got "
                     f"{courant:.3g} in step {step} ({points} points, viscosity "
-                    f"{viscosity} m²/s). The velocity has grown beyond bounds: the "
-                    "forcing is too strong, or a substep too long while it grows. Take "
-                    "a weaker one, or a shorter one."
+                    f"{viscosity} m²/s). Take a weaker forcing or a shorter substep."
                 )
             pieces = max(1, math.ceil(courant / _COURANT))
             for _ in range(pieces):
                 state = torus.advance(state, time_step / count / pieces)
         yield fft.irfft2(state, s=(points, points), norm="forward")
+
+
+class Torus:
+    """The vorticity on the unit torus as Fourier coefficients, and its substeps."""
+
+    def __init__(
+        self, points: int, viscosity: float, forcing: Float[np.ndarray, "points points"]
+    ) -> None:
+        nx = np.fft.fftfreq(points, 1 / points)[:, np.newaxis]
+        ny = np.fft.rfftfreq(points, 1 / points)
+        self.keep = (3 * np.abs(nx) < points) & (3 * ny < points)
+        kx, ky = 2 * np.pi * nx, 2 * np.pi * ny
+        square = kx**2 + ky**2
+        self.points = points
+        self.diffusion = viscosity * square
+        self.forcing = self.keep * fft.rfft2(forcing, norm="forward")
+        self.largest = float(kx[self.keep[:, 0], 0].max())
+        # -Δψ = w and v = (∂ψ/∂y, -∂ψ/∂x); the mean flow is zero.
+        square[0, 0] = 1
+        self.velocity = 1j * np.array((ky / square, -kx / square))
+        # The factors of v₁v₂ and of v₂² - v₁².
+        self.products = self.keep * np.array((kx**2 - ky**2, kx * ky))
+        # Length and factors of the last substep: the next is mostly as long.
+        self._factors: tuple[float, list[tuple[float, Any, Any]]] = (0.0, [])
+
+    def advection_rate(self, state: Complex[np.ndarray, "kx ky"]) -> float:
+        """Return (|v₁| + |v₂|) κ, no less than anywhere on the grid."""
+        return self.largest * float(
+            np.abs(self._velocity(state)).max(axis=(1, 2)).sum()
+        )
+
+    def advance(
+        self, state: Complex[np.ndarray, "kx ky"], substep: float
+    ) -> Complex[np.ndarray, "kx ky"]:
+        """Return the state after one substep."""
+        if self._factors[0] != substep:
+            factors = []
+            for share, carried, added in _STAGES:
+                half = share * substep / 2 * self.diffusion
+                decay, weight = (1 - half) / (1 + half), added * substep / (1 + half)
+                factors.append((carried, decay, weight))
+            self._factors = (substep, factors)
+        tendency = np.zeros_like(state)
+        for carried, decay, weight in self._factors[1]:
+            tendency *= carried
+            tendency += self._tendency(state)
+            state = decay * state
+            state += weight * tendency
+        return state
+
+    def _velocity(
+        self, state: Complex[np.ndarray, "kx ky"]
+    ) -> Float[np.ndarray, "2 points points"]:
+        velocity: Float[np.ndarray, "2 points points"] = fft.irfft2(
+            self.velocity * state, s=(self.points, self.points), norm="forward"
+        )
+        return velocity
+
+    def _tendency(
+        self, state: Complex[np.ndarray, "kx ky"]
+    ) -> Complex[np.ndarray, "kx ky"]:
+        v1, v2 = self._velocity(state)
+        products = np.array((v1 * v2, v2 * v2 - v1 * v1))
+        transformed = self.products * fft.rfft2(products, norm="forward")
+        tendency: Complex[np.ndarray, "kx ky"]
+        tendency = self.forcing + transformed[0] + transformed[1]
+        return tendency
+
+
+class GaussianField:
+    """w(x, y) = Σ √λ Φ⁻¹(mode) φ(x, y), a Karhunen-Loève sum that is cut off.
+
+    Its distribution is N(0, 7^{3/2} (-Δ + 49 I)^{-2.5}), with
+
+        λ = 7^{3/2} (4π²|k|² + 49)^{-2.5},   φ = √2 cos 2πk·x or √2 sin 2πk·x,
+
+    the wave vectors k in the order of their lengths (of k and -k the one whose first
+    component that is not zero is positive; of equal lengths the smaller first component
+    first), the cosine before the sine. The mean, k = 0, is left out.
+
+    Parameters
+    ----------
+    modes : int
+        Number of terms.
+    """
+
+    def __init__(self, modes: int) -> None:
+        self.modes = modes
+        pairs = (modes + 1) // 2
+        # Half a disc of this radius holds more wave vectors than there are pairs.
+        radius = math.ceil(math.sqrt(pairs)) + 1
+        reach = range(-radius, radius + 1)
+        vectors = [(x, y) for x in reach for y in reach if (x, y) > (0, 0)]
+        vectors.sort(key=lambda k: (k[0] ** 2 + k[1] ** 2, k))
+        self.vectors = vectors[:pairs]
+
+    @property
+    def largest(self) -> int:
+        """The largest component of a wave vector."""
+        return max(max(map(abs, vector)) for vector in self.vectors)
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """``mode_1``, ``mode_2``, ...: the quantile of each coefficient."""
+        return tuple(
+            Parameter(f"mode_{k + 1}", _TAIL, 1 - _TAIL, "1") for k in range(self.modes)
+        )
+
+    def field(
+        self, quantiles: Float[np.ndarray, " mode"], points: int
+    ) -> Float[np.ndarray, "points points"]:
+        """Return the field on the points 0, 1/points, ... along x and y.
+
+        Raises
+        ------
+        ArgumentError
+            If a quantile does not lie between 0 and 1.
+        """
+        for k, quantile in enumerate(quantiles):
+            if not 0 < quantile < 1:
+                raise ArgumentError(
+                    f"NavierStokes2D: mode_{k + 1}",
+                    "a quantile between 0 and 1",
+                    quantile,
+                    "0.5 is a coefficient of zero.",
+                )
+        vectors = np.array(self.vectors, dtype=np.float64)
+        eigenvalues = 7**1.5 * (4 * np.pi**2 * (vectors**2).sum(axis=1) + 49) ** -2.5
+        normal = np.zeros(2 * len(vectors))
+        normal[: self.modes] = special.ndtri(quantiles)
+        # The cosine and the sine of a wave vector: one complex wave's real part.
+        coefficients = np.sqrt(2 * eigenvalues) * (normal[0::2] - 1j * normal[1::2])
+        turns = np.multiply.outer(vectors, np.arange(points) / points)
+        waves = np.exp(2j * np.pi * turns)
+        field: Float[np.ndarray, "points points"] = np.einsum(
+            "k,kx,ky->xy", coefficients, waves[:, 0], waves[:, 1]
+        ).real
+        return field

@@ -1,4 +1,4 @@
-"""The contract of everything that simulates, and what it is told of a run."""
+"""The interface of everything that simulates, and what a solver knows of a run."""
 
 from __future__ import annotations
 

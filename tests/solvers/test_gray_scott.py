@@ -10,7 +10,7 @@ from laws import check_solver
 from scipy.integrate import simpson, solve_ivp
 
 from surrogate_flow.solvers import GrayScott2D
-from surrogate_flow.solvers.gray_scott import trajectory
+from surrogate_flow.solvers.gray_scott import evolve
 
 RATES = {"feed": 0.04, "kill": 0.06}
 SPOT = {"w": 0.05, "x_1": 0.3, "y_1": 0.55}
@@ -49,7 +49,7 @@ def test_without_space_it_is_an_ordinary_differential_equation() -> None:
     """A state that is the same everywhere stays so, and follows scipy's solution."""
     fields = np.ones((2, 8, 6)) * np.reshape((0.5, 0.3), (2, 1, 1))
     times = [10.0, 50.0, 200.0]
-    course = list(trajectory(fields, times, longest=0.05, **OPTIONS))
+    course = list(evolve(fields, times, longest=0.05, **OPTIONS))
 
     def reaction(_: float, state: np.ndarray) -> list[float]:
         u, v = state
@@ -74,7 +74,7 @@ def test_diffusion_is_exact(waves: tuple) -> None:
     y = 2 * np.pi * np.arange(12) / 12
     wave = np.cos(p * x + q * y + 0.4)
     options = {**OPTIONS, "size": 0.5, "feed": 0.0, "kill": 0.0}
-    (u, v) = next(trajectory(np.stack((wave, 0 * wave)), [60.0], **options))
+    (u, v) = next(evolve(np.stack((wave, 0 * wave)), [60.0], **options))
     decay = math.exp(-2e-5 * (p**2 + q**2) * (4 * np.pi) ** 2 * 60.0)
     assert decay < 0.9
     np.testing.assert_allclose(u, decay * wave, atol=1e-13)
@@ -86,7 +86,7 @@ def test_the_removed_substance_decays_and_diffuses() -> None:
     wave = np.cos(2 * np.pi * np.arange(16) / 16)[:, np.newaxis] * np.ones(16)
     fields = np.stack((0 * wave, 1 + wave))
     options = {**OPTIONS, "size": 0.2, "feed": 0.0, "longest": 0.02}
-    _, v = next(trajectory(fields, [20.0], **options))
+    _, v = next(evolve(fields, [20.0], **options))
     decay = math.exp(-1e-5 * (10 * np.pi) ** 2 * 20.0)
     expected = math.exp(-0.06 * 20.0) * (1 + decay * wave)
     np.testing.assert_allclose(v, expected, atol=1e-5)
@@ -97,7 +97,7 @@ def test_second_order_in_time() -> None:
     options = {**OPTIONS, "size": 0.3}
 
     def end(longest: float) -> np.ndarray:
-        return next(trajectory(start(), [64.0], longest=longest, **options))
+        return next(evolve(start(), [64.0], longest=longest, **options))
 
     reference, sizes = end(1 / 32), [2.0, 1.0, 0.5, 0.25]
     errors = [np.abs(end(size) - reference).max() for size in sizes]
@@ -125,7 +125,7 @@ def test_more_cells_change_nothing() -> None:
 def test_the_trivial_state_stays() -> None:
     """Without v the square stays full."""
     fields = np.stack((np.ones((8, 8)), np.zeros((8, 8))))
-    for state in trajectory(fields, [1.0, 100.0, 5000.0], **OPTIONS):
+    for state in evolve(fields, [1.0, 100.0, 5000.0], **OPTIONS):
         np.testing.assert_allclose(state, fields, atol=1e-12)
 
 
@@ -136,7 +136,7 @@ def test_a_steady_state_with_both_stays() -> None:
     # u + v (F + k)/F = 1 and u v = F + k
     v = feed / total * (1 + math.sqrt(1 - 4 * total**2 / feed)) / 2
     fields = np.ones((2, 4, 4)) * np.reshape((total / v, v), (2, 1, 1))
-    (state,) = trajectory(fields, [30.0], **{**OPTIONS, "feed": feed, "kill": kill})
+    (state,) = evolve(fields, [30.0], **{**OPTIONS, "feed": feed, "kill": kill})
     np.testing.assert_allclose(state, fields, atol=1e-12)
 
 
@@ -146,14 +146,14 @@ def test_the_balance_of_what_is_fed_and_removed() -> None:
     With neither, what u loses v gains, to rounding.
     """
     times = np.arange(1, 401) * 0.25
-    states = np.array([start(), *trajectory(start(), times, **OPTIONS)])
+    states = np.array([start(), *evolve(start(), times, **OPTIONS)])
     u, v = states.mean(axis=(2, 3)).T
     gained = simpson(0.04 * (1 - u) - 0.1 * v, dx=0.25)
     assert abs(u[-1] + v[-1] - u[0] - v[0]) > 0.04
     assert u[-1] + v[-1] - u[0] - v[0] == pytest.approx(gained, abs=1e-4)
 
     closed = {**OPTIONS, "feed": 0.0, "kill": 0.0}
-    (end,) = trajectory(start(), [100.0], **closed)
+    (end,) = evolve(start(), [100.0], **closed)
     assert np.abs(end.mean(axis=(1, 2)) - start().mean(axis=(1, 2)))[0] > 0.1
     assert end.sum(axis=0).mean() == pytest.approx(
         start().sum(axis=0).mean(), abs=1e-12
@@ -234,16 +234,19 @@ def test_a_large_solver_is_a_small_message() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cells": 0}, "cells .* got 0"),
-        ({"steps": 2.5}, "steps .* got 2.5"),
-        ({"spots": 0}, "spots .* got 0"),
-        ({"size": -1.0}, r"size .* got -1.0.* in m\."),
-        ({"time_step": float("inf")}, r"time_step .* got inf.* in s\."),
-        ({"diffusivities": (1e-5, 0.0)}, r"diffusivities\[1\] .* got 0.0.* in m²/s"),
-        ({"diffusivities": (1e-5,)}, r"diffusivities, got \(1e-05,\)"),
-        ({"feed": (0.05, 0.02)}, "low < high of feed, got 0.05 and 0.02"),
-        ({"kill": (-0.1, 0.02)}, "0 <= low < high of kill, got -0.1 and 0.02"),
-        ({"kill": (0.1, float("nan"))}, "high of kill, got 0.1 and nan"),
+        ({"cells": 0}, "cells: .* got 0"),
+        ({"steps": 2.5}, "steps: .* got 2.5"),
+        ({"spots": 0}, "spots: .* got 0"),
+        ({"size": -1.0}, r"size: .* got -1.0.* in m\."),
+        ({"time_step": float("inf")}, r"time_step: .* got inf.* in s\."),
+        ({"diffusivities": (1e-5, 0.0)}, r"diffusivities\[1\]: .* got 0.0.* in m²/s"),
+        (
+            {"diffusivities": (1e-5,)},
+            r"diffusivities: expected two values, got \(1e-05,\)",
+        ),
+        ({"feed": (0.05, 0.02)}, r"feed: .*low < high.* got \(0.05, 0.02\)"),
+        ({"kill": (-0.1, 0.02)}, r"kill: .*low >= 0, got \(-0.1, 0.02\)"),
+        ({"kill": (0.1, float("nan"))}, r"kill: .* got \(0.1, nan\)"),
     ],
 )
 def test_arguments_are_checked(arguments: dict, message: str) -> None:
@@ -257,5 +260,5 @@ def test_parameters_are_checked() -> None:
     solver = GrayScott2D(8, spots=1)
     with pytest.raises(ValueError, match="mean 'feed'"):
         next(solver.solve({**RATES, **SPOT, "fed": 1.0}))
-    with pytest.raises(ValueError, match=r"width w .* got 0\.0"):
+    with pytest.raises(ValueError, match=r"w: .* got 0\.0\. Give it in m"):
         next(solver.solve({**RATES, **SPOT, "w": 0.0}))

@@ -320,17 +320,17 @@ def test_a_large_solver_is_a_small_message() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cells": (0, 10)}, r"cells\[0\] .* got 0"),
-        ({"cells": (10, 2.5)}, r"cells\[1\] .* got 2.5"),
-        ({"cells": (10, 10, 10)}, r"cells, .* got \(10, 10, 10\)"),
-        ({"size": (1.0,)}, r"size, .* got \(1.0,\)"),
-        ({"size": (1.0, -1.0)}, r"size\[1\] .* got -1.0.* in m\."),
-        ({"size": (float("nan"), 1.0)}, r"size\[0\] .* got nan"),
-        ({"steps": 0}, "steps .* got 0"),
-        ({"time_step": 0.0}, "time_step .* got 0.0.* in s"),
-        ({"diffusivity": float("inf")}, "diffusivity .* got inf"),
-        ({"low": 500.0, "high": 100.0}, "low < high, got low=500.0 and high=100.0"),
-        ({"low": float("nan")}, "low=nan"),
+        ({"cells": (0, 10)}, r"cells\[0\]: .* got 0"),
+        ({"cells": (10, 2.5)}, r"cells\[1\]: .* got 2.5"),
+        ({"cells": (10, 10, 10)}, r"cells: .* got \(10, 10, 10\)"),
+        ({"size": (1.0,)}, r"size: .* got \(1.0,\)"),
+        ({"size": (1.0, -1.0)}, r"size\[1\]: .* got -1.0.* in m\."),
+        ({"size": (float("nan"), 1.0)}, r"size\[0\]: .* got nan"),
+        ({"steps": 0}, "steps: .* got 0"),
+        ({"time_step": 0.0}, "time_step: .* got 0.0.* in s"),
+        ({"diffusivity": float("inf")}, "diffusivity: .* got inf"),
+        ({"low": 500.0, "high": 100.0}, r"low < high, got \(500.0, 100.0\)"),
+        ({"low": float("nan")}, r"low and high: .* got \(nan, 500.0\)"),
     ],
 )
 def test_arguments_are_checked(arguments: dict, message: str) -> None:

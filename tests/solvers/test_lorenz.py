@@ -166,15 +166,15 @@ def test_a_long_solver_is_a_small_message() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 0}, "steps .* got 0"),
-        ({"steps": 2.5}, "steps .* got 2.5"),
-        ({"time_step": 0.0}, "time_step .* got 0.0"),
-        ({"time_step": math.nan}, "time_step .* got nan"),
-        ({"rho": (28.0, 28.0)}, r"rho, low < high, got \(28.0, 28.0\)"),
-        ({"x0": (1.0, -1.0)}, r"x0, .* got \(1.0, -1.0\)"),
-        ({"y0": (0.0, math.inf)}, r"y0, .* got \(0.0, inf\)"),
-        ({"z0": (0.0, 1.0, 2.0)}, r"z0, .* got \(0.0, 1.0, 2.0\)"),
-        ({"sigma": (-1.0, 1.0)}, r"sigma >= 0, got \(-1.0, 1.0\)"),
+        ({"steps": 0}, "steps: .* got 0"),
+        ({"steps": 2.5}, "steps: .* got 2.5"),
+        ({"time_step": 0.0}, "time_step: .* got 0.0"),
+        ({"time_step": math.nan}, "time_step: .* got nan"),
+        ({"rho": (28.0, 28.0)}, r"rho: .* low < high, .*got \(28.0, 28.0\)"),
+        ({"x0": (1.0, -1.0)}, r"x0: .* got \(1.0, -1.0\)"),
+        ({"y0": (0.0, math.inf)}, r"y0: .* got \(0.0, inf\)"),
+        ({"z0": (0.0, 1.0, 2.0)}, r"z0: .* got \(0.0, 1.0, 2.0\)"),
+        ({"sigma": (-1.0, 1.0)}, r"sigma: .*low >= 0, got \(-1.0, 1.0\)"),
     ],
 )
 def test_arguments_are_checked(arguments: dict, message: str) -> None:
@@ -192,7 +192,7 @@ def test_parameters_are_checked() -> None:
 @pytest.mark.parametrize("name", CLASSIC)
 def test_negative_constants_are_refused(name: str) -> None:
     """With a negative constant a state could grow without end, so none is begun."""
-    with pytest.raises(ValueError, match=r"beta >= 0, got .*-1\.0"):
+    with pytest.raises(ValueError, match=r"beta: expected >= 0, got .*-1\.0"):
         next(Lorenz().solve({**CLASSIC, **STATE, name: -1.0}))
 
 

@@ -1,0 +1,144 @@
+"""What solvers share that compute arrays on one grid: checks, time axis, labels."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.solvers.solver import Solver
+
+__all__ = ["GridSolver"]
+
+
+class GridSolver(Solver):
+    """A solver that yields arrays at evenly spaced times; its datasets are made here.
+
+    A subclass defines `spec`, as a cached property, and `fields`. It checks its
+    arguments with `_count`, `_positive` and `_bounds`, which name them in their errors.
+    Cached properties are left out when the solver is pickled, since they are as long as
+    the grid; a worker computes them again.
+
+    Parameters
+    ----------
+    steps : int
+        Number of steps of a simulation; the initial state is not one.
+    time_step : float
+        Time between two steps. Step k is at ``(k + 1) * time_step``.
+    units : str
+        Of the time step, for its error; "" for none.
+
+    Raises
+    ------
+    ArgumentError
+        If the steps are no whole number or the time step is not positive.
+    """
+
+    def __init__(self, steps: int, time_step: float, units: str = "s") -> None:
+        self.steps = self._count("steps", steps)
+        self.time_step = self._positive("time_step", time_step, units)
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The time of each step."""
+        return tuple((k + 1) * self.time_step for k in range(self.steps))
+
+    @abstractmethod
+    def fields(
+        self, parameters: Mapping[str, float]
+    ) -> Iterator[Float[np.ndarray, "time channel *space"]]:
+        """Yield the next steps, one or more at once, in the order of the spec.
+
+        Parameters
+        ----------
+        parameters : mapping of str to float
+            One finite value for each parameter of the spec.
+
+        Yields
+        ------
+        array
+            Converted to single precision by `solve`.
+        """
+
+    def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
+        """Yield `fields` as datasets in single precision; see `Solver.solve`.
+
+        Raises
+        ------
+        ArgumentError
+            If a parameter is unknown, missing or not a finite number.
+        """
+        spec = self.spec
+        spec.vector(parameters)
+        blank = np.broadcast_to(np.float32(0), (spec.steps, *spec.step_shape))
+        labels = spec.dataset(blank, spec.times, parameters)
+        names = [variable.name for variable in spec.variables]
+        first = 0
+        for steps in self.fields(parameters):
+            channels = np.moveaxis(steps.astype(np.float32, copy=False), 1, 0)
+            # Relabelling a view takes a quarter of the time of building a dataset.
+            yield labels.isel(time=slice(first, first + len(steps))).copy(
+                data=dict(zip(names, channels, strict=True))
+            )
+            first += len(steps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kind = type(self)
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not isinstance(getattr(kind, name, None), cached_property)
+        }
+
+    def _wrong(
+        self, argument: str, expected: str, got: object, remedy: str = ""
+    ) -> ArgumentError:
+        """Return the error for an argument or a parameter."""
+        name = f"{type(self).__name__}: {argument}"
+        return ArgumentError(name, expected, got, remedy)
+
+    def _count(self, name: str, value: float) -> int:
+        """Check and return a whole number >= 1."""
+        if not (value >= 1 and value % 1 == 0):
+            raise self._wrong(name, "a whole number >= 1", value)
+        return int(value)
+
+    def _positive(self, name: str, value: float, units: str) -> float:
+        """Check and return a finite quantity > 0."""
+        if not 0 < value < math.inf:
+            remedy = f"Give it in {units}." if units else ""
+            raise self._wrong(name, "finite and > 0", value, remedy)
+        return float(value)
+
+    def _pair(self, name: str, values: tuple[float, float]) -> tuple[float, float]:
+        """Check that there are two values, and return them."""
+        if len(values) != 2:
+            raise self._wrong(name, "two values", tuple(values))
+        return values
+
+    def _bounds(
+        self,
+        name: str,
+        values: tuple[float, float],
+        units: str,
+        *,
+        least: float = -math.inf,
+        may_be_equal: bool = False,
+    ) -> tuple[float, float]:
+        """Check and return a lower and an upper bound, in that order."""
+        low, high = map(float, self._pair(name, values))
+        ordered = low <= high if may_be_equal else low < high
+        if not (ordered and least <= low and -math.inf < low and high < math.inf):
+            expected = f"finite, low {'<=' if may_be_equal else '<'} high"
+            if least > -math.inf:
+                expected += f", low >= {least:g}"
+            remedy = f"Give both in {units}." if units else ""
+            raise self._wrong(name, expected, (low, high), remedy)
+        return low, high
