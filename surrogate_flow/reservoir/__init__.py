@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from surrogate_flow.reservoir.batches import Draw, PendingBatches
 from surrogate_flow.reservoir.device import DeviceMemory
-from surrogate_flow.reservoir.limiter import SamplesPerInsert
 from surrogate_flow.reservoir.memory import HostMemory, Memory
-from surrogate_flow.reservoir.moments import Moments
-from surrogate_flow.reservoir.policy import FIFO, FIRO, Policy, Reservoir
+from surrogate_flow.reservoir.policy import (
+    FIFO,
+    FIRO,
+    Policy,
+    Reservoir,
+    SamplesPerInsert,
+)
 from surrogate_flow.reservoir.snapshot import Snapshot
-from surrogate_flow.reservoir.stats import StoreStats
+from surrogate_flow.reservoir.stats import Moments, StoreStats
 from surrogate_flow.reservoir.store import Store
 
 __all__ = [

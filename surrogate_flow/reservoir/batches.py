@@ -36,15 +36,13 @@ class PendingBatches:
     the two are neither in the store nor in the weights. They are kept here, and a run
     that goes on from the checkpoint begins with them.
 
+    Thread-safe. Batches are numbered from 0 on, in the order in which they were begun
+    or taken again.
+
     Parameters
     ----------
     again : iterable of Draw
         Batches of an earlier process, to be trained before anything is drawn.
-
-    Notes
-    -----
-    Thread-safe; nothing blocks. Batches are numbered in the order in which they were
-    begun or taken again, from 0 on.
 
     Examples
     --------

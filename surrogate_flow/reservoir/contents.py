@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from enum import Enum
 from typing import final
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir.batches import Draw
 from surrogate_flow.reservoir.index import Block, Index, Labels, Parameters
 from surrogate_flow.reservoir.layout import Layout, slots_of
-from surrogate_flow.reservoir.limiter import Limiter
 from surrogate_flow.reservoir.memory import Slots, Steps
-from surrogate_flow.reservoir.policy import Policy
+from surrogate_flow.reservoir.policy import Limiter, Policy
 from surrogate_flow.reservoir.population import Bag, Population, Queue
 from surrogate_flow.reservoir.slab import Slab
 from surrogate_flow.reservoir.snapshot import Snapshot
-from surrogate_flow.reservoir.stats import Refusal, StoreStats, Tally
+from surrogate_flow.reservoir.stats import StoreStats, Tally, Waits
 
 __all__ = ["Contents"]
+
+
+class Refusal(Enum):
+    """Why a store does not take the steps of a simulation now."""
+
+    #: No slot is free, and nothing that was seen can be evicted.
+    FULL = "full"
+    #: The limiter waits for batches.
+    LIMITER = "limiter"
+    #: Too many simulations hold steps of incomplete samples.
+    CROWDED = "crowded"
+    BUSY = "another thread copies steps of the same simulation"
+    SAVING = "a checkpoint is being written"
 
 
 @final
@@ -50,69 +64,108 @@ class Contents:
     def __init__(
         self, spec: FieldSpec, window: Window, batch_size: int, policy: Policy
     ) -> None:
-        capacity = slots_of(policy.capacity, spec, window, batch_size, policy.threshold)
-        if policy.limiter is not None:
-            policy.limiter.check(batch_size)
+        capacity = slots_of(policy, spec, window, batch_size)
         memory = policy.memory(capacity, spec.step_shape, batch_size * window.span)
-        self.spec, self.batch_size, self.policy = spec, batch_size, policy
+        self.batch_size, self.policy = batch_size, policy
         self.layout = Layout(window.span, window.stride, spec.steps)
         self.slab = Slab(memory, shared=window.span > 1)
         self.index = Index(self.layout, self.slab, len(spec.parameters))
         self.population: Population = (Queue if policy.in_order else Bag)(capacity)
         self.tally = Tally(capacity)
         self.limiter: Limiter | None = policy.limiter
+        #: Simulations whose steps were refused.
+        self.refused = Waits()
         #: Whether reception has ended, so that what is drawn leaves.
         self.draining = False
+        #: Whether a snapshot is being taken, so that no copy may begin.
+        self.saving = False
         #: Blocks that are being copied in, and the samples that they complete.
         self.copying = self.promised = 0
         self._random = np.random.default_rng(policy.seed)
 
     def reserve(
-        self,
-        simulation: int,
-        first: int,
-        count: int,
-        parameters: Parameters,
-    ) -> tuple[Block | None, Refusal | None]:
-        """Return the leading steps that may enter, and why others may not.
+        self, simulation: int, first: int, count: int, parameters: Parameters
+    ) -> Block | None:
+        """Give slots to the leading steps that may enter, and note why others may not.
 
-        Samples are evicted for them as the policy says. `Index.find` has checked that
-        these steps come next.
+        Samples are evicted for them as the policy says.
+
+        Raises
+        ------
+        ValueError
+            If the steps are not the next ones, or go beyond the end of a simulation.
+        RuntimeError
+            If reception has ended.
         """
-        layout, trajectory = self.layout, self.index.live.get(simulation)
-        if trajectory is None and self.index.crowded:
-            return None, Refusal.CROWDED
-        if trajectory is not None and trajectory.busy:
-            return None, Refusal.BUSY
-        refusal = Refusal.LIMITER
-        samples = self._insertable() + (trajectory.samples if trajectory else 0)
-        steps = min(count, layout.before(samples) - first)
-        if steps > 0:
-            refusal = Refusal.FULL
-            before = layout.kept(first)
-            room = self._make_room(layout.kept(first + steps) - before)
-            steps = min(steps, layout.until(before + room) - first)
+        if self.draining:
+            raise RuntimeError(
+                f"Simulation {simulation}: expected no steps after the end of "
+                "reception. Call `end_reception` only when all steps are in."
+            )
+        self.index.check_next(simulation, first, count)
+        if not count:
+            return None
+        steps, refusal = self._room(simulation, first, count)
+        if steps < count:
+            self.refused.add(simulation, refusal)
+        else:
+            self.refused.discard(simulation)
         if steps <= 0:
-            return None, refusal
-        block = self.index.reserve(simulation, trajectory, steps, parameters)
+            return None
+        block = self.index.reserve(simulation, steps, parameters)
         self.copying += 1
         self.promised += block.samples
-        return block, refusal if steps < count else None
+        return block
+
+    def _room(self, simulation: int, first: int, count: int) -> tuple[int, Refusal]:
+        """Make room for `count` steps; return for how many, and why not for more."""
+        layout, trajectory = self.layout, self.index.live.get(simulation)
+        if self.saving:
+            return 0, Refusal.SAVING
+        if trajectory is None and self.index.crowded:
+            return 0, Refusal.CROWDED
+        if trajectory is not None and trajectory.busy:
+            return 0, Refusal.BUSY
+        samples = self._insertable() + (trajectory.samples if trajectory else 0)
+        steps = min(count, layout.before(samples) - first)
+        if steps <= 0:
+            return 0, Refusal.LIMITER
+        before = layout.kept(first)
+        room = self._make_room(layout.kept(first + steps) - before)
+        return min(steps, layout.until(before + room) - first), Refusal.FULL
 
     def publish(self, block: Block) -> None:
         """Let the samples enter that a block completes, now that it is copied."""
-        self._end_copy(block)
+        self.copying -= 1
+        self.promised -= block.samples
         samples = self.index.publish(block)
         self.tally.enter(samples)
         self.population.add(samples)
 
     def cancel(self, block: Block) -> None:
         """Take back a block that could not be copied."""
-        self._end_copy(block)
+        self.copying -= 1
+        self.promised -= block.samples
         self.index.cancel(block)
 
+    def close(self, simulation: int) -> None:
+        """Release what only incomplete samples of a simulation hold."""
+        self.index.close(simulation)
+        self.refused.discard(simulation)
+
+    def drain(self) -> None:
+        """Expect no more steps."""
+        self.draining = True
+        for simulation in [*self.index.live, *self.refused]:
+            self.close(simulation)
+
+    @property
+    def drained(self) -> bool:
+        """Whether reception has ended, and nothing is left to draw."""
+        return self.draining and not (self.copying or len(self.population))
+
     def lacking(self) -> str:
-        """Return in words what a batch lacks; empty if it may be drawn."""
+        """Return as text what a batch lacks; empty if it may be drawn."""
         count, tally = len(self.population), self.tally
         threshold = self.policy.threshold
         needed = self.policy.needed(self.batch_size, tally.inserted)
@@ -124,8 +177,42 @@ class Contents:
             self.batch_size, tally.inserted, tally.drawn, threshold
         ):
             reason = f"{tally.drawn} drawn, {tally.inserted} samples inserted (limiter)"
-        # Nobody can add to a full store, so it must not be waited for.
+        # No step can enter a full store, so it must not be waited for.
         return "" if count and (self.draining or self._full) else reason
+
+    def describe_refused(self) -> str:
+        """Return what the simulation waits for that has waited longest, if one does."""
+        if not self.refused:
+            return ""
+        refusal, lap = self.refused.longest()
+        return f"simulations wait: {self._describe(refusal)}{lap}"
+
+    def _describe(self, refusal: Enum) -> str:
+        index, population, tally = self.index, self.population, self.tally
+        capacity, span = self.slab.capacity, self.layout.span
+        match refusal:
+            case Refusal.LIMITER:
+                return (
+                    f"{tally.inserted} samples inserted, {tally.drawn} drawn "
+                    f"(limiter), {tally.last_draw}"
+                )
+            case Refusal.CROWDED:
+                return (
+                    f"the reservoir is too small for {index.unfinished + 1} "
+                    f"simulations at once: {index.unfinished} unfinished simulations "
+                    f"hold up to {span - 1} steps each of an incomplete sample, of "
+                    f"{capacity}; raise capacity, or run fewer at once"
+                )
+            case Refusal.FULL:
+                shared = ""
+                if span > 1:
+                    shared = f" in {capacity - self.slab.free} steps, which they share"
+                return (
+                    f"{population.unseen} of {len(population)} samples unseen{shared}, "
+                    f"{tally.last_draw}"
+                )
+            case _:
+                return str(refusal.value)
 
     def take(self) -> tuple[Slots, Labels, int]:
         """Choose a batch; return its slots, its labels, and the reader to end."""
@@ -138,7 +225,8 @@ class Contents:
         reader = self.slab.begin_read()
         self.tally.draw(samples)
         if leave:
-            self.tally.remove(samples)
+            self.tally.removed += len(samples)
+            self.tally.leave(samples)
             self.slab.release(slots)
         return slots, labels, reader
 
@@ -149,7 +237,7 @@ class Contents:
         samples = self.index.slots(self.population.samples)
         return np.unique(np.concatenate([samples, *tails]))
 
-    def stats(self, put_wait: float, draw_wait: float) -> StoreStats:
+    def stats(self, draw_wait: float) -> StoreStats:
         """Return all counters."""
         slab, tally, population = self.slab, self.tally, self.population
         return StoreStats(
@@ -164,7 +252,7 @@ class Contents:
             batches=tally.batches,
             evicted=tally.evicted,
             removed=tally.removed,
-            put_wait=put_wait,
+            put_wait=self.refused.total,
             draw_wait=draw_wait,
             times_seen=tally.times_seen(population.samples),
         )
@@ -175,7 +263,6 @@ class Contents:
         simulation, step, parameters = index.labels(slots)
         row = np.zeros(self.slab.capacity, dtype=np.int64)
         row[slots] = np.arange(len(slots))
-        counts, left = tally.counts
         live = list(index.live.items())
         tails = [(i, row[slot]) for i, (_, t) in enumerate(live) for slot in t.tail]
         return Snapshot(
@@ -187,7 +274,7 @@ class Contents:
             place=np.zeros(0, dtype=np.int64),
             members=row[samples],
             unseen=self.population.unseen,
-            times=tally.times(samples),
+            times=tally.times[samples],
             live=_table([(n, t.next_step, t.samples) for n, t in live], 3),
             tails=_table(tails, 2),
             finished=_table(index.finished.ranges, 2),
@@ -195,51 +282,68 @@ class Contents:
             again_simulation=_joined([d.simulation for d in again], simulation),
             again_step=_joined([d.step for d in again], step),
             again_parameters=_joined([d.parameters for d in again], parameters),
-            counts=counts,
-            left=left,
+            counts=np.array(tally.counts),
+            left=tally.left.copy(),
             random=json.dumps(self._random.bit_generator.state),
         )
 
-    def restore(
-        self,
-        snapshot: Snapshot,
-        rows: Steps,
-        chunk: int,
-    ) -> None:
-        """Hold what a snapshot says; its fields are copied `chunk` steps at a time."""
-        index, slab = self.index, self.slab
-        slots = slab.alloc(len(snapshot.simulation))
-        for start in range(0, len(slots), chunk):
+    def restore(self, snapshot: Snapshot, rows: Steps, chunk: int) -> None:
+        """Hold what a snapshot says; its fields are copied `chunk` steps at a time.
+
+        Raises
+        ------
+        UserError
+            If it holds more than the capacity.
+        """
+        index, slab, count = self.index, self.slab, len(snapshot.simulation)
+        self._check_policy(snapshot)
+        if count > slab.capacity:
+            raise UserError(
+                f"The checkpoint's reservoir holds {count} steps",
+                f"at most capacity = {slab.capacity}",
+                count,
+                "Raise --data.reservoir.capacity to that of the first run.",
+            )
+        slots = slab.alloc(count)
+        for start in range(0, count, chunk):
             part = slice(start, start + chunk)
             slab.memory.write(slots[part], np.asarray(rows[snapshot.place[part]]))
         labels = (snapshot.simulation, snapshot.step, snapshot.parameters)
         index.restore(slots, labels, slots[snapshot.following])
         index.finished = IntSet(snapshot.finished.tolist())
-        for i, (number, next_step, count) in enumerate(snapshot.live.tolist()):
+        for i, (number, next_step, complete) in enumerate(snapshot.live.tolist()):
             tail = slots[snapshot.tails[snapshot.tails[:, 0] == i, 1]]
-            index.resume(number, next_step, count, tail)
+            index.resume(number, next_step, complete, tail)
         samples = slots[snapshot.members]
         if self.layout.span > 1:
             # So far each has the reference of its allocation.
             slab.retain(index.slots(samples))
             slab.release(slots)
         self.population.fill(samples, snapshot.unseen)
-        self.tally.restore(snapshot.counts, snapshot.left, samples, snapshot.times)
+        self.tally.restore(snapshot.counts, snapshot.left)
+        self.tally.times[samples] = snapshot.times
         if snapshot.random:
             self._random.bit_generator.state = json.loads(snapshot.random)
 
     def restart(self, snapshot: Snapshot) -> None:
         """Hold no steps, and let what was not trained be simulated again."""
+        self._check_policy(snapshot)
         nothing = np.zeros(0, dtype=np.intp)
         self.index.finished = snapshot.settled(self.layout)
         for number, step in snapshot.restarts(self.layout).items():
             self.index.resume(number, step, step // self.layout.stride, nothing)
-        self.tally.restore(0 * snapshot.counts, snapshot.left, nothing, nothing)
-        self.tally.lose(snapshot.times)
+        self.tally.restore(0 * snapshot.counts, snapshot.left)
+        # Samples that were drawn, and are held no longer.
+        self.tally.left += self.tally.histogram(snapshot.times[snapshot.times > 0])
 
-    def _end_copy(self, block: Block) -> None:
-        self.copying -= 1
-        self.promised -= block.samples
+    def _check_policy(self, snapshot: Snapshot) -> None:
+        policy = type(self.policy).__name__
+        if snapshot.policy != policy:
+            raise UserError(
+                f"The checkpoint's reservoir is a {snapshot.policy}, expected a "
+                f"{policy}.",
+                remedy=f"Use --data.reservoir {snapshot.policy}.",
+            )
 
     def _insertable(self) -> int:
         """Return how many samples the limiter lets in."""
@@ -263,7 +367,8 @@ class Contents:
             if not len(places):
                 break
             samples = population.remove(places)
-            self.tally.evict(samples)
+            self.tally.evicted += len(samples)
+            self.tally.leave(samples)
             slab.release(self.index.slots(samples))
         return min(need, slab.free)
 

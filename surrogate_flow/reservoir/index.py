@@ -26,10 +26,6 @@ Labels = tuple[
 ]
 
 
-def _no_slots() -> Slots:
-    return np.zeros(0, dtype=np.intp)
-
-
 @dataclass(slots=True)
 class Trajectory:
     """A simulation whose steps are arriving."""
@@ -39,7 +35,7 @@ class Trajectory:
     #: Number of complete samples.
     samples: int = 0
     #: Slots of the kept steps that the next samples will cover, at most ``span - 1``.
-    tail: Slots = field(default_factory=_no_slots)
+    tail: Slots = field(default_factory=lambda: np.zeros(0, dtype=np.intp))
     #: A block is being copied in; the next one has to wait for it.
     busy: bool = False
     #: No more steps will arrive.
@@ -62,18 +58,9 @@ class Block:
 
 
 def check_steps(
-    spec: FieldSpec,
-    simulation: int,
-    steps: Steps,
-    parameters: Parameters,
+    spec: FieldSpec, simulation: int, steps: Steps, parameters: Parameters
 ) -> None:
-    """Refuse steps and parameters that have not the shapes of the spec.
-
-    Raises
-    ------
-    ValueError
-        Naming what was expected.
-    """
+    """Raise ValueError if steps or parameters have not the shapes of the spec."""
     shape = spec.step_shape
     if steps.shape[1:] != shape or steps.ndim != len(shape) + 1:
         raise ValueError(
@@ -102,10 +89,6 @@ class Index:
         Where the steps are.
     parameters : int
         Length of a parameter vector.
-
-    Notes
-    -----
-    Not thread-safe by itself: a store calls it under its lock.
     """
 
     def __init__(self, layout: Layout, slab: Slab, parameters: int) -> None:
@@ -119,7 +102,8 @@ class Index:
         self._step = np.zeros(slab.capacity, dtype=np.int64)
         self._parameters = np.zeros((slab.capacity, parameters), dtype=np.float32)
         self._next = np.zeros(slab.capacity if layout.span > 1 else 0, dtype=np.int32)
-        self._unfinished = 0
+        #: Number of simulations that may hold steps of incomplete samples.
+        self.unfinished = 0
 
     def next_step(self, simulation: int) -> int:
         """Return the number of the next step of a simulation."""
@@ -129,27 +113,16 @@ class Index:
         return 0 if trajectory is None else trajectory.next_step
 
     @property
-    def unfinished(self) -> int:
-        """Number of simulations that may hold steps of incomplete samples."""
-        return self._unfinished
-
-    @property
     def crowded(self) -> bool:
         """Whether one more unfinished simulation could fill the slab for ever.
 
         Each holds up to ``span - 1`` steps of its next sample. One slot has to be left
         over, or none is ever completed: ``unfinished * (span - 1) < capacity``.
         """
-        return (self._unfinished + 1) * (self.layout.span - 1) >= self.slab.capacity
+        return (self.unfinished + 1) * (self.layout.span - 1) >= self.slab.capacity
 
-    def find(self, simulation: int, first: int, steps: int) -> Trajectory | None:
-        """Return the trajectory that the steps continue, ``None`` if they begin one.
-
-        Raises
-        ------
-        ValueError
-            If the steps are not the next ones, or go beyond the end of a simulation.
-        """
+    def check_next(self, simulation: int, first: int, steps: int) -> None:
+        """Raise ValueError if steps are not the next ones, or beyond the last."""
         trajectory = self.live.get(simulation)
         expected = 0 if trajectory is None else trajectory.next_step
         if first != expected:
@@ -162,20 +135,13 @@ class Index:
                 f"Simulation {simulation}: expected {self.layout.steps} steps in all, "
                 f"got steps {first} to {first + steps - 1}. Correct `spec.times`."
             )
-        return trajectory
 
-    def reserve(
-        self,
-        simulation: int,
-        trajectory: Trajectory | None,
-        steps: int,
-        parameters: Parameters,
-    ) -> Block:
+    def reserve(self, simulation: int, steps: int, parameters: Parameters) -> Block:
         """Give slots to the next steps; there are enough of them free."""
-        layout = self.layout
+        layout, trajectory = self.layout, self.live.get(simulation)
         if trajectory is None:
             trajectory = self.live[simulation] = Trajectory()
-            self._unfinished += 1
+            self.unfinished += 1
         first, end = trajectory.next_step, trajectory.next_step + steps
         count = layout.kept(end) - layout.kept(first)
         numbers = np.arange(first, end)
@@ -256,31 +222,22 @@ class Index:
         """Return the slot of the step behind each; empty if no samples share steps."""
         return self._next[slots] if self.layout.span > 1 else self._next
 
-    def restore(
-        self,
-        slots: Slots,
-        labels: Labels,
-        following: Slots,
-    ) -> None:
+    def restore(self, slots: Slots, labels: Labels, following: Slots) -> None:
         """Note what is in slots that were filled, as `labels` and `following` said."""
         self._simulation[slots], self._step[slots], self._parameters[slots] = labels
         if self.layout.span > 1:
             self._next[slots] = following
 
     def resume(
-        self,
-        simulation: int,
-        next_step: int,
-        samples: int,
-        tail: Slots,
+        self, simulation: int, next_step: int, samples: int, tail: Slots
     ) -> None:
         """Go on with a simulation at its step `next_step`."""
         self.live[simulation] = Trajectory(next_step, samples, tail)
         if samples < self.layout.samples:
-            self._unfinished += 1
+            self.unfinished += 1
             self.slab.retain(tail)
 
     def _release_tail(self, trajectory: Trajectory) -> None:
         self.slab.release(trajectory.tail)
         trajectory.tail = trajectory.tail[:0]
-        self._unfinished -= 1
+        self.unfinished -= 1

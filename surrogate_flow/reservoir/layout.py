@@ -10,6 +10,7 @@ from dask.utils import format_bytes, parse_bytes
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
+from surrogate_flow.reservoir.policy import Policy
 
 __all__ = ["Layout", "slots_of"]
 
@@ -89,39 +90,26 @@ class Layout:
         return whole * self.samples + self.completed(self.until(rest) if rest else 0)
 
 
-def slots_of(
-    capacity: int | str,
-    spec: FieldSpec,
-    window: Window,
-    batch_size: int,
-    threshold: int,
-) -> int:
-    """Return the capacity as a number of steps, if it can work with the other settings.
-
-    Parameters
-    ----------
-    capacity, threshold
-        As `Policy`.
-    spec, window, batch_size
-        As `Store`.
+def slots_of(policy: Policy, spec: FieldSpec, window: Window, batch_size: int) -> int:
+    """Return the capacity of a store in steps.
 
     Raises
     ------
     UserError
         If trainer or simulations would wait for ever: a positive number is missing,
-        simulations are shorter than a window, or threshold or batch do not fit into the
-        capacity.
+        simulations are shorter than a window, threshold or batch do not fit into the
+        capacity, or the limiter's band is too narrow.
     """
     for name, value in (
         ("batch_size", batch_size),
-        ("reservoir.threshold", threshold),
+        ("reservoir.threshold", policy.threshold),
         ("window.span", window.span),
         ("window.stride", window.stride),
     ):
         if value < 1:
             raise UserError(name, "at least 1", value)
-    steps, size = _steps_of(capacity, spec)
     window.require(spec.steps)
+    steps, size = _steps(policy.capacity, spec)
     if steps < window.span:
         raise UserError(
             "reservoir.capacity",
@@ -130,7 +118,7 @@ def slots_of(
             "No sample would ever be complete: raise it.",
         )
     samples = Layout(window.span, window.stride, spec.steps).capacity(steps)
-    for name, value in (("threshold", threshold), ("batch_size", batch_size)):
+    for name, value in (("threshold", policy.threshold), ("batch_size", batch_size)):
         if value > samples:
             raise UserError(
                 "The reservoir is too small",
@@ -139,11 +127,13 @@ def slots_of(
                 f"Lower {name} or raise --data.reservoir.capacity: a step takes "
                 f"{format_bytes(spec.step_bytes)}, a sample is {window.span} of them.",
             )
+    if policy.limiter is not None:
+        policy.limiter.check(batch_size)
     return steps
 
 
-def _steps_of(capacity: int | str, spec: FieldSpec) -> tuple[int, str]:
-    """Return a capacity in steps, and in words."""
+def _steps(capacity: int | str, spec: FieldSpec) -> tuple[int, str]:
+    """Return a capacity in steps, and as text."""
     steps, size = capacity, f"{capacity} steps"
     if isinstance(steps, str):
         number = steps.strip()
@@ -162,10 +152,6 @@ def _steps_of(capacity: int | str, spec: FieldSpec) -> tuple[int, str]:
             ) from error
         size = f"{steps} steps ({capacity})"
     if steps < 1:
-        raise UserError(
-            "reservoir.capacity",
-            f"at least one step ({format_bytes(spec.step_bytes)})",
-            size,
-            "Raise it.",
-        )
+        least = f"at least one step ({format_bytes(spec.step_bytes)})"
+        raise UserError("reservoir.capacity", least, size, "Raise it.")
     return steps, size

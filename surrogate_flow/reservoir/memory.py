@@ -85,12 +85,7 @@ MemoryFactory = Callable[[int, tuple[int, ...], int], Memory]
 
 @final
 class HostMemory(Memory):
-    """Steps in the memory of the process; parameters and contract as `Memory`.
-
-    Notes
-    -----
-    Numpy releases the GIL while it copies. Pages are taken from the system when they
-    are first written.
+    """Steps in the memory of the process; parameters as `Memory`.
 
     Raises
     ------
@@ -146,9 +141,8 @@ class BatchPool:
 
     Notes
     -----
-    `array` may be called from any thread, never blocks and takes no lock: memory can
-    be released in the middle of any line of Python, even in a thread that would hold
-    that lock.
+    Thread-safe without a lock: memory can be released in the middle of any line of
+    Python, even in a thread that would hold that lock.
 
     Examples
     --------
@@ -188,12 +182,8 @@ def allocate(
 ) -> Float32[np.ndarray, "item ..."]:
     """Return an array that is not filled yet; its pages are taken as they are written.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        The first is the number of items that a user asked for.
-    what, remedy : str
-        For the message: what the items are, and how to need fewer.
+    The first of `shape` is the number of items that a user asked for; `what` they are,
+    and how to need fewer (`remedy`), goes into the message.
 
     Raises
     ------

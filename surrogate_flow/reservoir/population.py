@@ -22,15 +22,12 @@ class Population(ABC):
     Parameters
     ----------
     capacity : int
-        Sample numbers are ``0 <= sample < capacity``.
-
-    Notes
-    -----
-    Not thread-safe by itself: a store calls it under its lock.
+        Largest number of samples.
     """
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+        # Sample numbers by place.
+        self._order = np.zeros(capacity, dtype=np.intp)
         self._count = 0
 
     def __len__(self) -> int:
@@ -77,7 +74,6 @@ class Queue(Population):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self._ring = np.zeros(capacity, dtype=np.int32)
         self._head = 0
 
     @property
@@ -90,7 +86,7 @@ class Queue(Population):
 
     def add(self, samples: Samples) -> None:
         places = self._head + self._count + np.arange(len(samples))
-        self._ring[places % self._capacity] = samples
+        self._order[places % len(self._order)] = samples
         self._count += len(samples)
 
     def fill(self, samples: Samples, unseen: int) -> None:
@@ -98,12 +94,12 @@ class Queue(Population):
         self.add(samples)
 
     def draw(self, places: Places) -> Samples:
-        drawn: Samples = self._ring[(self._head + places) % self._capacity]
+        drawn: Samples = self._order[(self._head + places) % len(self._order)]
         return drawn
 
     def remove(self, places: Places) -> Samples:
         removed = self.draw(places)
-        self._head = (self._head + len(places)) % self._capacity
+        self._head = (self._head + len(places)) % len(self._order)
         self._count -= len(places)
         return removed
 
@@ -133,7 +129,6 @@ class Bag(Population):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self._order = np.zeros(capacity, dtype=np.intp)
         self._unseen = 0
 
     @property

@@ -32,10 +32,12 @@ class Slab:
     shared : bool
         Whether a slot can have more than one reference.
 
-    Notes
-    -----
-    To copy to or from `memory` needs no lock, for the slots are reserved or pinned.
-    Everything else needs the owner's lock.
+    Attributes
+    ----------
+    free : int
+        Number of slots that can be allocated now.
+    pending : int
+        Number of slots that become free when the copies under way are done.
     """
 
     def __init__(self, memory: Memory, *, shared: bool) -> None:
@@ -44,31 +46,20 @@ class Slab:
         self.capacity = capacity = memory.capacity
         self._references = np.zeros(capacity, dtype=np.int32)
         self._stack = np.arange(capacity, dtype=np.intp)[::-1].copy()
-        self._free = capacity
+        self.free, self.pending = capacity, 0
         self._now = 0
         self._readers: list[int] = []
         self._released: deque[tuple[int, Slots]] = deque()
-        self._pending = 0
         self._pinned = np.zeros(capacity, dtype=bool)
         self._awaited = np.zeros(capacity, dtype=bool)
         self._pins = 0
 
-    @property
-    def free(self) -> int:
-        """Number of slots that can be allocated now."""
-        return self._free
-
-    @property
-    def pending(self) -> int:
-        """Number of slots that become free when the copies under way are done."""
-        return self._pending
-
     def alloc(self, count: int) -> Slots:
         """Take `count` free slots, each with one reference."""
-        if count > self._free:
-            raise ValueError(f"Slab: expected at most {self._free} slots, got {count}.")
-        slots = self._stack[self._free - count : self._free][::-1].copy()
-        self._free -= count
+        if count > self.free:
+            raise ValueError(f"Slab: expected at most {self.free} slots, got {count}.")
+        slots = self._stack[self.free - count : self.free][::-1].copy()
+        self.free -= count
         self._references[slots] = 1
         return slots
 
@@ -87,7 +78,7 @@ class Slab:
             self._free_up(slots)
         elif len(slots):
             self._released.append((self._now, slots))
-            self._pending += len(slots)
+            self.pending += len(slots)
 
     def begin_read(self) -> int:
         """Keep all steps as they are for a copy; return what `end_read` needs."""
@@ -99,12 +90,12 @@ class Slab:
         """Undo `begin_read`; return whether slots became free by it."""
         self._readers.remove(reader)
         oldest = min(self._readers, default=self._now + 1)
-        before = self._free
+        before = self.free
         while self._released and self._released[0][0] < oldest:
             slots = self._released.popleft()[1]
-            self._pending -= len(slots)
+            self.pending -= len(slots)
             self._free_up(slots)
-        return self._free > before
+        return self.free > before
 
     def pin(self, slots: Slots) -> None:
         """Keep steps as they are, released or not, until `unpin`."""
@@ -125,14 +116,14 @@ class Slab:
         self._pins -= len(slots)
         free = slots[self._awaited[slots]]
         self._awaited[free] = False
-        self._pending -= len(free)
+        self.pending -= len(free)
         self._free_up(free)
 
     def _free_up(self, slots: Slots) -> None:
         if self._pins:
             held = self._pinned[slots]
             self._awaited[slots[held]] = True
-            self._pending += int(np.count_nonzero(held))
+            self.pending += int(np.count_nonzero(held))
             slots = slots[~held]
-        self._stack[self._free : self._free + len(slots)] = slots
-        self._free += len(slots)
+        self._stack[self.free : self.free + len(slots)] = slots
+        self.free += len(slots)

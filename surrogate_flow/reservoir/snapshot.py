@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from dataclasses import dataclass, fields
-from typing import Any, final
+from typing import Any, final, get_type_hints
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, jaxtyped
 
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.int_set import IntSet
@@ -60,8 +62,8 @@ class Snapshot:
     simulation: Int[np.ndarray, " row"]
     step: Int[np.ndarray, " row"]
     parameters: Float[np.ndarray, "row parameter"]
-    following: Int[np.ndarray, " row"]
-    place: Int[np.ndarray, " row"]
+    following: Int[np.ndarray, " following"]
+    place: Int[np.ndarray, " place"]
     members: Int[np.ndarray, " sample"]
     unseen: int
     times: Int[np.ndarray, " sample"]
@@ -69,9 +71,9 @@ class Snapshot:
     tails: Int[np.ndarray, "tail 2"]
     finished: Int[np.ndarray, "range 2"]
     again_size: Int[np.ndarray, " batch"]
-    again_simulation: Int[np.ndarray, " sample"]
-    again_step: Int[np.ndarray, " sample"]
-    again_parameters: Float[np.ndarray, "sample parameter"]
+    again_simulation: Int[np.ndarray, " again"]
+    again_step: Int[np.ndarray, " again"]
+    again_parameters: Float[np.ndarray, "again parameter"]
     counts: Int[np.ndarray, " 5"]
     left: Int[np.ndarray, " times"]
     random: str
@@ -103,45 +105,36 @@ class Snapshot:
         UserError
             Naming the first part that does not.
         """
-        rows, samples, again = len(self.simulation), len(self.members), self.again_step
-        live = len(self.live)
-        # Name: its shape, and the bound that its values stay below.
-        wanted: dict[str, tuple[tuple[int, ...], int | None]] = {
-            "simulation": ((rows,), None),
-            "step": ((rows,), spec.steps),
-            "following": ((len(self.following) and rows,), rows),
-            "place": ((len(self.place) and rows,), rows),
-            "members": ((samples,), rows),
-            "times": ((samples,), None),
-            "live": ((live, 3), None),
-            "tails": ((len(self.tails), 2), None),
-            "finished": ((len(self.finished), 2), None),
-            "again_size": ((len(self.again_size),), len(again) + 1),
-            "again_simulation": ((len(again),), None),
-            "again_step": ((len(again),), spec.steps),
-            "counts": ((5,), None),
-            "left": ((len(self.left),), None),
-        }
-        for name, (shape, bound) in wanted.items():
-            value = getattr(self, name)
-            if value.shape != shape or value.dtype.kind != "i":
-                _refuse(name, f"integers of {shape}", f"{value.dtype} of {value.shape}")
-            if value.size and value.min() < 0:
-                _refuse(name, "0 or more", value.min())
-            if value.size and bound is not None and value.max() >= bound:
-                _refuse(name, f"less than {bound}", value.max())
-        for name, count in (("parameters", rows), ("again_parameters", len(again))):
-            value, shape = getattr(self, name), (count, len(spec.parameters))
-            if value.shape != shape or value.dtype.kind != "f":
-                _refuse(name, f"floats of {shape}", f"{value.dtype} of {value.shape}")
-        if len(self.place) and (np.sort(self.place) != np.arange(rows)).any():
+        with jaxtyped("context"):
+            for name, hint in get_type_hints(type(self)).items():
+                # The axes of one name must be equally long.
+                if not isinstance(value := getattr(self, name), hint):
+                    got = f"{getattr(value, 'dtype', type(value))} of {np.shape(value)}"
+                    _refuse(name, hint, got)
+        rows, again = len(self.simulation), self.again_step
+        # What numbers of steps, rows, and samples stay below.
+        bounds = {"step": spec.steps, "again_step": spec.steps}
+        bounds |= {"following": rows, "place": rows, "members": rows}
+        for name, value in self.plain().items():
+            if isinstance(value, np.ndarray) and value.dtype.kind == "i" and value.size:
+                if value.min() < 0:
+                    _refuse(name, "0 or more", value.min())
+                if value.max() >= bounds.get(name, math.inf):
+                    _refuse(name, f"less than {bounds[name]}", value.max())
+        for name, count, allowed in (
+            ("parameters", self.parameters.shape[1], [len(spec.parameters)]),
+            ("following", len(self.following), [0, rows]),
+            ("place", len(self.place), [0, rows]),
+            ("again_size", self.again_size.sum(), [len(again)]),
+        ):
+            if count not in allowed:
+                _refuse(name, " or ".join(map(str, allowed)), count)
+        if len(np.unique(self.place)) < len(self.place):
             _refuse("place", "each row once", "some twice")
-        if not 0 <= self.unseen <= samples:
-            _refuse("unseen", f"at most {samples}", self.unseen)
-        if self.again_size.sum() != len(again):
-            _refuse("again_size", f"{len(again)} in all", self.again_size.sum())
-        if (self.tails >= (live, rows)).any():
-            _refuse("tails", f"less than {live} and {rows}", self.tails.max())
+        if not 0 <= self.unseen <= len(self.members):
+            _refuse("unseen", f"at most {len(self.members)}", self.unseen)
+        if (self.tails >= (len(self.live), rows)).any():
+            _refuse("tails", f"less than {len(self.live)} and {rows}", self.tails.max())
         if (self.live[:, 1] > spec.steps).any():
             _refuse("live", f"at most {spec.steps} steps", self.live[:, 1].max())
         try:
@@ -164,46 +157,35 @@ class Snapshot:
             trained completely, or have not begun.
         """
         first = {
-            int(number): min(int(samples) * layout.stride, layout.steps)
-            for number, _, samples in self.live
+            number: min(samples * layout.stride, layout.steps)
+            for number, _, samples in self.live.tolist()
             if samples < layout.samples
         }
-        rows, again = self.members[: self.unseen], self._first_draws(layout.steps)
-        for simulations, steps in (
-            (self.simulation[rows], self.step[rows]),
-            (self.again_simulation[again], self.again_step[again]),
-        ):
-            # Of equal simulations the lowest step comes first.
-            order = np.lexsort((steps, simulations))
-            numbers, places = np.unique(simulations[order], return_index=True)
-            for number, step in zip(numbers, steps[order][places], strict=True):
-                known = first.get(int(number), layout.steps)
-                first[int(number)] = min(known, int(step))
+        held = _pairs(self.simulation[self.members], self.step[self.members])
+        times = dict(zip(held, self.times.tolist(), strict=True))
+        drawn = Counter(_pairs(self.again_simulation, self.again_step))
+        # Each draw of these, if there was one, is among the batches not trained.
+        again = [sample for sample, n in drawn.items() if times.get(sample, 0) <= n]
+        for number, step in held[: self.unseen] + again:
+            first[number] = min(step, first.get(number, layout.steps))
         return first
 
     def settled(self, layout: Layout) -> IntSet:
         """Return the simulations of which every sample has been trained."""
         numbers = IntSet(self.finished.tolist())
-        for number, _, samples in self.live:
+        for number, _, samples in self.live.tolist():
             # Steps behind the last sample are of no use.
             if samples >= layout.samples:
-                numbers.add(int(number))
+                numbers.add(number)
         for number in self.restarts(layout):
             numbers.discard(number)
         return numbers
 
-    def _first_draws(self, steps: int) -> Bool[np.ndarray, " sample"]:
-        """Which of the samples drawn and not trained were not trained before either."""
-        held = self.simulation[self.members] * steps + self.step[self.members]
-        drawn = self.again_simulation * steps + self.again_step
-        if not len(held):
-            return np.ones(len(drawn), dtype=bool)
-        order = np.argsort(held)
-        place = order[np.minimum(np.searchsorted(held[order], drawn), len(held) - 1)]
-        _, which, now = np.unique(drawn, return_inverse=True, return_counts=True)
-        before = (held[place] == drawn) & (self.times[place] > now[which])
-        first: Bool[np.ndarray, " sample"] = ~before
-        return first
+
+def _pairs(
+    simulation: Int[np.ndarray, " sample"], step: Int[np.ndarray, " sample"]
+) -> list[tuple[int, int]]:
+    return list(zip(simulation.tolist(), step.tolist(), strict=True))
 
 
 def _refuse(name: str, expected: str, got: Any) -> None:

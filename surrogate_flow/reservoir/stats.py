@@ -1,19 +1,19 @@
-"""Counters of a store, and the simulations that wait for it to take their steps."""
+"""Counters of a store, waiting times, and mean and standard deviation of fields."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import final
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Float64, Int
 
-from surrogate_flow.reservoir.index import Index
-from surrogate_flow.reservoir.population import Population, Samples
+from surrogate_flow.reservoir.population import Samples
 
-__all__ = ["Refusal", "Stopwatch", "StoreStats", "Tally", "WaitingSimulations"]
+__all__ = ["Moments", "Stopwatch", "StoreStats", "Tally", "Waits", "seconds"]
 
 # Of the dtype of the counts, or numpy takes a path three times as slow.
 _ONE = np.int32(1)
@@ -88,9 +88,14 @@ class Stopwatch:
 class Tally:
     """Counts of samples that entered, were drawn and left, and of the draws of each.
 
-    Notes
-    -----
-    Not thread-safe by itself: a store calls it under its lock.
+    Attributes
+    ----------
+    times : array of int
+        How often each sample held was drawn.
+    left : array of int
+        Number of samples that left after 0, 1, 2, ... draws.
+    inserted, drawn, batches, evicted, removed : int
+        As `StoreStats`.
     """
 
     #: Samples drawn at least so often are counted together.
@@ -98,167 +103,150 @@ class Tally:
 
     def __init__(self, capacity: int) -> None:
         self.inserted = self.drawn = self.batches = self.evicted = self.removed = 0
+        self.times: Int[np.ndarray, " sample"] = np.zeros(capacity, dtype=np.int32)
+        self.left: Int[np.ndarray, " times"] = np.zeros(self.most + 1, dtype=np.int64)
         self._last_draw: float | None = None
-        self._times = np.zeros(capacity, dtype=np.int32)
-        self._left = np.zeros(self.most + 1, dtype=np.int64)
 
     @property
     def last_draw(self) -> str:
-        """How long ago the last batch was drawn, in words."""
+        """How long ago the last batch was drawn, as text."""
         if self._last_draw is None:
             return "no batch drawn yet"
         return f"last batch drawn {seconds(time.monotonic() - self._last_draw)} ago"
 
     def enter(self, samples: Samples) -> None:
         """Count new samples."""
-        self._times[samples] = 0
+        self.times[samples] = 0
         self.inserted += len(samples)
 
     def draw(self, samples: Samples) -> None:
         """Count a batch, in which samples may repeat."""
-        np.add.at(self._times, samples, _ONE)
+        np.add.at(self.times, samples, _ONE)
         self.drawn += len(samples)
         self.batches += 1
         self._last_draw = time.monotonic()
 
-    def evict(self, samples: Samples) -> None:
-        """Count distinct samples that leave to make room."""
-        self._left += self._histogram(self._times[samples])
-        self.evicted += len(samples)
-
-    def remove(self, samples: Samples) -> None:
-        """Count distinct samples that leave because they were drawn."""
-        self._left += self._histogram(self._times[samples])
-        self.removed += len(samples)
-
-    def times(self, samples: Samples) -> Samples:
-        """Return how often each was drawn."""
-        times: Samples = self._times[samples]
-        return times
+    def leave(self, samples: Samples) -> None:
+        """Count distinct samples that leave."""
+        self.left += self.histogram(self.times[samples])
 
     @property
-    def counts(self) -> tuple[Int[np.ndarray, " 5"], Int[np.ndarray, " times"]]:
-        """All totals, and how often the samples were drawn that left."""
-        totals = (self.inserted, self.drawn, self.batches, self.evicted, self.removed)
-        return np.array(totals), self._left.copy()
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """All totals."""
+        return self.inserted, self.drawn, self.batches, self.evicted, self.removed
 
     def restore(
-        self,
-        counts: Int[np.ndarray, " 5"],
-        left: Int[np.ndarray, " times"],
-        samples: Samples,
-        times: Samples,
+        self, counts: Int[np.ndarray, " 5"], left: Int[np.ndarray, " times"]
     ) -> None:
-        """Go on from `counts`, with these samples drawn so many times."""
+        """Go on from `counts` and `left`."""
         (self.inserted, self.drawn, self.batches, self.evicted, self.removed) = (
-            int(count) for count in counts
+            counts.tolist()
         )
-        self._left[:] = left
-        self._times[samples] = times
-
-    def lose(self, times: Samples) -> None:
-        """Count samples that were drawn so many times, and are held no longer."""
-        self._left += self._histogram(times[times > 0])
+        self.left[:] = left
 
     def times_seen(self, present: Samples) -> tuple[int, ...]:
         """Return the numbers of samples drawn 0, 1, 2, ... times."""
-        return tuple((self._left + self._histogram(self._times[present])).tolist())
+        return tuple((self.left + self.histogram(self.times[present])).tolist())
 
-    def _histogram(self, times: Samples) -> Int[np.ndarray, " times"]:
+    def histogram(self, times: Samples) -> Int[np.ndarray, " times"]:
+        """Return for how many samples each number of draws is theirs."""
         return np.bincount(np.minimum(times, self.most), minlength=self.most + 1)
 
 
-class Refusal(Enum):
-    """Why a store does not take the steps of a simulation now."""
-
-    #: No slot is free, and nothing that was seen can be evicted.
-    FULL = "full"
-    #: The limiter waits for batches.
-    LIMITER = "limiter"
-    #: Too many simulations hold steps of incomplete samples.
-    CROWDED = "crowded"
-    #: A block of the same simulation is being copied in by another thread.
-    BUSY = "busy"
-    #: A checkpoint is being made.
-    SAVING = "saving"
-
-    def describe(self, index: Index, population: Population, tally: Tally) -> str:
-        """Return it in words, with the numbers of this moment."""
-        capacity, span = index.slab.capacity, index.layout.span
-        match self:
-            case Refusal.LIMITER:
-                return (
-                    f"{tally.inserted} samples inserted, {tally.drawn} drawn "
-                    f"(limiter), {tally.last_draw}"
-                )
-            case Refusal.CROWDED:
-                return (
-                    f"the reservoir is too small for {index.unfinished + 1} "
-                    f"simulations at once: {index.unfinished} unfinished simulations "
-                    f"hold up to {span - 1} steps each of an incomplete sample, of "
-                    f"{capacity}; raise capacity, or run fewer at once"
-                )
-            case Refusal.BUSY:
-                return "another thread copies steps of the same simulation"
-            case Refusal.SAVING:
-                return "a checkpoint is being written"
-            case Refusal.FULL:
-                shared = ""
-                if span > 1:
-                    shared = f" in {capacity - index.slab.free} steps, which they share"
-                return (
-                    f"{population.unseen} of {len(population)} samples unseen{shared}, "
-                    f"{tally.last_draw}"
-                )
-
-
 @final
-class WaitingSimulations:
-    """Simulations whose steps were refused, each until it is let in or has ended.
-
-    Notes
-    -----
-    Not thread-safe by itself: a store calls it under its lock.
-    """
+class Waits:
+    """Simulations that wait, each until it is let in or has ended, and why."""
 
     def __init__(self) -> None:
-        self._waiting: dict[int, tuple[float, Refusal]] = {}
+        self._since: dict[int, tuple[float, Enum]] = {}
         self._stopwatch = Stopwatch()
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
+    def __len__(self) -> int:
+        return len(self._since)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._since)
 
     @property
     def total(self) -> float:
         """Seconds in which at least one waited, up to now."""
         return self._stopwatch.total
 
-    def add(self, simulation: int, refusal: Refusal) -> None:
+    def add(self, simulation: int, reason: Enum) -> None:
         """Note why a simulation waits, from now on if it did not already."""
-        now = time.monotonic()
-        since, _ = self._waiting.get(simulation, (now, refusal))
-        self._waiting[simulation] = since, refusal
+        since, _ = self._since.get(simulation, (time.monotonic(), reason))
+        self._since[simulation] = since, reason
         self._stopwatch.start()
 
     def discard(self, simulation: int) -> None:
         """Note that a simulation waits no longer, if it did."""
-        if self._waiting.pop(simulation, None) and not self._waiting:
+        if self._since.pop(simulation, None) and not self._since:
             self._stopwatch.stop()
 
-    def clear(self) -> None:
-        """Note that none waits."""
-        for simulation in list(self._waiting):
-            self.discard(simulation)
-
-    def describe(self, index: Index, population: Population, tally: Tally) -> str:
-        """Return for what the one waits that has waited longest, and how long."""
-        since, refusal = next(iter(self._waiting.values()))
+    def longest(self) -> tuple[Enum, str]:
+        """Return why the one waits that has waited longest, and how long, as text."""
+        since, reason = next(iter(self._since.values()))
         lap = time.monotonic() - since
-        what = refusal.describe(index, population, tally)
         # Where the trainer keeps up with a full store, each waits for a moment.
-        return f"simulations wait: {what}" + (
-            f", for {seconds(lap)}" if lap >= 1 else ""
+        return reason, f", for {seconds(lap)}" if lap >= 1 else ""
+
+
+@final
+class Moments:
+    """Mean and variance of each channel, updated with chunk after chunk in float64::
+
+        n     = n_a + n_b
+        mean  = mean_a + (mean_b - mean_a) n_b / n
+        M     = M_a + M_b + (mean_b - mean_a)^2 n_a n_b / n,    std = sqrt(M / n)
+
+    References
+    ----------
+    Chan, Golub, LeVeque, *Algorithms for Computing the Sample Variance*, The American
+    Statistician 37(3), 1983, https://doi.org/10.1080/00031305.1983.10483115
+
+    Examples
+    --------
+    >>> moments = Moments(1)
+    >>> moments.update(np.array([[[1.0, 2.0]]]))
+    >>> moments.update(np.array([[[3.0, 6.0]]]))
+    >>> moments.mean.tolist(), moments.std.round(4).tolist()
+    ([3.0], [1.8708])
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.mean = self._squares = np.zeros(channels)
+
+    @property
+    def std(self) -> Float64[np.ndarray, " channel"]:
+        """Standard deviation of the population."""
+        std: Float64[np.ndarray, " channel"] = np.sqrt(
+            self._squares / max(self.count, 1)
         )
+        return std
+
+    def update(self, steps: Float[np.ndarray, "time channel *space"]) -> None:
+        """Take a chunk of steps into account."""
+        values = steps.reshape(*steps.shape[:2], -1).astype(np.float64)
+        self.join(
+            values.shape[0] * values.shape[2],
+            values.mean(axis=(0, 2)),
+            values.std(axis=(0, 2)),
+        )
+
+    def join(
+        self,
+        count: int,
+        mean: Float64[np.ndarray, " channel"],
+        std: Float64[np.ndarray, " channel"],
+    ) -> None:
+        """Take the moments of `count` other numbers into account."""
+        both, shift = self.count + count, mean - self.mean
+        self._squares = (
+            self._squares + count * std**2 + shift**2 * (self.count * count / both)
+        )
+        self.mean = self.mean + shift * (count / both)
+        self.count = both
 
 
 def seconds(value: float) -> str:

@@ -5,33 +5,24 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import final
 
 import numpy as np
 from jaxtyping import Float64
 
-from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir.batches import Draw, PendingBatches
 from surrogate_flow.reservoir.contents import Contents
-from surrogate_flow.reservoir.index import Block, Parameters, check_steps
-from surrogate_flow.reservoir.limiter import Deterministic
+from surrogate_flow.reservoir.index import Parameters, check_steps
 from surrogate_flow.reservoir.memory import Slots, Steps
-from surrogate_flow.reservoir.moments import Moments
-from surrogate_flow.reservoir.policy import Policy
+from surrogate_flow.reservoir.policy import Deterministic, Policy
 from surrogate_flow.reservoir.snapshot import Snapshot
-from surrogate_flow.reservoir.stats import (
-    Refusal,
-    Stopwatch,
-    StoreStats,
-    WaitingSimulations,
-    seconds,
-)
+from surrogate_flow.reservoir.stats import Moments, Stopwatch, StoreStats, seconds
 
 __all__ = ["Store"]
 
@@ -90,8 +81,8 @@ class Store:
         self.capacity = self._contents.slab.capacity
         self._changed = threading.Condition(threading.Lock())
         self._wakes: list[Callable[[], None]] = []
-        self._waiting, self._trainer = WaitingSimulations(), Stopwatch()
-        self._stopped = self._saving = False
+        self._trainer = Stopwatch()
+        self._stopped = False
         # Held by `save` and `moments`, which share the pins of the slab.
         self._reading = threading.Lock()
 
@@ -103,22 +94,10 @@ class Store:
     def offer(
         self, simulation: int, first: int, steps: Steps, parameters: Parameters
     ) -> int:
-        """Store as many leading steps as there is room for.
+        """Copy in as many leading steps as there is room for; return how many.
 
-        Parameters
-        ----------
-        simulation : int
-            To which the steps belong.
-        first : int
-            Number of the first of them: the next one that the simulation has not
-            stored.
-        steps, parameters : array
-            They are copied.
-
-        Returns
-        -------
-        int
-            Number of steps stored; 0 if there is no room, or after `stop`.
+        These are the simulation's next steps, of which the first has the number
+        `first`. After `stop` there is no room.
 
         Raises
         ------
@@ -128,25 +107,32 @@ class Store:
             If reception has ended.
         """
         check_steps(self.spec, simulation, steps, parameters)
+        contents = self._contents
         with self._changed:
-            if self._contents.draining and not self._stopped:
-                raise RuntimeError(
-                    f"Simulation {simulation}: expected no steps after the end of "
-                    "reception. Call `end_reception` only when all steps are in."
-                )
-            block = self._reserve(simulation, first, len(steps), parameters)
-        return self._copy(block, steps) if block else 0
+            if self._stopped:
+                return 0
+            block = contents.reserve(simulation, first, len(steps), parameters)
+            if not block:
+                # The store may just have become full, which lets a waiting batch go.
+                self._changed.notify_all()
+                return 0
+        settle = contents.cancel
+        try:
+            contents.slab.memory.write(block.slots, steps[: block.steps][block.kept])
+            settle = contents.publish
+        finally:
+            with self._changed:
+                settle(block)
+                self._changed.notify_all()
+        return block.steps
 
     def close(self, simulation: int, complete: bool = True) -> None:
         """Release the steps that only incomplete samples hold: no more will arrive.
 
         Unknown simulations are ignored, and `complete` makes no difference.
         """
-        with self._changed:
-            self._contents.index.close(simulation)
-            self._waiting.discard(simulation)
-            self._changed.notify_all()
-        self._announce()
+        with self._change():
+            self._contents.close(simulation)
 
     def priority(self, simulation: int) -> int:
         """Return 0: no simulation goes before others."""
@@ -156,7 +142,7 @@ class Store:
         """Have `wake` called whenever there may be room again.
 
         It is called without the lock, by the thread that made the room (the trainer's,
-        mostly), so it should only wake somebody.
+        mostly), so it should only wake another thread.
         """
         self._wakes.append(wake)
 
@@ -175,7 +161,7 @@ class Store:
         Returns
         -------
         Draw or None
-            ``None`` when reception has ended and all is drained, or after `stop`.
+            ``None`` when the store has drained, or after `stop`.
 
         Raises
         ------
@@ -195,24 +181,13 @@ class Store:
                 pending.complete(number, draw)
         finally:
             with self._changed:
-                if slab.end_read(reader) or self._saving:
+                if slab.end_read(reader) or self._contents.saving:
                     self._changed.notify_all()
         self._announce()
         return draw
 
     def wait_threshold(self, timeout: float | None) -> bool:
-        """Wait until a batch may be drawn, or none will ever be; blocks as `draw`.
-
-        Returns
-        -------
-        bool
-            Whether `draw` would return a batch now.
-
-        Raises
-        ------
-        TimeoutError
-            If it takes longer than `timeout` seconds; it says why.
-        """
+        """Block as `draw`, with its errors; return whether it would return a batch."""
         with self._changed:
             return self._wait_to_draw(timeout)
 
@@ -226,7 +201,7 @@ class Store:
     def held_up(self) -> bool:
         """Whether simulations wait until something is drawn."""
         with self._changed:
-            return bool(self._waiting) and not self._contents.lacking()
+            return bool(self._contents.refused) and not self._contents.lacking()
 
     @property
     def draining(self) -> bool:
@@ -254,35 +229,26 @@ class Store:
         Threshold and limiter fall, incomplete samples are released, and what is drawn
         leaves.
         """
-        with self._changed:
-            self._contents.draining = True
-            for simulation in list(self._contents.index.live):
-                self._contents.index.close(simulation)
-            self._waiting.clear()
-            self._changed.notify_all()
-        self._announce()
+        with self._change():
+            self._contents.drain()
 
     def stop(self) -> None:
         """Wake everybody who waits, and refuse everything from now on."""
-        with self._changed:
+        with self._change():
             self._stopped = True
-            self._changed.notify_all()
-        self._announce()
 
     def waiting(self) -> str:
         """Return in one line who waits for whom and why; empty if nobody does."""
         with self._changed:
-            lines = []
-            if self._waiting:
-                lines.append(self._simulations_wait())
+            lines = [self._contents.describe_refused()]
             if self._trainer.running and (reason := self._contents.lacking()):
                 lines.append(self._trainer_waits(reason))
-            return "; ".join(lines)
+            return "; ".join(filter(None, lines))
 
     def stats(self) -> StoreStats:
         """Return all counters, taken at one moment."""
         with self._changed:
-            return self._contents.stats(self._waiting.total, self._trainer.total)
+            return self._contents.stats(draw_wait=self._trainer.total)
 
     def samples(self) -> list[tuple[int, int]]:
         """Return simulation and first step of each sample held, the unseen first."""
@@ -297,20 +263,14 @@ class Store:
     ) -> tuple[Float64[np.ndarray, " channel"], Float64[np.ndarray, " channel"]]:
         """Return mean and standard deviation of each channel of the samples held now.
 
-        Each of their steps counts once. Call it after `wait_threshold`, before
-        training, to normalise the network's inputs.
-
-        Raises
-        ------
-        RuntimeError
-            If there is no sample.
+        Each of their steps counts once. Call it after `wait_threshold`: without a
+        sample it is a RuntimeError.
         """
         moments = Moments(len(self.spec.variables))
+        contents = self._contents
         with self._reading:
             with self._changed:
-                self._contents.slab.pin(
-                    self._contents.index.slots(self._contents.population.samples)
-                )
+                contents.slab.pin(contents.index.slots(contents.population.samples))
             with closing(self._read_pinned(2**23)) as chunks:
                 for _, steps in chunks:
                     moments.update(steps)
@@ -349,27 +309,13 @@ class Store:
         """
         contents = self._contents
         with self._reading:
-            with self._changed:
-                self._saving = True
-                try:
-                    if not self._changed.wait_for(
-                        lambda: not contents.copying and not pending.copying, timeout
-                    ):
-                        raise TimeoutError(
-                            f"Store.save: {contents.copying} copies into the store and "
-                            f"{pending.copying} out of it have not ended within "
-                            f"{timeout:g} s. The machine is out of memory, or stopped."
-                        )
-                    slots, again = contents.held, pending.draws
-                    snapshot = contents.snapshot(slots, again)
-                    if note is not None:
-                        note()
-                    if write is not None:
-                        contents.slab.pin(slots)
-                finally:
-                    self._saving = False
-                    self._changed.notify_all()
-            self._announce()
+            with self._change(), self._no_copies(pending, timeout):
+                slots, again = contents.held, pending.draws
+                snapshot = contents.snapshot(slots, again)
+                if note is not None:
+                    note()
+                if write is not None:
+                    contents.slab.pin(slots)
             if write is None:
                 return snapshot
             order = [slots[:0]]
@@ -383,11 +329,7 @@ class Store:
         # `slots` ascend and `order` has the same ones.
         return replace(snapshot, place=np.argsort(np.concatenate(order)))
 
-    def restore(
-        self,
-        snapshot: Snapshot,
-        rows: Steps | None,
-    ) -> list[Draw]:
+    def restore(self, snapshot: Snapshot, rows: Steps | None) -> list[Draw]:
         """Go on from a snapshot; the store must be empty.
 
         Parameters
@@ -407,102 +349,74 @@ class Store:
         UserError
             If the snapshot is of another policy, or holds more than the capacity.
         """
-        policy, count = type(self.policy).__name__, len(snapshot.simulation)
-        if snapshot.policy != policy:
-            raise UserError(
-                f"The checkpoint's reservoir is a {snapshot.policy}, expected a "
-                f"{policy}.",
-                remedy=f"Use --data.reservoir {snapshot.policy}.",
-            )
         with self._changed:
             if rows is None:
                 self._contents.restart(snapshot)
                 return []
-            if count > self.capacity:
-                raise UserError(
-                    f"The checkpoint's reservoir holds {count} steps",
-                    f"at most capacity = {self.capacity}",
-                    count,
-                    "Raise --data.reservoir.capacity to that of the first run.",
-                )
             chunk = max(1, self.chunk_bytes // self.spec.step_bytes)
             self._contents.restore(snapshot, rows, chunk)
         shape = (-1, self.layout.span, *self.spec.step_shape)
-        return snapshot.draws(np.array(rows[count:]).reshape(shape))
+        return snapshot.draws(np.array(rows[len(snapshot.simulation) :]).reshape(shape))
+
+    @contextmanager
+    def _no_copies(self, pending: PendingBatches, timeout: float) -> Iterator[None]:
+        """Wait, under the lock, for copies to end, and let none begin meanwhile."""
+        contents = self._contents
+        contents.saving = True
+        try:
+            if not self._changed.wait_for(
+                lambda: not contents.copying and not pending.copying, timeout
+            ):
+                raise TimeoutError(
+                    f"Store.save: {contents.copying} copies into the store and "
+                    f"{pending.copying} out of it have not ended within {timeout:g} s. "
+                    "The machine is out of memory, or stopped."
+                )
+            yield
+        finally:
+            contents.saving = False
 
     def _read_pinned(self, nbytes: int) -> Generator[tuple[Slots, Steps]]:
         """Yield pinned slots and their steps, so many bytes at once, and unpin them."""
+        slab = self._contents.slab
         size = max(1, nbytes // self.spec.step_bytes)
         chunk = np.empty((size, *self.spec.step_shape), dtype=np.float32)
         try:
             while True:
                 with self._changed:
-                    slots = self._contents.slab.pinned(size)
+                    slots = slab.pinned(size)
                 if not len(slots):
                     return
-                self._contents.slab.memory.gather(slots, chunk[: len(slots)])
-                self._unpin(slots)
+                slab.memory.gather(slots, chunk[: len(slots)])
+                with self._change():
+                    slab.unpin(slots)
                 yield slots, chunk[: len(slots)]
         finally:
             # Nothing is left of them, unless the caller has failed.
-            with self._changed:
-                rest = self._contents.slab.pinned(self.capacity)
-            self._unpin(rest)
+            with self._change():
+                slab.unpin(slab.pinned(self.capacity))
 
-    def _unpin(self, slots: Slots) -> None:
-        with self._changed:
-            self._contents.slab.unpin(slots)
-            self._changed.notify_all()
-        self._announce()
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Hold the lock, and wake everybody who may go on."""
+        try:
+            with self._changed:
+                yield
+        finally:
+            with self._changed:
+                self._changed.notify_all()
+            self._announce()
 
     def _announce(self) -> None:
         for wake in self._wakes:
             wake()
 
-    def _reserve(
-        self, simulation: int, first: int, count: int, parameters: Parameters
-    ) -> Block | None:
-        """Reserve slots for as many steps as may enter, and note why others wait."""
-        self._contents.index.find(simulation, first, count)
-        if self._stopped or not count:
-            return None
-        block, refusal = (
-            (None, Refusal.SAVING)
-            if self._saving
-            else self._contents.reserve(simulation, first, count, parameters)
-        )
-        if refusal:
-            self._waiting.add(simulation, refusal)
-        else:
-            self._waiting.discard(simulation)
-        if not block:
-            # The store may just have become full, which lets a waiting batch go.
-            self._changed.notify_all()
-        return block
-
-    def _copy(self, block: Block, steps: Steps) -> int:
-        contents = self._contents
-        try:
-            contents.slab.memory.write(block.slots, steps[: block.steps][block.kept])
-        except BaseException:
-            with self._changed:
-                contents.cancel(block)
-                self._changed.notify_all()
-            raise
-        with self._changed:
-            contents.publish(block)
-            self._changed.notify_all()
-        return block.steps
-
     def _wait_to_draw(self, timeout: float | None) -> bool:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         contents = self._contents
         try:
-            while not self._stopped:
-                left = contents.copying or len(contents.population)
-                if contents.draining and not left:
-                    break
-                if not (reason := self._contents.lacking()):
+            while not (self._stopped or contents.drained):
+                if not (reason := contents.lacking()):
                     return True
                 self._trainer.start()
                 remaining = deadline - time.monotonic()
@@ -512,12 +426,6 @@ class Store:
             return False
         finally:
             self._trainer.stop()
-
-    def _simulations_wait(self) -> str:
-        contents = self._contents
-        return self._waiting.describe(
-            contents.index, contents.population, contents.tally
-        )
 
     def _trainer_waits(self, reason: str) -> str:
         return f"trainer waits: {reason}, {seconds(self._trainer.lap)}"
