@@ -36,6 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if help_.show(words):
             sys.exit(0)
+        if words[:1] == ["check"]:
+            from surrogate_flow.cli import check
+
+            check.run(words[1:])
+            return
         line = CommandLine.of(words)
         # Seconds of imports, for a command line that makes sense so far.
         from surrogate_flow.cli import lightning

@@ -3,7 +3,7 @@
 jsonargparse parses the arguments of each class with a parser of their own, and wraps
 the complaint of an inner parser into that of the outer one. The inner parser knows the
 valid names, so it writes the sentence (`Complaint`), which the outermost one finds in
-the text around it (`innermost`). The patterns are those of jsonargparse 4.41 to 4.53;
+the text around it (`innermost`). The patterns are those of jsonargparse 4.49 to 4.53;
 of a text that none of them knows only the noise is left out.
 """
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "plan": "What a study would ask of its cluster; submits nothing.",
     "generate": "Write the simulations to a data set on disk.",
     "compare": "Train offline and online, and put the errors side by side.",
+    "check": "Try the laws on a solver, network, sampler or policy of yours.",
 }
 
 _MAIN = """\
@@ -161,6 +162,22 @@ An example:
 {_STUDY}
 more options: surrogate-flow fit --data.help; --model is ignored.
 """,
+    "check": f"""\
+usage: surrogate-flow check CLASS [--OPTION VALUE ...]
+
+{COMMANDS["check"]} It is built
+with the options, run as a study would run it, and each law that it keeps is printed:
+that a solver yields what its spec says, that the same seed gives the same points, that
+a network learns and comes back from its checkpoint, that a store loses no sample.
+An example:
+
+  PYTHONPATH=. surrogate-flow check my_solvers.MySolver --cells 16
+
+  surrogate-flow check CLASS --help    options of the class
+
+Few cells and steps, and few weights, are enough. surrogate_flow.testing has the same
+functions for your tests.
+""",
     "compare": f"""\
 usage: surrogate-flow compare --data RECIPE --model RECIPE [--OPTION VALUE ...]
 
@@ -225,7 +242,9 @@ def show(words: Sequence[str]) -> bool:
             given = None if not rest or rest[0].startswith("--") else rest[0]
             _show_options(head, names[:-1], given, _recipe(words, head))
             return True
-    if not {"-h", "--help"} & {*words}:
+    # A class's own options are for its parser.
+    of_class = words[:1] == ["check"] and not "".join(words[1:2]).startswith("-")
+    if of_class or not {"-h", "--help"} & {*words}:
         return False
     if words[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))

@@ -122,8 +122,6 @@ class CommandLine:
         needed = ["--data"] if self.command in _STUDIES else ["--data", "--model"]
         if self.command == "predict" and not options & {*needed}:
             return
-        if self.command == "check":
-            needed = []
         for option in needed:
             if option not in options:
                 raise RecipeError(

@@ -21,7 +21,7 @@ from distributed import Client, LocalCluster, SpecCluster
 from distributed.comm import connect
 from distributed.security import Security
 from jsonargparse import ArgumentParser
-from laws import RawOutlet
+from peers import RawOutlet
 from troubled import Wave
 
 from surrogate_flow.cluster import security

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from laws import parameters, trajectory
 from troubled import STEPS, Wave
 
 from surrogate_flow.data.online_loader import OnlineLoader
@@ -17,6 +16,7 @@ from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import FIFO, Draw, PendingBatches, Store
 from surrogate_flow.surrogate.batch import Batch
+from surrogate_flow.testing.store import parameters, trajectory
 
 
 def test_a_trainer_that_failed_leaves_no_thread_behind():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import check_network
 
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Autoregressive, Direct
@@ -14,6 +13,7 @@ from surrogate_flow.nn import FullyConnected
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.surrogate import Surrogate
+from surrogate_flow.testing import check_network
 
 SPEC = Heat2D(cells=(3, 2), steps=9).spec
 

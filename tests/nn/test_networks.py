@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from laws import check_network
 
 from surrogate_flow.fields.names import RecipeError, class_at
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
@@ -20,6 +19,7 @@ from surrogate_flow.fields.window import Direct, Window
 from surrogate_flow.nn import FNO, Channels, FullyConnected, OnGrid, UNet
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
+from surrogate_flow.testing import check_network
 
 PAGE = Path(__file__).parents[2] / "docs" / "networks.md"
 

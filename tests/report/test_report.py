@@ -4,7 +4,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-from laws import trajectory
 from matplotlib.figure import Figure
 
 from surrogate_flow.data.validation import ValidationSet
@@ -14,6 +13,7 @@ from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.picture import picture
 from surrogate_flow.solvers import Combined1D, Lorenz, NavierStokes2D
 from surrogate_flow.surrogate.surrogate import Surrogate
+from surrogate_flow.testing.store import trajectory
 
 LINE = FieldSpec(
     parameters=(Parameter("speed", -1.0, 3.0, "m/s"),),

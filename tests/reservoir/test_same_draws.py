@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-import laws
 import numpy as np
 import pytest
 from test_snapshot import Run
 from test_store import POLICIES, WINDOWS, make_store
 
 from surrogate_flow.reservoir import Snapshot
+from surrogate_flow.testing import store as laws
 
 RECORDED = Path(__file__).parents[1] / "data" / "v0.1"
 

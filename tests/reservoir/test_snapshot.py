@@ -4,7 +4,6 @@ import collections
 import itertools
 import threading
 
-import laws
 import numpy as np
 import pytest
 from test_store import POLICIES, WINDOWS, make_store, offer, paused_store
@@ -13,6 +12,7 @@ from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.reservoir import FIFO, PendingBatches, Store
+from surrogate_flow.testing import store as laws
 
 SIMULATIONS = 5
 STEPS = 20

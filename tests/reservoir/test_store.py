@@ -4,7 +4,6 @@ import gc
 import threading
 from dataclasses import dataclass
 
-import laws
 import numpy as np
 import pytest
 import scipy.stats
@@ -26,6 +25,7 @@ from surrogate_flow.reservoir import (
     SamplesPerInsert,
     Store,
 )
+from surrogate_flow.testing import store as laws
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def test_laws(policy, window):
         for draw in laws.run_store(store, 12):
             laws.check_draw(store, draw)
     else:
-        laws.check_reservoir(lambda: make_store(policy, window), once)
+        laws.check_store(lambda: make_store(policy, window), once=once)
 
 
 def test_fifo_keeps_the_order():

@@ -9,10 +9,10 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import check_solver
 
 from surrogate_flow.solvers import Combined1D
 from surrogate_flow.solvers.combined1d import evolve, godunov, weno5
+from surrogate_flow.testing import check_solver
 
 WAVES = {
     **{f"A_{j}": a for j, a in enumerate((0.4, -0.3, 0.5, 0.1, -0.2), 1)},

@@ -6,11 +6,11 @@ import pickle
 import numpy as np
 import pytest
 import xarray as xr
-from laws import check_solver
 from scipy.integrate import simpson, solve_ivp
 
 from surrogate_flow.solvers import GrayScott2D
 from surrogate_flow.solvers.gray_scott import evolve
+from surrogate_flow.testing import check_solver
 
 RATES = {"feed": 0.04, "kill": 0.06}
 SPOT = {"w": 0.05, "x_1": 0.3, "y_1": 0.55}

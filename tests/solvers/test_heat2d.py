@@ -9,11 +9,11 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import check_solver
 from scipy import sparse
 from scipy.sparse.linalg import splu
 
 from surrogate_flow.solvers import Heat2D
+from surrogate_flow.testing import check_solver
 
 TEMPERATURES = {
     "initial": 450.0,

@@ -7,7 +7,6 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import check_solver
 from scipy.optimize import brentq
 from scipy.special import j0, y0
 
@@ -17,6 +16,7 @@ from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.picture import picture
 from surrogate_flow.solvers import HeatPlate
 from surrogate_flow.surrogate.surrogate import Surrogate
+from surrogate_flow.testing import check_solver
 
 TEMPERATURES = {
     "initial": 450.0,

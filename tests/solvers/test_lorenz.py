@@ -7,9 +7,9 @@ from decimal import Decimal, localcontext
 import numpy as np
 import pytest
 import xarray as xr
-from laws import check_solver
 
 from surrogate_flow.solvers import Lorenz
+from surrogate_flow.testing import check_solver
 
 CLASSIC = {"sigma": 10.0, "rho": 28.0, "beta": 8 / 3}
 STATE = {"x0": -3.0, "y0": 4.0, "z0": 20.0}

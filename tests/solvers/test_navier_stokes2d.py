@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 import xarray as xr
-from laws import check_solver
 
 from surrogate_flow.solvers import NavierStokes2D
 from surrogate_flow.solvers.navier_stokes2d import GaussianField, evolve
+from surrogate_flow.testing import check_solver
 
 
 def parameters(modes: int = 24, log10_viscosity: float = -3.0, seed: int = 0) -> dict:

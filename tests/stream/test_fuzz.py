@@ -19,13 +19,14 @@ import pytest
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import Ledger, RawOutlet, parameters, trajectory
+from peers import Ledger, RawOutlet
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.stream import Inlet, NotExpected, Outlet, stats
 from surrogate_flow.stream import protocol as msg
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.reception import Reception
+from surrogate_flow.testing.store import parameters, trajectory
 
 SPEC = FieldSpec(
     parameters=(Parameter("a", 0.0, 1.0),),

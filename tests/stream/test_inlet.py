@@ -13,7 +13,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import zmq
-from laws import Ledger, RawOutlet, parameters, trajectory
+from peers import Ledger, RawOutlet
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.stream import (
@@ -27,6 +27,7 @@ from surrogate_flow.stream import (
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.endpoint import ClientKeys, Endpoint, generate_keys
 from surrogate_flow.stream.reception import Reception
+from surrogate_flow.testing.store import parameters, trajectory
 
 SPEC = FieldSpec(
     parameters=(Parameter("a", 0.0, 1.0),),

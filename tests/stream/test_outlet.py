@@ -12,7 +12,7 @@ import weakref
 
 import numpy as np
 import pytest
-from laws import Ledger, RawOutlet, parameters, trajectory
+from peers import Ledger, RawOutlet
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.stream import (
@@ -26,6 +26,7 @@ from surrogate_flow.stream import (
     Timing,
     protocol,
 )
+from surrogate_flow.testing.store import parameters, trajectory
 
 SPEC = FieldSpec(
     parameters=(Parameter("a", 0.0, 1.0),),

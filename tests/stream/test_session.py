@@ -5,10 +5,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from laws import Ledger, trajectory
+from peers import Ledger
 
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.stream.session import BLOCK, Session
+from surrogate_flow.testing.store import trajectory
 
 STEPS = 2000
 SPEC = FieldSpec(

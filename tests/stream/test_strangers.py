@@ -12,11 +12,12 @@ import time
 
 import psutil
 import zmq
-from laws import Ledger, RawOutlet, parameters, trajectory
+from peers import Ledger, RawOutlet
 from test_inlet import SPEC, settle, wrong_keys
 
 from surrogate_flow.stream import Inlet, Outlet, Timing, protocol
 from surrogate_flow.stream.endpoint import Endpoint
+from surrogate_flow.testing.store import parameters, trajectory
 
 HOST = "127.0.0.1"
 SIGNATURE = b"\xff" + bytes(8) + b"\x7f"

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import zmq
-from laws import Ledger, RawOutlet, check_stream, trajectory
+from peers import Ledger, RawOutlet, check_stream
 from zmq.utils.monitor import recv_monitor_message
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.stream import Discard, Inlet, Outlet
 from surrogate_flow.stream.protocol import HEADER_BYTES
+from surrogate_flow.testing.store import trajectory
 
 SPEC = FieldSpec(
     parameters=(Parameter("a", 0.0, 1.0), Parameter("b", 0.0, 1.0)),

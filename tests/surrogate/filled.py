@@ -5,7 +5,6 @@ from functools import partial
 import numpy as np
 import pytorch_lightning as L
 import torch
-from laws import trajectory
 from pytorch_lightning.callbacks import ProgressBar
 
 from surrogate_flow.data.module import Cost, SurrogateData
@@ -16,6 +15,7 @@ from surrogate_flow.nn import FullyConnected
 from surrogate_flow.reservoir import FIRO, PendingBatches, Store
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
+from surrogate_flow.testing.store import trajectory
 
 SPEC = Heat2D(cells=(6, 4), steps=7).spec
 SIMULATIONS = 5

@@ -5,10 +5,10 @@ import pytest
 import pytorch_lightning as L
 import torch
 from filled import SIMULATIONS, SPEC, Filled, fit, parameters_of
-from laws import trajectory
 from torch import nn
 
 from surrogate_flow.surrogate.observation import Feedback, sample_losses
+from surrogate_flow.testing.store import trajectory
 
 
 class RelativeL2(nn.Module):

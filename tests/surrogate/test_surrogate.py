@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as L
 import torch
-from laws import check_network
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Direct
@@ -17,6 +16,7 @@ from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.metrics import field_metrics
 from surrogate_flow.surrogate.normalisation import Normalisation
 from surrogate_flow.surrogate.surrogate import Surrogate
+from surrogate_flow.testing import check_network
 
 WALLS = {"initial": 300, "left": 100, "right": 500, "bottom": 200, "top": 400}
 SPEC = Heat2D(cells=(6, 4), steps=5).spec

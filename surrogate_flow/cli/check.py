@@ -1,0 +1,132 @@
+"""``surrogate-flow check``: the laws, on a class of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from surrogate_flow.cli import explain
+from surrogate_flow.cli.recipes import CommandLine
+from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.names import RecipeError, class_at
+from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
+from surrogate_flow.fields.window import Autoregressive, Direct
+from surrogate_flow.sampling.sampler import Sampler
+from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.testing import LawBroken
+from surrogate_flow.testing.sampler import check_sampler
+from surrogate_flow.testing.solver import check_solver
+
+__all__ = ["run"]
+
+_STEPS = 20
+_GRIDS = {"no dims": (), "a line": (11,), "a plane": (10, 7), "a box": (5, 4, 6)}
+# Of a policy: small enough that a store of it gets full.
+_SMALL = {"capacity": 40, "threshold": 6}
+
+
+def run(words: Sequence[str]) -> None:
+    """Build a class with the options of a command line, and try the laws on it.
+
+    Raises
+    ------
+    RecipeError
+        If the class cannot be imported, or nothing is known that such a class obeys.
+    UserError
+        If an option is wrong.
+    LawBroken
+        If it breaks a law; those before it are printed.
+    """
+    if not words or words[0].startswith("-"):
+        raise RecipeError(
+            "check needs the import path of a class first, such as my_module.MySolver."
+        )
+    path, *options = words
+    kind = class_at(path)
+    if isinstance(kind, type) and issubclass(kind, Solver):
+        _show(path, lambda: check_solver(_built(path, kind, options)()))
+    elif isinstance(kind, type) and issubclass(kind, Sampler):
+        _show(path, lambda: check_sampler(_built(path, kind, options)()))
+    else:
+        _check_with_torch(path, kind, options)
+
+
+def _check_with_torch(path: str, kind: Any, options: Sequence[str]) -> None:
+    import torch
+    from torch import nn
+
+    from surrogate_flow.reservoir import Policy, Store
+    from surrogate_flow.testing.network import check_network
+    from surrogate_flow.testing.store import check_store
+
+    if isinstance(kind, type) and issubclass(kind, Policy):
+        policy, spec = _built(path, kind, options)(), _spec(3)
+        _show(path, lambda: check_store(lambda: Store(spec, Direct(), 4, policy)))
+    elif isinstance(kind, type) and issubclass(kind, nn.Module):
+        make, refusals = _built(path, kind, options), []
+        torch.set_num_threads(1)  # which is faster on small tensors
+        for name, shape in _GRIDS.items():
+            for window in (Direct(), Autoregressive(2)):
+                spec, on = _spec(*shape), f"{path} on {name}, {window}"
+                try:
+                    make(spec, window)
+                except ValueError as error:
+                    refusals.append(error)
+                    Console().print(f"{on}: refused: {error}", soft_wrap=True)
+                else:
+                    _show(on, partial(check_network, make, spec, window))
+        if len(refusals) == 2 * len(_GRIDS):
+            raise LawBroken(f"Broken law: {path} serves some fields.")
+    else:
+        raise RecipeError(
+            f"{path}: expected a class derived from surrogate_flow.Solver, "
+            "surrogate_flow.sampling.Sampler, surrogate_flow.reservoir.Policy or "
+            f"torch.nn.Module, got {kind!r}."
+        )
+
+
+def _built(path: str, kind: type, options: Sequence[str]) -> Callable[..., Any]:
+    """Return the class with the arguments that a command line gives."""
+    parser = ArgumentParser(
+        prog=f"surrogate-flow check {path}", exit_on_error=False, allow_abbrev=False
+    )
+    # What builds a network gives it these.
+    added = parser.add_class_arguments(
+        kind, skip={"spec", "window"}, fail_untyped=False
+    )
+    parser.set_defaults({k: v for k, v in _SMALL.items() if k in added})
+    try:
+        arguments = parser.instantiate(parser.parse_args(list(options)))
+    except Exception as error:
+        wrong = explain.Complaint(str(error), parser, kind).explained()
+        line = CommandLine(["check", *options])
+        raise UserError(explain.placed(wrong, line)) from error
+    return partial(kind, **arguments.as_dict())
+
+
+def _show(name: str, check: Callable[[], list[str]]) -> None:
+    console, laws = Console(soft_wrap=True, highlight=False), list[str]()
+    console.print(f"{name}:")
+    try:
+        with console.status("trying the laws"):
+            laws = check()
+    except LawBroken as error:
+        laws = error.kept
+        raise
+    finally:
+        for law in laws:
+            console.print(f"  [green]✓[/] {law}")
+
+
+def _spec(*shape: int) -> FieldSpec:
+    return FieldSpec(
+        parameters=(Parameter("a", 0.0, 1.0), Parameter("b", 0.0, 1.0)),
+        variables=(Variable("u"), Variable("v")),
+        dims=tuple("xyz"[: len(shape)]),
+        shape=shape,
+        times=tuple(float(step) for step in range(1, _STEPS + 1)),
+    )

@@ -1,0 +1,154 @@
+"""The laws of solvers."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import xarray as xr
+from distributed.protocol import pickle
+from jaxtyping import Float32
+
+from surrogate_flow.fields.encoder import TIME_TOLERANCE, Encoder
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.sampling import Uniform
+from surrogate_flow.solvers.solver import Run, Solver, spec_of
+from surrogate_flow.testing.law import Laws
+
+__all__ = ["check_solver"]
+
+
+def check_solver(
+    solver: Solver, parameters: Mapping[str, float] | None = None
+) -> list[str]:
+    """Try a solver as a worker uses it: pickled, set up, run, run again, closed.
+
+    Parameters
+    ----------
+    solver : Solver
+        With few cells and steps: it runs six times, or five and a part.
+    parameters : mapping of str to float, optional
+        Of the simulation that is tried; by default drawn from the bounds of its spec.
+
+    Returns
+    -------
+    list of str
+        The laws that it keeps.
+
+    Raises
+    ------
+    LawBroken
+        If it breaks one.
+
+    Examples
+    --------
+    >>> from surrogate_flow.solvers import Lorenz
+    >>> check_solver(Lorenz(steps=3))[0]
+    'the spec is a FieldSpec with parameters, the same whenever it is asked for'
+    """
+    laws = Laws()
+    with laws.law(
+        "the spec is a FieldSpec with parameters, the same whenever it is asked for"
+    ):
+        spec = spec_of(solver)
+        assert spec.digest() == spec_of(solver).digest(), "Two specs differ."
+        assert spec.parameters, "The spec declares no parameter."
+    drawn = Uniform(seed=0).ask(0, 2, spec.parameters).tolist()
+    names = [p.name for p in spec.parameters]
+    first, second = (dict(zip(names, point, strict=True)) for point in drawn)
+    first = dict(parameters or first)
+
+    with laws.law("it travels to a worker: pickled and unpickled, it is the same"):
+        travelled: Solver = pickle.loads(pickle.dumps(solver))
+        assert spec_of(travelled).digest() == spec.digest(), (
+            "The spec of the unpickled solver differs."
+        )
+    with _nothing_left(laws), closing(solver), closing(travelled):
+        with laws.law("it yields the fields, dims and times of its spec, all finite"):
+            solver.setup(1)
+            fields = _fields(solver, spec, first)
+        with laws.law("the same parameters give the same fields, bit by bit"):
+            _require_equal(_fields(solver, spec, first), fields)
+        with laws.law("no simulation depends on those that ran before it"):
+            _fields(solver, spec, second)
+            with closing(_steps(solver, spec, second)) as steps:
+                next(steps)  # and is given up
+            _require_equal(_fields(solver, spec, first), fields)
+        with laws.law("on another worker the fields are the same"):
+            travelled.setup(1)
+            _require_equal(_fields(travelled, spec, first), fields)
+        with laws.law("a retry goes on where the first attempt was, or begins again"):
+            _require_equal(_fields(travelled, spec, first, spec.steps // 2), fields)
+    return laws
+
+
+def _fields(
+    solver: Solver, spec: FieldSpec, parameters: Mapping[str, float], first: int = 0
+) -> Float32[np.ndarray, "time channel *space"]:
+    """Return the steps from `first` on, as they would be streamed."""
+    encoder, step = Encoder(spec, 0), 0
+    parts: list[Float32[np.ndarray, "time channel *space"]] = []
+    with closing(_steps(solver, spec, parameters, first)) as datasets:
+        for dataset in datasets:
+            if not parts and first and _begins_at(spec.times, first, dataset):
+                step = first
+            parts.append(encoder.convert(dataset, step))
+            step += len(parts[-1])
+    assert step == spec.steps, f"Expected {spec.steps} steps, got {step}."
+    return np.concatenate(parts)[first - spec.steps :]
+
+
+def _steps(
+    solver: Solver, spec: FieldSpec, parameters: Mapping[str, float], first: int = 0
+) -> Generator[xr.Dataset]:
+    """Yield what a run yields; closed early, it closes the run."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(parameters, first_step=first, folder=Path(folder))
+        steps = solver.start(run)
+        try:
+            yield from steps
+        finally:
+            if hasattr(steps, "close"):
+                steps.close()
+
+
+def _begins_at(times: tuple[float, ...], step: int, dataset: xr.Dataset) -> bool:
+    gap = abs(times[step] - times[step - 1])
+    near = abs(float(dataset["time"].values.flat[0]) - times[step])
+    return bool(near <= TIME_TOLERANCE * gap)
+
+
+def _require_equal(
+    got: Float32[np.ndarray, "time channel *space"],
+    expected: Float32[np.ndarray, "time channel *space"],
+) -> None:
+    expected = expected[len(expected) - len(got) :]
+    differ = (got != expected).reshape(len(got), -1).any(axis=1)
+    assert not differ.any(), (
+        f"{differ.sum()} of {len(got)} steps differ, by up to "
+        f"{np.abs(got - expected).max():.3g}. Usual causes: random numbers without a "
+        "seed, or an attribute that a simulation changes."
+    )
+
+
+@contextmanager
+def _nothing_left(laws: Laws) -> Iterator[None]:
+    """Try that no process and no thread is left of what the block has closed."""
+    here = psutil.Process()
+    threads, children = set(threading.enumerate()), set(here.children(recursive=True))
+    yield
+    with laws.law("once closed it leaves no process and no thread"):
+        _, alive = psutil.wait_procs(
+            set(here.children(recursive=True)) - children, timeout=5
+        )
+        assert not alive, f"Processes are left: {[p.pid for p in alive]}."
+        left = set(threading.enumerate()) - threads
+        for thread in left:
+            thread.join(5)
+        left = {thread for thread in left if thread.is_alive()}
+        assert not left, f"Threads are left: {[t.name for t in left]}."
