@@ -35,8 +35,9 @@ def test_conda_environment_names_the_same_packages():
 
 
 @pytest.mark.timeout(180)
-def test_a_wheel_brings_the_recipes(tmp_path):
+def test_a_wheel_brings_the_recipes(tmp_path, monkeypatch):
     """From an installed wheel, in an empty folder, the bare names of recipes work."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     source = tmp_path / "source"
     source.mkdir()
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
