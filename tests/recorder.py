@@ -47,6 +47,6 @@ class ValidatedOn(Callback):
     """Writes parameters and fields of the held-out simulations to the run's folder."""
 
     def on_validation_end(self, trainer, pl_module):
-        held_out = trainer.datamodule.held_out
+        validation = trainer.datamodule.validation
         path = Path(trainer.log_dir) / "validated_on.npz"
-        np.savez(path, parameters=held_out.parameters, fields=held_out.fields)
+        np.savez(path, parameters=validation.parameters, fields=validation.fields)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from surrogate_flow.data.checkpoint_state import steps_files
+from surrogate_flow.data.checkpoint import steps_files
 from surrogate_flow.files import DirectoryLock
 
 __all__ = ["AtomicCheckpoints"]

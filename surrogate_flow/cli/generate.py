@@ -75,7 +75,7 @@ class Generation:
             path,
             data.solver,
             data.sampler,
-            held_out=data.count,
+            held_out=data.held_out,
             simulations=data.simulations,
             workflow=data.workflow,
         )
@@ -90,7 +90,7 @@ class Generation:
         self._design = Design(
             data.spec.parameters,
             data.sampler,
-            held_out=data.count,
+            held_out=data.held_out,
             simulations=data.simulations,
         )
         self._design.skip(whole)

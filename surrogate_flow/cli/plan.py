@@ -184,7 +184,7 @@ def _rows(
     rows = [
         (
             "simulations",
-            f"{data.count} held out, then "
+            f"{data.held_out} held out, then "
             f"{'without end' if data.simulations is None else data.simulations}",
         ),
         (
@@ -212,7 +212,7 @@ def _rows(
     counted = _range(round(least * steps), round(most * steps))
     rows.append(("stream", f"{stream} a second expected, {counted} steps"))
     if data.simulations is not None:
-        total = one * (data.count + data.simulations)
+        total = one * (data.held_out + data.simulations)
         rows.append(("solving", _range(total / most, total / least, format_time)))
     if where.walltime and one > where.walltime:
         rows.append(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from surrogate_flow.data.checkpoint_state import is_steps_file, steps_files
+from surrogate_flow.data.checkpoint import is_steps_file, steps_files
 from surrogate_flow.files import LOCK, DirectoryLock
 
 __all__ = ["discard", "job_checkpoint", "last_checkpoint", "new_folder", "tidy"]

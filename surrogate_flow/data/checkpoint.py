@@ -1,30 +1,47 @@
-"""Saves what a study has done and holds with each checkpoint, and restores it."""
+"""What a study has done and holds, in each checkpoint and a file of steps beside it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int
 
-from surrogate_flow.data.checkpoint_state import (
-    CheckpointError,
-    Steps,
-    StudyState,
-    new_steps_file,
-    read_steps,
-    write_steps,
-)
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.ledger import Ledger
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.int_set import IntSet
-from surrogate_flow.reservoir import PendingBatches, Store
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.files import write_atomically
+from surrogate_flow.reservoir import PendingBatches, Snapshot, Store
 
-__all__ = ["StudyCheckpoint"]
+__all__ = [
+    "CheckpointError",
+    "StudyCheckpoint",
+    "is_steps_file",
+    "read_steps",
+    "steps_files",
+    "write_steps",
+]
 
 logger = logging.getLogger(__name__)
+
+_STEPS_FILE = re.compile(r"reservoir-[0-9a-f]{8}\.npy")
+_RESTART = "Leave out --ckpt_path to begin anew."
+
+Steps = Float[np.ndarray, "row channel *space"]
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that is damaged, or of another study or version."""
 
 
 @final
@@ -38,7 +55,7 @@ class StudyCheckpoint:
     Parameters
     ----------
     store : Store
-    held_out : ValidationSet
+    validation : ValidationSet
     ledger : Ledger
         Which simulations have ended.
     first : mapping of str to float
@@ -55,17 +72,15 @@ class StudyCheckpoint:
     def __init__(
         self,
         store: Store,
-        held_out: ValidationSet,
+        validation: ValidationSet,
         ledger: Ledger,
         first: Mapping[str, float],
         *,
         fields: bool,
     ) -> None:
         self.pending = PendingBatches()
-        self._store = store
-        self._held_out, self._ledger = held_out, ledger
-        self._first = dict(first)
-        self._fields = fields
+        self._store, self._validation, self._ledger = store, validation, ledger
+        self._first, self._fields = dict(first), fields
         self._saved: tuple[int, dict[str, Any]] | None = None
 
     def save(self, step: int, trained: int, folder: Path) -> dict[str, Any]:
@@ -86,10 +101,10 @@ class StudyCheckpoint:
             self._saved = (step, (state or self._state(None)).to_plain())
         return self._saved[1]
 
-    def _with_steps(self, folder: Path) -> StudyState | None:
-        path = folder / new_steps_file()
+    def _with_steps(self, folder: Path) -> _State | None:
+        path = folder / f"reservoir-{secrets.token_hex(4)}.npy"
         try:
-            with write_steps(path, self._held_out.spec.step_shape) as write:
+            with write_steps(path, self._validation.spec.step_shape) as write:
                 return self._state(write, path.name)
         except TimeoutError:
             raise
@@ -102,59 +117,47 @@ class StudyCheckpoint:
             )
             return None
 
-    def _state(
-        self, write: Callable[[Steps], None] | None, rows: str = ""
-    ) -> StudyState:
-        failed = IntSet()
+    def _state(self, write: Callable[[Steps], None] | None, rows: str = "") -> _State:
+        validation, failed = self._validation, IntSet()
 
         def note() -> None:
             nonlocal failed
             failed = IntSet(self._ledger.to_plain()["failed"])
-            for row in range(self._held_out.count):
+            for row in range(validation.count):
                 # A run that goes on tries these again.
-                failed.discard(self._held_out.number(row))
+                failed.discard(validation.number(row))
 
-        held_out = self._held_out
         snapshot = self._store.save(self.pending, write, note)
-        complete = [] if write is None else held_out.finished
-        for row in complete:
-            assert write is not None
-            write(held_out.fields[row])
-        return StudyState(
-            held_out=held_out.count,
+        complete: list[int] = []
+        if write is not None:
+            complete = validation.finished
+            for row in complete:
+                write(validation.fields[row])
+        return _State(
+            held_out=validation.count,
             first=self._first,
             failed=failed,
             store=snapshot,
             rows=rows,
             whole=np.array(complete, dtype=np.int64),
-            parameters=held_out.parameters[complete],
+            parameters=validation.parameters[complete],
         )
 
     def load(self, plain: Mapping[str, Any], folder: Path) -> None:
-        """Go on from a state that `save` returned.
-
-        Parameters
-        ----------
-        plain : mapping
-        folder : Path
-            Of the checkpoint.
+        """Go on from a state that `save` returned, of a checkpoint in `folder`.
 
         Raises
         ------
-        CheckpointError
-            If it is of another study or damaged, or its file of steps is.
-        ValueError
-            If its reservoir does not fit this one.
+        UserError
+            If it is of another study or damaged, or its file of steps is, or its
+            reservoir does not fit this one.
         """
-        held_out, store = self._held_out, self._store
-        state = StudyState.from_plain(plain, held_out.spec)
+        validation, store = self._validation, self._store
+        state = _State.from_plain(plain, validation.spec)
+        sampler = "data.sampler (the first simulation's parameters)"
         for what, expected, got in (
-            ("data.held_out", held_out.count, state.held_out),
-            (
-                "data.sampler (the first simulation's parameters)",
-                self._first,
-                dict(state.first),
-            ),
+            ("data.held_out", validation.count, state.held_out),
+            (sampler, self._first, dict(state.first)),
         ):
             if expected != got:
                 raise CheckpointError(
@@ -165,35 +168,37 @@ class StudyCheckpoint:
                     "run's folder).",
                 )
         steps = self._read(state, folder / state.rows) if state.rows else None
+        again = 0
         if steps is None:
             store.restore(state.store, None)
+            again = len(state.store.restarts(store.layout))
         else:
-            shape = (-1, held_out.spec.steps, *held_out.spec.step_shape)
-            end = len(steps) - len(state.whole) * held_out.spec.steps
+            shape = (-1, validation.spec.steps, *validation.spec.step_shape)
+            end = len(steps) - len(state.whole) * validation.spec.steps
             self.pending = PendingBatches(store.restore(state.store, steps[:end]))
-            held_out.restore(state.whole, steps[end:].reshape(shape), state.parameters)
+            fields = steps[end:].reshape(shape)
+            validation.restore(state.whole, fields, state.parameters)
         for number in state.store.live[:, 0].tolist():
             if number in state.failed:
                 store.close(number, complete=False)
-        again = {} if steps is not None else state.store.restarts(store.layout)
+        complete, failed = store.finished, IntSet(state.failed.ranges)
         logger.info(
             "Going on: %d simulations are done, %d failed, %d run again for samples "
             "that were not trained; the reservoir has %d samples.",
-            len(store.finished),
-            len(state.failed),
-            len(again),
+            len(complete),
+            len(failed),
+            again,
             store.stats().population,
         )
-        complete, failed = IntSet(store.finished.ranges), IntSet(state.failed.ranges)
-        for row in held_out.finished:
-            complete.add(held_out.number(row))
+        for row in validation.finished:
+            complete.add(validation.number(row))
         for number in state.failed:
             if number in complete:
                 # Its last attempt failed when all steps had arrived.
                 failed.discard(number)
         self._ledger.restore({"complete": complete.ranges, "failed": failed.ranges})
 
-    def _read(self, state: StudyState, path: Path) -> Steps | None:
+    def _read(self, state: _State, path: Path) -> Steps | None:
         if not path.is_file():
             logger.warning(
                 "%s is gone: it was deleted, or not copied together with the "
@@ -202,7 +207,175 @@ class StudyCheckpoint:
                 path,
             )
             return None
-        spec, store = self._held_out.spec, state.store
+        spec, store = self._validation.spec, state.store
         pending = int(store.again_size.sum()) * self._store.window.span
         count = len(store.simulation) + pending + len(state.whole) * spec.steps
         return read_steps(path, (count, *spec.step_shape))
+
+
+@dataclass(frozen=True)
+class _State:
+    """The state of `OnlineData`; a checkpoint has an entry of each name.
+
+    Attributes
+    ----------
+    held_out : int
+        Number of held-out simulations; those for training are numbered from there.
+    first : dict of str to float
+        Parameters of the first simulation for training, which identify the sampler.
+    failed : IntSet
+        Simulations that failed permanently.
+    store : Snapshot
+        Of the reservoir, without its steps.
+    rows : str
+        Name of the file of steps beside the checkpoint; empty if there is none.
+    whole : array of int
+        Complete held-out simulations, whose steps follow the reservoir's in that file.
+    parameters : array of shape (simulation, parameter)
+        Of these.
+    """
+
+    held_out: int
+    first: Mapping[str, float]
+    failed: IntSet
+    store: Snapshot
+    rows: str
+    whole: Int[np.ndarray, " simulation"]
+    parameters: Float32[np.ndarray, "simulation parameter"]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return numbers, strings and tensors only."""
+        plain = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return {
+            **plain,
+            "failed": self.failed.ranges,
+            "store": _plain(vars(self.store)),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any], spec: FieldSpec) -> _State:
+        """Undo `to_plain`, and check that all parts fit each other and the spec."""
+        names = ({f.name for f in fields(cls)}, {f.name for f in fields(Snapshot)})
+        got = (set(plain), set(plain.get("store", ())))
+        if got != names:
+            differing = sorted((names[0] ^ got[0]) | (names[1] ^ got[1]))
+            raise CheckpointError(
+                "The checkpoint's data were written by another version of "
+                f"surrogate_flow: entries {differing} are missing or unknown.",
+                remedy=f"Use the version that wrote it. {_RESTART}",
+            )
+        parts = {name: _array(value) for name, value in plain.items()}
+        parts["failed"] = IntSet(plain["failed"])
+        parts["store"] = Snapshot(**{k: _array(v) for k, v in plain["store"].items()})
+        state = cls(**parts)
+        state.store.check(spec)
+        if state.rows != "" and not is_steps_file(state.rows):
+            raise CheckpointError(
+                "The checkpoint's file of steps",
+                "a file beside it, reservoir-<8 digits>.npy",
+                repr(state.rows)[:80],
+                _RESTART,
+            )
+        whole = np.asarray(state.whole)
+        distinct = len(np.unique(whole)) == len(whole)
+        inside = not len(whole) or 0 <= whole.min() <= whole.max() < state.held_out
+        shape = (len(whole), len(spec.parameters))
+        if not (distinct and inside and state.parameters.shape == shape):
+            raise CheckpointError(
+                "The checkpoint is damaged",
+                f"{len(whole)} different held-out simulations below {state.held_out} "
+                f"with parameters of {shape}",
+                f"{whole.tolist()[:9]} with parameters of {state.parameters.shape}",
+                _RESTART,
+            )
+        return state
+
+
+def is_steps_file(name: object) -> bool:
+    """Return whether a file of steps may have this name."""
+    return isinstance(name, str) and _STEPS_FILE.fullmatch(name) is not None
+
+
+def steps_files(checkpoint: Mapping[str, Any]) -> set[str]:
+    """Return the names of all files of steps that belong to a checkpoint."""
+    entries = [entry for entry in checkpoint.values() if isinstance(entry, dict)]
+    ranks = [rank for entry in entries for rank in entry.get("ranks", ())]
+    names = [rank.get("rows") for rank in ranks if isinstance(rank, dict)]
+    return {str(name) for name in names if is_steps_file(name)}
+
+
+@contextmanager
+def write_steps(
+    path: Path, step_shape: tuple[int, ...]
+) -> Iterator[Callable[[Steps], None]]:
+    """Yield a function that appends steps to a ``.npy`` file of any number of them.
+
+    The file appears under its name when it is complete and on the disk, or not at all.
+    It is written, not mapped into memory: a full disk is an `OSError` that way.
+    """
+    count = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path, sync=True) as part, part.open("wb") as file:
+
+        def write_header() -> None:
+            # numpy leaves room in the header for a larger number.
+            header = {"descr": "<f4", "fortran_order": False}
+            np.lib.format.write_array_header_1_0(
+                file, {**header, "shape": (count, *step_shape)}
+            )
+
+        def append(steps: Steps) -> None:
+            nonlocal count
+            file.write(np.ascontiguousarray(steps, dtype=np.float32).data)
+            count += len(steps)
+
+        write_header()
+        yield append
+        file.seek(0)
+        write_header()
+
+
+def read_steps(path: Path, shape: tuple[int, ...]) -> Steps:
+    """Return the steps of a file, which are read when they are used.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is cut off, or holds anything else than float32 of that shape.
+    """
+    remedy = "Delete it to go on without: then what it held is simulated again."
+    try:
+        # Unlike numpy.load it knows neither archives nor pickles.
+        steps: Steps = np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:
+        # A header that makes no sense makes the reader fail in half a dozen ways.
+        raise CheckpointError(
+            f"{path}: cannot be read as a file of steps ({type(error).__name__}). It "
+            "is cut off: the disk was full, or the copy is not complete.",
+            remedy=remedy,
+        ) from error
+    if steps.shape != shape or steps.dtype != np.float32:
+        got = f"{steps.dtype} of {steps.shape}, of another checkpoint"
+        raise CheckpointError(str(path), f"float32 of {shape}", got, remedy)
+    return steps
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+
+
+def _array(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    if not value.is_contiguous():
+        # A few bytes of a file may claim to be any number of values.
+        raise CheckpointError(
+            f"The checkpoint is damaged: an entry of {tuple(value.shape)} values is "
+            "not all there.",
+            remedy=_RESTART,
+        )
+    return value.numpy()

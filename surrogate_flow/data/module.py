@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 import pytorch_lightning as L
+from dask.utils import format_bytes
 from jaxtyping import Float
 
 from surrogate_flow.data.ranks import Ranks
-from surrogate_flow.data.status import Status
 from surrogate_flow.data.validation import ValidationSet
+from surrogate_flow.ensemble.ensemble import EnsembleStats
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Direct, Window
+from surrogate_flow.reservoir import Moments, StoreStats
 from surrogate_flow.sampling import Observations
+from surrogate_flow.stream import StreamStats
 
-__all__ = ["Cost", "SurrogateData", "data_of", "ranks_and_window"]
+__all__ = [
+    "Cost",
+    "DatasetStats",
+    "Status",
+    "SurrogateData",
+    "TrainingStats",
+    "Vector",
+    "at_least",
+    "data_of",
+]
+
+#: A number for each variable.
+Vector = Float[np.ndarray, " channel"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,140 @@ class Cost:
     solver_seconds: float
 
 
+@dataclass(frozen=True)
+class TrainingStats:
+    """How far the training of one process is.
+
+    Attributes
+    ----------
+    stage : str
+        ``fit``, ``validate``, ``test`` or ``predict``.
+    ranks : int
+        Processes that train together.
+    step : int
+        Steps of the optimizer, those before a checkpoint that was resumed included.
+    samples : int
+        Trained by this process in this run, repetitions counted.
+    samples_per_second : float
+        Over the last five seconds; at the end, over the last five of the training.
+    loss : float, optional
+        Of the last batch, in normalised units.
+    validation : float, optional
+        ``val_relative_l2`` of the last validation.
+    """
+
+    stage: str
+    ranks: int = 1
+    step: int = 0
+    samples: int = 0
+    samples_per_second: float = 0.0
+    loss: float | None = None
+    validation: float | None = None
+
+    def describe(self) -> list[str]:
+        """Return the parts of a line."""
+        parts = [self.stage]
+        if self.ranks > 1:
+            parts.append(f"rank 0 of {self.ranks}")
+        if self.loss is not None:
+            parts += [
+                f"batch {self.step}",
+                f"loss {self.loss:.3g}",
+                f"{self.samples_per_second:.0f} samples/s",
+            ]
+        if self.validation is not None:
+            parts.append(f"validation {self.validation:.2%}")
+        return parts
+
+
+@dataclass(frozen=True)
+class DatasetStats:
+    """How much of a data set has been read.
+
+    Attributes
+    ----------
+    name : str
+    epoch : int
+        Number of the one that is trained, from 0.
+    read, total : int
+        Bytes of fields read since the beginning of the run, and those to train on, of
+        this process.
+    in_memory : bool
+        Whether all of them stay in memory, so that they are read once.
+    """
+
+    name: str
+    epoch: int
+    read: int
+    total: int
+    in_memory: bool
+
+    def describe(self, *, narrow: bool = False) -> list[str]:
+        """Return the parts of a line; shortened where that is narrow."""
+        read = f"{format_bytes(self.read)} read"
+        if narrow:
+            return [f"epoch {self.epoch}", read]
+        kept = ", in memory" if self.in_memory else ""
+        of = f"{format_bytes(self.total)} of {self.name}{kept}"
+        return [f"epoch {self.epoch}", f"{read} ({of})"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a run does at one moment; parts that it does not have are None.
+
+    Attributes
+    ----------
+    seconds : float
+        Since the run began to be watched.
+    training : TrainingStats, optional
+        Added by the `Monitor` to what a data module says.
+    ensemble, stream, store : optional
+        Of an online run: its simulations, inlet and reservoir.
+    dataset : DatasetStats, optional
+        Of a run on a data set.
+    waiting : str
+        Who waits for whom, as text; empty if nobody does.
+    """
+
+    seconds: float = 0.0
+    training: TrainingStats | None = None
+    ensemble: EnsembleStats | None = None
+    stream: StreamStats | None = None
+    store: StoreStats | None = None
+    dataset: DatasetStats | None = None
+    waiting: str = ""
+
+    def describe(self, *, narrow: bool = False) -> list[str]:
+        """Return the parts of a line; shortened where that is narrow.
+
+        Examples
+        --------
+        >>> Status(training=TrainingStats("fit", step=3, loss=0.25)).describe()
+        ['fit', 'batch 3', 'loss 0.25', '0 samples/s']
+        """
+        parts = self.training.describe() if self.training else []
+        if self.dataset is not None:
+            parts += self.dataset.describe(narrow=narrow)
+        if (store := self.store) is not None:
+            seen = store.population - store.unseen
+            parts.append(
+                f"reservoir {seen}+{store.unseen}"
+                if narrow
+                else f"reservoir {store.population}/{store.capacity} "
+                f"(seen {seen}, unseen {store.unseen})"
+            )
+        if (s := self.ensemble) is not None:
+            parts.append(
+                f"simulations {s.done}/{s.running}/{s.failed}"
+                if narrow
+                else f"simulations {s.done} done, {s.running} running, "
+                f"{s.failed} failed"
+            )
+        waiting = self.waiting.partition(":")[0] if narrow else self.waiting
+        return [*parts, waiting] if waiting else parts
+
+
 class SurrogateData(L.LightningDataModule, ABC):
     """Batches to train on, and simulations for validation and test.
 
@@ -47,9 +198,11 @@ class SurrogateData(L.LightningDataModule, ABC):
         Of the fields; known before `setup`.
     workflow : str
         Name of the folder of its runs.
+    window : Window
+        Of the network; after `setup`.
     ranks : Ranks
         The processes of the run; after `setup`.
-    held_out : ValidationSet or None
+    validation : ValidationSet or None
         This rank's share of the held-out simulations; after `setup`.
     validated : int
         Number of held-out simulations, of all ranks, that errors are averaged over.
@@ -63,17 +216,20 @@ class SurrogateData(L.LightningDataModule, ABC):
 
     spec: FieldSpec
     workflow: str
-    ranks: Ranks
-    held_out: ValidationSet | None
-    validated: int
+    window: Window
     repeats: bool = False
     tests_apart: bool = True
     observes: bool = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.ranks = Ranks()
+        self.validation: ValidationSet | None = None
+        self.validated = 0
+        self._stopped = threading.Event()
+
     @abstractmethod
-    def moments(
-        self,
-    ) -> tuple[Float[np.ndarray, " channel"], Float[np.ndarray, " channel"]]:
+    def moments(self) -> tuple[Vector, Vector]:
         """Return mean and std of each variable, over the first samples to train on."""
 
     @abstractmethod
@@ -81,15 +237,45 @@ class SurrogateData(L.LightningDataModule, ABC):
         """Return its state, or None before it has begun."""
 
     @abstractmethod
-    def effort(self) -> Cost:
+    def cost(self) -> Cost:
         """Return what the data have cost up to now."""
 
     def observe(self, seen: Observations) -> None:
         """Take the loss of each sample of a training step; ignored by default."""
 
-    @abstractmethod
     def stop(self) -> None:
         """Deliver no further batch, and end what waits for one."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Stop, and free what the run has taken; may be called again."""
+        self.stop()
+
+    def teardown(self, stage: str) -> None:
+        """Close with the run."""
+        self.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Close when the run fails."""
+        self.ranks.leave()
+        self.close()
+
+    def _begin(self) -> None:
+        """Note the processes, and the window of what is trained."""
+        trainer = self.trainer
+        self.window = Direct()
+        if trainer is not None:
+            window = getattr(trainer.lightning_module, "window", None)
+            self.window = window or Direct()
+            self.ranks = Ranks(trainer.global_rank, trainer.world_size)
+
+    def _pooled(self, count: int, own: tuple[Vector, Vector] | None) -> Moments:
+        """Return the moments of all ranks: those of `count` numbers are `own`."""
+        moments = Moments(len(self.spec.variables))
+        for number, of_rank in self.ranks.gather((count, own)):
+            if number:
+                moments.join(number, *of_rank)
+        return moments
 
 
 def data_of(trainer: L.Trainer) -> SurrogateData | None:
@@ -99,9 +285,13 @@ def data_of(trainer: L.Trainer) -> SurrogateData | None:
     return data if isinstance(data, SurrogateData) else None
 
 
-def ranks_and_window(trainer: L.Trainer | None) -> tuple[Ranks, Window]:
-    """Return the processes of a trainer, and the window of what it trains."""
-    if trainer is None:
-        return Ranks(), Direct()
-    window = getattr(trainer.lightning_module, "window", None)
-    return Ranks(trainer.global_rank, trainer.world_size), window or Direct()
+def at_least(least: int, **values: int | None) -> None:
+    """Refuse arguments of a data module that are smaller; None is none.
+
+    Raises
+    ------
+    UserError
+    """
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UserError(f"data.{name}", f"at least {least}", value)

@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pytorch_lightning as L
 from distributed.deploy.cluster import Cluster
-from jaxtyping import Float
 
-from surrogate_flow.cluster.batch import Load
 from surrogate_flow.cluster.config import ClusterConfig
 from surrogate_flow.data.archiving import Archiving
 from surrogate_flow.data.checkpoint import StudyCheckpoint
-from surrogate_flow.data.checkpoint_folder import checkpoint_folder
-from surrogate_flow.data.first_fill import FirstFill, require_reachable
-from surrogate_flow.data.module import Cost, SurrogateData, ranks_and_window
+from surrogate_flow.data.module import Cost, Status, SurrogateData, Vector, at_least
 from surrogate_flow.data.online_loader import AppliedBatches, OnlineLoader
-from surrogate_flow.data.ranks import Ranks, State
+from surrogate_flow.data.ranks import State
 from surrogate_flow.data.router import Router
 from surrogate_flow.data.source import Local, Source
-from surrogate_flow.data.status import Status
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.study import StudySettings
+from surrogate_flow.ensemble.workers import EnsembleError
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.reservoir import Policy, Reservoir, Store
 from surrogate_flow.sampling import Design, Observations, Sampler, Uniform
 from surrogate_flow.solvers.solver import Solver, spec_of
 
-__all__ = ["OnlineData"]
+__all__ = ["OnlineData", "require_reachable"]
 
 logger = logging.getLogger(__name__)
 
-_SLICE = 0.5  # seconds of a wait between two looks at the study
-_LOOK = 1.0  # seconds between two looks at who waits for whom
+_POLL = 0.5  # seconds between two health checks while waiting
+_FILL_POLL = 0.05  # seconds between two looks at a reservoir that fills
 
 
 class OnlineData(SurrogateData):
@@ -101,20 +98,19 @@ class OnlineData(SurrogateData):
         name: str = "",
     ) -> None:
         super().__init__()
-        for what, value in (
-            ("simulations", simulations),
-            ("held_out", held_out),
-            ("batch_size", batch_size),
-            ("cores_per_simulation", cores_per_simulation),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{what}: expected at least 1, got {value}.")
+        at_least(
+            1,
+            simulations=simulations,
+            held_out=held_out,
+            batch_size=batch_size,
+            cores_per_simulation=cores_per_simulation,
+        )
         self.solver = solver
         self.spec = spec_of(solver)
         self.sampler = sampler or Uniform()
         self.observes = self.sampler.adapts
         self.simulations = simulations
-        self.count = held_out
+        self.held_out = held_out
         self.batch_size = batch_size
         self.reservoir = reservoir
         self.cluster = cluster
@@ -125,17 +121,11 @@ class OnlineData(SurrogateData):
         self.archive = None if archive is None else Path(archive)
         self.workflow = name or type(solver).__name__.lower()
         self.store: Store | None = None
-        self.held_out: ValidationSet | None = None
         self.source: Source | None = None
-        self.memory: StudyCheckpoint | None = None
-        self._open = False
+        self._checkpoint: StudyCheckpoint | None = None
         self._archiving: Archiving | None = None
         self._loader: OnlineLoader | None = None
-        self.ranks = Ranks()
-        #: Number of held-out simulations that the errors are taken over.
-        self.validated = 0
-        self._stopped = threading.Event()
-        self._load, self._looked = Load(), 0.0
+        self._open = False
 
     def setup(self, stage: str) -> None:
         """Open the study: everything is checked before anything is submitted."""
@@ -144,43 +134,42 @@ class OnlineData(SurrogateData):
         if self.source is not None:
             # Opened again. A signal that came before the first time still counts.
             self._stopped.clear()
-        self.store = self.memory = self._loader = None
-        self.ranks, window = ranks_and_window(self.trainer)
-        self.window = window
+        fit = stage == "fit"
+        self.store = self._checkpoint = self._loader = None
+        self._begin()
         with self.ranks.fail_together():
             # First: it refuses more simulations than fit into memory.
-            self.held_out = ValidationSet.of_rank(
-                self.ranks, self.spec, window, self.batch_size, self.count
+            self.validation = ValidationSet.of_rank(
+                self.ranks, self.spec, self.window, self.batch_size, self.held_out
             )
             self.design = Design(
                 self.spec.parameters,
                 self.sampler,
-                held_out=self.count,
-                simulations=self.simulations if stage == "fit" else 0,
+                held_out=self.held_out,
+                simulations=self.simulations if fit else 0,
                 part="test" if stage == "test" else "validation",
                 rank=self.ranks.rank,
                 world=self.ranks.world,
             )
-            if stage == "fit":
-                self.store = Store(self.spec, window, self.batch_size, self.reservoir)
+            if fit:
+                self.store = Store(
+                    self.spec, self.window, self.batch_size, self.reservoir
+                )
                 require_reachable(self.store, self._share())
-        self._router = Router(
-            self.held_out, self.store, deterministic=self.deterministic
-        )
         self._archiving = Archiving(
-            self.archive if stage == "fit" else None,
+            self.archive if fit else None,
             self.solver,
             self.sampler,
-            held_out=self.count,
+            held_out=self.held_out,
             simulations=self.simulations,
             workflow=self.workflow,
             ranks=self.ranks,
         )
         self.source = self._local(self._archiving)
         if self.store is not None:
-            self.memory = StudyCheckpoint(
+            self._checkpoint = StudyCheckpoint(
                 self.store,
-                self.held_out,
+                self.validation,
                 self.source.ledger,
                 self.design.first,
                 fields=self.checkpoint_reservoir or self.deterministic,
@@ -193,27 +182,27 @@ class OnlineData(SurrogateData):
         """Return how many simulations for training this rank has."""
         if self.simulations is None:
             return None
-        numbers = range(self.count, self.count + self.simulations)
+        numbers = range(self.held_out, self.held_out + self.simulations)
         return sum(map(self.ranks.mine, numbers))
 
     def _local(self, archiving: Archiving) -> Local:
-        folder = Path((self.trainer.log_dir if self.trainer else None) or ".")
+        assert self.validation is not None, "setup() makes it"
         return Local(
             self.solver,
             self.design,
-            self._router,
+            Router(self.validation, self.store, deterministic=self.deterministic),
             cluster=self.cluster,
             faults=self.faults,
             settings=StudySettings(
                 self.workflow,
-                folder,
+                Path((self.trainer.log_dir if self.trainer else None) or "."),
                 cores=self.cores_per_simulation,
                 # A retry must find a free worker, or the others wait for its turn for
                 # ever.
                 ahead=1 if self.deterministic else 2,
                 writer=archiving.writer,
             ),
-            listeners=[archiving, self._router],
+            listeners=[archiving],
             ranks=self.ranks,
         )
 
@@ -223,7 +212,7 @@ class OnlineData(SurrogateData):
         Takes the reservoir's lock: call it from another thread than one that may hold
         it, so never in a signal handler itself.
         """
-        self._stopped.set()
+        super().stop()
         if self.store is not None:
             self.store.stop()
 
@@ -233,26 +222,18 @@ class OnlineData(SurrogateData):
         if self.source is not None:
             self.source.close()
         if self._archiving is not None:
-            self._archiving.close(self.effort().solver_seconds)
+            self._archiving.close(self.cost().solver_seconds)
         self._open = False
-
-    def teardown(self, stage: str) -> None:
-        """End the study with the run."""
-        self.close()
-
-    def on_exception(self, exception: BaseException) -> None:
-        """End the study when the run fails."""
-        self.ranks.leave()
-        self.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to go on, for Lightning's checkpoints."""
-        if self.memory is None or self.trainer is None:
+        if self._checkpoint is None or self.trainer is None:
             return {}
-        folder = checkpoint_folder(self.trainer)
         with self.ranks.fail_together():
             trained = self._loader.trained() if self._loader else 0
-            mine = self.memory.save(self.trainer.global_step, trained, folder)
+            mine = self._checkpoint.save(
+                self.trainer.global_step, trained, _checkpoint_folder(self.trainer)
+            )
         self.ranks.gather_states(State.READY)
         state: dict[str, Any] = {"ranks": self.ranks.gather(mine)}
         if self.sampler.adapts:
@@ -261,10 +242,10 @@ class OnlineData(SurrogateData):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        if self.memory is not None:
+        if self._checkpoint is not None:
             path = (self.trainer.ckpt_path if self.trainer else None) or "."
             state = self.ranks.share_of(state_dict["ranks"])
-            self.memory.load(state, Path(path).parent)
+            self._checkpoint.load(state, Path(path).parent)
             if "design" in state_dict:
                 self.design.load_state_dict(state_dict["design"])
 
@@ -272,10 +253,13 @@ class OnlineData(SurrogateData):
         """Pass the losses of a training step to a sampler that adapts."""
         self.design.tell(seen)
 
-    def moments(
-        self,
-    ) -> tuple[Float[np.ndarray, " channel"], Float[np.ndarray, " channel"]]:
+    def moments(self) -> tuple[Vector, Vector]:
         """Wait for the first fill; return mean and std of each variable.
+
+        ``population >= max(threshold, capacity / 2)``, or all that there will be: a
+        threshold alone, one batch for FIFO, would give the moments of a few first
+        steps. That of the threshold is the same in each run where inserts and draws
+        take turns.
 
         Raises
         ------
@@ -285,59 +269,66 @@ class OnlineData(SurrogateData):
             If nothing arrives within ``faults.patience``.
         """
         self._start()
-        store = self.store
-        assert store is not None, "only a fit has a reservoir"
-        fill = FirstFill(store, deterministic=self.deterministic)
-        self._wait(fill.wait)
-        return fill.moments(self.ranks)
+        self._wait(self._filled)
+        store = self._store()
+        count = store.stats().population
+        moments = self._pooled(count, store.moments() if count else None)
+        if not moments.count:
+            raise EnsembleError(
+                "The study ended before a single sample arrived. Look into "
+                "failures.csv in the run's folder."
+            )
+        return moments.mean, moments.std
 
-    def _wait_held_out(self) -> ValidationSet:
-        self._start()
-        held_out = self.held_out
-        assert held_out is not None, "setup() makes it"
-        self._wait(lambda s: State.READY if held_out.wait(s) else State.WAITING)
-        self.validated = held_out.validated(self.ranks, self.count)
-        return held_out
+    def _filled(self, seconds: float) -> State:
+        """Wait for the first fill, for so many seconds at most."""
+        store, ready = self._store(), False
+        with contextlib.suppress(TimeoutError):
+            ready = store.wait_threshold(seconds) or store.draining
+        if self.deterministic or not ready:
+            # Nothing comes in before the first draw, so this is the same each time.
+            return State.READY if ready else State.WAITING
+        if store.held_up:
+            return State.FULL
+        fill = max(store.threshold, store.capacity // 2)
+        if store.stats().population >= fill or store.draining:
+            return State.READY
+        time.sleep(_FILL_POLL)
+        return State.WAITING
 
-    def _wait(self, wait: Callable[[float], State]) -> None:
-        self.ranks.wait(wait, self._check, _SLICE)
+    def _store(self) -> Store:
+        assert self.store is not None, "only a fit has a reservoir"
+        return self.store
+
+    def _wait(self, ready: Callable[[float], State]) -> None:
+        self.ranks.wait(ready, self._check, _POLL)
         self._check()
 
     def _check(self) -> None:
         if self._stopped.is_set():
             # Nothing has been trained that could be saved.
             raise KeyboardInterrupt
-        self._check_source()
-
-    def _check_source(self) -> None:
         assert self.source is not None, "setup() makes it"
-        if time.monotonic() - self._looked > _LOOK:
-            self._looked = time.monotonic()
-            self._load = self._router.load(
-                self._loader.waited if self._loader else None
-            )
-        self.source.check(self._load, held_up=self._router.held_up)
+        self.source.check(self._loader.waited if self._loader else None)
 
-    def _start(self) -> None:
+    def _start(self) -> Source:
         if self.source is None:
             raise RuntimeError(
                 "The study has not started: expected setup() to be called first, which "
                 "Trainer.fit, validate, test and predict do."
             )
         self.source.start()
+        return self.source
 
     def train_dataloader(self) -> OnlineLoader:
         """Return the batches of the reservoir; a study has one loader, which counts."""
-        self._start()
-        store, memory = self.store, self.memory
-        assert store is not None, "only a fit has a reservoir"
-        assert memory is not None, "and what keeps it"
+        source, trainer = self._start(), self.trainer
+        assert self._checkpoint is not None, "only a fit has one"
         if self._loader is None:
-            trainer = self.trainer
             self._loader = OnlineLoader(
-                store,
-                pending=memory.pending,
-                check=self._check_source,
+                self._store(),
+                pending=self._checkpoint.pending,
+                source=source,
                 applied=AppliedBatches(trainer) if trainer else None,
                 ranks=self.ranks,
                 stopped=self._stopped,
@@ -348,12 +339,17 @@ class OnlineData(SurrogateData):
 
     def val_dataloader(self) -> ValidationSet:
         """Wait for the held-out set, then return its batches."""
-        return self._wait_held_out()
+        self._start()
+        validation = self.validation
+        assert validation is not None, "setup() makes it"
+        self._wait(lambda s: State.READY if validation.wait(s) else State.WAITING)
+        self.validated = validation.validated(self.ranks, self.held_out)
+        return validation
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
-    def effort(self) -> Cost:
+    def cost(self) -> Cost:
         """Return what simulations took, those of this process."""
         if self.source is None:
             return Cost(0, 0, 0.0)
@@ -363,16 +359,41 @@ class OnlineData(SurrogateData):
 
     def status(self) -> Status | None:
         """Return the state of the study, or None before it has started."""
-        source, held_out, store = self.source, self.held_out, self.store
-        if source is None or held_out is None:
+        source, validation, store = self.source, self.validation, self.store
+        if source is None or validation is None:
             return None
-        if held_out.complete:
+        if validation.complete:
             waiting = "" if store is None else store.waiting()
         else:
-            waiting = f"trainer waits for held-out simulations: {held_out.progress}"
+            waiting = f"trainer waits for held-out simulations: {validation.progress}"
         return Status(
             ensemble=source.stats(),
             store=None if store is None else store.stats(),
             stream=source.stream(),
             waiting="; ".join(filter(None, [waiting, source.waiting()])),
         )
+
+
+def require_reachable(store: Store, simulations: int | None) -> None:
+    """Refuse a threshold that so many simulations can never fill.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    each = store.window.samples(store.spec.steps)
+    if simulations is not None and simulations * each < store.threshold:
+        raise ArgumentError(
+            "The threshold can never be reached",
+            f"at most {simulations * each} samples ({simulations} simulations of "
+            f"{each})",
+            f"a threshold of {store.threshold}",
+            "Lower it, or run more simulations.",
+        )
+
+
+def _checkpoint_folder(trainer: L.Trainer) -> Path:
+    folder = Path(trainer.log_dir or ".") / "checkpoints"
+    for callback in trainer.checkpoint_callbacks:
+        folder = Path(getattr(callback, "dirpath", None) or folder)
+    return folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, final
 
 import pytorch_lightning as L
@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Callback
 
 from surrogate_flow.data.prefetch import POLL_SECONDS, Prefetch, in_step
 from surrogate_flow.data.ranks import Ranks
+from surrogate_flow.data.source import Source
 from surrogate_flow.reservoir import Draw, PendingBatches, Store
 from surrogate_flow.reservoir.stats import Stopwatch
 from surrogate_flow.surrogate.batch import Batch
@@ -33,7 +34,7 @@ class OnlineLoader:
     pending : PendingBatches
         Keeps batches until they have been trained; those that a checkpoint left in it
         come first.
-    check : callable
+    source : Source, optional
         Raises what stopped the study, if anything did, so that no wait is for ever.
     applied : AppliedBatches, optional
         Counts the batches trained so far, padding included; by default all that were
@@ -52,16 +53,15 @@ class OnlineLoader:
         store: Store,
         *,
         pending: PendingBatches,
-        check: Callable[[], None],
+        source: Source | None = None,
         applied: AppliedBatches | None = None,
         ranks: Ranks | None = None,
         stopped: threading.Event | None = None,
         patient: bool = False,
         device: torch.device | None = None,
     ) -> None:
-        self._store = store
-        self._pending = pending
-        self._check = check
+        self._store, self._pending = store, pending
+        self._source = source
         self._applied = applied
         self._ranks = ranks or Ranks()
         self._stopped = stopped or threading.Event()
@@ -99,6 +99,10 @@ class OnlineLoader:
 
     def _full(self) -> bool:
         return not self._patient and self._store.held_up
+
+    def _check(self) -> None:
+        if self._source is not None:
+            self._source.check(self.waited)
 
     def _draws(self) -> Generator[Draw | None]:
         while True:

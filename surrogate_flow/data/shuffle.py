@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float32, Int
 
 from surrogate_flow.dataset import Archive
 from surrogate_flow.fields.errors import UserError
@@ -202,13 +202,7 @@ class ShuffledReader:
         self.window = window
         self._archive = archive
         self._seed = tuple(seed)
-        if spec.steps < window.span:
-            raise UserError(
-                f"{archive.path}: steps of a simulation",
-                f"at least {window.span}, the span of a window",
-                spec.steps,
-                "Use a smaller --model.window.",
-            )
+        window.require(spec.steps)
         size = len(simulations) * spec.steps * spec.step_bytes
         self.in_memory = size <= memory
         limit = memory // 2 // spec.step_bytes
@@ -251,17 +245,16 @@ class ShuffledReader:
             "more data.memory makes that fewer"
         )
 
-    def moments(self) -> tuple[int, Float[np.ndarray, ""], Float[np.ndarray, ""]]:
-        """Return number, mean and std of the fields: of all, or of the first block."""
+    def moments(self) -> Moments:
+        """Return the moments of the fields: of all, or of the first block."""
         moments = Moments(len(self.spec.variables))
         if self._plan.pieces:
             if self._first is None:
                 steps = self._finish(self._start(next(self._blocks(0))))
                 self._first = (0, 0, steps)
-            steps = self._first[2]
-            for part in np.array_split(steps, len(steps)):
-                moments.update(part)
-        return moments.count, moments.mean, moments.std
+            for step in self._first[2]:
+                moments.update(step[None])
+        return moments
 
     def draws(self, epoch: int, batch_size: int, skip: int = 0) -> Generator[Draw]:
         """Yield the batches of an epoch, but for the first `skip`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -11,18 +12,22 @@ from typing import Protocol
 from surrogate_flow.cluster.batch import Load
 from surrogate_flow.cluster.open import ClusterSource
 from surrogate_flow.data.ranks import RankError, Ranks, State
+from surrogate_flow.data.router import Router
 from surrogate_flow.ensemble.ensemble import EnsembleStats
 from surrogate_flow.ensemble.events import Listener
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger
 from surrogate_flow.ensemble.study import OpenCluster, Study, StudySettings
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.sampling import Design
 from surrogate_flow.solvers.solver import Solver
-from surrogate_flow.stream import Sink, StreamStats
+from surrogate_flow.stream import StreamStats
 
 __all__ = ["Local", "Source"]
 
 logger = logging.getLogger(__name__)
+
+_INTERVAL = 1.0  # seconds between two looks at who waits for whom
 
 
 class Source(Protocol):
@@ -39,8 +44,14 @@ class Source(Protocol):
     def start(self) -> None:
         """Have the simulations begin; may be called again."""
 
-    def check(self, load: Load | None = None, *, held_up: bool = False) -> None:
-        """Raise what stopped it, if anything did; as `Study.check`."""
+    def check(self, waited: float | None = None) -> None:
+        """Raise what stopped it, if anything did; as `Study.check`.
+
+        Parameters
+        ----------
+        waited : float, optional
+            Seconds that the trainer has waited for batches; None before it takes any.
+        """
 
     def stats(self) -> EnsembleStats:
         """Count simulations by state."""
@@ -65,8 +76,10 @@ class Local:
 
     Parameters
     ----------
-    solver, design, sink, faults, listeners
+    solver, design, faults, listeners
         As `Study`.
+    router : Router
+        The study's sink, and another listener.
     cluster : ClusterConfig or callable, optional
         Opens the cluster; one worker a core on this machine by default.
     settings : StudySettings
@@ -77,7 +90,7 @@ class Local:
         self,
         solver: Solver,
         design: Design,
-        sink: Sink,
+        router: Router,
         *,
         cluster: ClusterSource,
         faults: Faults,
@@ -85,31 +98,38 @@ class Local:
         listeners: Sequence[Listener],
         ranks: Ranks,
     ) -> None:
-        rank, world = ranks.rank, ranks.world
-        if rank:
-            settings = replace(settings, failures=f"failures_{rank}.csv")
-        settings = replace(settings, share=world)
+        if ranks.rank:
+            settings = replace(settings, failures=f"failures_{ranks.rank}.csv")
+        settings = replace(settings, share=ranks.world)
         with contextlib.ExitStack() as resources:
             opened = resources.enter_context(_shared(cluster, faults, settings, ranks))
             with ranks.fail_together():
                 self.study = Study(
                     solver,
                     design,
-                    sink,
+                    router,
                     cluster=opened,
                     faults=faults,
                     settings=settings,
-                    listeners=listeners,
+                    listeners=[*listeners, router],
                 )
                 resources.callback(self.study.close)
             ranks.gather_states(State.READY)
             self._resources = resources.pop_all()
-        self.ledger = self.study.ledger
-        self.start, self.check = self.study.start, self.study.check
+        self._router = router
+        self._load, self._looked = Load(), 0.0
+        self.ledger, self.start = self.study.ledger, self.study.start
         self.stats, self.waiting = self.study.stats, self.study.waiting
         self.stream = self.study.inlet.counters
-        if rank == 0:
+        if ranks.rank == 0:
             logger.info("Dask dashboard: %s", self.study.dashboard_link)
+
+    def check(self, waited: float | None = None) -> None:
+        """Raise what stopped the study, if anything did."""
+        if time.monotonic() - self._looked > _INTERVAL:
+            self._looked = time.monotonic()
+            self._load = self._router.load(waited)
+        self.study.check(self._load, held_up=self._router.held_up)
 
     def close(self) -> None:
         """Stop what runs, and the cluster behind all ranks; may be called again."""
@@ -118,10 +138,7 @@ class Local:
 
 @contextlib.contextmanager
 def _shared(
-    cluster: ClusterSource,
-    faults: Faults,
-    settings: StudySettings,
-    ranks: Ranks,
+    cluster: ClusterSource, faults: Faults, settings: StudySettings, ranks: Ranks
 ) -> Iterator[OpenCluster]:
     """Open the cluster on the first rank, and yield it on all."""
     with contextlib.ExitStack() as resources:
@@ -131,25 +148,24 @@ def _shared(
                 mine = resources.enter_context(
                     OpenCluster.open(cluster, settings, faults)
                 )
-                _check_reach(mine.address.scheduler_address, ranks)
+                address = mine.address.scheduler_address
                 if not ranks.on_one_machine:
                     mine.address.local = False
+                    if "//127." in address:
+                        raise ArgumentError(
+                            "Ranks on several machines",
+                            "a cluster that all of them reach",
+                            f"one at {address}, which is this machine only",
+                            "Name another one with --data.cluster, such as "
+                            "workflows/clusters/slurm.yaml.",
+                        )
                 if ranks.world > 1:
                     keys = mine.address.in_files(settings.folder)
                     mine = replace(mine, address=resources.enter_context(keys))
         resources.callback(_leave, ranks)
         ranks.gather_states(State.READY)
-        address = ranks.gather(mine and mine.address)[0]
-        yield mine or OpenCluster(address)
-
-
-def _check_reach(address: str, ranks: Ranks) -> None:
-    if not ranks.on_one_machine and "//127." in address:
-        raise ValueError(
-            "Ranks on several machines need a cluster that all of them reach, got one "
-            f"at {address}, which is this machine only. Name another one with "
-            "--data.cluster, such as workflows/clusters/slurm.yaml."
-        )
+        shared = ranks.gather(mine and mine.address)[0]
+        yield mine or OpenCluster(shared)
 
 
 def _leave(ranks: Ranks) -> None:

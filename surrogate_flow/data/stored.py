@@ -13,17 +13,21 @@ from typing import Any, final
 import numpy as np
 import pytorch_lightning as L
 from dask.utils import format_bytes, parse_bytes
-from jaxtyping import Float
 
-from surrogate_flow.data.module import Cost, SurrogateData, ranks_and_window
+from surrogate_flow.data.module import (
+    Cost,
+    DatasetStats,
+    Status,
+    SurrogateData,
+    Vector,
+    at_least,
+)
 from surrogate_flow.data.prefetch import Prefetch, in_step
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.shuffle import ShuffledReader
-from surrogate_flow.data.status import DatasetStats, Status
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.reservoir import Moments
 from surrogate_flow.surrogate.batch import Batch
 
 __all__ = ["StoredData", "StoredLoader"]
@@ -78,13 +82,8 @@ class StoredData(SurrogateData):
         name: str = "",
     ) -> None:
         super().__init__()
-        for what, value, least in (
-            ("batch_size", batch_size, 1),
-            ("threads", threads, 1),
-            ("seed", seed, 0),
-        ):
-            if value is not None and value < least:
-                raise UserError(f"data.{what}", f"at least {least}", value)
+        at_least(1, batch_size=batch_size, threads=threads)
+        at_least(0, seed=seed)
         try:
             self.memory = int(parse_bytes(memory))
         except ValueError as error:
@@ -98,12 +97,8 @@ class StoredData(SurrogateData):
         self.threads = threads or min(8, os.cpu_count() or 1)
         self.seed = seed
         self.workflow = name or f"{self.path.stem}_stored"
-        self.held_out: ValidationSet | None = None
-        self.validated = 0
-        self.ranks = Ranks()
         self._samples: ShuffledReader | None = None
         self._loader: StoredLoader | None = None
-        self._stopped = threading.Event()
 
     def setup(self, stage: str) -> None:
         """Check that all is there, and read the held-out simulations.
@@ -113,30 +108,30 @@ class StoredData(SurrogateData):
         ArchiveError
             If nothing is there to train or to validate with, or chunks are missing.
         """
-        if self.held_out is not None:
+        if self.validation is not None:
             return
         self._stopped.clear()
-        self.ranks, self.window = ranks, window = ranks_and_window(self.trainer)
-        count = self.archive.held_out
+        self._begin()
+        ranks, archive, count = self.ranks, self.archive, self.archive.held_out
         with ranks.fail_together():
             complete = self._complete(stage)
-            held_out = ValidationSet.of_rank(
-                ranks, self.spec, window, self.batch_size, count
+            validation = ValidationSet.of_rank(
+                ranks, self.spec, self.window, self.batch_size, count
             )
-            self._read_held_out(held_out, complete)
+            self._read_validation(validation, complete)
             train = [n for n in complete if n >= count]
             self._shares = [train[k :: ranks.world] for k in range(ranks.world)]
             if stage == "fit":
                 self._samples = ShuffledReader(
-                    self.archive,
+                    archive,
                     self._shares[ranks.rank],
-                    window,
+                    self.window,
                     memory=self.memory,
                     threads=self.threads,
                     seed=(self.seed, ranks.rank),
                 )
-        self.validated = held_out.validated(ranks, count)
-        self.held_out = held_out
+        self.validated = validation.validated(ranks, count)
+        self.validation = validation
         if ranks.rank == 0 and self._samples is not None:
             logger.info(
                 "%s: %d simulations to train on, %s of fields, %s",
@@ -167,20 +162,18 @@ class StoredData(SurrogateData):
             )
         return complete
 
-    def _read_held_out(self, held_out: ValidationSet, complete: list[int]) -> None:
-        fields = np.empty(held_out.fields.shape[1:], dtype=np.float32)
-        for number in filter(self.ranks.mine, range(self.archive.held_out)):
+    def _read_validation(self, validation: ValidationSet, complete: list[int]) -> None:
+        for row in range(validation.count):
+            number = validation.number(row)
             if number not in complete:
-                held_out.close(number, complete=False)
+                validation.close(number, complete=False)
                 continue
+            fields = np.empty(validation.fields.shape[1:], dtype=np.float32)
             self.archive.read(number, 0, fields)
-            row = np.array([held_out.row(number)])
             parameters = self.archive.parameters[[number]].astype(np.float32)
-            held_out.restore(row, fields[None], parameters)
+            validation.restore(np.array([row]), fields[None], parameters)
 
-    def moments(
-        self,
-    ) -> tuple[Float[np.ndarray, " channel"], Float[np.ndarray, " channel"]]:
+    def moments(self) -> tuple[Vector, Vector]:
         """Return mean and std of each variable over the training part.
 
         If it does not fit into memory, its first block is used: half the memory, of
@@ -188,12 +181,9 @@ class StoredData(SurrogateData):
         """
         samples = self._of_fit()
         with self.ranks.fail_together():
-            mine = samples.moments()
-        joined = Moments(len(self.spec.variables))
-        for count, mean, std in self.ranks.gather(mine):
-            if count:
-                joined.join(count, mean, std)
-        return joined.mean, joined.std
+            own = samples.moments()
+        moments = self._pooled(own.count, (own.mean, own.std))
+        return moments.mean, moments.std
 
     def _of_fit(self) -> ShuffledReader:
         if self._samples is None:
@@ -222,48 +212,33 @@ class StoredData(SurrogateData):
 
         A data set has one such set: ``test`` takes those that ``best.ckpt`` was chosen
         by, and says so.
-
-        Raises
-        ------
-        RuntimeError
-            If `setup` was not called.
         """
-        if self.held_out is None:
+        if self.validation is None:
             raise RuntimeError(
                 "The data set was not read: expected setup() to be called first, which "
                 "Trainer.fit, validate, test and predict do."
             )
-        return self.held_out
+        return self.validation
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
-    def effort(self) -> Cost:
+    def cost(self) -> Cost:
         """Return what all simulations of the data set took."""
         drawn = self._loader.different if self._loader else 0
         return Cost(len(self.archive.complete()), drawn, self.archive.solver_seconds)
-
-    def stop(self) -> None:
-        """Deliver no further batch, and end what waits for one."""
-        self._stopped.set()
 
     def close(self) -> None:
         """Read no more, and free the memory; may be called again."""
         self.stop()
         if self._samples is not None:
             self._samples.close()
-        self._samples = None
-        self._loader = None
+        self._samples = self._loader = None
 
     def teardown(self, stage: str) -> None:
         """End reading with the run."""
-        self.close()
-        self.held_out = None
-
-    def on_exception(self, exception: BaseException) -> None:
-        """End reading when the run fails."""
-        self.ranks.leave()
-        self.close()
+        super().teardown(stage)
+        self.validation = None
 
     def status(self) -> Status | None:
         """Return how much was read, or None before that begins."""

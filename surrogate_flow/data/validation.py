@@ -1,4 +1,4 @@
-"""Simulations kept apart from training, whole and in memory."""
+"""Simulations kept apart from training, complete and in memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.ensemble.workers import EnsembleError
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Draw, Moments
@@ -27,11 +28,9 @@ logger = logging.getLogger(__name__)
 class ValidationSet:
     """u[simulation, time, channel, *space] of a validation or test set.
 
-    A sink of the stream which is never full. Iterating yields the batches of all
-    *finished* simulations, in the same order every time; a sample is one prediction,
-    also where training unrolls.
-
-    Thread-safe: the inlet writes while the trainer waits.
+    A sink of the stream which is never full, and thread-safe: the inlet writes while
+    the trainer waits. Iterating yields the batches of all *finished* simulations, in
+    the same order every time; a sample is one prediction, also where training unrolls.
 
     Parameters
     ----------
@@ -47,7 +46,7 @@ class ValidationSet:
 
     Raises
     ------
-    ValueError
+    UserError
         If the machine has less memory than they take.
     """
 
@@ -64,12 +63,10 @@ class ValidationSet:
         self.spec = spec
         self.window = window.without_unroll()
         self.batch_size = batch_size
-        self.first = first
-        self.count = count
-        self.stride = stride
+        self.first, self.count, self.stride = first, count, stride
         self.fields = allocate(
             (count, spec.steps, *spec.step_shape),
-            "Held-out simulations, which are kept whole",
+            "Held-out simulations, which stay in memory",
             "Lower data.held_out, or use fewer steps or a coarser grid.",
         )
         self.parameters = np.empty((count, len(spec.parameters)), dtype=np.float32)
@@ -81,31 +78,32 @@ class ValidationSet:
     def of_rank(
         cls, ranks: Ranks, spec: FieldSpec, window: Window, batch_size: int, count: int
     ) -> Self:
-        """Return a place for this rank's share of `count` simulations.
+        """Return an empty set for this rank's share of `count` simulations.
 
         Raises
         ------
-        ValueError
+        ArgumentError
             If there is none for some rank.
         """
         rank, world = ranks.rank, ranks.world
         if count < world:
-            raise ValueError(
-                f"data.held_out: expected at least one simulation for each of {world} "
-                f"ranks, got {count}."
+            raise ArgumentError(
+                "data.held_out",
+                f"at least one simulation for each of {world} ranks",
+                count,
             )
         share = len(range(rank, count, world))
         return cls(spec, window, batch_size, rank, share, stride=world)
 
     def validated(self, ranks: Ranks, count: int) -> int:
-        """Return how many of the `count` simulations of all ranks are whole.
+        """Return how many of the `count` simulations of all ranks are complete.
 
         Raises
         ------
         EnsembleError
             If some rank has none.
         """
-        shares = ranks.gather(len(self.finished))
+        shares: list[int] = ranks.gather(len(self.finished))
         if 0 in shares:
             rank = shares.index(0)
             of_rank = f" of rank {rank}" if len(shares) > 1 else ""
@@ -114,13 +112,14 @@ class ValidationSet:
                 f"None of the {share} held-out simulations{of_rank} finished: there is "
                 "nothing to validate with. Look into failures.csv in the run's folder."
             )
-        if sum(shares) < count and ranks.rank == 0:
+        complete = sum(shares)
+        if complete < count and ranks.rank == 0:
             logger.warning(
                 "Validating with %d of %d simulations; see failures.csv.",
-                sum(shares),
+                complete,
                 count,
             )
-        return sum(shares)
+        return complete
 
     def __contains__(self, simulation: int) -> bool:
         """Whether a simulation of this rank is one of them."""
@@ -178,7 +177,7 @@ class ValidationSet:
         fields: Float[np.ndarray, "simulation time channel *space"],
         parameters: Float[np.ndarray, "simulation parameter"],
     ) -> None:
-        """Take over whole simulations from a checkpoint."""
+        """Take over complete simulations from a checkpoint."""
         with self._changed:
             self.fields[rows] = fields
             self.parameters[rows] = parameters
@@ -187,18 +186,17 @@ class ValidationSet:
 
     @property
     def finished(self) -> list[int]:
-        """Rows of the simulations that are whole."""
-        whole = self._arrived == self.spec.steps
-        return [int(row) for row in np.flatnonzero(whole)]
+        """Rows of the simulations of which every step has arrived."""
+        return np.flatnonzero(self._arrived == self.spec.steps).tolist()
 
     @property
     def complete(self) -> bool:
-        """Whether nothing more is to come."""
+        """Whether no more steps will arrive."""
         return len(self._missing.union(self.finished)) == self.count
 
     @property
     def progress(self) -> str:
-        """How many of this rank's simulations are whole, of how many."""
+        """How many of this rank's simulations are complete, of how many."""
         return f"{len(self.finished)}/{self.count}"
 
     def wait(self, timeout: float) -> bool:
@@ -211,26 +209,23 @@ class ValidationSet:
         return -(-samples // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        firsts = np.arange(
-            0, self.spec.steps - self.window.span + 1, self.window.stride
-        )
+        window = self.window
+        firsts = np.arange(0, self.spec.steps - window.span + 1, window.stride)
+        offsets = np.arange(window.span)
         pairs = [(row, step) for row in self.finished for step in firsts]
         for start in range(0, len(pairs), self.batch_size):
             rows, steps = np.array(pairs[start : start + self.batch_size]).T
-            span = steps[:, None] + np.arange(self.window.span)
-            yield Batch.from_draw(
-                Draw(
-                    fields=self.fields[rows[:, None], span],
-                    simulation=self.first + rows * self.stride,
-                    step=steps,
-                    parameters=self.parameters[rows],
-                ),
-                self.window,
+            draw = Draw(
+                fields=self.fields[rows[:, None], steps[:, None] + offsets],
+                simulation=self.first + rows * self.stride,
+                step=steps,
+                parameters=self.parameters[rows],
             )
+            yield Batch.from_draw(draw, window)
 
     def simulation(self, row: int, steps: slice = slice(None)) -> xr.Dataset:
         """Return steps of one simulation as its solver yielded them."""
-        values = map(float, self.parameters[row])
+        values = self.parameters[row].astype(float).tolist()
         names = (p.name for p in self.spec.parameters)
         return self.spec.dataset(
             self.fields[row, steps],
@@ -242,6 +237,6 @@ class ValidationSet:
         """Return, for each variable, the error of the best constant prediction."""
         moments = Moments(len(self.spec.variables))
         for row in self.finished:
-            for steps in np.array_split(self.fields[row], self.spec.steps):
-                moments.update(steps)
+            for step in self.fields[row]:
+                moments.update(step[None])
         return moments.std

@@ -18,8 +18,7 @@ import pytorch_lightning as L
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from surrogate_flow.data.module import data_of
-from surrogate_flow.data.status import Status, TrainingStats
+from surrogate_flow.data.module import Status, TrainingStats, data_of
 from surrogate_flow.files import tolerate_full_disk
 
 __all__ = ["COLUMNS", "Clock", "Listener", "Monitor", "telemetry"]

@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.text import Text
 
-from surrogate_flow.data.status import Status
+from surrogate_flow.data.module import Status
 from surrogate_flow.report.console import LiveLine
 
 __all__ = ["ProgressLine"]

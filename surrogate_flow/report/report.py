@@ -94,9 +94,9 @@ class Report(Callback):
         self, trainer: L.Trainer, surrogate: Surrogate, data: SurrogateData
     ) -> None:
         """Write the error along the rollouts of all ranks, which call this together."""
-        if data.held_out is None:
+        if data.validation is None:
             return
-        mine = ErrorCurve.of(surrogate, data.held_out)
+        mine = ErrorCurve.of(surrogate, data.validation)
         shares = data.ranks.gather(
             [mine.squared_errors.tolist(), mine.squares.tolist()]
         )
@@ -131,7 +131,7 @@ def _held_out(trainer: L.Trainer) -> ValidationSet | None:
     data = data_of(trainer)
     if data is None or not trainer.is_global_zero:
         return None
-    return data.held_out if data.held_out and data.held_out.finished else None
+    return data.validation if data.validation and data.validation.finished else None
 
 
 def _errors(

@@ -90,16 +90,16 @@ class WriteSummary(Callback):
         data = data_of(trainer)
         if data is None or not trainer.is_global_zero:
             return
-        effort = data.effort()
+        cost = data.cost()
         seconds = self._last - self._first if self._samples else 0.0
         metrics = trainer.callback_metrics.items()
         summary = RunSummary(
             batches=trainer.global_step,
             samples=self._samples,
             # Samples drawn ahead have not been trained.
-            unique_samples=min(effort.samples, self._samples),
-            simulations=effort.simulations,
-            solver_seconds=effort.solver_seconds,
+            unique_samples=min(cost.samples, self._samples),
+            simulations=cost.simulations,
+            solver_seconds=cost.solver_seconds,
             training_seconds=seconds,
             samples_per_second=self._samples / seconds if seconds else 0.0,
             errors={k: float(v) for k, v in metrics if k.startswith("val_")},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, final, get_type_hints
 
 import numpy as np
@@ -78,10 +78,6 @@ class Snapshot:
     left: Int[np.ndarray, " times"]
     random: str
 
-    def plain(self) -> dict[str, object]:
-        """Return the attributes by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
     def draws(
         self, fields: Float[np.ndarray, "sample span channel *space"]
     ) -> list[Draw]:
@@ -115,7 +111,7 @@ class Snapshot:
         # What numbers of steps, rows, and samples stay below.
         bounds = {"step": spec.steps, "again_step": spec.steps}
         bounds |= {"following": rows, "place": rows, "members": rows}
-        for name, value in self.plain().items():
+        for name, value in vars(self).items():
             if isinstance(value, np.ndarray) and value.dtype.kind == "i" and value.size:
                 if value.min() < 0:
                     _refuse(name, "0 or more", value.min())

@@ -62,7 +62,7 @@ def parameters(data):
     design = Design(
         data.spec.parameters,
         data.sampler,
-        held_out=data.count,
+        held_out=data.held_out,
         simulations=data.simulations,
     )
     return [simulation.parameters for simulation in design]
@@ -355,8 +355,8 @@ def test_an_online_run_leaves_the_same_data_set(heat, tmp_path, monkeypatch):
             assert generated.attrs[name] == teed.attrs[name]
     assert not list(tee.glob(".*"))
     # What it took is known to those who train on it, and not counted twice.
-    took = data.effort().solver_seconds
-    assert StoredData(tee).effort().solver_seconds == took > 0
+    took = data.cost().solver_seconds
+    assert StoredData(tee).cost().solver_seconds == took > 0
     data.setup("fit")
     assert sum(len(batch.step) for batch in data.train_dataloader()) == trained
     data.close()

@@ -30,7 +30,6 @@ def test_a_trainer_that_failed_leaves_no_thread_behind():
         store,
         pending=PendingBatches(),
         stopped=stopped,
-        check=lambda: None,
     )
     before = set(threading.enumerate())
     batches = iter(loader)
@@ -50,7 +49,7 @@ def test_what_an_iteration_did_not_give_comes_in_the_next():
     steps = np.arange(60, dtype="f").reshape(60, 1)
     assert store.offer(0, 0, steps, np.zeros(0, dtype="f")) == 60
     store.end_reception()
-    loader = OnlineLoader(store, pending=flight, check=lambda: None)
+    loader = OnlineLoader(store, pending=flight)
     trained = []
     for epoch in range(6):
         for n, batch in enumerate(loader):
@@ -77,7 +76,6 @@ def test_batches_of_weight_zero_count_for_nothing():
         store,
         pending=flight,
         ranks=BesideAFullOne(0, 1),
-        check=lambda: None,
     )
     batches = iter(loader)
     while len(trained) < 20:

@@ -146,7 +146,7 @@ class Trial:
         deadline.start()
         try:
             for n, batch in enumerate(
-                OnlineLoader(self.store, pending=PendingBatches(), check=self._check)
+                OnlineLoader(self.store, pending=PendingBatches(), source=self)
             ):
                 self.ledger.train(batch)
                 if n == 1 and self.plan.pause:
@@ -158,7 +158,8 @@ class Trial:
             deadline.cancel()
             deadline.join()
 
-    def _check(self):
+    def check(self, waited):
+        """Raise what stopped the study, as the source of the batches."""
         self.ensemble.check()
         self.inlet.check()
 

@@ -1,5 +1,7 @@
 """Batches that cross to the device, and a reservoir that lies there; on GPUs too, where there are any."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +45,9 @@ def test_batches_arrive_whole_on_the_device(device, there):
 
     refill()
     refill()
-    loader = OnlineLoader(store, pending=PendingBatches(), device=device, check=refill)
+    # Between two draws, in the loader's thread.
+    source = SimpleNamespace(check=lambda waited: refill())
+    loader = OnlineLoader(store, pending=PendingBatches(), device=device, source=source)
     for batch in loader:
         assert batch.target.device == batch.step.device == device
         # Used later, by what the training step submits.

@@ -7,9 +7,8 @@ import pytorch_lightning as L
 import torch
 from pytorch_lightning.callbacks import ProgressBar
 
-from surrogate_flow.data.module import Cost, SurrogateData
+from surrogate_flow.data.module import Cost, Status, SurrogateData
 from surrogate_flow.data.online_loader import OnlineLoader
-from surrogate_flow.data.status import Status
 from surrogate_flow.fields.window import Autoregressive
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.reservoir import FIRO, PendingBatches, Store
@@ -24,7 +23,7 @@ SIMULATIONS = 5
 class Filled(SurrogateData):
     """Batches of a reservoir that holds some simulations, and what was observed of them."""
 
-    spec, workflow, held_out, validated = SPEC, "filled", None, 0
+    spec, workflow = SPEC, "filled"
     waiting = ""
 
     def __init__(self, observes=False):
@@ -43,7 +42,7 @@ class Filled(SurrogateData):
         return np.array([250.0]), np.array([100.0])
 
     def train_dataloader(self):
-        return OnlineLoader(self.store, pending=PendingBatches(), check=lambda: None)
+        return OnlineLoader(self.store, pending=PendingBatches())
 
     def observe(self, seen):
         self.seen.append(seen)
@@ -51,11 +50,8 @@ class Filled(SurrogateData):
     def status(self):
         return Status(store=self.store.stats(), waiting=self.waiting)
 
-    def effort(self):
+    def cost(self):
         return Cost(0, 0, 0.0)
-
-    def stop(self):
-        pass
 
 
 def parameters_of(number):

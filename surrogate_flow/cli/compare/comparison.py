@@ -18,8 +18,7 @@ from rich.console import Console
 
 from surrogate_flow.cli.compare.process import run_command
 from surrogate_flow.cli.compare.variant import OFFLINE, Overrides, Variant
-from surrogate_flow.data.first_fill import require_reachable
-from surrogate_flow.data.online import OnlineData
+from surrogate_flow.data.online import OnlineData, require_reachable
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields import Window
@@ -286,7 +285,7 @@ class Comparison:
 
 def _check_reservoir(data: OnlineData, window: Window) -> None:
     ranks = Ranks()
-    ValidationSet.of_rank(ranks, data.spec, window, data.batch_size, data.count)
+    ValidationSet.of_rank(ranks, data.spec, window, data.batch_size, data.held_out)
     store = Store(data.spec, window, data.batch_size, data.reservoir)
     require_reachable(store, data.simulations)
 
