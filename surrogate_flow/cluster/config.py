@@ -78,7 +78,8 @@ def start(build: Callable[[], Cluster]) -> Cluster:
     except (TypeError, ValueError, OSError, RuntimeError) as error:
         raise ClusterError(
             f"The cluster did not start: {type(error).__name__}: "
-            f"{str(error).rstrip('.')}. Check the arguments under data.cluster."
+            f"{str(error).rstrip('.')}.",
+            remedy="Check the arguments under data.cluster.",
         ) from error
 
 
@@ -122,6 +123,6 @@ def as_written(factory: Callable[..., Any]) -> partial[Any]:
     kept = {
         name: value
         for name, value in factory.keywords.items()
-        if name in own or (value is not None and value != defaults.get(name))
+        if name in own or value not in (None, defaults.get(name))
     }
     return partial(class_, *given[given.index(class_) + 1 :], **kept)

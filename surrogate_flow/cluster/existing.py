@@ -90,16 +90,13 @@ class Existing(ClusterConfig):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ClusterError(
                 f"{self._file} is not the file of a scheduler "
-                f"({type(error).__name__}: {error}). `dask scheduler --scheduler-file` "
-                "writes such a file."
+                f"({type(error).__name__}: {error}).",
+                remedy="`dask scheduler --scheduler-file` writes such a file.",
             ) from error
 
     @property
     def interface(self) -> str | None:
-        """Address of this machine on the network of the scheduler.
-
-        None if nothing has to be reached from other machines.
-        """
+        """Address of this machine on the scheduler's network; None if all is local."""
         return None if self.local else get_ip(get_address_host(self.scheduler_address))
 
     @contextmanager

@@ -82,36 +82,37 @@ def open_cluster(
             "distributed.deploy.lost-worker-timeout": "1 day",
         }
     )
-    config: ClusterConfig
+    cores = cores_per_simulation
     if isinstance(source, ClusterConfig):
-        config = source
+        opened = source.open(folder, cores)
+    elif system := batch_system(source):
+        opened = system.open(folder, cores)
     else:
-        factory = source or _local_cluster(cores_per_simulation)
-        config = batch_system(factory) or _Factory(factory)
-    with config.open(folder, cores_per_simulation) as cluster:
+        opened = _built(source or _local_cluster(cores), folder, cores)
+    with opened as cluster:
         if not security.requires_keys(cluster):
-            _warn_of_scheduler(cluster)
+            logger.warning(
+                "Nothing guards the scheduler at %s: whoever reaches this address can "
+                "run code as you on every worker%s. Expected a cluster that takes "
+                "`security`, and a recipe without `security: false`.",
+                cluster.scheduler_address,
+                "" if is_local(cluster) else ", and can read the keys of the stream",
+            )
         if security.shows_to_all(cluster):
-            _warn_of_dashboard(cluster)
+            logger.warning(
+                "Dask's dashboard at %s listens on every interface of this machine, "
+                "and asks for no password: whoever reaches it sees what the study does."
+                " Set dashboard_address: %s (of a queue's cluster, within "
+                "scheduler_options).",
+                cluster.dashboard_link,
+                DASHBOARD,
+            )
         yield cluster
 
 
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for nannies that are created meanwhile.
-
-    Nannies take them from this process rather than from Dask's settings, and leave what
-    they set (os.environ.update in WorkerProcess.start). Here they are for the training.
-    """
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            del os.environ[name]
-            if value is not None:
-                os.environ[name] = value
+def is_local(cluster: Any) -> bool:
+    """Whether all workers share this machine's file system and sockets."""
+    return isinstance(cluster, LocalCluster)
 
 
 def _local_cluster(cores: int) -> Callable[..., Cluster]:
@@ -125,50 +126,38 @@ def _local_cluster(cores: int) -> Callable[..., Cluster]:
     )
 
 
-class _Factory(ClusterConfig):
-    """A class of `distributed`, or a function, that builds a cluster."""
-
-    def __init__(self, factory: Callable[..., Cluster]) -> None:
-        self._factory = factory
-
-    @contextmanager
-    def open(self, folder: Path, cores: int) -> Iterator[Cluster]:
-        build = as_written(self._factory)
-        parameters = inspect.signature(build.func).parameters.values()
-        known = {p.name: p.default for p in parameters} | build.keywords
-        chosen: dict[str, Any] = {}
-        # Dask's default, which is every interface.
-        if known.get("dashboard_address") == ":8787":
-            chosen["dashboard_address"] = DASHBOARD
-        with ExitStack() as resources:
-            if "security" in known:
-                keys = security.keys_for(known["security"], folder)
-                chosen["security"] = resources.enter_context(keys)
-            with _environment(thread_variables(cores)):
-                cluster = resources.enter_context(start(partial(build, **chosen)))
-            yield cluster
-
-
-def _warn_of_dashboard(cluster: Cluster) -> None:
-    logger.warning(
-        "Dask's dashboard at %s listens on every interface of this machine, and asks "
-        "for no password: whoever reaches it sees what the study does. Set "
-        "dashboard_address: %s (of a queue's cluster, within scheduler_options).",
-        cluster.dashboard_link,
-        DASHBOARD,
-    )
+@contextmanager
+def _built(
+    factory: Callable[..., Cluster], folder: Path, cores: int
+) -> Iterator[Cluster]:
+    """Open what a class of `distributed`, or a function, builds."""
+    build = as_written(factory)
+    parameters = inspect.signature(build.func).parameters.values()
+    known = {p.name: p.default for p in parameters} | build.keywords
+    chosen: dict[str, Any] = {}
+    # Dask's default, which is every interface.
+    if known.get("dashboard_address") == ":8787":
+        chosen["dashboard_address"] = DASHBOARD
+    with ExitStack() as resources:
+        if "security" in known:
+            keys = security.keys_for(known["security"], folder)
+            chosen["security"] = resources.enter_context(keys)
+        # Nannies take variables from this process rather than from Dask's settings, and
+        # keep them (os.environ.update in WorkerProcess.start).
+        with _environment(thread_variables(cores)):
+            cluster = resources.enter_context(start(partial(build, **chosen)))
+        yield cluster
 
 
-def _warn_of_scheduler(cluster: Cluster) -> None:
-    logger.warning(
-        "Nothing guards the scheduler at %s: whoever reaches this address can run code "
-        "as you on every worker%s. Expected a cluster that takes `security`, and a "
-        "recipe without `security: false`.",
-        cluster.scheduler_address,
-        "" if is_local(cluster) else ", and can read the keys of the stream",
-    )
-
-
-def is_local(cluster: Any) -> bool:
-    """Whether all workers share this machine's file system and sockets."""
-    return isinstance(cluster, LocalCluster)
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for a while; here they are for the training."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value

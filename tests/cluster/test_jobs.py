@@ -26,7 +26,7 @@ from surrogate_flow.cluster.batch import (
     batch_system,
     supervisor,
 )
-from surrogate_flow.cluster.batch.batch_queue import Qstat, Squeue, State, queue_of
+from surrogate_flow.cluster.batch.batch_queue import State, qstat, queue_of, squeue
 from surrogate_flow.cluster.batch.walltime import UNTIL, Drain, prologue, walltime_of
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.fields.errors import UserError
@@ -219,8 +219,11 @@ def test_a_job_notes_when_its_time_is_over(tmp_path):
     now, until = map(int, done.stdout.split())
     assert 600 <= until - now <= 601
     with open_cluster(Slurm(**SITE, walltime="00:10:00"), tmp_path) as cluster:
-        assert walltime_of(cluster.job_script()) == 600
-        assert line in cluster.job_script()
+        script = cluster.job_script()
+        assert walltime_of(script) == 600
+        assert line in script
+        # From where the scheduler has it.
+        assert f"--resources {UNTIL}=${UNTIL}" in script
 
 
 @pytest.fixture
@@ -233,7 +236,7 @@ def drain(tmp_path):
             made.ends_at = time.time() + left
             return made
 
-        yield Drain(cluster, None, 3600.0), job
+        yield Drain(cluster, 3600.0), job
 
 
 def test_jobs_leave_before_simulations_are_cut_off(drain):
@@ -317,7 +320,7 @@ Job Id:\t19
 def test_what_slurm_says(monkeypatch):
     """Its states and reasons; what it does not list is gone."""
     monkeypatch.setattr(batch_queue, "_run", lambda words, **_: SQUEUE)
-    told = Squeue().status(["17", "18", "19", "20", "21", "22"])
+    told = squeue(["17", "18", "19", "20", "21", "22"])
     assert [told[n].state.name for n in sorted(told)] == [
         "RUNNING",
         "WAITING",
@@ -338,18 +341,18 @@ def test_what_slurm_says(monkeypatch):
 def test_what_pbs_says(text, comment, monkeypatch):
     """Jobs are known by their numbers; a comment tells why one waits."""
     monkeypatch.setattr(batch_queue, "_run", lambda words, **_: text)
-    told = Qstat().status(["17", "18.pbs-server-01", "19", "20"])
+    told = qstat(["17", "18.pbs-server-01", "19", "20"])
     states = [told[n].state for n in sorted(told)]
     assert states == [State.RUNNING, State.WAITING, State.GONE, State.GONE]
     assert told["18.pbs-server-01"].text.endswith(comment)
     assert told["17"].text == "state R"
 
 
-@pytest.mark.parametrize("queues", [Squeue(), Qstat()])
-def test_no_answer_is_no_news(queues, monkeypatch):
+@pytest.mark.parametrize("query", [squeue, qstat])
+def test_no_answer_is_no_news(query, monkeypatch):
     """A batch system that is not there says nothing of a job, not that it is gone."""
     monkeypatch.setenv("PATH", "")
-    assert queues.status(["17"]) is None
+    assert query(["17"]) is None
 
 
 def test_a_server_that_does_not_answer_is_no_news(tmp_path, monkeypatch):
@@ -359,16 +362,16 @@ def test_a_server_that_does_not_answer_is_no_news(tmp_path, monkeypatch):
     for status, gone in ((111, None), (153, {"17": State.GONE})):
         script.write_text(f"#!/bin/sh\nexit {status}\n")
         script.chmod(0o755)
-        told = Qstat().status(["17"])
+        told = qstat(["17"])
         assert (told and {n: s.state for n, s in told.items()}) == gone
 
 
 def test_which_queue(tmp_path):
     """By the class of the cluster."""
     with open_cluster(SLURM, tmp_path) as cluster:
-        assert isinstance(queue_of(cluster), Squeue)
+        assert queue_of(cluster) is squeue
     with open_cluster(PBS(**SITE), tmp_path) as cluster:
-        assert isinstance(queue_of(cluster), Qstat)
+        assert queue_of(cluster) is qstat
 
 
 class Coupled:

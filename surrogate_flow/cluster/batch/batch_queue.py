@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -16,12 +15,16 @@ from surrogate_flow.cluster.batch.jobqueue import (
     SLURMCluster,
 )
 
-__all__ = ["BatchQueue", "JobStatus", "Qstat", "Squeue", "State", "Unknown", "queue_of"]
-
-# Exit statuses of PBS: all listed, one unknown, one finished. Others are failures.
-_QSTAT = (0, 153, 35)
+__all__ = ["JobStatus", "State", "Statuses", "qstat", "queue_of", "squeue"]
 
 _TIMEOUT = 20.0  # seconds that a command may take
+
+# States of Slurm; in all others a job waits.
+_RUNNING = {"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"}
+_GONE = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "COMPLETING", "DEADLINE", "FAILED"),
+    *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+}
 
 
 class State(Enum):
@@ -40,99 +43,67 @@ class JobStatus:
     text: str
 
 
-class BatchQueue(ABC):
-    """The command of a batch system that lists jobs."""
+Statuses = dict[str, JobStatus]
+"""The status of each job that was asked for, by its id."""
 
-    def status(self, jobs: Collection[str]) -> Mapping[str, JobStatus] | None:
-        """Return the status of each job by its id; None if the command fails.
-
-        Jobs that the batch system does not know are gone.
-        """
-        known = self._known(jobs)
-        if known is None:
-            return None
-        gone = JobStatus(State.GONE, "not in the queue")
-        return {job: known.get(job, gone) for job in jobs}
-
-    @abstractmethod
-    def _known(self, jobs: Collection[str]) -> dict[str, JobStatus] | None:
-        """Return the status of those jobs that are known."""
+_UNLISTED = JobStatus(State.GONE, "not in the queue")
 
 
-class Squeue(BatchQueue):
-    """``squeue`` of Slurm: states such as PENDING, with the reason."""
-
-    _RUNNING = re.compile("RUNNING|SUSPENDED|STOPPED|SIGNALING|RESIZING")
-    _GONE = re.compile(
-        "BOOT_FAIL|CANCELLED|COMPLETED|COMPLETING|DEADLINE|FAILED|NODE_FAIL|"
-        "OUT_OF_MEMORY|PREEMPTED|REVOKED|TIMEOUT"
-    )
-
-    def _known(self, jobs: Collection[str]) -> dict[str, JobStatus] | None:
-        # By user: with the id of a forgotten job, squeue fails for all.
-        mine = f"--user={os.getuid()}"
-        text = _run(["squeue", "--noheader", "--format=%i|%T|%r", mine])
-        if text is None:
-            return None
-        known = {}
-        for line in text.splitlines():
-            job, word, reason = [*line.strip().split("|", 2), "", ""][:3]
-            shown = word if reason in ("", "None") else f"{word} ({reason})"
-            known[job] = JobStatus(self._state(word), shown)
-        return known
-
-    def _state(self, word: str) -> State:
-        if self._GONE.fullmatch(word):
-            return State.GONE
-        running = self._RUNNING.fullmatch(word)
-        return State.RUNNING if running else State.WAITING
-
-
-class Qstat(BatchQueue):
-    """``qstat -f`` of PBS: a letter for each job, with a comment."""
-
-    def _known(self, jobs: Collection[str]) -> dict[str, JobStatus] | None:
-        text = _run(["qstat", "-f", *sorted(jobs)], accepted=_QSTAT)
-        if text is None:
-            return None
-        numbers = {job.partition(".")[0]: job for job in jobs}
-        known = {}
-        for part in re.split(r"^Job Id:\s*", text, flags=re.MULTILINE)[1:]:
-            # The server's name may follow the number.
-            job = numbers.get(part.split(None, 1)[0].partition(".")[0])
-            if job is not None:
-                known[job] = self._status(part)
-        return known
-
-    @classmethod
-    def _status(cls, part: str) -> JobStatus:
-        letter, comment = cls._value(part, "job_state"), cls._value(part, "comment")
-        text = f"state {letter}" + (f": {comment}" if comment else "")
-        if letter in ("C", "F", "X"):
-            return JobStatus(State.GONE, text)
-        running = letter in ("R", "E")
-        return JobStatus(State.RUNNING if running else State.WAITING, text)
-
-    @staticmethod
-    def _value(part: str, name: str) -> str:
-        # Long values continue after a tab, with which the next name may begin, too.
-        value = rf"^\s*{name} = (.*(?:\n\t(?![\w.]+ = ).*)*)"
-        found = re.search(value, part, re.MULTILINE)
-        return re.sub(r"\n\t", "", found[1]).strip() if found else ""
-
-
-class Unknown(BatchQueue):
-    """A batch system whose commands are not known here."""
-
-    def _known(self, jobs: Collection[str]) -> dict[str, JobStatus] | None:
-        return None
-
-
-def queue_of(cluster: JobQueueCluster) -> BatchQueue:
-    """Return the queue that a cluster submits to."""
+def queue_of(
+    cluster: JobQueueCluster,
+) -> Callable[[Collection[str]], Statuses | None] | None:
+    """Return what lists the jobs of a cluster; None if its command is not known."""
     if isinstance(cluster, SLURMCluster):
-        return Squeue()
-    return Qstat() if isinstance(cluster, PBSCluster) else Unknown()
+        return squeue
+    return qstat if isinstance(cluster, PBSCluster) else None
+
+
+def squeue(jobs: Collection[str]) -> Statuses | None:
+    """Return what ``squeue`` of Slurm reports of jobs; None if it fails."""
+    # By user: with the id of a forgotten job, squeue fails for all.
+    mine = f"--user={os.getuid()}"
+    text = _run(["squeue", "--noheader", "--format=%i|%T|%r", mine])
+    if text is None:
+        return None
+    known = {}
+    for line in text.splitlines():
+        job, word, reason = [*line.strip().split("|", 2), "", ""][:3]
+        shown = word if reason in ("", "None") else f"{word} ({reason})"
+        known[job] = JobStatus(_state(word, _RUNNING, _GONE), shown)
+    return {job: known.get(job, _UNLISTED) for job in jobs}
+
+
+def qstat(jobs: Collection[str]) -> Statuses | None:
+    """Return what ``qstat -f`` of PBS reports of jobs; None if it fails."""
+    # Exit statuses: all are listed, one is unknown, one has finished.
+    text = _run(["qstat", "-f", *sorted(jobs)], accepted=(0, 153, 35))
+    if text is None:
+        return None
+    known = {}
+    for part in re.split(r"^Job Id:\s*", text, flags=re.MULTILINE)[1:]:
+        letter, comment = _value(part, "job_state"), _value(part, "comment")
+        shown = f"state {letter}" + (f": {comment}" if comment else "")
+        status = JobStatus(_state(letter, {"R", "E"}, {"C", "F", "X"}), shown)
+        known[_number(part.split(None, 1)[0])] = status
+    return {job: known.get(_number(job), _UNLISTED) for job in jobs}
+
+
+def _state(word: str, running: Collection[str], gone: Collection[str]) -> State:
+    if word in gone:
+        return State.GONE
+    return State.RUNNING if word in running else State.WAITING
+
+
+def _number(job: str) -> str:
+    """Return the id of a job of PBS without the name of the server."""
+    return job.partition(".")[0]
+
+
+def _value(part: str, name: str) -> str:
+    # Long values continue after a tab, with which the next name may begin, too.
+    value = rf"^\s*{name} = (.*(?:\n\t(?![\w.]+ = ).*)*)"
+    found = re.search(value, part, re.MULTILINE)
+    return re.sub(r"\n\t", "", found[1]).strip() if found else ""
 
 
 def _run(command: Sequence[str], *, accepted: Collection[int] = (0,)) -> str | None:

@@ -7,10 +7,13 @@ import concurrent.futures
 import contextlib
 import logging
 import re
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
+
+from distributed.scheduler import WorkerState
 
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster, Submission
 
@@ -29,13 +32,13 @@ class Timing:
     Attributes
     ----------
     poll : float
-        Between two looks at the workers.
+        Between two checks of the workers.
     query, query_idle : float
         Between two queries of the queue while jobs change, and at most.
     restart : float
-        A worker may be away so long while its nanny restarts it.
+        That workers may be away while their nannies restart them.
     lost : float
-        The same, if the queue says that the job runs, or says nothing.
+        The same, if the queue reports that the job runs, or does not answer.
     start : float
         In which a running job must have a worker.
     retry : float
@@ -46,6 +49,8 @@ class Timing:
         Over which waits are measured, at least.
     submit : float
         That the batch system may take to accept or cancel a job.
+    cancel_again : float
+        Until a job that is still in the queue is cancelled again.
     cancel : float
         In which cancelled jobs must have left the queue when the study ends.
     """
@@ -60,6 +65,7 @@ class Timing:
     retry_refused: float = 30.0
     settle: float = 30.0
     submit: float = 60.0
+    cancel_again: float = 10.0
     cancel: float = 15.0
 
 
@@ -68,7 +74,7 @@ class JobRefused(RuntimeError):
 
 
 class Job:
-    """A job whose workers connect to the scheduler of a cluster.
+    """A job whose workers connect to the scheduler of a cluster; one thread owns it.
 
     Parameters
     ----------
@@ -78,10 +84,6 @@ class Job:
         Part of the names of the workers, unique in the study.
     timeout : float
         Seconds that the batch system may take to accept or cancel the job.
-
-    Notes
-    -----
-    Not locked: one thread owns it.
     """
 
     def __init__(
@@ -89,10 +91,9 @@ class Job:
     ) -> None:
         self.number = number
         self.name = f"{cluster.name}-{number}"
-        spec = cluster.new_spec
-        scheduler = cluster.scheduler
-        address = getattr(scheduler, "contact_address", None) or scheduler.address
         self._cluster, self._timeout = cluster, timeout
+        spec, scheduler = cluster.new_spec, cluster.scheduler
+        address = getattr(scheduler, "contact_address", None) or scheduler.address
         self._job: Submission = spec["cls"](address, name=self.name, **spec["options"])
         self._too_late = False
         #: When it last had workers (monotonic); None if it never had.
@@ -103,15 +104,21 @@ class Job:
         self.ends_at: float | None = None
         #: Whether its workers begin no further simulation.
         self.draining = False
+        #: How often it was cancelled, and when (monotonic).
+        self.cancels, self.cancelled_at = 0, 0.0
 
     @property
     def id(self) -> str:
         """The batch system's name of it."""
         return str(self._job.job_id)
 
-    def owns(self, worker: str) -> bool:
-        """Whether a worker of this name is one of its processes."""
-        return worker == self.name or worker.rpartition("-")[0] == self.name
+    def workers(self) -> list[WorkerState]:
+        """Return what the scheduler knows of its workers."""
+        return [
+            worker
+            for worker in list(self._cluster.scheduler.workers.values())
+            if self.name in (str(worker.name), str(worker.name).rpartition("-")[0])
+        ]
 
     def submit(self) -> None:
         """Submit it.
@@ -154,6 +161,7 @@ class Job:
             self._cluster.sync(self._job.close, callback_timeout=self._timeout)
         except (OSError, TimeoutError) as error:
             logger.warning("%s: %r", self.cancel_command, error)
+        self.cancels, self.cancelled_at = self.cancels + 1, time.monotonic()
 
     @property
     def cancel_command(self) -> str:
@@ -165,16 +173,13 @@ class Job:
         # Names of batch systems: name-17.err, slurm-17.out, script.e17, 17.host.ER
         number = re.compile(rf"(?<!\d){re.escape(self.id)}(?!\d)")
         kinds = re.compile(rf"\.(err|out|ER|OU|[eo]{re.escape(self.id)})$")
-        paths = [
-            path
-            for folder in {Path(self._job.log_directory or "."), Path()}
-            for path in folder.glob(f"*{self.id}*")
-            if number.search(path.name) and kinds.search(path.name)
-        ]
+        folders = {Path(self._job.log_directory or "."), Path()}
+        paths = [path for folder in folders for path in folder.glob(f"*{self.id}*")]
         for path in sorted(paths):
-            with contextlib.suppress(OSError):
-                if lines := _tail(path):
-                    return f"Its log {path} ends with:\n" + "\n".join(lines)
+            if number.search(path.name) and kinds.search(path.name):
+                with contextlib.suppress(OSError):
+                    if lines := _tail(path):
+                        return f"Its log {path} ends with:\n" + "\n".join(lines)
         return ""
 
 

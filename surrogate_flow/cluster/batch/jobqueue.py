@@ -1,9 +1,7 @@
-"""dask-jobqueue, imported without the handler of Ctrl-C that it brings.
+"""dask-jobqueue, without the handler of Ctrl-C that its import installs.
 
-Its import has a process that hears SIGINT end in silence, with the status of success.
+With that handler an interrupted process ends in silence, with the status of success.
 """
-
-from __future__ import annotations
 
 import signal
 import threading
@@ -25,7 +23,5 @@ if (
     and threading.current_thread() is threading.main_thread()
 ):
     # A recipe may have named one of its classes before.
-    signal.signal(
-        signal.SIGINT,
-        signal.default_int_handler if _is_theirs(_before) else _before,
-    )
+    mine = signal.default_int_handler if _is_theirs(_before) else _before
+    signal.signal(signal.SIGINT, mine)

@@ -8,10 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Self
-
-from distributed import Client
 
 from surrogate_flow.cluster.batch.controller import Bounds, JobCountController, Load
 from surrogate_flow.cluster.batch.job import Job, JobRefused, Timing
@@ -71,6 +68,8 @@ class Supervisor:
     ) -> None:
         self._cluster, self._timing = cluster, timing
         self._controller = JobCountController(bounds, per_job)
+        self._registry = Registry(cluster, timing)
+        self._drain = Drain(cluster, walltime_of(cluster.job_script()))
         self._load = Load()
         self._submitted = self._failures = 0
         self._next_submit = 0.0
@@ -82,45 +81,24 @@ class Supervisor:
         self.replaced = 0
 
     def __enter__(self) -> Self:
-        cluster = self._cluster
-        walltime = walltime_of(cluster.job_script())
-        self._client = Client(
-            cluster.scheduler_address, security=cluster.security, set_as_default=False
-        )
-        self._registry = Registry(
-            cluster, self._client, timed=walltime is not None, timing=self._timing
-        )
-        self._drain = Drain(cluster, self._client, walltime)
         try:
             self._submit()
         except JobRefused as refused:
-            self._client.close()
             raise JobError(
                 f"The batch system refuses the job: {refused}\nChange the arguments "
                 "under data.cluster; `surrogate-flow plan` shows the job's script."
             ) from refused
-        except BaseException:
-            self._client.close()
-            raise
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closing.set()
         try:
             self._thread.join(_JOIN)
         finally:
             # After a second Ctrl-C, too; a third one waits.
             with _interrupts_ignored():
-                try:
-                    self._cancel_all()
-                finally:
-                    self._client.close()
+                self._cancel_all()
 
     def update(self, load: Load) -> None:
         """Let the number of jobs follow the load of the study; never blocks."""
@@ -159,8 +137,7 @@ class Supervisor:
     def draining_workers(self) -> set[str]:
         """Return the addresses of the workers that begin no further simulation."""
         jobs = [job for job in list(self._registry.jobs) if job.draining]
-        workers = self._registry.workers().items()
-        return {a for a, name in workers if any(job.owns(name) for job in jobs)}
+        return {worker.address for job in jobs for worker in job.workers()}
 
     def _run(self) -> None:
         try:
@@ -229,14 +206,16 @@ class Supervisor:
 
     def _adjust(self, load: Load) -> None:
         """Submit jobs that are missing, and drain those too many."""
-        now, registry = time.monotonic(), self._registry
-        before = self.wanted
+        now, registry, before = time.monotonic(), self._registry, self.wanted
         settle = max(self._timing.settle, 2 * load.longest)
         self._controller.settle = min(settle, _LONGEST_SETTLE)
         wanted = self._controller.update(now, load, len(registry.at_work))
         if self.wanted != before:
             logger.info("Jobs wanted: %d, before %d", self.wanted, before)
-        for job in self._surplus(wanted):
+        # Too many: first jobs without workers, then those with the least time.
+        staying = registry.staying
+        staying.sort(key=lambda job: (job.last_seen is not None, job.ends_at or 0.0))
+        for job in staying[: max(0, len(staying) - wanted)]:
             if job.last_seen is None:
                 registry.cancel(job)
             else:
@@ -253,21 +232,16 @@ class Supervisor:
                 self._submit()
                 self._refusal = ""
             except JobRefused as refused:
-                self._next_submit = now + self._timing.retry_refused
+                pause = self._timing.retry_refused
+                self._next_submit = now + pause
                 if self._refusal != str(refused):
                     self._refusal = str(refused)
                     logger.warning(
                         "The batch system refuses a further job, which is submitted "
                         "again every %g s: %s",
-                        self._timing.retry_refused,
+                        pause,
                         refused,
                     )
-
-    def _surplus(self, wanted: int) -> list[Job]:
-        """Return jobs too many: those without workers, then with the least time."""
-        staying = self._registry.staying
-        staying.sort(key=lambda job: (job.last_seen is not None, job.ends_at or 0.0))
-        return staying[: max(0, len(staying) - wanted)]
 
     def _submit(self) -> None:
         # Each number is used once, whatever becomes of the job.
@@ -279,16 +253,16 @@ class Supervisor:
 
     def _cancel_all(self) -> None:
         """Cancel every job, wait until all are gone, and name those that are not."""
-        registry, submitting = self._registry, self._thread
+        registry = self._registry
         for job in list(registry.jobs):
             registry.cancel(job)
-        if submitting.is_alive():
+        if self._thread.is_alive():
             logger.info("Waiting for the batch system's answer, to cancel its job too.")
-            submitting.join(self._timing.submit)
+            self._thread.join(self._timing.submit)
         # A job that was being submitted meanwhile.
         for job in list(registry.jobs):
             registry.cancel(job)
-        if submitting.is_alive():
+        if self._thread.is_alive():
             logger.warning(
                 "The batch system has not answered whether it accepted a last job. "
                 "Look for it in the queue, and cancel it."
@@ -297,7 +271,7 @@ class Supervisor:
         while (remaining := registry.remaining()) and time.monotonic() < deadline:
             time.sleep(0.2)
         # A scheduler that ends before its workers logs an error for each.
-        while registry.workers() and time.monotonic() < deadline:
+        while self._cluster.scheduler.workers and time.monotonic() < deadline:
             time.sleep(0.1)
         for job in remaining:
             logger.warning(

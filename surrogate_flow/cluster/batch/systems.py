@@ -29,6 +29,7 @@ from surrogate_flow.cluster.batch.walltime import (
     formatted,
     prologue,
     walltime_of,
+    with_end,
 )
 from surrogate_flow.cluster.config import (
     DASHBOARD,
@@ -137,13 +138,21 @@ class BatchSystem(ClusterConfig):
     @contextmanager
     def open(self, folder: Path, cores: int) -> Iterator[JobQueueCluster]:
         """Open a scheduler in this process, without jobs."""
-        class_, arguments = self.cluster_class, self._arguments
-        self._check_names()
-        shown = arguments.get("scheduler_options") or self._site("scheduler-options")
-        options = {"dashboard_address": DASHBOARD, **(shown or {})}
-        with security.keys_for(arguments.get("security"), folder) as keys:
-            arguments = {**arguments, "security": keys, "scheduler_options": options}
-            with start(partial(class_, **arguments)) as cluster:
+        known = known_arguments(self.cluster_class)
+        for name in self._arguments:
+            if name not in known:
+                raise ArgumentError(
+                    f"{self.cluster_class.__name__} takes no argument {name!r}. "
+                    f"{nearest(name, sorted(known))}"
+                )
+        options = self._value("scheduler_options") or {}
+        with security.keys_for(self._arguments.get("security"), folder) as keys:
+            arguments = {
+                **self._arguments,
+                "security": keys,
+                "scheduler_options": {"dashboard_address": DASHBOARD, **options},
+            }
+            with start(partial(self.cluster_class, **arguments)) as cluster:
                 self._complete(cluster, cores, folder)
                 yield cluster
 
@@ -156,13 +165,12 @@ class BatchSystem(ClusterConfig):
             If no number of jobs is given, or bounds contradict each other.
         """
         options, script = cluster.new_spec["options"], cluster.job_script()
-        processes = options["processes"]
         # The last one counts.
-        words = [str(word) for word in options["worker_extra_args"]]
+        words = " ".join(map(str, options["worker_extra_args"])).split()
         threads = int(words[len(words) - words[::-1].index("--nthreads")])
         return JobRequest(
-            self._bounds(processes),
-            processes * threads,
+            self._bounds(options["processes"]),
+            options["processes"] * threads,
             self._resources(script),
             script,
             walltime_of(script),
@@ -185,24 +193,13 @@ class BatchSystem(ClusterConfig):
         least = 1 if least is None else least
         return Bounds(least, least if most is None else most)
 
-    def _check_names(self) -> None:
-        """Refuse arguments that neither the cluster's class nor its jobs know."""
-        known = known_arguments(self.cluster_class)
-        for name in self._arguments:
-            if name not in known:
-                raise ArgumentError(
-                    f"{self.cluster_class.__name__} takes no argument {name!r}. "
-                    f"{nearest(name, sorted(known))}"
-                )
-
     def _complete(self, cluster: JobQueueCluster, cores: int, folder: Path) -> None:
         """Let each job run as many simulations as it has cores for, in processes.
 
-        Where fewer `processes` are set, each has several threads. Jobs also record when
-        their walltime ends, and write their logs into `folder`, unless another place is
-        set.
+        Where fewer `processes` are set, each has several threads. Jobs also export when
+        their walltime ends, which their workers report, and write their logs into
+        `folder`, unless another place is set.
         """
-        options = cluster.new_spec["options"]
         job_cores = int(self._value("cores"))
         processes = self._value("processes") or max(1, job_cores // cores)
         if processes * cores > job_cores:
@@ -215,22 +212,22 @@ class BatchSystem(ClusterConfig):
         # Before the user's lines, and after what this process exports.
         exports = thread_variables(cores).items()
         lines = [f"export {name}={value}" for name, value in exports]
-        walltime = walltime_of(cluster.job_script())
-        if walltime is not None:
-            # First, since other lines may take time.
-            lines.insert(0, prologue(walltime))
-        extra = [*(self._value("worker_extra_args", "extra") or [])]
+        extra = " ".join(map(str, self._value("worker_extra_args", "extra") or []))
         if "--nthreads" not in extra:
             # dask-jobqueue's own is the number of cores of a process.
-            extra += ["--nthreads", str(max(1, job_cores // (processes * cores)))]
+            extra += f" --nthreads {max(1, job_cores // (processes * cores))}"
+        if (walltime := walltime_of(cluster.job_script())) is not None:
+            # First, since other lines may take time.
+            lines.insert(0, prologue(walltime))
+            extra = with_end(extra)
         lines += self._value("job_script_prologue", "env_extra") or []
-        options |= {
+        logs = self._value("log_directory") or str((folder / "jobs").absolute())
+        cluster.new_spec["options"] |= {
             "processes": processes,
             "job_script_prologue": lines,
-            "worker_extra_args": extra,
+            "worker_extra_args": extra.split(),
+            "log_directory": logs,
         }
-        if self._value("log_directory") is None:
-            options["log_directory"] = str((folder / "jobs").absolute())
 
     def _resources(self, script: str) -> str:
         walltime, word = walltime_of(script), directive(script)
@@ -248,19 +245,15 @@ class BatchSystem(ClusterConfig):
 
         Of several names the first with a value counts; the others are old ones.
         """
+        default = self.cluster_class.job_cls.default_config_name()
+        section = self._arguments.get("config_name", default)
         value = None
         for name in names:
-            value = self._arguments.get(name)
-            if value is None:
-                value = self._site(name.replace("_", "-"))
+            key = f"jobqueue.{section}.{name.replace('_', '-')}"
+            value = self._arguments.get(name, dask.config.get(key, None))
             if value:
                 return value
         return value
-
-    def _site(self, name: str) -> Any:
-        default = self.cluster_class.job_cls.default_config_name()
-        section = self._arguments.get("config_name", default)
-        return dask.config.get(f"jobqueue.{section}.{name}", None)
 
 
 class Slurm(BatchSystem):

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
 
 from dask.utils import parse_timedelta
-from distributed import Client
 from distributed.core import Status
+from distributed.scheduler import WorkerState
 
 from surrogate_flow.cluster.batch.job import Job
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
 
-__all__ = ["UNTIL", "Drain", "directive", "formatted", "prologue", "walltime_of"]
+__all__ = [
+    "UNTIL",
+    "Drain",
+    "directive",
+    "formatted",
+    "prologue",
+    "walltime_of",
+    "with_end",
+]
 
 UNTIL = "SURROGATE_FLOW_UNTIL"
-"""Environment variable of a job: seconds since 1970 at which its walltime ends."""
+"""Environment variable of a job, and resource of its Dask workers.
+
+When its walltime ends, in seconds since 1970; the scheduler gets it from each worker.
+"""
 
 _SLURM = re.compile(r"^#SBATCH\s+(?:-t\s*|--time[= ])(\S+)", re.MULTILINE)
 _PBS = re.compile(r"^#PBS\s+-l\s+(?:\S+,)?walltime=([^\s,]+)", re.MULTILINE)
@@ -97,25 +107,28 @@ def prologue(walltime: float) -> str:
     return f"export {UNTIL}=$(($(date +%s) + {int(walltime)}))"
 
 
+def with_end(arguments: str) -> str:
+    """Return arguments of ``dask worker`` with the end of its walltime as a resource.
+
+    Examples
+    --------
+    >>> with_end("--resources GPU=1")
+    '--resources SURROGATE_FLOW_UNTIL=$SURROGATE_FLOW_UNTIL,GPU=1'
+    """
+    end = f"{UNTIL}=${UNTIL}"
+    text, given = re.subn(r"--resources[ =]", rf"\g<0>{end},", arguments)
+    return text if given else f"{text} --resources {end}"
+
+
 class Drain:
     """A job drains when left < 1.2 times the longest simulation + margin + stagger.
 
     Its workers begin no further simulation; the job ends when they are idle.
-
-    Parameters
-    ----------
-    cluster : JobQueueCluster
-    client : distributed.Client
-        A client of the cluster.
-    walltime : float or None
-        Seconds of each job; without, no job is ever due.
+    Without a `walltime` (seconds of each job) no job is ever due.
     """
 
-    def __init__(
-        self, cluster: JobQueueCluster, client: Client, walltime: float | None
-    ) -> None:
-        self._scheduler = cluster.scheduler
-        self._client = client
+    def __init__(self, cluster: JobQueueCluster, walltime: float | None) -> None:
+        self._cluster = cluster
         self.walltime = walltime
         # Since when all workers of a job begin nothing, by its number.
         self._retired: dict[int, float] = {}
@@ -124,10 +137,9 @@ class Drain:
         """Whether a job must begin to drain, if simulations take `longest` seconds."""
         if self.walltime is None or job.ends_at is None:
             return False
-        stagger = _STAGGER * (job.number % _WAVES) / _WAVES
+        stagger = _STAGGER * self.walltime * (job.number % _WAVES) / _WAVES
         grace = _NOTICE + min(_GRACE, _SHARE * self.walltime)
-        margin = grace + stagger * self.walltime
-        need = min(_MARGIN * longest + margin, (1 - _WORK) * self.walltime)
+        need = min(_MARGIN * longest + grace + stagger, (1 - _WORK) * self.walltime)
         return job.ends_at - time.time() < need
 
     def finished(self, job: Job) -> bool:
@@ -138,7 +150,7 @@ class Drain:
         OSError, TimeoutError
             If the scheduler does not answer in time: call it again later.
         """
-        workers = self._workers(job)
+        workers = job.workers()
         if active := [w for w in workers if w.status is not Status.closing_gracefully]:
             self._retired.pop(job.number, None)
             # Results move to other workers; if there is none yet, at the next call.
@@ -150,19 +162,13 @@ class Drain:
     def close(self, job: Job) -> None:
         """Close the workers of a job; tasks that wait there move to others."""
         self._retired.pop(job.number, None)
-        if workers := self._workers(job):
+        if workers := job.workers():
             self._retire(workers, close_workers=True, remove=True)
 
-    def _retire(self, workers: list[Any], **how: bool) -> None:
-        scheduler = self._client.scheduler
-        assert scheduler is not None, "set once it has started"
-        self._client.sync(
-            scheduler.retire_workers,
-            workers=[worker.address for worker in workers],
+    def _retire(self, workers: list[WorkerState], **how: bool) -> None:
+        self._cluster.sync(
+            self._cluster.scheduler.retire_workers,
+            [worker.address for worker in workers],
             callback_timeout=_TIMEOUT,
             **how,
         )
-
-    def _workers(self, job: Job) -> list[Any]:
-        workers = list(self._scheduler.workers.values())
-        return [worker for worker in workers if job.owns(str(worker.name))]
