@@ -1,13 +1,18 @@
-"""The ensemble: keeps simulations in flight on Dask, retries failures, ends cleanly."""
+"""The ensemble: keeps simulations submitted to Dask, retries failures, ends cleanly."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
+import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+from distributed import Client, Future
 
 from surrogate_flow.dataset import ArchiveError
 from surrogate_flow.ensemble.events import (
@@ -21,18 +26,155 @@ from surrogate_flow.ensemble.events import (
 )
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, State
-from surrogate_flow.ensemble.tasks import Ended, Tasks
+from surrogate_flow.ensemble.task import Summary
 from surrogate_flow.ensemble.workers import EnsembleError, Workers
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.sampling import Design
 from surrogate_flow.stream import SpecMismatch
 
-__all__ = ["Ensemble", "EnsembleError", "EnsembleStats"]
+__all__ = ["Ensemble", "EnsembleError", "EnsembleStats", "Tasks"]
 
 logger = logging.getLogger(__name__)
 
-_POLL = 1.0  # seconds between two looks at the size of the cluster
-_CLOSE = 10.0  # seconds for a look that is under way, when the study ends
+_POLL = 1.0  # seconds between two checks of the size of the cluster
+_CLOSE = 10.0  # seconds for a check that is under way, when the study ends
+_GRACE = 3.0  # seconds that tasks have to end by themselves
+
+Attempt = Callable[[Simulation, int], Summary]
+Ended = tuple[Simulation, int, BaseException | None]
+
+
+class Tasks:
+    """A Dask task for each attempt at a simulation, from `submit` until `wait` ends it.
+
+    One thread submits and waits; `cancel_hung`, `names` and `wake` may be called from
+    any.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    task : callable
+        ``task(simulation, attempt) -> Summary``; pickled, runs on a worker.
+    name : str
+        Of the workflow; tasks are called
+        ``<name>-<part>-<number>-<attempt>-<study>``.
+    unarchived : callable, optional
+        The task from the moment that the data set cannot be written.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        task: Attempt,
+        name: str,
+        unarchived: Attempt | None = None,
+    ) -> None:
+        self.client = client
+        self._task, self._unarchived = task, unarchived
+        self._name, self._token = name, secrets.token_hex(3)
+        self._hung: dict[str, TimeoutError] = {}
+        self._in_flight: dict[str, tuple[Simulation, int, Future[Summary]]] = {}
+        self._ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        #: Tasks submitted so far.
+        self.submitted = 0
+
+    def __len__(self) -> int:
+        return len(self._in_flight)
+
+    def key(self, simulation: Simulation, attempt: int) -> str:
+        """Return the name of a task, which no other study on the cluster shares."""
+        number = f"{simulation.number}-{attempt}"
+        return f"{self._name}-{simulation.part}-{number}-{self._token}"
+
+    def names(self) -> dict[tuple[int, int], str]:
+        """Return the name of the task of each (simulation, attempt)."""
+        in_flight = list(self._in_flight.items())
+        return {(simulation.number, n): key for key, (simulation, n, _) in in_flight}
+
+    def submit(self, simulation: Simulation, attempt: int) -> None:
+        """Begin an attempt; those at held-out simulations go first."""
+        key = self.key(simulation, attempt)
+        future = self.client.submit(
+            self._task,
+            simulation,
+            attempt,
+            key=key,
+            pure=False,
+            priority=int(simulation.part != "training"),
+        )
+        self.submitted += 1
+        self._in_flight[key] = (simulation, attempt, future)
+        future.add_done_callback(self._note)
+
+    def cancel_hung(self, key: str, error: TimeoutError) -> None:
+        """Cancel a hung task; it ends with this error."""
+        if task := self._in_flight.get(key):
+            self._hung[key] = error
+            task[2].cancel()
+            self._ended.put(key)
+
+    def archive_no_more(self, error: ArchiveError) -> None:
+        """Have attempts from now on stream only, or raise if there is no such task."""
+        if self._unarchived is None:
+            raise error
+        if self._task is not self._unarchived:
+            logger.error("%s This run goes on, and archives no more.", error)
+            self._task = self._unarchived
+
+    def wake(self) -> None:
+        """End a wait."""
+        self._ended.put(None)
+
+    def wait(self, timeout: float) -> Iterator[Ended]:
+        """Yield simulation, attempt and error of what has ended.
+
+        Blocks for the first one, `timeout` seconds at most.
+
+        Raises
+        ------
+        ConnectionError
+            If the scheduler is gone.
+        """
+        with contextlib.suppress(queue.Empty):
+            key = self._ended.get(timeout=timeout)
+            while True:
+                if key in self._in_flight and (ended := self._settle(key)):
+                    yield ended
+                key = self._ended.get_nowait()
+
+    def cancel(self) -> None:
+        """Cancel what does not end within a moment."""
+        # Tasks that were asked to stop end by themselves; cancelled ones complain.
+        deadline = time.monotonic() + _GRACE
+        while self._in_flight and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                self._in_flight.pop(self._ended.get(timeout=left) or "", None)
+        futures = [future for _, _, future in self._in_flight.values()]
+        self._in_flight.clear()
+        if futures and self.client.status == "running":
+            try:
+                self.client.sync(self.client._cancel, futures, callback_timeout=_GRACE)
+            except (OSError, TimeoutError) as error:
+                logger.warning("The scheduler does not answer: %r", error)
+
+    def _note(self, future: Future[Summary]) -> None:
+        self._ended.put(str(future.key))
+
+    def _settle(self, key: str) -> Ended | None:
+        simulation, attempt, future = self._in_flight[key]
+        error: BaseException | None = self._hung.pop(key, None)
+        status = "error" if error else future.status
+        if status not in ("finished", "error", "cancelled"):
+            # Its worker died with the result, and Dask runs it again.
+            future.add_done_callback(self._note)
+            return None
+        del self._in_flight[key]
+        if status == "cancelled":
+            # Nobody else cancels: the client does, when the scheduler is gone.
+            raise ConnectionError(f"task {key} was cancelled")
+        if status == "error" and error is None:
+            error = future.exception(timeout=_GRACE)
+        return simulation, attempt, error
 
 
 @dataclass(frozen=True)
@@ -51,27 +193,15 @@ class Ensemble:
 
     Just one a thread while held-out simulations are unfinished: these come first, and a
     retry of theirs must never wait behind training simulations that wait for the
-    trainer.
+    trainer. The design is asked only when there is room, so that memory does not grow
+    with the number of simulations.
 
-    One thread of its own does everything; `close` may be called from any thread, more
-    than once.
+    A failed attempt ends in `_settle`, which submits it again or emits `events.Failed`:
+    then `events.FailureLog` has its row, and the inlet closes the simulation in the
+    sink, which `ledger.Recorded` records as failed.
 
-    Parameters
-    ----------
-    tasks : Tasks
-        What runs on the workers.
-    workers : Workers
-    design : Design
-        Which simulations; asked for the next one when there is room, so memory does not
-        grow with their number.
-    ledger : Ledger
-        Of the study: the inlet notes there which simulations are complete.
-    faults : Faults
-    listeners : sequence of Listener
-        Called with each event, in this order. One of them has the inlet give up the
-        simulations that have failed permanently.
-    ahead : int
-        Simulations in flight for each worker thread, once the held-out ones have ended.
+    One thread of its own calls the listeners, in their order; `close` may be called
+    from any thread, more than once.
     """
 
     def __init__(
@@ -131,17 +261,14 @@ class Ensemble:
         return self._workers.describe() if self._tasks else ""
 
     def halt(self) -> None:
-        """Submit nothing more; what ends from now on was stopped, and has not failed.
-
-        Never blocks.
-        """
+        """Submit nothing more; what ends from now on has not failed."""
         self._closing.set()
         self._tasks.wake()
 
     def close(self) -> None:
-        """Submit nothing more, and cancel what does not end within a moment.
+        """Submit nothing more, and cancel what does not end within some seconds.
 
-        Blocks for some seconds at most. Have the inlet stop the outlets before.
+        Have the inlet stop the outlets before.
         """
         self.halt()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
@@ -152,18 +279,18 @@ class Ensemble:
     def _run(self) -> None:
         try:
             self._workers.wait(self._faults, self._closing, self._ahead)
-            looked = time.monotonic()
+            checked = time.monotonic()
             while not self._closing.is_set():
                 self._submit()
                 if not self._tasks and self._exhausted:
                     self._end()
                     break
-                for ended in self._tasks.wait(_POLL):
-                    self._settle(ended)
-                if time.monotonic() - looked > _POLL:
+                for simulation, attempt, error in self._tasks.wait(_POLL):
+                    self._settle(simulation, attempt, error)
+                if time.monotonic() - checked > _POLL:
                     self._workers.wait(self._faults, self._closing, self._ahead)
                     self._workers.trim_scheduler(self._tasks.submitted)
-                    looked = time.monotonic()
+                    checked = time.monotonic()
         except BaseException as error:
             # Raised again by check(), in the trainer's thread.
             self._error = self._explained(error)
@@ -185,19 +312,19 @@ class Ensemble:
         ):
             if self._again:
                 simulation, attempt = self._again.popleft()
-            else:
-                following = self._design.next()
-                if following is None:
-                    self._exhausted = True
-                    return
+            elif following := self._design.next():
                 simulation, attempt = following, 0
                 self._held_out += simulation.part != "training"
                 self._ledger.begin(simulation)
+            else:
+                self._exhausted = True
+                return
             self._emit(Submitted(simulation, attempt))
             self._tasks.submit(simulation, attempt)
 
-    def _settle(self, ended: Ended) -> None:
-        simulation, attempt, error, _ = ended
+    def _settle(
+        self, simulation: Simulation, attempt: int, error: BaseException | None
+    ) -> None:
         if self._ledger.state(simulation.number) is State.COMPLETE:
             if error is not None:
                 logger.warning("%s", error)
@@ -213,21 +340,23 @@ class Ensemble:
         if isinstance(error, ArchiveError):
             self._tasks.archive_no_more(error)
             self._again.append((simulation, attempt + 1))
-            return
         # What a solver yields against its own spec, it will yield again.
-        if attempt < self._faults.retries and not isinstance(error, SpecMismatch):
+        elif attempt < self._faults.retries and not isinstance(error, SpecMismatch):
             self._retried += 1
             self._emit(Retried(simulation, attempt, error))
             self._again.append((simulation, attempt + 1))
-            return
-        self._failed += 1
-        self._held_out -= simulation.part != "training"
-        self._emit(Failed(simulation, attempt, error))
+        else:
+            self._failed += 1
+            self._held_out -= simulation.part != "training"
+            self._emit(Failed(simulation, attempt, error))
+            self._check_failures(simulation, error)
+
+    def _check_failures(self, last: Simulation, error: BaseException) -> None:
         if self._failed > self._faults.max_failures:
             raise EnsembleError(
                 f"{self._failed} simulations failed permanently, more than "
                 f"max_failures={self._faults.max_failures}; the last was "
-                f"{simulation.number} with {dict(simulation.parameters)}: "
+                f"{last.number} with {dict(last.parameters)}: "
                 f"{type(error).__name__}: {str(error).rstrip('.')}. All are listed in "
                 "failures.csv in the run's folder."
             )

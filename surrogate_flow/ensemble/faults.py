@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from surrogate_flow.fields.errors import ArgumentError
+
 __all__ = ["Faults"]
 
 
@@ -16,15 +18,14 @@ class Faults:
     retries : int
         Further attempts for a simulation that failed, unless it broke its own spec.
     max_failures : int
-        Simulations that may be set aside for good before the study ends with an error.
+        Simulations that may fail permanently before the study ends with an error.
     start_timeout : float
         Seconds to wait for the first worker.
     step_timeout : float, optional
         Seconds, at least one, that a simulation may take for a step, its start and its
         end included, before it counts as hanging: its worker's process is restarted,
-        and the attempt has failed. Only the user knows how long a step takes, and to
-        stop a simulation that is merely slow costs more than a thread that hangs; so
-        ``None``, the default, is never. Several times the longest step of the solver.
+        and the attempt has failed. Set several times the longest step of the solver;
+        ``None`` is never.
     patience : float
         Seconds that the trainer waits for a step before the study ends with an error
         that names the silent simulations. Longer than the longest step of the solver,
@@ -47,18 +48,15 @@ class Faults:
 
     def __post_init__(self) -> None:
         if self.retries < 0 or self.max_failures < 0:
-            raise ValueError(
-                "Faults: expected retries >= 0 and max_failures >= 0, got "
-                f"{self.retries} and {self.max_failures}."
-            )
+            got = f"{self.retries} and {self.max_failures}"
+            raise ArgumentError("faults", "retries >= 0 and max_failures >= 0", got)
         if self.start_timeout <= 0 or self.patience <= 0:
-            raise ValueError(
-                "Faults: expected start_timeout > 0 s and patience > 0 s, got "
-                f"{self.start_timeout} and {self.patience}."
-            )
+            got = f"{self.start_timeout} and {self.patience}"
+            raise ArgumentError("faults", "start_timeout > 0 s and patience > 0 s", got)
         if self.step_timeout is not None and not 1 <= self.step_timeout < self.patience:
-            raise ValueError(
-                "Faults: expected 1 s <= step_timeout < patience "
-                f"({self.patience:g} s, after which the whole study ends), got "
-                f"{self.step_timeout:g} s. null switches it off."
+            raise ArgumentError(
+                "faults",
+                f"1 s <= step_timeout < patience ({self.patience:g} s)",
+                f"{self.step_timeout:g} s",
+                "null switches it off.",
             )

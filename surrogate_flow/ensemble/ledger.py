@@ -1,4 +1,4 @@
-"""The one book of a study's simulations: which run, are complete, or have failed."""
+"""Which simulations of a study run, are complete, or have failed."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Counts(NamedTuple):
 class Ledger:
     """number -> planned, running, complete or failed, with parameters while it runs.
 
-    The ensemble notes which simulations it begins; the inlet, when a simulation's last
-    step is in the sink, that it is complete, or that it has failed. Everybody else
-    asks. Of those that have ended a bit each is kept: a million take 0.2 MB.
+    The ensemble begins simulations; the inlet records that one is complete, when its
+    last step is in the sink, or that it has failed. Nobody else keeps these facts. Of
+    those that have ended a bit each is kept: a million take 0.2 MB.
 
     Examples
     --------
@@ -63,18 +63,18 @@ class Ledger:
         self._lock = threading.Condition()
 
     def begin(self, simulation: Simulation) -> None:
-        """Note that a simulation runs from now on."""
+        """Record that a simulation runs from now on."""
         number = simulation.number
         with self._lock:
             self._require(number, State.PLANNED)
             self._running[number] = simulation
 
     def complete(self, number: int) -> None:
-        """Note that every step of a running simulation has entered the sink."""
+        """Record that every step of a running simulation has entered the sink."""
         self._end(number, self._complete)
 
     def fail(self, number: int) -> None:
-        """Note that a running simulation has failed permanently."""
+        """Record that a running simulation has failed permanently."""
         self._end(number, self._failed)
 
     def state(self, number: int) -> State:
@@ -146,14 +146,7 @@ class Ledger:
 
 
 class Recorded:
-    """A sink that notes in the ledger which simulations have ended.
-
-    Parameters
-    ----------
-    ledger : Ledger
-    sink : Sink
-        Where the steps go.
-    """
+    """A sink that records in a ledger which simulations have ended."""
 
     def __init__(self, ledger: Ledger, sink: Sink) -> None:
         self._ledger = ledger
@@ -175,7 +168,7 @@ class Recorded:
         return self._sink.open(simulation)
 
     def close(self, simulation: int, complete: bool) -> None:
-        """Close it in the sink, and note that it is complete or has failed."""
+        """Close it in the sink, and record that it is complete or has failed."""
         if not complete:
             # Before the sink lets go of it: a checkpoint between would run it again.
             self._ledger.fail(simulation)

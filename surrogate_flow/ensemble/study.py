@@ -13,13 +13,11 @@ from surrogate_flow.cluster.batch import Load, Supervisor, batch_system
 from surrogate_flow.cluster.existing import Existing
 from surrogate_flow.cluster.open import ClusterSource, is_local, open_cluster
 from surrogate_flow.dataset import Writer
-from surrogate_flow.ensemble.ensemble import Ensemble, EnsembleStats
-from surrogate_flow.ensemble.events import Event, Failed, Listener
-from surrogate_flow.ensemble.failures import FailureLog
+from surrogate_flow.ensemble.ensemble import Ensemble, EnsembleStats, Tasks
+from surrogate_flow.ensemble.events import Event, Failed, FailureLog, Listener
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, Recorded
 from surrogate_flow.ensemble.task import on_workers, receipts
-from surrogate_flow.ensemble.tasks import Tasks
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
 from surrogate_flow.sampling import Design
@@ -82,21 +80,9 @@ class OpenCluster:
     @classmethod
     @contextlib.contextmanager
     def open(
-        cls,
-        cluster: ClusterSource,
-        settings: StudySettings,
-        faults: Faults,
+        cls, cluster: ClusterSource, settings: StudySettings, faults: Faults
     ) -> Iterator[Self]:
-        """Open a cluster, which closes with the context.
-
-        Parameters
-        ----------
-        cluster : ClusterConfig or callable, optional
-            Opens it; one worker a core on this machine by default.
-        settings : StudySettings
-            All studies that share it simulate at the same time.
-        faults : Faults
-        """
+        """Open a cluster, with workers for all studies that share it; then close it."""
         with contextlib.ExitStack() as resources:
             opened = resources.enter_context(
                 open_cluster(
@@ -155,11 +141,10 @@ class Study:
         self.ledger = Ledger()
         self._faults, self._share = faults, settings.share
         self._resources = contextlib.ExitStack()
-        self._watchdog: Watchdog | None = None
         self._updated = 0.0
         self._started = False
         self._signs, self._since = (0, 0, 0), time.monotonic()
-        enter = self._resources.enter_context
+        enter, leave = self._resources.enter_context, self._resources.callback
         try:
             if not isinstance(cluster, OpenCluster):
                 cluster = enter(OpenCluster.open(cluster, settings, faults))
@@ -167,9 +152,8 @@ class Study:
             client = enter(cluster.address.client())
             self.dashboard_link: str = client.dashboard_link
             spec = solver.spec if settings.streams else receipts(solver.spec)
-            self.inlet = enter(
-                Inlet(spec, Recorded(self.ledger, sink), host=cluster.address.interface)
-            )
+            recorded = Recorded(self.ledger, sink)
+            self.inlet = enter(Inlet(spec, recorded, host=cluster.address.interface))
             task = enter(
                 on_workers(
                     client,
@@ -180,39 +164,32 @@ class Study:
                     streams=settings.streams,
                 )
             )
-            tasks = Tasks(
-                client,
-                task,
-                settings.name,
-                unarchived=replace(task, archives=False) if settings.streams else None,
-            )
+            unarchived = replace(task, archives=False) if settings.streams else None
+            tasks = Tasks(client, task, settings.name, unarchived)
             workers = Workers(
                 client,
                 jobs=cluster.jobs,
                 share=settings.share,
                 patient=cluster.address.jobs,
             )
+            failures = FailureLog(settings.folder / settings.failures)
             self._ensemble = Ensemble(
                 tasks,
                 workers,
                 design,
                 self.ledger,
                 faults=faults,
-                listeners=[
-                    FailureLog(settings.folder / settings.failures),
-                    self._give_up,
-                    *listeners,
-                ],
+                listeners=[failures, self._give_up, *listeners],
                 ahead=settings.ahead,
             )
+            self._watchdog = None
             if faults.step_timeout is not None:
-                self._watchdog = Watchdog(
-                    tasks, self.inlet, self.ledger, faults.step_timeout
-                )
-                self._resources.callback(self._watchdog.close)
-            self._resources.callback(self._ensemble.close)
-            self._resources.callback(self.inlet.dismiss, "the study has ended")
-            self._resources.callback(self._ensemble.halt)
+                limit = faults.step_timeout
+                self._watchdog = Watchdog(tasks, self.inlet, self.ledger, limit)
+                leave(self._watchdog.close)
+            leave(self._ensemble.close)
+            leave(self.inlet.dismiss, "the study has ended")
+            leave(self._ensemble.halt)
         except BaseException:
             self._resources.close()
             raise
@@ -252,17 +229,16 @@ class Study:
         self._update_jobs(load or Load())
         counters, stats = self.inlet.counters(), self.stats()
         signs = (counters.steps, stats.retried, stats.failed)
-        now = time.monotonic()
+        now, patience = time.monotonic(), self._faults.patience
         if signs != self._signs or held_up or not stats.running:
             self._signs, self._since = signs, now
-        elif now - self._since > self._faults.patience:
+        elif now - self._since > patience:
             workers = self._ensemble.waiting()
             raise TimeoutError(
-                f"No step for {self._faults.patience:g} s (faults.patience), though "
-                f"{stats.running} simulations run. {self.silent()}"
-                f"{f' {workers}.' if workers else ''} A solver hangs: "
-                "set faults.step_timeout to retry such simulations. Or it takes longer "
-                "for a step: then raise patience."
+                f"No step for {patience:g} s (faults.patience), though {stats.running} "
+                f"simulations run. {self.silent()}{workers and f' {workers}.'} A "
+                "solver hangs: set faults.step_timeout to retry such simulations. Or "
+                "it takes longer for a step: then raise patience."
             )
 
     def _update_jobs(self, load: Load) -> None:

@@ -51,28 +51,18 @@ class Summary:
     ----------
     steps : int
         Number of steps that this attempt computed.
-    seconds : float
-        Wall time of the task.
-    solver_seconds : float
-        The part of it that the solver took; the rest is conversion, sending and waiting
-        for room.
-    host : str
-        Name of the machine.
     stopped : bool
         Whether the study ended before the simulation did.
     """
 
     steps: int
-    seconds: float
-    solver_seconds: float
-    host: str
     stopped: bool = False
 
 
 def receipts(spec: FieldSpec) -> FieldSpec:
     """Return what is streamed of simulations that are archived only: a number a step.
 
-    So the study sees how each simulation gets on, as ever, and no field moves.
+    So the study sees the progress of each simulation, and no field moves.
     """
     return dataclasses.replace(
         spec,
@@ -102,14 +92,12 @@ class Task:
     archives: bool = True
 
     def __call__(self, simulation: Simulation, attempt: int) -> Summary:
-        """Solve a simulation; runs on a worker.
+        """Solve a simulation on a worker; raises as `run`.
 
         Raises
         ------
         SetupError
             If there is no solver.
-        Exception
-            As `run`.
         """
         plugins = get_worker().plugins
         deadline = time.monotonic() + _PLUGIN
@@ -141,12 +129,7 @@ def on_workers(
     Parameters
     ----------
     client : distributed.Client
-    solver : Solver
-    endpoint : Endpoint
-        Of the study's inlet.
-    cores : int
-        For each simulation.
-    writer, streams
+    solver, endpoint, cores, writer, streams
         As `run`.
 
     Yields
@@ -216,7 +199,7 @@ class _SolverPlugin(WorkerPlugin):
             solver = self._idle.pop() if self._idle else None
         if solver is None:
             solver = self._build()
-        fit = False
+        keep = False
         try:
             summary = run(
                 solver,
@@ -227,15 +210,14 @@ class _SolverPlugin(WorkerPlugin):
                 writer=self._writer if archives else None,
                 streams=self._streams,
             )
-            fit = True
-        finally:
             with self._lock:
-                kept = fit and not self._ended
-                if kept:
+                keep = not self._ended
+                if keep:
                     self._idle.append(solver)
-            if not kept:
+            return summary
+        finally:
+            if not keep:
                 self._close(solver)
-        return summary
 
     def _build(self) -> Solver:
         try:
@@ -308,29 +290,22 @@ def run(
     Exception
         Whatever the solver raises.
     """
-    start = time.perf_counter()
-    steps, solving = 0, 0.0
-
-    def summary(stopped: bool = False) -> Summary:
-        seconds = time.perf_counter() - start
-        return Summary(steps, seconds, solving, socket.gethostname(), stopped)
-
-    spec = solver.spec
+    steps, spec = 0, solver.spec
     streamed = spec if streams else receipts(spec)
     vector = spec.vector(simulation.parameters)
     encoder = Encoder(spec, simulation.number)
     try:
         with Outlet(endpoint, streamed, simulation.number, attempt, vector) as outlet:
             if outlet.complete:
-                return summary()
+                return Summary(0)
             writing = writer and writer.begin(spec, simulation.number)
             if writing and writing.complete and not streams:
                 # Its last receipts were lost with the process that wrote it.
                 outlet.send(np.zeros((spec.steps, 1), dtype=np.float32))
-                return summary()
+                return Summary(0)
             # A data set needs all steps of this attempt: it lacks some of the last.
             wanted = 0 if writing else outlet.next_step
-            known = _Streamed(
+            streamed_run = _Streamed(
                 simulation.parameters,
                 simulation.number,
                 attempt,
@@ -339,9 +314,7 @@ def run(
                 outlet=outlet,
             )
             step = 0
-            mark = time.perf_counter()
-            for dataset in _solution(solver, known):
-                solving += time.perf_counter() - mark
+            for dataset in _solution(solver, streamed_run):
                 if not steps and wanted and _begins_at(spec.times[wanted], dataset):
                     step = wanted
                     outlet.skip()
@@ -354,10 +327,9 @@ def run(
                 outlet.send(fields)
                 step += len(fields)
                 steps += len(fields)
-                mark = time.perf_counter()
     except StreamStopped:
-        return summary(stopped=True)
-    return summary()
+        return Summary(steps, stopped=True)
+    return Summary(steps)
 
 
 def _begins_at(time: float, dataset: xr.Dataset) -> bool:

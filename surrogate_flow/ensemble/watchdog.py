@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
+from surrogate_flow.ensemble.ensemble import Tasks
 from surrogate_flow.ensemble.ledger import Ledger, State
-from surrogate_flow.ensemble.tasks import Tasks
 from surrogate_flow.stream import Inlet, SimulationProgress
 
 __all__ = ["Watchdog"]
@@ -31,19 +31,12 @@ class Watchdog:
     restarted by its nanny, which needs nothing of a process that a solver may hold.
     Other simulations on that worker run again, and go on where they were.
 
-    One thread of its own does everything.
-
     Parameters
     ----------
-    tasks : Tasks
-        What may hang.
-    inlet : Inlet
-        Where the steps arrive.
-    ledger : Ledger
     step_timeout : float
         Seconds.
     poll, answer : float
-        Seconds between two looks, and for a worker to say what it executes.
+        Seconds between two checks, and for a worker to report what it executes.
     """
 
     def __init__(
@@ -93,7 +86,7 @@ class Watchdog:
     def _silent(
         self, attempts: Mapping[tuple[int, int], str]
     ) -> dict[str, SimulationProgress]:
-        """Return what has been silent for too long, at two looks in a row.
+        """Return what has been silent for too long, at two checks in a row.
 
         Between the two the inlet finds out which connections are gone: the task of a
         worker that died runs again, and is no longer silent.
@@ -119,17 +112,11 @@ class Watchdog:
     def _progress(
         self, simulation: int, attempt: int, since: float
     ) -> SimulationProgress:
+        """Return the progress of an attempt that the inlet does not know."""
         complete = self._ledger.state(simulation) is State.COMPLETE
         steps = self._inlet.spec.steps if complete else 0
         return SimulationProgress(
-            simulation,
-            attempt,
-            steps,
-            since,
-            connected=True,
-            waiting=False,
-            opened=since,
-            waited=0.0,
+            simulation, attempt, steps, since, True, False, since, 0.0
         )
 
     def _begins(self, key: str) -> bool:

@@ -43,7 +43,7 @@ class Workers:
     share : int
         Number of ensembles that share the workers evenly.
     patient : bool
-        Whether workers that are all gone may be long in coming back.
+        Whether new workers may come late when all are gone.
     answer : float
         Seconds that the scheduler may be too busy to answer.
     """
@@ -169,21 +169,16 @@ class Workers:
         return workers
 
     def trim_scheduler(self, submitted: int) -> None:
-        """Have Dask forget, now and then, what it keeps of every task ever run.
+        """Have Dask forget, every 1,000 tasks, what it keeps of every task ever run.
 
-        The scheduler notes in its span, without end, that a task was a future (170
+        The scheduler records in its span, without end, that a task was a future (170
         bytes), and every process remembers what the names of the last 100,000 tasks
-        begin with (20 MB).
-
-        Parameters
-        ----------
-        submitted : int
-            Tasks up to now; nothing happens before there are 1,000 more.
+        begin with (20 MB). A scheduler that is too busy is asked again next time.
 
         Raises
         ------
         OSError
-            If the scheduler is gone. One that is too busy is asked again next time.
+            If the scheduler is gone.
         """
         if submitted - self._trimmed < _TRIM:
             return

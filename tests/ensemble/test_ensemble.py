@@ -18,19 +18,18 @@ from distributed import Client, LocalCluster
 from troubled import STEPS, Leisurely, Returning, Troubled, Wave
 
 from surrogate_flow.cluster.open import open_cluster
-from surrogate_flow.ensemble.ensemble import Ensemble, EnsembleError
+from surrogate_flow.ensemble.ensemble import Ensemble, EnsembleError, Tasks
 from surrogate_flow.ensemble.events import (
     Exhausted,
     Failed,
+    FailureLog,
     Finished,
     Retried,
     Submitted,
 )
-from surrogate_flow.ensemble.failures import FailureLog
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, Recorded
 from surrogate_flow.ensemble.task import run
-from surrogate_flow.ensemble.tasks import Tasks
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
 from surrogate_flow.fields.quantities import Simulation
