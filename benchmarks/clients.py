@@ -34,7 +34,7 @@ from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import FIFO, Store
 from surrogate_flow.stream import Endpoint, Inlet, Outlet
-from surrogate_flow.stream.limits import allow_many_files
+from surrogate_flow.stream.endpoint import allow_many_files
 
 PROCESSES = 4
 CELLS = 10_000

@@ -188,9 +188,9 @@ def listen(socket: zmq.Socket[bytes], case: Case, folder: str) -> Endpoint:
     address, client = f"ipc://{os.path.join(folder, 'peer')}", None
     if case.host is not None:
         address = f"tcp://{case.host}:*"
-        server, client = generate_keys()
+        client, secret = generate_keys()
         socket.curve_server = True
-        socket.curve_publickey, socket.curve_secretkey = server.public, server.secret
+        socket.curve_publickey, socket.curve_secretkey = client.server, secret
     socket.bind(address)
     address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
     return Endpoint(address, "", "", client)

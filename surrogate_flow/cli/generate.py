@@ -136,7 +136,7 @@ class Generation:
             return self.progress()
         finally:
             self._ended = time.monotonic()
-            self.archive.spend(study.inlet.counters().worked)
+            self.archive.spend(study.inlet.stats().worked)
             study.close()
             self.close()
 
@@ -158,7 +158,7 @@ class Generation:
     def line(self) -> Text:
         """Say how far it is."""
         p, total = self.progress(), len(self.planned)
-        steps = 0 if self._study is None else self._study.inlet.counters().steps
+        steps = 0 if self._study is None else self._study.inlet.stats().steps
         written = steps * self.archive.spec.step_bytes
         until = time.monotonic() if self._ended is None else self._ended
         pace = written / max(until - self._start, 1e-9)

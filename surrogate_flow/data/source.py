@@ -120,7 +120,7 @@ class Local:
         self._load, self._looked = Load(), 0.0
         self.ledger, self.start = self.study.ledger, self.study.start
         self.stats, self.waiting = self.study.stats, self.study.waiting
-        self.stream = self.study.inlet.counters
+        self.stream = self.study.inlet.stats
         if ranks.rank == 0:
             logger.info("Dask dashboard: %s", self.study.dashboard_link)
 

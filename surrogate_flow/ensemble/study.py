@@ -188,7 +188,7 @@ class Study:
                 self._watchdog = Watchdog(tasks, self.inlet, self.ledger, limit)
                 leave(self._watchdog.close)
             leave(self._ensemble.close)
-            leave(self.inlet.dismiss, "the study has ended")
+            leave(self.inlet.stop_outlets, "the study has ended")
             leave(self._ensemble.halt)
         except BaseException:
             self._resources.close()
@@ -227,7 +227,7 @@ class Study:
         self._ensemble.check()
         self.inlet.check()
         self._update_jobs(load or Load())
-        counters, stats = self.inlet.counters(), self.stats()
+        counters, stats = self.inlet.stats(), self.stats()
         signs = (counters.steps, stats.retried, stats.failed)
         now, patience = time.monotonic(), self._faults.patience
         if signs != self._signs or held_up or not stats.running:
@@ -248,7 +248,7 @@ class Study:
         self._updated = now
         live = [p for p in self.inlet.progress() if p.connected]
         ages = [now - p.opened - p.waited for p in live]
-        longest = max([*ages, self.inlet.counters().longest])
+        longest = max([*ages, self.inlet.stats().longest])
         # Of the simulations of other studies this one knows nothing.
         left = self._ensemble.useful if self._share == 1 else None
         jobs.update(replace(load, simulations_left=left, longest=longest))

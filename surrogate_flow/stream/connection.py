@@ -48,7 +48,7 @@ class Connection:
         self._done = False
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket = socket
-        # ZeroMQ reconnects under the same name: so the inlet notices what was lost.
+        # ZeroMQ reconnects under the same name, so that the inlet notices a loss.
         socket.routing_id = b"o" + os.urandom(16)
         Timing().apply(socket)
         socket.sndtimeo = int(timeout * 1000)
@@ -94,7 +94,7 @@ class Connection:
                 self._socket.send(question, zmq.NOBLOCK)
                 self._asked = now
         except zmq.Again:
-            # The queue is full, for want of a connection: the next wait times out.
+            # The queue is full, without a connection: the next wait times out.
             return 0
         return allowed if self._socket.poll(0, zmq.POLLOUT) else 0
 
@@ -125,7 +125,7 @@ class Connection:
         self._wait(lambda: self._done, [msg.encode(msg.End(simulation, steps))])
 
     def abort(self, reason: str) -> None:
-        """Announce that this attempt has failed; never blocks, never raises."""
+        """Announce that this attempt has failed; neither blocks nor raises."""
         with contextlib.suppress(zmq.ZMQError):
             self._socket.send(msg.encode(msg.Abort(reason)), zmq.NOBLOCK)
 
@@ -186,8 +186,8 @@ class Connection:
                 "in between, or the keys are of another study."
             )
         else:
-            last = self._reason or "nothing"
-            cause = f"It said last: {last}. Usual cause: the trainer died or hangs."
+            last = self._reason or "none"
+            cause = f"Its last reason to wait: {last}. The trainer has died or hangs."
         return StreamTimeout(
             f"No message from the inlet at {self.endpoint.address} for "
             f"{self.timeout:g} s. {cause}"

@@ -1,4 +1,4 @@
-"""How many bytes may be under way between all outlets and the sink."""
+"""How many bytes may be in transit between all outlets and the sink."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from surrogate_flow.stream.errors import Refusal
+from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.stream.errors import ProtocolError
 
-__all__ = ["CreditPool", "Overdraft"]
+__all__ = ["CreditPool"]
 
 Key = TypeVar("Key", bound=Hashable)
-
-
-class Overdraft(Refusal):
-    """A connection sent more than it was granted."""
 
 
 @dataclass(slots=True)
@@ -52,8 +49,8 @@ class CreditPool(Generic[Key]):
 
     Raises
     ------
-    ValueError
-        If the budget is too small for the second rule to serve anybody.
+    ArgumentError
+        If the budget is too small for the second rule.
 
     Notes
     -----
@@ -71,10 +68,11 @@ class CreditPool(Generic[Key]):
 
     def __init__(self, budget: int, largest: int, window: int | None = None) -> None:
         if largest < 1 or budget < 2 * largest:
-            raise ValueError(
-                f"budget: expected at least {2 * largest} bytes, two of the largest "
-                f"messages, got {budget}: outlets would wait for each other forever. "
-                "Raise the budget or lower coalesce_bytes."
+            raise ArgumentError(
+                "budget",
+                f"at least {2 * largest} bytes, two of the largest messages",
+                budget,
+                "Raise it or lower coalesce_bytes: outlets would wait forever.",
             )
         self.budget = budget
         self.largest = largest
@@ -110,14 +108,14 @@ class CreditPool(Generic[Key]):
 
         Raises
         ------
-        Overdraft
+        ProtocolError
             If they were not granted.
         """
         account = self._accounts[key]
         if account.spent + length > account.granted:
             left = account.granted - account.spent
             got = f"expected at most {left} bytes of credit to be used, got {length}"
-            raise Overdraft("credit", got)
+            raise ProtocolError("credit", got)
         account.spent += length
         self.pending += length
         # A connection that sends no longer waits: its request is obsolete.

@@ -1,35 +1,38 @@
-"""Where an inlet listens, and the keys that admit its outlets."""
+"""Where an inlet listens, the keys of its outlets, and the files that it may open."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
+import resource
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
 
 import zmq
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.stream.errors import StreamError
-
-if TYPE_CHECKING:
-    from zmq.auth.thread import ThreadAuthenticator
 
 __all__ = [
     "ClientKeys",
     "Endpoint",
-    "ServerKeys",
-    "SocketFolder",
     "Timing",
+    "allow_many_files",
     "generate_keys",
     "listen",
+    "require_files",
     "require_one_interface",
+    "socket_folder",
 ]
 
+RESERVED_FILES = 64  # for checkpoints, logs and the connections of the next second
+OPEN_FILES = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
 # The address of a unix socket has at most 107 characters, the file's name included.
 FOLDER_CHARACTERS = 90
 DOMAIN = "inlet"
@@ -78,15 +81,6 @@ class ClientKeys:
 
 
 @dataclass(frozen=True)
-class ServerKeys:
-    """CURVE keys of the inlet: the outlets' public key, and its own key pair."""
-
-    client: bytes
-    public: bytes
-    secret: bytes = field(repr=False)
-
-
-@dataclass(frozen=True)
 class Endpoint:
     """All that an outlet must know to reach the study's inlet; plain and picklable.
 
@@ -108,18 +102,14 @@ class Endpoint:
     keys: ClientKeys | None = None
 
 
-def generate_keys() -> tuple[ServerKeys, ClientKeys]:
-    """Return new keys for one study: the inlet's, and those that its outlets share."""
-    server, server_secret = zmq.curve_keypair()
-    client, client_secret = zmq.curve_keypair()
-    return (
-        ServerKeys(client, server, server_secret),
-        ClientKeys(server, client, client_secret),
-    )
+def generate_keys() -> tuple[ClientKeys, bytes]:
+    """Return the keys that the outlets of one study share, and the inlet's secret."""
+    server, secret = zmq.curve_keypair()
+    return ClientKeys(server, *zmq.curve_keypair()), secret
 
 
 def require_one_interface(host: str | None) -> None:
-    """Raise ValueError for an address of all interfaces, however it is spelled."""
+    """Refuse an address of all interfaces, however it is spelled."""
     if host is None:
         return
     places = ["0.0.0.0"] if host in ("", "*") else [host]
@@ -132,9 +122,11 @@ def require_one_interface(host: str | None) -> None:
         except ValueError:
             continue
         if (getattr(address, "ipv4_mapped", None) or address).is_unspecified:
-            raise ValueError(
-                f"host: expected the address of one interface, got {host!r}: outlets "
-                "on other machines could not connect to it."
+            raise ArgumentError(
+                "host",
+                "the address of one interface",
+                repr(host),
+                "Outlets on other machines could not connect to it.",
             )
 
 
@@ -156,94 +148,111 @@ def listen(
     """
     # A context of its own, for each may have only one authenticator.
     context = resources.enter_context(zmq.Context())
-    keys: ClientKeys | None = None
     router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
     resources.callback(router.close)
     timing.apply(router)
     router.router_mandatory = True
     router.router_handover = True
     router.maxmsgsize = largest if host is None else largest + ENVELOPE
+    keys: ClientKeys | None = None
     if host is None:
-        folder = SocketFolder()
-        resources.callback(folder.close)
-        address = folder.address
+        address = f"ipc://{socket_folder(resources)}/inlet"
     else:
-        keys, authenticator = _require_keys(context, router)
-        resources.callback(authenticator.stop)
+        keys = _require_keys(resources, context, router)
         router.ipv6 = ":" in host
         address = f"tcp://{f'[{host}]' if router.ipv6 else host}:*"
     router.bind(address)
     return router, router.getsockopt_string(zmq.LAST_ENDPOINT), keys
 
 
-class _OneKey:
-    """Accepts the key that the study's outlets share."""
-
-    def __init__(self, client: bytes) -> None:
-        self._client = client
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        """Return whether a peer may connect; called by ZeroMQ in the handshake."""
-        return secrets.compare_digest(key, self._client)
-
-
 def _require_keys(
-    context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes]
-) -> tuple[ClientKeys, ThreadAuthenticator]:
-    """Make `router` encrypt, and accept only outlets with new keys.
-
-    Returns
-    -------
-    ClientKeys, ThreadAuthenticator
-        What outlets need, and what must be stopped before the context is.
-    """
+    resources: ExitStack,
+    context: zmq.Context[zmq.Socket[bytes]],
+    router: zmq.Socket[bytes],
+) -> ClientKeys:
+    """Make `router` encrypt, and accept only outlets with the new keys returned."""
     from zmq.auth.thread import ThreadAuthenticator
 
-    server, client = generate_keys()
+    keys, secret = generate_keys()
+
+    def has_key(domain: str, key: bytes) -> bool:
+        return secrets.compare_digest(key, keys.public)
+
     authenticator = ThreadAuthenticator(context)
     authenticator.start()
-    authenticator.configure_curve_callback(DOMAIN, _OneKey(server.client))
+    resources.callback(authenticator.stop)
+    authenticator.configure_curve_callback(DOMAIN, SimpleNamespace(callback=has_key))
     # Without it, ZeroMQ accepts everybody whenever the authenticator is not there.
     router.zap_domain = DOMAIN.encode()
     router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
     router.curve_server = True
-    router.curve_publickey = server.public
-    router.curve_secretkey = server.secret
-    return client, authenticator
+    router.curve_publickey = keys.server
+    router.curve_secretkey = secret
+    return keys
 
 
-class SocketFolder:
-    """A new folder that only this user may enter, for one unix socket.
+def socket_folder(resources: ExitStack) -> str:
+    """Return a new folder that only this user may enter; `resources` remove it.
 
     Raises
     ------
     StreamError
         If no folder for temporary files is writable and has a path short enough.
     """
+    for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/dev/shm")):
+        try:
+            path = tempfile.mkdtemp(prefix="flow-", dir=parent)
+        except OSError:
+            continue
+        if len(os.fsencode(path)) <= FOLDER_CHARACTERS:
+            resources.callback(shutil.rmtree, path, ignore_errors=True)
+            return path
+        os.rmdir(path)
+    raise StreamError(
+        "Folder for a unix socket",
+        f"a writable one with a path of at most {FOLDER_CHARACTERS} bytes",
+        f"none of {tempfile.gettempdir()!r}, /tmp and /dev/shm",
+        "Set TMPDIR to a short path.",
+    )
 
-    def __init__(self) -> None:
-        self.path = ""
-        for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/dev/shm")):
-            try:
-                path = tempfile.mkdtemp(prefix="flow-", dir=parent)
-            except OSError:
-                continue
-            if len(os.fsencode(path)) <= FOLDER_CHARACTERS:
-                self.path = path
-                return
-            os.rmdir(path)
+
+def allow_many_files() -> None:
+    """Raise the soft limit of open files to the hard limit.
+
+    The usual soft limit of 1024 is for programs that call ``select``, and too low for a
+    thousand outlets.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Some systems refuse "unlimited": keep the present limit there.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def require_files() -> None:
+    """Check that this process may open some more files.
+
+    At the limit, ZeroMQ aborts the process on a unix socket, and accepts no connection
+    on TCP.
+
+    Raises
+    ------
+    StreamError
+        If fewer than 64, or a quarter of the limit, are left.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        limit = sys.maxsize
+    try:
+        free = limit - len(os.listdir(OPEN_FILES))
+    except OSError:
+        # Even this listing needs a file.
+        free = 0
+    if free < (reserve := min(RESERVED_FILES, limit // 4)):
         raise StreamError(
-            "Folder for a unix socket",
-            f"a writable one with a path of at most {FOLDER_CHARACTERS} bytes",
-            f"none of {tempfile.gettempdir()!r}, /tmp and /dev/shm",
-            "Set TMPDIR to a short path.",
+            "Files that this process may still open",
+            f"at least {reserve}",
+            f"{free} of {limit}",
+            "Each running simulation needs one. Raise the limit before the trainer "
+            "starts (ulimit -n, as root ulimit -Hn; nofile in "
+            "/etc/security/limits.conf), or run fewer simulations at once.",
         )
-
-    @property
-    def address(self) -> str:
-        """For ZeroMQ."""
-        return f"ipc://{self.path}/inlet"
-
-    def close(self) -> None:
-        """Remove the folder; may be called again."""
-        shutil.rmtree(self.path, ignore_errors=True)

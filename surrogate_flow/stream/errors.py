@@ -6,7 +6,7 @@ from surrogate_flow.fields.errors import UserError
 
 __all__ = [
     "NotExpected",
-    "Refusal",
+    "ProtocolError",
     "StreamError",
     "StreamRefused",
     "StreamStopped",
@@ -34,13 +34,13 @@ class NotExpected(LookupError):
     """A sink wants no step of a simulation, because it has not begun."""
 
 
-class Refusal(ValueError):
-    """A message that the inlet does not accept; the reason is sent to the outlet.
+class ProtocolError(ValueError):
+    """A message that the inlet refuses; the reason is sent to the outlet.
 
     Parameters
     ----------
     cause : str
-        One word, under which refusals are counted.
+        One word, under which refused messages are counted.
     reason : str
     """
 

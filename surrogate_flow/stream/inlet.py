@@ -1,4 +1,4 @@
-"""The way into the trainer: receives the steps of all simulations."""
+"""Receives the steps of all simulations in the trainer."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.endpoint import (
     Endpoint,
     Timing,
+    allow_many_files,
     listen,
+    require_files,
     require_one_interface,
 )
-from surrogate_flow.stream.limits import allow_many_files, require_files
 from surrogate_flow.stream.protocol import HEADER_BYTES, Message, encode
 from surrogate_flow.stream.reception import Reception
 from surrogate_flow.stream.sink import Sink
@@ -39,11 +40,7 @@ FRAMES = 2
 
 
 class Waker:
-    """A self-pipe that wakes a thread blocked in `poll`.
-
-    Calls of `wake` before the next `clear` are coalesced. Before `open` and after
-    closing, `wake` does nothing.
-    """
+    """A self-pipe that wakes a thread blocked in `poll`; only while it is open."""
 
     def __init__(self) -> None:
         self._reader: socket.socket | None = None
@@ -62,7 +59,7 @@ class Waker:
         return self._reader.fileno()
 
     def wake(self) -> None:
-        """Wake the thread that polls; from any thread, never blocks."""
+        """Make the pipe readable; from any thread, never blocks."""
         if self._writer is not None:
             # A full pipe is readable already; after closing nobody polls.
             with suppress(OSError):
@@ -99,7 +96,7 @@ class Inlet:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If the budget is less than two of the largest messages, or `host` means all.
     StreamError
         On entering, and from `check`, if this process may open too few files.
@@ -111,8 +108,8 @@ class Inlet:
     exception in the thread, or in the sink, ends the reception: every outlet is
     stopped, and `check` raises it.
 
-    An outlet that dies silently leaves at most one window of credit behind, which
-    returns when the simulation opens again or is given up.
+    An outlet whose process dies keeps at most one window of credit, until its
+    simulation opens again or is given up.
     """
 
     def __init__(
@@ -154,7 +151,7 @@ class Inlet:
 
     @property
     def endpoint(self) -> Endpoint:
-        """What outlets must know; there is one once the context was entered."""
+        """What outlets must know, while the context is entered."""
         if self._endpoint is None:
             raise RuntimeError("The inlet is not open: enter its context first.")
         return self._endpoint
@@ -189,38 +186,38 @@ class Inlet:
             self._thread.join()
         self._resources.close()
 
-    def dismiss(self, reason: str) -> None:
-        """Stop all outlets, with the reason, and those that still open; stay open."""
-        self.call(lambda: self._reception.stop(reason))
+    def stop_outlets(self, reason: str) -> None:
+        """Stop all outlets, with the reason, and those that still open."""
+        self._call(lambda: self._reception.stop(reason))
 
     def check(self) -> None:
         """Raise what ended the reception, if anything did."""
         if self._error is not None:
             raise self._error
 
-    def call(self, callback: Callable[[], None]) -> None:
-        """Call something in the inlet's thread, after all earlier requests."""
-        self._commands.put(callback)
-        self._waker.wake()
-
     def give_up(self, simulation: int) -> None:
         """Accept no more steps of a simulation that has failed permanently.
 
         The sink closes it when it has taken those that were received.
         """
-        self.call(lambda: self._reception.give_up(simulation))
+        self._call(lambda: self._reception.give_up(simulation))
 
     def probe(self, simulation: int) -> None:
         """Find out whether a simulation is still connected; see `progress` then."""
-        self.call(lambda: self._reception.probe(simulation))
+        self._call(lambda: self._reception.probe(simulation))
 
-    def counters(self) -> StreamStats:
+    def stats(self) -> StreamStats:
         """Return what was received so far."""
-        return self._reception.counters()
+        return self._reception.stats()
 
     def progress(self) -> list[SimulationProgress]:
         """Return the progress of every live simulation."""
         return self._reception.progress()
+
+    def _call(self, command: Callable[[], None]) -> None:
+        """Call something in the inlet's thread, after all earlier commands."""
+        self._commands.put(command)
+        self._waker.wake()
 
     def _bind(self) -> None:
         self._waker.open(self._resources)
@@ -260,7 +257,7 @@ class Inlet:
             if self._socket in events:
                 self._receive_batch()
             for identity in self._unreachable:
-                self._reception.lose(identity)
+                self._reception.disconnect(identity, lost=True)
             self._unreachable.clear()
             if time.monotonic() >= tick:
                 self._reception.tick()

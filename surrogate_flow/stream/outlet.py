@@ -1,10 +1,9 @@
-"""The way out of a simulation: sends its steps to the study's inlet."""
+"""Sends the steps of a simulation to the study's inlet."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -25,42 +24,39 @@ from surrogate_flow.stream.protocol import Steps
 __all__ = ["Outlet"]
 
 FLOAT32 = np.dtype(np.float32)
-GRAIN_SECONDS = 0.005
 
 
 class _Flusher:
     """Calls functions periodically, from one thread for all outlets of a process.
 
     Hundreds of threads, one for each outlet, would wake each other, which takes longer
-    than what they send.
-
-    Notes
-    -----
-    The thread lives while there is a function to call. A function must neither wait nor
-    raise: it would delay the others.
+    than what they send. The thread lives while there is a function to call, and calls
+    all of them with the shortest of their periods. A function must neither wait nor
+    raise.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._due: dict[Callable[[], None], tuple[float, float]] = {}
+        self._periods: dict[Callable[[], None], float] = {}
         self._thread: threading.Thread | None = None
 
     def add(self, function: Callable[[], None], seconds: float) -> None:
-        """Call `function` every so many `seconds` from now on."""
+        """Call `function` from now on, at least every so many `seconds`."""
         with self._changed:
-            self._due[function] = (time.monotonic() + seconds, seconds)
+            shorter = seconds < min(self._periods.values(), default=0.0)
+            self._periods[function] = seconds
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="flusher", daemon=True
                 )
                 self._thread.start()
-            else:
+            elif shorter:
                 self._changed.notify()
 
     def remove(self, function: Callable[[], None]) -> None:
         """Call it no more; a last call may be in progress."""
         with self._changed:
-            if self._due.pop(function, None) is None or self._due:
+            if self._periods.pop(function, None) is None or self._periods:
                 return
             thread, self._thread = self._thread, None
             self._changed.notify()
@@ -68,25 +64,16 @@ class _Flusher:
             thread.join()
 
     def _run(self) -> None:
-        while functions := self._wait():
+        while True:
+            with self._changed:
+                if self._thread is threading.current_thread():
+                    self._changed.wait(min(self._periods.values()))
+                # Without a function, or with another thread for those added since.
+                if self._thread is not threading.current_thread():
+                    return
+                functions = list(self._periods)
             for function in functions:
                 function()
-
-    def _wait(self) -> list[Callable[[], None]]:
-        """Wait until functions are due; return them, or [] if none is left."""
-        with self._changed:
-            while self._thread is threading.current_thread():
-                now = time.monotonic()
-                due = [f for f, (when, _) in self._due.items() if when <= now]
-                if due:
-                    for function in due:
-                        seconds = self._due[function][1]
-                        self._due[function] = (now + seconds, seconds)
-                    return due
-                first = min(when for when, _ in self._due.values())
-                # Functions that are nearly due at once are called at once.
-                self._changed.wait(max(GRAIN_SECONDS, first - now))
-        return []
 
 
 _FLUSHER = _Flusher()
@@ -157,7 +144,7 @@ class Outlet:
         self._parameters = np.asarray(parameters, dtype=np.float64)
         self._coalesce_bytes = coalesce_bytes
         self._coalesce_seconds = coalesce_seconds
-        self._connection: Connection | None = None
+        self._connection: Connection
         self._finished = False
         self._error: BaseException | None = None
         self._leaving = False
@@ -206,7 +193,6 @@ class Outlet:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._connection is not None
         try:
             with self._lock:
                 self._leaving = True
@@ -228,7 +214,6 @@ class Outlet:
         """Raise `StreamStopped` if the study has ended; never blocks."""
         with self._lock:
             self._raise_error()
-            assert self._connection is not None
             self._connection.receive()
 
     def send(self, steps: Float32[np.ndarray, "time channel *space"]) -> None:
@@ -270,7 +255,6 @@ class Outlet:
             As `send`.
         """
         with self._lock:
-            assert self._connection is not None
             self._fast_shape = None
             if self._capacity == 1:
                 _FLUSHER.add(self._flush_in_time, self._coalesce_seconds / 2)
@@ -300,23 +284,23 @@ class Outlet:
         self._raise_error()
         if steps.shape[1:] != self._step_shape or steps.dtype != FLOAT32:
             raise SpecMismatch(
-                f"Simulation {self.simulation}, step {self._position}: expected "
-                f"float32 steps of the shape {('time', *self._step_shape)}, got "
-                f"{steps.dtype} of {steps.shape}. Usual cause: an array that did not "
-                "come from Encoder.convert. Send what that returns."
+                f"Simulation {self.simulation}, step {self._position}",
+                f"float32 steps of the shape {('time', *self._step_shape)}",
+                f"{steps.dtype} of {steps.shape}",
+                "Send what Encoder.convert returns.",
             )
         if self._position + len(steps) > self.spec.steps:
             raise SpecMismatch(
-                f"Simulation {self.simulation}, step {self._position}: expected "
-                f"{self.spec.steps} steps in all, got {self._position + len(steps)}. "
+                f"Simulation {self.simulation}, step {self._position}",
+                f"{self.spec.steps} steps in all",
+                self._position + len(steps),
                 "Usual cause: the solver also yields its initial state. Leave it out, "
-                "or add its time to the spec."
+                "or add its time to the spec.",
             )
         skip = min(len(steps), max(0, self.next_step - self._position))
         self._position += skip
         if skip:
             # The inlet must not take a long recomputation for a hang.
-            assert self._connection is not None
             self._connection.keep_alive()
         return np.ascontiguousarray(steps[skip:], FLOAT32)
 
@@ -361,7 +345,7 @@ class Outlet:
                 self._buffers[0].rewind(timeout)
             except zmq.NotDone:
                 raise StreamTimeout(
-                    f"The steps before {self._start} of simulation {self.simulation} "
+                    f"The steps of simulation {self.simulation} before {self._start} "
                     f"were not sent within {timeout:g} s. Usual cause: the network, or "
                     "a trainer that hangs."
                 ) from None
@@ -373,7 +357,6 @@ class Outlet:
         """Send the steps before `position` that were not sent, once there is credit."""
         count = position - self._first
         if count:
-            assert self._connection is not None
             first, size = self._first, self._step_bytes
             self._connection.acquire(count * size)
             begin, end = (first - self._start) * size, (position - self._start) * size
@@ -384,7 +367,6 @@ class Outlet:
 
     def _flush_allowed(self, count: int) -> None:
         """Send as many of the next `count` steps as there is credit for."""
-        assert self._connection is not None
         allowed = self._connection.request(count * self._step_bytes)
         self._flush(self._first + allowed // self._step_bytes)
 
@@ -396,7 +378,6 @@ class Outlet:
         try:
             if self._leaving or self._error is not None:
                 return
-            assert self._connection is not None
             self._connection.receive()
             if self._first == self._seen < self.spec.steps:
                 # The fast path writes before it counts; whole steps below are complete.
@@ -411,7 +392,6 @@ class Outlet:
 
     def _fail(self, error: BaseException) -> None:
         """Send the complete steps, which the next attempt may skip, and the reason."""
-        assert self._connection is not None
         ours = isinstance(error, StreamError) or self._error is not None
         if isinstance(error, Exception) and not ours:
             # Should this fail, the solver's own error is the one to report.
@@ -427,15 +407,13 @@ class Outlet:
             raise self._error
 
     def _finish(self) -> None:
-        assert self._connection is not None
         self._raise_error()
         steps = self._position
         if steps < self.spec.steps and not self.complete:
             got = f"{steps} of {self.spec.steps} steps" if steps else "nothing at all"
             error = SpecMismatch(
-                f"Simulation {self.simulation} yielded {got}. Expected one for each "
-                "time of its spec. Usual cause: a time loop that ends early. Yield "
-                "every step, or shorten spec.times."
+                f"Simulation {self.simulation} yielded {got}. Usual cause: a time loop "
+                "that ends early. Yield every step, or shorten spec.times."
             )
             self._fail(error)
             raise error

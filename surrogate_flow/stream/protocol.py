@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import Meta, Struct
 
-from surrogate_flow.stream.errors import Refusal
+from surrogate_flow.stream.errors import ProtocolError
 
 __all__ = [
     "Abort",
@@ -22,7 +22,6 @@ __all__ = [
     "Credit",
     "Done",
     "End",
-    "MalformedMessage",
     "Message",
     "Open",
     "Refused",
@@ -39,10 +38,6 @@ REASON_CHARACTERS = 1000
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Text = Annotated[str, Meta(max_length=REASON_CHARACTERS)]
-
-
-class MalformedMessage(Refusal):
-    """Bytes that are no message of this protocol."""
 
 
 class Message(
@@ -161,36 +156,29 @@ def decode(frames: Sequence[bytes | memoryview]) -> tuple[Message, memoryview]:
 
     Raises
     ------
-    MalformedMessage
+    ProtocolError
         If the header is too long, is not msgpack, is of no known kind, misses or adds a
         key, has a value of another type or range, or a length that is not the
         payload's.
     """
     if not frames:
-        raise MalformedMessage("frames", "expected a header, got no frame")
+        raise ProtocolError("frames", "expected a header, got no frame")
     if (length := memoryview(frames[0]).nbytes) > HEADER_BYTES:
-        raise MalformedMessage(
-            "header",
-            f"expected a header of at most {HEADER_BYTES} bytes, got {length}",
-        )
+        limit = f"expected a header of at most {HEADER_BYTES} bytes"
+        raise ProtocolError("header", f"{limit}, got {length}")
     try:
         message = _decode(frames[0])
     # Text that is not UTF-8 raises UnicodeDecodeError, a ValueError as all others.
     except (ValueError, RecursionError) as error:
-        raise MalformedMessage("header", f"bad header: {error!s:.200}") from None
-    if len(frames) != 1 + message.has_payload:
-        raise MalformedMessage(
-            "frames",
-            f"expected {1 + message.has_payload} frames for "
-            f"{type(message).__name__!r}, got {len(frames)}",
-        )
+        raise ProtocolError("header", f"bad header: {error!s:.200}") from None
+    kind, count = type(message).__name__, 1 + message.has_payload
+    if len(frames) != count:
+        got = f"expected {count} frames for {kind!r}, got {len(frames)}"
+        raise ProtocolError("frames", got)
     if not isinstance(message, Open | Steps):
         return message, memoryview(b"")
     payload = memoryview(frames[1])
     if message.length != payload.nbytes:
-        raise MalformedMessage(
-            "length",
-            f"{type(message).__name__!r} announces {message.length} bytes, "
-            f"got a payload of {payload.nbytes}",
-        )
+        got = f"announces {message.length} bytes, got a payload of {payload.nbytes}"
+        raise ProtocolError("length", f"{kind!r} {got}")
     return message, payload

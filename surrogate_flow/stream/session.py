@@ -10,17 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.stream.errors import ProtocolError
+from surrogate_flow.stream.protocol import End, Steps
 from surrogate_flow.stream.sink import Sink
 from surrogate_flow.stream.stats import SimulationProgress
 
-__all__ = ["Parcel", "Session"]
+__all__ = ["Session"]
 
 # ZeroMQ reads so many bytes at once: a small message that is kept keeps all of them.
 BLOCK = 8192
 
 
 @dataclass(slots=True)
-class Parcel:
+class PendingSteps:
     """Steps that wait for the sink, and how much credit of which connection they hold.
 
     `data` is float32, in order, from the step `first` on: either the received message
@@ -37,12 +40,15 @@ class Session:
     """The reception of one simulation: steps 0, ..., next - 1 were received, in order.
 
     It outlives its connections: `identity` is that of the present one, if any. What
-    earlier connections sent stays in its place. Only for the inlet's thread, except for
-    `progress`.
+    earlier connections sent is kept. Only for the inlet's thread, except `progress`.
     """
 
     def __init__(
-        self, simulation: int, parameters: Float64[np.ndarray, " parameter"], first: int
+        self,
+        spec: FieldSpec,
+        simulation: int,
+        parameters: Float64[np.ndarray, " parameter"],
+        first: int,
     ) -> None:
         self.simulation = simulation
         self.parameters = parameters
@@ -56,7 +62,10 @@ class Session:
         self.last = self.opened = time.monotonic()
         self.waited = 0.0
         #: What the sink has not taken.
-        self.pending: deque[Parcel] = deque()
+        self.pending: deque[PendingSteps] = deque()
+        self._steps = spec.steps
+        self._shape = spec.step_shape
+        self._step_bytes = spec.step_bytes
 
     def connect(self, identity: bytes, attempt: int) -> None:
         """Note that an attempt was opened on a connection."""
@@ -78,11 +87,34 @@ class Session:
             self.waited,
         )
 
-    def add(self, identity: bytes, first: int, payload: memoryview, count: int) -> int:
-        """Append the steps of one message that are new; return how many are not.
+    def check_steps(self, message: Steps) -> None:
+        """Refuse steps that are not of this attempt, or leave a gap."""
+        first, count, length = message.first, message.count, message.length
+        ours = self.simulation, self.attempt
+        if (theirs := (message.simulation, message.attempt)) != ours:
+            got = f"this connection serves (simulation, attempt) {ours}, got {theirs}"
+            raise ProtocolError("simulation", got)
+        if not 0 < count <= self._steps - first:
+            got = f"expected steps below {self._steps}, got {count} from {first}"
+            raise ProtocolError("steps", got)
+        if length != count * self._step_bytes:
+            got = f"expected {self._step_bytes} bytes a step, got {length} for {count}"
+            raise ProtocolError("steps", got)
+        if first > self.next:
+            got = f"expected step {self.next}, got {first}"
+            raise ProtocolError("gap", f"{got}: the connection was cut and restored")
 
-        There must be no gap: ``first <= next``.
-        """
+    def check_end(self, message: End) -> None:
+        """Refuse the end of a simulation whose steps are not all there."""
+        if not message.steps == self.next == self._steps:
+            raise ProtocolError(
+                "end",
+                f"simulation {self.simulation} ended after {message.steps} steps, "
+                f"received {self.next} of {self._steps}",
+            )
+
+    def add(self, identity: bytes, first: int, payload: memoryview, count: int) -> int:
+        """Append the new steps of one checked message; return how many are not new."""
         old = min(self.next - first, count)
         if old < count:
             length = payload.nbytes
@@ -95,7 +127,7 @@ class Session:
         pending = self.pending
         if pending and length <= BLOCK:
             last = pending[-1]
-            # The first parcel may be half taken; one that is offered cannot grow.
+            # The first may be taken in part; memory that is offered cannot grow.
             if (
                 len(pending) > 1
                 and last.identity == identity
@@ -109,11 +141,9 @@ class Session:
         # ZeroMQ returns small messages at any offset in what it has read.
         copied = (pending and length <= BLOCK) or not values.flags.aligned
         data = bytearray(new) if copied else values
-        pending.append(Parcel(identity, length, self.next, data))
+        pending.append(PendingSteps(identity, length, self.next, data))
 
-    def deliver(
-        self, sink: Sink, shape: tuple[int, ...]
-    ) -> Iterator[tuple[bytes, int]]:
+    def deliver(self, sink: Sink) -> Iterator[tuple[bytes, int]]:
         """Offer what is pending until the sink takes no more.
 
         Yields
@@ -123,22 +153,17 @@ class Session:
             message that was taken in part still holds its memory, hence its credit.
         """
         while self.pending:
-            parcel = self.pending[0]
-            data = parcel.data
+            oldest = self.pending[0]
+            data = oldest.data
             values = np.frombuffer(data, "f") if isinstance(data, bytearray) else data
-            steps = values.reshape(-1, *shape)
+            steps = values.reshape(-1, *self._shape)
             steps.flags.writeable = False
-            taken = sink.offer(self.simulation, parcel.first, steps, self.parameters)
+            taken = sink.offer(self.simulation, oldest.first, steps, self.parameters)
             if taken < len(steps):
-                self._keep(parcel, values[steps[:taken].size :], taken)
+                if taken or not isinstance(data, bytearray):
+                    rest = values[steps[:taken].size :]
+                    oldest.data = bytearray(rest) if rest.nbytes <= BLOCK else rest
+                    oldest.first += taken
                 return
             self.pending.popleft()
-            yield parcel.identity, parcel.length
-
-    def _keep(self, parcel: Parcel, rest: np.ndarray, taken: int) -> None:
-        """Keep what the sink has not taken of the first parcel."""
-        if not taken and isinstance(parcel.data, bytearray):
-            return
-        data = bytearray(rest) if rest.nbytes <= BLOCK else rest
-        first = parcel.first + taken
-        self.pending[0] = Parcel(parcel.identity, parcel.length, first, data)
+            yield oldest.identity, oldest.length

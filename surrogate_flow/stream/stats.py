@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from surrogate_flow.stream.errors import Refusal
+from surrogate_flow.stream.errors import ProtocolError
 
 __all__ = ["Counts", "RefusalLog", "SimulationProgress", "StreamStats"]
 
@@ -33,9 +33,9 @@ class StreamStats:
     duplicates : int
         Steps that were received again and dropped.
     refusals : int
-        Openings and messages that were refused.
+        Messages that were refused.
     refused : mapping of str to int
-        The same by cause, such as ``"study"`` or ``"length"``.
+        Their number by cause, such as ``"study"`` or ``"length"``.
     connections, simulations : int
         Open now; of these simulations, neither complete nor given up.
     finished : int
@@ -91,7 +91,7 @@ class SimulationProgress(NamedTuple):
 
 
 class Counts:
-    """Running counts behind `StreamStats`, with its attribute names."""
+    """Running counts, with the attribute names of `StreamStats`."""
 
     def __init__(self) -> None:
         self.steps = self.messages = self.duplicates = 0
@@ -117,9 +117,9 @@ class Counts:
 
 
 class RefusalLog:
-    """Counts refusals, and logs a summary at most every ten seconds.
+    """Counts refused messages, and logs a summary at most every ten seconds.
 
-    Only for the inlet's thread, except for `counts`.
+    Only for the inlet's thread, except `counts`.
     """
 
     def __init__(self) -> None:
@@ -133,16 +133,13 @@ class RefusalLog:
         """Return how often each cause has occurred; from any thread."""
         return dict(self._counts)
 
-    def add(self, identity: bytes, refusal: Refusal) -> bool:
-        """Count one, and log it unless another one was logged a moment ago.
+    def add(self, identity: bytes, error: ProtocolError) -> bool:
+        """Count a refused message; return whether to reply.
 
-        Returns
-        -------
-        bool
-            Whether to reply: replies to a peer that never reads would accumulate.
+        Replies to a peer that never reads would accumulate.
         """
-        self._counts[refusal.cause] += 1
-        self._last = f"connection {identity[:6].hex()}: {refusal}"[:LOG_CHARACTERS]
+        self._counts[error.cause] += 1
+        self._last = f"connection {identity[:6].hex()}: {error}"[:LOG_CHARACTERS]
         self.report()
         times = self._peers.pop(identity, 0) + 1
         self._peers[identity] = times
@@ -153,10 +150,8 @@ class RefusalLog:
     def report(self, at_once: bool = False) -> None:
         """Log what was not logged yet, if ten seconds have passed or `at_once`."""
         now = time.monotonic()
-        if not at_once and now - self._logged < LOG_SECONDS:
-            return
-        new = self._counts - self._reported
-        if not new:
+        due = at_once or now - self._logged >= LOG_SECONDS
+        if not due or not (new := self._counts - self._reported):
             return
         logger.warning(
             "Refused %d messages (%s), %d in all; the last of %s",

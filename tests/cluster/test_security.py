@@ -358,7 +358,7 @@ def test_a_whole_study_is_closed_to_strangers(tmp_path, monkeypatch, warnings):
         with RawOutlet(study.inlet.endpoint) as raw:
             # Nobody makes the inlet remember numbers that were not handed out.
             assert "simulation 99 has not begun" in raw.open(Wave.spec, 99).reason
-        assert study.inlet.counters().refused == {"simulation": 1}
+        assert study.inlet.stats().refused == {"simulation": 1}
     finally:
         study.close()
     assert sorted(seen) == [(n, k) for n in range(8) for k in range(5)]

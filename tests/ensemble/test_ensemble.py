@@ -128,7 +128,7 @@ class Run:
 
     def __exit__(self, *error):
         self.ensemble.halt()
-        self.inlet.dismiss("the test has ended")
+        self.inlet.stop_outlets("the test has ended")
         self.ensemble.close()
         if self.watchdog:
             self.watchdog.close()
@@ -374,7 +374,7 @@ def test_attempts_that_are_stopped_have_not_failed(client, tmp_path):
     with Run(client, Leisurely(), planned(10), tmp_path) as study:
         assert study.arrivals.arrived.wait(PATIENCE)
         study.ensemble.halt()
-        study.inlet.dismiss("Ctrl-C")
+        study.inlet.stop_outlets("Ctrl-C")
         assert study.ensemble.wait(PATIENCE)
         study.ensemble.check()
     assert not study.failures.exists()

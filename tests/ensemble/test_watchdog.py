@@ -221,7 +221,7 @@ def test_waiting_for_room_is_no_silence(client, tmp_path):
     sink, never = Full(), threading.Event()
     small = {"budget": 32, "coalesce_bytes": 16}
     with quiet(client, Wave(), tmp_path, sink=sink, stream=small) as study:
-        while study.inlet.counters().waiting < 2:
+        while study.inlet.stats().waiting < 2:
             never.wait(0.01)
         never.wait(1.5 * LIMIT)
         sink.empty.set()

@@ -256,7 +256,7 @@ def test_a_run_stops_when_the_study_ends(inlet, tmp_path):
         future = client.submit(task, simulation(0), 0)
         while not any(p.next_step == STEPS - 1 for p in inlet.progress()):
             time.sleep(0.01)
-        inlet.dismiss("the study has ended")
+        inlet.stop_outlets("the study has ended")
         assert future.result(timeout=30).stopped
     assert "the study has ended" in (tmp_path / "stopped").read_text()
     assert not os.path.exists((tmp_path / "folder").read_text())

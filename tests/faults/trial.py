@@ -110,7 +110,7 @@ class Trial:
         # As a study closes: outlets are told, tasks end, the inlet goes.
         stack.callback(watchdog.close)
         stack.callback(self.ensemble.close)
-        stack.callback(inlet.dismiss, "the trial has ended")
+        stack.callback(inlet.stop_outlets, "the trial has ended")
         stack.callback(self.ensemble.halt)
         self.ensemble.start()
         watchdog.start()

@@ -293,14 +293,14 @@ def check_stream(spec: FieldSpec, host: str | None, seed: int) -> None:
         try:
             while not all(run.done() for run in runs):
                 inlet.check()
-                assert inlet.counters().outstanding <= budget
+                assert inlet.stats().outstanding <= budget
                 over.wait(0.005)
             for run in runs:
                 run.result()
         finally:
             over.set()
         assert hostile.result() > 0
-        counters = inlet.counters()
+        counters = inlet.stats()
     ledger.end()
     assert not ledger.wrong
     assert ledger.steps == Counter(

@@ -5,7 +5,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from surrogate_flow.stream.credit import CreditPool, Overdraft
+from surrogate_flow.stream.credit import CreditPool
+from surrogate_flow.stream.errors import ProtocolError
 
 LARGEST = 10
 
@@ -186,7 +187,7 @@ def test_overdraft_is_refused():
     """Nobody sends what was not granted."""
     pool = CreditPool(budget=100, largest=10, window=20)
     pool.open("a")
-    with pytest.raises(Overdraft, match=r"at most 20 bytes of credit .* got 21"):
+    with pytest.raises(ProtocolError, match=r"at most 20 bytes of credit .* got 21"):
         pool.spend("a", 21)
 
 

@@ -4,31 +4,31 @@ import os
 import pickle
 import stat
 import tempfile
+from contextlib import ExitStack
 
 import pytest
+import zmq
 
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.stream.endpoint import Endpoint, SocketFolder, generate_keys
+from surrogate_flow.stream.endpoint import Endpoint, generate_keys, socket_folder
 
 
 def test_an_endpoint_travels_and_hides_its_secret():
     """It is plain and picklable, and printing it gives no secret away."""
-    server, client = generate_keys()
-    endpoint = Endpoint("tcp://127.0.0.1:1", "study", "digest", client)
+    keys, secret = generate_keys()
+    endpoint = Endpoint("tcp://127.0.0.1:1", "study", "digest", keys)
     assert pickle.loads(pickle.dumps(endpoint)) == endpoint
-    assert client.secret.decode() not in repr(endpoint)
-    assert server.secret.decode() not in repr(server)
-    assert (server.client, client.server) == (client.public, server.public)
+    assert keys.secret.decode() not in repr(endpoint)
+    assert zmq.curve_public(secret) == keys.server
+    assert zmq.curve_public(keys.secret) == keys.public
 
 
 def test_the_folder_is_private_and_goes_away():
-    """Nobody else may enter it, and closing removes it, even twice."""
-    folder = SocketFolder()
-    assert stat.S_IMODE(os.stat(folder.path).st_mode) == 0o700
-    assert folder.address.startswith(f"ipc://{folder.path}/")
-    folder.close()
-    folder.close()
-    assert not os.path.exists(folder.path)
+    """Nobody else may enter it, and closing removes it."""
+    with ExitStack() as resources:
+        folder = socket_folder(resources)
+        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+    assert not os.path.exists(folder)
 
 
 def test_a_long_path_is_avoided(tmp_path, monkeypatch):
@@ -36,10 +36,9 @@ def test_a_long_path_is_avoided(tmp_path, monkeypatch):
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    folder = SocketFolder()
-    assert len(folder.address) < 107
-    assert not list(deep.iterdir())
-    folder.close()
+    with ExitStack() as resources:
+        assert len(f"ipc://{socket_folder(resources)}/inlet") < 107
+        assert not list(deep.iterdir())
 
 
 def test_no_folder_at_all_is_said(monkeypatch):
@@ -49,5 +48,5 @@ def test_no_folder_at_all_is_said(monkeypatch):
         raise OSError
 
     monkeypatch.setattr(tempfile, "mkdtemp", fail)
-    with pytest.raises(UserError, match="Set TMPDIR"):
-        SocketFolder()
+    with pytest.raises(UserError, match="Set TMPDIR"), ExitStack() as resources:
+        socket_folder(resources)

@@ -144,7 +144,7 @@ def test_a_retry_goes_on_where_the_inlet_is(inlet, ledger):
         assert outlet.next_step == 33
         send_all(outlet, block=10)
     assert ledger.steps.total() == SPEC.steps
-    assert inlet.counters().duplicates == 0
+    assert inlet.stats().duplicates == 0
 
 
 def test_a_finished_simulation_is_complete(inlet):
@@ -155,7 +155,7 @@ def test_a_finished_simulation_is_complete(inlet):
         assert outlet.complete
     with outlet_of(inlet, attempt=2) as outlet:
         send_all(outlet)
-    assert inlet.counters().finished == 1
+    assert inlet.stats().finished == 1
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_missing_steps_are_an_error(inlet, stop, words):
     """A simulation that ends early is not finished."""
     with pytest.raises(SpecMismatch, match=words), outlet_of(inlet) as outlet:
         send_all(outlet, stop=stop)
-    assert inlet.counters().finished == 0
+    assert inlet.stats().finished == 0
 
 
 def test_too_many_steps_are_an_error(inlet):
@@ -257,7 +257,7 @@ def test_a_timeout_carries_the_last_reason(inlet, ledger, monkeypatch):
             protocol.encode(protocol.Wait("6000 of 6000 unseen"))
         )
         send_all(outlet)
-    assert "It said last: 6000 of 6000 unseen." in str(caught.value)
+    assert "Its last reason to wait: 6000 of 6000 unseen." in str(caught.value)
     assert isinstance(caught.value, TimeoutError)
 
 
@@ -361,7 +361,7 @@ def test_a_killed_process_is_resumed(inlet, ledger):
         assert outlet.next_step == 30
         send_all(outlet, block=9)
     assert ledger.steps.total() == SPEC.steps
-    assert inlet.counters().outstanding == 0
+    assert inlet.stats().outstanding == 0
 
 
 def test_an_offer_takes_what_there_is_room_for(ledger):

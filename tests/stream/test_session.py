@@ -52,7 +52,7 @@ def total(parcels):
 def test_what_waits_takes_little_more_memory_than_is_counted(sink, connections):
     """Thousands of tiny messages, also of two attempts: their bytes and a tenth or two."""
     sink.room = 0
-    waits = Session(0, np.empty(0), 0)
+    waits = Session(SPEC, 0, np.empty(0), 0)
     tracemalloc.start()
     try:
         before = traced()
@@ -60,7 +60,7 @@ def test_what_waits_takes_little_more_memory_than_is_counted(sink, connections):
             identity = b"a" if first < STEPS // connections else b"b"
             waits.add(identity, first, received(first), 1)
             if len(waits.pending) == 1:
-                assert total(waits.deliver(sink, SPEC.step_shape)) == 0
+                assert total(waits.deliver(sink)) == 0
         gc.collect()
         after = traced()
     finally:
@@ -68,7 +68,7 @@ def test_what_waits_takes_little_more_memory_than_is_counted(sink, connections):
     counted = STEPS * SIZE
     assert counted <= after - before < 1.3 * counted + 4096
     sink.room = None
-    taken = list(waits.deliver(sink, SPEC.step_shape))
+    taken = list(waits.deliver(sink))
     assert total(taken) == counted
     assert len({identity for identity, _ in taken}) == connections
     assert sink.steps.total() == len(sink.steps) == STEPS
@@ -77,7 +77,7 @@ def test_what_waits_takes_little_more_memory_than_is_counted(sink, connections):
 @pytest.mark.parametrize("count", [1, 300], ids=["small", "large"])
 def test_what_is_taken_at_once_is_not_copied(sink, count):
     """The sink gets the received message itself; also a large one that has to wait."""
-    waits = Session(0, np.empty(0), 0)
+    waits = Session(SPEC, 0, np.empty(0), 0)
     offered = []
     offer = sink.offer
     sink.offer = lambda *call: offered.append(call[2]) or offer(*call)
@@ -85,9 +85,9 @@ def test_what_is_taken_at_once_is_not_copied(sink, count):
     waits.add(b"a", 0, payload, count)
     if count > 1:
         sink.room = 5
-        assert total(waits.deliver(sink, SPEC.step_shape)) == 0
+        assert total(waits.deliver(sink)) == 0
         sink.room = None
-    assert total(waits.deliver(sink, SPEC.step_shape)) == count * SIZE
+    assert total(waits.deliver(sink)) == count * SIZE
     whole = np.frombuffer(payload, np.float32)
     assert all(np.shares_memory(steps, whole) for steps in offered)
     assert all(not steps.flags.writeable for steps in offered)
@@ -97,13 +97,13 @@ def test_what_is_taken_at_once_is_not_copied(sink, count):
 def test_credit_and_steps_of_any_sizes_come_out_as_they_went_in(sink, seed):
     """Messages small and large, repeated, unaligned, of several connections, and a sink with little room."""
     chance = np.random.default_rng(seed)
-    waits = Session(0, np.empty(0), 0)
+    waits = Session(SPEC, 0, np.empty(0), 0)
     paid = {b"a": 0, b"b": 0}
     returned = dict.fromkeys(paid, 0)
 
     def deliver(room):
         sink.room = room
-        for identity, length in waits.deliver(sink, SPEC.step_shape):
+        for identity, length in waits.deliver(sink):
             returned[identity] += length
 
     first = 0

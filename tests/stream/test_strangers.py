@@ -163,7 +163,7 @@ def test_garbage_on_the_port_disturbs_nobody(caplog):
             if attempt == 0:
                 before = resources()
         after = resources_later(before)
-        counters = inlet.counters()
+        counters = inlet.stats()
     ledger.end()
     assert not ledger.wrong
     assert counters.finished == 13
@@ -206,7 +206,7 @@ def test_peers_with_other_keys_reach_no_line_of_ours(caplog):
         knock(inlet.endpoint, 90)
         study(inlet, [1])
         after = resources_later(before)
-        counters = inlet.counters()
+        counters = inlet.stats()
         # What an inlet counts of somebody with the keys, to be sure that it would.
         with RawOutlet(inlet.endpoint) as raw:
             raw.say(protocol.Ask(1, 1))
@@ -232,5 +232,5 @@ def test_without_its_guard_nobody_is_let_in():
             with RawOutlet(endpoint) as raw:
                 raw.say(protocol.Ask(1, 1))
                 assert not raw.socket.poll(300)
-        assert inlet.counters().refusals == 0
+        assert inlet.stats().refusals == 0
     ledger.end()

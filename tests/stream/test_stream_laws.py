@@ -48,8 +48,8 @@ def test_messages_of_the_largest_size_arrive(host, cells):
         with outlet:
             for step in range(8):
                 outlet.send(trajectory(spec, 0, step, 1))
-        assert inlet.counters().messages == 8 * 4 * cells // coalesce
-        assert inlet.counters().refusals == 0
+        assert inlet.stats().messages == 8 * 4 * cells // coalesce
+        assert inlet.stats().refusals == 0
     sink.end()
     assert sink.steps == {(0, step): 1 for step in range(8)}
     assert not sink.wrong
@@ -73,4 +73,4 @@ def test_a_frame_larger_than_any_message_cuts_the_connection(host, excess):
             else:
                 assert ready == {raw.socket: zmq.POLLIN}
             raw.socket.disable_monitor()
-        assert inlet.counters().refusals == 1 - excess
+        assert inlet.stats().refusals == 1 - excess
