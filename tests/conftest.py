@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import os
 import shutil
 
 import batch
@@ -8,6 +9,10 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster
 from xdist.scheduler import LoadFileScheduling
+
+# Small tensors gain nothing from a second thread, and tests run on as many cores as
+# there are processes. Before torch is imported, here and in the programs they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
