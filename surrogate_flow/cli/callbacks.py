@@ -10,27 +10,16 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from surrogate_flow.data.module import data_of
 
-__all__ = ["Ending", "Kept"]
+__all__ = ["FinalValidation", "SafeCheckpoint"]
 
 logger = logging.getLogger(__name__)
 
 
-class Ending(Callback):
-    """Validates and checkpoints once more with the weights that the run ends with.
+class FinalValidation(Callback):
+    """Validates and saves after the last batch, whatever the interval between both."""
 
-    Lightning validates at multiples of an interval only, unless the trainer was told to
-    stop.
-    """
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Tell the trainer to stop after its last batch."""
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Stop the trainer after its last batch, for which it validates and saves."""
         loop = trainer.fit_loop.epoch_loop
         # Data that come in a stream, of unknown length, come once.
         once = trainer.num_training_batches == float("inf")
@@ -39,8 +28,8 @@ class Ending(Callback):
         if over or trainer.global_step == loop.max_steps:
             trainer.should_stop = True
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say so if there was nothing left to train on before `max_steps`."""
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Log it if the data ended before `max_steps`."""
         data = data_of(trainer)
         once = data is not None and not data.repeats
         used_up = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
@@ -53,15 +42,18 @@ class Ending(Callback):
             )
 
 
-class Kept(ModelCheckpoint):
-    """A checkpoint that a rank does not write alone when it fails."""
+class SafeCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint that saves nothing on the failure of one of several ranks.
 
-    def on_exception(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        exception: BaseException,
-    ) -> None:
-        # All ranks write a checkpoint together, and the others may not be there.
+    Saving is collective, and the other ranks may be gone.
+    """
+
+    @property
+    def state_key(self) -> str:
+        """Its name in a checkpoint, which is that of version 0.1."""
+        return super().state_key.replace(type(self).__qualname__, "Kept", 1)
+
+    def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
+        """Save the state of a run that fails."""
         if trainer.world_size == 1:
-            super().on_exception(trainer, pl_module, exception)
+            super().on_exception(trainer, *args)

@@ -1,9 +1,8 @@
-"""Checkpoints that are whole, or still the one before."""
+"""Checkpoints that are complete, or still the one before."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from surrogate_flow.data.checkpoint import steps_files
-from surrogate_flow.files import DirectoryLock
+from surrogate_flow.files import DirectoryLock, write_atomically
 
 __all__ = ["AtomicCheckpoints"]
 
@@ -22,9 +21,9 @@ logger = logging.getLogger(__name__)
 class AtomicCheckpoints(TorchCheckpointIO):
     """Replaces a checkpoint when the new one is on the disk; reads data, never code.
 
-    A disk that is full does not end a run: the checkpoint before stays as it is, the
-    log says so, and `error` is what the last attempt met, ``None`` if it was written.
-    Files of steps that belong to no checkpoint any more go with it, never before.
+    A full disk does not end a run: the checkpoint before stays, the failure is logged,
+    and `error` is that of the last attempt, ``None`` if it was written. Files of steps
+    that no checkpoint names any more are removed after it, never before.
     """
 
     def __init__(self) -> None:
@@ -41,28 +40,28 @@ class AtomicCheckpoints(TorchCheckpointIO):
         path: str | Path,
         storage_options: Any = None,
     ) -> None:
-        """Write beside the old checkpoint, then take its place."""
+        """Write beside the old checkpoint, then replace it."""
         target = Path(path)
-        part = target.with_name(f"{target.name}.part")
         steps = {target.absolute().parent / name for name in steps_files(checkpoint)}
         self._steps |= steps
-        # What an attempt without room has left would take the room of this one.
+        # A failed attempt has left files, whose room is needed now.
         self._tidy(steps)
+        self.error = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            if self._lock is None:
-                self._lock = DirectoryLock(target.parent)
-            with part.open("wb") as file:
+            self._lock = self._lock or DirectoryLock(target.parent)
+            with write_atomically(target, sync=True) as part, part.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
             self._written[target.absolute()] = steps
-            self.error = None
             self._tidy()
         except (OSError, RuntimeError) as error:
-            self.error = _of_disk(error)
-            if self.error is None:
+            # torch's writer reports a write that failed in its own words.
+            torch_words = ("inline_container", "PytorchStreamWriter")
+            if isinstance(error, OSError):
+                self.error = error
+            elif any(word in str(error) for word in torch_words):
+                self.error = OSError(str(error))
+            else:
                 raise
             kept = "the one before is kept" if target.is_file() else "there is none yet"
             logger.error(
@@ -71,8 +70,6 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 error,
                 kept,
             )
-        finally:
-            part.unlink(missing_ok=True)
 
     def load_checkpoint(
         self,
@@ -81,8 +78,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         weights_only: bool | None = True,
     ) -> dict[str, Any]:
         """Read a checkpoint, without executing anything in it."""
-        loaded: dict[str, Any] = super().load_checkpoint(path, map_location, True)
-        return loaded
+        return dict(super().load_checkpoint(path, map_location, weights_only=True))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a file that was written here; Lightning's would delete any folder.
@@ -100,12 +96,3 @@ class AtomicCheckpoints(TorchCheckpointIO):
         for path in self._steps - named:
             path.unlink(missing_ok=True)
         self._steps &= named
-
-
-def _of_disk(error: OSError | RuntimeError) -> OSError | None:
-    """Return what the disk said, or None if the error is not of its making."""
-    if isinstance(error, OSError):
-        return error
-    # torch's writer reports a write that failed, or was cut short, in its own words.
-    ours = ("inline_container", "PytorchStreamWriter")
-    return OSError(str(error)) if any(word in str(error) for word in ours) else None

@@ -19,18 +19,23 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from surrogate_flow.cli.recipes import WRAPPING, CommandLine, pairs, read_recipe
+from surrogate_flow.cli.recipes import (
+    SECTIONS,
+    WRAPPING,
+    CommandLine,
+    pairs,
+    read_recipe,
+)
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError, class_at, nearest
 
 __all__ = ["Complaint", "ParserError", "innermost", "placed", "shielded"]
 
-_SHIELDED = re.compile(r"⟦(.*?)⟧(.*?)⟦/⟧", re.DOTALL)
+_SHIELDED = re.compile(r"⟦(.*?)⟧(\+?)⟧(.*?)⟦/⟧", re.DOTALL)
 _NOISE = re.compile(
     r"Does not validate|Expected a path but|Subtypes:|Errors:|Given value|Parser key"
     r"|Expected a <class 'NoneType'>$"
 )
-_SECTIONS = ("data", "model", "trainer")
 _HIDDEN = {
     *("help", "config", "print_config", "print_shtab", "overrides", "subcommand"),
     "==SUPPRESS==",
@@ -46,17 +51,22 @@ class ParserError(UserError):
         The name or the value that is wrong, by which its place is found.
     section : str
         The option that it is under, such as ``data``; empty if that is not known.
+    passes_on : bool
+        Whether the name may be of what a class passes on as keywords.
     """
 
-    def __init__(self, text: str, word: str = "", section: str = "") -> None:
+    def __init__(
+        self, text: str, word: str = "", section: str = "", *, passes_on: bool = False
+    ) -> None:
         super().__init__(text)
         self.word = word
         self.section = section
+        self.passes_on = passes_on
 
 
 def shielded(error: ParserError) -> str:
     """Return a text that comes through the texts around it unchanged."""
-    return f"⟦{error.word}⟧{error}⟦/⟧"
+    return f"⟦{error.word}⟧{'+' * error.passes_on}⟧{error}⟦/⟧"
 
 
 def innermost(message: str) -> ParserError | None:
@@ -65,7 +75,9 @@ def innermost(message: str) -> ParserError | None:
     section = re.match(r'Parser key "(\w+)', message)
     if found is None:
         return None
-    return ParserError(found[2], found[1], section[1] if section else "")
+    word, passes_on, text = found.groups()
+    place = section[1] if section else ""
+    return ParserError(text, word, place, passes_on=bool(passes_on))
 
 
 def placed(error: ParserError, line: CommandLine) -> str:
@@ -146,7 +158,8 @@ class Complaint:
             )
         kind = prefix or self.owner.__name__
         valid = nearest(name, self._known(prefix))
-        return ParserError(f"unknown argument {name!r} of {kind}. {valid}", name)
+        text = f"unknown argument {name!r} of {kind}. {valid}"
+        return ParserError(text, name, passes_on=_takes_any(self.owner))
 
     def _unrecognized(self, found: re.Match[str]) -> ParserError:
         if found["name"].startswith("-"):
@@ -160,11 +173,11 @@ class Complaint:
         """Name the option that was meant, perhaps one without its section in front."""
         option = word.partition("=")[0]
         section, _, rest = option.removeprefix("--").partition(".")
-        if section in _SECTIONS and rest:
+        if section in SECTIONS and rest:
             name = rest.partition(".")[0]
             valid = nearest(name, self._known(section))
             return ParserError(f"unknown argument {name!r} of {section}. {valid}", name)
-        for head in _SECTIONS:
+        for head in SECTIONS:
             if section in (*self._known(head), *self._of_default(head)):
                 meant = f"--{head}.{option.removeprefix('--')}"
                 return ParserError(
@@ -182,20 +195,28 @@ class Complaint:
                 f"the recipe, as init_args: {{{name}: ...}}, or on the command line.",
                 kind,
             )
-        command, _, option = name.rpartition(".")[0].partition(".")
-        option = name.removeprefix(f"{command}.")
+        command = (self.parser.prog or "").rpartition(" ")[2]
+        option = name.removeprefix("--").removeprefix(f"{command}.")
         return ParserError(
-            f"{command or 'this command'} needs --{option}, which has no default, got "
-            "nothing."
+            f"{command} needs --{option}, which has no default, got nothing."
         )
 
-    def _missing_class(self, found: re.Match[str]) -> ParserError | None:
-        return _import_error(f"{found['module']}.{found['name']}")
+    def _not_importable(self, found: re.Match[str]) -> ParserError | None:
+        path = f"{found['module']}.{found['name']}"
+        if found["module"] is None:
+            path = self._class_path()
+        try:
+            if path:
+                class_at(path)
+        except RecipeError as error:
+            return ParserError(str(error), path)
+        return None
 
-    def _missing_module(self, found: re.Match[str]) -> ParserError | None:
-        paths = r"class_path[ =]'([\w.]+)'|Got value: ([\w.]+)"
-        path = re.search(paths, self.message)
-        return _import_error(path[1] or path[2]) if path else None
+    def _class_path(self) -> str:
+        """Return the class that the message is about."""
+        paths = r"class_path'?[ :=]+'([\w.]+)'|(?:Given|Got) value: ([\w.]+)"
+        found = re.search(paths, self.message)
+        return (found[1] or found[2]) if found else ""
 
     def _bare_name(self, found: re.Match[str]) -> ParserError:
         name, key = found["name"], re.search(r'Parser key "([\w.]+)"', self.message)
@@ -210,10 +231,7 @@ class Complaint:
         )
 
     def _no_subclass(self, found: re.Match[str]) -> ParserError:
-        given = re.search(
-            r"Given value: ([\w.]+)|class_path'?[:=] ?'([\w.]+)'", self.message
-        )
-        path = found["path"] or (given and (given[1] or given[2])) or "another class"
+        path = found["path"] or self._class_path() or "another class"
         name, base = path.rpartition(".")[2], found["base"]
         return ParserError(
             f"expected a subclass of {base}, got {name}. Derive it: class "
@@ -264,10 +282,9 @@ _PATTERNS: dict[str, Callable[[Complaint, re.Match[str]], ParserError | None]] =
     r"[Oo]ption '(?P<name>[\w.]+)'(?: is not accepted|$)": Complaint._unknown,
     r"unrecognized arguments: (?P<name>\S+)": Complaint._unrecognized,
     r"the following arguments are required: (?P<name>.+)": Complaint._required,
-    r"module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'": (
-        Complaint._missing_class
+    r"module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'|No module named": (
+        Complaint._not_importable
     ),
-    r"No module named": Complaint._missing_module,
     r"Expected a dot import path string: (?P<name>\S+)": Complaint._bare_name,
     r"Import path (?:(?P<path>[\w.]+) )?does not correspond to a subclass of "
     r"(?P<base>\w+)": Complaint._no_subclass,
@@ -281,13 +298,10 @@ _PATTERNS: dict[str, Callable[[Complaint, re.Match[str]], ParserError | None]] =
 }
 
 
-def _import_error(path: str) -> ParserError | None:
-    """Return why a class path names nothing, if it does."""
-    try:
-        class_at(path)
-    except RecipeError as error:
-        return ParserError(str(error), path)
-    return None
+def _takes_any(owner: Any) -> bool:
+    """Whether a class takes keywords of any name."""
+    parameters = inspect.signature(owner).parameters.values()
+    return any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
 def _described(text: str) -> str:

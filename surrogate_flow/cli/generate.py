@@ -1,4 +1,4 @@
-"""Simulates a whole data set onto the disk; the workers write it themselves."""
+"""``surrogate-flow generate``: simulations into a data set, written by the workers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,14 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.text import Text
 
-from surrogate_flow.cli.plan import add_study_arguments
+from surrogate_flow.cli import plan
 from surrogate_flow.cli.signals import stop_requested
 from surrogate_flow.data.archiving import planned
 from surrogate_flow.data.online import OnlineData
-from surrogate_flow.dataset import Archive
 from surrogate_flow.ensemble.ensemble import EnsembleStats
 from surrogate_flow.ensemble.events import Event, Failed
 from surrogate_flow.ensemble.study import Study, StudySettings
-from surrogate_flow.report.console import LiveLine, the_console
+from surrogate_flow.report.console import LiveLine, say, the_console
 from surrogate_flow.sampling import Design
 from surrogate_flow.stream import Discard
 
@@ -32,13 +31,13 @@ __all__ = ["Generation", "add_arguments", "generate", "run"]
 
 logger = logging.getLogger(__name__)
 
-_LOOK = 0.2  # seconds between two looks at the study
+_POLL_SECONDS = 0.2  # between two checks of the study
 _EVERY = 5.0  # seconds between two lines where there is no terminal
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of the command; `help` describes them."""
-    add_study_arguments(parser)
+    plan.add_arguments(parser)
     parser.add_argument("--output", required=True, type=Path)
 
 
@@ -54,7 +53,7 @@ def run(options: Any) -> None:
 
 
 class Generation:
-    """The simulations of a study run, and those not yet whole go into a data set.
+    """Runs the simulations of a study that a data set does not have yet.
 
     Parameters
     ----------
@@ -85,22 +84,22 @@ class Generation:
             logger.warning(
                 "%s: %d simulations have lost chunks, and run again.", path, len(cut)
             )
-        whole = set(self.archive.complete())
-        self.missing = [s for s in self.planned if s.number not in whole]
+        complete = set(self.archive.complete())
+        self.missing = [s for s in self.planned if s.number not in complete]
         self._design = Design(
             data.spec.parameters,
             data.sampler,
             held_out=data.held_out,
             simulations=data.simulations,
         )
-        self._design.skip(whole)
+        self._design.skip(complete)
         self._before = len(self.planned) - len(self.missing)
         self._study: Study | None = None
         self._start = time.monotonic()
         self._ended: float | None = None
 
     def run(self, stopped: Callable[[], bool] = bool) -> EnsembleStats:
-        """Simulate what is missing, until all have ended or `stopped` says so.
+        """Simulate what is missing, until all have ended or `stopped` returns True.
 
         Raises
         ------
@@ -113,7 +112,7 @@ class Generation:
         study = Study(
             data.solver,
             self._design,
-            # Fields go to the disk; only receipts are streamed.
+            # Workers write the fields to the disk; only receipts are streamed.
             Discard(),
             cluster=data.cluster,
             faults=data.faults,
@@ -130,7 +129,7 @@ class Generation:
         self._study, self._start = study, time.monotonic()
         try:
             study.start()
-            while not study.wait(_LOOK) and not stopped():
+            while not study.wait(_POLL_SECONDS) and not stopped():
                 study.check()
             study.check()
             return self.progress()
@@ -156,29 +155,29 @@ class Generation:
         return replace(progress, done=progress.done + self._before)
 
     def line(self) -> Text:
-        """Say how far it is."""
-        p, total = self.progress(), len(self.planned)
+        """Return the progress in one line."""
+        p = self.progress()
         steps = 0 if self._study is None else self._study.inlet.stats().steps
         written = steps * self.archive.spec.step_bytes
         until = time.monotonic() if self._ended is None else self._ended
         pace = written / max(until - self._start, 1e-9)
-        words = [
-            "generate",
-            f"simulations {p.done} of {total} done, {p.running} running, "
-            f"{p.failed} failed",
-            f"{format_bytes(written)} of fields written, {format_bytes(int(pace))}/s",
-        ]
-        return Text(" | ".join(words), no_wrap=True, overflow="ellipsis")
+        return Text(
+            f"generate | simulations {p.done} of {len(self.planned)} done, "
+            f"{p.running} running, {p.failed} failed | {format_bytes(written)} of "
+            f"fields written, {format_bytes(int(pace))}/s",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
 
 
 def generate(data: OnlineData, path: Path, console: Console) -> bool:
-    """Write a data set, and say what it has become; return whether all have ended.
+    """Write a data set and describe it; return whether it was not interrupted.
 
     Parameters
     ----------
     data : OnlineData
     path : Path
-        Of the data set; what is there already is not simulated again.
+        Of the data set; simulations that are there are not run again.
     console : rich.console.Console
 
     Raises
@@ -189,36 +188,34 @@ def generate(data: OnlineData, path: Path, console: Console) -> bool:
     generation = Generation(data, path)
     archive, ended = generation.archive, True
     if generation.missing:
-        ticker = LiveLine(generation.line, console, every=_EVERY)
-        with stop_requested() as told:
-            ticker.start()
+        line = LiveLine(generation.line, console, every=_EVERY)
+        with stop_requested() as requested:
+            line.start()
             try:
-                progress = generation.run(told.is_set)
+                failed = generation.run(requested.is_set).failed
             finally:
-                ticker.stop()
-            ended = not told.is_set()
-        failed = progress.failed
+                line.stop()
+            ended = not requested.is_set()
         if failed:
             table = generation.folder / "failures.csv"
             console.print(f"{failed} simulations failed for good: {table}", style="red")
     generation.close()
-    for line in _summary(archive, len(generation.planned)):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-    return ended
-
-
-def _summary(archive: Archive, planned: int) -> Iterator[str]:
-    whole = len(archive.complete())
-    fields = whole * archive.spec.steps * archive.spec.step_bytes
-    yield (
-        f"Data set: {archive.path}, {whole} of {archive.simulations} simulations, "
+    complete = len(archive.complete())
+    fields = complete * archive.spec.steps * archive.spec.step_bytes
+    say(
+        console,
+        f"Data set: {archive.path}, {complete} of {archive.simulations} simulations, "
         f"{archive.held_out} of them held out; {format_bytes(archive.size())} on disk, "
-        f"{format_bytes(fields)} of fields"
+        f"{format_bytes(fields)} of fields",
     )
-    if whole < planned:
-        yield "Type the same command again for the simulations that are missing."
-    if whole > archive.held_out:
-        yield (
-            f"Next: surrogate-flow fit --data {archive.path} --model fully_connected "
-            "--trainer.max_epochs 10"
+    if complete < len(generation.planned):
+        say(
+            console, "Type the same command again for the simulations that are missing."
         )
+    if complete > archive.held_out:
+        say(
+            console,
+            f"Next: surrogate-flow fit --data {archive.path} --model fully_connected "
+            "--trainer.max_epochs 10",
+        )
+    return ended

@@ -1,31 +1,28 @@
 """What ``--help`` and ``--version`` print; what classes take jsonargparse prints.
 
-The help of a command is a text: torch and Lightning, which take seconds to import, have
-no part in it, and the thousand lines of all options are no help.
+The help of a command is a text, which needs no import of torch and Lightning, and names
+the options that matter among a thousand.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from surrogate_flow.fields.names import RecipeError, nearest
+import yaml
+
+from surrogate_flow.cli.recipes import (
+    COMMANDS,
+    command_named,
+    given_recipe,
+    is_data_set,
+    pairs,
+    read_recipe,
+)
 
 __all__ = ["COMMANDS", "PAGES", "show"]
-
-#: Of each command, what it does.
-COMMANDS = {
-    "fit": "Train a surrogate while the simulations run.",
-    "validate": "Errors of a checkpoint, on held-out simulations.",
-    "test": "The same on other ones: simulated anew, or those of a data set.",
-    "predict": "Fields from a checkpoint, without solver and cluster.",
-    "plan": "What a study would ask of its cluster; submits nothing.",
-    "generate": "Write the simulations to a data set on disk.",
-    "compare": "Train offline and online, and put the errors side by side.",
-    "check": "Try the laws on a solver, network, sampler or policy of yours.",
-}
 
 _MAIN = """\
 usage: surrogate-flow COMMAND --data RECIPE --model RECIPE [--OPTION VALUE ...]
@@ -79,6 +76,7 @@ more options, by group:
   --data.help      of the workflow      --data.solver.help     of its solver
   --model.help     of the model         --model.network.help   of its network
   --trainer.help   of the trainer       --data.reservoir.help  of its reservoir
+  --data.cluster slurm --data.cluster.help   of the cluster that is named
 """
 
 #: Of each command, its help.
@@ -220,8 +218,6 @@ Errors of a checkpoint {_on}.
 {_SETTINGS}
 {_MORE}"""
 
-_FOLDERS = {"data": "workflows", "model": "models", "trainer": ""}
-
 
 def show(words: Sequence[str]) -> bool:
     """Print what is asked for, if it is help or the version.
@@ -236,11 +232,10 @@ def show(words: Sequence[str]) -> bool:
         return True
     for number, word in enumerate(words):
         option, _, value = word.partition("=")
-        head, *names = option.removeprefix("--").split(".")
-        if option.startswith("--") and head in _FOLDERS and names[-1:] == ["help"]:
-            rest = [value] if value else list(words[number + 1 : number + 2])
-            given = None if not rest or rest[0].startswith("--") else rest[0]
-            _show_options(head, names[:-1], given, _recipe(words, head))
+        if re.fullmatch(r"--(data|model|trainer)(\.\w+)*\.help", option):
+            following = [w for w in words[number + 1 :][:1] if not w.startswith("-")]
+            given = value or next(iter(following), None)
+            _show_options(option.removesuffix(".help"), given, words)
             return True
     # A class's own options are for its parser.
     of_class = words[:1] == ["check"] and not "".join(words[1:2]).startswith("-")
@@ -250,69 +245,65 @@ def show(words: Sequence[str]) -> bool:
         width = max(map(len, COMMANDS))
         lines = (f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
         print(_MAIN.format(commands="\n".join(lines)), end="")
-    elif words[0] in PAGES:
-        print(PAGES[words[0]], end="")
     else:
-        raise RecipeError(f"No command {words[0]!r}. {nearest(words[0], COMMANDS)}")
+        print(PAGES[command_named(words[0])], end="")
     return True
 
 
-def _recipe(words: Sequence[str], head: str) -> str | None:
-    from surrogate_flow.cli.recipes import pairs
-
-    return next((v for o, v, _ in pairs(words) if o == f"--{head}"), None)
-
-
-def _show_options(
-    head: str, names: Sequence[str], value: str | None, recipe: str | None
-) -> None:
-    """Print the options of a class: of data, model or trainer, or of one in them.
+def _show_options(option: str, given: str | None, words: Sequence[str]) -> None:
+    """Print the options of data, model or trainer, or of a class that is part of them.
 
     Parameters
     ----------
-    head : {"data", "model", "trainer"}
-    names : sequence of str
-        Of the argument that is a class of its own; empty for the options of all.
-    value : str, optional
-        A class; or a recipe or data set, in place of `recipe`.
-    recipe : str, optional
-        What was given as ``--data`` or ``--model``, of which the class is then taken.
+    option : str
+        Such as ``--model``, or ``--model.network`` for those of its network.
+    given : str, optional
+        The class; for data and model also a recipe or a data set. By default that of
+        the command line or of its recipes.
+    words : sequence of str
+        The command line.
     """
-    from surrogate_flow.cli.recipes import find_recipe, is_data_set, read_recipe
-
-    recipe = recipe if names else value or recipe
-    stored = head == "data" and recipe is not None and is_data_set(recipe)
-    path: Path | None = None
-    if recipe and head != "trainer" and not stored and "surrogate_flow." not in recipe:
-        path = find_recipe(_FOLDERS[head], recipe)
-    if names and value is None and path is not None:
-        value = _class_in(read_recipe(path), names)
+    head, *names = option.removeprefix("--").split(".")
+    options = {name: value for name, value, _ in pairs(words) if value}
+    if given and not names:
+        options[option] = given
+    whole = options.get(f"--{head}", "")
+    stored = whole.endswith("StoredData") or (
+        head == "data" and whole != "" and is_data_set(whole)
+    )
+    if whole and not stored:
+        given_recipe(f"--{head}", whole)  # or refuse what is none, before the imports
 
     import pytorch_lightning as L
-    from jsonargparse import ArgumentParser
 
+    from surrogate_flow.cli.lightning import Parser
     from surrogate_flow.data.online import OnlineData
     from surrogate_flow.data.stored import StoredData
     from surrogate_flow.surrogate.surrogate import Surrogate
 
     owners: dict[str, Any] = {"data": OnlineData, "model": Surrogate}
-    owner: Any = owners.get(head, L.Trainer)
-    if stored or (recipe or "").rpartition(".")[2] == StoredData.__name__:
-        owner = StoredData
-    parser = ArgumentParser(prog="surrogate-flow fit", allow_abbrev=False)
+    owner: Any = StoredData if stored else owners.get(head, L.Trainer)
+    parser = Parser(prog="surrogate-flow fit", allow_abbrev=False)
     # The spec comes from the data, whatever a command line says.
     parser.add_class_arguments(owner, head, skip={"spec"}, fail_untyped=False)
     if not names:
         parser.print_help()
         return
-    option = ".".join((f"--{head}", *names, "help"))
-    parser.parse_args([option if value is None else f"{option}={value}"])
+    kind = given or _class_of(head, names, options)
+    parser.parse_args([f"{option}.help={kind}" if kind else f"{option}.help"])
 
 
-def _class_in(settings: Any, names: Sequence[str]) -> str | None:
-    """Return the class that a recipe has for an argument, if any."""
-    for name in names:
-        inside = settings if isinstance(settings, dict) else {}
-        settings = inside.get("init_args", inside).get(name)
-    found = settings.get("class_path") if isinstance(settings, dict) else settings
-    return found if isinstance(found, str) else None
+def _class_of(head: str, names: Sequence[str], options: Mapping[str, str]) -> str:
+    """Return the class of an argument, from its option or a recipe around it."""
+    for depth in range(len(names), -1, -1):
+        option = ".".join((f"--{head}", *names[:depth]))
+        if value := options.get(option):
+            recipe = given_recipe(option, value)
+            found: Any = read_recipe(recipe) if recipe else yaml.safe_load(value)
+            for name in names[depth:]:
+                inside = found if isinstance(found, dict) else {}
+                found = inside.get("init_args", inside).get(name)
+            found = found.get("class_path") if isinstance(found, dict) else found
+            if isinstance(found, str):
+                return found
+    return ""

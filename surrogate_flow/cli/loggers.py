@@ -13,28 +13,27 @@ from typing import Any
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from surrogate_flow.files import write_atomically
+
 __all__ = ["MetricsEvents", "MetricsTable"]
 
 logger = logging.getLogger(__name__)
 
 
 class MetricsTable(CSVLogger):
-    """metrics.csv; rows that the disk has no room for wait in memory for the next save.
+    """metrics.csv; rows that a full disk has no room for stay in memory until it has.
 
-    Metrics are not worth a run: a full disk is logged once, and training goes on.
+    A full disk is logged once, and training goes on.
     """
 
     _full = False
 
     @rank_zero_only
     def save(self) -> None:
-        """Append the rows that are not in the file, or leave it as it was."""
+        """Append the rows that are not in the file yet."""
         writer = self.experiment
-        path = Path(writer.metrics_file_path)
-        known, size = (
-            list(writer.metrics_keys),
-            path.stat().st_size if path.is_file() else 0,
-        )
+        path, known = Path(writer.metrics_file_path), list(writer.metrics_keys)
+        size = path.stat().st_size if path.is_file() else 0
         try:
             if size and not set().union(*writer.metrics) - set(known):
                 super().save()
@@ -44,28 +43,27 @@ class MetricsTable(CSVLogger):
         except OSError as error:
             writer.metrics_keys = known
             with suppress(OSError):
-                # Half a row would spoil the next one; what is cut off comes again.
+                # Without the part of a row; the row is written again by the next save.
                 os.truncate(path, min(size, path.stat().st_size))
             if not self._full:
                 logger.error("%s was not written (%s). Make room there.", path, error)
             self._full = True
 
     def _replace(self, path: Path) -> None:
-        """Write all rows anew, under a new header, beside those that there are."""
-        writer, part = self.experiment, path.with_name(f"{path.name}.part")
+        """Write all rows, old and new, under a new header."""
+        writer = self.experiment
         try:
-            if path.is_file():
-                shutil.copyfile(path, part)
-            writer.metrics_file_path = str(part)
-            super().save()
-            os.replace(part, path)
+            with write_atomically(path) as part:
+                if path.is_file():
+                    shutil.copyfile(path, part)
+                writer.metrics_file_path = str(part)
+                super().save()
         finally:
             writer.metrics_file_path = str(path)
-            part.unlink(missing_ok=True)
 
 
 class MetricsEvents(TensorBoardLogger):
-    """TensorBoard's events; they end where the disk has no room for them."""
+    """TensorBoard's events, until the disk has no room for them."""
 
     _ended = False
 
@@ -73,14 +71,14 @@ class MetricsEvents(TensorBoardLogger):
     def log_metrics(
         self, metrics: Mapping[str, float], step: int | None = None
     ) -> None:
-        """Write one moment, while there was room for all before."""
+        """Write the metrics of one step, unless the disk was full before."""
         if not self._ended:
             with self._ending():
                 super().log_metrics(metrics, step)
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is under way."""
+        """Write what is buffered."""
         with self._ending():
             super().save()
 
@@ -95,8 +93,7 @@ class MetricsEvents(TensorBoardLogger):
         try:
             yield
         except (OSError, ValueError) as failure:
-            # Lightning wraps what its writer raises, which comes again for all that
-            # follows.
+            # The writer's error comes again for all that follows, as a ValueError.
             error = failure.__cause__ or failure
             if not isinstance(error, OSError):
                 raise

@@ -1,11 +1,11 @@
-"""What a study would ask of a cluster, before anything is submitted."""
+"""``surrogate-flow plan``: what a study would ask of a cluster."""
 
 from __future__ import annotations
 
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,33 +20,21 @@ from surrogate_flow.cluster.batch import Bounds, batch_system
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.report.console import the_console
+from surrogate_flow.report.console import say, the_console
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Encoder
 
-__all__ = [
-    "Pace",
-    "Places",
-    "add_arguments",
-    "add_study_arguments",
-    "measure",
-    "places",
-    "run",
-    "show",
-]
+__all__ = ["Pace", "Places", "add_arguments", "measure", "places", "run", "show"]
 
-_LONGEST = 10.0  # seconds, for which a solver is watched here
+_LONGEST = 10.0  # seconds that a solver runs here
 
 
-def add_study_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add what is simulated, how it is sampled, and on which cluster."""
     parser.add_subclass_arguments(OnlineData, "data", required=True)
     parser.set_defaults({"data": {"class_path": "surrogate_flow.OnlineData"}})
-    # So that the words of a fit can be kept.
+    # Ignored, so that the options of a fit can be given.
     parser.add_argument("--model", type=str)
-
-
-add_arguments = add_study_arguments
 
 
 def run(options: Any) -> None:
@@ -73,7 +61,7 @@ class Pace:
         return self.steps * spec.step_bytes / self.seconds
 
     def simulation(self, spec: FieldSpec) -> float:
-        """Return the seconds of a whole simulation."""
+        """Return the seconds of a complete simulation."""
         return self.seconds * spec.steps / self.steps
 
 
@@ -117,16 +105,16 @@ def measure(solver: Solver, longest: float = _LONGEST) -> Pace | None:
     """
     spec = solver.spec
     parameters = {p.name: (p.low + p.high) / 2 for p in spec.parameters}
-    made: list[tuple[int, float]] = []
+    made: list[Pace] = []
     errors: list[Exception] = []
 
     def solve() -> None:
-        crossing, steps, start = Encoder(spec, 0), 0, time.perf_counter()
+        encoder, steps, start = Encoder(spec, 0), 0, time.perf_counter()
         try:
             for dataset in solver.solve(parameters):
-                steps += len(crossing.convert(dataset, steps))
-                made.append((steps, time.perf_counter() - start))
-                if made[-1][1] > longest:
+                steps += len(encoder.convert(dataset, steps))
+                made.append(Pace(steps, time.perf_counter() - start))
+                if made[-1].seconds > longest:
                     return
         except Exception as error:
             errors.append(error)
@@ -137,7 +125,7 @@ def measure(solver: Solver, longest: float = _LONGEST) -> Pace | None:
     thread.join(longest)
     if errors:
         raise errors[0]
-    return Pace(*made[-1]) if made else None
+    return made[-1] if made else None
 
 
 def places(data: OnlineData) -> Places:
@@ -163,67 +151,50 @@ def places(data: OnlineData) -> Places:
 
 def show(data: OnlineData, console: Console) -> None:
     """Print the job's script and the plan."""
-    spec = data.spec
     where = places(data)
     with console.status("A simulation runs here, to see how long it takes"):
         pace = measure(data.solver)
     if where.script:
         console.rule("The script of each job")
-        console.print(where.script, markup=False, highlight=False, soft_wrap=True)
+        say(console, where.script)
     console.rule("The plan; nothing was submitted")
     table = Table("", "", show_header=False, box=None)
-    for name, value in _rows(data, spec, where, pace):
+    for name, value in _rows(data, where, pace):
         table.add_row(name, value)
     console.print(table)
 
 
 def _rows(
-    data: OnlineData, spec: FieldSpec, where: Places, pace: Pace | None
-) -> list[tuple[str, str]]:
-    least, most = where.at_once
-    rows = [
-        (
-            "simulations",
-            f"{data.held_out} held out, then "
-            f"{'without end' if data.simulations is None else data.simulations}",
-        ),
-        (
-            "each",
-            f"{spec.steps} steps of {format_bytes(spec.step_bytes)}: "
-            f"{format_bytes(spec.steps * spec.step_bytes)}",
-        ),
-    ]
+    data: OnlineData, where: Places, pace: Pace | None
+) -> Iterator[tuple[str, str]]:
+    spec, cores, (least, most) = data.spec, data.cores_per_simulation, where.at_once
+    count = "without end" if data.simulations is None else data.simulations
+    yield "simulations", f"{data.held_out} held out, then {count}"
+    size = format_bytes(spec.steps * spec.step_bytes)
+    yield "each", f"{spec.steps} steps of {format_bytes(spec.step_bytes)}: {size}"
     if where.jobs:
         jobs = _range(where.jobs.minimum, where.jobs.maximum)
-        rows.append(("jobs", f"{jobs}, each with {where.resources}"))
-    cores = data.cores_per_simulation
-    each = f"{cores} core{'s'[: cores > 1]} each"
-    rows.append(("at once", f"{_range(least, most)} simulations, {each}"))
+        yield "jobs", f"{jobs}, each with {where.resources}"
+    each = f"{cores} core{'s' if cores > 1 else ''} each"
+    yield "at once", f"{_range(least, most)} simulations, {each}"
     if pace is None:
-        rows.append(("pace", f"no step within {_LONGEST:g} s on this machine"))
-        return rows
+        yield "pace", f"no step within {_LONGEST:g} s on this machine"
+        return
     one, rate = pace.simulation(spec), pace.bytes_per_second(spec)
-    rows.append(("pace", f"{format_time(one)} for a simulation on this machine"))
+    yield "pace", f"{format_time(one)} for a simulation on this machine"
     if not least:
-        rows.append(("beware", "the scheduler has no workers yet"))
-        return rows
-    stream = _range(least * rate, most * rate, _bytes)
+        yield "beware", "the scheduler has no workers yet"
+        return
+    stream = _range(int(least * rate), int(most * rate), format_bytes)
     steps = rate / spec.step_bytes
     counted = _range(round(least * steps), round(most * steps))
-    rows.append(("stream", f"{stream} a second expected, {counted} steps"))
+    yield "stream", f"{stream} a second expected, {counted} steps"
     if data.simulations is not None:
         total = one * (data.held_out + data.simulations)
-        rows.append(("solving", _range(total / most, total / least, format_time)))
+        yield "solving", _range(total / most, total / least, format_time)
     if where.walltime and one > where.walltime:
-        rows.append(
-            ("beware", "a simulation takes longer than the walltime: none would end")
-        )
-    return rows
+        yield "beware", "a simulation takes longer than the walltime: none would end"
 
 
-def _bytes(value: float) -> str:
-    return str(format_bytes(int(value)))
-
-
-def _range(low: float, high: float, name: Callable[[float], str] = str) -> str:
+def _range(low: float, high: float, name: Callable[[Any], str] = str) -> str:
     return name(low) if low == high else f"{name(low)} to {name(high)}"

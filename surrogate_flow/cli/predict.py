@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import xarray as xr
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.files import write_atomically
+from surrogate_flow.report.console import say
 from surrogate_flow.surrogate.prediction import read_history
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -28,34 +28,21 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Any) -> None:
     """Write what a trained surrogate predicts to a netCDF file."""
-    _require_file(options.output)
-    surrogate = Surrogate.load(options.ckpt_path)
-    history = None if options.history is None else read_history(options.history)
-    dataset = surrogate.predict(options.parameters, options.times, history)
-    _write(dataset, options.output)
-    console = Console()
-    for name, field in dataset.data_vars.items():
-        console.print(
-            f"{options.output}: {name} {dict(field.sizes)}, {float(field.min()):.4g} "
-            f"to {float(field.max()):.4g} {field.attrs.get('units', '')}",
-            soft_wrap=True,
-            highlight=False,
-        )
-
-
-def _require_file(output: Path) -> None:
+    output: Path = options.output
     if output.is_dir():
         raise UserError(
-            f"--output {output}: expected a file's name, got a folder. Name the file "
-            f"in it, such as {output / 'field.nc'}."
+            f"--output {output}",
+            "a file's name",
+            "a folder",
+            f"Name the file in it, such as {output / 'field.nc'}.",
         )
     if not output.parent.is_dir():
         raise UserError(
             f"--output {output}: there is no folder {output.parent}. Make it first."
         )
-
-
-def _write(dataset: xr.Dataset, output: Path) -> None:
+    surrogate = Surrogate.load(options.ckpt_path)
+    history = None if options.history is None else read_history(options.history)
+    dataset = surrogate.predict(options.parameters, options.times, history)
     try:
         with write_atomically(output) as part:
             dataset.to_netcdf(part)
@@ -64,3 +51,9 @@ def _write(dataset: xr.Dataset, output: Path) -> None:
             f"--output {output}: cannot be written ({error}). Expected a folder where "
             "you may write, on a disk with room; name another file."
         ) from error
+    for name, field in dataset.data_vars.items():
+        say(
+            Console(),
+            f"{output}: {name} {dict(field.sizes)}, {float(field.min()):.4g} "
+            f"to {float(field.max()):.4g} {field.attrs.get('units', '')}",
+        )

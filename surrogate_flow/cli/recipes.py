@@ -1,7 +1,7 @@
 """Recipes: YAML files that name a workflow, a model or a cluster.
 
 Nothing here imports torch or a class that a recipe names, so that a misspelt command or
-file is answered at once; the rest is for the parser to judge.
+file is refused at once; the parser checks the rest.
 """
 
 from __future__ import annotations
@@ -10,24 +10,39 @@ import importlib.metadata
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from surrogate_flow.cli.help import COMMANDS
 from surrogate_flow.fields.names import RecipeError, nearest
 
 __all__ = [
+    "COMMANDS",
+    "FOLDERS",
+    "SECTIONS",
     "WRAPPING",
     "CommandLine",
+    "command_named",
     "find_recipe",
+    "given_recipe",
     "is_data_set",
     "pairs",
     "read_recipe",
 ]
 
+#: Of each command, what it does.
+COMMANDS = {
+    "fit": "Train a surrogate while the simulations run.",
+    "validate": "Errors of a checkpoint, on held-out simulations.",
+    "test": "The same on other ones: simulated anew, or those of a data set.",
+    "predict": "Fields from a checkpoint, without solver and cluster.",
+    "plan": "What a study would ask of its cluster; submits nothing.",
+    "generate": "Write the simulations to a data set on disk.",
+    "compare": "Train offline and online, and put the errors side by side.",
+    "check": "Try the laws on a solver, network, sampler or policy of yours.",
+}
 #: Options that take a recipe, and the folders of the shipped ones.
 FOLDERS = {
     "--data": "workflows",
@@ -36,8 +51,12 @@ FOLDERS = {
 }
 #: What stands around the arguments of a class in a recipe.
 WRAPPING = ("class_path", "init_args", "dict_kwargs")
+#: The parts of a run, whose options begin with their name.
+SECTIONS = ("data", "model", "trainer")
+_CONFIG = ("--config", "-c")
 _STORED = "surrogate_flow.StoredData"
-_STUDIES = ("plan", "generate")  # commands that take no model
+#: Options of the commands that do not need both --data and --model.
+_NEEDED = {"plan": ("--data",), "generate": ("--data",)}
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
@@ -48,7 +67,7 @@ class CommandLine:
     Attributes
     ----------
     words : list of str
-        What the parser gets.
+        Command and options, for the parser.
     files : dict of str to Path
         The YAML files among them, by their options.
     """
@@ -71,13 +90,11 @@ class CommandLine:
                 f"Expected a command first, got {got}. It is one of: "
                 f"{', '.join(COMMANDS)}; 'surrogate-flow --help' says what each does."
             )
-        command = words[0]
-        if command not in COMMANDS:
-            raise RecipeError(f"No command {command!r}. {nearest(command, COMMANDS)}")
-        line = cls([command])
+        line = cls([command_named(words[0])])
         passed: list[str] = []
         for option, value, joined in pairs(words[1:]):
-            if command == "compare" and re.match(r"--(data|model|trainer)\.", option):
+            ours = line.command != "compare" or option.count(".") == 0
+            if not ours and option.partition(".")[0].removeprefix("--") in SECTIONS:
                 passed.append(option if value is None else f"{option}={value}")
             else:
                 line._add(option, value, joined)
@@ -91,22 +108,36 @@ class CommandLine:
         """The first word."""
         return self.words[0]
 
+    @property
+    def needs_no_workflow(self) -> bool:
+        """Whether neither a workflow nor the settings of a run are named."""
+        options = {option for option, _, _ in pairs(self.words[1:])}
+        return not options & {"--data", "--model", *_CONFIG}
+
+    def with_dict_kwargs(self, name: str) -> CommandLine:
+        """Return the line with an argument of a cluster under ``dict_kwargs``.
+
+        Classes such as those of dask-jobqueue pass on to their jobs what they do not
+        name themselves.
+        """
+        option = rf"--data\.cluster\.(init_args\.)?(?={name}(=|\.|$))"
+        moved = "--data.cluster.dict_kwargs."
+        return replace(self, words=[re.sub(option, moved, w) for w in self.words])
+
     def _add(self, option: str, value: str | None, joined: bool) -> None:
         if value is None:
             self.words.append(option)
             return
         if option == "--data" and is_data_set(value):
-            if self.command in (*_STUDIES, "compare"):
+            if self.command in ("plan", "generate", "compare"):
                 raise RecipeError(
                     f"{self.command} simulates: expected a workflow as --data, got the "
                     f"data set {value}. Name a recipe, such as --data heat2d."
                 )
             self.words += [option, _STORED, f"{option}.path", value]
             return
-        if option in ("--config", "-c") or (option in FOLDERS and not _is_code(value)):
-            path = Path(value)
-            if option in FOLDERS:
-                path = find_recipe(FOLDERS[option], value)
+        path = Path(value) if option in _CONFIG else given_recipe(option, value)
+        if path is not None:
             read_recipe(path, of_class=option == "--data.cluster")
             self.files[option], value = path, str(path)
         elif option == "--ckpt_path" and _names_missing_file(value):
@@ -117,12 +148,10 @@ class CommandLine:
         self.words += [f"{option}={value}"] if joined else [option, value]
 
     def _require(self, options: set[str]) -> None:
-        if options & {"--config", "-c"} and self.command != "compare":
+        settings = self.command != "compare" and options & {*_CONFIG}
+        if settings or (self.command == "predict" and self.needs_no_workflow):
             return
-        needed = ["--data"] if self.command in _STUDIES else ["--data", "--model"]
-        if self.command == "predict" and not options & {*needed}:
-            return
-        for option in needed:
+        for option in _NEEDED.get(self.command, ("--data", "--model")):
             if option not in options:
                 raise RecipeError(
                     f"{self.command} needs {option}, got none. Name a recipe, such as "
@@ -130,10 +159,17 @@ class CommandLine:
                 )
         if self.command in ("validate", "test") and "--ckpt_path" not in options:
             raise RecipeError(
-                f"{self.command} needs --ckpt_path, got none: a surrogate that was "
-                "never trained has nothing to show. A run keeps its own in "
-                "checkpoints/."
+                f"{self.command} needs --ckpt_path, got none. A run keeps its "
+                "checkpoints in runs/<workflow>/<time>/checkpoints/; 'last' is the "
+                "newest."
             )
+
+
+def command_named(name: str) -> str:
+    """Return the name of a command, or refuse what is none."""
+    if name in COMMANDS:
+        return name
+    raise RecipeError(f"No command {name!r}. {nearest(name, COMMANDS)}")
 
 
 def pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None, bool]]:
@@ -150,12 +186,20 @@ def pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None, bool]]:
             yield word, None, False
 
 
-def _is_code(value: str) -> bool:
-    """Whether a value is a class or YAML, rather than a recipe."""
-    if value == "null" or value.lstrip().startswith("{"):
-        return True
+def given_recipe(option: str, value: str) -> Path | None:
+    """Return the recipe that an option is given, if it is one and not a class or YAML.
+
+    Raises
+    ------
+    RecipeError
+        If there is no such file and no such name.
+    """
+    if option not in FOLDERS or value == "null" or value.lstrip().startswith("{"):
+        return None
     is_file = Path(value).exists() or Path(value).suffix in (".yaml", ".yml")
-    return bool(_CLASS_PATH.fullmatch(value)) and not is_file
+    if _CLASS_PATH.fullmatch(value) and not is_file:
+        return None
+    return find_recipe(FOLDERS[option], value)
 
 
 def _names_missing_file(value: str) -> bool:
@@ -165,9 +209,8 @@ def _names_missing_file(value: str) -> bool:
 def _shipped(kind: str) -> dict[str, Path]:
     """Return the recipes beside the package (a checkout) or of its wheel."""
     root = Path(__file__).resolve().parents[2]
-    beside = root / kind
     if (root / "setup.cfg").is_file():
-        return {path.stem: path for path in sorted(beside.glob("*.yaml"))}
+        return {path.stem: path for path in sorted((root / kind).glob("*.yaml"))}
     installed = importlib.metadata.files("surrogate-flow") or []
     return {
         file.stem: Path(str(file.locate()))
@@ -184,16 +227,14 @@ def find_recipe(kind: str, name: str) -> Path:
     kind : {"workflows", "workflows/clusters", "models"}
         The folder that holds the shipped ones.
     name : str
-        Such as ``"workflows/heat2d.yaml"`` or ``"heat2d"``; a bare name is that of a
-        shipped one before that of a file.
+        Such as ``"workflows/heat2d.yaml"`` or ``"heat2d"``.
 
     Raises
     ------
     RecipeError
         If there is no such file and no such name.
     """
-    path = Path(name)
-    shipped = _shipped(kind)
+    path, shipped = Path(name), _shipped(kind)
     # First: a program, say, may bear the name of what it solves.
     if name in shipped:
         return shipped[name]

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 from surrogate_flow.data.checkpoint import is_steps_file, steps_files
+from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.files import LOCK, DirectoryLock
 
 __all__ = ["discard", "job_checkpoint", "last_checkpoint", "new_folder", "tidy"]
@@ -21,16 +23,16 @@ __all__ = ["discard", "job_checkpoint", "last_checkpoint", "new_folder", "tidy"]
 logger = logging.getLogger(__name__)
 
 _GIVEN = "SURROGATE_FLOW_RUN"  # to the processes of a run's other ranks
-_WATCHED = ("events.out.tfevents.", "telemetry")
-_ROOM = 2**16  # bytes that a run writes at its very beginning
+_EARLY = ("events.out.tfevents.", "telemetry")  # written before a run begins
+_ROOM = 2**16  # bytes that a run writes at its beginning
 
 
 def new_folder(root: Path, workflow: str, kind: str = "") -> tuple[Path, list[Path]]:
     """Make the folder of a run, ``root/workflow/<time>[_job<id>][_kind]``.
 
-    The id is that of Slurm. Runs that begin in the same second get folders of their
-    own. All ranks of a run get the same: they inherit it, find it in Slurm's variables,
-    or begin in the same second.
+    The id is that of Slurm. Runs that begin in the same second get different folders.
+    All ranks of a run get the same: they inherit it, find it by Slurm's variables, or
+    begin in the same second.
 
     Returns
     -------
@@ -40,10 +42,11 @@ def new_folder(root: Path, workflow: str, kind: str = "") -> tuple[Path, list[Pa
 
     Raises
     ------
-    RuntimeError
+    UserError
         If it cannot be made, or not be written.
     """
-    if (given := os.environ.get(_GIVEN)) and os.environ.get("LOCAL_RANK", "0") != "0":
+    given = os.environ.get(_GIVEN)
+    if given and os.environ.get("LOCAL_RANK", "0") != "0":
         return Path(given), []
     parent = root / workflow
     made = [path for path in (parent, *parent.parents) if not path.exists()]
@@ -51,9 +54,9 @@ def new_folder(root: Path, workflow: str, kind: str = "") -> tuple[Path, list[Pa
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=parent) as file:
             file.write(bytes(_ROOM))
-        folder = _claimed(parent, kind)
+        folder = _make(parent, kind)
     except OSError as error:
-        raise RuntimeError(
+        raise UserError(
             f"The run's folder in {parent} cannot be written ({error}). Make room "
             "there, or name another place with --trainer.default_root_dir."
         ) from error
@@ -61,51 +64,46 @@ def new_folder(root: Path, workflow: str, kind: str = "") -> tuple[Path, list[Pa
     return folder, made
 
 
-def _claimed(parent: Path, kind: str) -> Path:
-    job = os.environ.get("SLURM_JOB_ID", "")
-    after = [f"job{job}" if job else "", kind]
-    time = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-    if slurm or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+def _make(parent: Path, kind: str) -> Path:
+    environ = os.environ
+    name = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    slurm = int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    if slurm:
+        step = environ.get("SLURM_STEP_ID", "0")
+        name = f"step{step}_{environ.get('SLURM_RESTART_COUNT', '')}".rstrip("_")
+    job = environ.get("SLURM_JOB_ID", "")
+    after = (f"_job{job}" if job else "") + (f"_{kind}" if kind else "")
+    if slurm or int(environ.get("WORLD_SIZE", "1")) > 1:
         # Ranks that do not inherit it, and make it together.
-        parts = [time]
-        if slurm:
-            step = os.environ.get("SLURM_STEP_ID", "0")
-            parts = [f"step{step}", os.environ.get("SLURM_RESTART_COUNT", "")]
-        folder = _named(parent, *parts, *after)
+        folder = parent / f"{name}{after}"
         folder.mkdir(exist_ok=True)
         return folder
     for number in itertools.count(1):
-        folder = _named(parent, time if number == 1 else f"{time}-{number}", *after)
+        folder = parent / f"{name}{f'-{number}' if number > 1 else ''}{after}"
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             break
     return folder
 
 
-def _named(parent: Path, *parts: str) -> Path:
-    return parent / "_".join(part for part in parts if part)
-
-
 def discard(folder: Path, made: Sequence[Path]) -> None:
-    """Remove what a run has left that was refused before it began; a full one stays.
+    """Remove the folder of a run that was refused before it began; a full one stays.
 
     Parameters
     ----------
     folder : Path
-        Of the run. Until a run begins there are only the empty events of TensorBoard
-        in it, and the first seconds of its telemetry.
+        Until a run begins there are only the empty events of TensorBoard in it, and
+        the first seconds of its telemetry.
     made : sequence of Path
         As `new_folder` returned it.
     """
+    left = list(folder.glob("*"))
     with contextlib.suppress(OSError):
-        left = list(folder.glob("*"))
-        if all(path.name.startswith(_WATCHED) for path in left):
+        if all(path.name.startswith(_EARLY) for path in left):
             for path in left:
                 path.unlink()
             for empty in (folder, *made):
-                if empty.is_dir():
-                    empty.rmdir()
+                empty.rmdir()
 
 
 def last_checkpoint(
@@ -115,18 +113,18 @@ def last_checkpoint(
 
     Raises
     ------
-    FileNotFoundError
-        If no run has one.
+    RecipeError
+        If there is none.
     """
     found = _newest(root / workflow, f"*/checkpoints/{name}.ckpt")
     if found is None:
-        raise FileNotFoundError(
+        raise RecipeError(
             f"--ckpt_path {name}: no run in {root / workflow} has a checkpoint of that "
             "name. The first is written at the first validation; begin without "
             "--ckpt_path, or name a file."
         )
     for folder in (root / workflow).iterdir():
-        # Of validate, test and predict there are no checkpoints.
+        # validate, test and predict write no checkpoints.
         trains = folder.name.rpartition("_")[2] not in ("validate", "test", "predict")
         newer = trains and folder.name > found.parents[1].name
         if newer and folder != mine and not any(folder.glob("checkpoints/*.ckpt")):
@@ -139,21 +137,20 @@ def last_checkpoint(
 
 
 def tidy(checkpoint: Path) -> None:
-    """Remove what a killed run had just written, and no checkpoint names.
+    """Remove the files of a killed run that no checkpoint names.
 
-    A run that is still alive is left alone, and so is a folder with files in it that no
-    run has written.
+    The folder of a run that is still alive stays as it is, and so does one with files
+    that no run has written.
 
     Parameters
     ----------
     checkpoint : Path
         To go on from; its folder is meant.
     """
-    folder = checkpoint.parent
-    lock = DirectoryLock(folder)
+    lock = DirectoryLock(checkpoint.parent)
     try:
         if lock.acquired:
-            _tidy(folder, checkpoint)
+            _tidy(checkpoint.parent, checkpoint)
     finally:
         lock.release()
 
@@ -168,10 +165,9 @@ def _tidy(folder: Path, checkpoint: Path) -> None:
         return
     for path in checkpoints:
         try:
-            saved = torch.load(path, "cpu", weights_only=True, mmap=True)
-            named |= steps_files(saved)
+            named |= steps_files(torch.load(path, "cpu", weights_only=True, mmap=True))
         except Exception as error:
-            # Damage has many kinds, and what such a checkpoint names is not known.
+            # Of any type, by the damage; the files that it names are not known.
             logger.warning("%s cannot be read (%s).", path, type(error).__name__)
             return
     for path in steps:

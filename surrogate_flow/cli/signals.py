@@ -14,12 +14,8 @@ __all__ = ["stop_requested"]
 logger = logging.getLogger(__name__)
 
 
-def _nothing() -> None:
-    """Do nothing more than to set the event."""
-
-
 @contextmanager
-def stop_requested(stop: Callable[[], None] = _nothing) -> Iterator[threading.Event]:
+def stop_requested(stop: Callable[[], object] = bool) -> Iterator[threading.Event]:
     """Yield an event that the first Ctrl-C, or any SIGTERM, sets.
 
     A second Ctrl-C raises KeyboardInterrupt. A batch system sends SIGTERM before it
@@ -28,8 +24,8 @@ def stop_requested(stop: Callable[[], None] = _nothing) -> Iterator[threading.Ev
     Parameters
     ----------
     stop : callable
-        Called in the handler of the signal, after the event was set. It must take no
-        lock: the interrupted code may hold it.
+        Called in the handler of the signal, after the event was set; by default it
+        does nothing. It must take no lock: the interrupted code may hold it.
     """
     requested = threading.Event()
 

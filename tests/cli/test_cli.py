@@ -70,6 +70,9 @@ def test_help_helps(words, monkeypatch, capsys):
             + ["surrogate_flow.solvers.Heat2D"],
             "--data.solver.cells",
         ),
+        (["--data.cluster", "slurm", "--data.cluster.help"], "--data.cluster.walltime"),
+        (["--data.cluster=local", "--data.cluster.help"], "--data.cluster.n_workers"),
+        (["--data.solver=Lorenz", "--data.solver.help"], "--data.solver.time_step"),
     ],
 )
 def test_help_shows_the_options_of_a_recipe_and_of_its_classes(

@@ -14,7 +14,6 @@ import yaml
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.lightning import SurrogateCLI
 from surrogate_flow.cli.recipes import find_recipe
-from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.names import RecipeError, class_at
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.nn import FullyConnected
@@ -24,7 +23,6 @@ from surrogate_flow.solvers import Solver
 from surrogate_flow.stream import Encoder
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.recipe import plain_recipe
-from surrogate_flow.surrogate.surrogate import Surrogate
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,16 +83,7 @@ SERVES = {"fno": on_grid, "unet": on_grid, "message_passing": has_few_nodes}
 
 def compose(workflow, *arguments):
     """What the command line builds, and does not run yet."""
-    return SurrogateCLI(
-        Surrogate,
-        OnlineData,
-        subclass_mode_data=True,
-        run=False,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        seed_everything_default=0,
-        args=["--data", str(workflow), *arguments],
-    )
+    return SurrogateCLI(["--data", str(workflow), *arguments], run=False)
 
 
 @pytest.mark.parametrize(

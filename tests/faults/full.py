@@ -18,7 +18,7 @@ from faults.audit import Audit, table
 from faults.faulty import Faulty
 from faults.ledger import Ledger
 from faults.leftovers import Leftovers
-from surrogate_flow.cli.callbacks import Ending, Kept
+from surrogate_flow.cli.callbacks import FinalValidation, SafeCheckpoint
 from surrogate_flow.cli.checkpoints import AtomicCheckpoints
 from surrogate_flow.cli.loggers import MetricsTable
 from surrogate_flow.data.online import OnlineData
@@ -139,8 +139,8 @@ class Full(Callback):
             logger=MetricsTable(self.folder, name="", version=""),
             callbacks=[
                 self,
-                Ending(),
-                Kept(
+                FinalValidation(),
+                SafeCheckpoint(
                     self.folder / "checkpoints",
                     filename="last",
                     save_on_train_epoch_end=False,
