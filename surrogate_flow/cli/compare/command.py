@@ -33,7 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--seeds", type=PositiveInt, default=3)
     add("--variants", "--arms", nargs="+", type=str, default=list(NAMES))
     add("--output", type=Path | None)
-    # What is typed for the runs: --data.X, --model.X and --trainer.X.
+    # Options for the runs: --data.X, --model.X and --trainer.X.
     add("--overrides", type=list[str], default=[])
 
 
@@ -61,7 +61,7 @@ def compare(options: Any, console: Console) -> None:
     workflow, model = Path(options.data), Path(options.model)
     for option, path in (("--data", workflow), ("--model", model)):
         if not path.is_file():
-            raise RecipeError(f"compare: expected a recipe as {option}, got {path}.")
+            raise RecipeError(f"compare {option}", "a recipe", path)
     recipe = yaml.safe_load(workflow.read_text("utf-8")) or {}
     overrides.add_batch_size(recipe)
     folder = options.output or Path("runs/compare") / f"{workflow.stem}-{model.stem}"

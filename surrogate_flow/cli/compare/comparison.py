@@ -35,14 +35,8 @@ logger = logging.getLogger(__name__)
 _CURVE = 20  # validations of a run
 _NOTE = "comparison.json"  # what the runs of a folder share
 _DONE = "done.json"  # the folder and the seconds of a run that has ended by itself
-_REFUSED = (
-    UserError,
-    ValueError,
-    RuntimeError,
-    TypeError,
-    OSError,
-    MisconfigurationException,
-)
+#: What building a run raises, of this package and of Lightning's trainer.
+_REFUSED = (UserError, MisconfigurationException, ValueError, TypeError)
 
 
 class ComparisonError(UserError, RuntimeError):
@@ -119,16 +113,12 @@ class Comparison:
         finally:
             lock.release(remove=True)
 
-    def outcome(self, variant: Variant, seed: int) -> RunSummary | None:
-        """Return the summary of a run, if it has ended."""
-        folder = self.run_folder(variant, seed)
-        return None if folder is None else RunSummary.read(folder)
-
     def run_folder(self, variant: Variant, seed: int) -> Path | None:
         """Return the folder of a run that has ended by itself."""
         place = self._place(variant, seed)
         done = _read(place / _DONE)
-        return place / done["folder"] if done else None
+        folder = place / done["folder"] if done else place
+        return folder if done and (folder / FILE).is_file() else None
 
     def seconds(self, variant: Variant, seed: int) -> float | None:
         """Return the wall time of a run that has ended, from start to end.
@@ -139,9 +129,8 @@ class Comparison:
         places = [self._place(variant, seed)]
         if variant.name == OFFLINE:
             places.append(self.folder / "generate")
-        took = [(_read(place / _DONE) or {}).get("seconds") for place in places]
-        known = [float(one) for one in took if one is not None]
-        return sum(known) if len(known) == len(took) else None
+        known = [done["seconds"] for p in places if (done := _read(p / _DONE))]
+        return sum(known) if len(known) == len(places) else None
 
     def _missing(self) -> list[tuple[Variant, int]]:
         """Return what has not ended, in the order in which it is to run.
@@ -153,7 +142,7 @@ class Comparison:
             (variant, seed)
             for seed in range(self.seeds)
             for variant in sorted(self.variants, key=lambda v: v.name == OFFLINE)
-            if self.outcome(variant, seed) is None
+            if self.run_folder(variant, seed) is None
         ]
 
     def _run(self, missing: Sequence[tuple[Variant, int]], console: Console) -> None:
@@ -231,21 +220,18 @@ class Comparison:
         # Here, as the command line imports this package, too.
         from surrogate_flow.cli.lightning import build
 
-        words = [
-            *self.overrides.study,
-            *self._training(seed),
-            "--seed_everything=false",
-        ]
+        offline, study = variant.name == OFFLINE, self.workflow
+        words = [*self.overrides.study, *self._training(seed)]
+        words.append("--seed_everything=false")
         with tempfile.TemporaryDirectory(prefix="flow-compare-") as folder:
-            if variant.name == OFFLINE:
-                study = self.workflow
+            if offline:
                 words.append(f"--data.simulations={self.offline}")
             else:
                 study = variant.data(Path(folder))
                 words += variant.with_seed(seed)
             try:
                 data, model = build(["fit", f"--data={study}", *words])
-                if variant.name != OFFLINE and isinstance(data, OnlineData):
+                if not offline and isinstance(data, OnlineData):
                     _check_reservoir(data, model.window)
             except _REFUSED as error:
                 text, given = str(error), self.overrides.fit
@@ -269,17 +255,19 @@ class Comparison:
         start = time.monotonic()
         run_command(["fit", *words], place / "log.txt", title, console)
         seconds = time.monotonic() - start
-        ended = next(root.glob(f"*/*/{FILE}"), None)
-        outcome = RunSummary.read(ended.parent) if ended else None
-        if ended is None or outcome is None:
+        ended = next(root.glob(f"*/*/{FILE}"), root / FILE)
+        summary = RunSummary.read(ended.parent)
+        if summary is None:
             raise ComparisonError(f"{root} has no {FILE}, though the run has ended.")
         limited = any("simulations=" in word for word in own)
-        if outcome.batches != self.batches and not limited:
+        if summary.batches != self.batches and not limited:
             raise ComparisonError(
-                f"{title}: expected {self.batches} batches, got {outcome.batches}: the "
-                "run was stopped. Type the command again."
+                title,
+                f"{self.batches} batches",
+                summary.batches,
+                "The run was stopped: type the command again.",
             )
-        # Not by the run itself: one that was interrupted has an outcome, too.
+        # Noted here: a run that was interrupted has a summary, too.
         _note_done(place, ended.parent, seconds)
 
 

@@ -51,8 +51,7 @@ def run_command(words: Sequence[str], log: Path, title: str, console: Console) -
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_SECONDS)
-            line = _tail(log, 1).strip()
-            status.update(f"{title}: {line}"[: console.width - 4])
+            status.update(f"{title}: {_tail(log, 1)}"[: console.width - 4])
     if process.returncode:
         raise RunError(
             f"{title}: the run failed (exit status {process.returncode}). "
@@ -125,7 +124,6 @@ def _interrupt(
 
 def _tail(log: Path, lines: int) -> str:
     with log.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - 8192))
+        file.seek(max(0, log.stat().st_size - 8192))
         text = file.read().decode(errors="replace")
     return "\n".join(text.rstrip().splitlines()[-lines:])

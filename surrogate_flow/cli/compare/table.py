@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -29,6 +28,7 @@ _COLUMNS = {
     "training_seconds": "seconds of training",
     "solver_seconds": "seconds in solvers",
 }
+_WALL = "wall_seconds"
 _UNKNOWN = "-"
 
 
@@ -40,7 +40,7 @@ class FinishedRun:
     ----------
     variant : str
     seed : int
-    outcome : RunSummary
+    summary : RunSummary
     seconds : float, optional
         Wall time, as `Comparison.seconds` counts it; None where it is not known.
     metrics : Path, optional
@@ -49,9 +49,18 @@ class FinishedRun:
 
     variant: str
     seed: int
-    outcome: RunSummary
+    summary: RunSummary
     seconds: float | None = None
     metrics: Path | None = None
+
+    def value(self, name: str) -> float | None:
+        """Return an error, a number of the summary or ``wall_seconds``."""
+        if name == _WALL:
+            return self.seconds
+        if name in self.summary.errors:
+            return self.summary.errors[name]
+        number: float | None = getattr(self.summary, name)
+        return number
 
 
 class ComparisonTable:
@@ -61,27 +70,22 @@ class ComparisonTable:
         self.runs = list(runs)
         self.variants = list(dict.fromkeys(run.variant for run in runs))
         # Without the loss, whose scale differs from run to run.
-        names = dict.fromkeys(name for run in runs for name in run.outcome.errors)
+        names = dict.fromkeys(name for run in runs for name in run.summary.errors)
         self.errors = [name for name in names if name != "val_loss"]
 
     @classmethod
     def of(cls, comparison: Comparison) -> ComparisonTable:
         """Gather the runs of a comparison that have ended."""
-        return cls(
-            [
-                FinishedRun(
-                    variant.name,
-                    seed,
-                    outcome,
-                    comparison.seconds(variant, seed),
-                    folder / "metrics.csv",
-                )
-                for variant in comparison.variants
-                for seed in range(comparison.seeds)
-                if (folder := comparison.run_folder(variant, seed))
-                and (outcome := RunSummary.read(folder))
-            ]
-        )
+        runs = []
+        for variant in comparison.variants:
+            for seed in range(comparison.seeds):
+                folder = comparison.run_folder(variant, seed)
+                if folder and (summary := RunSummary.read(folder)):
+                    seconds = comparison.seconds(variant, seed)
+                    metrics = folder / "metrics.csv"
+                    run = FinishedRun(variant.name, seed, summary, seconds, metrics)
+                    runs.append(run)
+        return cls(runs)
 
     def table(self) -> Table:
         """Return the figures, one variant a column."""
@@ -89,17 +93,15 @@ class ComparisonTable:
         table.add_column("", no_wrap=True)
         for variant in self.variants:
             table.add_column(variant, justify="right", no_wrap=True)
-
         for name in self.errors:
-            table.add_row(name.removeprefix("val_"), *self._row(f"errors.{name}"))
+            table.add_row(name.removeprefix("val_"), *self._row(name))
         if OFFLINE in self.variants:
             table.add_row("relative_l2, change from offline", *self._changes())
         counts = (self._validated(variant) for variant in self.variants)
         table.add_row("held-out simulations", *counts)
         table.add_section()
-        for name, title in _COLUMNS.items():
+        for name, title in {**_COLUMNS, _WALL: "seconds in all"}.items():
             table.add_row(title, *self._row(name))
-        table.add_row("seconds in all", *self._row("seconds"))
         table.caption = (
             "max, p99 and rmse in units of the variable; nrmse, vrmse and relative_l2 "
             "as parts of its size. Seconds in all: wall time, from start to end"
@@ -114,7 +116,7 @@ class ComparisonTable:
 
     def warning(self) -> str | None:
         """Return a warning if runs were validated on different simulations."""
-        known = {run.outcome.validated for run in self.runs} - {None}
+        known = {run.summary.validated for run in self.runs} - {None}
         if len(known) < 2:
             return None
         counts = ", ".join(f"{v} over {self._validated(v)}" for v in self.variants)
@@ -127,14 +129,12 @@ class ComparisonTable:
 
     def write_csv(self, path: Path) -> None:
         """Write all numbers, one run a row; what is not known stays empty."""
-        columns = [*_COLUMNS, "wall_seconds", "validated", *self.errors]
+        columns = [*_COLUMNS, _WALL, "validated", *self.errors]
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["variant", "seed", *columns])
             for run in self.runs:
-                numbers = [getattr(run.outcome, name) for name in _COLUMNS]
-                numbers += [run.seconds, run.outcome.validated]
-                numbers += [run.outcome.errors[name] for name in self.errors]
+                numbers = map(run.value, columns)
                 writer.writerow([run.variant, run.seed, *numbers])
 
     def plot(self) -> Figure:
@@ -145,10 +145,11 @@ class ComparisonTable:
         labels: set[str] = set()
         for run in self.runs:
             if run.metrics is not None:
-                steps, errors = _curve(run.metrics)
+                with run.metrics.open(newline="", encoding="utf-8") as file:
+                    rows = [row for row in csv.DictReader(file) if row.get(_ERROR)]
                 axes.plot(
-                    steps,
-                    100 * errors,
+                    [float(row["step"]) + 1 for row in rows],
+                    [100 * float(row[_ERROR]) for row in rows],
                     color=f"C{self.variants.index(run.variant)}",
                     alpha=0.8,
                     label="" if run.variant in labels else run.variant,
@@ -162,15 +163,7 @@ class ComparisonTable:
         return figure
 
     def _values(self, variant: str, name: str) -> list[float | None]:
-        values: list[float | None] = []
-        for run in (run for run in self.runs if run.variant == variant):
-            if name == "seconds":
-                values.append(run.seconds)
-            elif name.startswith("errors."):
-                values.append(run.outcome.errors[name.removeprefix("errors.")])
-            else:
-                values.append(getattr(run.outcome, name))
-        return values
+        return [run.value(name) for run in self.runs if run.variant == variant]
 
     def _row(self, name: str) -> list[str]:
         return [_spread(self._values(variant, name)) for variant in self.variants]
@@ -183,34 +176,24 @@ class ComparisonTable:
         return f"{known[0]}" if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
     def _changes(self) -> list[str]:
-        means = {}
-        for variant in self.variants:
-            errors = self._values(variant, f"errors.{_ERROR}")
-            means[variant] = float(np.mean([e for e in errors if e is not None]))
-        base = means[OFFLINE]
+        means = {
+            variant: float(np.mean(np.array(self._values(variant, _ERROR), float)))
+            for variant in self.variants
+        }
         return [
-            "" if variant == OFFLINE else f"{100 * (mean / base - 1):+.0f} %"
+            "" if variant == OFFLINE else f"{100 * (mean / means[OFFLINE] - 1):+.0f} %"
             for variant, mean in means.items()
         ]
 
 
 def _spread(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
+    if None in values:
         return _UNKNOWN
-    mean = float(np.mean(known))
-    spread = float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
+    known = np.array(values, float)
+    mean = float(known.mean())
+    spread = float(known.std(ddof=1)) if len(known) > 1 else 0.0
     return f"{_short(mean, 3)} ± {_short(spread, 2)}" if spread else _short(mean, 3)
 
 
 def _short(value: float, digits: int) -> str:
     return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
-
-
-def _curve(
-    path: Path,
-) -> tuple[Float[np.ndarray, " point"], Float[np.ndarray, " point"]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(_ERROR)]
-    steps = np.array([float(row["step"]) + 1 for row in rows])
-    return steps, np.array([float(row[_ERROR]) for row in rows])

@@ -106,9 +106,9 @@ class Overrides:
     def _add(self, option: str, value: str) -> None:
         if option in (_RESERVOIR, f"{_RESERVOIR}.class_path"):
             raise RecipeError(
-                f"{option}: compare gives each variant a policy of its own. Name the "
-                "variants instead, such as --variants offline reservoir; capacity and "
-                f"threshold may be given, as {_RESERVOIR}.capacity."
+                f"{option}: compare gives each variant a policy of its own. Name them "
+                "as --variants offline reservoir; capacity and threshold may be given, "
+                f"as {_RESERVOIR}.capacity."
             )
         word = f"{option}={value}"
         if option.startswith(f"{_RESERVOIR}."):
