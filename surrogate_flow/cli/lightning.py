@@ -307,13 +307,13 @@ def run(line: CommandLine) -> None:
     command: Any = _OWN_COMMANDS.get(line.command)
     if line.command == "predict" and line.needs_no_workflow:
         command = predict
-    _parse(line, partial(_run_own, command) if command else _run_lightning)
+    _parse(line, partial(_run_own, command) if command else _built)
 
 
 def build(words: Sequence[str]) -> tuple[SurrogateData, Surrogate]:
     """Return data and model of a ``fit``, built as it builds them; nothing runs."""
     line = CommandLine.of(words)
-    cli = _parse(line, lambda words: SurrogateCLI(words[1:], run=False))
+    cli = _parse(line, lambda words: _built(words[1:], run=False))
     return cli.datamodule, cli.model
 
 
@@ -323,10 +323,10 @@ def _run_own(command: Any, words: Sequence[str]) -> None:
     command.run(parser.instantiate_classes(parser.parse_args(words[1:])))
 
 
-def _run_lightning(words: Sequence[str]) -> None:
+def _built(words: Sequence[str], *, run: bool = True) -> SurrogateCLI:
     # Lightning starts its other ranks with them.
     sys.argv = [sys.argv[0], *words]
-    SurrogateCLI()
+    return SurrogateCLI(run=run)
 
 
 def _parse(line: CommandLine, act: Callable[[list[str]], Any]) -> Any:
