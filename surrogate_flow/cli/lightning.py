@@ -20,8 +20,11 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from surrogate_flow import solvers
 from surrogate_flow.cli import explain, generate, plan, predict, runs
-from surrogate_flow.cli.callbacks import FinalValidation, SafeCheckpoint
-from surrogate_flow.cli.checkpoints import AtomicCheckpoints
+from surrogate_flow.cli.checkpoints import (
+    AtomicCheckpoints,
+    FinalValidation,
+    SafeCheckpoint,
+)
 from surrogate_flow.cli.compare import command as compare
 from surrogate_flow.cli.loggers import MetricsEvents, MetricsTable
 from surrogate_flow.cli.recipes import CommandLine
@@ -320,7 +323,7 @@ def build(words: Sequence[str]) -> tuple[SurrogateData, Surrogate]:
 def _run_own(command: Any, words: Sequence[str]) -> None:
     parser = Parser(prog=f"surrogate-flow {words[0]}", allow_abbrev=False)
     command.add_arguments(parser)
-    command.run(parser.instantiate_classes(parser.parse_args(words[1:])))
+    command.run(parser.instantiate(parser.parse_args(words[1:])))
 
 
 def _built(words: Sequence[str], *, run: bool = True) -> SurrogateCLI:

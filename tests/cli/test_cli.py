@@ -367,7 +367,7 @@ def test_every_command_has_a_short_help(command, monkeypatch, capsys):
     assert lines[0].startswith(f"usage: surrogate-flow {command} ")
     assert len(lines) <= 65
     assert max(map(len, lines)) <= 88
-    assert f"  surrogate-flow {command} --" in said.out
+    assert f" surrogate-flow {command} " in "".join(lines[1:])
 
 
 def test_the_options_that_help_names_are_there(monkeypatch, capsys):

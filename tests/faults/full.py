@@ -18,8 +18,11 @@ from faults.audit import Audit, table
 from faults.faulty import Faulty
 from faults.ledger import Ledger
 from faults.leftovers import Leftovers
-from surrogate_flow.cli.callbacks import FinalValidation, SafeCheckpoint
-from surrogate_flow.cli.checkpoints import AtomicCheckpoints
+from surrogate_flow.cli.checkpoints import (
+    AtomicCheckpoints,
+    FinalValidation,
+    SafeCheckpoint,
+)
 from surrogate_flow.cli.loggers import MetricsTable
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.nn import FullyConnected
