@@ -142,6 +142,21 @@ class Troubled(Wave):
         threading.Event().wait()
 
 
+class FailsLate(Wave):
+    """A wave that raises at its last but one step for large phases, fast or slow."""
+
+    def __init__(self, pace):
+        self.pace = pace
+
+    def solve(self, parameters):
+        for k, t in enumerate(self.spec.times):
+            if k == STEPS - 2:
+                time.sleep(self.pace)
+                if parameters["phase"] > 0.7:
+                    raise ArithmeticError("always here")
+            yield self.step(parameters["phase"], t)
+
+
 class Returning(Wave):
     """A wave whose author has left out the word yield.
 

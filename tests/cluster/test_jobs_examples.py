@@ -3,11 +3,11 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import batch
+import programs
 import pytest
 import yaml
 
@@ -47,13 +47,11 @@ def site(tmp_path, monkeypatch):
     return tmp_path
 
 
-def fit(*words):
-    return subprocess.run(
-        ["surrogate-flow", "fit", "--model", "fully_connected", *words],
-        capture_output=True,
-        text=True,
-        timeout=ENOUGH,
-        check=False,
+def start(*words):
+    """Start to fit heat2d, with a session of its own."""
+    words = ("--data", "heat2d", "--model", "fully_connected", *words)
+    return programs.start(
+        "fit", *words, cwd=Path.cwd(), env=os.environ, start_new_session=True
     )
 
 
@@ -80,11 +78,12 @@ def finish(folder, jobs, seconds=ENOUGH):
 
 def test_the_demo_by_its_recipe(queue, site):
     """fit --data heat2d --data.cluster slurm (or pbs): simulations are jobs, and none is left."""
-    done = fit("--data", "heat2d", "--data.cluster", queue, *SMALL)
-    assert done.returncode == 0, done.stderr
-    assert "is in the queue" in done.stdout
-    assert "30 done, 0 running, 0 failed" in done.stdout
-    assert "listens on every interface" not in done.stdout
+    process = start("--data.cluster", queue, *SMALL)
+    said, _ = process.communicate(timeout=ENOUGH)
+    assert process.returncode == 0, said
+    assert "is in the queue" in said
+    assert "30 done, 0 running, 0 failed" in said
+    assert "listens on every interface" not in said
     assert len(checkpoints("runs")) == 1
     assert not batch.jobs()
     assert not list(site.glob("runs/**/.keys*"))
@@ -102,15 +101,8 @@ def test_whatever_ends_a_run_leaves_no_job(how, slurm, site):
         f'touch {site}/one; echo "$answer"\n'
     )
     slow.chmod(0o755)
-    process = subprocess.Popen(
-        ["surrogate-flow", "fit", "--data", "heat2d", "--model", "fully_connected"]
-        + ["--data.cluster", "slurm", "--data.cluster.n_workers", "4"]
-        + [*SMALL, "--data.simulations=null"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    jobs = ("--data.cluster", "slurm", "--data.cluster.n_workers", "4")
+    process = start(*jobs, *SMALL, "--data.simulations=null")
     for line in process.stdout:
         if "batch " in line:
             break
@@ -128,15 +120,9 @@ def test_whatever_ends_a_run_leaves_no_job(how, slurm, site):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_waits_for_its_jobs_ends_when_told(how, slurm, site):
     """While the first job is handed over, and none has begun: the run ends at once, and so do they."""
-    process = subprocess.Popen(
-        ["surrogate-flow", "fit", "--data", "heat2d", "--model", "fully_connected"]
-        + ["--data.cluster", "slurm", *SMALL]
-        + ["--data.cluster.options.job_extra_directives", "['--begin=now+3600']"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    later = "['--begin=now+3600']"
+    options = ("--data.cluster.options.job_extra_directives", later)
+    process = start("--data.cluster", "slurm", *SMALL, *options)
     batch.wait_until(batch.jobs, ENOUGH)
     os.killpg(process.pid, how)
     said, _ = process.communicate(timeout=ENOUGH)
@@ -156,16 +142,17 @@ def submit(queue, name, words, monkeypatch):
 
 def test_the_trainer_in_its_own_allocation(queue, site, monkeypatch):
     """A job trains, others simulate; submitted again, it goes on where it was."""
-    submit(queue, "trainer", [*SMALL, "--trainer.max_steps=10"], monkeypatch)
+    words = [*SMALL, "--data.cluster.cores=1"]
+    submit(queue, "trainer", [*words, "--trainer.max_steps=10"], monkeypatch)
     (first,) = finish("runs", 1)
-    submit(queue, "trainer", [*SMALL, "--ckpt_path=last"], monkeypatch)
+    submit(queue, "trainer", [*words, "--ckpt_path=last"], monkeypatch)
     finish("runs", 2)
     assert f"From the checkpoint {first}" in outputs()
 
 
 def test_a_sweep(queue, site, monkeypatch):
     """One fit an index of the job array, each with a seed and a folder of its own."""
-    submit(queue, "sweep", SMALL, monkeypatch)
+    submit(queue, "sweep", [*SMALL, "--data.cluster.n_workers=1"], monkeypatch)
     finish("runs", 3)
     for seed in range(3):
         (config,) = site.glob(f"runs/sweep/fully_connected-{seed}/**/config.yaml")

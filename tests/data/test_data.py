@@ -4,7 +4,6 @@ import collections
 import multiprocessing
 import re
 import threading
-import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytorch_lightning as L
 import torch
 from batch import wait_until
 from distributed import LocalCluster
-from troubled import STEPS, Heavy, Hoarder, Troubled, Wave
+from troubled import STEPS, FailsLate, Heavy, Hoarder, Troubled, Wave
 
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.validation import ValidationSet
@@ -113,21 +112,6 @@ class Kept(L.Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
         self.batches.append(batch)
-
-
-class FailsLate(Wave):
-    """A wave that raises at its last but one step for large phases, fast or slow."""
-
-    def __init__(self, pace):
-        self.pace = pace
-
-    def solve(self, parameters):
-        for k, t in enumerate(self.spec.times):
-            if k == STEPS - 2:
-                time.sleep(self.pace)
-                if parameters["phase"] > 0.7:
-                    raise ArithmeticError("always here")
-            yield self.step(parameters["phase"], t)
 
 
 def test_deterministic_batches_do_not_depend_on_the_speed_of_failures(opened):

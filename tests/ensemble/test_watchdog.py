@@ -3,12 +3,13 @@
 import ctypes
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import pytest
 from distributed import Client, LocalCluster
 from test_ensemble import PATIENCE, Full, Run, whole
-from troubled import STEPS, Troubled, Wave
+from troubled import Troubled, Wave
 
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.ensemble.faults import Faults
@@ -16,33 +17,39 @@ from surrogate_flow.ensemble.ledger import State
 from surrogate_flow.ensemble.task import run
 from surrogate_flow.fields.quantities import Simulation
 
-LIMIT = 2.0  # seconds without a step
+LIMIT = 4.0  # seconds without a step
+# Steps of a slow simulation, together longer than the limit; each may take nine times as
+# long on a busy machine, and is no hang.
+SLOW, PACE = 12, LIMIT / 10
 
 
 class Slow(Wave):
-    """A wave whose steps, one at a time or all together, take their time.
+    """A wave whose steps take their time.
 
     Parameters
     ----------
-    step, start : float
-        Seconds for each step, and before the first.
-    fails : bool
-        The first attempt does, at the last step; there is a file to know it by.
+    fails : str
+        A file by which the first attempt is known, which fails at the last step.
+    greedy : bool
+        Whether the solver holds the GIL meanwhile, but for moments.
     """
 
-    def __init__(self, step, start=0.0, fails=""):
-        self.pace, self.start, self.fails = step, start, fails
+    spec = replace(Wave.spec, times=tuple(float(k + 1) for k in range(SLOW)))
+
+    def __init__(self, fails="", greedy=False):
+        self.fails, self.greedy = fails, greedy
 
     def solve(self, parameters):
-        time.sleep(self.start)
         for k, t in enumerate(self.spec.times):
-            if k == STEPS - 1 and self.fails:
-                try:
-                    with open(self.fails, "x"):
-                        raise ArithmeticError("the first attempt")
-                except FileExistsError:
-                    pass
-            time.sleep(self.pace)
+            if k == SLOW - 1 and self.fails:
+                with suppress(FileExistsError), open(self.fails, "x"):
+                    raise ArithmeticError("the first attempt")
+            if self.greedy:
+                for _ in range(4):
+                    ctypes.PyDLL(None).usleep(int(PACE / 4 * 1e6))
+                    time.sleep(0)
+            else:
+                time.sleep(PACE)
             yield self.step(parameters["phase"], t)
 
 
@@ -54,12 +61,15 @@ class Stubborn(Troubled):
         ctypes.PyDLL(None).sleep(10_000)
 
 
-def watched(client, solver, count, folder, **options):
+def watched(client, solver, count, folder, looks=None, **options):
     """A run of so many simulations with a watchdog."""
     simulations = [
         Simulation(n, "training", {"phase": n / count}) for n in range(count)
     ]
-    options = {"retries": 1, "step_timeout": LIMIT} | options
+    looks = {"poll": 0.25, **(looks or {})}
+    options = {"retries": 1, "step_timeout": LIMIT, "looks": looks} | options
+    # Workers import this file before the time of a simulation counts.
+    client.run(type, solver)
     return Run(client, solver, simulations, folder, **options)
 
 
@@ -72,6 +82,7 @@ def workers(threads=1, nanny=True):
             processes=nanny,
             dashboard_address="127.0.0.1:0",
             silence_logs=50,
+            preload=[__name__],
         )
     )
 
@@ -103,7 +114,7 @@ def test_a_simulation_that_hangs_is_retried_then_fails(tmp_path, solver, word, t
     ]
     for attempt, row in enumerate(rows):
         assert f"Simulation 9, attempt {attempt}: no step" in row["message"]
-        assert "faults.step_timeout=2 s" in row["message"]
+        assert f"faults.step_timeout={LIMIT:g} s" in row["message"]
         assert word in row["message"]
     arrived = {key: n for key, n in study.arrivals.seen.items() if key[0] != 9}
     assert arrived == whole(range(9))
@@ -111,7 +122,7 @@ def test_a_simulation_that_hangs_is_retried_then_fails(tmp_path, solver, word, t
 
 
 def test_without_a_nanny_the_failure_says_so(tmp_path):
-    """The simulation is set aside all the same; its thread stays lost."""
+    """The simulation has failed all the same; its thread stays lost."""
     release = threading.Event()
     Forgiving.release = release
     with (
@@ -163,28 +174,17 @@ def test_an_attempt_that_hangs_after_another_brought_all_steps_ends(tmp_path):
 
 
 def test_waiting_for_a_thread_is_no_silence(client, tmp_path):
-    """Attempts that are queued twice as long as the limit are looked at, and left alone."""
-    solver = Slow(step=0.6 * LIMIT)
-    with quiet(client, solver, tmp_path, count=6) as study:
+    """Attempts that are queued for longer than the limit are looked at, and left alone."""
+    with quiet(client, Slow(), tmp_path, count=4) as study:
         pass
     assert not study.failures.exists()
     assert study.watchdog.queued
 
 
-class Greedy(Wave):
-    """A wave whose steps take a while each, mostly with the GIL held."""
-
-    def solve(self, parameters):
-        for t in self.spec.times:
-            for _ in range(8):
-                ctypes.PyDLL(None).usleep(int(0.1 * LIMIT * 1e6))
-                time.sleep(0)
-            yield self.step(parameters["phase"], t)
-
-
 def test_waiting_behind_a_solver_that_holds_the_gil_is_no_silence(client, tmp_path):
     """Its worker answers no questions, but its steps arrive: nobody is restarted."""
-    with quiet(client, Greedy(), tmp_path, count=4, worker_answer=0.1) as study:
+    looks = {"answer": 0.1}
+    with quiet(client, Slow(greedy=True), tmp_path, count=4, looks=looks) as study:
         pass
     assert not study.failures.exists()
 
@@ -196,20 +196,19 @@ def quiet(client, solver, tmp_path, count=4, **options):
         yield study
         assert study.ensemble.wait(PATIENCE)
         study.ensemble.check()
-    assert study.arrivals.seen == whole(range(count))
+    assert study.arrivals.seen == whole(range(count), len(solver.spec.times))
 
 
 def test_steps_that_are_gathered_are_no_silence(client, tmp_path):
     """An outlet that may gather all steps into one message sends what it has in time."""
-    solver = Slow(step=LIMIT / 3)
-    with quiet(client, solver, tmp_path, count=2) as study:
+    with quiet(client, Slow(), tmp_path, count=2) as study:
         pass
     assert not study.failures.exists()
 
 
 def test_steps_that_are_computed_again_are_no_silence(client, tmp_path):
     """A retry that takes longer than the limit to come back to where it was goes on."""
-    solver = Slow(step=LIMIT / 2, fails=str(tmp_path / "failed"))
+    solver = Slow(fails=str(tmp_path / "failed"))
     with quiet(client, solver, tmp_path, count=1) as study:
         pass
     (row,) = study.rows()
