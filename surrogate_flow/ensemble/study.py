@@ -13,7 +13,12 @@ from surrogate_flow.cluster.batch import Load, Supervisor, batch_system
 from surrogate_flow.cluster.existing import Existing
 from surrogate_flow.cluster.open import ClusterSource, is_local, open_cluster
 from surrogate_flow.dataset import Writer
-from surrogate_flow.ensemble.ensemble import Ensemble, EnsembleStats, Tasks
+from surrogate_flow.ensemble.ensemble import (
+    Ensemble,
+    EnsembleError,
+    EnsembleStats,
+    Tasks,
+)
 from surrogate_flow.ensemble.events import Event, Failed, FailureLog, Listener
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, Recorded
@@ -24,7 +29,11 @@ from surrogate_flow.sampling import Design
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Inlet, Sink
 
-__all__ = ["OpenCluster", "Study", "StudySettings"]
+__all__ = ["OpenCluster", "Study", "StudySettings", "StudyTimeout"]
+
+
+class StudyTimeout(EnsembleError, TimeoutError):
+    """Simulations run, and none of them has made a step for too long."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +228,7 @@ class Study:
 
         Raises
         ------
-        TimeoutError
+        StudyTimeout
             If simulations run, nothing holds them up, and yet for ``faults.patience``
             seconds no step has arrived and no attempt has failed, whatever the trainer
             does meanwhile.
@@ -234,7 +243,7 @@ class Study:
             self._signs, self._since = signs, now
         elif now - self._since > patience:
             workers = self._ensemble.waiting()
-            raise TimeoutError(
+            raise StudyTimeout(
                 f"No step for {patience:g} s (faults.patience), though {stats.running} "
                 f"simulations run. {self.silent()}{workers and f' {workers}.'} A "
                 "solver hangs: set faults.step_timeout to retry such simulations. Or "

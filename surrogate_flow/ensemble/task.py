@@ -23,6 +23,7 @@ from distributed import Client, WorkerPlugin, get_worker
 from distributed.protocol.pickle import dumps, loads
 from distributed.utils import sync
 
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.solvers.solver import Run, Solver, Stopped
@@ -39,7 +40,7 @@ _ANSWER = 60.0  # seconds that the workers have to take a study in, or to leave 
 _PLUGIN = 10.0  # seconds that a worker that has just joined may take to learn of it
 
 
-class SetupError(RuntimeError):
+class SetupError(UserError, RuntimeError):
     """A solver could not be built on a worker, or its `setup` has failed."""
 
 

@@ -13,6 +13,7 @@ from distributed.core import Status
 
 from surrogate_flow.cluster.batch import Supervisor
 from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.fields.errors import UserError
 
 __all__ = ["EnsembleError", "Workers"]
 
@@ -23,7 +24,7 @@ _REPORT = 30.0  # seconds between two log lines on what is waited for
 _TRIM = 1000  # tasks after which the scheduler's notes on them are trimmed
 
 
-class EnsembleError(RuntimeError):
+class EnsembleError(UserError, RuntimeError):
     """The ensemble cannot go on."""
 
 
