@@ -59,8 +59,8 @@ class Combined1D(GridSolver):
     Raises
     ------
     ArgumentError
-        If a number, a length or a step is not positive, `fine_cells` is no multiple of
-        `cells`, or a range has a wrong sign or its ends in the wrong order.
+        If an argument is not positive, `fine_cells` is no multiple of `cells`, or a
+        range has a wrong sign or its ends in the wrong order.
 
     Notes
     -----
@@ -111,8 +111,7 @@ class Combined1D(GridSolver):
                 "fine_cells",
                 f"a multiple of cells, and 3 at least, with cells={cells}",
                 fine_cells,
-                "Each cell is the mean of as many fine ones: take 200 for 100, 50 or "
-                "40.",
+                "Take, for example, 200 for 100, 50 or 40 cells.",
             )
         self.length = self._positive("length", length, "m")
         self.alpha = self._bounds("alpha", alpha, "", least=0.0, may_be_equal=True)
@@ -133,6 +132,7 @@ class Combined1D(GridSolver):
             ("phi", 0.0, 2 * math.pi, "rad"),
             ("l", 0.5, 2.5, ""),
         )
+        centres = tuple((i + 0.5) * self.length / self.cells for i in range(self.cells))
         return FieldSpec(
             parameters=(
                 *(Parameter(n, *ends, u) for n, ends, u in ranges if ends[0] < ends[1]),
@@ -147,28 +147,13 @@ class Combined1D(GridSolver):
             shape=(self.cells,),
             times=self.times,
             time_units="s",
-            coordinates=(
-                Coordinate(
-                    "x",
-                    "x",
-                    tuple(
-                        (i + 0.5) * self.length / self.cells for i in range(self.cells)
-                    ),
-                    "m",
-                ),
-            ),
+            coordinates=(Coordinate("x", "x", centres, "m"),),
         )
 
     def fields(
         self, parameters: Mapping[str, float]
     ) -> Iterator[Float[np.ndarray, "1 1 x"]]:
-        """Yield the averages of u of each step; see `GridSolver.fields`.
-
-        Raises
-        ------
-        ArgumentError
-            If alpha or beta is negative.
-        """
+        """Yield the averages of u of each step; see `GridSolver.fields`."""
         vector = self.spec.vector(parameters)
         waves = vector[-4 * _WAVES :].reshape(4, _WAVES)
         source = _source(waves, self.fine_cells, self.length)
@@ -275,16 +260,12 @@ def evolve(
     source: Callable[[float], Cells] | None = None,
     courant: float = 0.5,
 ) -> Iterator[Cells]:
-    """Yield the cell averages of u at some times, from those at t = 0.
+    """Yield the cell averages of u at ascending `times` in s, from those at t = 0.
 
     Parameters
     ----------
     averages : array
-        Of u over the cells of a periodic grid, at t = 0.
-    times : iterable of float
-        Ascending, in s.
-    length : float
-        Of the grid, in m.
+        Of u over the cells of a periodic grid of a `length` in m, at t = 0.
     alpha, beta, gamma : float
         Coefficients of `Combined1D`; the first two not negative.
     source : callable, optional
@@ -292,11 +273,6 @@ def evolve(
     courant : float
         Part of a cell, at most, that a wave crosses in one inner step. With infinity
         there is one inner step between two of the times.
-
-    Raises
-    ------
-    ArgumentError
-        If alpha or beta is negative.
     """
     if alpha < 0 or beta < 0:
         # Waves would run against Godunov's flux, or blow up.

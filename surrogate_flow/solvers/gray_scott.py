@@ -58,8 +58,7 @@ class GrayScott2D(GridSolver):
     Raises
     ------
     ArgumentError
-        If a size, a number or a step is not positive, or bounds are negative or not in
-        ascending order.
+        If an argument is not positive, or bounds are negative or not ascending.
 
     Notes
     -----
@@ -170,9 +169,7 @@ class GrayScott2D(GridSolver):
             yield fields[np.newaxis]
 
     def _centres(self) -> Float[np.ndarray, " x"]:
-        width = self.size / self.cells
-        centres: Float[np.ndarray, " x"] = (np.arange(self.cells) + 0.5) * width
-        return centres
+        return (np.arange(self.cells) + 0.5) * (self.size / self.cells)
 
 
 def evolve(
@@ -185,22 +182,11 @@ def evolve(
     kill: float,
     longest: float = 1.0,
 ) -> Iterator[Fields]:
-    """Yield u and v at some times, from those at t = 0.
+    """Yield u and v at ascending `times` in s, from those at t = 0.
 
-    Parameters
-    ----------
-    fields : array
-        u and v at the centres of the cells of a periodic square, at t = 0.
-    times : iterable of float
-        Ascending, in s.
-    size : float
-        Side of the square, in m.
-    diffusivities : tuple of float
-        Of u and v, in m²/s.
-    feed, kill : float
-        F and k, in 1/s.
-    longest : float
-        Bound of an inner step, in s.
+    They live at the centres of the cells of a periodic square, whose side is `size` in
+    m. The diffusivities of u and v are in m²/s, F and k in 1/s; `longest` is the bound
+    of an inner step, in s.
     """
     shape = fields.shape[1:]
     kx = 2 * np.pi * fft.fftfreq(shape[0], size / shape[0])

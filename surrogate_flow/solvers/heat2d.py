@@ -43,8 +43,7 @@ class Heat2D(GridSolver):
     Raises
     ------
     ArgumentError
-        If a size, a number or a step is not positive, or the bounds are not in
-        ascending order.
+        If an argument is not positive, or the bounds are not ascending.
 
     Notes
     -----
@@ -116,12 +115,8 @@ class Heat2D(GridSolver):
             times=self.times,
             time_units="s",
             coordinates=tuple(
-                Coordinate(
-                    name, name, tuple((i + 0.5) * length / n for i in range(n)), "m"
-                )
-                for name, n, length in zip(
-                    ("x", "y"), self.cells, self.size, strict=True
-                )
+                Coordinate(d, d, tuple((i + 0.5) * length / n for i in range(n)), "m")
+                for d, n, length in zip("xy", self.cells, self.size, strict=True)
             ),
         )
 
@@ -139,9 +134,8 @@ class Heat2D(GridSolver):
         walls[:, -1] += 2 * top / hy**2
 
         rate = self.diffusivity * self.time_step
-        decay = 1 / (
-            1 + rate * np.add.outer(_eigenvalues(nx, hx), _eigenvalues(ny, hy))
-        )
+        eigenvalues = np.add.outer(_eigenvalues(nx, hx), _eigenvalues(ny, hy))
+        decay = 1 / (1 + rate * eigenvalues)
         coefficients = fft.dstn(np.full(self.cells, initial), type=2)
         source = fft.dstn(rate * walls, type=2)
 

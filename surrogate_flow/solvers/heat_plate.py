@@ -50,8 +50,8 @@ class HeatPlate(GridSolver):
     Raises
     ------
     ArgumentError
-        If a size, a number or a step is not positive, the hole does not fit, or the
-        bounds are not in ascending order.
+        If an argument is not positive, the hole does not fit, or the bounds are not
+        ascending.
 
     Notes
     -----
@@ -133,7 +133,7 @@ class HeatPlate(GridSolver):
             time_units="s",
             coordinates=tuple(
                 Coordinate(name, "node", tuple(values), "m")
-                for name, values in zip(("x", "y"), points.T, strict=True)
+                for name, values in zip("xy", points.T, strict=True)
             ),
             cells=tuple(map(tuple, self.mesh.triangles)),
         )

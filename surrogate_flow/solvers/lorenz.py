@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
@@ -46,8 +45,8 @@ class Lorenz(GridSolver):
     Raises
     ------
     ArgumentError
-        If the number of steps or the time step is not positive, bounds are not finite
-        and in ascending order, or those of sigma, rho or beta are negative.
+        If an argument is not positive, bounds are not finite and ascending, or those of
+        sigma, rho or beta are negative.
 
     Notes
     -----
@@ -87,15 +86,10 @@ class Lorenz(GridSolver):
         super().__init__(steps, time_step, units="")
         constants = {"sigma": sigma, "rho": rho, "beta": beta}
         state = {"x0": x0, "y0": y0, "z0": z0}
+        # With a negative constant the state may grow without end.
         self.bounds = {
-            name: self._bounds(
-                name,
-                values,
-                "",
-                # With a negative constant the state may grow without end.
-                least=0.0 if name in constants else -math.inf,
-            )
-            for name, values in {**constants, **state}.items()
+            **{n: self._bounds(n, pair, "", least=0) for n, pair in constants.items()},
+            **{n: self._bounds(n, pair, "") for n, pair in state.items()},
         }
 
     @cached_property
@@ -124,19 +118,13 @@ class Lorenz(GridSolver):
 
         Raises
         ------
-        ArgumentError
-            If sigma, rho or beta is negative.
         FloatingPointError
             If the state is too large for any step.
         """
         sigma, rho, beta, *state = self.spec.vector(parameters).tolist()
         if min(sigma, rho, beta) < 0:
-            raise self._wrong(
-                "sigma, rho and beta",
-                ">= 0",
-                (sigma, rho, beta),
-                "With a negative one the state may grow without end.",
-            )
+            constants = (sigma, rho, beta)
+            raise self._wrong("sigma, rho and beta", ">= 0", constants)
 
         def derivative(_: float, state: Float[np.ndarray, " variable"]) -> list[float]:
             x, y, z = state.tolist()

@@ -151,15 +151,7 @@ class NavierStokes2D(GridSolver):
     def fields(
         self, parameters: Mapping[str, float]
     ) -> Iterator[Float[np.ndarray, "1 1 x y"]]:
-        """Yield the vorticity of each step; see `GridSolver.fields`.
-
-        Raises
-        ------
-        ArgumentError
-            If a mode is not in (0, 1).
-        FloatingPointError
-            If the velocity grows beyond bounds.
-        """
+        """Yield the vorticity of each step; see `GridSolver.fields` and `evolve`."""
         phase = 2 * np.pi * np.add.outer(*2 * (np.arange(self.points) / self.points,))
         fields = evolve(
             self.initial.field(self.spec.vector(parameters)[1:], self.points),
@@ -201,16 +193,9 @@ def evolve(
     viscosity : float
         In m²/s.
     steps : int
-        Number of fields to yield.
-    time_step : float
-        Time between two of them, in s.
+        Number of fields to yield, every `time_step` seconds.
     substep : float
         Longest substep, in s.
-
-    Yields
-    ------
-    array
-        In double precision.
 
     Raises
     ------
@@ -260,10 +245,9 @@ class Torus:
         self._factors: tuple[float, list[tuple[float, Any, Any]]] = (0.0, [])
 
     def advection_rate(self, state: Complex[np.ndarray, "kx ky"]) -> float:
-        """Return (|v₁| + |v₂|) κ, no less than anywhere on the grid."""
-        return self.largest * float(
-            np.abs(self._velocity(state)).max(axis=(1, 2)).sum()
-        )
+        """Return (|v₁| + |v₂|) κ, or a little more, at its largest on the grid."""
+        speed = np.abs(self._velocity(state)).max(axis=(1, 2)).sum()
+        return self.largest * float(speed)
 
     def advance(
         self, state: Complex[np.ndarray, "kx ky"], substep: float
@@ -345,13 +329,7 @@ class GaussianField:
     def field(
         self, quantiles: Float[np.ndarray, " mode"], points: int
     ) -> Float[np.ndarray, "points points"]:
-        """Return the field on the points 0, 1/points, ... along x and y.
-
-        Raises
-        ------
-        ArgumentError
-            If a quantile does not lie between 0 and 1.
-        """
+        """Return the field on the points 0, 1/points, ... along x and y."""
         for k, quantile in enumerate(quantiles):
             if not 0 < quantile < 1:
                 raise ArgumentError(

@@ -12,11 +12,10 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, final
+from typing import final
 
 import xarray as xr
 
@@ -50,15 +49,7 @@ class ProcessRun(Run):
         self.program.check()
 
     def wait(self, ready: Callable[[], bool]) -> None:
-        """Wait until `ready()`, such as ``path.exists``.
-
-        Raises
-        ------
-        ProcessError
-            If the program ends before that, or takes too long.
-        Stopped
-            If the study has ended.
-        """
+        """Wait until `ready()`, such as ``path.exists``; raises as `check` does."""
         assert self.program is not None, "ProcessSolver sets it"
         while not ready():
             ended = self.program.process.poll() is not None
@@ -72,10 +63,10 @@ class ProcessRun(Run):
 class ProcessSolver(Solver):
     """parameters -> program -> files -> steps: one process for each run.
 
-    A subclass says which command to run and reads, step by step, what it writes into
-    `run.folder`, which is its working directory and is removed after the run. The
-    program and all that it starts are ended with the run, whatever ends that: the last
-    step, an error, the end of the study, or the death of the worker.
+    A subclass defines the command and reads, step by step, what it writes into
+    `run.folder`, its working directory, which is removed after the run. The program and
+    all that it starts are ended with the run, whatever ends that: the last step, an
+    error, the end of the study, or the death of the worker.
 
     Parameters
     ----------
@@ -124,7 +115,7 @@ class ProcessSolver(Solver):
         ProcessError
             If the program cannot be started, fails or takes too long.
         """
-        with _program(self, run) as program:
+        with contextlib.closing(_Program(self, run)) as program:
             fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(Run)}
             yield from self.read(ProcessRun(**fields, program=program))
             program.finish()
@@ -141,7 +132,7 @@ class _Program:
 
     def __init__(self, solver: ProcessSolver, run: Run) -> None:
         self.run = run
-        self.name = type(solver).__name__
+        self._name = type(solver).__name__
         self._deadline = time.monotonic() + (solver.timeout or float("inf"))
         self._timeout = solver.timeout
         self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL)
@@ -162,8 +153,8 @@ class _Program:
             )
         except OSError as error:
             raise ProcessError(
-                f"{self.name}: {self._first!r} cannot be started ({error}). Is it "
-                "installed where the workers run, and on their PATH?"
+                f"{self._name}: {self._first!r} cannot be started ({error}). Install "
+                "it where the workers run, on their PATH."
             ) from error
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, "sh", str(self.process.pid)],
@@ -174,13 +165,9 @@ class _Program:
         )
         assert self.process.stderr is not None
         self._reader = threading.Thread(
-            target=self._drain, args=(self.process.stderr,), daemon=True
+            target=self._tail.extend, args=(self.process.stderr,), daemon=True
         )
         self._reader.start()
-
-    def _drain(self, stream: IO[str]) -> None:
-        with contextlib.suppress(ValueError):  # closed meanwhile
-            self._tail.extend(stream)
 
     def check(self) -> None:
         """Raise if it has failed or takes too long."""
@@ -210,11 +197,11 @@ class _Program:
         tail = "".join(self._tail).strip()
         quoted = f" Its stderr ends:\n{tail}" if tail else " Its stderr is empty."
         return ProcessError(
-            f"{self.name}: {self._first!r} {what}, simulation {self.run.simulation}."
+            f"{self._name}: {self._first!r} {what}, simulation {self.run.simulation}."
             f"{quoted}"
         )
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End the process and all of its group."""
         group = self.process.pid
         with contextlib.suppress(ProcessLookupError):
@@ -233,12 +220,3 @@ class _Program:
         assert self.process.stderr is not None
         if not self._reader.is_alive():
             self.process.stderr.close()
-
-
-@contextmanager
-def _program(solver: ProcessSolver, run: Run) -> Iterator[_Program]:
-    program = _Program(solver, run)
-    try:
-        yield program
-    finally:
-        program.end()

@@ -58,15 +58,13 @@ class Run:
 class Solver(ABC):
     """parameters -> u(t_1), u(t_2), ...: a simulation as a stream of datasets.
 
-    A subclass says in `spec` what it will yield, and yields it from `solve`, which may
-    be a plain Python generator. All methods run without torch: solvers live on workers
-    that never import it.
+    A subclass announces in `spec` what it will yield, and yields it from `solve`, which
+    may be a plain Python generator. Workers never import torch.
 
     A worker builds a solver once, from its pickled arguments, and uses it for one
     simulation after another: a mesh, a factorisation or compiled code that is kept in
-    an attribute is made once. A worker with several threads builds one solver for each,
-    so that a solver need not be thread-safe. After an error it is closed, and the next
-    simulation gets a new one.
+    an attribute is made once. Each thread of a worker has a solver of its own. After an
+    error a solver is closed, and the next simulation gets a new one.
 
     Examples
     --------
