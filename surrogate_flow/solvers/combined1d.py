@@ -34,7 +34,7 @@ class Combined1D(GridSolver):
 
     The parameters of a simulation are ``A_j`` in [-0.5, 0.5] m/s², ``omega_j`` in
     [-0.4, 0.4] rad/s, ``phi_j`` in [0, 2π] and ``l_j`` in [0.5, 2.5], which is rounded
-    to a whole number of waves, 1 or 2; and those of ``alpha``, ``beta`` and ``gamma``
+    to 1 or 2 waves; and those of ``alpha``, ``beta`` and ``gamma``
     that have a range.
 
     Parameters
@@ -299,7 +299,7 @@ def evolve(
         speed = alpha * float(np.abs(u).max())
         parts = max(1, math.ceil((time - now) * speed / (courant * width)))
         step = (time - now) / parts
-        third, two_thirds, whole = (
+        third, two_thirds, full = (
             _propagator(linear, step * part) for part in (1 / 3, 2 / 3, 1)
         )
         for part in range(parts):
@@ -308,7 +308,7 @@ def evolve(
             first = step * rate(u, source(begin) if source else 0.0)
             u1 = two_thirds(u + 2 / 3 * first)
             u2 = 2 / 3 * two_thirds(u) + u1 / 3 + 4 / 9 * step * rate(u1, inside)
-            u = whole(37 / 64 * u + 5 / 32 * first) + third(
+            u = full(37 / 64 * u + 5 / 32 * first) + third(
                 27 / 64 * u2 + 9 / 16 * step * rate(u2, inside)
             )
         now = time

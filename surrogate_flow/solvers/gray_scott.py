@@ -34,7 +34,7 @@ class GrayScott2D(GridSolver):
 
     The parameters of a simulation are the rate ``feed`` (F) and ``kill`` (k) in 1/s,
     the width ``w`` of the spots in m, and their centres ``x_j`` and ``y_j`` in m. They
-    say everything: the same ones give the same run.
+    determine the run.
 
     Parameters
     ----------

@@ -34,9 +34,9 @@ class NavierStokes2D(GridSolver):
     w(x, y, t) is the vorticity, v the velocity, ν the viscosity, and the forcing is
     f = F (sin 2π(x + y) + cos 2π(x + y)). The parameters of a simulation are
     ``log10_viscosity``, the decimal logarithm of ν in m²/s, and ``mode_1``,
-    ``mode_2``, ..., which are the initial vorticity: a parameter uniform in (0, 1)
-    says at which quantile of its normal distribution lies the coefficient of one mode
-    of a Gaussian random field. So a run can be repeated from its parameters alone.
+    ``mode_2``, ..., the initial vorticity: each is the quantile, uniform in (0, 1), of
+    the normal distribution of the coefficient of one mode of a Gaussian random field.
+    So a run can be repeated from its parameters alone.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class NavierStokes2D(GridSolver):
         Time between two steps, in s; default 1.0. Step k is at ``(k + 1) * time_step``.
     modes : int
         Number of modes of the initial vorticity; default 24, which are all of wave
-        vectors up to (2, 2), with 92 % of the variance of the whole field.
+        vectors up to (2, 2), with 92 % of the variance of all modes.
     viscosity : tuple of float
         Bounds of ν, in m²/s; default (1e-4, 1e-3). Its logarithm is uniform.
     forcing : float

@@ -96,7 +96,7 @@ class ProcessSolver(Solver):
 
     @abstractmethod
     def command(self, run: Run) -> Sequence[str]:
-        """Return the words of the command; input files may be written into `folder`."""
+        """Return the command line; input files may be written into `run.folder`."""
 
     @abstractmethod
     def read(self, run: ProcessRun) -> Iterator[xr.Dataset]:

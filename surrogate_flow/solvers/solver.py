@@ -17,7 +17,7 @@ __all__ = ["Run", "Solver", "Stopped", "spec_of"]
 
 
 class Stopped(Exception):
-    """The study has ended: nobody wants more steps of this run."""
+    """The study has ended: no more steps of this run are needed."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Solver(ABC):
 
 
 def spec_of(solver: Solver) -> FieldSpec:
-    """Return what a solver says that it yields.
+    """Return the checked spec of a solver.
 
     Raises
     ------

@@ -65,7 +65,7 @@ class Connection:
         attempt: int,
         parameters: Float64[np.ndarray, " parameter"],
     ) -> msg.Welcome:
-        """Announce an attempt; return the reply, which says where to begin."""
+        """Announce an attempt; return the reply: where to begin."""
         study, spec = self.endpoint.study, self.endpoint.spec
         opening = msg.Open(study, spec, simulation, attempt, parameters.nbytes)
         frames = [msg.encode(opening), parameters.tobytes()]

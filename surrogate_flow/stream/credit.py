@@ -146,7 +146,7 @@ class CreditPool(Generic[Key]):
         return self._serve()
 
     def reconsider(self, priority: Callable[[Key], int]) -> list[tuple[Key, int]]:
-        """Look again at the priorities of who waits; return the grants this allows."""
+        """Update the priorities of those that wait; return the grants this allows."""
         for key, need in list(self._asking[0].items()):
             if level := priority(key):
                 del self._asking[0][key]

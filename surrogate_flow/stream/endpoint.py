@@ -112,15 +112,11 @@ def require_one_interface(host: str | None) -> None:
     """Refuse an address of all interfaces, however it is spelled."""
     if host is None:
         return
-    places = ["0.0.0.0"] if host in ("", "*") else [host]
-    # The name of an interface is not that of a host.
+    places = ["0.0.0.0"] if host in ("", "*") else []
+    # The name of an interface, which ZeroMQ takes, is not that of a host.
     with suppress(socket.gaierror):
         places += [str(info[4][0]) for info in socket.getaddrinfo(host, None)]
-    for place in places:
-        try:
-            address = ipaddress.ip_address(place)
-        except ValueError:
-            continue
+    for address in map(ipaddress.ip_address, places):
         if (getattr(address, "ipv4_mapped", None) or address).is_unspecified:
             raise ArgumentError(
                 "host",

@@ -83,8 +83,7 @@ class Outlet:
     """One attempt at one simulation: a context manager that sends its steps.
 
     Entering the context announces the attempt. Leaving it waits until the sink has
-    every step; leaving it with an exception of the solver's sends the complete steps
-    that are left.
+    every step, or, after an exception of the solver's, sends the steps that are left.
 
     Parameters
     ----------
@@ -115,9 +114,8 @@ class Outlet:
 
     Notes
     -----
-    `send` blocks while the inlet grants no credit, `offer` never does. Both are meant
-    for one thread; a second one, shared by all outlets of a process, sends what has
-    waited long enough.
+    `send` blocks while the inlet grants no credit, `offer` never does. Both are for one
+    thread; a second one, shared by all outlets of a process, sends steps in time.
     """
 
     def __init__(
@@ -243,16 +241,10 @@ class Outlet:
                 self._send(steps)
 
     def offer(self, steps: Float32[np.ndarray, "time channel *space"]) -> int:
-        """Take leading steps and return how many; never blocks.
+        """Take leading steps and return how many; as `send`, but never blocks.
 
         Steps that the inlet already has count as taken. What is taken is sent as soon
-        as there is credit: by the next call, or within `coalesce_seconds`. The array
-        must not be written to any more.
-
-        Raises
-        ------
-        SpecMismatch
-            As `send`.
+        as there is credit: by the next call, or within `coalesce_seconds`.
         """
         with self._lock:
             self._fast_shape = None
@@ -380,13 +372,13 @@ class Outlet:
                 return
             self._connection.receive()
             if self._first == self._seen < self.spec.steps:
-                # The fast path writes before it counts; whole steps below are complete.
+                # The fast path writes before it counts; all steps below are complete.
                 written = self._buffers[-1].written // self._step_bytes
                 self._flush_allowed(self._start + written - self._first)
             self._seen = self._first
         except BaseException as error:
             self._error = error
-            self._fast_shape = None
+            self._fast_shape = None  # the next `send` raises it
         finally:
             self._lock.release()
 

@@ -178,8 +178,7 @@ class Reception:
 
     def stats(self) -> StreamStats:
         """Return what was received so far; from any thread."""
-        counts, waiting = self._counts, list(self._waiting.values())
-        refused = self._refusals.counts()
+        counts, refused = self._counts, self._refusals.counts()
         return StreamStats(
             bytes=counts.steps * self.spec.step_bytes,
             steps=counts.steps,
@@ -194,8 +193,7 @@ class Reception:
             finished=len(self._finished),
             pending=self.pool.pending,
             outstanding=self.pool.outstanding,
-            waiting=len(waiting),
-            waiting_since=min(waiting, default=None),
+            waiting=len(self._waiting),
         )
 
     def progress(self) -> list[SimulationProgress]:
@@ -394,7 +392,7 @@ class RecentlyClosed:
     def check_late(self, identity: bytes) -> None:
         """Refuse a message without an opening, unless it was sent before the close."""
         if identity not in self._closed:
-            raise ProtocolError("stranger", "expected an opening first")
+            raise ProtocolError("unopened", "expected an opening first")
         if time.monotonic() - self._closed[identity] > TRANSIT_SECONDS:
             reason = "the connection was cut and restored: another attempt must go on"
             raise ProtocolError("lost", reason)

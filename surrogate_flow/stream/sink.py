@@ -15,20 +15,21 @@ class Sink(Protocol):
     """Where steps go; it may be full.
 
     The inlet's thread calls everything here, and nothing may block. Of each simulation
-    it calls `open`, then `offer` until all steps are taken, then `close`.
+    it calls `open`, then `offer` until all steps are taken, then `close`. A subclass
+    need not override what fits.
     """
 
     def open(self, simulation: int) -> int:
-        """Return the number of the first step that is wanted of a simulation.
+        """Return the number of the first step that is wanted of a simulation: 0.
 
-        That is not 0 for a simulation that an earlier process of the study had begun.
+        It is another one if an earlier process of the study has received steps.
 
         Raises
         ------
         NotExpected
             If the simulation has not begun: its outlet is refused.
         """
-        ...
+        return 0
 
     def offer(
         self,
@@ -51,47 +52,29 @@ class Sink(Protocol):
         Either it is `complete`: all of its steps were taken. Or it has failed
         permanently; then it may never have been opened.
         """
-        ...
+        return
 
     def priority(self, simulation: int) -> int:
         """Return 0, or 1 or 2 if its steps are taken while those of others wait.
 
         Simulations of a higher priority overtake the others.
         """
-        ...
+        return 0
 
     def waiting(self) -> str:
         """Return who waits for whom, for outlets that wait; "" if nobody waits."""
-        ...
+        return ""
 
     def on_room(self, wake: Callable[[], None]) -> None:
         """Register what shall be called, from any thread, when there is room again."""
-        ...
+        return
 
 
-class Discard:
+class Discard(Sink):
     """A sink that takes all steps and keeps none."""
-
-    def open(self, simulation: int) -> int:
-        """Begin with the first step."""
-        return 0
 
     def offer(
         self, simulation: int, first: int, steps: np.ndarray, parameters: np.ndarray
     ) -> int:
         """Take all."""
         return len(steps)
-
-    def close(self, simulation: int, complete: bool) -> None:
-        """Do nothing: nothing is kept."""
-
-    def priority(self, simulation: int) -> int:
-        """Return 0: all simulations are equal."""
-        return 0
-
-    def waiting(self) -> str:
-        """Return "": nobody waits."""
-        return ""
-
-    def on_room(self, wake: Callable[[], None]) -> None:
-        """Do nothing: there is always room."""

@@ -46,8 +46,6 @@ class StreamStats:
         Bytes that are granted or pending; at most the budget and its reserve.
     waiting : int
         Outlets that wait for credit or for the sink.
-    waiting_since : float or None
-        `time.monotonic` when the first of them began to wait.
     longest : float
         Longest duration among the last 32 complete simulations, in seconds from opening
         to end without waiting for room.
@@ -67,7 +65,6 @@ class StreamStats:
     pending: int
     outstanding: int
     waiting: int
-    waiting_since: float | None
     longest: float
     worked: float
 

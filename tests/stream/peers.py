@@ -80,7 +80,7 @@ class Ledger:
         self._callbacks.append(wake)
 
     def make_room(self, steps: int | None) -> None:
-        """Allow so many more steps, and say so."""
+        """Allow so many more steps, and notify the inlet."""
         with self.changed:
             self.room = steps
         self._calls.put(True)
@@ -102,7 +102,7 @@ class Ledger:
 
 
 class RawOutlet:
-    """A bare DEALER socket: says anything, in any order."""
+    """A bare DEALER socket: sends anything, in any order."""
 
     def __init__(self, endpoint: Endpoint, name: bytes = b"") -> None:
         self.endpoint = endpoint
@@ -123,19 +123,19 @@ class RawOutlet:
     def __exit__(self, *error: object) -> None:
         self.socket.close()
 
-    def say(self, message: protocol.Message, *payload: bytes) -> None:
+    def send(self, message: protocol.Message, *payload: bytes) -> None:
         """Send one message."""
         self.socket.send_multipart([protocol.encode(message), *payload])
 
-    def hear(self) -> protocol.Message:
-        """Return the next word of the inlet."""
+    def receive(self) -> protocol.Message:
+        """Return the next message of the inlet."""
         return protocol.decode([self.socket.recv()])[0]
 
-    def hear_until(self, kind: type[protocol.Message]) -> protocol.Message:
-        """Return the next word of one kind."""
-        while not isinstance(word := self.hear(), kind):
+    def receive_until(self, kind: type[protocol.Message]) -> protocol.Message:
+        """Return the next message of one kind."""
+        while not isinstance(message := self.receive(), kind):
             pass
-        return word
+        return message
 
     def open(
         self, spec: FieldSpec, simulation: int, attempt: int = 0
@@ -144,8 +144,8 @@ class RawOutlet:
         vector = parameters(spec, simulation).tobytes()
         study, digest = self.endpoint.study, self.endpoint.spec
         opening = protocol.Open(study, digest, simulation, attempt, len(vector))
-        self.say(opening, vector)
-        return self.hear()
+        self.send(opening, vector)
+        return self.receive()
 
     def steps(
         self, spec: FieldSpec, simulation: int, first: int, count: int
@@ -248,7 +248,7 @@ def check_stream(spec: FieldSpec, host: str | None, seed: int) -> None:
             attempt(endpoint, number, chance, 2 * trial, False)
         attempt(endpoint, number, chance, 2 * failures, True)
 
-    def stutter(endpoint: Endpoint, number: int) -> None:
+    def repeat_steps(endpoint: Endpoint, number: int) -> None:
         with RawOutlet(endpoint) as raw:
             welcome = raw.open(spec, number)
             assert isinstance(welcome, protocol.Welcome)
@@ -257,23 +257,23 @@ def check_stream(spec: FieldSpec, host: str | None, seed: int) -> None:
                 for _ in range(2):
                     header, payload = raw.steps(spec, number, first, 2)
                     if granted - sent < len(payload):
-                        raw.say(protocol.Ask(len(payload), sent))
+                        raw.send(protocol.Ask(len(payload), sent))
                     while granted - sent < len(payload):
-                        word = raw.hear_until(protocol.Credit)
-                        assert isinstance(word, protocol.Credit)
-                        granted = word.granted
-                    raw.say(header, payload)
+                        message = raw.receive_until(protocol.Credit)
+                        assert isinstance(message, protocol.Credit)
+                        granted = message.granted
+                    raw.send(header, payload)
                     sent += len(payload)
-            raw.say(protocol.End(number, spec.steps))
-            raw.hear_until(protocol.Done)
+            raw.send(protocol.End(number, spec.steps))
+            raw.receive_until(protocol.Done)
 
-    def harass(endpoint: Endpoint) -> int:
+    def send_malformed(endpoint: Endpoint) -> int:
         chance, sent = random.Random(seed), 0
         while not over.wait(0.01):
             with RawOutlet(endpoint) as raw:
                 for _ in range(5):
                     raw.socket.send_multipart(malformed(chance, endpoint))
-                    assert isinstance(raw.hear(), protocol.Refused)
+                    assert isinstance(raw.receive(), protocol.Refused)
                     sent += 1
         return sent
 
@@ -287,9 +287,9 @@ def check_stream(spec: FieldSpec, host: str | None, seed: int) -> None:
         ) as inlet,
         ThreadPoolExecutor(8) as pool,
     ):
-        hostile = pool.submit(harass, inlet.endpoint)
+        hostile = pool.submit(send_malformed, inlet.endpoint)
         runs = [pool.submit(simulate, inlet.endpoint, n) for n in range(simulations)]
-        runs.append(pool.submit(stutter, inlet.endpoint, simulations))
+        runs.append(pool.submit(repeat_steps, inlet.endpoint, simulations))
         try:
             while not all(run.done() for run in runs):
                 inlet.check()

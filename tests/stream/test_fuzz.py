@@ -278,7 +278,7 @@ def attack(endpoint, seed, total, mail):
         for lie in LIES:
             liar.open(SPEC, HOSTILE)
             liar.socket.send_multipart(lie)
-            liar.hear_until(msg.Refused)
+            liar.receive_until(msg.Refused)
     # Blocks until all has left.
     context.term()
     mail.put(total + len(LIES) - valid)
@@ -394,7 +394,7 @@ def test_a_hundred_thousand_malformed_messages_change_nothing(caplog):
     assert grown["threads"] <= 0, grown
     assert set(counters.refused) == {
         *("frames", "header", "kind", "length", "study"),
-        *("spec", "parameters", "simulation", "stranger", "steps", "gap", "lost"),
+        *("spec", "parameters", "simulation", "unopened", "steps", "gap", "lost"),
         *("credit", "end"),
     }
     said = [record.getMessage() for record in caplog.records]

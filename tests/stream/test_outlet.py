@@ -212,8 +212,8 @@ def test_another_spec_is_refused(inlet):
         outlet_of(other).__enter__()
 
 
-def heard_by(outlet):
-    """Wait until the flusher has visited the outlet and heard bad news."""
+def stopped_by_flusher(outlet):
+    """Wait until the flusher has received an error for the outlet."""
     end = time.monotonic() + 10
     while outlet._error is None and time.monotonic() < end:
         threading.Event().wait(0.005)
@@ -227,7 +227,7 @@ def test_stop_reaches_a_solver_that_computes(inlet, ledger):
             send_all(outlet, stop=3)
             ledger.wait_for(3)
             inlet.stop("max_steps reached")
-            assert heard_by(outlet)
+            assert stopped_by_flusher(outlet)
             outlet.send(trajectory(SPEC, 1, 3, 1))
 
 
@@ -394,7 +394,7 @@ def test_offers_and_sends_may_alternate(inlet, ledger, size):
     """Either goes on where the other has stopped, also behind what the inlet has already."""
     with RawOutlet(inlet.endpoint) as raw:
         raw.open(SPEC, 1)
-        raw.say(*raw.steps(SPEC, 1, 0, 10))
+        raw.send(*raw.steps(SPEC, 1, 0, 10))
         ledger.wait_for(10)
     with outlet_of(inlet, attempt=1, coalesce_bytes=size * SPEC.step_bytes) as outlet:
         assert outlet.next_step == 10

@@ -1,4 +1,4 @@
-"""An inlet on the network, and peers without its keys: nothing of theirs is looked at."""
+"""An inlet on the network, and peers without its keys: nothing of theirs is decoded."""
 
 import contextlib
 import gc
@@ -33,8 +33,8 @@ def command(name, body):
     return b"\x06" + struct.pack(">Q", len(content)) + content
 
 
-def beginnings(chance):
-    """What strangers say first, by chance: nothing, garbage, or half of a handshake."""
+def first_bytes(chance):
+    """What a peer sends first, at random: nothing, garbage, or half of a handshake."""
     curve = greeting(b"CURVE")
     return chance.choice(
         [
@@ -58,19 +58,19 @@ def beginnings(chance):
     )
 
 
-class Crowd:
-    """Bare TCP connections that say what they like; two never cease to."""
+class Connections:
+    """Bare TCP connections that send garbage; two of them without end."""
 
     def __init__(self, port, count, seed):
         self.chance = random.Random(seed)
         self.sockets, self.endless = [], []
         self.sent = 0
         for _ in range(count):
-            stranger = socket.create_connection((HOST, port), timeout=20)
+            peer = socket.create_connection((HOST, port), timeout=20)
             with contextlib.suppress(ConnectionError):
-                stranger.sendall(beginnings(self.chance))
-            stranger.setblocking(False)
-            self.sockets.append(stranger)
+                peer.sendall(first_bytes(self.chance))
+            peer.setblocking(False)
+            self.sockets.append(peer)
         for first in (b"", greeting(b"CURVE")):
             endless = socket.create_connection((HOST, port), timeout=20)
             endless.sendall(first)
@@ -79,7 +79,7 @@ class Crowd:
             self.endless.append(endless)
 
     def go_on(self):
-        """Send more to whoever still listens: zeros as long as anybody takes them."""
+        """Send zeros on the two endless connections, as long as they are open."""
         for endless in list(self.endless):
             try:
                 self.sent += endless.send(bytes(1 << 16))
@@ -91,19 +91,19 @@ class Crowd:
     def left(self):
         """Connections that the inlet has not closed."""
         left = []
-        for stranger in self.sockets:
+        for peer in self.sockets:
             try:
-                while data := stranger.recv(4096):
+                while data := peer.recv(4096):
                     assert data
             except BlockingIOError:
-                left.append(stranger)
+                left.append(peer)
             except ConnectionError:
                 continue
         return left
 
     def close(self):
-        for stranger in self.sockets:
-            stranger.close()
+        for peer in self.sockets:
+            peer.close()
 
 
 def study(inlet, numbers):
@@ -139,26 +139,26 @@ def check_flat(before, after):
     assert len(after[2]) <= len(before[2]), set(after[2]) - set(before[2])
 
 
-def test_garbage_on_the_port_disturbs_nobody(caplog):
+def test_garbage_on_the_port_changes_nothing(caplog):
     """Hundreds of connections without a handshake: no line of ours runs, nothing grows."""
     ledger = Ledger(SPEC)
     with Inlet(SPEC, ledger, host=HOST, timing=Timing(handshake=1.0)) as inlet:
         port = int(inlet.endpoint.address.rpartition(":")[2])
         study(inlet, [0])
         for attempt in range(4):
-            crowd = Crowd(port, 200, attempt)
-            crowd.go_on()
+            connections = Connections(port, 200, attempt)
+            connections.go_on()
             study(inlet, [1 + 3 * attempt])
-            crowd.go_on()
+            connections.go_on()
             study(inlet, [2 + 3 * attempt])
             # All that has no keys is closed when a handshake has taken too long.
             deadline = time.monotonic() + 30
-            while crowd.left():
-                assert time.monotonic() < deadline, len(crowd.left())
-                crowd.go_on()
-                select.select(crowd.left(), [], [], 0.1)
-            crowd.close()
-            assert crowd.sent > 1 << 16
+            while connections.left():
+                assert time.monotonic() < deadline, len(connections.left())
+                connections.go_on()
+                select.select(connections.left(), [], [], 0.1)
+            connections.close()
+            assert connections.sent > 1 << 16
             study(inlet, [3 + 3 * attempt])
             if attempt == 0:
                 before = resources()
@@ -172,8 +172,8 @@ def test_garbage_on_the_port_disturbs_nobody(caplog):
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-def knock(endpoint, count):
-    """Come as ZeroMQ peers whose keys are not the study's, and say what would be understood."""
+def connect_with_wrong_keys(endpoint, count):
+    """Send valid messages as ZeroMQ peers whose keys are not the study's."""
     failed = (
         zmq.EVENT_HANDSHAKE_FAILED_AUTH
         | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -196,21 +196,21 @@ def knock(endpoint, count):
             assert monitor.poll(20_000), keys
 
 
-def test_peers_with_other_keys_reach_no_line_of_ours(caplog):
+def test_peers_with_other_keys_are_not_decoded(caplog):
     """A hundred with no keys, their own, or for another inlet: not even refused, and no growth."""
     ledger = Ledger(SPEC)
     with Inlet(SPEC, ledger, host=HOST) as inlet:
         study(inlet, [0])
-        knock(inlet.endpoint, 30)
+        connect_with_wrong_keys(inlet.endpoint, 30)
         before = resources()
-        knock(inlet.endpoint, 90)
+        connect_with_wrong_keys(inlet.endpoint, 90)
         study(inlet, [1])
         after = resources_later(before)
         counters = inlet.stats()
         # What an inlet counts of somebody with the keys, to be sure that it would.
         with RawOutlet(inlet.endpoint) as raw:
-            raw.say(protocol.Ask(1, 1))
-            raw.hear_until(protocol.Refused)
+            raw.send(protocol.Ask(1, 1))
+            raw.receive_until(protocol.Refused)
         settle(inlet, lambda now: now.refusals == 1)
     ledger.end()
     assert not ledger.wrong
@@ -219,18 +219,20 @@ def test_peers_with_other_keys_reach_no_line_of_ours(caplog):
     assert not [r for r in caplog.records if "zmq" in r.name and r.levelno > 10]
 
 
-def test_without_its_guard_nobody_is_let_in():
-    """If the thread that looks at keys is gone, ZeroMQ does not let everybody in."""
+def test_without_the_authenticator_nobody_connects():
+    """If the thread that checks keys has ended, ZeroMQ does not accept everybody."""
     ledger = Ledger(SPEC)
     with Inlet(SPEC, ledger, host=HOST) as inlet:
         study(inlet, [0])
-        (guard,) = [t for t in threading.enumerate() if "Auth" in type(t).__name__]
-        guard.authenticator.stop()
+        (authenticator,) = [
+            t for t in threading.enumerate() if "Auth" in type(t).__name__
+        ]
+        authenticator.authenticator.stop()
         for keys in (*wrong_keys(inlet.endpoint), inlet.endpoint.keys):
             endpoint = Endpoint(*vars(inlet.endpoint).values())
             object.__setattr__(endpoint, "keys", keys)
             with RawOutlet(endpoint) as raw:
-                raw.say(protocol.Ask(1, 1))
+                raw.send(protocol.Ask(1, 1))
                 assert not raw.socket.poll(300)
         assert inlet.stats().refusals == 0
     ledger.end()
