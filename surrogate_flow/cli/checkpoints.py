@@ -86,7 +86,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a file that was written here; Lightning's would delete any folder.
 
-        The path may come from a checkpoint, which is not to be believed.
+        The path may come from a checkpoint, which is untrusted.
         """
         target = Path(path)
         if target.absolute() in self._written and not target.is_symlink():
@@ -107,7 +107,7 @@ class FinalValidation(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Stop the trainer after its last batch, for which it validates and saves."""
         loop = trainer.fit_loop.epoch_loop
-        # Data that come in a stream, of unknown length, come once.
+        # A stream, whose length is unknown, is read once.
         once = trainer.num_training_batches == float("inf")
         last = once or trainer.current_epoch + 1 == trainer.max_epochs
         over = last and loop.batch_progress.is_last_batch

@@ -23,7 +23,7 @@ from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.ensemble import EnsembleStats
 from surrogate_flow.ensemble.events import Event, Failed
 from surrogate_flow.ensemble.study import Study, StudySettings
-from surrogate_flow.report.console import LiveLine, say, the_console
+from surrogate_flow.report.console import LiveLine, print_lines, the_console
 from surrogate_flow.sampling import Design
 from surrogate_flow.stream import Discard
 
@@ -202,18 +202,18 @@ def generate(data: OnlineData, path: Path, console: Console) -> bool:
     generation.close()
     complete = len(archive.complete())
     fields = complete * archive.spec.steps * archive.spec.step_bytes
-    say(
+    print_lines(
         console,
         f"Data set: {archive.path}, {complete} of {archive.simulations} simulations, "
         f"{archive.held_out} of them held out; {format_bytes(archive.size())} on disk, "
         f"{format_bytes(fields)} of fields",
     )
     if complete < len(generation.planned):
-        say(
+        print_lines(
             console, "Type the same command again for the simulations that are missing."
         )
     if complete > archive.held_out:
-        say(
+        print_lines(
             console,
             f"Next: surrogate-flow fit --data {archive.path} --model fully_connected "
             "--trainer.max_epochs 10",

@@ -267,12 +267,12 @@ def _show_options(option: str, given: str | None, words: Sequence[str]) -> None:
     options = {name: value for name, value, _ in pairs(words) if value}
     if given and not names:
         options[option] = given
-    whole = options.get(f"--{head}", "")
-    stored = whole.endswith("StoredData") or (
-        head == "data" and whole != "" and is_data_set(whole)
+    recipe = options.get(f"--{head}", "")
+    stored = recipe.endswith("StoredData") or (
+        head == "data" and recipe != "" and is_data_set(recipe)
     )
-    if whole and not stored:
-        given_recipe(f"--{head}", whole)  # or refuse what is none, before the imports
+    if recipe and not stored:
+        given_recipe(f"--{head}", recipe)  # refuses a wrong name before the imports
 
     import pytorch_lightning as L
 

@@ -226,7 +226,7 @@ class SurrogateCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Find the checkpoint that is meant, and refuse one that does not fit."""
+        """Find the checkpoint to start from, and refuse one that does not fit."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         path, workflow = kwargs.get("ckpt_path"), self.datamodule.workflow
         if path in ("last", "best"):

@@ -20,7 +20,7 @@ from surrogate_flow.cluster.batch import Bounds, batch_system
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.report.console import say, the_console
+from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Encoder
 
@@ -156,7 +156,7 @@ def show(data: OnlineData, console: Console) -> None:
         pace = measure(data.solver)
     if where.script:
         console.rule("The script of each job")
-        say(console, where.script)
+        print_lines(console, where.script)
     console.rule("The plan; nothing was submitted")
     table = Table("", "", show_header=False, box=None)
     for name, value in _rows(data, where, pace):

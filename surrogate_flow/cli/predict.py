@@ -10,7 +10,7 @@ from rich.console import Console
 
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.files import write_atomically
-from surrogate_flow.report.console import say
+from surrogate_flow.report.console import print_lines
 from surrogate_flow.surrogate.prediction import read_history
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -31,10 +31,8 @@ def run(options: Any) -> None:
     output: Path = options.output
     if output.is_dir():
         raise UserError(
-            f"--output {output}",
-            "a file's name",
-            "a folder",
-            f"Name the file in it, such as {output / 'field.nc'}.",
+            f"--output {output}: expected a file's name, got a folder. Name the file "
+            f"in it, such as {output / 'field.nc'}."
         )
     if not output.parent.is_dir():
         raise UserError(
@@ -52,7 +50,7 @@ def run(options: Any) -> None:
             "you may write, on a disk with room; name another file."
         ) from error
     for name, field in dataset.data_vars.items():
-        say(
+        print_lines(
             Console(),
             f"{output}: {name} {dict(field.sizes)}, {float(field.min()):.4g} "
             f"to {float(field.max()):.4g} {field.attrs.get('units', '')}",

@@ -57,6 +57,7 @@ _CONFIG = ("--config", "-c")
 _STORED = "surrogate_flow.StoredData"
 #: Options of the commands that do not need both --data and --model.
 _NEEDED = {"plan": ("--data",), "generate": ("--data",)}
+_OF_RUNS = rf"--({'|'.join(SECTIONS)})\."  # options of compare for its runs
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
@@ -93,8 +94,7 @@ class CommandLine:
         line = cls([command_named(words[0])])
         passed: list[str] = []
         for option, value, joined in pairs(words[1:]):
-            ours = line.command != "compare" or option.count(".") == 0
-            if not ours and option.partition(".")[0].removeprefix("--") in SECTIONS:
+            if line.command == "compare" and re.match(_OF_RUNS, option):
                 passed.append(option if value is None else f"{option}={value}")
             else:
                 line._add(option, value, joined)

@@ -139,13 +139,13 @@ def last_checkpoint(
 def tidy(checkpoint: Path) -> None:
     """Remove the files of a killed run that no checkpoint names.
 
-    The folder of a run that is still alive stays as it is, and so does one with files
+    The folder of a run that still writes stays as it is, and so does one with files
     that no run has written.
 
     Parameters
     ----------
     checkpoint : Path
-        To go on from; its folder is meant.
+        Where to go on; files beside it are removed.
     """
     lock = DirectoryLock(checkpoint.parent)
     try:

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.logging import RichHandler
 from rich.text import Text
 
-__all__ = ["LiveLine", "say", "show_logs", "the_console"]
+__all__ = ["LiveLine", "print_lines", "show_logs", "the_console"]
 
 # Of Lightning, about a product, devices that are absent, and what no user can mend.
 _UNWANTED_LOGS = ("litlogger", "available: False", "TPU available")
@@ -33,7 +33,7 @@ def the_console() -> Console:
     return Console()
 
 
-def say(console: Console, *lines: str) -> None:
+def print_lines(console: Console, *lines: str) -> None:
     """Print lines as they are: not wrapped, without markup or colours."""
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -25,7 +25,7 @@ __all__ = ["COLUMNS", "Clock", "Listener", "Monitor", "telemetry"]
 
 logger = logging.getLogger(__name__)
 
-_INTERVAL = 1.0  # seconds between two looks
+_INTERVAL = 1.0  # seconds between two statuses
 _WINDOW = 5.0  # seconds over which samples/s is averaged
 
 

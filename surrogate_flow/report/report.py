@@ -18,7 +18,7 @@ from surrogate_flow.data.module import SurrogateData, data_of
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.quantities import in_units
 from surrogate_flow.files import tolerate_full_disk, write_atomically
-from surrogate_flow.report.console import say
+from surrogate_flow.report.console import print_lines
 from surrogate_flow.report.error_curve import ErrorCurve
 from surrogate_flow.report.picture import picture
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -87,7 +87,7 @@ class Report(Callback):
 
     def teardown(self, *_: Any, **__: Any) -> None:
         """Print the lines."""
-        say(self.console, *self._lines)
+        print_lines(self.console, *self._lines)
         self._lines = []
 
     def _roll_out(

@@ -16,7 +16,7 @@ from surrogate_flow.cli.compare.comparison import Comparison
 from surrogate_flow.cli.compare.table import ComparisonTable
 from surrogate_flow.cli.compare.variant import NAMES, Overrides, variants_of
 from surrogate_flow.fields.names import RecipeError
-from surrogate_flow.report.console import the_console
+from surrogate_flow.report.console import print_lines, the_console
 
 __all__ = ["add_arguments", "compare", "run"]
 
@@ -81,8 +81,10 @@ def compare(options: Any, console: Console) -> None:
     wide = Console(width=_WIDTH, file=console.file)
     (console if console.is_terminal else wide).print(table.table())
     if warning := table.warning():
-        console.print(warning, soft_wrap=True, highlight=False)
-    table.write_csv(folder / "comparison.csv")
-    table.plot().savefig(folder / "comparison.png")
-    for name, what in (("csv", "all numbers"), ("png", "the errors over the batches")):
-        console.print(f"{folder / f'comparison.{name}'}: {what}", soft_wrap=True)
+        print_lines(console, warning)
+    numbers, curves = folder / "comparison.csv", folder / "comparison.png"
+    table.write_csv(numbers)
+    table.plot().savefig(curves)
+    print_lines(
+        console, f"{numbers}: all numbers", f"{curves}: the errors over the batches"
+    )

@@ -25,6 +25,7 @@ from surrogate_flow.fields import Window
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.files import DirectoryLock
+from surrogate_flow.report.console import print_lines
 from surrogate_flow.report.summary import FILE, RunSummary
 from surrogate_flow.reservoir import Store
 
@@ -150,13 +151,12 @@ class Comparison:
         noted = _read(self.folder / _NOTE) or {"versions": []}
         versions = noted.get("versions", ["(version not noted)"])
         if missing and (others := [v for v in versions if v != mine]):
-            console.print(
+            print_lines(
+                console,
                 f"Warning: {self.folder} holds runs of surrogate-flow "
                 f"{', '.join(others)}; this is {mine}. What differs between variants "
                 "may be the version: name another folder with --output to compare "
                 "with this one alone.",
-                soft_wrap=True,
-                highlight=False,
             )
         note = {**self._shared(), "versions": [*dict.fromkeys([*versions, mine])]}
         generated = False

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.report.console import print_lines
 
 __all__ = ["RunError", "run_command", "running"]
 
@@ -57,7 +58,7 @@ def run_command(words: Sequence[str], log: Path, title: str, console: Console) -
             f"{title}: the run failed (exit status {process.returncode}). "
             f"{log} ends with:\n{_tail(log, _TAIL)}"
         )
-    console.print(f"{title}: done", highlight=False)
+    print_lines(console, f"{title}: done")
 
 
 @contextlib.contextmanager
@@ -100,21 +101,19 @@ def _interrupt(
     process: subprocess.Popen[bytes], title: str, console: Console, seconds: float
 ) -> None:
     process.send_signal(signal.SIGINT)
-    console.print(
+    print_lines(
+        console,
         f"{title}: validates, saves and ends, within {seconds:g} s. Ctrl-C kills it.",
-        highlight=False,
-        soft_wrap=True,
     )
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
-        console.print(
+        print_lines(
+            console,
             f"{title}: did not end within {seconds:g} s, and was killed. Usual causes: "
             "a long validation, or a solver that hangs; the log says which. Type the "
             "same command again, with fewer --data.held_out or with "
             "--data.faults.step_timeout if need be.",
-            highlight=False,
-            soft_wrap=True,
         )
     finally:
         if process.poll() is None:
