@@ -1,7 +1,6 @@
 """The combined equation against exact solutions: waves, shocks, solitons."""
 
 import math
-import pickle
 from collections.abc import Callable
 
 import numpy as np
@@ -316,23 +315,6 @@ def test_positions_and_times() -> None:
         np.testing.assert_allclose(step.time, [0.5 * (k + 1)])
         units = [step[c].attrs["units"] for c in ("x", "time", "u", "A_1", "beta")]
         assert units == ["m", "s", "m/s", "m/s2", "m2/s"]
-
-
-def test_the_steps_already_yielded_stay_as_they_were() -> None:
-    """A step may be kept while the solver goes on."""
-    solver = Combined1D(8, 8, steps=4)
-    kept = list(solver.solve(WAVES))
-    for one, other in zip(kept, solver.solve(WAVES), strict=True):
-        xr.testing.assert_identical(one, other)
-
-
-def test_a_large_solver_is_a_small_message() -> None:
-    """What travels to a worker does not grow with the grid."""
-    solver = Combined1D(10_000, 20_000, steps=1000)
-    digest = solver.spec.digest()
-    message = pickle.dumps(solver)
-    assert len(message) < 500
-    assert pickle.loads(message).spec.digest() == digest
 
 
 @pytest.mark.parametrize(

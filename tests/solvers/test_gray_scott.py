@@ -1,7 +1,6 @@
 """The reaction of Gray and Scott against exact and ordinary differential equations."""
 
 import math
-import pickle
 
 import numpy as np
 import pytest
@@ -212,23 +211,6 @@ def test_positions_and_times() -> None:
         assert units == ["m", "m", "s", "1", "1/s", "m"]
     names = [p.name for p in solver.spec.parameters]
     assert names == ["feed", "kill", "w", "x_1", "y_1"]
-
-
-def test_the_steps_already_yielded_stay_as_they_were() -> None:
-    """A step may be kept while the solver goes on."""
-    solver = GrayScott2D(8, steps=4, spots=1)
-    kept = list(solver.solve({**RATES, **SPOT}))
-    for one, other in zip(kept, solver.solve({**RATES, **SPOT}), strict=True):
-        xr.testing.assert_identical(one, other)
-
-
-def test_a_large_solver_is_a_small_message() -> None:
-    """What travels to a worker does not grow with the grid."""
-    solver = GrayScott2D(1000, steps=1000)
-    digest = solver.spec.digest()
-    message = pickle.dumps(solver)
-    assert len(message) < 500
-    assert pickle.loads(message).spec.digest() == digest
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,28 @@
-"""What the docstrings of all solvers promise alike."""
+"""What all solvers have in common."""
 
+import functools
 import inspect
+import pickle
 import re
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from surrogate_flow import solvers
+from surrogate_flow.fields import FieldSpec, Parameter, Variable
+from surrogate_flow.fields.errors import UserError
+from surrogate_flow.solvers import (
+    Combined1D,
+    GrayScott2D,
+    GridSolver,
+    Heat2D,
+    HeatPlate,
+    Lorenz,
+    NavierStokes2D,
+)
+from surrogate_flow.testing import check_solver
 
 EXPORTED = [getattr(solvers, name) for name in solvers.__all__]
 SHIPPED = [
@@ -26,3 +42,104 @@ def test_steps_are_where_the_docstring_says(solver):
     np.testing.assert_allclose(made.spec.times, said)
     fields = made.solve({p.name: (p.low + p.high) / 2 for p in made.spec.parameters})
     np.testing.assert_allclose(next(fields).time[0], said[0])
+
+
+def named(*made: GridSolver) -> pytest.MarkDecorator:
+    """Run a test with each of these solvers."""
+    ids = [type(solver).__name__ for solver in made]
+    return pytest.mark.parametrize("solver", made, ids=ids)
+
+
+@named(
+    Combined1D(8, 8, steps=4),
+    GrayScott2D(8, steps=4, spots=1),
+    Heat2D((8, 8), steps=4),
+    HeatPlate((8, 3), steps=4),
+    Lorenz(steps=250),
+    NavierStokes2D(points=16, steps=4),
+)
+def test_the_steps_already_yielded_stay_as_they_were(solver: GridSolver) -> None:
+    """A step may be kept while the solver goes on."""
+    parameters = {
+        p.name: p.low + 0.3 * (p.high - p.low) for p in solver.spec.parameters
+    }
+    kept = list(solver.solve(parameters))
+    for one, other in zip(kept, solver.solve(parameters), strict=True):
+        xr.testing.assert_identical(one, other)
+
+
+@named(
+    Combined1D(10_000, 20_000, steps=1000),
+    GrayScott2D(1000, steps=1000),
+    Heat2D((1000, 1000), steps=1000),
+    HeatPlate((128, 24)),
+    Lorenz(steps=100_000),
+    NavierStokes2D(points=1024, steps=1000),
+)
+def test_a_large_solver_is_a_small_message(solver: GridSolver) -> None:
+    """What is sent to a worker does not grow with the grid, nor with use."""
+    digest = solver.spec.digest()
+    if isinstance(solver, HeatPlate):
+        solver.setup(1)
+    message = pickle.dumps(solver)
+    assert len(message) < 600
+    assert pickle.loads(message).spec.digest() == digest
+
+
+class Squares(GridSolver):
+    """x², two steps at once: a solver that gives arrays alone."""
+
+    def __init__(self, cells: int = 3, width: tuple[float, float] = (0.0, 1.0)) -> None:
+        super().__init__(steps=5, time_step=0.5)
+        self.cells = self._count("cells", cells)
+        self.width = self._bounds("width", width, "m", least=0.0)
+
+    @functools.cached_property
+    def spec(self) -> FieldSpec:
+        return FieldSpec(
+            (Parameter("a", 0.0, 1.0),),
+            (Variable("u"), Variable("v")),
+            ("x",),
+            (self.cells,),
+            self.times,
+        )
+
+    def fields(self, parameters: Mapping[str, float]) -> Iterator[np.ndarray]:
+        x = np.arange(self.cells) + parameters["a"]
+        for count in (2, 2, 1):
+            yield np.tile([x**2, -(x**2)], (count, 1, 1))
+
+
+def test_arrays_become_datasets() -> None:
+    """Blocks of steps get the names and times of the spec, in single precision."""
+    steps = list(Squares().solve({"a": 0.5}))
+    assert [list(s.time.values) for s in steps] == [[0.5, 1.0], [1.5, 2.0], [2.5]]
+    for step in steps:
+        assert step.u.dtype == np.float32
+        assert step.v[0].values.tolist() == [-0.25, -2.25, -6.25]
+    check_solver(Squares(), {"a": 0.25})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cells": 0}, r"Squares: cells: expected a whole number >= 1, got 0\."),
+        ({"cells": np.nan}, "cells: .*got nan"),
+        ({"cells": np.inf}, "cells: .*got inf"),
+        ({"width": (1.0,)}, r"width: expected two values, got \(1.0,\)"),
+        ({"width": (1.0, 1.0)}, r"width: expected finite, low < high, low >= 0"),
+        ({"width": (np.nan, 1.0)}, r"got \(nan, 1.0\)\. Give both in m\."),
+        ({"width": (0.0, np.inf)}, r"got \(0.0, inf\)"),
+    ],
+)
+def test_arguments_of_any_solver_are_checked(arguments: dict, message: str) -> None:
+    """The error names the class, the argument, what is expected and the units."""
+    with pytest.raises(UserError, match=message):
+        Squares(**arguments)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"a": np.nan}, {"b": 1.0}])
+def test_parameters_of_any_solver_are_checked(parameters: dict) -> None:
+    """Before the first step, and before anything is computed."""
+    with pytest.raises(UserError):
+        next(Squares().solve(parameters))
