@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ArgumentError", "UserError"]
+__all__ = ["ArgumentError", "MissingFileError", "MissingPackageError", "UserError"]
 
 
 class UserError(Exception):
@@ -45,3 +45,11 @@ class UserError(Exception):
 
 class ArgumentError(UserError, ValueError):
     """An argument of a class, which its user has chosen, makes no sense."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file that its user has named does not exist."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """A package that an argument needs is not installed."""

@@ -1,4 +1,4 @@
-"""What a network is trained on: one batch of windows, as tensors."""
+"""Batches to train on: windows of simulations, as tensors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def from_draw(cls, draw: Draw, window: Window) -> Batch:
-        """Split drawn windows into what the network sees and what it shall predict."""
+        """Split drawn windows into the history and the steps to predict."""
         fields = torch.as_tensor(draw.fields)
         return cls(
             parameters=torch.from_numpy(draw.parameters),
@@ -61,16 +61,13 @@ class Batch(NamedTuple):
         )
 
     def sent(self, stream: CopyStream) -> Batch:
-        """Return it on a device; the copies may still be under way."""
+        """Return a copy on a device; it may not be complete yet."""
         parameters, step, history, target, simulation = map(stream.send, self.tensors)
         return Batch(parameters, step, history, target, simulation, self.weight)
 
     @classmethod
     def padding(cls, spec: FieldSpec, window: Window) -> Batch:
-        """Return a batch of one sample and weight zero.
-
-        For a rank whose data have ended while others train.
-        """
+        """Return one sample of weight zero, for a rank whose data have ended."""
         fields = torch.zeros(1, window.span, *spec.step_shape)
         return cls(
             parameters=torch.tensor([[p.low for p in spec.parameters]]).float(),

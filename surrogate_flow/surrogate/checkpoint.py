@@ -1,16 +1,24 @@
-"""Checkpoints: data, never code, and what differs when one does not fit."""
+"""Checkpoints: data, never code."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from surrogate_flow.fields.names import first_difference, with_present_names
+from surrogate_flow.fields.errors import ArgumentError, MissingFileError
+from surrogate_flow.fields.names import (
+    RecipeError,
+    first_difference,
+    public_path,
+    with_present_names,
+)
 
-__all__ = ["FORMAT", "KEY", "read", "require_same"]
+__all__ = ["FORMAT", "KEY", "plain_recipe", "read", "require_same"]
 
 KEY = "surrogate"  # of the surrogate's recipe, within Lightning's checkpoint
 FORMAT = 1
@@ -21,61 +29,99 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises
     ------
-    FileNotFoundError
+    MissingFileError
         If there is no such file.
-    ValueError
-        If it is cut off, holds code, or was written by something else.
+    ArgumentError
+        If the file is damaged, holds code, or was written by another program.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"No checkpoint {str(path)!r} in {Path.cwd()}. A run keeps its own in "
             "runs/<workflow>/<time>/checkpoints/."
         )
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # What is damaged makes the reader fail in a dozen ways.
-        raise ValueError(
+        # torch raises a dozen types for a damaged file.
+        raise ArgumentError(
             f"{path}: cannot be read as a checkpoint ({type(error).__name__}). It is "
             "cut off, or holds more than data, which is never executed."
         ) from error
-    recipe = recipe_of(saved, str(path))
+    recipe = _recipe_in(saved, str(path))
     if not isinstance(saved.get("state_dict"), dict):
-        raise ValueError(f"{path}: expected the state of a network, got none.")
+        raise ArgumentError(f"{path}: expected the state of a network, got none.")
     return recipe, saved["state_dict"]
 
 
-def recipe_of(saved: Any, place: str) -> dict[str, Any]:
-    """Return the recipe within a loaded checkpoint.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or it is of another format.
-    """
-    recipe = saved.get(KEY) if isinstance(saved, dict) else None
-    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
-        got = recipe.get("format") if isinstance(recipe, dict) else "no such entry"
-        raise ValueError(
-            f"{place}: expected a surrogate of format {FORMAT}, got {got}. It was "
-            "written by another program, or by another version of this one."
-        )
-    return cast(dict[str, Any], with_present_names(recipe))
-
-
 def require_same(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose recipe is not mine.
+    """Refuse a checkpoint whose recipe differs from `mine`.
 
     Raises
     ------
-    ValueError
-        Naming the first difference, and both values.
+    ArgumentError
+        With the first difference, and both values.
     """
-    theirs = recipe_of(saved, "The checkpoint")
+    theirs = _recipe_in(saved, "The checkpoint")
     for key, value in mine.items():
         if theirs.get(key) != value:
-            raise ValueError(
+            raise ArgumentError(
                 f"The checkpoint is of another {key}: expected "
                 f"{first_difference(value, theirs.get(key))}. Use the recipes that "
                 "it was trained with (config.yaml in its run's folder)."
             )
+
+
+def _recipe_in(saved: Any, place: str) -> dict[str, Any]:
+    """Return the recipe in a loaded checkpoint."""
+    recipe = saved.get(KEY) if isinstance(saved, dict) else None
+    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+        got = recipe.get("format") if isinstance(recipe, dict) else "no such entry"
+        raise ArgumentError(
+            f"{place}: expected a surrogate of format {FORMAT}, got {got}. It was "
+            "written by another program, or by another version of this one."
+        )
+    present: dict[str, Any] = with_present_names(recipe)
+    return present
+
+
+def plain_recipe(factory: Any) -> dict[str, Any]:
+    """Return a class, or a partial of one, as ``{"class_path", "init_args"}``.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> from surrogate_flow.nn import FullyConnected
+    >>> plain_recipe(partial(FullyConnected, widths=[8]))["init_args"]
+    {'widths': [8]}
+
+    Raises
+    ------
+    RecipeError
+        If an argument is not a plain value.
+    """
+    keywords: dict[str, Any] = {}
+    if isinstance(factory, functools.partial):
+        # jsonargparse binds the class as first argument of a constructor function.
+        keywords, factory = factory.keywords, [factory.func, *factory.args][-1]
+    if not inspect.isclass(factory):
+        raise RecipeError(
+            f"Expected a class, or functools.partial of a class with keywords, got "
+            f"{factory!r}. Nothing else can be rebuilt from a checkpoint."
+        )
+    name = factory.__name__
+    arguments = {key: _plain(v, f"{name}.{key}") for key, v in keywords.items()}
+    return {"class_path": public_path(factory), "init_args": arguments}
+
+
+def _plain(value: Any, place: str) -> Any:
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(v, place) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, f"{place}.{k}") for k, v in value.items()}
+    raise RecipeError(
+        f"{place}: expected numbers, text, lists or mappings, got "
+        f"{type(value).__name__}. A checkpoint holds data, never code: give the "
+        "network a name, which it looks up itself."
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,35 +12,141 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import MeanSquaredError, Metric, MetricCollection
 from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.wrappers import LambdaInputTransformer
 
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.surrogate.relative_errors import (
-    NormalisedRMSE,
-    RelativeL2,
-    RelativeL2OfNumbers,
-    VarianceScaledRMSE,
-)
 
 __all__ = [
     "MaximumError",
+    "MeanRatio",
     "PercentileRMSE",
-    "detailed_metrics",
+    "RelativeL2OfNumbers",
     "field_metrics",
+    "nrmse",
+    "relative_l2",
+    "vrmse",
 ]
+
+#: (prediction, target) -> errors and sizes, both of one shape.
+Ratios = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class MeanRatio(Metric):
+    """The mean of error / size, without the ratios whose size is zero.
+
+    Parameters
+    ----------
+    ratios : callable
+        ``ratios(prediction, target)`` returns errors and sizes of one shape; such as
+        `relative_l2`, `nrmse` or `vrmse`.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, ratios: Ratios) -> None:
+        super().__init__()
+        self.ratios = ratios
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), "sum")
+        self.add_state("count", torch.tensor(0), "sum")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch, ``(batch, time, channel, *space)`` both."""
+        error, size = self.ratios(prediction, target)
+        counted = size > 0
+        self.total += (error[counted] / size[counted]).sum()
+        self.count += counted.sum()
+
+    def compute(self) -> Tensor:
+        """Return the mean."""
+        return self.total / self.count
+
+
+def relative_l2(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return |û - u|_2 and |u|_2 of each sample and variable.
+
+    The norms are over all steps of a sample. Zongyi Li et al., Fourier Neural Operator
+    for Parametric Partial Differential Equations, ICLR 2021, report the mean ratio.
+    """
+    error = (prediction - target).transpose(1, 2).flatten(2).norm(dim=2)
+    return error, target.transpose(1, 2).flatten(2).norm(dim=2)
+
+
+def nrmse(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sqrt(<(û - u)²>) and sqrt(<u²>) of each sample, step and variable.
+
+    < > is the mean over space. Makoto Takamoto et al., PDEBench: An Extensive Benchmark
+    for Scientific Machine Learning, NeurIPS 2022, report the mean ratio, nRMSE.
+    """
+    return _rms(prediction - target), _rms(target)
+
+
+def vrmse(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sqrt(<(û - u)²>), sqrt(<(u - <u>)²> + ε) of each sample, step, variable.
+
+    < > is the mean over space: predicting the spatial mean has the ratio 1. Ruben Ohana
+    et al., The Well: a Large-Scale Collection of Diverse Physics Simulations for
+    Machine Learning, NeurIPS 2024, report the mean ratio, VRMSE, with ε = 1e-7 for
+    fields of order one. Here ε is 1e-7 <u²>, so that it does not depend on the units.
+    """
+    flat = _cells(target)
+    variance = (flat - flat.mean(dim=3, keepdim=True)).square().mean(dim=3)
+    size = (variance + 1e-7 * flat.square().mean(dim=3)).sqrt()
+    return _rms(prediction - target), size
+
+
+def _rms(fields: Tensor) -> Tensor:
+    return _cells(fields).square().mean(dim=3).sqrt()
+
+
+def _cells(fields: Tensor) -> Tensor:
+    # A field without dims has one cell.
+    return fields.reshape(*fields.shape[:3], -1)
+
+
+class RelativeL2OfNumbers(Metric):
+    """mean over variables of |û - u|_2 / |u|_2 over all samples, without unit.
+
+    For fields without dims: a single number may be zero, so each sample cannot be
+    compared with its own size.
+
+    Parameters
+    ----------
+    variables : int
+        Number of variables.
+    """
+
+    error: Tensor
+    size: Tensor
+
+    def __init__(self, variables: int) -> None:
+        super().__init__()
+        for name in ("error", "size"):
+            zeros = torch.zeros(variables, dtype=torch.float64)
+            self.add_state(name, zeros, "sum")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch, ``(batch, time, channel)`` both."""
+        self.error += (prediction - target).double().square().sum((0, 1))
+        self.size += target.double().square().sum((0, 1))
+
+    def compute(self) -> Tensor:
+        """Return the mean."""
+        tiny = torch.finfo(torch.float32).tiny
+        return (self.error / self.size.clamp_min(tiny)).sqrt().mean()
 
 
 class PercentileRMSE(Metric):
     """99th percentile over samples of sqrt(mean (û - u)²), in the units of u.
 
-    Exact: one number is kept for each sample. The mean error says little of the worst
-    simulations, and the maximum is that of a single cell.
+    It is exact: one number is kept for each sample. The mean error says little about
+    the worst simulations, and the maximum is that of a single cell.
     """
 
     errors: list[Tensor]
 
-    def __init__(self, percent: float = 99.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.percent = percent
         self.add_state("errors", [], "cat")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
@@ -47,11 +155,10 @@ class PercentileRMSE(Metric):
         self.errors.append(error)
 
     def compute(self) -> Tensor:
-        """Return the percentile, interpolated between the two samples next to it."""
+        """Return the percentile, interpolated between the two nearest samples."""
         errors = dim_zero_cat(self.errors)
         # torch.quantile refuses more than 16 million numbers.
-        value = np.percentile(errors.cpu().numpy(), self.percent)
-        return torch.tensor(float(value), device=errors.device)
+        return errors.new_tensor(np.percentile(errors.cpu().numpy(), 99.0))
 
 
 class MaximumError(Metric):
@@ -72,39 +179,14 @@ class MaximumError(Metric):
         return self.largest
 
 
-class _OfVariable(Metric):
-    """A metric of one channel of ``(batch, time, channel, *space)``."""
-
-    def __init__(self, metric: Metric, channel: int) -> None:
-        super().__init__()
-        self.metric = metric
-        self.channel = channel
-
-    def update(
-        self,
-        prediction: Float[Tensor, "batch time channel *space"],
-        target: Float[Tensor, "batch time channel *space"],
-    ) -> None:
-        channel = slice(self.channel, self.channel + 1)
-        self.metric.update(
-            prediction[:, :, channel].contiguous(), target[:, :, channel].contiguous()
-        )
-
-    def compute(self) -> Tensor:
-        value: Tensor = self.metric.compute()
-        return value
-
-    def reset(self) -> None:
-        super().reset()
-        self.metric.reset()
-
-
-def field_metrics(spec: FieldSpec, prefix: str) -> MetricCollection:
+def field_metrics(
+    spec: FieldSpec, prefix: str, *, detailed: bool = False
+) -> MetricCollection:
     """Return the errors that every validation logs.
 
     ``relative_l2``, and for each variable ``rmse``, ``p99`` and ``max`` in its units,
-    ``nrmse`` and ``vrmse`` without. A variable of one cell has neither: its mean over
-    space may be zero, and it has no variance there.
+    ``nrmse`` and ``vrmse`` without unit. A variable of one cell has neither of these:
+    its mean over space may be zero, and its variance over space is.
 
     Parameters
     ----------
@@ -112,29 +194,15 @@ def field_metrics(spec: FieldSpec, prefix: str) -> MetricCollection:
         Names the variables.
     prefix : str
         Of every name, such as ``"val_"``.
+    detailed : bool
+        Whether each variable has ``mse`` and ``relative_l2``, too.
     """
-    return _collection(prefix, _short(spec))
 
+    def relative(variables: int) -> Metric:
+        return MeanRatio(relative_l2) if spec.dims else RelativeL2OfNumbers(variables)
 
-def detailed_metrics(spec: FieldSpec, prefix: str) -> MetricCollection:
-    """Return those of `field_metrics`, and each variable's ``mse`` and ``relative_l2``.
-
-    Parameters
-    ----------
-    spec, prefix
-        As in `field_metrics`.
-    """
-    metrics = _short(spec)
-    for channel, variable in enumerate(spec.variables):
-        metrics[f"mse_{variable.name}"] = _OfVariable(MeanSquaredError(), channel)
-        relative = _relative_l2(spec, 1)
-        metrics[f"relative_l2_{variable.name}"] = _OfVariable(relative, channel)
-    return _collection(prefix, metrics)
-
-
-def _short(spec: FieldSpec) -> dict[str, Metric]:
-    metrics: dict[str, Metric] = {
-        "relative_l2": _relative_l2(spec, len(spec.variables))
+    metrics: dict[str, Metric | MetricCollection] = {
+        "relative_l2": relative(len(spec.variables))
     }
     for channel, variable in enumerate(spec.variables):
         of_one: dict[str, Metric] = {
@@ -143,16 +211,18 @@ def _short(spec: FieldSpec) -> dict[str, Metric]:
             "max": MaximumError(),
         }
         if math.prod(spec.shape) > 1:
-            of_one |= {"nrmse": NormalisedRMSE(), "vrmse": VarianceScaledRMSE()}
+            of_one |= {"nrmse": MeanRatio(nrmse), "vrmse": MeanRatio(vrmse)}
+        if detailed:
+            of_one |= {"mse": MeanSquaredError(), "relative_l2": relative(1)}
+        select = partial(_channel, channel)
         for name, metric in of_one.items():
-            metrics[f"{name}_{variable.name}"] = _OfVariable(metric, channel)
-    return metrics
+            metrics[f"{name}_{variable.name}"] = LambdaInputTransformer(
+                metric, select, select
+            )
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
 
-def _relative_l2(spec: FieldSpec, variables: int) -> Metric:
-    return RelativeL2() if spec.dims else RelativeL2OfNumbers(variables)
-
-
-def _collection(prefix: str, metrics: dict[str, Metric]) -> MetricCollection:
-    named: dict[str, Metric | MetricCollection] = {**metrics}
-    return MetricCollection(named, prefix=prefix, compute_groups=False)
+def _channel(
+    channel: int, fields: Float[Tensor, "batch time channel *space"]
+) -> Float[Tensor, "batch time 1 *space"]:
+    return fields[:, :, channel : channel + 1].contiguous()

@@ -1,4 +1,4 @@
-"""Inputs and fields brought to order one, and back."""
+"""Normalisation of inputs and fields to order one, and back."""
 
 from __future__ import annotations
 
@@ -64,15 +64,12 @@ class Normalisation(nn.Module):
         mean: Float[np.ndarray, " channel"],
         std: Float[np.ndarray, " channel"],
     ) -> None:
-        """Take the moments of the fields, once.
+        """Set the moments of the fields, once.
 
-        A variable that is constant so far keeps its own size as the scale.
+        The scale of a variable that is constant so far is its own size.
         """
         if self.frozen:
-            raise RuntimeError(
-                "The normalisation is frozen already: its moments are part of what "
-                "the network has learnt. Build a new Surrogate instead."
-            )
+            raise RuntimeError("The normalisation is frozen already.")
         shape = self.field_shift.shape
         scale = np.where(std > 1e-6 * np.abs(mean), std, np.maximum(np.abs(mean), 1.0))
         self.field_shift.copy_(torch.from_numpy(mean).reshape(shape))
@@ -99,5 +96,5 @@ class Normalisation(nn.Module):
     def physical(
         self, fields: Float[Tensor, "batch time channel *space"]
     ) -> Float[Tensor, "batch time channel *space"]:
-        """Bring normalised fields back to their units; the inverse of `fields`."""
+        """Return normalised fields to their units; the inverse of `fields`."""
         return fields * self.field_scale + self.field_shift

@@ -1,4 +1,4 @@
-"""The loss of each sample, on its way to whoever chooses the next simulations."""
+"""The loss of each sample, for a sampler that chooses the next simulations by it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from collections import deque
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,20 +14,25 @@ from torch import Tensor, nn
 from surrogate_flow.sampling import Observations
 from surrogate_flow.surrogate.batch import Batch
 
-__all__ = ["Feedback", "Observer", "sample_losses"]
+__all__ = ["Feedback", "TrainingData", "sample_losses"]
 
 
 @runtime_checkable
-class Observer(Protocol):
-    """A data module that may want the losses.
+class TrainingData(Protocol):
+    """What a surrogate uses of the data module that it is trained from.
 
     Attributes
     ----------
     observes : bool
-        Whether it does; they are not computed otherwise.
+        Whether `observe` is called; if not, the losses are not computed.
     """
 
     observes: bool
+
+    def moments(
+        self,
+    ) -> tuple[Float[np.ndarray, " channel"], Float[np.ndarray, " channel"]]:
+        """Return mean and std of each variable, over the first samples to train on."""
 
     def observe(self, seen: Observations) -> None:
         """Take the losses of one training step; called by the training's thread."""
@@ -41,14 +47,8 @@ def sample_losses(
     """Return the loss of each sample; their mean is ``loss(prediction, target)``.
 
     Where `loss` is a mean over elements, as torch's with ``reduction="mean"`` are, each
-    sample has the mean over its own elements. Of any other loss (a norm of the batch, a
-    ratio of sums) the samples have no shares, so each gets the loss of the batch.
-
-    Parameters
-    ----------
-    loss : nn.Module
-        Unchanged.
-    prediction, target : Tensor of shape (batch, ...)
+    sample has the mean over its own elements. Any other loss (a norm of the batch, a
+    ratio of sums) has no shares of samples, so each gets the loss of the batch.
     """
     if getattr(loss, "reduction", None) == "mean":
         # A shallow copy shares parameters and buffers.
@@ -62,54 +62,48 @@ def sample_losses(
 
 
 class Feedback:
-    """Hands losses to an `Observer` once they are in the host's memory.
+    """Passes losses to a data module once they are in the host's memory.
 
-    Where the training runs on a GPU, the copies to the host run behind it, and nothing
-    waits for them: the losses of a step are handed over after one of the next steps.
+    On a GPU the copies to the host run behind the training, and nothing waits for them:
+    the losses of a step are passed on after one of the next steps.
 
     Parameters
     ----------
-    observer : Observer
+    data : TrainingData
     """
 
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
+    def __init__(self, data: TrainingData) -> None:
+        self._data = data
         self._copies: deque[tuple[list[Tensor], Any]] = deque()
 
     def add(self, batch: Batch, losses: Float[Tensor, " batch"]) -> None:
         """Begin to copy the losses of a batch; padding has none."""
         if not batch.weight:
             return
-        tensors = [batch.simulation, batch.step, batch.parameters, losses]
-        self._copies.append(_copied(tensors))
+        copies = [
+            # To the CPU without blocking: torch takes pinned memory by itself.
+            tensor.detach().to("cpu", dtype, non_blocking=True, copy=True)
+            for tensor, dtype in (
+                (batch.simulation, torch.int64),
+                (batch.step, torch.int64),
+                (batch.parameters, torch.float32),
+                (losses, torch.float32),
+            )
+        ]
+        copied: Any = None
+        if losses.is_cuda:
+            cuda: Any = torch.cuda
+            copied = cuda.Event()
+            copied.record()
+        self._copies.append((copies, copied))
 
     def deliver(self, *, wait: bool) -> None:
-        """Hand over what has been copied; with `wait`, all."""
+        """Pass on what has been copied; with `wait`, all."""
         while self._copies:
-            tensors, copied = self._copies[0]
-            if copied is not None:
-                if wait:
-                    copied.synchronize()
-                elif not copied.query():
+            copies, copied = self._copies[0]
+            if copied is not None and not copied.query():
+                if not wait:
                     return
+                copied.synchronize()
             self._copies.popleft()
-            simulation, step, parameters, losses = (t.numpy() for t in tensors)
-            self._observer.observe(
-                Observations(simulation, step.astype("int64"), parameters, losses)
-            )
-
-
-def _copied(tensors: list[Tensor]) -> tuple[list[Tensor], Any]:
-    """Return copies on the host, and the event of their end if they are under way."""
-    on_gpu = tensors[-1].is_cuda
-    copies = []
-    for tensor in tensors:
-        dtype = torch.float32 if tensor.is_floating_point() else torch.int64
-        host = torch.empty(tensor.shape, dtype=dtype, pin_memory=on_gpu)
-        copies.append(host.copy_(tensor.detach(), non_blocking=on_gpu))
-    if not on_gpu:
-        return copies, None
-    cuda: Any = torch.cuda
-    event = cuda.Event()
-    event.record()
-    return copies, event
+            self._data.observe(Observations(*(t.numpy() for t in copies)))

@@ -1,4 +1,4 @@
-"""From named parameters, times and history to tensors, before predicting."""
+"""Checks of named parameters, times and history, before a surrogate predicts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import xarray as xr
 from jaxtyping import Float, Float32, Int
 
 from surrogate_flow.fields.encoder import TIME_TOLERANCE, Encoder, SpecMismatch
+from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 
@@ -26,13 +27,7 @@ __all__ = [
 def checked_parameters(
     spec: FieldSpec, parameters: Mapping[str, float]
 ) -> Float[np.ndarray, " parameter"]:
-    """Return the parameter vector; warn of what lies outside of its bounds.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is unknown, missing or not finite.
-    """
+    """Return the parameter vector; warn of values outside of their bounds."""
     vector = spec.vector(parameters)
     for p, value in zip(spec.parameters, vector, strict=True):
         if not p.low <= value <= p.high:
@@ -45,27 +40,20 @@ def checked_parameters(
 
 
 def positions(spec: FieldSpec, times: Sequence[float]) -> Float[np.ndarray, " time"]:
-    """Return times as step indices, in between where they lie between two steps.
-
-    Raises
-    ------
-    ValueError
-        If a time lies outside of the spec's, or there is none.
-    """
-    known = np.asarray(spec.times)
-    wanted = np.atleast_1d(np.asarray(times, dtype=np.float64))
+    """Return times within the spec's as step indices, fractions between two steps."""
+    known, wanted = np.asarray(spec.times), np.atleast_1d(np.asarray(times, float))
     if not wanted.size:
-        raise ValueError(
+        raise ArgumentError(
             f"predict: expected at least one time, got none ({times}). Leave times out "
             "for all steps of the solver."
         )
     slack = 1e-6 * (known[-1] - known[0])
-    outside = wanted[~((wanted >= known[0] - slack) & (wanted <= known[-1] + slack))]
-    if outside.size:
-        raise ValueError(
+    inside = (wanted >= known[0] - slack) & (wanted <= known[-1] + slack)
+    if not inside.all():
+        raise ArgumentError(
             f"predict: expected times in [{known[0]:g}, {known[-1]:g}] "
-            f"{spec.time_units}, got {outside[0]:g}. The surrogate has learnt "
-            "no other times."
+            f"{spec.time_units}, got {wanted[~inside][0]:g}. The surrogate was trained "
+            "on no other times."
         )
     steps: Float[np.ndarray, " time"] = np.interp(wanted, known, np.arange(len(known)))
     return steps
@@ -74,26 +62,19 @@ def positions(spec: FieldSpec, times: Sequence[float]) -> Float[np.ndarray, " ti
 def steps_at(
     spec: FieldSpec, times: Sequence[float], first: int
 ) -> Int[np.ndarray, " time"]:
-    """Return times as step indices, for a surrogate that goes from step to step.
-
-    Raises
-    ------
-    ValueError
-        If a time is none of the spec's, or comes before the step `first`, the one
-        behind the history.
-    """
-    near = positions(spec, times)
-    steps: Int[np.ndarray, " time"] = np.rint(near).astype(np.int64)
-    for time, step, exact in zip(np.atleast_1d(times), steps, near, strict=True):
-        if abs(exact - step) > TIME_TOLERANCE:
-            known = spec.times[int(exact)], spec.times[int(exact) + 1]
-            raise ValueError(
+    """Return times of steps, from `first` on, as step indices."""
+    exact = positions(spec, times)
+    steps: Int[np.ndarray, " time"] = np.rint(exact).astype(np.int64)
+    for time, step, position in zip(np.atleast_1d(times), steps, exact, strict=True):
+        if abs(position - step) > TIME_TOLERANCE:
+            before, after = spec.times[int(position)], spec.times[int(position) + 1]
+            raise ArgumentError(
                 f"predict: expected times of the solver's steps, got {time:g}, between "
-                f"{known[0]:g} and {known[1]:g} {spec.time_units}. An autoregressive "
+                f"{before:g} and {after:g} {spec.time_units}. An autoregressive "
                 "surrogate goes from step to step: interpolate what it predicts."
             )
         if step < first:
-            raise ValueError(
+            raise ArgumentError(
                 f"predict: expected times from {spec.times[first]:g} "
                 f"{spec.time_units} on, which come after the history, got {time:g}. "
                 "Give a history that ends earlier."
@@ -104,55 +85,43 @@ def steps_at(
 def checked_history(
     spec: FieldSpec, window: Window, history: xr.Dataset | None
 ) -> tuple[int, Float32[np.ndarray, "time channel *space"]]:
-    """Return the step behind a history, and the ``inputs`` steps before that.
-
-    Raises
-    ------
-    ValueError
-        If there is a history where none is needed or none where there should be, if it
-        is not what the solver yields, or if it is too short, or too long for anything
-        to be left to predict.
-    """
+    """Return the step after a history, and the ``inputs`` steps before that."""
     inputs = window.inputs
     if not inputs:
         if history is not None:
-            raise ValueError(
+            raise ArgumentError(
                 "predict: expected no history, got one. The surrogate predicts every "
                 "time from the parameters alone (its window is direct): leave it out."
             )
         return 0, np.zeros((0, *spec.step_shape), dtype=np.float32)
-    example = f"solver steps such as those at {list(spec.times[:inputs])}"
     units = f" {spec.time_units}".rstrip()
-    if history is None:
-        raise ValueError(
-            f"predict: expected a history of {inputs} steps, got none. The surrogate "
-            f"goes on from what it sees ({window}): give the first steps of a "
-            f"simulation, {example}{units}."
-        )
-    first = _first(spec, history)
-    try:
-        fields = Encoder(spec, "history").convert(history, first)
-    except SpecMismatch as error:
-        raise ValueError(
-            f"predict: the history is not what the solver yields. {error}"
-        ) from error
-    behind = first + len(fields)
+    fields, after = np.zeros((0, *spec.step_shape), dtype=np.float32), 0
+    if history is not None:
+        first = _first(spec, history)
+        try:
+            fields = Encoder(spec, "history").convert(history, first)
+        except SpecMismatch as error:
+            raise ArgumentError(
+                f"predict: the history is not what the solver yields. {error}"
+            ) from error
+        after = first + len(fields)
     if len(fields) < inputs:
-        raise ValueError(
-            f"predict: expected a history of {inputs} steps, got {len(fields)}. Give "
-            f"{example}{units}."
+        raise ArgumentError(
+            f"predict: expected a history of {inputs} steps, got "
+            f"{len(fields) or 'none'}. Give the first steps of a simulation, such as those at "
+            f"{list(spec.times[:inputs])}{units}."
         )
-    if behind >= spec.steps:
-        raise ValueError(
+    if after >= spec.steps:
+        raise ArgumentError(
             f"predict: expected a history that ends before the last step at "
             f"{spec.times[-1]:g}{units}, got one up to there: nothing is left to "
             f"predict. Cut it off, such as with history.isel(time=slice({inputs}))."
         )
-    return behind, fields[-inputs:]
+    return after, fields[-inputs:]
 
 
 def _first(spec: FieldSpec, history: xr.Dataset) -> int:
-    """Return the step that a history begins with; the first one if it is none."""
+    """Return the step that a history begins with; 0 if it is none of the spec's."""
     given = history.coords.get("time")
     if given is None or given.dtype.kind not in "fiu" or not given.size:
         return 0
@@ -163,15 +132,15 @@ def _first(spec: FieldSpec, history: xr.Dataset) -> int:
 
 
 def read_history(path: Path) -> xr.Dataset:
-    """Return what a netCDF file holds.
+    """Return the content of a netCDF file.
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        If there is no such file, or it is of another kind.
+    MissingFileError, ArgumentError
+        If there is no such file, or it is no netCDF file.
     """
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"--history: no file {str(path)!r} in {Path.cwd()}. Expected a netCDF file "
             "with the first steps of a simulation, such as the history.nc of a run."
         )
@@ -179,7 +148,7 @@ def read_history(path: Path) -> xr.Dataset:
         # Times stay numbers, whatever their units.
         return xr.load_dataset(path, decode_times=False)
     except (OSError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise ArgumentError(
             f"--history {path}: cannot be read as netCDF ({error}). Write it with "
             "xarray's Dataset.to_netcdf."
         ) from error

@@ -1,4 +1,4 @@
-"""Predictions that are the history of the next ones."""
+"""Rollouts: each prediction is the history of the next one."""
 
 from __future__ import annotations
 
@@ -41,21 +41,17 @@ def roll_out(
 ) -> Float[Tensor, "batch steps channel *space"]:
     """Predict `steps` steps, each prediction from the last `inputs` steps before it.
 
-    Where a prediction has fewer steps than the history, the rest of the history stays;
-    with an empty history, as direct windows have, nothing is carried over.
-
     Parameters
     ----------
     predict : callable
-        ``predict(parameters, step, history)`` gives one or more steps; such as a
-        `Surrogate`.
+        ``predict(parameters, step, history)`` returns one or more steps; such as a
+        `Surrogate`. Steps beyond `steps` are cut off.
     parameters : Tensor of shape (batch, parameter)
     step : Tensor of shape (batch,)
         Index of the first step to predict.
     history : Tensor of shape (batch, inputs, channel, *space)
-        The steps just before.
+        The steps just before; none for direct windows.
     steps : int
-        How many to predict; those that the last prediction has beyond are cut off.
 
     Examples
     --------
@@ -76,20 +72,9 @@ def roll_out(
 def pushed_forward(predict: Predict, batch: Batch, unrolls: int, outputs: int) -> Batch:
     """Return the batch of the prediction that comes after `unrolls` others.
 
-    Its history ends with what was predicted, without gradients, and its target is what
-    the solver has there: the push-forward trick of Brandstetter, Worrall, Welling,
-    Message Passing Neural PDE Solvers, ICLR 2022, section 3.1.
-
-    Parameters
-    ----------
-    predict : callable
-        As `roll_out` takes it.
-    batch : Batch
-        With ``(unrolls + 1) * outputs`` steps of target, or more.
-    unrolls : int
-        Predictions before the one that is learnt from.
-    outputs : int
-        Steps of one prediction.
+    Its history ends with predictions of `outputs` steps each, without gradients, and
+    its target is the solver's steps after them: the push-forward trick of Brandstetter,
+    Worrall, Welling, Message Passing Neural PDE Solvers, ICLR 2022, section 3.1.
     """
     skipped = unrolls * outputs
     predicted = roll_out(predict, batch.parameters, batch.step, batch.history, skipped)

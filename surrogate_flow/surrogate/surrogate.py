@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytorch_lightning as L
@@ -15,21 +16,21 @@ from jaxtyping import Float
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.names import class_at
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Direct, Window
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.batch import Batch
-from surrogate_flow.surrogate.metrics import detailed_metrics, field_metrics
+from surrogate_flow.surrogate.metrics import field_metrics
 from surrogate_flow.surrogate.normalisation import Normalisation
-from surrogate_flow.surrogate.observation import Feedback, Observer, sample_losses
+from surrogate_flow.surrogate.observation import Feedback, TrainingData, sample_losses
 from surrogate_flow.surrogate.prediction import (
     checked_history,
     checked_parameters,
     positions,
     steps_at,
 )
-from surrogate_flow.surrogate.recipe import plain_recipe
 from surrogate_flow.surrogate.rollout import pushed_forward, roll_out
 
 if TYPE_CHECKING:
@@ -38,11 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Surrogate"]
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
-
-
-@runtime_checkable
-class _HasMoments(Protocol):
-    def moments(self) -> tuple[np.ndarray, np.ndarray]: ...
+_VALUES = 2**20  # predicted by one forward pass of a direct surrogate, at most
 
 
 class Surrogate(L.LightningModule):
@@ -94,14 +91,14 @@ class Surrogate(L.LightningModule):
         self.recipe = {
             "format": checkpoint.FORMAT,
             "spec": spec.to_plain(),
-            "network": plain_recipe(network),
+            "network": checkpoint.plain_recipe(network),
             "window": _plain_window(self.window),
             "normalisation": normalisation,
         }
         self.network = network(spec, self.window)
         if normalisation not in ("standard", "none"):
-            raise ValueError(
-                f"normalisation: expected 'standard' or 'none', got {normalisation!r}."
+            raise ArgumentError(
+                "normalisation", "'standard' or 'none'", repr(normalisation)
             )
         self.normalisation = (
             Normalisation(spec)
@@ -113,7 +110,7 @@ class Surrogate(L.LightningModule):
         self.scheduler = scheduler
         self._feedback: Feedback | None = None
         self.val_errors = field_metrics(spec, "val_")
-        self.test_errors = detailed_metrics(spec, "test_")
+        self.test_errors = field_metrics(spec, "test_", detailed=True)
 
     def forward(
         self,
@@ -131,17 +128,23 @@ class Surrogate(L.LightningModule):
         )
         return out
 
+    @property
+    def _data(self) -> TrainingData | None:
+        """The data module, if it is one of simulations."""
+        # Lightning sets the attribute, but does not declare it.
+        data = getattr(self.trainer, "datamodule", None)
+        return data if isinstance(data, TrainingData) else None
+
     def on_fit_start(self) -> None:
         """Freeze the normalisation, with the moments of the first fill."""
         if self.normalisation.frozen:
             return
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, _HasMoments):
-            raise TypeError(
-                "normalisation='standard' needs a data module with moments(), got "
-                f"{type(data).__name__}. Use one, or normalisation='none'."
+        if self._data is None:
+            raise ArgumentError(
+                "normalisation='standard': expected a data module with moments, such "
+                "as OnlineData, got none. Use one, or normalisation='none'."
             )
-        self.normalisation.freeze(*data.moments())
+        self.normalisation.freeze(*self._data.moments())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss in normalised units, of the last prediction if unrolled."""
@@ -158,18 +161,17 @@ class Surrogate(L.LightningModule):
         return loss * batch.weight
 
     def on_train_start(self) -> None:
-        """Find out whether the data module wants the loss of each sample."""
-        data = getattr(self.trainer, "datamodule", None)
-        listens = isinstance(data, Observer) and data.observes
-        self._feedback = Feedback(cast(Observer, data)) if listens else None
+        """Compute the loss of each sample where the data module uses it."""
+        data = self._data
+        self._feedback = Feedback(data) if data and data.observes else None
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Hand over the losses that have reached the host's memory."""
+        """Pass on the losses that have reached the host's memory."""
         if self._feedback is not None:
             self._feedback.deliver(wait=False)
 
     def on_train_end(self) -> None:
-        """Hand over the losses that are left."""
+        """Pass on the losses that are left."""
         if self._feedback is not None:
             self._feedback.deliver(wait=True)
             self._feedback = None
@@ -177,10 +179,9 @@ class Surrogate(L.LightningModule):
     def _unrolls(self, batch_idx: int) -> int:
         if not self.window.unroll:
             return 0
-        # Of epoch and batch: the same on all ranks, and in a run that goes on.
-        number = [torch.initial_seed(), self.current_epoch, batch_idx]
-        chance = np.random.default_rng(number)
-        return int(chance.integers(self.window.unroll + 1))
+        # The same on all ranks, and in a resumed run.
+        seed = [torch.initial_seed(), self.current_epoch, batch_idx]
+        return int(np.random.default_rng(seed).integers(self.window.unroll + 1))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the validation errors."""
@@ -242,33 +243,47 @@ class Surrogate(L.LightningModule):
 
         Raises
         ------
-        ValueError
+        ArgumentError
             If a parameter is unknown, missing or not finite, a time lies outside of the
-            spec's, or the history is missing, not needed, too short or not what the
-            solver yields.
+            spec's, or the history is missing, not needed, too short or does not match
+            the spec.
         """
         spec = self.spec
         vector = checked_parameters(spec, parameters)
         first, seen = checked_history(spec, self.window, history)
         times = spec.times[first:] if times is None else times
-        was_training = self.training
-        self.eval()
         row = torch.tensor(vector, dtype=torch.float32, device=self.device)[None]
         past = torch.from_numpy(seen).to(self.device)[None]
-        if self.window.inputs:
-            steps = steps_at(spec, times, first)
-            begin = row.new_full((1,), float(first))
-            count = int(steps.max(initial=first - 1)) + 1 - first
-            rolled = roll_out(self, row, begin, past, count)[0].cpu().numpy()
-            fields = rolled[steps - first]
-        else:
-            at = positions(spec, times)
-            fields = np.empty((len(at), *spec.step_shape), dtype=np.float32)
-            for k, step in enumerate(at):
-                begin = row.new_full((1,), float(step))
-                fields[k] = self(row, begin, past)[0, 0].cpu().numpy()
-        self.train(was_training)
+        was_training = self.training
+        self.eval()
+        try:
+            if self.window.inputs:
+                steps = steps_at(spec, times, first)
+                begin = row.new_full((1,), float(first))
+                count = int(steps.max()) + 1 - first
+                rolled = roll_out(self, row, begin, past, count)[0].cpu().numpy()
+                fields = rolled[steps - first]
+            else:
+                fields = self._at(row, past, row.new_tensor(positions(spec, times)))
+        finally:
+            self.train(was_training)
         return spec.dataset(fields, times, parameters)
+
+    def _at(
+        self,
+        row: Float[Tensor, "1 parameter"],
+        past: Float[Tensor, "1 0 channel *space"],
+        steps: Float[Tensor, " time"],
+    ) -> Float[np.ndarray, "time channel *space"]:
+        """Predict each step directly, a bounded number in a forward pass."""
+        most = max(1, _VALUES // math.prod(self.spec.step_shape))
+        parts = []
+        for part in torch.split(steps, most):
+            parameters = row.expand(len(part), -1)
+            history = past.expand(len(part), *past.shape[1:])
+            parts.append(self(parameters, part, history)[:, 0].cpu())
+        fields: Float[np.ndarray, "time channel *space"] = torch.cat(parts).numpy()
+        return fields
 
     def on_save_checkpoint(self, saved: dict[str, Any]) -> None:
         """Add what `load` needs, as plain values."""
@@ -284,14 +299,14 @@ class Surrogate(L.LightningModule):
 
         Raises
         ------
-        FileNotFoundError, ValueError
+        MissingFileError, ArgumentError
             If there is no checkpoint at `path`, or not one of a surrogate.
         """
         recipe, state = checkpoint.read(path)
         network = class_at(recipe["network"]["class_path"])
         window = class_at(recipe["window"]["class_path"])
         if not (_is_a(network, nn.Module) and _is_a(window, Window)):
-            raise ValueError(
+            raise ArgumentError(
                 f"{path}: expected an nn.Module and a Window, got {network} and "
                 f"{window}. The checkpoint was written by another program."
             )
@@ -311,8 +326,9 @@ def _is_a(value: Any, base: type) -> bool:
 
 def _plain_window(window: Window) -> dict[str, Any]:
     if not dataclasses.is_dataclass(window):
-        raise TypeError(
-            f"window: expected a dataclass of plain values, got "
-            f"{type(window).__name__}. Write it as the shipped ones are."
+        raise ArgumentError(
+            f"window: expected a dataclass of plain values, got {type(window).__name__}"
+            ". Put @dataclass(frozen=True) before the class, as Autoregressive has it."
         )
-    return plain_recipe(partial(type(window), **dataclasses.asdict(window)))
+    arguments = dataclasses.asdict(window)
+    return checkpoint.plain_recipe(partial(type(window), **arguments))

@@ -22,7 +22,7 @@ from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import Solver
 from surrogate_flow.stream import Encoder
 from surrogate_flow.surrogate.batch import Batch
-from surrogate_flow.surrogate.recipe import plain_recipe
+from surrogate_flow.surrogate.checkpoint import plain_recipe
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
-from surrogate_flow.surrogate.metrics import detailed_metrics, field_metrics
+from surrogate_flow.surrogate.metrics import field_metrics
 
 
 def spec(dims=("x", "y"), shape=(7, 3)):
@@ -39,7 +39,7 @@ def fields():
 def test_each_agrees_with_numpy(fields):
     """MSE, relative L2, nRMSE, VRMSE, 99th percentile and maximum of each variable."""
     guess, target = fields
-    got = compute(detailed_metrics(spec(), "test_"), guess, target)
+    got = compute(field_metrics(spec(), "test_", detailed=True), guess, target)
     relative = []
     for channel, name in enumerate("pq"):
         u = target[:, :, channel].astype(np.float64)
@@ -71,7 +71,7 @@ def test_each_agrees_with_numpy(fields):
 def test_each_validation_logs_few(fields):
     """One number for all and five for each variable, the same as those of the test."""
     few = compute(field_metrics(spec(), "val_"), *fields)
-    all_of_them = compute(detailed_metrics(spec(), "test_"), *fields)
+    all_of_them = compute(field_metrics(spec(), "test_", detailed=True), *fields)
     names = ["rmse", "nrmse", "vrmse", "p99", "max"]
     assert set(few) == {"val_relative_l2"} | {
         f"val_{error}_{name}" for error in names for name in "pq"
@@ -111,9 +111,9 @@ def test_a_field_without_dims_has_no_ratios_in_space(fields):
 def test_reset_forgets(fields):
     """What one validation has seen is not in the next."""
     guess, target = fields
-    metrics = detailed_metrics(spec(), "")
+    metrics = field_metrics(spec(), "", detailed=True)
     compute(metrics, guess + 5, target)
     metrics.reset()
     assert compute(metrics, guess, target) == compute(
-        detailed_metrics(spec(), ""), guess, target
+        field_metrics(spec(), "", detailed=True), guess, target
     )
