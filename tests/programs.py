@@ -40,7 +40,7 @@ WORKFLOW = {
 # What Lightning and torch import when they run first.
 IMPORTED = (
     *("surrogate_flow.cli.lightning", "surrogate_flow.data.stored", "torch._dynamo"),
-    *("neuralop.models", "torch_geometric.nn", "tensorboard", "matplotlib.pyplot"),
+    *("neuralop.models", "tensorboard", "matplotlib.pyplot"),
 )
 
 

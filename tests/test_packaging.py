@@ -12,11 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-CONDA_NAMES = {
-    "torch": "pytorch",
-    "matplotlib": "matplotlib-base",
-    "torch-geometric": "pytorch_geometric",
-}
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 
 
 def requirements():

@@ -177,6 +177,16 @@ class FieldSpec:
         """Upper bounds of the parameters."""
         return np.array([p.high for p in self.parameters], dtype=np.float64)
 
+    def axis(self, dim: str) -> Float[np.ndarray, " point"]:
+        """Positions along a dim: of its coordinate, or else 0, 1, 2, ...
+
+        The coordinate is the one of the dim's name, or else the first along the dim.
+        """
+        along = {c.name: c.values for c in self.coordinates if c.dim == dim}
+        size = self.shape[self.dims.index(dim)]
+        values = along.get(dim) or next(iter(along.values()), tuple(range(size)))
+        return np.array(values, dtype=np.float64)
+
     def vector(
         self, parameters: Mapping[str, float]
     ) -> Float[np.ndarray, " parameter"]:

@@ -1,14 +1,16 @@
 """Networks: plain modules, one a file, built by ``network(spec, window)``.
 
-All are called with normalised inputs, ``network(parameters, step, history)``:
+The `FieldSpec` has the grid and the number of channels, the `Window` the numbers of
+steps seen and predicted. All are called with normalised inputs, ``network(parameters,
+step, history)``:
 
 - ``parameters``, of shape (batch, parameter): those of the equation;
-- ``step``, of shape (batch,): the first step to predict;
+- ``step``, of shape (batch,): index of the first step to predict;
 - ``history``, of shape (batch, inputs, channel, *space): the steps just before it, none
   for direct windows;
 
-and return (batch, outputs, channel, *space). ``docs/networks.md`` says how to bring
-your own.
+and return (batch, outputs, channel, *space). ``docs/networks.md`` shows how to add your
+own.
 """
 
 from surrogate_flow.nn.channels import Channels

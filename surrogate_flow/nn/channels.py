@@ -1,4 +1,4 @@
-"""All that a network sees, as channels of one grid."""
+"""All inputs of a network as channels of one grid."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 
@@ -21,12 +22,10 @@ class Channels(nn.Module):
 
     Parameters
     ----------
-    spec : FieldSpec
-        Gives the grid.
-    window : Window
-        Gives the steps of the history, each with a channel for each variable.
+    spec, window
+        As of every network, see `surrogate_flow.nn`.
     network : str
-        Whose input it is, for the errors.
+        Name of the network, for the errors.
     positions : bool
         Whether positions are channels too.
 
@@ -37,9 +36,9 @@ class Channels(nn.Module):
 
     Raises
     ------
-    ValueError
-        If the fields live on no grid or on an unstructured mesh, or if nothing would
-        differ from point to point.
+    ArgumentError
+        If the fields have no grid or an unstructured mesh, or if all points would have
+        the same input.
 
     Examples
     --------
@@ -61,23 +60,17 @@ class Channels(nn.Module):
         super().__init__()
         _require_grid(spec, network)
         if not positions and not window.inputs:
-            raise ValueError(
+            raise ArgumentError(
                 f"{network}: expected positions or a history, got positions=False "
                 f"with {type(window).__name__}, which has no history: every point "
-                "would see the same, and get the same value. Leave positions on, or "
-                "use an autoregressive window."
+                "would get the same value. Set positions=True, or use Autoregressive."
             )
-        self.register_buffer(
-            "positions",
-            torch.from_numpy(_positions(spec)[:, : None if positions else 0]),
-            persistent=False,
-        )
-        self.count = (
-            window.inputs * len(spec.variables)
-            + len(spec.parameters)
-            + 1
-            + self.positions.shape[1]
-        )
+        axes = [_scaled(spec.axis(dim)) for dim in spec.dims]
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"))[None].astype(np.float32)
+        shown = torch.from_numpy(grid[:, : None if positions else 0])
+        self.register_buffer("positions", shown, persistent=False)
+        seen = window.inputs * len(spec.variables)
+        self.count = seen + len(spec.parameters) + 1 + shown.shape[1]
 
     def forward(
         self,
@@ -85,7 +78,7 @@ class Channels(nn.Module):
         step: Float[Tensor, " batch"],
         history: Float[Tensor, "batch inputs channel *space"],
     ) -> Float[Tensor, "batch stacked *space"]:
-        """Stack them, the oldest step of the history first."""
+        """Stack the channels, the oldest step of the history first."""
         batch, space = len(step), self.positions.shape[2:]
         same = torch.cat([parameters, step[:, None]], dim=1)
         same = same.reshape(*same.shape, *(1 for _ in space)).expand(-1, -1, *space)
@@ -96,30 +89,20 @@ class Channels(nn.Module):
 def _require_grid(spec: FieldSpec, network: str) -> None:
     if not spec.dims:
         names = ", ".join(v.name for v in spec.variables)
-        raise ValueError(
+        raise ArgumentError(
             f"{network}: expected fields on a grid, got {names}, which have no dims. "
             "Use surrogate_flow.nn.FullyConnected (--model fully_connected)."
         )
     if spec.cells is not None:
-        raise ValueError(
+        raise ArgumentError(
             f"{network}: expected fields on a structured grid, got an unstructured "
-            f"mesh of {spec.shape[0]} nodes and {len(spec.cells)} cells, where "
-            "neighbours in the array are not neighbours in space. Use a network on "
-            "graphs (--model message_passing), or surrogate_flow.nn.FullyConnected "
-            "(--model fully_connected)."
+            f"mesh of {spec.shape[0]} nodes and {len(spec.cells)} cells. Use "
+            "surrogate_flow.nn.MessagePassingSolver (--model message_passing) or "
+            "surrogate_flow.nn.FullyConnected (--model fully_connected)."
         )
 
 
-def _positions(spec: FieldSpec) -> Float[np.ndarray, "1 dim *space"]:
-    axes = []
-    for dim, size in zip(spec.dims, spec.shape, strict=True):
-        along = {c.name: c.values for c in spec.coordinates if c.dim == dim}
-        # Without a coordinate, points are taken as evenly spaced.
-        values = along.get(dim) or next(iter(along.values()), tuple(range(size)))
-        axis = np.asarray(values, dtype=np.float64)
-        half = (axis.max() - axis.min()) / 2
-        axes.append((axis - axis.min()) / half - 1 if half else np.zeros(size))
-    grids: Float[np.ndarray, "1 dim *space"] = np.stack(
-        np.meshgrid(*axes, indexing="ij")
-    )[None].astype(np.float32)
-    return grids
+def _scaled(axis: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
+    """Return positions from -1 to 1, or 0 if there is one."""
+    half = (axis.max() - axis.min()) / 2
+    return (axis - axis.min()) / half - 1 if half else np.zeros(len(axis))

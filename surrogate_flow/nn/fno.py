@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from surrogate_flow.fields.errors import ArgumentError, MissingPackageError
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.nn.on_grid import OnGrid
@@ -16,15 +17,13 @@ __all__ = ["FNO"]
 class FNO(OnGrid):
     """v_{l+1} = σ(W v_l + F⁻¹(R_l F(v_l))), from a lifting to a projection.
 
-    F is the Fourier transform on the grid, of which R_l changes the lowest modes. On
-    fields in 1, 2, 3 or more dims; it needs ``pip install 'surrogate-flow[networks]'``.
+    F is the Fourier transform on the grid, and R_l a matrix for each of the lowest
+    modes. For fields of any number of dims, by neuraloperator.
 
     Parameters
     ----------
-    spec : FieldSpec
-        Gives the grid and the number of channels.
-    window : Window
-        Steps seen and steps predicted.
+    spec, window
+        As of every network, see `surrogate_flow.nn`.
     modes : int or sequence of int
         Modes kept along each dim, positive and negative frequencies counted: 16 are
         those of up to 8 waves. On a grid of fewer points all are kept.
@@ -41,9 +40,9 @@ class FNO(OnGrid):
 
     Raises
     ------
-    ValueError
-        If the fields live on no grid or on a mesh, or an argument is out of range.
-    ImportError
+    ArgumentError
+        If the fields have no grid or a mesh, or an argument is out of range.
+    MissingPackageError
         If neuraloperator is not installed.
 
     References
@@ -66,18 +65,16 @@ class FNO(OnGrid):
         dims = len(spec.dims)
         wanted = [modes] * dims if isinstance(modes, int) else list(modes)
         if len(wanted) != dims or min(wanted, default=1) < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"FNO: expected modes as one number >= 1, or as one for each of the "
                 f"{dims} dims {spec.dims}, got {modes}."
             )
         if width < 1 or layers < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"FNO: expected width >= 1 and layers >= 1, got {width} and {layers}."
             )
         if not 0 <= padding < 1:
-            raise ValueError(
-                f"FNO: expected padding as a part of the grid in [0, 1), got {padding}."
-            )
+            raise ArgumentError("FNO: padding", "a part of the grid in [0, 1)", padding)
         super().__init__(
             spec,
             window,
@@ -100,9 +97,8 @@ def _spectral() -> Any:
         with warnings.catch_warnings():
             from surrogate_flow.nn.spectral import AnySizeSpectralConv
     except ImportError as error:
-        raise ImportError(
-            f"FNO needs neuraloperator, which cannot be imported ({error}): "
-            "pip install 'surrogate-flow[networks]'. UNet (--model unet) needs "
-            "nothing more."
+        raise MissingPackageError(
+            f"FNO needs neuraloperator, which cannot be imported ({error}). Type "
+            "pip install 'surrogate-flow[networks]', or use UNet (--model unet)."
         ) from error
     return AnySizeSpectralConv

@@ -1,4 +1,4 @@
-"""The fully connected network, first used for the heat experiment."""
+"""The fully connected network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.names import class_at
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
@@ -24,10 +25,8 @@ class FullyConnected(nn.Module):
 
     Parameters
     ----------
-    spec : FieldSpec
-        Gives the number of inputs and of outputs.
-    window : Window
-        Steps seen and steps predicted.
+    spec, window
+        As of every network, see `surrogate_flow.nn`.
     widths : sequence of int
         Features of each hidden layer.
     activation : str
@@ -35,7 +34,7 @@ class FullyConnected(nn.Module):
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If a width is not positive, or the activation is no module.
 
     References
@@ -55,13 +54,13 @@ class FullyConnected(nn.Module):
     ) -> None:
         super().__init__()
         if not widths or min(widths) < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"FullyConnected: expected positive widths, got {list(widths)}. Give "
                 "one number for each hidden layer, such as [256, 256]."
             )
         sigma = class_at(activation)
         if not (isinstance(sigma, type) and issubclass(sigma, nn.Module)):
-            raise ValueError(
+            raise ArgumentError(
                 "FullyConnected: expected the import path of an activation, such as "
                 f"torch.nn.GELU, got {activation!r}, which is {sigma!r}."
             )

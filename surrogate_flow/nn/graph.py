@@ -1,4 +1,4 @@
-"""Which nodes of a grid or a mesh exchange messages."""
+"""The graph of a grid, of scattered points or of a mesh."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec
 
 __all__ = ["Graph", "graph_of"]
@@ -21,12 +22,12 @@ class Graph:
     Parameters
     ----------
     places : array
-        Where each node is, of order one: from -1 to 1 along the longest side, or sine
-        and cosine of the way round along each periodic one.
+        Position of each node, from -1 to 1 along the longest side; sine and cosine of
+        the angle along each dim if periodic.
     edges : array
         Sender and receiver of each message, sorted by receiver.
     offsets : array
-        From sender to receiver, in units of the root mean square of all.
+        From sender to receiver, divided by the root mean square of all.
     """
 
     places: Float[np.ndarray, "node place"]
@@ -37,43 +38,43 @@ class Graph:
 def graph_of(spec: FieldSpec, neighbours: int = 3, periodic: bool = False) -> Graph:
     """Return the graph of a spec's grid, points or mesh.
 
-    On a mesh nodes that share a cell are joined. On a grid of d dims a node hears from
-    the 2 d `neighbours` nearest, counted in cells, and from all that are as near as the
-    farthest of them; scattered points from as many nearest.
+    On a mesh, nodes that share a cell are joined. On a grid of d dims each node
+    receives from the 2 d `neighbours` nearest, counted in cells, and from all as near
+    as the farthest of them; a scattered point from as many nearest.
 
     Parameters
     ----------
     spec : FieldSpec
     neighbours : int
-        On each side of a node in one dim; a mesh has its own.
+        On each side of a node in one dim; not used on a mesh.
     periodic : bool
         Whether the last cell of each dim of a grid is followed by the first.
 
     Raises
     ------
-    ValueError
-        If there are no two nodes, or no positions, or nothing that could be periodic.
+    ArgumentError
+        If there are no two nodes or no positions, or `periodic` is not for a grid.
     """
     nodes = int(np.prod(spec.shape))
     if not spec.dims or nodes < 2:
-        raise ValueError(
+        raise ArgumentError(
             "MessagePassingSolver: expected fields on a grid or a mesh, between whose "
             f"nodes messages pass, got the dims {spec.dims} of the sizes {spec.shape}. "
             "Use surrogate_flow.nn.FullyConnected (--model fully_connected)."
         )
     if neighbours < 1 or neighbours != int(neighbours):
-        raise ValueError(f"neighbours: expected a whole number >= 1, got {neighbours}.")
+        raise ArgumentError("neighbours", "a whole number >= 1", neighbours)
     along = [c for c in spec.coordinates if c.dim == spec.dims[0]]
     if len(spec.dims) == 1 and (spec.cells is not None or len(along) > 1):
         if periodic:
-            raise ValueError(
+            raise ArgumentError(
                 "periodic: expected a grid, got a mesh or scattered points along "
-                f"{spec.dims[0]!r}, of which nobody knows how they repeat."
+                f"{spec.dims[0]!r}. Set periodic=False."
             )
         if not along:
-            raise ValueError(
-                f"Messages tell where they come from: expected coordinates along "
-                f"{spec.dims[0]!r}, got none. Give the spec the positions of its nodes."
+            raise ArgumentError(
+                f"MessagePassingSolver: expected coordinates along {spec.dims[0]!r}, "
+                "got none. Add the positions of the nodes to the solver's spec."
             )
         points = np.stack([c.values for c in along], axis=-1)
         pairs = (
@@ -82,17 +83,12 @@ def graph_of(spec: FieldSpec, neighbours: int = 3, periodic: bool = False) -> Gr
             else _in_a_cell(spec.cells)
         )
         return _graph(points, pairs, None)
-    axes = [_axis(spec, dim, n) for dim, n in zip(spec.dims, spec.shape, strict=True)]
+    axes = [spec.axis(dim) for dim in spec.dims]
     points = np.stack([x.ravel() for x in np.meshgrid(*axes, indexing="ij")], axis=-1)
     pairs = _on_a_grid(spec.shape, neighbours, periodic)
     # The last cell is as wide as the others are in the mean.
     period = [(x[-1] - x[0]) * len(x) / max(len(x) - 1, 1) for x in axes]
     return _graph(points, pairs, np.array(period) if periodic else None)
-
-
-def _axis(spec: FieldSpec, dim: str, size: int) -> Float[np.ndarray, " size"]:
-    along = [c.values for c in spec.coordinates if c.dim == dim]
-    return np.array(along[0] if along else range(size), dtype=np.float64)
 
 
 def _near(
@@ -116,10 +112,9 @@ def _on_a_grid(
     # The first is the node's own.
     reach = distances[2 * len(shape) * neighbours] + 1e-6
     if periodic and min(shape) <= 2 * reach:
-        raise ValueError(
+        raise ArgumentError(
             f"periodic: expected more than {int(2 * reach)} cells along each dim, got "
-            f"{shape}: a node would hear from another from both sides. Take fewer "
-            "neighbours."
+            f"{shape}: a node would be its neighbour's on both sides. Lower neighbours."
         )
     cells = np.indices(shape).reshape(len(shape), -1).T.astype(np.float64)
     tree = cKDTree(cells, boxsize=np.array(shape) if periodic else None)

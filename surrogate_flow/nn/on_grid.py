@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.names import class_at, nearest
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
@@ -22,10 +23,8 @@ class OnGrid(nn.Module):
 
     Parameters
     ----------
-    spec : FieldSpec
-        Gives the grid and the number of channels.
-    window : Window
-        Steps seen and steps predicted.
+    spec, window
+        As of every network, see `surrogate_flow.nn`.
     module : str
         Import path of a ``torch.nn.Module`` that is built with the keywords
         ``in_channels`` and ``out_channels``, and maps (batch, in_channels, *space) to
@@ -37,9 +36,9 @@ class OnGrid(nn.Module):
 
     Raises
     ------
-    ValueError
-        If there is no such module, its arguments do not fit, or the fields live on no
-        grid or on a mesh.
+    ArgumentError
+        If there is no such module, its arguments do not fit, or the fields have no grid
+        or a mesh.
 
     Examples
     --------
@@ -70,7 +69,7 @@ class OnGrid(nn.Module):
         self.channels = Channels(spec, window, network=name, positions=positions)
         kind = class_at(module)
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise ValueError(
+            raise ArgumentError(
                 f"{name}: expected the import path of a torch.nn.Module, got "
                 f"{module!r}, which is {kind!r}."
             )
@@ -95,7 +94,7 @@ class OnGrid(nn.Module):
         out: Tensor = self.module(self.channels(parameters, step, history))
         expected = (len(step), self.shape[0] * self.shape[1], *self.shape[2:])
         if out.shape != expected:
-            raise ValueError(
+            raise ArgumentError(
                 f"{self.path}: expected an output of shape {expected}, (batch, "
                 f"out_channels, *space), got {tuple(out.shape)}. Choose arguments that "
                 "keep the size of the grid, such as padding = kernel_size // 2."
@@ -113,10 +112,10 @@ def _built(
         given = [*channels, *arguments]
         known = [key for key in signature.parameters if key != "self"]
         wrong = next((key for key in given if key not in known), "")
-        raise ValueError(
-            f"{place}: expected a module that is built with {', '.join(channels)}, "
-            f"from here, and the arguments of the recipe, got {list(arguments)}: "
-            f"{error}. {nearest(wrong, known)}"
+        raise ArgumentError(
+            f"{place}: expected a module that takes {', '.join(channels)} and the "
+            f"arguments of the recipe, got {list(arguments)}: {error}. "
+            f"{nearest(wrong, known)}"
         ) from error
     return kind(**arguments, **channels)
 
@@ -124,6 +123,6 @@ def _built(
 def _tensors_only(
     _: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
 ) -> None:
-    # neuralop adds the arguments that it was built with, functions and classes among
-    # them: a checkpoint with code, which would not open as data.
+    # neuralop adds its arguments, functions and classes among them: a checkpoint with
+    # code, which would not open as data.
     state.pop("_metadata", None)

@@ -1,4 +1,4 @@
-"""A U-Net for fields in one, two or three dims, conditioned on parameters and step."""
+"""The U-Net, conditioned on parameters and step."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.nn.channels import Channels
@@ -25,19 +26,17 @@ _PADDINGS = ("zeros", "circular", "replicate")
 class UNet(nn.Module):
     """Residual blocks on finer and coarser grids, those of one size joined by a skip.
 
-    The parameters and the step scale and shift the normalised features of every block;
-    they are channels of the input too. Any size of grid will do: n points become
-    ⌈n / 2⌉ on the next level, and n again on the way back.
+    Each block scales and shifts its normalised features by the parameters and the step,
+    which are channels of the input too. For one, two or three dims of any size: n
+    points become ⌈n / 2⌉ on the next level, and n again on the way back.
 
     Parameters
     ----------
-    spec : FieldSpec
-        Gives the grid and the number of channels.
-    window : Window
-        Steps seen and steps predicted.
+    spec, window
+        As of every network, see `surrogate_flow.nn`.
     widths : sequence of int
-        Channels of each level, finest first. Levels that would be coarser than a
-        single point are left out.
+        Channels of each level, finest first. Levels coarser than one point are left
+        out.
     padding : {"zeros", "circular", "replicate"}
         What convolutions see beyond the grid; ``circular`` for periodic fields.
     positions : bool
@@ -45,8 +44,8 @@ class UNet(nn.Module):
 
     Raises
     ------
-    ValueError
-        If the fields live on no grid or on a mesh, or an argument is out of range.
+    ArgumentError
+        If the fields have no grid or a mesh, or an argument is out of range.
 
     References
     ----------
@@ -66,17 +65,17 @@ class UNet(nn.Module):
         super().__init__()
         self.channels = Channels(spec, window, network="UNet", positions=positions)
         if len(spec.dims) > len(_CONVOLUTIONS):
-            raise ValueError(
+            raise ArgumentError(
                 f"UNet: expected one, two or three dims, got {spec.dims}. Use "
                 "surrogate_flow.nn.FNO (--model fno)."
             )
         if not widths or min(widths) < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"UNet: expected positive widths, got {list(widths)}. Give one number "
                 "for each level, such as [32, 64, 128]."
             )
         if padding not in _PADDINGS:
-            raise ValueError(
+            raise ArgumentError(
                 f"UNet: expected a padding among {_PADDINGS}, got {padding!r}."
             )
         widths = list(widths)[: max(spec.shape).bit_length()]
@@ -122,7 +121,7 @@ class UNet(nn.Module):
         x = self.middle(x, condition)
         for finer, block in zip(self.finer[::-1], self.up[::-1], strict=True):
             skip = skips.pop()
-            # To the size of the skip: where it is odd, the last point has no twin.
+            # To the size of the skip, which may be odd.
             x = finer(F.interpolate(x, size=skip.shape[2:], mode="nearest"))
             x = block(torch.cat([x, skip], dim=1), condition)
         out: Tensor = self.leave(x)

@@ -108,8 +108,8 @@ def checked_history(
     if len(fields) < inputs:
         raise ArgumentError(
             f"predict: expected a history of {inputs} steps, got "
-            f"{len(fields) or 'none'}. Give the first steps of a simulation, such as those at "
-            f"{list(spec.times[:inputs])}{units}."
+            f"{len(fields) or 'none'}. Give the first steps of a simulation, such as "
+            f"those at {list(spec.times[:inputs])}{units}."
         )
     if after >= spec.steps:
         raise ArgumentError(

@@ -297,7 +297,7 @@ def test_history_comes_first_and_oldest_first():
 
 LIGHT = """
 import json, sys, surrogate_flow.nn
-heavy = [m for m in ("neuralop", "torch_geometric", "wandb") if m in sys.modules]
+heavy = [m for m in ("neuralop", "wandb") if m in sys.modules]
 import warnings, threading
 from surrogate_flow.nn import FNO
 from surrogate_flow.solvers import Heat2D
