@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 _SPENT = "solver_seconds"
 
 
+# Raised by zarr for a part that is missing or damaged.
+_DAMAGED = (KeyError, ValueError, TypeError, OSError, RuntimeError)
+
+
 class Archive:
     """u[simulation, time, *space] of each variable, in Zarr format 3.
 
@@ -52,7 +56,7 @@ class Archive:
         Number of all, and of those that are kept apart from training.
     parameters : array of shape (simulation, parameter)
     attributes : dict
-        Provenance; what is nested is JSON text.
+        Provenance; nested values are JSON text.
 
     Raises
     ------
@@ -80,11 +84,10 @@ class Archive:
             self.simulations = int(self._state.shape[0])
             names = [p.name for p in self.spec.parameters]
             columns = layout.columns(path, self._group, names, self.simulations)
-        except (KeyError, ValueError, TypeError, OSError, RuntimeError) as error:
+        except _DAMAGED as error:
             raise ArchiveError(
                 f"{path} is damaged ({type(error).__name__}: {error}): a part that all "
-                "data sets have is missing, or cut off. Copy it again, or generate it "
-                "anew."
+                "data sets have is missing, or cut off. Copy it or generate it again."
             ) from error
         self.parameters: Float64[np.ndarray, "simulation parameter"] = np.array(
             columns, dtype=np.float64
@@ -95,7 +98,7 @@ class Archive:
     def prepare(
         cls, path: Path, provenance: Provenance, simulations: Sequence[Simulation]
     ) -> Self:
-        """Create a data set, or go on with one of the same simulations.
+        """Create a data set, or open one of the same simulations to add to it.
 
         No other process can do so until `release`, or the end of this one.
 
@@ -104,47 +107,35 @@ class Archive:
         path : Path
         provenance : Provenance
         simulations : sequence of Simulation
-            All that shall be in it, those that are there included.
+            All that shall be in it, present ones included.
 
         Raises
         ------
         ArchiveError
-            If it is of other simulations, cannot be written, or another process adds
-            to it.
+            If it has other simulations, cannot be written, or another process adds to
+            it.
         """
         parameters = [simulation.parameters for simulation in simulations]
-        vectors = np.array([provenance.spec.vector(p) for p in parameters])
-        # An empty folder becomes the data set.
-        made = path.is_dir() and not any(path.iterdir())
-        if made or not path.exists():
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             try:
                 layout.create_group(path, provenance, parameters)
             except OSError as error:
                 # Unless another process has just created it.
-                if made or not path.exists():
+                if not (path / "zarr.json").is_file():
                     raise ArchiveError(
-                        f"{path} cannot be written ({error}). Make room there, or name "
-                        "another place."
+                        f"{path} cannot be written ({error}). Make room there, or give "
+                        "another path."
                     ) from error
-        archive = cls(path)
-        provenance.require_same(archive.attributes, str(path))
-        common = min(len(vectors), archive.simulations)
-        differing = np.any(archive.parameters[:common] != vectors[:common], axis=1)
-        if differing.any():
-            row = int(np.flatnonzero(differing)[0])
-            raise ArchiveError(
-                f"{path} has other parameters for simulation {row}: expected "
-                f"{vectors[row].tolist()}, got {archive.parameters[row].tolist()}. "
-                "Nothing was changed in it. The sampler draws otherwise than the one "
-                "that it was generated with: give another path."
-            )
         if not os.access(path, os.W_OK):
             raise ArchiveError(f"{path} is not writable for you: give another path.")
         lock = layout.lock_folder(path)
         try:
-            # Another process may have added to it before the lock was acquired.
             archive = cls(path)
-            grown = len(vectors) - archive.simulations
+            provenance.require_same(archive.attributes, str(path))
+            archive._require_parameters(
+                np.array([provenance.spec.vector(p) for p in parameters])
+            )
+            grown = len(parameters) - archive.simulations
             if grown > 0 or (grown == 0 and not archive._even):
                 layout.add_rows(
                     archive._group, archive.spec, parameters, archive.held_out
@@ -157,6 +148,21 @@ class Archive:
         archive._lock = lock
         return archive
 
+    def _require_parameters(
+        self, vectors: Float64[np.ndarray, "simulation parameter"]
+    ) -> None:
+        """Refuse simulations of the same numbers and other parameters."""
+        common = min(len(vectors), self.simulations)
+        differing = np.any(self.parameters[:common] != vectors[:common], axis=1)
+        if differing.any():
+            row = int(differing.argmax())
+            raise ArchiveError(
+                f"{self.path} has other parameters for simulation {row}: expected "
+                f"{vectors[row].tolist()}, got {self.parameters[row].tolist()}. "
+                "Nothing was changed in it. The sampler draws other points than when "
+                "the data set was generated: give another path."
+            )
+
     def release(self) -> None:
         """Let other processes add to it; may be called again."""
         if self._lock is not None:
@@ -164,21 +170,21 @@ class Archive:
 
     @property
     def _even(self) -> bool:
-        """Whether no growth was interrupted."""
+        """Whether all arrays have as many rows: no growth was interrupted."""
         names = [p.name for p in self.spec.parameters]
         sizes = {self._group[n].shape[0] for n in (*names, layout.ROW)}
         return sizes | {a.shape[0] for a in self._arrays} == {self.simulations}
 
     @property
     def writer(self) -> Writer:
-        """What workers write with."""
+        """The writer for workers."""
         return Writer(str(self.path.resolve()), self.chunk_steps)
 
     def states(self) -> Int[np.ndarray, " simulation"]:
         """Return of each simulation whether it is absent, complete or failed."""
         try:
             states: Int[np.ndarray, " simulation"] = self._state[:]
-        except (OSError, ValueError, RuntimeError) as error:
+        except _DAMAGED as error:
             raise ArchiveError(
                 f"{self.path} is damaged: its array {STATE!r} cannot be read "
                 f"({type(error).__name__}: {error}). Copy the data set again."
@@ -190,28 +196,24 @@ class Archive:
         return [int(n) for n in np.flatnonzero(self.states() == COMPLETE)]
 
     def fail(self, simulation: int) -> None:
-        """Mark a simulation that failed for good, unless it is complete.
+        """Mark a simulation that failed permanently, unless it is complete.
 
         A disk error is logged: an unmarked simulation counts as absent.
         """
         try:
             if self._state[simulation] != COMPLETE:
                 self._state[simulation] = FAILED
-        except (OSError, ValueError, RuntimeError) as error:
-            logger.error(
-                "%s: simulation %d was not marked as failed (%s).",
-                self.path,
-                simulation,
-                error,
-            )
+        except _DAMAGED as error:
+            what = f"{self.path}: simulation {simulation}"
+            logger.error("%s was not marked as failed (%s).", what, error)
 
     @property
     def solver_seconds(self) -> float:
-        """Of all simulations that were run to fill it, together."""
+        """Seconds of all simulations that were run to fill it."""
         return float(self.attributes.get(_SPENT, 0.0))
 
     def spend(self, seconds: float) -> None:
-        """Note that simulations have taken so much longer."""
+        """Add to `solver_seconds`."""
         self.attributes[_SPENT] = self.solver_seconds + seconds
         try:
             self._group.attrs[_SPENT] = self.attributes[_SPENT]
@@ -234,8 +236,7 @@ class Archive:
             number, names = next(iter(lost.items()))
             raise ArchiveError(
                 f"{self.path} is cut off: {count} chunks are missing or empty, "
-                f"{names[0]} of simulation {number} first. A copy was interrupted, a "
-                "disk was full, or files were deleted. Copy it again, or type the "
+                f"{names[0]} of simulation {number} first. Copy it again, or type the "
                 "command that generated it, which adds what is missing."
             )
 
@@ -246,20 +247,20 @@ class Archive:
         return lost
 
     def _lost_chunks(self, simulations: Collection[int]) -> dict[int, list[str]]:
-        # Zarr takes a chunk that is not there for one full of NaN.
+        # Zarr reads a missing chunk as NaN.
         chunks = range(-(-self.spec.steps // self.chunk_steps))
         lost: dict[int, list[str]] = {}
         for variable in self.spec.variables:
             for n in simulations:
-                dims = len(self.spec.dims)
-                for name in layout.chunk_files(variable.name, n, chunks, dims):
-                    try:
-                        present = (self.path / name).stat().st_size > 0
-                    except FileNotFoundError:
-                        present = False
-                    if not present:
+                for name in self._chunk_files(variable.name, n, chunks):
+                    path = self.path / name
+                    if not path.is_file() or not path.stat().st_size:
                         lost.setdefault(n, []).append(name)
         return lost
+
+    def _chunk_files(self, variable: str, simulation: int, chunks: range) -> list[str]:
+        space = ".0" * len(self.spec.dims)
+        return [f"{variable}/c.{simulation}.{k}{space}" for k in chunks]
 
     def read(
         self,
@@ -278,21 +279,20 @@ class Archive:
         try:
             for channel, array in enumerate(self._arrays):
                 out[:, channel] = array[simulation, first:stop]
-        except (OSError, ValueError, RuntimeError) as error:
+        except _DAMAGED as error:
             raise self._unreadable(simulation, first, stop, str(error)) from error
         if not np.isfinite(out.sum(dtype=np.float64)):
-            why = "some are missing, or NaN, which no simulation yields"
-            raise self._unreadable(simulation, first, stop, why)
+            raise self._unreadable(simulation, first, stop, "values are missing or NaN")
 
     def _unreadable(
         self, simulation: int, first: int, stop: int, why: str
     ) -> ArchiveError:
         """Return an error that names the first chunk that is damaged."""
         where = f"{self.path}: steps {first} to {stop - 1} of simulation {simulation}"
-        size, dims = self.chunk_steps, len(self.spec.dims)
+        size = self.chunk_steps
         chunks = range(first // size, -(-stop // size))
         for variable, array in zip(self.spec.variables, self._arrays, strict=True):
-            names = layout.chunk_files(variable.name, simulation, chunks, dims)
+            names = self._chunk_files(variable.name, simulation, chunks)
             for k, name in zip(chunks, names, strict=True):
                 if not _readable(array, simulation, slice(k * size, (k + 1) * size)):
                     return ArchiveError(
@@ -301,24 +301,17 @@ class Archive:
                         "command that generated it."
                     )
         return ArchiveError(
-            f"{where} could not be read ({why}), and now they can: the disk did not "
-            "answer for a while. Type the command again."
+            f"{where} could not be read ({why}) and now can be. Type the command again."
         )
 
     def size(self) -> int:
         """Return the bytes on disk."""
-        folders = [self.path, *(p for p in self.path.iterdir() if p.is_dir())]
-        return sum(
-            entry.stat().st_size
-            for folder in folders
-            for entry in os.scandir(folder)
-            if entry.is_file()
-        )
+        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
 
 
 def _readable(array: Any, simulation: int, steps: slice) -> bool:
     """Whether some steps can be read, and none is missing."""
     try:
         return bool(np.isfinite(array[simulation, steps]).all())
-    except (OSError, ValueError, RuntimeError):
+    except _DAMAGED:
         return False

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,14 @@ from jaxtyping import Float64
 from zarr.codecs import ZstdCodec
 
 from surrogate_flow.dataset.provenance import Provenance
-from surrogate_flow.dataset.writer import STATE, ArchiveError
-from surrogate_flow.fields.quantities import attributes
+from surrogate_flow.dataset.writer import ABSENT, COMPLETE, FAILED, STATE, ArchiveError
+from surrogate_flow.fields.quantities import Coordinate, attributes
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import LOCK, DirectoryLock
 
 __all__ = [
     "ROW",
     "add_rows",
-    "chunk_files",
     "columns",
     "consolidate",
     "create_group",
@@ -62,8 +62,7 @@ def open_group(path: Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArchiveError(
             f"{path} cannot be read as a Zarr group ({type(error).__name__}: {error}). "
-            "Its zarr.json is cut off, not readable for you, or of something else: "
-            "copy the data set again, or generate it anew in another place."
+            "Copy the data set again, or generate it in another place."
         ) from error
 
 
@@ -84,37 +83,27 @@ def create_group(path: Path, provenance: Provenance, parameters: Sequence[Any]) 
 def lock_folder(path: Path) -> DirectoryLock:
     """Keep other processes from adding to a data set, and remove half-written chunks.
 
-    The workers of this process write without asking, wherever they are.
+    The workers of this process write without a lock.
 
     Raises
     ------
     ArchiveError
-        If another process adds to it now, which is named.
+        With the process that adds to it now.
     """
     lock = DirectoryLock(path)
     if lock.holder:
         raise ArchiveError(
-            f"{path} is written by another run: {lock.holder}. Nothing was changed in "
-            "it. Wait until that has ended, or end it, and type this again; or give "
-            "another path."
+            f"{path} is written by another run: {lock.holder}. Type this again when "
+            "that has ended, or give another path."
         )
     if lock.acquired:
         for part in path.glob("*/*.partial"):
             part.unlink(missing_ok=True)
     else:
         logger.warning(
-            "%s cannot be locked, which its file system does not allow: start no "
-            "second run that writes there.",
-            path,
+            "%s cannot be locked on its file system: start no second run there.", path
         )
     return lock
-
-
-def chunk_files(
-    variable: str, simulation: int, chunks: Sequence[int], dims: int
-) -> list[str]:
-    """Return the files of some chunks of a simulation, within the data set."""
-    return [f"{variable}/c.{simulation}.{k}{'.0' * dims}" for k in chunks]
 
 
 def _chunk_steps(spec: FieldSpec) -> int:
@@ -125,65 +114,78 @@ def _chunk_steps(spec: FieldSpec) -> int:
     return -(-spec.steps // chunks)
 
 
-def _arrays(folder: Path, spec: FieldSpec, described: Mapping[str, Any]) -> Any:
-    """Create all arrays, for no simulation yet, and return their group.
-
-    Raises
-    ------
-    ArchiveError
-        If the spec uses a name that the data set needs itself.
-    """
+def _arrays(folder: Path, spec: FieldSpec, noted: Mapping[str, Any]) -> Any:
+    """Create all arrays, without rows, and return their group."""
     group = zarr.open_group(folder, mode="w-", zarr_format=3)
     own = {ROW, HELD_OUT, STATE}
     named = [*spec.dims, *(p.name for p in spec.parameters)]
     named += [v.name for v in spec.variables] + [c.name for c in spec.coordinates]
     if odd := [n for n in named if "/" in n or n.startswith((".", "__"))]:
         raise ArchiveError(
-            f"The name {odd[0]!r} of a quantity cannot be that of an array in Zarr: "
-            "rename it in the solver, without '/', and not beginning with '.' or '__'."
+            f"{odd[0]!r} cannot be the name of a Zarr array: rename it in the solver, "
+            "without '/', and not beginning with '.' or '__'."
         )
     if taken := own.intersection(named):
         raise ArchiveError(
-            f"A data set has arrays {sorted(own)} of its own, and the spec has a "
-            f"quantity of the name {min(taken)!r}: rename it in the solver."
+            f"A data set has arrays {sorted(own)} of its own, and so has the spec "
+            f"{min(taken)!r}: rename it in the solver."
         )
     labels = [c.name for c in spec.coordinates if c.name not in spec.dims]
     names = [HELD_OUT, *(p.name for p in spec.parameters), *labels]
-    group.attrs.update({**described, "coordinates": " ".join(names)})
+    group.attrs.update({**noted, "coordinates": " ".join(names)})
+    create = partial(group.create_array, chunk_key_encoding=_FLAT)
     for variable in spec.variables:
-        _create(
-            group,
+        create(
             variable.name,
-            (ROW, "time", *spec.dims),
-            (0, spec.steps, *spec.shape),
-            (1, _chunk_steps(spec), *spec.shape),
-            attributes(variable.units, variable.long_name),
+            shape=(0, spec.steps, *spec.shape),
+            chunks=(1, _chunk_steps(spec), *spec.shape),
+            dtype="float32",
             fill_value=np.nan,
             compressors=ZstdCodec(level=1, checksum=True),
+            dimension_names=(ROW, "time", *spec.dims),
+            attributes=attributes(variable.units, variable.long_name),
         )
-    _create(
-        group,
+    create(
         STATE,
-        (ROW,),
-        (0,),
-        (1,),
-        {
-            "flag_values": [0, 1, 2],
+        shape=(0,),
+        chunks=(1,),
+        dtype="uint8",
+        compressors=None,
+        dimension_names=(ROW,),
+        attributes={
+            "flag_values": [ABSENT, COMPLETE, FAILED],
             "flag_meanings": "absent complete failed",
             "long_name": "whether all steps of the simulation are there",
         },
-        dtype="uint8",
-        compressors=None,
     )
-    _values(group, "time", "time", spec.times, attributes(spec.time_units, "time"))
-    for c in spec.coordinates:
-        _values(group, c.name, c.dim, c.values, attributes(c.units, c.name))
+    for c in (
+        Coordinate("time", "time", spec.times, spec.time_units),
+        *spec.coordinates,
+    ):
+        create(
+            c.name,
+            data=np.array(c.values),
+            chunks=(len(c.values),),
+            dimension_names=(c.dim,),
+            attributes=attributes(c.units, c.name),
+        )
+    held_out = {"long_name": "kept apart from training, for validation"}
+    rows: dict[str, tuple[str, dict[str, Any]]] = {
+        ROW: ("int64", {"long_name": "number of the simulation"}),
+        HELD_OUT: ("bool", held_out),
+    }
     for p in spec.parameters:
         bounds = {"valid_min": p.low, "valid_max": p.high}
-        _rows(group, p.name, "float64", {**attributes(p.units), **bounds})
-    _rows(group, ROW, "int64", {"long_name": "number of the simulation"})
-    held_out = {"long_name": "kept apart from training, for validation"}
-    _rows(group, HELD_OUT, "bool", held_out)
+        rows[p.name] = ("float64", {**attributes(p.units), **bounds})
+    for name, (dtype, described) in rows.items():
+        create(
+            name,
+            shape=(0,),
+            chunks=(_ROWS,),
+            dtype=dtype,
+            dimension_names=(ROW,),
+            attributes=described,
+        )
     return group
 
 
@@ -193,10 +195,7 @@ def add_rows(
     parameters: Sequence[Mapping[str, float]],
     held_out: int,
 ) -> None:
-    """Grow all arrays to so many simulations.
-
-    The state grows last: a growth that was interrupted is done again.
-    """
+    """Grow all arrays, `STATE` last, so that an interrupted growth is repeated."""
     count = len(parameters)
     vectors = np.array([spec.vector(p) for p in parameters])
     values = {p.name: vectors[:, k] for k, p in enumerate(spec.parameters)}
@@ -212,13 +211,8 @@ def add_rows(
 def columns(
     folder: Path, group: Any, names: Sequence[str], count: int
 ) -> list[Float64[np.ndarray, " simulation"]]:
-    """Read the parameters of the first simulations.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a chunk is missing, which Zarr takes for one full of zeros.
-    """
+    """Read the parameters of the first simulations."""
+    # Zarr reads a missing chunk as zeros.
     for name in names:
         for k in range(-(-count // group[name].chunks[0])):
             if not (folder / name / f"c.{k}").is_file():
@@ -227,45 +221,9 @@ def columns(
 
 
 def consolidate(folder: Path) -> None:
-    """Gather the metadata of all arrays in one file, which xarray opens faster."""
+    """Copy the metadata of all arrays into one file, which xarray opens faster."""
     with warnings.catch_warnings():
-        # Not part of Zarr 3 yet; readers that do not know it ignore it.
+        # Not part of Zarr 3 yet; other readers ignore it.
         warnings.filterwarnings("ignore", "Consolidated metadata")
         warnings.filterwarnings("ignore", f"Object at {LOCK} ")
         zarr.consolidate_metadata(folder)
-
-
-def _values(
-    group: Any, name: str, dim: str, values: Sequence[float], attrs: dict[str, Any]
-) -> None:
-    size = (len(values),)
-    _create(group, name, (dim,), size, size, attrs, dtype="float64")[:] = values
-
-
-def _rows(group: Any, name: str, dtype: str, attrs: dict[str, Any]) -> None:
-    _create(group, name, (ROW,), (0,), (_ROWS,), attrs, dtype=dtype)
-
-
-def _create(
-    group: Any,
-    name: str,
-    dims: tuple[str, ...],
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    attrs: dict[str, Any],
-    *,
-    dtype: str = "float32",
-    fill_value: Any = 0,
-    compressors: Any = "auto",
-) -> Any:
-    return group.create_array(
-        name,
-        shape=shape,
-        chunks=chunks,
-        dtype=dtype,
-        fill_value=fill_value,
-        compressors=compressors,
-        dimension_names=dims,
-        attributes=attrs,
-        chunk_key_encoding=_FLAT,
-    )

@@ -1,4 +1,4 @@
-"""Where a data set comes from: solver, sampler, versions, date and command."""
+"""The provenance of a data set: solver, sampler, versions, date and command."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PLAIN = (str, int, float, bool, type(None))
 # What simulations of one data set share, and its attribute, from coarse to fine.
 _SAME = ("solver", "sampler", "held_out", "spec")
 _SHIPPED = "surrogate_flow.solvers."
-# They state, check and label what others compute.
+# They state, check and label; no result depends on them.
 _NO_NUMERICS = {f"{_SHIPPED}{name}" for name in ("grid", "process", "solver")}
 _INSTALLED = {"site-packages", "dist-packages"}
 
@@ -72,9 +72,9 @@ class Provenance:
         return cls(solver.spec, described, recipe_of(sampler), held_out, workflow)
 
     def attributes(self) -> dict[str, Any]:
-        """Return all that is noted in a new data set; what is nested is JSON text.
+        """Return the attributes of a new data set; nested ones are JSON text.
 
-        netCDF has no nested attributes, and parts of a data set are often copied there.
+        netCDF, into which parts of a data set are often copied, has no nested ones.
         """
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         versions = {name: _installed(name) for name in _PACKAGES}
@@ -103,9 +103,8 @@ class Provenance:
                 raise ArchiveError(
                     f"{place} is of another {name}: expected "
                     f"{first_difference(mine, theirs[name])}. It can be read and "
-                    "trained on, but not added to; nothing was changed in it. Use the "
-                    "recipe, and the version of the solver's code, that it was "
-                    "generated with (its attributes 'command' and 'versions': "
+                    "trained on, but not added to. Use its recipe and versions (its "
+                    f"attributes 'command' and 'versions': "
                     f"{attributes.get('versions')}), or give another path."
                 )
 
@@ -116,9 +115,9 @@ class Provenance:
 
 
 def recipe_of(part: Any) -> dict[str, Any]:
-    """Return the class of an object, and what its attributes say of its arguments.
+    """Return the class of an object, and its arguments as its attributes have them.
 
-    An argument that the object keeps under another name is not found.
+    An argument that the object keeps under another name is left out.
 
     Examples
     --------
@@ -149,12 +148,12 @@ def _plain(value: Any) -> Any:
 
 
 def sources(kind: type) -> dict[str, str]:
-    """Return a hash of each source file that a solver's class is made of, by module.
+    """Return a hash of each source file of a solver's class, by module.
 
-    These are the files of the class and its base classes, and those of the modules,
-    classes and functions that they use, within the same top-level package, the same
-    folder, or `surrogate_flow.solvers`. Not covered: other packages, compiled modules,
-    data files, plain constants of other modules, and imports inside of functions.
+    Source files are those of the class and its bases, and of the modules, classes and
+    functions that they use, within the same top-level package, the same folder, or
+    `surrogate_flow.solvers`. Other packages, compiled modules, data files, plain
+    constants of other modules and imports inside of functions are left out.
 
     Examples
     --------
@@ -194,12 +193,9 @@ def _belongs(module: ModuleType, home: ModuleType) -> bool:
 def _folder(module: ModuleType) -> Path | None:
     """Return the folder of a top-level module, unless packages are installed there."""
     top = sys.modules.get(module.__name__.partition(".")[0], module)
-    file = getattr(top, "__file__", None)
-    if file is None:
-        return None
-    path = Path(file).resolve()
+    path = Path(getattr(top, "__file__", None) or "/").resolve()
     folder = path.parents[1] if path.stem == "__init__" else path.parent
-    return None if folder.name in _INSTALLED else folder
+    return folder if path.suffix and folder.name not in _INSTALLED else None
 
 
 def _hash(module: ModuleType) -> str:

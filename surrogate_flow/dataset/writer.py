@@ -1,4 +1,4 @@
-"""How a worker writes a simulation: complete chunks, then its state."""
+"""Writing a simulation on a worker: complete chunks, then its state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from surrogate_flow.fields.spec import FieldSpec
 
 __all__ = ["ABSENT", "COMPLETE", "FAILED", "STATE", "ArchiveError", "Writer", "Writing"]
 
-STATE = "state"  # the array of what each simulation is:
+STATE = "state"  # name of the array whose values are
 ABSENT, COMPLETE, FAILED = 0, 1, 2
 
 
@@ -27,7 +27,7 @@ class ArchiveError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes simulations into a data set; pickled, and used on the workers.
+    """Writes simulations into a data set, on the workers; it can be pickled.
 
     Attributes
     ----------
@@ -52,9 +52,9 @@ class Writer:
 
 
 class Writing:
-    """One attempt at one simulation, which is marked complete with its last step.
+    """One attempt at one simulation, which is marked complete after its last step.
 
-    A chunk appears complete or not at all, and belongs to one simulation: another
+    A chunk is written completely or not at all, and belongs to one simulation: another
     attempt writes the same bytes again.
 
     Parameters
@@ -62,17 +62,17 @@ class Writing:
     writer : Writer
     spec : FieldSpec
     simulation : int
-        Its number, which is its row.
+        Number of the simulation, which is its row.
 
     Attributes
     ----------
     complete : bool
-        Whether all steps are there, from an earlier attempt or this one; further ones
+        Whether all steps are written, by an earlier attempt or this one; further ones
         are dropped.
     """
 
     def __init__(self, writer: Writer, spec: FieldSpec, simulation: int) -> None:
-        # Importing zarr takes a second, which workers without a data set save.
+        # Importing zarr takes a second; workers without a data set need not.
         import zarr
 
         self._writer = writer
@@ -91,7 +91,7 @@ class Writing:
         self._chunk = np.empty((size, *spec.step_shape), dtype=np.float32)
 
     def write(self, steps: Float32[np.ndarray, "time channel *space"]) -> None:
-        """Take the next steps; a chunk that is full is on the disk on return.
+        """Add the next steps; full chunks are on the disk on return.
 
         Raises
         ------
@@ -129,7 +129,7 @@ class Writing:
             raise ArchiveError(
                 f"Simulation {self._simulation} could not be {what} in "
                 f"{self._writer.path} on {socket.gethostname()} "
-                f"({type(error).__name__}: {error}). Usual causes: a full disk, or a "
-                "folder that this machine does not share. Make room or name another "
-                "path, then type the same command again: complete simulations stay."
+                f"({type(error).__name__}: {error}). Make room on the disk, or give a "
+                "path that this machine shares, then type the same command again: "
+                "complete simulations stay."
             ) from error
