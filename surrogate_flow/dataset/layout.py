@@ -116,7 +116,7 @@ def _chunk_steps(spec: FieldSpec) -> int:
 
 def _arrays(folder: Path, spec: FieldSpec, noted: Mapping[str, Any]) -> Any:
     """Create all arrays, without rows, and return their group."""
-    group = zarr.open_group(folder, mode="w-", zarr_format=3)
+    group: Any = zarr.open_group(folder, mode="w-", zarr_format=3)
     own = {ROW, HELD_OUT, STATE}
     named = [*spec.dims, *(p.name for p in spec.parameters)]
     named += [v.name for v in spec.variables] + [c.name for c in spec.coordinates]
