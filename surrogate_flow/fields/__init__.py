@@ -1,4 +1,4 @@
-"""What a simulation yields: names, shapes, units, windows."""
+"""The description of what a simulation yields: names, shapes, units, windows."""
 
 from surrogate_flow.fields.quantities import Coordinate, Parameter, Variable
 from surrogate_flow.fields.spec import FieldSpec

@@ -1,4 +1,4 @@
-"""Datasets of a solver as arrays: the one conversion, on the worker."""
+"""Conversion of a solver's datasets to arrays, on the worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIME_TOLERANCE = 0.01  # of the distance between steps
 
 
 class SpecMismatch(UserError, ValueError):
-    """A solver has yielded what its spec does not announce."""
+    """A solver has yielded something else than its spec describes."""
 
 
 class Encoder:
@@ -25,9 +25,9 @@ class Encoder:
     Parameters
     ----------
     spec : FieldSpec
-        What the solver announces.
+        Describes what the solver yields.
     simulation : int or str
-        Named in every error: the number of a simulation, or a name for what has steps.
+        Named in every error: the number of a simulation, or a name.
 
     Examples
     --------
@@ -72,11 +72,17 @@ class Encoder:
             If it is no dataset; if a variable is unknown or missing, has other dims,
             another shape or no real numbers; if ``time`` is missing, out of order,
             repeated, skipped or not in the spec (within a hundredth of the distance
-            between steps); if steps are too many; if a value is NaN or infinite, in the
-            dataset or after the cast.
+            between steps); if there are too many steps; if a value is NaN or infinite,
+            before or after the cast.
         """
         if not isinstance(dataset, xr.Dataset):
-            raise self._no_dataset(dataset, step)
+            raise self._mismatch(
+                step,
+                "expected an xarray.Dataset with the variable(s) "
+                f"{', '.join(map(repr, self._names))} and the coordinate 'time', got "
+                f"{type(dataset).__name__}. Yield xr.Dataset({{name: (dims, array)}}, "
+                "{'time': [t]}), or data_array.to_dataset(name=name).",
+            )
         variables = dataset.variables
         if variables.keys() - dataset.coords.keys() != self._known:
             raise self._wrong_names(dataset, step)
@@ -91,10 +97,10 @@ class Encoder:
             raise self._not_finite(dataset, step, steps)
         return steps
 
-    def _at(self, step: int) -> str:
+    def _mismatch(self, step: int, text: str) -> SpecMismatch:
         number = isinstance(self.simulation, int)
         name = f"Simulation {self.simulation}" if number else self.simulation
-        return f"{name}, step {step}"
+        return SpecMismatch(f"{name}, step {step}: {text}")
 
     def _values(
         self, name: str, variable: xr.Variable, step: int, count: int
@@ -102,53 +108,52 @@ class Encoder:
         dims = variable.dims
         if dims != self._dims:
             if sorted(map(str, dims)) != sorted(self._dims):
-                raise SpecMismatch(
-                    f"{self._at(step)}: variable {name!r} expected the dims "
-                    f"{self._dims}, got {dims}. Usual cause: a dim that was dropped or "
-                    "named otherwise. Use rename or expand_dims in the solver, or "
-                    "correct its spec."
+                raise self._mismatch(
+                    step,
+                    f"variable {name!r} expected the dims {self._dims}, got {dims}. "
+                    "Use rename or expand_dims in the solver, or correct its spec.",
                 )
             variable = variable.transpose(*self._dims)
         values = variable.values
         if values.shape != (count, *self.spec.shape):
-            raise SpecMismatch(
-                f"{self._at(step)}: variable {name!r} expected the shape "
-                f"{(count, *self.spec.shape)} along {self._dims}, got {values.shape}. "
-                "Usual cause: boundary or ghost cells that one side counts. Cut them "
-                "off, or correct the spec."
+            raise self._mismatch(
+                step,
+                f"variable {name!r} expected the shape {(count, *self.spec.shape)} "
+                f"along {self._dims}, got {values.shape}. Cut off boundary or ghost "
+                "cells, or correct the spec.",
             )
         if values.dtype.kind not in "fiu":
-            part = " Yield its real and imaginary part as two variables."
-            raise SpecMismatch(
-                f"{self._at(step)}: variable {name!r} expected real numbers, got dtype "
-                f"{values.dtype}."
-                + (part if values.dtype.kind == "c" else " Cast it in the solver.")
+            parts = "Yield its real and imaginary part as two variables."
+            raise self._mismatch(
+                step,
+                f"variable {name!r} expected real numbers, got dtype {values.dtype}. "
+                + (parts if values.dtype.kind == "c" else "Cast it in the solver."),
             )
         return values
 
     def _check_time(self, dataset: xr.Dataset, step: int) -> int:
         if "time" not in dataset.coords:
-            raise SpecMismatch(
-                f"{self._at(step)}: expected a coordinate 'time', got the coordinates "
-                f"{list(dataset.coords)}. Usual cause: a bare time loop. Use "
-                "dataset.expand_dims(time=[t])."
+            raise self._mismatch(
+                step,
+                "expected a coordinate 'time', got the coordinates "
+                f"{list(dataset.coords)}. Use dataset.expand_dims(time=[t]).",
             )
         time = dataset.variables["time"]
         if time.dims != ("time",) or time.size == 0 or time.dtype.kind not in "fiu":
-            raise SpecMismatch(
-                f"{self._at(step)}: expected 'time' as one or more numbers "
-                f"{self.spec.time_units!r} along the dim 'time', got dims {time.dims}, "
-                f"shape {time.shape}, dtype {time.dtype}. Use "
-                "dataset.expand_dims(time=[t]) with t as a plain number."
+            raise self._mismatch(
+                step,
+                "expected 'time' as one or more numbers along the dim 'time', got dims "
+                f"{time.dims}, shape {time.shape}, dtype {time.dtype}. Use "
+                "dataset.expand_dims(time=[t]) with t as a plain number.",
             )
         got = time.values
         first, last = step, step + len(got)
         if last > self.spec.steps:
-            raise SpecMismatch(
-                f"{self._at(step)}: expected {self.spec.steps} steps in all, got at "
-                f"least {last}. Usual cause: the solver also yields its initial state, "
-                "which the spec's times lack. Leave it out, or add its time to the "
-                "spec."
+            raise self._mismatch(
+                step,
+                f"expected {self.spec.steps} steps in all, got at least {last}. If the "
+                "solver yields its initial state, add its time to the spec, or leave "
+                "it out.",
             )
         wrong = np.abs(got - self._times[first:last]) > self._tolerance[first:last]
         # Written so that a NaN is wrong as well.
@@ -161,7 +166,7 @@ class Encoder:
         near = int(np.abs(self._times - got).argmin())
         if not abs(self._times[near] - got) <= self._tolerance[near]:
             what = f"no time of the spec (the nearest is {self._times[near]:.9g})"
-            cause = "a time step other than the spec's, or rounding that adds up"
+            cause = "another time step, or rounding that adds up"
         elif near < step:
             what = f"the time of step {near}, which it has yielded before"
             cause = "a time loop that yields a step twice, or runs backwards"
@@ -169,35 +174,26 @@ class Encoder:
             what = f"the time of step {near}: steps {step} to {near - 1} are skipped"
             cause = "a solver that writes only every n-th step"
         units = f" {self.spec.time_units}" if self.spec.time_units else ""
-        return SpecMismatch(
-            f"{self._at(step)}: expected time "
-            f"{self._times[step]:.9g}{units}, got {got:.9g}{units}, {what}. Usual "
-            f"cause: {cause}. Yield the spec's times in order, each once."
-        )
-
-    def _no_dataset(self, got: object, step: int) -> SpecMismatch:
-        names = ", ".join(map(repr, self._names))
-        return SpecMismatch(
-            f"{self._at(step)}: expected an xarray.Dataset with the variable(s) "
-            f"{names} and the coordinate 'time', got {type(got).__name__}. Usual "
-            "cause: a bare array. Yield xr.Dataset({name: (dims, array)}, {'time': "
-            "[t]}), or data_array.to_dataset(name=name)."
+        return self._mismatch(
+            step,
+            f"expected time {self._times[step]:.9g}{units}, got {got:.9g}{units}, "
+            f"{what}. Usual cause: {cause}. Yield each of the spec's times once.",
         )
 
     def _wrong_names(self, dataset: xr.Dataset, step: int) -> SpecMismatch:
         names = [str(name) for name in dataset.data_vars]
         missing = [name for name in self._names if name not in names]
         if missing:
-            return SpecMismatch(
-                f"{self._at(step)}: expected the variable {missing[0]!r}, got "
-                f"{names}. Usual cause: a name in the spec that the solver spells "
-                "otherwise, or a variable set as a coordinate."
+            return self._mismatch(
+                step,
+                f"expected the variable {missing[0]!r}, got {names}. Spell it as the "
+                "spec does; it must not be a coordinate.",
             )
         unknown = next(name for name in names if name not in self._known)
-        return SpecMismatch(
-            f"{self._at(step)}: unknown variable {unknown!r}. "
-            f"{nearest(unknown, self._names)} Drop it in the solver, or add it to the "
-            "spec."
+        return self._mismatch(
+            step,
+            f"unknown variable {unknown!r}. {nearest(unknown, self._names)} Drop it in "
+            "the solver, or add it to the spec.",
         )
 
     def _not_finite(
@@ -208,14 +204,13 @@ class Encoder:
         name = self._names[channel]
         source = dataset.variables[name].transpose(*self._dims).values[row]
         got = source[bad[row, channel]].flat[0] if source.ndim else source
+        what, cause = "NaN or infinite", ""
         if np.isfinite(got):
             what, cause = "too large for single precision", "a field not scaled, or "
-        else:
-            what, cause = "NaN or infinite", ""
-        return SpecMismatch(
-            f"{self._at(step + row)}: variable {name!r} "
-            f"expected finite numbers, got {np.count_nonzero(bad[row, channel])} of "
-            f"{bad[row, channel].size} cells {what} (the first: {got:.6g}). Usual "
-            f"cause: {cause}an unstable time step. Lower the time step, or narrow the "
-            "parameters."
+        return self._mismatch(
+            step + row,
+            f"variable {name!r} expected finite numbers, got "
+            f"{np.count_nonzero(bad[row, channel])} of {bad[row, channel].size} cells "
+            f"{what} (the first: {got:.6g}). Usual cause: {cause}an unstable time "
+            "step. Lower it, or narrow the parameters.",
         )

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: shown in one or two sentences, without a traceback."""
+"""Errors that a user can correct, shown in one or two sentences without a traceback."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ __all__ = ["ArgumentError", "MissingFileError", "MissingPackageError", "UserErro
 class UserError(Exception):
     """What is wrong, what was expected, what was got, and what to do about it.
 
-    The command line shows these without a traceback. Every other exception is a defect
-    of this package, and is shown with one.
+    The command line shows these without a traceback, and all other exceptions, which
+    are defects of this package, with one.
 
     Parameters
     ----------
@@ -18,7 +18,7 @@ class UserError(Exception):
     expected, got : object, optional
         Shown as text, where there is a comparison to make.
     remedy : str, optional
-        What this user can type, or where to look.
+        What the user can type, or where to look.
 
     Examples
     --------
@@ -39,12 +39,12 @@ class UserError(Exception):
         super().__init__(f"{text} {remedy}".rstrip())
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
-        # Rebuilt from its text: these errors travel from workers to the trainer.
+        # Rebuilt from its text: workers send these errors to the trainer.
         return type(self), (str(self),)
 
 
 class ArgumentError(UserError, ValueError):
-    """An argument of a class, which its user has chosen, makes no sense."""
+    """An argument that its user has chosen is invalid."""
 
 
 class MissingFileError(UserError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Sets of simulation numbers that stay small however many there are."""
+"""Sets of simulation numbers, a bit each."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class IntSet:
     """
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
-        edges = np.array(list(ranges), dtype=np.int64).ravel()
+        ranges = list(ranges)
+        edges = np.array(ranges, dtype=np.int64).ravel()
         if len(edges) and (edges[0] < 0 or (np.diff(edges) <= 0).any()):
             raise ValueError(
                 "IntSet: expected ascending ranges with gaps between them, got "
-                f"{edges.reshape(-1, 2).tolist()[:9]}."
+                f"{ranges[:9]}."
             )
-        jumps = np.zeros(edges.max(initial=0), dtype=np.int8)
-        jumps[edges[::2]] = 1
-        jumps[edges[1:-1:2]] = -1
-        flags = np.cumsum(jumps, dtype=np.int8)
+        flags = np.zeros(edges.max(initial=0), dtype=bool)
+        for start, end in ranges:
+            flags[start:end] = True
         self._bits = bytearray(np.packbits(flags, bitorder="little").tobytes())
 
     @property
@@ -81,6 +81,6 @@ class IntSet:
             self._bits[number // 8] ^= 1 << number % 8
 
     def _flags(self) -> UInt8[np.ndarray, " number"]:
-        # A copy: memory that numpy looks at could not grow meanwhile.
+        # A copy: a bytearray that numpy uses cannot grow.
         bits = np.frombuffer(bytes(self._bits), dtype=np.uint8)
         return np.unpackbits(bits, bitorder="little")

@@ -1,4 +1,4 @@
-"""Names: the nearest valid one, import paths of classes, and names that changed."""
+"""Names: the nearest valid one, import paths of classes, and changed names."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def public_path(kind: type) -> str:
-    """Return the shortest import path of a class, which is what files name it by.
+    """Return the shortest import path of a class, by which files name it.
 
-    A class that its package exports goes by the package, so that its file may move.
+    That of a class which its package exports has no module, so that its file may move.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def public_path(kind: type) -> str:
 
 
 def with_present_names(value: Any) -> Any:
-    """Return plain values of a file with the names that its classes have today."""
+    """Return plain values of a file with the present names of its classes."""
     if isinstance(value, str):
         return _MOVED.get(value, value)
     if isinstance(value, Mapping):
@@ -96,12 +96,12 @@ class RecipeError(UserError, ValueError):
 
 
 def class_at(class_path: str) -> Any:
-    """Import what a class path names.
+    """Return the object of an import path.
 
     Raises
     ------
     RecipeError
-        If the module or the name does not exist, with the nearest name that does.
+        If the module or the name does not exist, with the nearest name.
     """
     if not isinstance(class_path, str) or "." not in class_path:
         raise RecipeError(
@@ -112,12 +112,12 @@ def class_at(class_path: str) -> Any:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         first = module_name.partition(".")[0]
-        beside = Path(f"{first}.py").is_file() or Path(first).is_dir()
-        remedy = f" {first} is in this folder: put PYTHONPATH=. in front of the command"
+        remedy = "Expected a module installed in this environment or on PYTHONPATH."
+        if Path(f"{first}.py").is_file() or Path(first).is_dir():
+            remedy = f"{first} is in this folder: type PYTHONPATH=. before the command."
         raise RecipeError(
             f"class_path {class_path!r}: cannot import {module_name!r} ({error}). "
-            "Expected 'package.module.Class', installed in this environment or on "
-            f"PYTHONPATH.{f'{remedy}.' if beside else ''}"
+            f"{remedy}"
         ) from error
     try:
         return getattr(module, name)

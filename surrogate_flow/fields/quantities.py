@@ -1,4 +1,4 @@
-"""Named quantities with units, and the simulation that they describe."""
+"""Named quantities with units, and simulations."""
 
 from __future__ import annotations
 
@@ -45,14 +45,15 @@ class Parameter:
         object.__setattr__(self, "high", number(self.high))
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             raise ArgumentError(
-                f"Parameter {self.name!r}: expected finite bounds, got "
-                f"[{self.low}, {self.high}]. Give both as plain numbers."
+                f"Parameter {self.name!r}",
+                "finite bounds",
+                f"[{self.low}, {self.high}]",
             )
         if not self.low < self.high:
             raise ArgumentError(
                 f"Parameter {self.name!r}: expected low < high, got "
-                f"[{self.low}, {self.high}] {self.units}. The bounds are upside down "
-                "or equal: swap them, or make a fixed value an argument of the solver."
+                f"[{self.low}, {self.high}] {self.units}. Make a fixed value an "
+                "argument of the solver."
             )
 
 
@@ -85,20 +86,20 @@ class Coordinate:
         if not all(map(math.isfinite, self.values)):
             raise ArgumentError(
                 f"Coordinate {self.name!r}: expected finite positions, got some that "
-                "are not. Leave out what has no position."
+                "are not."
             )
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """One point in the space of parameters, to be solved.
+    """A simulation: its number and its parameters.
 
     Attributes
     ----------
     number : int
         Its identity within the study.
     part : str
-        What it is for: ``"validation"``, ``"test"`` or ``"training"``.
+        Its use: ``"validation"``, ``"test"`` or ``"training"``.
     parameters : mapping of str to float
     """
 
@@ -119,9 +120,5 @@ def in_units(value: float, units: str, digits: int = 4) -> str:
 
 
 def attributes(units: str, long_name: str = "") -> dict[str, str]:
-    """Return what xarray and netCDF note of a quantity, where there is something."""
-    return {
-        key: value
-        for key, value in (("units", units), ("long_name", long_name))
-        if value
-    }
+    """Return the attributes of a quantity in xarray and netCDF, without empty ones."""
+    return {k: v for k, v in (("units", units), ("long_name", long_name)) if v}

@@ -1,6 +1,6 @@
-"""What a simulation yields: its parameters and fields, on which grid, at which times.
+"""The description of what a simulation yields: parameters, fields, grid and times.
 
-Axis words are the same everywhere: ``batch``, ``time`` (steps of one trajectory),
+The axes are called the same everywhere: ``batch``, ``time`` (steps of one simulation),
 ``channel`` (one for each variable), then the dims of the grid, written ``*space`` in
 the types.
 """
@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
@@ -37,8 +38,8 @@ __all__ = ["Coordinate", "FieldSpec", "Parameter", "Variable"]
 class FieldSpec:
     """The shape, names and units of everything that one solver yields.
 
-    It is plain data: it is known before anything runs, travels into the checkpoint and
-    comes back without importing the solver.
+    It is plain data, known before anything runs. Checkpoints hold it, and restore it
+    without importing the solver.
 
     Parameters
     ----------
@@ -91,23 +92,19 @@ class FieldSpec:
             for name in names:
                 if name in taken:
                     raise ArgumentError(
-                        "FieldSpec",
-                        "names that differ",
-                        f"{name!r} for a {what} and for {taken[name]}",
-                        "One dataset holds them all: rename one.",
+                        f"FieldSpec: expected names that differ, got {name!r} for a "
+                        f"{what} and for {taken[name]}. Rename one."
                     )
                 taken[name] = f"a {what}"
         if not self.variables or not self.times:
             raise ArgumentError(
-                "FieldSpec",
-                "at least one variable and one time",
-                f"{len(self.variables)} variables and {len(self.times)} times",
+                "FieldSpec: expected at least one variable and one time, got "
+                f"{len(self.variables)} variables and {len(self.times)} times."
             )
         if len(self.dims) != len(self.shape) or min(self.shape, default=1) < 1:
             raise ArgumentError(
-                "FieldSpec",
-                f"one positive size for each of the dims {self.dims}",
-                f"the sizes {self.shape}",
+                "FieldSpec: expected one positive size for each of the dims "
+                f"{self.dims}, got the sizes {self.shape}."
             )
         for before, after in itertools.pairwise((-math.inf, *self.times, math.inf)):
             if not before < after:
@@ -115,42 +112,27 @@ class FieldSpec:
                     "FieldSpec", "finite, ascending times", f"{after} after {before}"
                 )
         named = [c.name for c in self.coordinates]
-        for coordinate in self.coordinates:
-            if named.count(coordinate.name) > 1:
+        sizes = dict(zip(self.dims, self.shape, strict=True))
+        for c in self.coordinates:
+            if named.count(c.name) > 1:
+                raise ArgumentError(f"FieldSpec: coordinate {c.name!r} is given twice.")
+            if sizes.get(c.dim) != len(c.values):
                 raise ArgumentError(
-                    f"FieldSpec: coordinate {coordinate.name!r} is given twice."
-                )
-            size = dict(zip(self.dims, self.shape, strict=True)).get(coordinate.dim)
-            if size != len(coordinate.values):
-                raise ArgumentError(
-                    f"FieldSpec: coordinate {coordinate.name!r} has "
-                    f"{len(coordinate.values)} values along {coordinate.dim!r}, whose "
-                    f"size is {size}."
+                    f"FieldSpec: coordinate {c.name!r} has {len(c.values)} values "
+                    f"along {c.dim!r}, whose size is {sizes.get(c.dim)}."
                 )
         if self.dtype != "float32":
-            raise ArgumentError(
-                "FieldSpec: dtype",
-                "'float32'",
-                repr(self.dtype),
-                "Fields are sent and stored in single precision.",
-            )
+            raise ArgumentError("FieldSpec: dtype", "'float32'", repr(self.dtype))
 
     def _normalise(self) -> None:
         # Equal specs must have equal digests, whether given as 1 or 1.0, list or tuple.
-        cells = self.cells
-        for name, value in (
-            ("parameters", tuple(self.parameters)),
-            ("variables", tuple(self.variables)),
-            ("dims", tuple(self.dims)),
-            ("shape", tuple(map(int, self.shape))),
-            ("times", tuple(map(number, self.times))),
-            ("coordinates", tuple(self.coordinates)),
-            (
-                "cells",
-                None if cells is None else tuple(tuple(map(int, c)) for c in cells),
-            ),
-        ):
-            object.__setattr__(self, name, value)
+        for name in ("parameters", "variables", "dims", "coordinates"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "shape", tuple(map(int, self.shape)))
+        object.__setattr__(self, "times", tuple(map(number, self.times)))
+        if self.cells is not None:
+            cells = tuple(tuple(map(int, cell)) for cell in self.cells)
+            object.__setattr__(self, "cells", cells)
 
     @property
     def steps(self) -> int:
@@ -190,7 +172,7 @@ class FieldSpec:
     def vector(
         self, parameters: Mapping[str, float]
     ) -> Float[np.ndarray, " parameter"]:
-        """Order named parameters as every parameter vector is ordered.
+        """Return the values of named parameters in the order of `parameters`.
 
         Raises
         ------
@@ -200,9 +182,8 @@ class FieldSpec:
         names = [p.name for p in self.parameters]
         for name in parameters:
             if name not in names:
-                raise ArgumentError(
-                    f"Unknown parameter {name!r}. {nearest(name, names)}"
-                )
+                hint = nearest(name, names)
+                raise ArgumentError(f"Unknown parameter {name!r}. {hint}")
         missing = [name for name in names if name not in parameters]
         if missing:
             raise ArgumentError(
@@ -228,7 +209,7 @@ class FieldSpec:
         times: Sequence[float],
         parameters: Mapping[str, float],
     ) -> xr.Dataset:
-        """Put names, coordinates and units back on bare fields."""
+        """Return fields with names, coordinates and units."""
         dims = ("time", *self.dims)
         return xr.Dataset(
             {
@@ -255,22 +236,11 @@ class FieldSpec:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> FieldSpec:
-        """Rebuild a spec from `to_plain`."""
-        cells = plain["cells"]
-        return cls(
-            parameters=tuple(Parameter(**p) for p in plain["parameters"]),
-            variables=tuple(Variable(**v) for v in plain["variables"]),
-            dims=tuple(plain["dims"]),
-            shape=tuple(plain["shape"]),
-            times=tuple(plain["times"]),
-            time_units=plain["time_units"],
-            coordinates=tuple(
-                Coordinate(**{**c, "values": tuple(c["values"])})
-                for c in plain["coordinates"]
-            ),
-            cells=None if cells is None else tuple(tuple(cell) for cell in cells),
-            dtype=plain["dtype"],
-        )
+        """Return the spec of `to_plain`."""
+        try:
+            return msgspec.convert(plain, cls)
+        except msgspec.ValidationError as error:
+            raise ArgumentError(f"FieldSpec: {error}.") from error
 
     def digest(self) -> str:
         """Return a short hash that two equal specs share, in any process."""

@@ -1,8 +1,8 @@
-"""Which steps of a trajectory make one training sample.
+"""Windows: the steps of a simulation that make one training sample.
 
 A window covers `span` consecutive steps: `inputs` that the network sees, then `outputs`
-that it shall predict, and more of those where training unrolls. The reservoir stores
-steps and shares them between the windows that overlap.
+that it predicts, several times where training unrolls. The reservoir stores steps and
+shares them between overlapping windows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Window(ABC):
 
     @property
     def unroll(self) -> int:
-        """Most predictions that training makes before the one that it learns from."""
+        """Largest number of predictions before the one that is trained on."""
         return 0
 
     @property
@@ -44,7 +44,7 @@ class Window(ABC):
         return self.inputs + self.outputs * (self.unroll + 1)
 
     def without_unroll(self) -> Window:
-        """Return the window of a single prediction, which validation goes by."""
+        """Return the window of a single prediction, which validation uses."""
         return self
 
     def require(self, steps: int) -> None:
@@ -52,18 +52,18 @@ class Window(ABC):
 
         Raises
         ------
-        ValueError
+        ArgumentError
             If `steps`, the number of steps of a simulation, is below the span.
         """
         if steps < self.span:
             raise ArgumentError(
                 f"{self}: expected simulations of at least {self.span} steps (the span "
-                f"of the window), got {steps} steps: there would never be a sample. "
-                "Use a shorter window, or let the solver yield more times."
+                f"of the window), got {steps} steps. Use a shorter window, or let the "
+                "solver yield more times."
             )
 
     def samples(self, steps: int) -> int:
-        """Return the number of samples in a trajectory of `steps` steps.
+        """Return the number of samples in a simulation of `steps` steps.
 
         Examples
         --------
@@ -77,28 +77,20 @@ class Window(ABC):
 class Direct(Window):
     """(parameters, t_k) -> u_k: every step is a sample of its own."""
 
-    @property
-    def inputs(self) -> int:
-        return 0
-
-    @property
-    def outputs(self) -> int:
-        return 1
-
-    @property
-    def stride(self) -> int:
-        return 1
+    inputs = 0
+    outputs = 1
+    stride = 1
 
 
 @dataclass(frozen=True)
 class Autoregressive(Window):
     """(parameters, t_k, u_{k-inputs}, ..., u_{k-1}) -> (u_k, ..., u_{k+outputs-1}).
 
-    A trajectory is predicted by rolling out: what was predicted is the history of the
-    next prediction. Several `outputs` are the temporal bundling of Brandstetter et al.,
-    and `unroll` is their push-forward trick: training predicts up to `unroll` times in
-    vain, without gradients, so that it learns from a history with the errors of its own
-    predictions. Samples are longer then, ``inputs + (unroll + 1) * outputs`` steps.
+    A simulation is predicted by rolling out: each prediction is the history of the next
+    one. Several `outputs` are the temporal bundling of Brandstetter et al., and
+    `unroll` is their push-forward trick: training first predicts up to `unroll` times
+    without gradients, so that the history has the errors of its own predictions.
+    Samples then have ``inputs + (unroll + 1) * outputs`` steps.
 
     Parameters
     ----------
@@ -109,12 +101,12 @@ class Autoregressive(Window):
     stride : int
         Distance between the first steps of two samples, at least 1; default 1.
     unroll : int
-        Most predictions before the one that is learnt from; default 0. How many it is
-        for a batch is drawn uniformly from 0 ... `unroll`.
+        Largest number of predictions before the one that is trained on; default 0. It
+        is drawn for each batch, uniformly from 0 ... `unroll`.
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If a number is too low.
 
     References
@@ -136,20 +128,15 @@ class Autoregressive(Window):
     unroll: int = 0
 
     def __post_init__(self) -> None:
-        remedies = {
-            "inputs": "With no step to see, use Direct.",
-            "outputs": "Use 1 to predict the next step alone.",
-            "stride": "Use 1 for a sample at every step.",
-            "unroll": "Use 0 to train on steps of the solver alone.",
-        }
         for name, value in asdict(self).items():
             least = 0 if name == "unroll" else 1
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                remedy = "Without history, use Direct." if name == "inputs" else ""
                 raise ArgumentError(
                     f"Autoregressive: {name}",
                     f"a whole number >= {least}",
                     value,
-                    remedies[name],
+                    remedy,
                 )
 
     def without_unroll(self) -> Autoregressive:

@@ -1,11 +1,8 @@
 """Sampling: which parameters to simulate next."""
 
 from surrogate_flow.sampling.design import Design
-from surrogate_flow.sampling.halton import Halton
-from surrogate_flow.sampling.latin_hypercube import LatinHypercube
 from surrogate_flow.sampling.sampler import BlockSampler, Observations, Sampler
-from surrogate_flow.sampling.sobol import Sobol
-from surrogate_flow.sampling.uniform import Uniform
+from surrogate_flow.sampling.sequences import Halton, LatinHypercube, Sobol, Uniform
 
 __all__ = [
     "BlockSampler",

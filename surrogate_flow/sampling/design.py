@@ -13,12 +13,12 @@ from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.quantities import Parameter, Simulation
 from surrogate_flow.sampling.sampler import Observations, Sampler
-from surrogate_flow.sampling.uniform import Uniform
+from surrogate_flow.sampling.sequences import Uniform
 
 __all__ = ["SEEDS", "Design"]
 
-# Held-out sets are drawn uniformly and are the same whatever samples the training set,
-# so that studies can be compared; the seeds are none that a user would choose.
+# Held-out sets are the same for all samplers, so that studies can be compared; no user
+# would choose these seeds.
 SEEDS = {"validation": 1_234_567_891, "test": 1_234_567_892}
 
 _AHEAD = 1024  # points that the sampler is asked for at once, at most
@@ -27,23 +27,23 @@ _AHEAD = 1024  # points that the sampler is asked for at once, at most
 class Design:
     """number -> parameters: the held-out points first, then those of the sampler.
 
-    Iterating yields the simulations that are left. Thread-safe: one thread may take
-    simulations while another reports losses.
+    Iterating yields the remaining simulations. Thread-safe: one thread may call `next`
+    while another reports losses.
 
     Parameters
     ----------
     bounds : sequence of Parameter
         The box of the parameters.
     sampler : Sampler
-        Of the simulations for training.
+        Draws the simulations for training.
     held_out : int
         Simulations 0, ..., held_out - 1 are uniform points with a seed of their own.
     simulations : int, optional
-        For training, numbered from `held_out`; without end by default.
+        For training, numbered from `held_out`; endless by default.
     part : {"validation", "test"}
-        What the held-out ones are for: each has another seed.
+        Use of the held-out ones, each with its own seed.
     rank, world : int
-        Number of this process, and of all: each has every `world`-th simulation.
+        Number of this process, and of all: each gets every `world`-th simulation.
 
     Raises
     ------
@@ -72,16 +72,14 @@ class Design:
         name = type(sampler).__name__
         if not bounds:
             raise ArgumentError(
-                f"{name}: parameters to draw",
-                "at least one",
-                "none",
-                "Declare in the solver's spec what varies between simulations.",
+                f"{name}: expected parameters to draw, got none. Declare in the "
+                "solver's spec what varies between simulations."
             )
         if world > 1 and sampler.adapts:
             raise ArgumentError(
-                f"{name} adapts to the losses of all ranks, which one process must "
-                f"learn: expected one device, got {world}. Set --trainer.devices 1, or "
-                "use a sampler that does not adapt, such as --data.sampler Sobol."
+                f"{name} adapts to losses: expected one device, got {world}. Set "
+                "--trainer.devices 1, or use a sampler that does not adapt, such as "
+                "--data.sampler Sobol."
             )
         self.held_out = held_out
         self._bounds = tuple(bounds)
@@ -105,7 +103,7 @@ class Design:
             return self._named(self._point(self.held_out))
 
     def next(self) -> Simulation | None:
-        """Return the next simulation of this rank that is left; None after the last."""
+        """Return the next simulation of this rank; None after the last."""
         with self._lock:
             while self._end is None or self._next < self._end:
                 number = self._next
@@ -124,27 +122,24 @@ class Design:
         return iter(self.next, None)
 
     def skip(self, ended: Container[int] | IntSet) -> None:
-        """Leave out simulations that have ended in an earlier process."""
+        """Leave out simulations that ended in an earlier process."""
         with self._lock:
             self._ended.append(ended)
 
     def tell(self, seen: Observations) -> None:
-        """Pass losses to the sampler, which may change the points still to be taken."""
+        """Pass losses to the sampler, which may change the points not yet drawn."""
         if self._sampler.adapts:
             with self._lock:
                 self._sampler.tell(seen)
                 self._replace_pending(self._next)
 
     def replace_pending(self, first: int) -> None:
-        """Draw the points of the simulations first, first + 1, ... anew.
-
-        Those that were handed out keep theirs.
-        """
+        """Draw the points of simulations from `first` on again, unless returned."""
         with self._lock:
             self._replace_pending(first)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a sampler that adapts has learnt and drawn, as plain values."""
+        """Return the state and the points of a sampler that adapts, as plain values."""
         with self._lock:
             return {
                 "sampler": self._sampler.state_dict(),
@@ -153,7 +148,7 @@ class Design:
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`: what had not ended runs with the same points."""
+        """Restore `state_dict`: simulations that had not ended keep their points."""
         with self._lock:
             self._sampler.load_state_dict(state["sampler"])
             self._drawn = dict(zip(state["numbers"], state["points"], strict=True))

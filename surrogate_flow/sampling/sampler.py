@@ -1,4 +1,4 @@
-"""The contract of everything that chooses parameters: ask for points, tell losses."""
+"""The interface of samplers: ask for points, tell losses."""
 
 from __future__ import annotations
 
@@ -41,10 +41,9 @@ class Observations:
 class Sampler(ABC):
     """An endless sequence of points in the box of the parameters: p₀, p₁, ...
 
-    `ask` returns points of the sequence. A sampler that adapts overrides `tell`, which
-    may change all points that it was not asked for yet, and saves what it has learnt
-    in `state_dict`. Between two calls of `tell` a point depends on the seed and its
-    number alone, so the sequence can be entered anywhere.
+    A sampler that adapts overrides `tell`, which may change all points that `ask` has
+    not returned yet, and saves its state in `state_dict`. Between two calls of `tell` a
+    point depends on the seed and its number alone, so `ask` may begin anywhere.
 
     Parameters
     ----------
@@ -73,9 +72,8 @@ class Sampler(ABC):
 
     def __init__(self, seed: int = 0) -> None:
         if seed < 0 or seed != int(seed):
-            raise ArgumentError(
-                f"{type(self).__name__}: seed", "a whole number >= 0", seed
-            )
+            name = type(self).__name__
+            raise ArgumentError(f"{name}: seed", "a whole number >= 0", seed)
         self.seed = int(seed)
 
     @abstractmethod
@@ -99,14 +97,14 @@ class Sampler(ABC):
         """
 
     def tell(self, seen: Observations) -> None:  # noqa: B027 - optional
-        """Learn how large the losses of some samples are; ignored by default."""
+        """Use the losses of some samples; ignored by default."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was learnt as numbers, strings, lists and dicts."""
+        """Return the state as numbers, strings, lists and dicts."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Continue from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
 
     @final
     @property
@@ -116,7 +114,7 @@ class Sampler(ABC):
 
 
 class BlockSampler(Sampler):
-    """A sampler that draws blocks of points in the unit cube, whatever the losses are.
+    """A sampler that draws blocks of points in the unit cube and ignores losses.
 
     Attributes
     ----------
@@ -142,7 +140,7 @@ class BlockSampler(Sampler):
         Returns
         -------
         array of shape (block_size, dimensions)
-            Points in [0, 1), the same ones whenever it is called.
+            Points in [0, 1), the same for each call.
         """
 
     @final
