@@ -8,11 +8,16 @@ import programs
 import psutil
 import pytest
 from distributed import Client, LocalCluster
+from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
 # Small tensors gain nothing from a second thread, and tests run on as many cores as
 # there are processes. Before torch is imported, here and in the programs they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Other programs may use the machine.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
