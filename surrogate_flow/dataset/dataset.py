@@ -102,13 +102,6 @@ class Archive:
 
         No other process can do so until `release`, or the end of this one.
 
-        Parameters
-        ----------
-        path : Path
-        provenance : Provenance
-        simulations : sequence of Simulation
-            All that shall be in it, present ones included.
-
         Raises
         ------
         ArchiveError
@@ -222,14 +215,9 @@ class Archive:
             logger.error("%s: %s was not noted (%s).", self.path, _SPENT, error)
 
     def require_chunks(self, simulations: Collection[int]) -> None:
-        """Check that no chunk of some simulations is missing or empty.
+        """Refuse simulations with missing or empty chunks.
 
         Other damage is found by its checksum when a chunk is read.
-
-        Raises
-        ------
-        ArchiveError
-            Naming the first that is missing, its simulation, and how many are.
         """
         if lost := self._lost_chunks(simulations):
             count = sum(map(len, lost.values()))
@@ -268,13 +256,7 @@ class Archive:
         first: int,
         out: Float32[np.ndarray, "time channel *space"],
     ) -> None:
-        """Read steps of a complete simulation, as many as fit.
-
-        Raises
-        ------
-        ArchiveError
-            If a chunk is damaged or missing.
-        """
+        """Read steps of a complete simulation into `out`, from `first` on."""
         stop = first + len(out)
         try:
             for channel, array in enumerate(self._arrays):

@@ -44,13 +44,7 @@ _FLAT = {"name": "default", "separator": "."}
 
 
 def open_group(path: Path) -> Any:
-    """Return the Zarr group of a data set.
-
-    Raises
-    ------
-    ArchiveError
-        If there is none, or it cannot be read.
-    """
+    """Return the Zarr group of a data set."""
     if not (path / "zarr.json").is_file():
         what = "there is nothing" if not path.exists() else "it has no zarr.json"
         raise ArchiveError(
@@ -84,11 +78,6 @@ def lock_folder(path: Path) -> DirectoryLock:
     """Keep other processes from adding to a data set, and remove half-written chunks.
 
     The workers of this process write without a lock.
-
-    Raises
-    ------
-    ArchiveError
-        With the process that adds to it now.
     """
     lock = DirectoryLock(path)
     if lock.holder:

@@ -44,13 +44,13 @@ class Provenance:
     ----------
     spec : FieldSpec
     solver : dict
-        Its recipe, the version of its package and a hash of each of its files.
+        Recipe, version of its package and a hash of each of its files.
     sampler : dict
-        Its recipe.
+        Recipe.
     held_out : int
-        Simulations kept apart from training; they come first.
+        Number of simulations kept apart from training, the first ones.
     workflow : str
-        A name for the data set.
+        Name of the data set.
     """
 
     spec: FieldSpec
@@ -89,13 +89,7 @@ class Provenance:
         }
 
     def require_same(self, attributes: Mapping[str, Any], place: str) -> None:
-        """Refuse a data set of other simulations.
-
-        Raises
-        ------
-        ArchiveError
-            Naming the first difference, and both values.
-        """
+        """Refuse a data set of other simulations, with the first difference."""
         noted = {name: json.loads(attributes[name]) for name in _SAME}
         theirs = with_present_names(noted)
         for name, mine in self._plain().items():

@@ -41,13 +41,7 @@ class Writer:
     chunk_steps: int
 
     def begin(self, spec: FieldSpec, simulation: int) -> Writing:
-        """Begin an attempt at a simulation.
-
-        Raises
-        ------
-        ArchiveError
-            If the data set cannot be reached from this machine.
-        """
+        """Begin an attempt at a simulation."""
         return Writing(self, spec, simulation)
 
 
@@ -55,14 +49,7 @@ class Writing:
     """One attempt at one simulation, which is marked complete after its last step.
 
     A chunk is written completely or not at all, and belongs to one simulation: another
-    attempt writes the same bytes again.
-
-    Parameters
-    ----------
-    writer : Writer
-    spec : FieldSpec
-    simulation : int
-        Number of the simulation, which is its row.
+    attempt writes the same bytes again. A disk error is an `ArchiveError`.
 
     Attributes
     ----------
@@ -91,13 +78,7 @@ class Writing:
         self._chunk = np.empty((size, *spec.step_shape), dtype=np.float32)
 
     def write(self, steps: Float32[np.ndarray, "time channel *space"]) -> None:
-        """Add the next steps; full chunks are on the disk on return.
-
-        Raises
-        ------
-        ArchiveError
-            If the disk is full, or does not answer.
-        """
+        """Add the next steps; full chunks are on the disk on return."""
         while len(steps) and not self.complete:
             held = self._position - self._first
             part = steps[: len(self._chunk) - held]

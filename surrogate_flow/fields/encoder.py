@@ -132,19 +132,16 @@ class Encoder:
         return values
 
     def _check_time(self, dataset: xr.Dataset, step: int) -> int:
-        if "time" not in dataset.coords:
+        time = dataset.variables["time"] if "time" in dataset.coords else None
+        if time is None or not _are_numbers(time):
+            shown = "none"
+            if time is not None:
+                shown = f"dims {time.dims}, shape {time.shape}, dtype {time.dtype}"
             raise self._mismatch(
                 step,
-                "expected a coordinate 'time', got the coordinates "
-                f"{list(dataset.coords)}. Use dataset.expand_dims(time=[t]).",
-            )
-        time = dataset.variables["time"]
-        if time.dims != ("time",) or time.size == 0 or time.dtype.kind not in "fiu":
-            raise self._mismatch(
-                step,
-                "expected 'time' as one or more numbers along the dim 'time', got dims "
-                f"{time.dims}, shape {time.shape}, dtype {time.dtype}. Use "
-                "dataset.expand_dims(time=[t]) with t as a plain number.",
+                "expected a coordinate 'time' as one or more numbers along the dim "
+                f"'time', got {shown}. Use dataset.expand_dims(time=[t]) with t as a "
+                "plain number.",
             )
         got = time.values
         first, last = step, step + len(got)
@@ -214,3 +211,7 @@ class Encoder:
             f"{what} (the first: {got:.6g}). Usual cause: {cause}an unstable time "
             "step. Lower it, or narrow the parameters.",
         )
+
+
+def _are_numbers(time: xr.Variable) -> bool:
+    return time.dims == ("time",) and bool(time.size) and time.dtype.kind in "fiu"

@@ -96,17 +96,9 @@ class RecipeError(UserError, ValueError):
 
 
 def class_at(class_path: str) -> Any:
-    """Return the object of an import path.
-
-    Raises
-    ------
-    RecipeError
-        If the module or the name does not exist, with the nearest name.
-    """
+    """Return the object of an import path; if there is none, name the nearest."""
     if not isinstance(class_path, str) or "." not in class_path:
-        raise RecipeError(
-            f"class_path: expected 'package.module.Class', got {class_path!r}."
-        )
+        raise RecipeError("class_path", "'package.module.Class'", repr(class_path))
     module_name, _, name = with_present_names(class_path).rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -141,10 +133,9 @@ def first_difference(mine: Any, theirs: Any, place: str = "") -> str:
     """
     if isinstance(mine, dict) and isinstance(theirs, dict):
         for key in {**mine, **theirs}:
-            if mine.get(key) != theirs.get(key):
-                return first_difference(
-                    mine.get(key), theirs.get(key), f"{place}.{key}"
-                )
+            a, b = mine.get(key), theirs.get(key)
+            if a != b:
+                return first_difference(a, b, f"{place}.{key}")
     if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
         for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
             if a != b:

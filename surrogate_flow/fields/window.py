@@ -48,13 +48,7 @@ class Window(ABC):
         return self
 
     def require(self, steps: int) -> None:
-        """Refuse simulations that are too short for a single sample.
-
-        Raises
-        ------
-        ArgumentError
-            If `steps`, the number of steps of a simulation, is below the span.
-        """
+        """Refuse simulations whose number of steps is below the span."""
         if steps < self.span:
             raise ArgumentError(
                 f"{self}: expected simulations of at least {self.span} steps (the span "

@@ -34,12 +34,6 @@ class Channels(nn.Module):
     count : int
         Number of channels.
 
-    Raises
-    ------
-    ArgumentError
-        If the fields have no grid or an unstructured mesh, or if all points would have
-        the same input.
-
     Examples
     --------
     >>> from surrogate_flow.solvers import Heat2D

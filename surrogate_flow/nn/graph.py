@@ -49,11 +49,6 @@ def graph_of(spec: FieldSpec, neighbours: int = 3, periodic: bool = False) -> Gr
         On each side of a node in one dim; not used on a mesh.
     periodic : bool
         Whether the last cell of each dim of a grid is followed by the first.
-
-    Raises
-    ------
-    ArgumentError
-        If there are no two nodes or no positions, or `periodic` is not for a grid.
     """
     nodes = int(np.prod(spec.shape))
     if not spec.dims or nodes < 2:

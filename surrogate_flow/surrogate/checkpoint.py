@@ -25,15 +25,7 @@ FORMAT = 1
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the recipe of a surrogate and the state of its tensors.
-
-    Raises
-    ------
-    MissingFileError
-        If there is no such file.
-    ArgumentError
-        If the file is damaged, holds code, or was written by another program.
-    """
+    """Return the recipe of a surrogate and the state of its tensors."""
     if not Path(path).is_file():
         raise MissingFileError(
             f"No checkpoint {str(path)!r} in {Path.cwd()}. A run keeps its own in "
@@ -54,13 +46,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def require_same(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose recipe differs from `mine`.
-
-    Raises
-    ------
-    ArgumentError
-        With the first difference, and both values.
-    """
+    """Refuse a checkpoint whose recipe differs, with the first difference."""
     theirs = _recipe_in(saved, "The checkpoint")
     for key, value in mine.items():
         if theirs.get(key) != value:
@@ -85,7 +71,7 @@ def _recipe_in(saved: Any, place: str) -> dict[str, Any]:
 
 
 def plain_recipe(factory: Any) -> dict[str, Any]:
-    """Return a class, or a partial of one, as ``{"class_path", "init_args"}``.
+    """Return a class, or a partial with plain keywords, as class_path and init_args.
 
     Examples
     --------
@@ -93,11 +79,6 @@ def plain_recipe(factory: Any) -> dict[str, Any]:
     >>> from surrogate_flow.nn import FullyConnected
     >>> plain_recipe(partial(FullyConnected, widths=[8]))["init_args"]
     {'widths': [8]}
-
-    Raises
-    ------
-    RecipeError
-        If an argument is not a plain value.
     """
     keywords: dict[str, Any] = {}
     if isinstance(factory, functools.partial):

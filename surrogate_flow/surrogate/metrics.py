@@ -32,13 +32,9 @@ Ratios = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class MeanRatio(Metric):
-    """The mean of error / size, without the ratios whose size is zero.
+    """The mean of the ratios of `relative_l2`, `nrmse` or `vrmse`.
 
-    Parameters
-    ----------
-    ratios : callable
-        ``ratios(prediction, target)`` returns errors and sizes of one shape; such as
-        `relative_l2`, `nrmse` or `vrmse`.
+    Ratios whose size is zero are left out.
     """
 
     total: Tensor

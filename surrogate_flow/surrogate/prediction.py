@@ -132,13 +132,7 @@ def _first(spec: FieldSpec, history: xr.Dataset) -> int:
 
 
 def read_history(path: Path) -> xr.Dataset:
-    """Return the content of a netCDF file.
-
-    Raises
-    ------
-    MissingFileError, ArgumentError
-        If there is no such file, or it is no netCDF file.
-    """
+    """Return the content of a netCDF file."""
     if not path.is_file():
         raise MissingFileError(
             f"--history: no file {str(path)!r} in {Path.cwd()}. Expected a netCDF file "
