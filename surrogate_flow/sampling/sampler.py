@@ -152,11 +152,9 @@ class BlockSampler(Sampler):
         high = np.array([p.high for p in bounds])
         begin, skip = divmod(first, self.block_size)
         end = -(-(first + count) // self.block_size)
-        unit = np.empty((0, len(bounds)))
-        if count:
-            blocks = [self.block(index, len(bounds)) for index in range(begin, end)]
-            unit = np.concatenate(blocks)[skip : skip + count]
+        none = np.empty((0, len(bounds)))
+        blocks = [self.block(index, len(bounds)) for index in range(begin, end)]
+        unit = np.concatenate([none, *blocks])[skip : skip + count]
         # Rounding may carry a point just past the upper bound.
-        points: Float[np.ndarray, "point parameter"]
-        points = np.clip(low * (1 - unit) + high * unit, low, high)
-        return points
+        points: Float[np.ndarray, "point parameter"] = low * (1 - unit) + high * unit
+        return points.clip(low, high)

@@ -254,3 +254,26 @@ def test_dataset_holds_part_of_a_trajectory() -> None:
     fields = np.zeros((1, 2, 3, 2), dtype=np.float32)
     dataset = SPEC.dataset(fields, [0.2], {"inflow": 1.0, "angle": 2.0})
     assert dataset.time.values.tolist() == [0.2]
+
+
+def test_positions_along_a_dim() -> None:
+    """Those of the dim's own coordinate, of any other along it, or else the indices."""
+    other = (Coordinate("lat", "y", (3.0, 4.0)),)
+    spec = dataclasses.replace(SPEC, coordinates=SPEC.coordinates[:1] + other)
+    assert spec.axis("x").tolist() == [0.0, 1.0, 2.0]
+    assert spec.axis("y").tolist() == [3.0, 4.0]
+    both = dataclasses.replace(SPEC, coordinates=other + SPEC.coordinates)
+    assert both.axis("y").tolist() == [0.0, 0.5]
+    assert dataclasses.replace(SPEC, coordinates=()).axis("x").tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "culprit"),
+    [({"times": "soon"}, "times"), ({"shape": [2.5, 2]}, "shape"), (None, "dims")],
+)
+def test_plain_values_of_no_spec_are_refused(change: dict, culprit: str) -> None:
+    """A damaged file has an entry of another type, or none."""
+    plain = SPEC.to_plain()
+    plain = {**plain, **change} if change else {k: plain[k] for k in ("variables",)}
+    with pytest.raises(ValueError, match=f"FieldSpec: .*({culprit}|parameters)"):
+        FieldSpec.from_plain(plain)

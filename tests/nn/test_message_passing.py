@@ -13,6 +13,7 @@ from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variabl
 from surrogate_flow.fields.window import Direct, Window
 from surrogate_flow.nn import MessagePassingSolver
 from surrogate_flow.nn.graph import graph_of
+from surrogate_flow.nn.message_passing import Exchange
 from surrogate_flow.solvers import Heat2D, HeatPlate
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -171,6 +172,18 @@ def test_a_layer_is_what_the_paper_writes(window: Window) -> None:
     new = f + F.silu(layer.update_out(F.silu(layer.update_in(about))))
     expected = F.instance_norm(new.permute(1, 2, 0)).permute(2, 0, 1)
     got = layer(f, seen, context, offsets, network.edges)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_node_without_neighbours_receives_zeros() -> None:
+    """A mesh may have nodes in no cell: the mean of no message is zero."""
+    layer, features = Exchange(8, 0, 1, 1), torch.randn(3, 2, 8)
+    context = torch.zeros(2, 1)
+    given = torch.cat([features, torch.zeros(3, 2, 8), context.expand(3, 2, 1)], dim=-1)
+    new = features + F.silu(layer.update_out(F.silu(layer.update_in(given))))
+    expected = F.instance_norm(new.permute(1, 2, 0)).permute(2, 0, 1)
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    got = layer(features, torch.zeros(3, 2, 0), context, torch.zeros(0, 1), none)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
