@@ -18,6 +18,7 @@ __all__ = [
     "first_difference",
     "nearest",
     "public_path",
+    "subclass_at",
     "with_present_names",
 ]
 
@@ -121,6 +122,17 @@ def class_at(class_path: str) -> Any:
             f"class_path {class_path!r}: {module_name!r} has no {name!r}. "
             f"{nearest(name, names)}"
         ) from None
+
+
+def subclass_at(class_path: str, base: type) -> Any:
+    """Return the subclass of `base` at an import path."""
+    kind = class_at(class_path)
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise RecipeError(
+            f"class_path {class_path!r}: expected a subclass of {public_path(base)}, "
+            f"got {kind!r}."
+        )
+    return kind
 
 
 def first_difference(mine: Any, theirs: Any, place: str = "") -> str:

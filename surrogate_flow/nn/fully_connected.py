@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from surrogate_flow.fields.errors import ArgumentError
-from surrogate_flow.fields.names import class_at
+from surrogate_flow.fields.names import subclass_at
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 
@@ -58,12 +58,7 @@ class FullyConnected(nn.Module):
                 f"FullyConnected: expected positive widths, got {list(widths)}. Give "
                 "one number for each hidden layer, such as [256, 256]."
             )
-        sigma = class_at(activation)
-        if not (isinstance(sigma, type) and issubclass(sigma, nn.Module)):
-            raise ArgumentError(
-                "FullyConnected: expected the import path of an activation, such as "
-                f"torch.nn.GELU, got {activation!r}, which is {sigma!r}."
-            )
+        sigma = subclass_at(activation, nn.Module)
         self.shape = (window.outputs, *spec.step_shape)
         features = math.prod(spec.step_shape)
         sizes = [len(spec.parameters) + 1 + window.inputs * features, *widths]

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from surrogate_flow.fields.errors import ArgumentError
-from surrogate_flow.fields.names import class_at, nearest
+from surrogate_flow.fields.names import nearest, subclass_at
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.nn.channels import Channels
@@ -67,16 +67,10 @@ class OnGrid(nn.Module):
         super().__init__()
         name = type(self).__name__
         self.channels = Channels(spec, window, network=name, positions=positions)
-        kind = class_at(module)
-        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise ArgumentError(
-                f"{name}: expected the import path of a torch.nn.Module, got "
-                f"{module!r}, which is {kind!r}."
-            )
         self.path = module
         self.shape = (window.outputs, *spec.step_shape)
         self.module = _built(
-            kind,
+            subclass_at(module, nn.Module),
             f"{name}: {module}",
             arguments or {},
             in_channels=self.channels.count,

@@ -17,7 +17,7 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from surrogate_flow.fields.errors import ArgumentError
-from surrogate_flow.fields.names import class_at
+from surrogate_flow.fields.names import subclass_at
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Direct, Window
 from surrogate_flow.surrogate import checkpoint
@@ -303,13 +303,8 @@ class Surrogate(L.LightningModule):
             If there is no checkpoint at `path`, or not one of a surrogate.
         """
         recipe, state = checkpoint.read(path)
-        network = class_at(recipe["network"]["class_path"])
-        window = class_at(recipe["window"]["class_path"])
-        if not (_is_a(network, nn.Module) and _is_a(window, Window)):
-            raise ArgumentError(
-                f"{path}: expected an nn.Module and a Window, got {network} and "
-                f"{window}. The checkpoint was written by another program."
-            )
+        network = subclass_at(recipe["network"]["class_path"], nn.Module)
+        window = subclass_at(recipe["window"]["class_path"], Window)
         surrogate = cls(
             FieldSpec.from_plain(recipe["spec"]),
             partial(network, **recipe["network"]["init_args"]),
@@ -318,10 +313,6 @@ class Surrogate(L.LightningModule):
         )
         surrogate.load_state_dict(state)
         return surrogate.eval()
-
-
-def _is_a(value: Any, base: type) -> bool:
-    return isinstance(value, type) and issubclass(value, base)
 
 
 def _plain_window(window: Window) -> dict[str, Any]:

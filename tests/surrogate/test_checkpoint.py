@@ -253,7 +253,7 @@ def test_a_recipe_names_networks_and_windows_only(part, name, saved, tmp_path):
         "init_args": {"args": ["touch", str(tmp_path / "ran")]},
     }
     torch.save(saved, tmp_path / "named.ckpt")
-    with pytest.raises(ValueError, match=r"expected an nn\.Module and a Window"):
+    with pytest.raises(ValueError, match="expected a subclass of"):
         Surrogate.load(tmp_path / "named.ckpt")
     assert not (tmp_path / "ran").exists()
 
