@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -427,6 +428,9 @@ def test_killed_half_way_it_goes_on_where_it_was(tmp_path):
     Until then no other process may write there; its lock dies with it.
     """
     process, children = begun(tmp_path, workflow(tmp_path))
+    # So that simulations are left, however long the refusals take.
+    for child in children:
+        child.suspend()
     path, notes = tmp_path / "noted.zarr", tmp_path / "notes"
     data = study(Noted(str(notes)), simulations=40, name="noted")
     store = FIFO(capacity=40)
@@ -437,6 +441,9 @@ def test_killed_half_way_it_goes_on_where_it_was(tmp_path):
             second()
     teeing.close()
     process.kill()
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.resume()
     process.communicate(timeout=30)
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
