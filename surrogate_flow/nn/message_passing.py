@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from surrogate_flow.fields.window import Window
 from surrogate_flow.nn.graph import graph_of
 
 __all__ = ["Exchange", "MessagePassingSolver"]
+
+_MOST = 64 * 2**30  # bytes for one sample: no device has more
 
 
 class Exchange(nn.Module):
@@ -152,6 +156,14 @@ class MessagePassingSolver(nn.Module):
             raise ArgumentError(
                 "MessagePassingSolver: expected positions=True for a direct window, "
                 "got False: nothing else distinguishes one node from another."
+            )
+        # Autograd keeps 3 tensors over the edges and 8 over the nodes for each layer.
+        nodes, kept = math.prod(spec.shape), 6 * len(spec.dims) * neighbours + 8
+        if (size := 4 * width * layers * nodes * kept) > _MOST:
+            raise ArgumentError(
+                f"MessagePassingSolver: expected fewer nodes, got {nodes:,}: a sample "
+                f"takes {size / 2**30:.0f} GiB in training. Use a coarser grid, or use "
+                "surrogate_flow.nn.FullyConnected (--model fully_connected)."
             )
         graph = graph_of(spec, neighbours, periodic)
         places = graph.places if positions else graph.places[:, :0]

@@ -305,6 +305,7 @@ def test_checkpoint_round_trip(tmp_path: object) -> None:
 
 
 POINT = replace(line(), dims=(), shape=(), coordinates=())
+LARGE = replace(line(), dims=("x", "y"), shape=(1000, 1000), coordinates=())
 
 
 @pytest.mark.parametrize(
@@ -319,6 +320,7 @@ POINT = replace(line(), dims=(), shape=(), coordinates=())
         (line(6), Direct(), {"periodic": True}, r"more than 6 cells .* got \(6,\)"),
         (PLATE, Direct(), {"periodic": True}, "periodic: expected a grid, got a mesh"),
         (replace(PLATE, coordinates=()), Direct(), {}, "coordinates along 'node'"),
+        (LARGE, Direct(), {}, r"got 1,000,000: .* 126 GiB"),
     ],
 )
 def test_what_makes_no_network_is_refused(spec, window, options, message) -> None:
