@@ -40,14 +40,9 @@ FRAMES = 2
 
 
 class Waker:
-    """A self-pipe that wakes a thread blocked in `poll`; only while it is open."""
+    """A self-pipe that wakes a thread blocked in `poll`; `resources` close it."""
 
-    def __init__(self) -> None:
-        self._reader: socket.socket | None = None
-        self._writer: socket.socket | None = None
-
-    def open(self, resources: ExitStack) -> None:
-        """Open the pipe; `resources` close it."""
+    def __init__(self, resources: ExitStack) -> None:
         self._reader, self._writer = socket.socketpair()
         for end in (self._reader, self._writer):
             end.setblocking(False)
@@ -55,19 +50,16 @@ class Waker:
 
     def fileno(self) -> int:
         """Return what can be polled: readable after `wake`."""
-        assert self._reader is not None, "open it first"
         return self._reader.fileno()
 
     def wake(self) -> None:
         """Make the pipe readable; from any thread, never blocks."""
-        if self._writer is not None:
-            # A full pipe is readable already; after closing nobody polls.
-            with suppress(OSError):
-                self._writer.send(b"!")
+        # A full pipe is readable already; after closing nobody polls.
+        with suppress(OSError):
+            self._writer.send(b"!")
 
     def clear(self) -> None:
         """Make the pipe unreadable until the next `wake`."""
-        assert self._reader is not None, "open it first"
         self._reader.recv(4096)
 
 
@@ -147,7 +139,7 @@ class Inlet:
         self._resources = ExitStack()
         self._thread: threading.Thread | None = None
         self._room = False
-        self._waker = Waker()
+        self._waker: Waker | None = None
 
     @property
     def endpoint(self) -> Endpoint:
@@ -181,7 +173,7 @@ class Inlet:
         """Stop all outlets, with the reason, and close; may be called again."""
         if self._stopping is None:
             self._stopping = reason
-            self._waker.wake()
+            self._wake()
         if self._thread is not None:
             self._thread.join()
         self._resources.close()
@@ -217,10 +209,14 @@ class Inlet:
     def _call(self, command: Callable[[], None]) -> None:
         """Call something in the inlet's thread, after all earlier commands."""
         self._commands.put(command)
-        self._waker.wake()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waker is not None:
+            self._waker.wake()
 
     def _bind(self) -> None:
-        self._waker.open(self._resources)
+        self._waker = Waker(self._resources)
         parameters = 8 * len(self.spec.parameters)
         largest = max(self._largest, parameters, HEADER_BYTES)
         allow_many_files()
@@ -244,15 +240,16 @@ class Inlet:
             self._socket.close()
 
     def _receive(self) -> None:
-        poller = zmq.Poller()
+        waker, poller = self._waker, zmq.Poller()
+        assert waker is not None
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._waker, zmq.POLLIN)
+        poller.register(waker, zmq.POLLIN)
         tick = time.monotonic() + self.timing.tick
         while self._stopping is None:
             wait = max(0.0, tick - time.monotonic())
             events = dict(poller.poll(int(wait * 1000) + 1))
-            if self._waker.fileno() in events:
-                self._waker.clear()
+            if waker.fileno() in events:
+                waker.clear()
                 self._run_commands()
             if self._socket in events:
                 self._receive_batch()
@@ -296,4 +293,4 @@ class Inlet:
     def _retry_soon(self) -> None:
         if not self._room:
             self._room = True
-            self._waker.wake()
+            self._wake()
