@@ -18,7 +18,6 @@ from rich.text import Text
 
 from surrogate_flow.cli import plan
 from surrogate_flow.cli.signals import stop_requested
-from surrogate_flow.data.archiving import planned
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.ensemble import EnsembleStats
 from surrogate_flow.ensemble.events import Event, Failed
@@ -70,14 +69,7 @@ class Generation:
     """
 
     def __init__(self, data: OnlineData, path: Path) -> None:
-        self.archive, self.planned = planned(
-            path,
-            data.solver,
-            data.sampler,
-            held_out=data.held_out,
-            simulations=data.simulations,
-            workflow=data.workflow,
-        )
+        self.archive, self.planned = data.planned(path)
         self.folder = path.parent / f"{path.stem}_generate"
         self._data = data
         if cut := self.archive.drop_incomplete():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from surrogate_flow.data.ranks import RankError, Ranks, State
+from surrogate_flow.data.ranks import RankError, Ranks
 from surrogate_flow.dataset import Archive, ArchiveError, Writer
 from surrogate_flow.dataset.provenance import Provenance
 from surrogate_flow.ensemble.events import Event, Failed
@@ -41,19 +41,21 @@ def planned(
     simulations : int
         To train on.
     workflow : str
-        What the data set is of, in words.
+        A name for the data set.
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If the study has no end, or its sampler adapts.
     ArchiveError
         If the data set is of another study, or cannot be written.
     """
     if simulations is None:
-        raise ValueError(
-            "A data set needs an end: expected a number of simulations, got null. Set "
-            "it with --data.simulations."
+        raise ArgumentError(
+            "A data set needs an end",
+            "a number of simulations",
+            "null",
+            "Set it with --data.simulations.",
         )
     if sampler.adapts:
         raise ArgumentError(
@@ -61,11 +63,8 @@ def planned(
             f"{type(sampler).__name__} chooses them during the training. Use another "
             "sampler, such as --data.sampler Sobol, or train without a data set."
         )
-    rows = list(
-        Design(
-            solver.spec.parameters, sampler, held_out=held_out, simulations=simulations
-        )
-    )
+    bounds = solver.spec.parameters
+    rows = list(Design(bounds, sampler, held_out=held_out, simulations=simulations))
     provenance = Provenance.of(solver, sampler, held_out, workflow)
     return Archive.prepare(path, provenance, rows), rows
 
@@ -78,45 +77,15 @@ class Archiving:
 
     Parameters
     ----------
-    path : Path, optional
+    archive : Archive, optional
         Without one nothing is written.
-    solver, sampler, held_out, simulations, workflow
-        As `planned`.
     ranks : Ranks
-        The first creates it.
     """
 
-    def __init__(
-        self,
-        path: Path | None,
-        solver: Solver,
-        sampler: Sampler,
-        *,
-        held_out: int,
-        simulations: int | None,
-        workflow: str,
-        ranks: Ranks,
-    ) -> None:
-        self._archive: Archive | None = None
-        self._ranks = ranks
-        self._before = 0
+    def __init__(self, archive: Archive | None, ranks: Ranks) -> None:
+        self._archive, self._ranks = archive, ranks
+        self._before = len(archive.complete()) if archive else 0
         self._closed = False
-        if path is None:
-            return
-        with ranks.fail_together():
-            if ranks.rank == 0:
-                self._archive, _ = planned(
-                    path,
-                    solver,
-                    sampler,
-                    held_out=held_out,
-                    simulations=simulations,
-                    workflow=workflow,
-                )
-                self._before = len(self._archive.complete())
-        ranks.gather_states(State.READY)
-        with ranks.fail_together():
-            self._archive = self._archive or Archive(path)
 
     @property
     def writer(self) -> Writer | None:
@@ -131,38 +100,33 @@ class Archiving:
     def close(self, worked: float) -> None:
         """Say how complete it is, once, and let others add to it.
 
-        Parameters
-        ----------
-        worked : float
-            Seconds that the simulations of this rank have taken. Unless all that it
-            has were there before, it notes those of all ranks.
+        `worked` is the number of seconds that the simulations of this rank have taken.
+        Unless all were there before, the data set notes those of all ranks.
         """
-        if self._archive is None or self._closed:
+        archive = self._archive
+        if archive is None or self._closed:
             return
         self._closed = True
         try:
             worked = self._ranks.total(worked)
         except RankError as error:
             logger.warning("%s", error)
-        if self._ranks.rank == 0:
-            self._complete(self._archive, worked)
-
-    def _complete(self, archive: Archive, worked: float) -> None:
+        if self._ranks.rank:
+            return
         try:
-            whole = len(archive.complete())
-            if whole > self._before:
+            complete = len(archive.complete())
+            if complete > self._before:
                 archive.spend(worked)
         except ArchiveError as error:
             logger.error("%s", error)
             return
         finally:
             archive.release()
-        missing = archive.simulations - whole
-        how = f"surrogate-flow generate --output {archive.path}"
+        how = f" surrogate-flow generate --output {archive.path}, with the same --data"
         logger.info(
             "Data set %s: %d of %d simulations.%s",
             archive.path,
-            whole,
+            complete,
             archive.simulations,
-            f" {how}, with the same --data, adds the others." if missing else "",
+            f"{how}, adds the others." if complete < archive.simulations else "",
         )

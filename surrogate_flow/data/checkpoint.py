@@ -86,14 +86,8 @@ class StudyCheckpoint:
     def save(self, step: int, trained: int, folder: Path) -> dict[str, Any]:
         """Return the state as plain values, and write the steps into `folder`.
 
-        Parameters
-        ----------
-        step : int
-            Of the optimizer: the checkpoints of one step share one state.
-        trained : int
-            Batches trained in this process.
-        folder : Path
-            Of the checkpoints.
+        Checkpoints of one `step` of the optimizer share a state. `trained` is the
+        number of batches that this process has trained.
         """
         if self._saved is None or self._saved[0] != step:
             self.pending.acknowledge(trained)
@@ -154,19 +148,9 @@ class StudyCheckpoint:
         """
         validation, store = self._validation, self._store
         state = _State.from_plain(plain, validation.spec)
-        sampler = "data.sampler (the first simulation's parameters)"
-        for what, expected, got in (
-            ("data.held_out", validation.count, state.held_out),
-            (sampler, self._first, dict(state.first)),
-        ):
-            if expected != got:
-                raise CheckpointError(
-                    f"The checkpoint is of another {what}",
-                    expected,
-                    got,
-                    "Use the recipes that it was trained with (config.yaml in its "
-                    "run's folder).",
-                )
+        self._require("held_out", validation.count, state.held_out)
+        sampler = "sampler (the first simulation's parameters)"
+        self._require(sampler, self._first, dict(state.first))
         steps = self._read(state, folder / state.rows) if state.rows else None
         again = 0
         if steps is None:
@@ -198,6 +182,17 @@ class StudyCheckpoint:
                 failed.discard(number)
         self._ledger.restore({"complete": complete.ranges, "failed": failed.ranges})
 
+    @staticmethod
+    def _require(argument: str, expected: object, got: object) -> None:
+        if expected != got:
+            raise CheckpointError(
+                f"The checkpoint is of another data.{argument}",
+                expected,
+                got,
+                "Use the recipes that it was trained with (config.yaml in its run's "
+                "folder).",
+            )
+
     def _read(self, state: _State, path: Path) -> Steps | None:
         if not path.is_file():
             logger.warning(
@@ -215,31 +210,20 @@ class StudyCheckpoint:
 
 @dataclass(frozen=True)
 class _State:
-    """The state of `OnlineData`; a checkpoint has an entry of each name.
+    """The state of `OnlineData`; a checkpoint has an entry of each name."""
 
-    Attributes
-    ----------
-    held_out : int
-        Number of held-out simulations; those for training are numbered from there.
-    first : dict of str to float
-        Parameters of the first simulation for training, which identify the sampler.
-    failed : IntSet
-        Simulations that failed permanently.
-    store : Snapshot
-        Of the reservoir, without its steps.
-    rows : str
-        Name of the file of steps beside the checkpoint; empty if there is none.
-    whole : array of int
-        Complete held-out simulations, whose steps follow the reservoir's in that file.
-    parameters : array of shape (simulation, parameter)
-        Of these.
-    """
-
+    #: Number of held-out simulations; those for training are numbered from there.
     held_out: int
+    #: Parameters of the first simulation for training, which identify the sampler.
     first: Mapping[str, float]
+    #: Simulations that failed permanently.
     failed: IntSet
+    #: The reservoir, without its steps.
     store: Snapshot
+    #: Name of the file of steps beside the checkpoint; empty if there is none.
     rows: str
+    #: Complete held-out simulations, whose steps follow the reservoir's in that file,
+    #: and their parameters.
     whole: Int[np.ndarray, " simulation"]
     parameters: Float32[np.ndarray, "simulation parameter"]
 
@@ -277,10 +261,9 @@ class _State:
                 _RESTART,
             )
         whole = np.asarray(state.whole)
-        distinct = len(np.unique(whole)) == len(whole)
-        inside = not len(whole) or 0 <= whole.min() <= whole.max() < state.held_out
-        shape = (len(whole), len(spec.parameters))
-        if not (distinct and inside and state.parameters.shape == shape):
+        different = np.unique(whole[(whole >= 0) & (whole < state.held_out)])
+        shape = (len(different), len(spec.parameters))
+        if len(different) < len(whole) or state.parameters.shape != shape:
             raise CheckpointError(
                 "The checkpoint is damaged",
                 f"{len(whole)} different held-out simulations below {state.held_out} "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pytorch_lightning as L
@@ -30,7 +31,10 @@ __all__ = [
     "Vector",
     "at_least",
     "data_of",
+    "made",
 ]
+
+Part = TypeVar("Part")
 
 #: A number for each variable.
 Vector = Float[np.ndarray, " channel"]
@@ -38,51 +42,33 @@ Vector = Float[np.ndarray, " channel"]
 
 @dataclass(frozen=True)
 class Cost:
-    """What the simulations of one process have cost.
+    """What the simulations of one process have cost."""
 
-    Attributes
-    ----------
-    simulations : int
-        Number of complete ones, the held-out ones included.
-    samples : int
-        Number of different samples drawn to train on, once or more often.
-    solver_seconds : float
-        Of all simulations together, without waiting for the trainer.
-    """
-
+    #: Number of complete ones, the held-out ones included.
     simulations: int
+    #: Number of different samples drawn to train on, once or more often.
     samples: int
+    #: Of all simulations together, without waiting for the trainer.
     solver_seconds: float
 
 
 @dataclass(frozen=True)
 class TrainingStats:
-    """How far the training of one process is.
+    """How far the training of one process is."""
 
-    Attributes
-    ----------
-    stage : str
-        ``fit``, ``validate``, ``test`` or ``predict``.
-    ranks : int
-        Processes that train together.
-    step : int
-        Steps of the optimizer, those before a checkpoint that was resumed included.
-    samples : int
-        Trained by this process in this run, repetitions counted.
-    samples_per_second : float
-        Over the last five seconds; at the end, over the last five of the training.
-    loss : float, optional
-        Of the last batch, in normalised units.
-    validation : float, optional
-        ``val_relative_l2`` of the last validation.
-    """
-
+    #: ``fit``, ``validate``, ``test`` or ``predict``.
     stage: str
+    #: Processes that train together.
     ranks: int = 1
+    #: Steps of the optimizer, those before a checkpoint that was resumed included.
     step: int = 0
+    #: Trained by this process in this run, repetitions counted.
     samples: int = 0
+    #: Over the last five seconds; at the end, over the last five of the training.
     samples_per_second: float = 0.0
+    #: Of the last batch, in normalised units.
     loss: float | None = None
+    #: ``val_relative_l2`` of the last validation.
     validation: float | None = None
 
     def describe(self) -> list[str]:
@@ -103,23 +89,15 @@ class TrainingStats:
 
 @dataclass(frozen=True)
 class DatasetStats:
-    """How much of a data set has been read.
-
-    Attributes
-    ----------
-    name : str
-    epoch : int
-        Number of the one that is trained, from 0.
-    read, total : int
-        Bytes of fields read since the beginning of the run, and those to train on, of
-        this process.
-    in_memory : bool
-        Whether all of them stay in memory, so that they are read once.
-    """
+    """How much of a data set has been read."""
 
     name: str
+    #: Number of the one that is trained, from 0.
     epoch: int
+    #: Bytes of fields read since the beginning of the run, by this process.
     read: int
+    #: Bytes of fields to train on, of this process; whether all stay in memory, so that
+    #: they are read once.
     total: int
     in_memory: bool
 
@@ -135,28 +113,19 @@ class DatasetStats:
 
 @dataclass(frozen=True)
 class Status:
-    """What a run does at one moment; parts that it does not have are None.
+    """What a run does at one moment; parts that it does not have are None."""
 
-    Attributes
-    ----------
-    seconds : float
-        Since the run began to be watched.
-    training : TrainingStats, optional
-        Added by the `Monitor` to what a data module says.
-    ensemble, stream, store : optional
-        Of an online run: its simulations, inlet and reservoir.
-    dataset : DatasetStats, optional
-        Of a run on a data set.
-    waiting : str
-        Who waits for whom, as text; empty if nobody does.
-    """
-
+    #: Since the run began to be watched.
     seconds: float = 0.0
+    #: Added by the `Monitor` to what a data module says.
     training: TrainingStats | None = None
+    #: Simulations, inlet and reservoir of an online run.
     ensemble: EnsembleStats | None = None
     stream: StreamStats | None = None
     store: StoreStats | None = None
+    #: Of a run on a data set.
     dataset: DatasetStats | None = None
+    #: Who waits for whom, as text; empty if no one does.
     waiting: str = ""
 
     def describe(self, *, narrow: bool = False) -> list[str]:
@@ -285,13 +254,18 @@ def data_of(trainer: L.Trainer) -> SurrogateData | None:
     return data if isinstance(data, SurrogateData) else None
 
 
-def at_least(least: int, **values: int | None) -> None:
-    """Refuse arguments of a data module that are smaller; None is none.
+def made(part: Part | None) -> Part:
+    """Return what `setup` makes, if it has."""
+    if part is None:
+        raise RuntimeError(
+            "No data yet: expected setup() to be called first, which Trainer.fit, "
+            "validate, test and predict do."
+        )
+    return part
 
-    Raises
-    ------
-    UserError
-    """
+
+def at_least(least: int, **values: int | None) -> None:
+    """Refuse arguments of a data module that are smaller."""
     for name, value in values.items():
         if value is not None and value < least:
             raise UserError(f"data.{name}", f"at least {least}", value)

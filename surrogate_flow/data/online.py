@@ -13,18 +13,27 @@ import pytorch_lightning as L
 from distributed.deploy.cluster import Cluster
 
 from surrogate_flow.cluster.config import ClusterConfig
-from surrogate_flow.data.archiving import Archiving
+from surrogate_flow.data.archiving import Archiving, planned
 from surrogate_flow.data.checkpoint import StudyCheckpoint
-from surrogate_flow.data.module import Cost, Status, SurrogateData, Vector, at_least
+from surrogate_flow.data.module import (
+    Cost,
+    Status,
+    SurrogateData,
+    Vector,
+    at_least,
+    made,
+)
 from surrogate_flow.data.online_loader import AppliedBatches, OnlineLoader
-from surrogate_flow.data.ranks import State
+from surrogate_flow.data.ranks import Ranks, State
 from surrogate_flow.data.router import Router
 from surrogate_flow.data.source import Local, Source
 from surrogate_flow.data.validation import ValidationSet
+from surrogate_flow.dataset import Archive
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.reservoir import Policy, Reservoir, Store
 from surrogate_flow.sampling import Design, Observations, Sampler, Uniform
 from surrogate_flow.solvers.solver import Solver, spec_of
@@ -60,7 +69,7 @@ class OnlineData(SurrogateData):
         Opened when the simulations start: `surrogate_flow.cluster.Slurm`, for example;
         one worker a core on this machine by default.
     cores_per_simulation : int
-        Of a worker, for solvers with threads (OpenMP, MKL and OpenBLAS are told) or
+        Of a worker, for solvers with threads (OpenMP, MKL and OpenBLAS are set) or
         with processes of their own.
     faults : Faults
         How much may go wrong.
@@ -155,17 +164,10 @@ class OnlineData(SurrogateData):
                 self.store = Store(
                     self.spec, self.window, self.batch_size, self.reservoir
                 )
-                require_reachable(self.store, self._share())
-        self._archiving = Archiving(
-            self.archive if fit else None,
-            self.solver,
-            self.sampler,
-            held_out=self.held_out,
-            simulations=self.simulations,
-            workflow=self.workflow,
-            ranks=self.ranks,
-        )
-        self.source = self._local(self._archiving)
+                require_reachable(self.store, self.simulations, self.ranks)
+        archive = self._shared_archive(self.archive) if fit and self.archive else None
+        self._archiving = Archiving(archive, self.ranks)
+        self.source = self._local(self._archiving, self.validation)
         if self.store is not None:
             self._checkpoint = StudyCheckpoint(
                 self.store,
@@ -178,19 +180,33 @@ class OnlineData(SurrogateData):
         self.design.skip(self.source.ledger)
         self._open = True
 
-    def _share(self) -> int | None:
-        """Return how many simulations for training this rank has."""
-        if self.simulations is None:
-            return None
-        numbers = range(self.held_out, self.held_out + self.simulations)
-        return sum(map(self.ranks.mine, numbers))
+    def _shared_archive(self, path: Path) -> Archive:
+        """Create the data set, or open it to go on: the first rank does it for all."""
+        archive = None
+        with self.ranks.fail_together():
+            if self.ranks.rank == 0:
+                archive, _ = self.planned(path)
+        self.ranks.gather_states(State.READY)
+        with self.ranks.fail_together():
+            archive = archive or Archive(path)
+        return archive
 
-    def _local(self, archiving: Archiving) -> Local:
-        assert self.validation is not None, "setup() makes it"
+    def planned(self, path: Path) -> tuple[Archive, list[Simulation]]:
+        """Return a data set of this study, and its simulations; as `planned`."""
+        return planned(
+            path,
+            self.solver,
+            self.sampler,
+            held_out=self.held_out,
+            simulations=self.simulations,
+            workflow=self.workflow,
+        )
+
+    def _local(self, archiving: Archiving, validation: ValidationSet) -> Local:
         return Local(
             self.solver,
             self.design,
-            Router(self.validation, self.store, deterministic=self.deterministic),
+            Router(validation, self.store, deterministic=self.deterministic),
             cluster=self.cluster,
             faults=self.faults,
             settings=StudySettings(
@@ -270,7 +286,7 @@ class OnlineData(SurrogateData):
         """
         self._start()
         self._wait(self._filled)
-        store = self._store()
+        store = made(self.store)
         count = store.stats().population
         moments = self._pooled(count, store.moments() if count else None)
         if not moments.count:
@@ -282,7 +298,7 @@ class OnlineData(SurrogateData):
 
     def _filled(self, seconds: float) -> State:
         """Wait for the first fill, for so many seconds at most."""
-        store, ready = self._store(), False
+        store, ready = made(self.store), False
         with contextlib.suppress(TimeoutError):
             ready = store.wait_threshold(seconds) or store.draining
         if self.deterministic or not ready:
@@ -296,38 +312,32 @@ class OnlineData(SurrogateData):
         time.sleep(_FILL_POLL)
         return State.WAITING
 
-    def _store(self) -> Store:
-        assert self.store is not None, "only a fit has a reservoir"
-        return self.store
-
     def _wait(self, ready: Callable[[float], State]) -> None:
-        self.ranks.wait(ready, self._check, _POLL)
-        self._check()
+        def checked(seconds: float) -> State:
+            state = ready(seconds)
+            self._check()
+            return state
+
+        self.ranks.wait(checked, _POLL)
 
     def _check(self) -> None:
         if self._stopped.is_set():
             # Nothing has been trained that could be saved.
             raise KeyboardInterrupt
-        assert self.source is not None, "setup() makes it"
-        self.source.check(self._loader.waited if self._loader else None)
+        made(self.source).check(self._loader.waited if self._loader else None)
 
     def _start(self) -> Source:
-        if self.source is None:
-            raise RuntimeError(
-                "The study has not started: expected setup() to be called first, which "
-                "Trainer.fit, validate, test and predict do."
-            )
-        self.source.start()
-        return self.source
+        source = made(self.source)
+        source.start()
+        return source
 
     def train_dataloader(self) -> OnlineLoader:
         """Return the batches of the reservoir; a study has one loader, which counts."""
         source, trainer = self._start(), self.trainer
-        assert self._checkpoint is not None, "only a fit has one"
         if self._loader is None:
             self._loader = OnlineLoader(
-                self._store(),
-                pending=self._checkpoint.pending,
+                made(self.store),
+                pending=made(self._checkpoint).pending,
                 source=source,
                 applied=AppliedBatches(trainer) if trainer else None,
                 ranks=self.ranks,
@@ -340,8 +350,7 @@ class OnlineData(SurrogateData):
     def val_dataloader(self) -> ValidationSet:
         """Wait for the held-out set, then return its batches."""
         self._start()
-        validation = self.validation
-        assert validation is not None, "setup() makes it"
+        validation = made(self.validation)
         self._wait(lambda s: State.READY if validation.wait(s) else State.WAITING)
         self.validated = validation.validated(self.ranks, self.held_out)
         return validation
@@ -374,19 +383,15 @@ class OnlineData(SurrogateData):
         )
 
 
-def require_reachable(store: Store, simulations: int | None) -> None:
-    """Refuse a threshold that so many simulations can never fill.
-
-    Raises
-    ------
-    ArgumentError
-    """
-    each = store.window.samples(store.spec.steps)
-    if simulations is not None and simulations * each < store.threshold:
+def require_reachable(store: Store, simulations: int | None, ranks: Ranks) -> None:
+    """Refuse a threshold that a rank's share of the simulations can never fill."""
+    if simulations is None:
+        return
+    share, each = simulations // ranks.world, store.window.samples(store.spec.steps)
+    if share * each < store.threshold:
         raise ArgumentError(
             "The threshold can never be reached",
-            f"at most {simulations * each} samples ({simulations} simulations of "
-            f"{each})",
+            f"at most {share * each} samples ({share} simulations of {each})",
             f"a threshold of {store.threshold}",
             "Lower it, or run more simulations.",
         )

@@ -127,12 +127,8 @@ class AppliedBatches(Callback):
     """Counts batches in the weights since this was made.
 
     Batches whose gradients still add up (``accumulate_grad_batches``) are in no
-    checkpoint, and come again in a run that goes on.
-
-    Parameters
-    ----------
-    trainer : Trainer
-        That fits; this becomes one of its callbacks, in place of an earlier one.
+    checkpoint, and come again in a run that goes on. It becomes a callback of the
+    trainer, in place of an earlier one.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
@@ -150,10 +146,7 @@ class AppliedBatches(Callback):
         return max(0, int(total - self._before))
 
     def on_save_checkpoint(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        checkpoint: dict[str, Any],
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Any
     ) -> None:
         """Leave batches whose gradients add up out of Lightning's counters.
 

@@ -6,7 +6,6 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
-from types import TracebackType
 from typing import Self, final
 
 import torch
@@ -30,7 +29,7 @@ class Prefetch:
     """A thread that draws batches and copies them to the device of the training.
 
     A context manager: the thread ends with the context, and also when `stopped` is set
-    and nobody takes the batches.
+    and no batch is taken.
 
     Parameters
     ----------
@@ -66,22 +65,14 @@ class Prefetch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._closed.set()
         self._thread.join()
 
     def take(self, seconds: float) -> tuple[State, Batch | None]:
         """Wait for the next batch, and return it with what this rank has.
 
-        Raises
-        ------
-        BaseException
-            What the thread raised.
+        What the thread raised is raised again.
         """
         self._waited.start()
         try:
@@ -135,14 +126,7 @@ def in_step(
     another one is full. The weights of the others make up for it, since gradients are
     averaged over all ranks.
 
-    Parameters
-    ----------
-    batches : Prefetch
-        Of this rank.
-    ranks : Ranks
-    padding : Batch
-    full : callable
-        Whether this rank, which has a batch, cannot wait for those without.
+    `full` says whether this rank, which has a batch, cannot wait for those without.
     """
     state, batch = State.READY, None
     while True:

@@ -91,13 +91,7 @@ class Ranks:
         return number % self.world == self.rank
 
     def share_of(self, states: Sequence[Any]) -> Any:
-        """Return this rank's entry of a list that `gather` made in another run.
-
-        Raises
-        ------
-        RankError
-            If that run had another number of ranks.
-        """
+        """Return this rank's entry of a list that `gather` made in another run."""
         if len(states) != self.world:
             raise RankError(
                 "The checkpoint is of another number of ranks, each with its share of "
@@ -122,13 +116,7 @@ class Ranks:
         return value if self._left else float(sum(self.gather(value)))
 
     def gather_states(self, state: State) -> list[State]:
-        """Return the states of all ranks.
-
-        Raises
-        ------
-        RankError
-            If another rank has failed, or has died.
-        """
+        """Return the states of all ranks; a RankError if one has failed or died."""
         self._failed = self._failed or state is State.FAILED
         if self.world == 1 or self._left:
             return [state]
@@ -145,25 +133,16 @@ class Ranks:
             )
         return states
 
-    def wait(
-        self, ready: Callable[[float], State], check: Callable[[], None], poll: float
-    ) -> None:
+    def wait(self, ready: Callable[[float], State], poll: float) -> None:
         """Block until every rank is ready, or one is full.
 
-        Parameters
-        ----------
-        ready : callable
-            Waits for at most so many seconds; returns what this rank has.
-        check : callable
-            Raises what makes waiting useless.
-        poll : float
-            Seconds between two exchanges.
+        `ready` waits for at most `poll` seconds, and returns what this rank has, or
+        raises what makes waiting useless.
         """
         states = [State.WAITING]
         while must_wait(states):
             with self.fail_together():
                 mine = ready(poll)
-                check()
             states = self.gather_states(mine)
 
     def leave(self) -> None:
@@ -199,10 +178,10 @@ class Ranks:
 
     def _dead_here(self) -> list[int]:
         """Return the ranks of this machine whose process has ended, or is about to."""
-        host = self._processes[self.rank][0]
-        here = [k for k, p in enumerate(self._processes) if p[0] == host]
+        mine, _ = self._processes[self.rank]
+        here = {k: pid for k, (host, pid) in enumerate(self._processes) if host == mine}
         deadline = time.monotonic() + (_EXIT_SECONDS if len(here) > 1 else 0.0)
-        while not (dead := [k for k in here if _has_died(self._processes[k][1])]):
+        while not (dead := [k for k, pid in here.items() if _has_died(pid)]):
             if time.monotonic() >= deadline:
                 break
             time.sleep(0.2)

@@ -91,11 +91,8 @@ class Router:
     def load(self, waited: float | None) -> Load:
         """Return who has waited for whom since the beginning.
 
-        Parameters
-        ----------
-        waited : float or None
-            Seconds that the trainer waited for batches; None before it takes any: it
-            waits for the held-out set, or for the first samples.
+        The trainer has waited for batches for `waited` seconds. It is None before it
+        takes any: it waits for the held-out set, or for the first samples.
         """
         trainer = time.monotonic() if waited is None else waited
         if self._store is None:
@@ -140,7 +137,7 @@ class Sequencer:
     def __call__(self, event: Event) -> None:
         """Give each simulation for training a turn, and let the store drain at the end.
 
-        It drains once the batches that come before have been drawn.
+        It drains once the batches before have been drawn.
         """
         if isinstance(event, Submitted):
             if event.attempt == 0 and event.simulation.part == "training":

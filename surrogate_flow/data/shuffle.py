@@ -15,7 +15,7 @@ from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Draw, Moments
 
-__all__ = ["ReadPlan", "ShuffledReader"]
+__all__ = ["ShuffledReader"]
 
 _SHARE = 8  # pieces of long simulations that a block has at least
 
@@ -25,13 +25,9 @@ _Reading = tuple[Steps, list[Future[int]]]
 
 @dataclass(frozen=True)
 class Piece:
-    """Steps first, ..., stop - 1 of one simulation, read together, and their windows.
+    """Steps first, ..., stop - 1 of one simulation, read together.
 
-    Attributes
-    ----------
-    simulation, first, stop : int
-    windows : array of int
-        The first step of each window.
+    `windows` has the first step of each window in it.
     """
 
     simulation: int
@@ -49,13 +45,8 @@ class Piece:
 class Block:
     """Pieces that are in memory together, and their windows in the order of training.
 
-    Attributes
-    ----------
-    pieces : list of Piece
-    place : array of int
-        Of the first step of each window among the steps of all pieces.
-    simulation, step : array of int
-        Of each window.
+    Of the first step of each window, `place` is the number among the steps of all
+    pieces, and `simulation` and `step` say which one it is.
     """
 
     pieces: list[Piece]
@@ -66,86 +57,15 @@ class Block:
     @classmethod
     def shuffled(cls, pieces: list[Piece], generator: np.random.Generator) -> Block:
         """Permute the windows of all pieces together."""
-        starts = np.cumsum([0, *(piece.steps for piece in pieces)])
-        place = [p.windows - p.first + s for p, s in zip(pieces, starts, strict=False)]
-        simulation = [np.full(len(p.windows), p.simulation) for p in pieces]
-        order = generator.permutation(sum(map(len, place)))
-        return cls(
-            pieces,
-            np.concatenate(place)[order],
-            np.concatenate(simulation)[order],
-            np.concatenate([p.windows for p in pieces])[order],
-        )
-
-
-@final
-class ReadPlan:
-    """Cuts simulations into pieces, complete ones if they are short, and makes blocks.
-
-    No chunk is in two pieces, but for windows that reach into the next piece.
-
-    Parameters
-    ----------
-    simulations : sequence of int
-    steps : int
-        Of each simulation.
-    chunk_steps : int
-        Of a chunk on the disk.
-    window : Window
-    limit : int
-        Steps of a block; None for one block of everything, read once.
-    """
-
-    def __init__(
-        self,
-        simulations: Sequence[int],
-        steps: int,
-        chunk_steps: int,
-        window: Window,
-        limit: int | None,
-    ) -> None:
-        self._limit = limit
-        self._chunk_steps = chunk_steps
-        self._total = steps
-        length = steps
-        if limit is not None and steps * _SHARE > limit:
-            length = max(1, limit // _SHARE // chunk_steps) * chunk_steps
-        windows = np.arange(0, steps - window.span + 1, window.stride)
-        self.pieces: list[Piece] = []
-        for first in range(0, steps, length):
-            inside = windows[(windows >= first) & (windows < first + length)]
-            if len(inside):
-                begin, stop = int(inside[0]), int(inside[-1]) + window.span
-                self.pieces += [Piece(n, begin, stop, inside) for n in simulations]
-
-    @property
-    def steps_read(self) -> int:
-        """Steps that an epoch reads from the disk, where complete chunks are read."""
-        return sum(map(self.chunked, self.pieces))
-
-    def chunked(self, piece: Piece) -> int:
-        """Return the number of steps in the chunks of a piece."""
-        size = self._chunk_steps
-        stop = min(self._total, -(-piece.stop // size) * size)
-        return stop - piece.first // size * size
-
-    def blocks(self, generator: np.random.Generator) -> Iterator[Block]:
-        """Yield the blocks of an epoch."""
-        pieces = self.pieces
-        if self._limit is not None:
-            order = np.arange(len(pieces))
-            generator.shuffle(order)
-            pieces = [pieces[k] for k in order]
-        together: list[Piece] = []
-        steps = 0
-        for piece in pieces:
-            if together and self._limit and steps + piece.steps > self._limit:
-                yield Block.shuffled(together, generator)
-                together, steps = [], 0
-            together.append(piece)
-            steps += piece.steps
-        if together:
-            yield Block.shuffled(together, generator)
+        counts = [len(piece.windows) for piece in pieces]
+        lengths = [piece.steps for piece in pieces]
+        # From the number of a step in its simulation to the one among all pieces.
+        shifts = np.cumsum([0, *lengths[:-1]]) - [piece.first for piece in pieces]
+        step = np.concatenate([piece.windows for piece in pieces])
+        simulation = np.repeat([piece.simulation for piece in pieces], counts)
+        order = generator.permutation(len(step))
+        place = step + np.repeat(shifts, counts)
+        return cls(pieces, place[order], simulation[order], step[order])
 
 
 @final
@@ -200,34 +120,52 @@ class ShuffledReader:
     ) -> None:
         self.spec = spec = archive.spec
         self.window = window
-        self._archive = archive
-        self._seed = tuple(seed)
+        self._archive, self._seed = archive, tuple(seed)
         window.require(spec.steps)
         size = len(simulations) * spec.steps * spec.step_bytes
         self.in_memory = size <= memory
-        limit = memory // 2 // spec.step_bytes
-        self._plan = ReadPlan(
-            simulations,
-            spec.steps,
-            archive.chunk_steps,
-            window,
-            None if self.in_memory else limit,
-        )
-        largest = max((piece.steps for piece in self._plan.pieces), default=0)
-        if not self.in_memory and largest > limit:
+        # Steps of a block.
+        self._limit = None if self.in_memory else memory // 2 // spec.step_bytes
+        self._pieces = self._cut(simulations)
+        largest = max((piece.steps for piece in self._pieces), default=0)
+        if self._limit is not None and largest > self._limit:
             raise UserError(
                 "data.memory",
                 f"at least {2 * largest * spec.step_bytes} bytes (twice the {largest} "
                 "steps that are read at once)",
                 memory,
             )
-        self.epoch_bytes = self._plan.steps_read * spec.step_bytes
+        self.epoch_bytes = sum(map(self._chunk_bytes, self._pieces))
         self.bytes_read = 0
         self._excess = self.epoch_bytes / size if size else 1.0
         self._readers = ThreadPoolExecutor(threads, "reader")
         # Epoch, number and steps of the first block read, until it is used; for ever
         # if it is all.
         self._first: tuple[int, int, Steps] | None = None
+
+    def _cut(self, simulations: Sequence[int]) -> list[Piece]:
+        """Return pieces: complete simulations, if they are short.
+
+        No chunk is in two pieces, but for windows that reach into the next piece.
+        """
+        length, limit, chunk = self.spec.steps, self._limit, self._archive.chunk_steps
+        if limit is not None and length * _SHARE > limit:
+            length = max(1, limit // _SHARE // chunk) * chunk
+        span = self.window.span
+        windows = np.arange(0, self.spec.steps - span + 1, self.window.stride)
+        pieces: list[Piece] = []
+        for first in range(0, self.spec.steps, length):
+            inside = windows[(windows >= first) & (windows < first + length)]
+            if len(inside):
+                begin, stop = int(inside[0]), int(inside[-1]) + span
+                pieces += [Piece(n, begin, stop, inside) for n in simulations]
+        return pieces
+
+    def _chunk_bytes(self, piece: Piece) -> int:
+        """Return the bytes that are read for a piece: those of complete chunks."""
+        size = self._archive.chunk_steps
+        stop = min(self.spec.steps, -(-piece.stop // size) * size)
+        return (stop - piece.first // size * size) * self.spec.step_bytes
 
     def close(self) -> None:
         """Read no more; may be called again."""
@@ -248,7 +186,7 @@ class ShuffledReader:
     def moments(self) -> Moments:
         """Return the moments of the fields: of all, or of the first block."""
         moments = Moments(len(self.spec.variables))
-        if self._plan.pieces:
+        if self._pieces:
             if self._first is None:
                 steps = self._finish(self._start(next(self._blocks(0))))
                 self._first = (0, 0, steps)
@@ -264,6 +202,7 @@ class ShuffledReader:
         if not self.in_memory and self._first is not None and self._first[0] != epoch:
             self._first = None
         parts: list[Draw] = []
+        missing = batch_size
         readings = self._readings(epoch, skip * batch_size)
         following = next(readings, None)
         while following is not None:
@@ -272,17 +211,33 @@ class ShuffledReader:
             # The next block is read while this one is used.
             following = next(readings, None)
             while at < len(block.step):
-                stop = at + batch_size - sum(len(draw.step) for draw in parts)
-                parts.append(self._draw(steps, block, slice(at, stop)))
-                at = stop
-                if sum(len(draw.step) for draw in parts) == batch_size:
+                parts.append(self._draw(steps, block, slice(at, at + missing)))
+                at += missing
+                missing -= len(parts[-1].step)
+                if not missing:
                     yield _joined(parts)
-                    parts = []
+                    parts, missing = [], batch_size
         if parts:
             yield _joined(parts)
 
     def _blocks(self, epoch: int) -> Iterator[Block]:
-        return self._plan.blocks(np.random.default_rng([*self._seed, epoch]))
+        """Yield the blocks of an epoch."""
+        generator = np.random.default_rng([*self._seed, epoch])
+        pieces = self._pieces
+        if self._limit is not None:
+            order = np.arange(len(pieces))
+            generator.shuffle(order)
+            pieces = [pieces[k] for k in order]
+        together: list[Piece] = []
+        steps = 0
+        for piece in pieces:
+            if together and self._limit and steps + piece.steps > self._limit:
+                yield Block.shuffled(together, generator)
+                together, steps = [], 0
+            together.append(piece)
+            steps += piece.steps
+        if together:
+            yield Block.shuffled(together, generator)
 
     def _readings(self, epoch: int, skip: int) -> Iterator[tuple[Block, int, _Reading]]:
         """Yield blocks, where to begin in their windows, and their steps to come."""
@@ -312,7 +267,7 @@ class ShuffledReader:
 
     def _read(self, piece: Piece, out: Steps) -> int:
         self._archive.read(piece.simulation, piece.first, out)
-        return self._plan.chunked(piece) * self.spec.step_bytes
+        return self._chunk_bytes(piece)
 
     def _finish(self, reading: _Reading) -> Steps:
         steps, futures = reading
@@ -327,12 +282,10 @@ class ShuffledReader:
         return steps
 
     def _draw(self, steps: Steps, block: Block, part: slice) -> Draw:
-        places, span = block.place[part], self.window.span
-        rows = (places[:, None] + np.arange(span)).ravel()
-        fields = np.take(steps, rows, axis=0)
-        simulation = block.simulation[part]
+        simulation, span = block.simulation[part], self.window.span
+        rows = block.place[part][:, None] + np.arange(span)
         return Draw(
-            fields.reshape(len(places), span, *steps.shape[1:]),
+            np.take(steps, rows, axis=0),
             simulation,
             block.step[part],
             self._archive.parameters[simulation].astype(np.float32),
@@ -342,6 +295,4 @@ class ShuffledReader:
 def _joined(draws: Sequence[Draw]) -> Draw:
     if len(draws) == 1:
         return draws[0]
-    columns = zip(*draws, strict=True)
-    fields, simulation, step, parameters = (np.concatenate(c) for c in columns)
-    return Draw(fields, simulation, step, parameters)
+    return Draw(*(np.concatenate(column) for column in zip(*draws, strict=True)))

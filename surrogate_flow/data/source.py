@@ -31,14 +31,9 @@ _INTERVAL = 1.0  # seconds between two looks at who waits for whom
 
 
 class Source(Protocol):
-    """What feeds the sink of an online run.
+    """What feeds the sink of an online run."""
 
-    Attributes
-    ----------
-    ledger : Ledger
-        Which simulations run, are complete or have failed.
-    """
-
+    #: Which simulations run, are complete or have failed.
     ledger: Ledger
 
     def start(self) -> None:
@@ -47,10 +42,7 @@ class Source(Protocol):
     def check(self, waited: float | None = None) -> None:
         """Raise what stopped it, if anything did; as `Study.check`.
 
-        Parameters
-        ----------
-        waited : float, optional
-            Seconds that the trainer has waited for batches; None before it takes any.
+        The trainer has waited for batches for `waited` seconds; None before the first.
         """
 
     def stats(self) -> EnsembleStats:

@@ -21,6 +21,7 @@ from surrogate_flow.data.module import (
     SurrogateData,
     Vector,
     at_least,
+    made,
 )
 from surrogate_flow.data.prefetch import Prefetch, in_step
 from surrogate_flow.data.ranks import Ranks
@@ -39,10 +40,9 @@ class StoredData(SurrogateData):
     """data set on disk -> shuffled batches, each sample once an epoch.
 
     What fits into `memory` is read once in all. Of a larger data set each chunk is read
-    once an epoch, unless windows have several steps and a simulation is larger than a
-    sixteenth of the memory: then chunks at the borders of its pieces are read twice,
-    few where memory is many chunks; `ShuffledReader` has the bound. Threads read ahead
-    while the trainer works. Each rank has its share of the simulations.
+    once an epoch, or twice at the borders of what is read at once: `ShuffledReader` has
+    the bound. Threads read ahead while the trainer works. Each rank has its share of
+    the simulations.
 
     Parameters
     ----------
@@ -87,9 +87,8 @@ class StoredData(SurrogateData):
         try:
             self.memory = int(parse_bytes(memory))
         except ValueError as error:
-            raise UserError(
-                "data.memory", "a size such as '4 GiB'", repr(memory)
-            ) from error
+            size = "a size such as '4 GiB'"
+            raise UserError("data.memory", size, repr(memory)) from error
         self.path = Path(path)
         self.archive = Archive(self.path)
         self.spec = self.archive.spec
@@ -103,10 +102,7 @@ class StoredData(SurrogateData):
     def setup(self, stage: str) -> None:
         """Check that all is there, and read the held-out simulations.
 
-        Raises
-        ------
-        ArchiveError
-            If nothing is there to train or to validate with, or chunks are missing.
+        It is an ArchiveError if there is nothing to train with, or chunks are missing.
         """
         if self.validation is not None:
             return
@@ -176,29 +172,19 @@ class StoredData(SurrogateData):
     def moments(self) -> tuple[Vector, Vector]:
         """Return mean and std of each variable over the training part.
 
-        If it does not fit into memory, its first block is used: half the memory, of
-        simulations chosen at random.
+        If it does not fit into memory, they are those of its first block, at random.
         """
-        samples = self._of_fit()
+        samples = made(self._samples)
         with self.ranks.fail_together():
             own = samples.moments()
         moments = self._pooled(own.count, (own.mean, own.std))
         return moments.mean, moments.std
 
-    def _of_fit(self) -> ShuffledReader:
-        if self._samples is None:
-            raise RuntimeError(
-                "There is nothing to train on: expected setup('fit') to be called "
-                "first, which Trainer.fit does."
-            )
-        return self._samples
-
     def train_dataloader(self) -> StoredLoader:
         """Return the shuffled batches; each iteration is another epoch."""
-        samples = self._of_fit()
         each = self.window.samples(self.spec.steps)
         self._loader = StoredLoader(
-            samples,
+            made(self._samples),
             self.batch_size,
             windows=[each * len(share) for share in self._shares],
             ranks=self.ranks,
@@ -213,12 +199,7 @@ class StoredData(SurrogateData):
         A data set has one such set: ``test`` takes those that ``best.ckpt`` was chosen
         by, and says so.
         """
-        if self.validation is None:
-            raise RuntimeError(
-                "The data set was not read: expected setup() to be called first, which "
-                "Trainer.fit, validate, test and predict do."
-            )
-        return self.validation
+        return made(self.validation)
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
@@ -328,5 +309,5 @@ class StoredLoader:
                 self.given += 1
                 yield batch
         if self.given < len(self) and trainer is not None:
-            # A rank was told to stop: no other epoch begins on any of them.
+            # A rank stops: no other epoch begins on any of them.
             trainer.should_stop = True

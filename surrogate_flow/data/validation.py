@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
@@ -18,6 +18,7 @@ from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Draw, Moments
 from surrogate_flow.reservoir.memory import allocate
+from surrogate_flow.stream import Sink
 from surrogate_flow.surrogate.batch import Batch
 
 __all__ = ["ValidationSet"]
@@ -25,7 +26,7 @@ __all__ = ["ValidationSet"]
 logger = logging.getLogger(__name__)
 
 
-class ValidationSet:
+class ValidationSet(Sink):
     """u[simulation, time, channel, *space] of a validation or test set.
 
     A sink of the stream which is never full, and thread-safe: the inlet writes while
@@ -80,10 +81,7 @@ class ValidationSet:
     ) -> Self:
         """Return an empty set for this rank's share of `count` simulations.
 
-        Raises
-        ------
-        ArgumentError
-            If there is none for some rank.
+        It is an ArgumentError if there is none for some rank.
         """
         rank, world = ranks.rank, ranks.world
         if count < world:
@@ -98,10 +96,7 @@ class ValidationSet:
     def validated(self, ranks: Ranks, count: int) -> int:
         """Return how many of the `count` simulations of all ranks are complete.
 
-        Raises
-        ------
-        EnsembleError
-            If some rank has none.
+        It is an EnsembleError if some rank has none.
         """
         shares: list[int] = ranks.gather(len(self.finished))
         if 0 in shares:
@@ -112,13 +107,9 @@ class ValidationSet:
                 f"None of the {share} held-out simulations{of_rank} finished: there is "
                 "nothing to validate with. Look into failures.csv in the run's folder."
             )
-        complete = sum(shares)
-        if complete < count and ranks.rank == 0:
-            logger.warning(
-                "Validating with %d of %d simulations; see failures.csv.",
-                complete,
-                count,
-            )
+        if (complete := sum(shares)) < count and ranks.rank == 0:
+            some = f"{complete} of {count} simulations"
+            logger.warning("Validating with %s; see failures.csv.", some)
         return complete
 
     def __contains__(self, simulation: int) -> bool:
@@ -163,13 +154,6 @@ class ValidationSet:
     def priority(self, simulation: int) -> int:
         """Return 2: the trainer waits for these, and there is always room."""
         return 2
-
-    def waiting(self) -> str:
-        """Return "": no simulation waits for room."""
-        return ""
-
-    def on_room(self, wake: Callable[[], None]) -> None:
-        """Do nothing: there is always room."""
 
     def restore(
         self,

@@ -34,25 +34,19 @@ class PendingBatches:
 
     Batches are drawn ahead of the training, so those that a checkpoint finds between
     the two are neither in the store nor in the weights. They are kept here, and a run
-    that goes on from the checkpoint begins with them.
+    that goes on from the checkpoint begins with them, which it gets as `again`.
 
     Thread-safe. Batches are numbered from 0 on, in the order in which they were begun
     or taken again.
 
-    Parameters
-    ----------
-    again : iterable of Draw
-        Batches of an earlier process, to be trained before anything is drawn.
-
     Examples
     --------
     >>> nothing = np.zeros(0)
-    >>> first = Draw(nothing, nothing, nothing, nothing)
     >>> pending = PendingBatches()
     >>> number = pending.begin()
     >>> pending.copying, len(pending.draws)
     (1, 0)
-    >>> pending.complete(number, first)
+    >>> pending.complete(number, Draw(nothing, nothing, nothing, nothing))
     >>> pending.copying, len(pending.draws)
     (0, 1)
     >>> pending.acknowledge(1)
@@ -97,7 +91,7 @@ class PendingBatches:
                 self._first += 1
 
     def requeue(self, given: int) -> None:
-        """Have all but the first `given` batches taken again: nobody got them."""
+        """Have all but the first `given` batches taken again, as undelivered."""
         with self._lock:
             while self._draws and self._first + len(self._draws) > given:
                 if (draw := self._draws.pop()) is not None:

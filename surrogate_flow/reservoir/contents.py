@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from enum import Enum
 from typing import final
 
 import numpy as np
@@ -26,39 +25,17 @@ from surrogate_flow.reservoir.stats import StoreStats, Tally, Waits
 
 __all__ = ["Contents"]
 
-
-class Refusal(Enum):
-    """Why a store does not take the steps of a simulation now."""
-
-    #: No slot is free, and nothing that was seen can be evicted.
-    FULL = "full"
-    #: The limiter waits for batches.
-    LIMITER = "limiter"
-    #: Too many simulations hold steps of incomplete samples.
-    CROWDED = "crowded"
-    BUSY = "another thread copies steps of the same simulation"
-    SAVING = "a checkpoint is being written"
+# A reason with numbers that change until it is shown.
+_FULL = "no slot is free, and nothing that was seen can be evicted"
 
 
 @final
 class Contents:
     """Slab, index, population and counters of a store, changed as its policy says.
 
-    Parameters
-    ----------
-    spec, window, batch_size, policy
-        As `Store`.
-
-    Raises
-    ------
-    UserError
-        If trainer and simulations would wait for each other for ever.
-
-    Notes
-    -----
-    Not thread-safe by itself: a store calls it under its lock. Steps are copied to and
-    from `slab.memory` without the lock, between `reserve` and `publish`, and between
-    `take` and `slab.end_read`.
+    Parameters and errors are those of `Store`, which calls it under its lock. Steps are
+    copied to and from `slab.memory` without the lock, between `reserve` and `publish`,
+    and between `take` and `slab.end_read`.
     """
 
     def __init__(
@@ -89,13 +66,6 @@ class Contents:
         """Give slots to the leading steps that may enter, and note why others may not.
 
         Samples are evicted for them as the policy says.
-
-        Raises
-        ------
-        ValueError
-            If the steps are not the next ones, or go beyond the end of a simulation.
-        RuntimeError
-            If reception has ended.
         """
         if self.draining:
             raise RuntimeError(
@@ -105,9 +75,9 @@ class Contents:
         self.index.check_next(simulation, first, count)
         if not count:
             return None
-        steps, refusal = self._room(simulation, first, count)
-        if steps < count:
-            self.refused.add(simulation, refusal)
+        steps, reason = self._room(simulation, first, count)
+        if reason:
+            self.refused.add(simulation, reason)
         else:
             self.refused.discard(simulation)
         if steps <= 0:
@@ -117,22 +87,33 @@ class Contents:
         self.promised += block.samples
         return block
 
-    def _room(self, simulation: int, first: int, count: int) -> tuple[int, Refusal]:
+    def _room(self, simulation: int, first: int, count: int) -> tuple[int, str]:
         """Make room for `count` steps; return for how many, and why not for more."""
         layout, trajectory = self.layout, self.index.live.get(simulation)
+        tally = self.tally
         if self.saving:
-            return 0, Refusal.SAVING
+            return 0, "a checkpoint is being written"
         if trajectory is None and self.index.crowded:
-            return 0, Refusal.CROWDED
+            unfinished = self.index.unfinished
+            return 0, (
+                f"the reservoir is too small for {unfinished + 1} simulations at once: "
+                f"{unfinished} unfinished simulations hold up to {layout.span - 1} "
+                f"steps each of an incomplete sample, of {self.slab.capacity}; raise "
+                "capacity, or run fewer at once"
+            )
         if trajectory is not None and trajectory.busy:
-            return 0, Refusal.BUSY
+            return 0, "another thread copies steps of the same simulation"
         samples = self._insertable() + (trajectory.samples if trajectory else 0)
         steps = min(count, layout.before(samples) - first)
         if steps <= 0:
-            return 0, Refusal.LIMITER
+            return (
+                0,
+                f"{tally.inserted} samples inserted, {tally.drawn} drawn (limiter)",
+            )
         before = layout.kept(first)
         room = self._make_room(layout.kept(first + steps) - before)
-        return min(steps, layout.until(before + room) - first), Refusal.FULL
+        steps = min(steps, layout.until(before + room) - first)
+        return steps, _FULL if steps < count else ""
 
     def publish(self, block: Block) -> None:
         """Let the samples enter that a block completes, now that it is copied."""
@@ -184,35 +165,14 @@ class Contents:
         """Return what the simulation waits for that has waited longest, if one does."""
         if not self.refused:
             return ""
-        refusal, lap = self.refused.longest()
-        return f"simulations wait: {self._describe(refusal)}{lap}"
-
-    def _describe(self, refusal: Enum) -> str:
-        index, population, tally = self.index, self.population, self.tally
-        capacity, span = self.slab.capacity, self.layout.span
-        match refusal:
-            case Refusal.LIMITER:
-                return (
-                    f"{tally.inserted} samples inserted, {tally.drawn} drawn "
-                    f"(limiter), {tally.last_draw}"
-                )
-            case Refusal.CROWDED:
-                return (
-                    f"the reservoir is too small for {index.unfinished + 1} "
-                    f"simulations at once: {index.unfinished} unfinished simulations "
-                    f"hold up to {span - 1} steps each of an incomplete sample, of "
-                    f"{capacity}; raise capacity, or run fewer at once"
-                )
-            case Refusal.FULL:
-                shared = ""
-                if span > 1:
-                    shared = f" in {capacity - self.slab.free} steps, which they share"
-                return (
-                    f"{population.unseen} of {len(population)} samples unseen{shared}, "
-                    f"{tally.last_draw}"
-                )
-            case _:
-                return str(refusal.value)
+        reason, lap = self.refused.longest()
+        if reason == _FULL:
+            population = self.population
+            reason = f"{population.unseen} of {len(population)} samples unseen"
+            if self.layout.span > 1:
+                used = self.slab.capacity - self.slab.free
+                reason += f" in {used} steps, which they share"
+        return f"simulations wait: {reason}, {self.tally.last_draw}{lap}"
 
     def take(self) -> tuple[Slots, Labels, int]:
         """Choose a batch; return its slots, its labels, and the reader to end."""
@@ -288,13 +248,7 @@ class Contents:
         )
 
     def restore(self, snapshot: Snapshot, rows: Steps, chunk: int) -> None:
-        """Hold what a snapshot says; its fields are copied `chunk` steps at a time.
-
-        Raises
-        ------
-        UserError
-            If it holds more than the capacity.
-        """
+        """Hold what a snapshot says; its fields are copied `chunk` steps at a time."""
         index, slab, count = self.index, self.slab, len(snapshot.simulation)
         self._check_policy(snapshot)
         if count > slab.capacity:

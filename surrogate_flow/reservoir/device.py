@@ -36,12 +36,8 @@ def copy_stream(device: torch.device) -> CopyStream:
 class CopyStream:
     """A CUDA stream for copies: what is submitted in `use` runs beside the training.
 
-    What one thread submits runs after what another one did before. On the CPU all is
-    done at once, and the same calls return at once.
-
-    Parameters
-    ----------
-    device : torch.device
+    What one thread submits runs after what another one did before. On the CPU the same
+    calls do all at once.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -68,11 +64,8 @@ class CopyStream:
     def synchronize(self, *tensors: Tensor) -> None:
         """Let what this thread submits from now on wait for the stream.
 
-        Parameters
-        ----------
-        tensors : Tensor
-            Made in the stream: their memory is not used again before this thread's own
-            stream is done with them.
+        The memory of `tensors`, made in the stream, is not used again before this
+        thread's own stream is done with them.
         """
         current = self._module.current_stream()
         current.wait_stream(self._stream)
@@ -91,15 +84,11 @@ class DeviceMemory(Memory):
     Parameters
     ----------
     capacity, step_shape, largest
-        As `Memory`; capacity must fit into the device's memory beside the network.
+        As `Memory`; capacity must fit into the device's memory beside the network, or
+        it is a UserError.
     device : str, optional
         Such as ``cuda:1``; the current device of this process by default, and the CPU
         where there is no other.
-
-    Raises
-    ------
-    UserError
-        If the device has less memory.
     """
 
     def __init__(
@@ -110,7 +99,7 @@ class DeviceMemory(Memory):
         device: str | None = None,
     ) -> None:
         super().__init__(capacity, step_shape, largest)
-        # With its index, as tensors name it.
+        # With its index, as tensors have it.
         self.device = torch.empty(0, device=device or current_device()).device
         self._stream = copy_stream(self.device)
         shape = (capacity, math.prod(step_shape))

@@ -81,14 +81,7 @@ class Index:
     A sample is named by the slot of its first step. Where samples share steps it is a
     chain of slots; a table of all slots would cost `span` numbers a sample.
 
-    Parameters
-    ----------
-    layout : Layout
-        Which steps are kept, and which steps a sample has.
-    slab : Slab
-        Where the steps are.
-    parameters : int
-        Length of a parameter vector.
+    `parameters` is the length of a parameter vector.
     """
 
     def __init__(self, layout: Layout, slab: Slab, parameters: int) -> None:

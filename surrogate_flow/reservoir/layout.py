@@ -24,12 +24,8 @@ class Layout:
     not kept. Counted in kept steps alone, sample ``j`` begins at ``j * hop`` and is
     contiguous.
 
-    Parameters
-    ----------
-    span, stride : int
-        Of the window.
-    steps : int
-        Number of steps of a complete simulation.
+    `span` and `stride` are those of the window, `steps` is the number of steps of a
+    complete simulation.
 
     Examples
     --------
@@ -66,17 +62,15 @@ class Layout:
     def kept(self, steps: int) -> int:
         """Return how many of the first `steps` steps are kept."""
         steps = min(steps, self.end)
-        if self.stride <= self.span:
-            return steps
-        return steps // self.stride * self.span + min(steps % self.stride, self.span)
+        samples, rest = divmod(steps, self.stride)
+        return samples * self.hop + min(rest, self.span)
 
     def until(self, kept: int) -> int:
         """Return how many steps may arrive until more than `kept` are kept."""
         if kept >= self.kept(self.steps):
             return self.steps
-        if self.stride <= self.span:
-            return kept
-        return kept // self.span * self.stride + kept % self.span
+        samples, rest = divmod(kept, self.hop)
+        return samples * self.stride + rest
 
     def before(self, samples: int) -> int:
         """Return how many steps may arrive before sample `samples` is complete."""
@@ -86,19 +80,16 @@ class Layout:
 
     def capacity(self, slots: int) -> int:
         """Return the largest number of samples that `slots` steps can hold."""
-        whole, rest = divmod(slots, self.kept(self.steps))
-        return whole * self.samples + self.completed(self.until(rest) if rest else 0)
+        complete, rest = divmod(slots, self.kept(self.steps))
+        more = self.completed(self.until(rest)) if rest else 0
+        return complete * self.samples + more
 
 
 def slots_of(policy: Policy, spec: FieldSpec, window: Window, batch_size: int) -> int:
     """Return the capacity of a store in steps.
 
-    Raises
-    ------
-    UserError
-        If trainer or simulations would wait for ever: a positive number is missing,
-        simulations are shorter than a window, threshold or batch do not fit into the
-        capacity, or the limiter's band is too narrow.
+    Settings with which trainer or simulations would wait for ever are refused: a
+    threshold or a batch that does not fit into the capacity, for example.
     """
     for name, value in (
         ("batch_size", batch_size),

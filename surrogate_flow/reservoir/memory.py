@@ -46,16 +46,14 @@ class Memory(ABC):
 
     Notes
     -----
-    Any method may be called from any thread, without a lock: `Slab` sees to it that
-    nobody writes into a slot that another thread reads or writes.
+    Any method may be called from any thread, without a lock: `Slab` lets no thread
+    write into a slot that another one reads or writes.
     """
 
     def __init__(
         self, capacity: int, step_shape: tuple[int, ...], largest: int
     ) -> None:
-        self.capacity = capacity
-        self.step_shape = step_shape
-        self.largest = largest
+        self.capacity, self.step_shape, self.largest = capacity, step_shape, largest
 
     @property
     def nbytes(self) -> int:
@@ -85,13 +83,7 @@ MemoryFactory = Callable[[int, tuple[int, ...], int], Memory]
 
 @final
 class HostMemory(Memory):
-    """Steps in the memory of the process; parameters as `Memory`.
-
-    Raises
-    ------
-    UserError
-        If the machine has less memory.
-    """
+    """Steps in the memory of the process; a UserError if the machine has less."""
 
     def __init__(
         self, capacity: int, step_shape: tuple[int, ...], largest: int
@@ -132,17 +124,9 @@ class BatchPool:
     it. Slices, reshaped views and `torch.from_numpy` all keep an array's memory, so no
     two arrays that are still in use share it.
 
-    Parameters
-    ----------
-    size : int
-        Number of float32 values of the largest array.
-    idle : int
-        Largest number of unused buffers kept; more are given back to the system.
-
-    Notes
-    -----
-    Thread-safe without a lock: memory can be released in the middle of any line of
-    Python, even in a thread that would hold that lock.
+    The largest array has `size` float32 values. At most `idle` unused buffers are kept;
+    more are given back to the system. Thread-safe without a lock: memory can be
+    released in the middle of any line of Python, even in a thread that would hold it.
 
     Examples
     --------
@@ -164,8 +148,6 @@ class BatchPool:
 
     def array(self, shape: tuple[int, ...]) -> Float[np.ndarray, "*shape"]:
         """Return a C-contiguous float32 array with arbitrary values."""
-        if math.prod(shape) > self._size:
-            raise ValueError(f"BatchPool: at most {self._size} values, got {shape}.")
         try:
             buffer = self._idle.pop()
         except IndexError:
@@ -182,13 +164,9 @@ def allocate(
 ) -> Float32[np.ndarray, "item ..."]:
     """Return an array that is not filled yet; its pages are taken as they are written.
 
-    The first of `shape` is the number of items that a user asked for; `what` they are,
-    and how to need fewer (`remedy`), goes into the message.
-
-    Raises
-    ------
-    UserError
-        If it takes more memory than the machine has, or than this process may have.
+    If it takes more memory than there is, it is a UserError: the first of `shape` is
+    the number of items that a user asked for, `what` they are, and `remedy` says how to
+    need fewer.
     """
     size = 4 * math.prod(shape)
     total = psutil.virtual_memory().total

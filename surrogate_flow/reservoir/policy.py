@@ -175,11 +175,7 @@ class Policy(ABC):
     def needed(self, batch_size: int, inserted: int) -> int:
         """Return how many samples must be held for a batch, while steps arrive.
 
-        Parameters
-        ----------
-        batch_size : int
-        inserted : int
-            Number of samples that have entered the store since the beginning.
+        `inserted` is the number that have entered the store since the beginning.
         """
 
     @abstractmethod
@@ -196,8 +192,7 @@ class Policy(ABC):
             Samples of a batch; there may be fewer in the store.
         random : numpy.random.Generator
         draining : bool
-            Whether reception has ended: then the samples must leave, or the run never
-            ends. Samples that leave must differ.
+            Whether reception has ended: then the samples, all different, must leave.
         """
 
     def evict(

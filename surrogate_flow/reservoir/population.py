@@ -17,13 +17,7 @@ Places = Int[np.ndarray, " sample"]
 
 
 class Population(ABC):
-    """Sample numbers in places: first those never drawn, then the others.
-
-    Parameters
-    ----------
-    capacity : int
-        Largest number of samples.
-    """
+    """Sample numbers in places: first those never drawn, then the others."""
 
     def __init__(self, capacity: int) -> None:
         # Sample numbers by place.

@@ -25,12 +25,7 @@ class Slab:
         free  <=>  references == 0  and  released before the oldest reader began
                    and  not pinned
 
-    Parameters
-    ----------
-    memory : Memory
-        Of the steps.
-    shared : bool
-        Whether a slot can have more than one reference.
+    Where slots are `shared`, one can have more than one reference.
 
     Attributes
     ----------
@@ -55,9 +50,7 @@ class Slab:
         self._pins = 0
 
     def alloc(self, count: int) -> Slots:
-        """Take `count` free slots, each with one reference."""
-        if count > self.free:
-            raise ValueError(f"Slab: expected at most {self.free} slots, got {count}.")
+        """Take so many of the free slots, each with one reference."""
         slots = self._stack[self.free - count : self.free][::-1].copy()
         self.free -= count
         self._references[slots] = 1
@@ -103,7 +96,7 @@ class Slab:
         self._pins = int(np.count_nonzero(self._pinned))
 
     def pinned(self, count: int) -> Slots:
-        """Return up to `count` pinned slots: first those that somebody waits for."""
+        """Return up to `count` pinned slots: first those that simulations wait for."""
         awaited = np.flatnonzero(self._awaited)[:count]
         if len(awaited) == count:
             return awaited

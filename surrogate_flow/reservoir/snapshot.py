@@ -23,59 +23,39 @@ __all__ = ["Snapshot"]
 @final
 @dataclass(frozen=True)
 class Snapshot:
-    """The index of a store, as a checkpoint has it; a *row* is a step that it holds.
+    """The index of a store, as a checkpoint has it; a *row* is a step that it holds."""
 
-    Attributes
-    ----------
-    policy : str
-        Name of the policy's class.
-    simulation, step, parameters : array
-        Of each row.
-    following : array of shape (row,) or (0,)
-        Row of the next step, where samples share steps.
-    place : array of shape (row,) or (0,)
-        Where each row's fields are in the file; empty if they were not written.
-    members : array of shape (sample,)
-        Rows in which samples begin, in the places of the population.
-    unseen : int
-        Number of samples never drawn; they come first in `members`.
-    times : array of shape (sample,)
-        How often each was drawn.
-    live : array of shape (simulation, 3)
-        Of simulations whose steps arrive: number, next step, complete samples.
-    tails : array of shape (tail, 2)
-        Index in `live`, and row of a step that only an incomplete sample needs.
-    finished : array of shape (range, 2)
-        Simulations of which every step has arrived.
-    again_size, again_simulation, again_step, again_parameters : array
-        Of batches that were drawn and not trained: sizes, and labels one after the
-        other.
-    counts : array of shape (5,)
-        Samples inserted, drawn, batches, samples evicted and removed.
-    left : array of shape (times,)
-        Number of samples that left after 0, 1, 2, ... draws.
-    random : str
-        State of the generator of draws, as JSON; empty if there is none.
-    """
-
+    #: Name of the policy's class.
     policy: str
+    #: Of each row.
     simulation: Int[np.ndarray, " row"]
     step: Int[np.ndarray, " row"]
     parameters: Float[np.ndarray, "row parameter"]
+    #: Row of the next step, where samples share steps; else empty.
     following: Int[np.ndarray, " following"]
+    #: Where each row's fields are in the file; empty if they were not written.
     place: Int[np.ndarray, " place"]
+    #: Rows in which samples begin, in the places of the population: first those never
+    #: drawn, so many; and how often each was drawn.
     members: Int[np.ndarray, " sample"]
     unseen: int
     times: Int[np.ndarray, " sample"]
+    #: Number, next step and complete samples of the simulations whose steps arrive.
     live: Int[np.ndarray, "simulation 3"]
+    #: Index in `live`, and row of a step that only an incomplete sample needs.
     tails: Int[np.ndarray, "tail 2"]
+    #: Simulations of which every step has arrived.
     finished: Int[np.ndarray, "range 2"]
+    #: Sizes and labels of the batches drawn and not trained, one after the other.
     again_size: Int[np.ndarray, " batch"]
     again_simulation: Int[np.ndarray, " again"]
     again_step: Int[np.ndarray, " again"]
     again_parameters: Float[np.ndarray, "again parameter"]
+    #: Samples inserted, drawn, batches, samples evicted and removed.
     counts: Int[np.ndarray, " 5"]
+    #: Number of samples that left after 0, 1, 2, ... draws.
     left: Int[np.ndarray, " times"]
+    #: State of the generator of draws, as JSON; empty if there is none.
     random: str
 
     def draws(
@@ -94,12 +74,11 @@ class Snapshot:
         ]
 
     def check(self, spec: FieldSpec) -> None:
-        """Check that all parts have the right type and size, and point at each other.
+        """Refuse a part of a wrong type or size, or one that points at nothing.
 
         Raises
         ------
         UserError
-            Naming the first part that does not.
         """
         with jaxtyped("context"):
             for name, hint in get_type_hints(type(self)).items():
@@ -141,16 +120,11 @@ class Snapshot:
             _refuse("random", "the state of a generator", type(error).__name__)
 
     def restarts(self, layout: Layout) -> dict[int, int]:
-        """Return where simulations have to begin again if the fields are lost.
+        """Return at which step each simulation has to begin again without the fields.
 
         That is the first step of the first sample that was not trained yet. Of samples
-        trained in another order, some are trained again; none is left out.
-
-        Returns
-        -------
-        dict of int to int
-            Number of a simulation -> number of a step. Those that are not named are
-            trained completely, or have not begun.
+        trained in another order, some are trained again; none is left out. Simulations
+        that are not named are trained completely, or have not begun.
         """
         first = {
             number: min(samples * layout.stride, layout.steps)

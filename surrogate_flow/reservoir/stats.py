@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 from typing import final
 
 import numpy as np
@@ -57,7 +56,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._since: float | None = None
-        self._total = 0.0
+        self._before = 0.0
 
     @property
     def running(self) -> bool:
@@ -72,16 +71,15 @@ class Stopwatch:
     @property
     def total(self) -> float:
         """Seconds that it ran, up to now."""
-        return self._total + self.lap
+        return self._before + self.lap
 
     def start(self) -> None:
         """Run, if it does not."""
-        if self._since is None:
-            self._since = time.monotonic()
+        self._since = self._since or time.monotonic()
 
     def stop(self) -> None:
         """Do not run."""
-        self._total, self._since = self.total, None
+        self._before, self._since = self.total, None
 
 
 @final
@@ -158,7 +156,7 @@ class Waits:
     """Simulations that wait, each until it is let in or has ended, and why."""
 
     def __init__(self) -> None:
-        self._since: dict[int, tuple[float, Enum]] = {}
+        self._since: dict[int, tuple[float, str]] = {}
         self._stopwatch = Stopwatch()
 
     def __len__(self) -> int:
@@ -172,7 +170,7 @@ class Waits:
         """Seconds in which at least one waited, up to now."""
         return self._stopwatch.total
 
-    def add(self, simulation: int, reason: Enum) -> None:
+    def add(self, simulation: int, reason: str) -> None:
         """Note why a simulation waits, from now on if it did not already."""
         since, _ = self._since.get(simulation, (time.monotonic(), reason))
         self._since[simulation] = since, reason
@@ -183,7 +181,7 @@ class Waits:
         if self._since.pop(simulation, None) and not self._since:
             self._stopwatch.stop()
 
-    def longest(self) -> tuple[Enum, str]:
+    def longest(self) -> tuple[str, str]:
         """Return why the one waits that has waited longest, and how long, as text."""
         since, reason = next(iter(self._since.values()))
         lap = time.monotonic() - since

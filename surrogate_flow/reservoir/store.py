@@ -61,11 +61,10 @@ class Store:
 
     Notes
     -----
-    A `Sink` of the stream. Every method may be called from any thread. `draw` and
-    `wait_threshold` block until a deadline, and say why when it passes; `save`,
-    `restore` and `moments` block while they copy; the others never block. One lock
-    guards the index only: steps are copied in and out without it, so a trainer that
-    draws does not hold up the inlet.
+    A `Sink` of the stream; any thread may call it. `draw` and `wait_threshold` block
+    until a deadline, and say why when it passes; `save`, `restore` and `moments` block
+    while they copy; the others never block. One lock guards the index only: steps are
+    copied in and out without it, so a trainer that draws does not hold up the inlet.
     """
 
     #: Bytes that `save` copies before it writes them.
@@ -233,12 +232,12 @@ class Store:
             self._contents.drain()
 
     def stop(self) -> None:
-        """Wake everybody who waits, and refuse everything from now on."""
+        """End all waits, and refuse everything from now on."""
         with self._change():
             self._stopped = True
 
     def waiting(self) -> str:
-        """Return in one line who waits for whom and why; empty if nobody does."""
+        """Return in one line who waits for whom and why; empty if no one does."""
         with self._changed:
             lines = [self._contents.describe_refused()]
             if self._trainer.running and (reason := self._contents.lacking()):
@@ -288,7 +287,7 @@ class Store:
         """Return what is held at one moment, and write its steps; blocks for that.
 
         Steps arrive meanwhile: those that must be kept for the snapshot are copied
-        first, so nobody waits for longer than one chunk of `chunk_bytes` takes.
+        first, so no simulation waits for longer than a chunk of `chunk_bytes` takes.
 
         Parameters
         ----------
@@ -300,12 +299,7 @@ class Store:
         note : callable, optional
             Called at the moment of the snapshot, while nothing can change it.
         timeout : float
-            Seconds for copies under way to end.
-
-        Raises
-        ------
-        TimeoutError
-            If they do not.
+            Seconds for copies under way to end; then it is a TimeoutError.
         """
         contents = self._contents
         with self._reading:
@@ -330,19 +324,10 @@ class Store:
         return replace(snapshot, place=np.argsort(np.concatenate(order)))
 
     def restore(self, snapshot: Snapshot, rows: Steps | None) -> list[Draw]:
-        """Go on from a snapshot; the store must be empty.
+        """Go on from a snapshot; return batches to train before anything is drawn.
 
-        Parameters
-        ----------
-        snapshot : Snapshot
-        rows : array, optional
-            What was written. Without it the store stays empty, and `open` lets each
-            simulation go on at its first sample that was not trained.
-
-        Returns
-        -------
-        list of Draw
-            Batches to train before anything is drawn.
+        The store must be empty. Without `rows`, what `save` wrote, it stays empty, and
+        `open` lets each simulation go on at its first sample that was not trained.
 
         Raises
         ------
@@ -398,7 +383,7 @@ class Store:
 
     @contextmanager
     def _change(self) -> Iterator[None]:
-        """Hold the lock, and wake everybody who may go on."""
+        """Hold the lock, and wake the threads that may go on."""
         try:
             with self._changed:
                 yield

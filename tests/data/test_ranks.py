@@ -1,20 +1,21 @@
 """Two ranks that train together: DDP over gloo, as a user starts it."""
 
 import collections
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import socket
 import time
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from programs import fit
 from test_resume import SIMULATIONS, STEPS, lines, start, workflow
 
-from surrogate_flow.data.ranks import RankError, Ranks
+from surrogate_flow.data.ranks import RankError, Ranks, State
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.dataset import Archive
 from surrogate_flow.fields.quantities import Parameter
@@ -270,36 +271,33 @@ def test_too_few_held_out_simulations():
             )
 
 
-ELSEWHERE = """
-import os, signal, socket, sys
-rank = int(sys.argv[1])
-socket.gethostname = lambda: f"machine{rank}"
-import torch.distributed as dist
-from surrogate_flow.data.ranks import RankError, Ranks, State
-store = dist.FileStore(sys.argv[2], 2)
-dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-ranks = Ranks(rank, 2)
-assert not ranks.on_one_machine
-ranks.gather_states(State.READY)
-if rank == 1:
-    os.kill(os.getpid(), signal.SIGKILL)
-try:
+def elsewhere(rank, path, said):
+    """One of two ranks on machines of their own, the second of which is killed."""
+    socket.gethostname = lambda: f"machine{rank}"
+    store = dist.FileStore(str(path), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    ranks = Ranks(rank, 2)
+    assert not ranks.on_one_machine
     ranks.gather_states(State.READY)
-except RankError as error:
-    print(error)
-"""
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        ranks.gather_states(State.READY)
+    except RankError as error:
+        said.put(str(error))
 
 
 def test_a_rank_that_dies_elsewhere_ends_this_one(tmp_path):
     """On another machine, where no process can be looked at."""
-    first, second = (
-        subprocess.Popen(
-            [sys.executable, "-c", ELSEWHERE, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    fork = multiprocessing.get_context("fork")
+    said = fork.Queue()
+    ranks = [
+        fork.Process(target=elsewhere, args=(rank, tmp_path / "store", said))
         for rank in range(2)
-    )
-    said, _ = first.communicate(timeout=100)
-    second.communicate(timeout=100)
-    assert "Another rank has died or does not answer" in said
+    ]
+    for process in ranks:
+        process.start()
+    assert "Another rank has died or does not answer" in said.get(timeout=100)
+    for process in ranks:
+        process.join(100)
+    assert [process.exitcode for process in ranks] == [0, -signal.SIGKILL]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import pytest
 import pytorch_lightning as L
 import torch
 import zarr
-from programs import command, environment
+from programs import run
 from pytorch_lightning.callbacks import ModelCheckpoint
 from recorder import Recorder
 from test_ranks import TWO
@@ -294,19 +293,13 @@ def test_a_run_that_goes_on_trains_the_rest_of_its_epoch(written, tmp_path):
 def test_two_ranks_train_each_sample_once_an_epoch(tmp_path):
     """DDP over gloo, by the command line: as many steps each, the last of one without samples."""
     path = write(tmp_path / "wave.zarr", Wave())
-    words = command("fit", "--data", "wave.zarr", "--model", "fully_connected")
-    words += ["--data.batch_size=5", "--trainer.max_epochs=2", *TWO]
-    words += ["--trainer.callbacks+=recorder.Recorder"]
-    words += [f"--trainer.callbacks.path={tmp_path / 'batches'}"]
-    done = subprocess.run(
-        words,
+    done = run(
+        *("fit", "--data", "wave.zarr", "--model", "fully_connected", *TWO),
+        *("--data.batch_size=5", "--trainer.max_epochs=2"),
+        *("--trainer.callbacks+=recorder.Recorder",),
+        f"--trainer.callbacks.path={tmp_path / 'batches'}",
         cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=110,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
     ranks = [
         [
             json.loads(line)
