@@ -177,10 +177,8 @@ class OddFail(Wave):
     """A wave that fails for training simulations with an odd number, behind 3 held-out ones."""
 
     def __init__(self) -> None:
-        points = Uniform(0).parameters(self.spec.parameters)
-        self.failing = {
-            p["phase"] for n, p in zip(range(3, 500), points, strict=False) if n % 2
-        }
+        phases = Uniform(0).ask(0, 497, self.spec.parameters)[:, 0].tolist()
+        self.failing = {phase for n, phase in enumerate(phases, 3) if n % 2}
 
     def solve(self, parameters):
         if parameters["phase"] in self.failing:
