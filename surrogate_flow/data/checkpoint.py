@@ -62,11 +62,6 @@ class StudyCheckpoint:
         Parameters of the first simulation for training.
     fields : bool
         Whether to write the steps too.
-
-    Attributes
-    ----------
-    pending : PendingBatches
-        Those drawn and not trained; `load` makes a new one.
     """
 
     def __init__(
@@ -78,6 +73,7 @@ class StudyCheckpoint:
         *,
         fields: bool,
     ) -> None:
+        #: Batches drawn and not trained; `load` makes a new one.
         self.pending = PendingBatches()
         self._store, self._validation, self._ledger = store, validation, ledger
         self._first, self._fields = dict(first), fields
@@ -91,25 +87,24 @@ class StudyCheckpoint:
         """
         if self._saved is None or self._saved[0] != step:
             self.pending.acknowledge(trained)
-            state = self._with_steps(folder) if self._fields else None
+            state = None
+            if self._fields:
+                path = folder / f"reservoir-{secrets.token_hex(4)}.npy"
+                try:
+                    with write_steps(path, self._validation.spec.step_shape) as write:
+                        state = self._state(write, path.name)
+                except TimeoutError:
+                    raise
+                except OSError as error:
+                    logger.error(
+                        "The reservoir was not written into %s (%s): the checkpoint "
+                        "goes without, and a resumed run repeats simulations. Make "
+                        "room there.",
+                        folder,
+                        error,
+                    )
             self._saved = (step, (state or self._state(None)).to_plain())
         return self._saved[1]
-
-    def _with_steps(self, folder: Path) -> _State | None:
-        path = folder / f"reservoir-{secrets.token_hex(4)}.npy"
-        try:
-            with write_steps(path, self._validation.spec.step_shape) as write:
-                return self._state(write, path.name)
-        except TimeoutError:
-            raise
-        except OSError as error:
-            logger.error(
-                "The reservoir was not written into %s (%s): the checkpoint goes "
-                "without, and a resumed run repeats simulations. Make room there.",
-                folder,
-                error,
-            )
-            return None
 
     def _state(self, write: Callable[[Steps], None] | None, rows: str = "") -> _State:
         validation, failed = self._validation, IntSet()

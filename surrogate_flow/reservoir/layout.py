@@ -125,23 +125,19 @@ def slots_of(policy: Policy, spec: FieldSpec, window: Window, batch_size: int) -
 
 def _steps(capacity: int | str, spec: FieldSpec) -> tuple[int, str]:
     """Return a capacity in steps, and as text."""
-    steps, size = capacity, f"{capacity} steps"
-    if isinstance(steps, str):
-        number = steps.strip()
-        if number.isdigit():
-            raise UserError(
-                "reservoir.capacity",
-                "a number of steps, or a size in bytes with its unit",
-                f"the text {capacity!r}",
-                f"Write {number} without quotes, or '{number} MB'.",
-            )
+    if isinstance(capacity, str):
         try:
-            steps = parse_bytes(number) // spec.step_bytes
+            if capacity.strip().isdigit():
+                raise ValueError("of what?")
+            steps = parse_bytes(capacity) // spec.step_bytes
         except ValueError as error:
-            raise UserError(
-                "reservoir.capacity", "such as 6000, '2 GiB' or '500 MB'", capacity
-            ) from error
+            expected = "a number of steps, or a size with its unit"
+            remedy = "Write 6000, '500 MB' or '2 GiB', for example."
+            got = f"the text {capacity!r}"
+            raise UserError("reservoir.capacity", expected, got, remedy) from error
         size = f"{steps} steps ({capacity})"
+    else:
+        steps, size = capacity, f"{capacity} steps"
     if steps < 1:
         least = f"at least one step ({format_bytes(spec.step_bytes)})"
         raise UserError("reservoir.capacity", least, size, "Raise it.")

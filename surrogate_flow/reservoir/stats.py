@@ -16,6 +16,7 @@ __all__ = ["Moments", "Stopwatch", "StoreStats", "Tally", "Waits", "seconds"]
 
 # Of the dtype of the counts, or numpy takes a path three times as slow.
 _ONE = np.int32(1)
+_TOTALS = ("inserted", "drawn", "batches", "evicted", "removed")
 
 
 @dataclass(frozen=True)
@@ -129,17 +130,15 @@ class Tally:
         self.left += self.histogram(self.times[samples])
 
     @property
-    def counts(self) -> tuple[int, int, int, int, int]:
-        """All totals."""
-        return self.inserted, self.drawn, self.batches, self.evicted, self.removed
+    def counts(self) -> dict[str, int]:
+        """All totals by name."""
+        return {name: getattr(self, name) for name in _TOTALS}
 
     def restore(
         self, counts: Int[np.ndarray, " 5"], left: Int[np.ndarray, " times"]
     ) -> None:
-        """Go on from `counts` and `left`."""
-        (self.inserted, self.drawn, self.batches, self.evicted, self.removed) = (
-            counts.tolist()
-        )
+        """Go on from the values of `counts`, and `left`."""
+        vars(self).update(zip(_TOTALS, counts.tolist(), strict=True))
         self.left[:] = left
 
     def times_seen(self, present: Samples) -> tuple[int, ...]:

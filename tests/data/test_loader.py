@@ -45,11 +45,11 @@ def test_a_trainer_that_failed_leaves_no_thread_behind():
 def test_what_an_iteration_did_not_give_comes_in_the_next():
     """Epochs that end early lose no batch that was drawn ahead, and train none twice."""
     spec = FieldSpec((), (Variable("u"),), (), (), tuple(range(60)))
-    store, flight = Store(spec, Direct(), 4, FIFO(capacity=60)), PendingBatches()
+    store, pending = Store(spec, Direct(), 4, FIFO(capacity=60)), PendingBatches()
     steps = np.arange(60, dtype="f").reshape(60, 1)
     assert store.offer(0, 0, steps, np.zeros(0, dtype="f")) == 60
     store.end_reception()
-    loader = OnlineLoader(store, pending=flight)
+    loader = OnlineLoader(store, pending=pending)
     trained = []
     for epoch in range(6):
         for n, batch in enumerate(loader):
@@ -69,12 +69,12 @@ class BesideAFullOne(Ranks):
 def test_batches_of_weight_zero_count_for_nothing():
     """They are in no reservoir: what a checkpoint has, and what is drawn again, is all the rest."""
     spec = FieldSpec((), (Variable("u"),), (), (), tuple(range(40)))
-    store, flight = Store(spec, Direct(), 4, FIFO(capacity=40)), PendingBatches()
+    store, pending = Store(spec, Direct(), 4, FIFO(capacity=40)), PendingBatches()
     steps, nothing = np.arange(40, dtype="f").reshape(40, 1), np.zeros(0, dtype="f")
     trained, zero = [], 0
     loader = OnlineLoader(
         store,
-        pending=flight,
+        pending=pending,
         ranks=BesideAFullOne(0, 1),
     )
     batches = iter(loader)
@@ -86,12 +86,13 @@ def test_batches_of_weight_zero_count_for_nothing():
             assert store.offer(0, 0, steps, nothing) == 40
     assert zero >= 2
     assert loader.trained() == 5
-    flight.acknowledge(loader.trained())
-    held = store.save(flight, lambda chunk: None)
+    pending.acknowledge(loader.trained())
+    held = store.save(pending, lambda chunk: None)
     again = held.again_step.tolist() + held.step[held.members].tolist()
     assert trained + again == list(range(40))
     batches.close()
-    assert [step for draw in flight.draws for step in draw.step][:4] == [20, 21, 22, 23]
+    again = [step for draw in pending.draws for step in draw.step]
+    assert again[:4] == [20, 21, 22, 23]
 
 
 class InThreads(Ranks):
