@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from surrogate_flow import Archive, Surrogate
+from surrogate_flow.cli.checkpoints import SafeCheckpoint
 from surrogate_flow.fields.names import public_path
 from surrogate_flow.nn import FNO
 
@@ -55,6 +56,14 @@ def test_a_run_goes_on(version, name, tmp_path):
     assert "is gone" not in done.stdout
     (last,) = (tmp_path / "runs").rglob("last.ckpt")
     assert torch.load(last, weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
+def test_the_best_error_of_a_run_is_found_in_its_checkpoint(path, tmp_path):
+    saved = torch.load(path, weights_only=True)["callbacks"]
+    for monitor in ("val_relative_l2", None):
+        callback = SafeCheckpoint(tmp_path, monitor=monitor)
+        assert callback.state_key in saved
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)
