@@ -8,28 +8,20 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 from surrogate_flow.cli import help as help_
 from surrogate_flow.cli.recipes import CommandLine
-from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.errors import user_error
 
 __all__ = ["main"]
 
-# Raised by this package with a message that says what to do.
-_FOR_USERS = (
-    ValueError,
-    RuntimeError,
-    FileNotFoundError,
-    ImportError,
-    TimeoutError,
-)
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``surrogate-flow COMMAND ...``; `help` has the commands."""
+    """Run ``surrogate-flow COMMAND ...``; `help` has the commands.
+
+    A `UserError` is shown in one line, every other exception with its traceback.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Torch's threads would spin while they wait, on cores that simulations need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -49,23 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show_logs()
         lightning.run(line)
     except Exception as error:
-        ours = _ours(error)
-        if ours is None:
+        # jsonargparse wraps what a constructor raises.
+        advice = user_error(error)
+        if advice is None:
             raise
-        print(f"surrogate-flow: error: {ours}", file=sys.stderr)
+        print(f"surrogate-flow: error: {advice}", file=sys.stderr)
         sys.exit(2)
-
-
-def _ours(error: BaseException | None) -> BaseException | None:
-    """Return the cause whose message was written here, for users, if there is one.
-
-    For all else, mistakes of ours among them, a traceback helps more.
-    """
-    package = str(Path(__file__).parents[1])
-    while error is not None:
-        frames = traceback.extract_tb(error.__traceback__)
-        here = frames and frames[-1].filename.startswith(package)
-        if isinstance(error, UserError) or (here and isinstance(error, _FOR_USERS)):
-            return error
-        error = error.__cause__
-    return None

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["ArgumentError", "MissingFileError", "MissingPackageError", "UserError"]
+__all__ = [
+    "ArgumentError",
+    "MissingFileError",
+    "MissingPackageError",
+    "UserError",
+    "user_error",
+]
 
 
 class UserError(Exception):
@@ -53,3 +59,10 @@ class MissingFileError(UserError, FileNotFoundError):
 
 class MissingPackageError(UserError, ImportError):
     """A package that an argument needs is not installed."""
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """Return the error for users that an exception is, or was raised from."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error

@@ -380,3 +380,31 @@ def test_the_options_that_help_names_are_there(monkeypatch, capsys):
         words = [*FIT, "--data.cluster=slurm", f"--{name}=1", "--print_config"]
         _, said = run(words, monkeypatch, capsys)
         assert "unknown" not in said.err, (name, said.err)
+
+
+OWN_ERRORS = """
+from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.solvers import Heat2D
+
+class Advice(Heat2D):
+    def __init__(self):
+        raise ArgumentError("speed", "at least 1", 0, "Raise it.")
+
+class Defect(Heat2D):
+    def __init__(self):
+        raise ValueError("cells, of all things")
+"""
+
+
+def test_errors_for_users_are_a_line_and_defects_a_traceback(
+    tmp_path, monkeypatch, capsys
+):
+    """By their class, in whichever module they are raised."""
+    (tmp_path / "own_errors.py").write_text(OWN_ERRORS)
+    monkeypatch.syspath_prepend(tmp_path)
+    solver = "--data.solver=own_errors"
+    code, said = run([*FIT, f"{solver}.Advice"], monkeypatch, capsys)
+    assert code == 2
+    assert "error: speed: expected at least 1, got 0. Raise it.\n" in said.err
+    with pytest.raises(ValueError, match="cells, of all things"):
+        main([*FIT, f"{solver}.Defect"])

@@ -22,7 +22,7 @@ from surrogate_flow.data.online import OnlineData, require_reachable
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields import Window
-from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.errors import UserError, user_error
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.files import DirectoryLock
 from surrogate_flow.report.console import print_lines
@@ -234,7 +234,7 @@ class Comparison:
                 if not offline and isinstance(data, OnlineData):
                     _check_reservoir(data, model.window)
             except _REFUSED as error:
-                text, given = str(error), self.overrides.fit
+                text, given = str(user_error(error) or error), self.overrides.fit
                 if not any(word.partition("=")[0] in text for word in given):
                     text += f" Options given: {' '.join(given) or 'none'}."
                 raise RecipeError(
