@@ -2,12 +2,15 @@
 
 import os
 import shutil
+from multiprocessing import forkserver
 
 import batch
+import dask
 import programs
 import psutil
 import pytest
 from distributed import Client, LocalCluster
+from distributed.utils import get_mp_context
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
@@ -18,6 +21,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Other programs may use the machine.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+# Workers of clusters that tests open themselves are forked from one process that has
+# imported Dask, as in Dask's own tests; those of commands start as they do for users.
+dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_process_that_workers_are_forked_from():
+    """It is there before a test counts what processes there are."""
+    get_mp_context()
+    forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")

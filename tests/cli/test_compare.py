@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from batch import wait_until
+from programs import start
 from rich.console import Console
 
 from surrogate_flow.cli.app import main
@@ -102,9 +102,11 @@ def test_it_is_said_when_simulations_are_used_up(folder, monkeypatch, capsys):
 
 
 @pytest.mark.timeout(280)
-def test_arms_train_the_same_batches_and_are_run_once(folder, capsys):
+def test_arms_train_the_same_batches_and_are_run_once(folder, capsys, monkeypatch):
     """An offline and an online arm; what has ended does not run again."""
-    main(["compare", *WORDS, "offline", "reservoir", "--seeds=1"])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+    once = ["--seeds=1", "--trainer.callbacks=recorder.ValidatedOn"]
+    main(["compare", *WORDS, "offline", "reservoir", *once])
     printed = capsys.readouterr().out
     assert printed.count(": done") == 3  # with the data set
     assert "relative_l2, change from offline" in printed
@@ -129,8 +131,17 @@ def test_arms_train_the_same_batches_and_are_run_once(folder, capsys):
     assert Path("comparison/comparison.png").stat().st_size > 5000
     written = {p: p.stat().st_mtime_ns for p in Path("comparison").rglob("last.ckpt")}
     assert len(written) == 2
+    # From a data set or from the stream: the same parameters, the same fields.
+    paths = sorted(Path("comparison").glob("*/seed-*/*/*/*/validated_on.npz"))
+    assert [path.parts[1] for path in paths] == ["offline", "reservoir"]
+    offline, online = (np.load(path) for path in paths)
+    assert online["parameters"].shape == (2, 5)
+    assert online["fields"].shape == (2, 20, 1, 6, 6)
+    assert np.ptp(online["fields"]) > 1
+    for name in ("parameters", "fields"):
+        np.testing.assert_array_equal(online[name], offline[name])
 
-    main(["compare", *WORDS, "reservoir", "--seeds=1"])
+    main(["compare", *WORDS, "reservoir", *once])
     assert [row["variant"] for row in rows()] == ["reservoir"]
     for path, when in written.items():
         assert path.stat().st_mtime_ns == when
@@ -138,11 +149,11 @@ def test_arms_train_the_same_batches_and_are_run_once(folder, capsys):
     (path,) = Path("comparison/reservoir").rglob("outcome.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "validated": 1}))
     Path("comparison/generate/done.json").unlink()
-    main(["compare", *WORDS, "offline", "reservoir", "--seeds=1"])
+    main(["compare", *WORDS, "offline", "reservoir", *once])
     assert "simulations: offline over 2, reservoir over 1" in capsys.readouterr().out
     assert [bool(row["wall_seconds"]) for row in rows()] == [False, True]
     with pytest.raises(SystemExit):
-        main(["compare", *WORDS, "offline", "--data.solver.diffusivity=2"])
+        main(["compare", *WORDS, "offline", *once, "--data.solver.diffusivity=2"])
     assert "runs of another comparison: of_study was" in capsys.readouterr().err
 
 
@@ -177,21 +188,6 @@ def test_seconds_of_a_data_set_that_was_made_in_parts_are_unknown(
         one._generate(console)
     one._generate(console)
     assert one.seconds(variants[0], 0) is None
-
-
-def test_arms_validate_on_the_same_simulations(folder, monkeypatch):
-    """From a data set or from the stream: the same parameters, the same fields."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
-    seen = "--trainer.callbacks=recorder.ValidatedOn"
-    main(["compare", *WORDS, "offline", "fifo", "--seeds=1", "--batches=4", seen])
-    paths = sorted(Path("comparison").glob("*/seed-*/*/*/*/validated_on.npz"))
-    assert [path.parts[1] for path in paths] == ["fifo", "offline"]
-    online, offline = (np.load(path) for path in paths)
-    assert online["parameters"].shape == (2, 5)
-    assert online["fields"].shape == (2, 20, 1, 6, 6)
-    assert np.ptp(online["fields"]) > 1
-    for name in ("parameters", "fields"):
-        np.testing.assert_array_equal(online[name], offline[name])
 
 
 def test_a_run_that_fails_shows_the_end_of_its_log(folder, capsys):
@@ -449,16 +445,8 @@ def test_ctrl_c_ends_the_run_under_way(folder, capsys):
 
     Until then no other one may use its folder.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "surrogate_flow", "compare", *WORDS, "reservoir"]
-        + ["--batches=100000"],
-        # As at a terminal, wherever these tests run.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    words = ["compare", *WORDS, "reservoir", "--batches=100000"]
+    process = start(*words, cwd=folder, start_new_session=True)
     log = folder / "comparison/reservoir/seed-0/log.txt"
     try:
         wait_until(lambda: log.is_file() and "batch " in log.read_text(), 60)

@@ -20,7 +20,7 @@ import pytest
 import xarray as xr
 import yaml
 from distributed import LocalCluster
-from programs import command, environment
+from programs import command, environment, start
 from rich.console import Console
 from test_full_disk import DISK, may_mount
 from troubled import STEPS, Noted, Troubled, Wave
@@ -400,20 +400,12 @@ def workflow(folder, count=40):
             }
         )
     )
-    return command("generate", "--data", "noted.yaml", "--output", "noted.zarr")
+    return ["generate", "--data", "noted.yaml", "--output", "noted.zarr"]
 
 
 def begun(folder, words):
     """A process that generates, some of whose simulations are whole."""
-    process = subprocess.Popen(
-        words,
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(*words, cwd=folder, start_new_session=True)
     deadline = time.monotonic() + 60
     while len(list(folder.glob("noted.zarr/state/c.*"))) < 3:
         assert process.poll() is None, process.communicate()[0]
@@ -506,7 +498,7 @@ def test_sigterm_ends_it_in_order_however_often_it_comes():
 @pytest.mark.skipif(not may_mount(), reason="the kernel forbids user namespaces")
 def test_a_full_disk_ends_it_with_what_is_whole(tmp_path):
     """ENOSPC: one message that says what to do, no retries; whole simulations stay whole."""
-    words = workflow(tmp_path, count=2000)
+    words = command(*workflow(tmp_path, count=2000))
     words[-1] = "full/noted.zarr"
     script = """
         mkdir full

@@ -268,6 +268,7 @@ def test_a_hanging_solver_is_named_in_time(opened):
         reservoir=POLICIES["FIFO"],
         faults=Faults(patience=4.0),
     )
+    wait_until(lambda: data.status().stream.steps)
     with pytest.raises(TimeoutError, match=r"simulation 0 \(step 1, \d+ s ago\)"):
         data.val_dataloader()
 
@@ -306,6 +307,7 @@ def test_workers_that_are_paused_for_want_of_memory_are_told_of(opened, tmp_path
         ),
     )
     said = r"1 of 1 workers paused for want of memory \(tls://\S+: its process holds \d"
+    wait_until(lambda: re.search(said, data.status().waiting))
     with pytest.raises(TimeoutError, match=rf"(?s)No step for 4 s.*{said}"):
         list(data.train_dataloader())
     assert re.search(said, data.status().waiting)
