@@ -1,4 +1,4 @@
-"""What a recipe says of its cluster, and how a cluster starts."""
+"""The cluster of a recipe, and how it starts."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def in_files(folder: Path, keys: Security | None = None) -> Iterator[Security]:
         files: dict[str, str] = {}
         for name in _TEXTS:
             text = getattr(named, name)
-            # As Dask tells a key from the name of its file.
+            # Dask, too, distinguishes a key from the name of its file by that.
             if text is not None and "\n" in text:
                 if text not in files:
                     files[text] = str(private / f"{name}.pem")
@@ -69,7 +69,7 @@ def _write(path: str, text: str) -> None:
 
 @contextmanager
 def keys_for(chosen: Security | bool | None, folder: Path) -> Iterator[Security | None]:
-    """Yield the `security` of a recipe: new keys in files, unless it says otherwise."""
+    """Yield the `security` of a recipe: new keys in files by default."""
     if chosen is None or chosen is True:
         with in_files(folder) as keys:
             yield keys
@@ -78,7 +78,7 @@ def keys_for(chosen: Security | bool | None, folder: Path) -> Iterator[Security 
 
 
 def requires_keys(cluster: Cluster) -> bool:
-    """Whether only who has the keys can speak with the scheduler."""
+    """Whether the scheduler accepts only connections with its keys."""
     scheme = str(cluster.scheduler_address).partition("://")[0]
     return scheme in ("tls", "wss", "inproc")
 

@@ -75,10 +75,9 @@ class Listener(Protocol):
     """What is called with every event of a study."""
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event.
+        """Handle an event, without blocking; called by the ensemble's thread.
 
-        The ensemble's thread calls it, in the order in which things happen: it must
-        not block. What it raises ends the study.
+        What it raises ends the study.
         """
         ...
 

@@ -42,7 +42,7 @@ class Faults:
     def worker_ttl(self) -> float | None:
         """Seconds without a heartbeat after which a worker counts as stopped.
 
-        Later than the watchdog, which says more, would have acted on a solver.
+        Later than the watchdog acts, whose error says where the solver was.
         """
         return None if self.step_timeout is None else 2 * self.step_timeout + 60
 

@@ -36,8 +36,8 @@ __all__ = ["SetupError", "Summary", "Task", "on_workers", "receipts", "run"]
 
 logger = logging.getLogger(__name__)
 
-_ANSWER = 60.0  # seconds that the workers have to take a study in, or to leave it
-_PLUGIN = 10.0  # seconds that a worker that has just joined may take to learn of it
+_ANSWER = 60.0  # seconds that workers have to accept or to remove the plugin of a study
+_PLUGIN = 10.0  # seconds in which a worker that has just joined gets it
 
 
 class SetupError(UserError, RuntimeError):
@@ -147,7 +147,7 @@ def on_workers(
             add = ask._register_worker_plugin
             client.sync(add, plugin, study, False, callback_timeout=_ANSWER)
         except (OSError, TimeoutError) as error:
-            # The scheduler has it: whoever lives gets it when it joins again.
+            # The scheduler has it, and hands it to workers that join again.
             logger.warning("Some worker did not answer: %r", error)
         yield Task(study)
     finally:
@@ -160,8 +160,7 @@ def on_workers(
 class _SolverPlugin(WorkerPlugin):
     """The solvers of one study on one worker, one for each simulation at a time.
 
-    The solver stays bytes until a task wants it: its imports and `setup` may fail, and
-    then that task does.
+    The first task unpickles the solver, and fails if its imports or `setup` do.
     """
 
     def __init__(
@@ -172,12 +171,9 @@ class _SolverPlugin(WorkerPlugin):
         writer: Writer | None,
         streams: bool,
     ) -> None:
-        self._solver = dumps(solver)
-        self._name = type(solver).__name__
-        self._endpoint = endpoint
-        self._cores = cores
-        self._writer = writer
-        self._streams = streams
+        self._solver, self._name = dumps(solver), type(solver).__name__
+        self._endpoint, self._writer = endpoint, writer
+        self._cores, self._streams = cores, streams
 
     def setup(self, worker: Any) -> None:
         """Begin on a worker."""

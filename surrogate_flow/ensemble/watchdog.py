@@ -64,11 +64,11 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin to watch."""
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more; may be called again. Blocks while a worker restarts."""
+        """Stop watching; may be called again. Blocks while a worker restarts."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(self._answer + _RESTART)
@@ -80,8 +80,8 @@ class Watchdog:
                 if silent and not self._closing.is_set():
                     self._stop(silent)
             except (OSError, TimeoutError) as error:
-                # The ensemble reports a scheduler that is lost; else look again.
-                logger.debug("The watchdog could not look: %r", error)
+                # The ensemble reports a lost scheduler; otherwise try again.
+                logger.debug("The watchdog has no answer: %r", error)
 
     def _silent(
         self, attempts: Mapping[tuple[int, int], str]

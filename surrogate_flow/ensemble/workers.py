@@ -1,4 +1,4 @@
-"""The workers of a study's cluster: how many there are, and which begin simulations."""
+"""The workers of a study's cluster: how many there are, and which are paused."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Workers:
         return max(1, ahead * self.ready // self._share)
 
     def check(self) -> None:
-        """Raise what makes it impossible that workers come back, if anything does."""
+        """Raise what keeps workers from coming back, if anything does."""
         if self._jobs is not None:
             self._jobs.check()
 

@@ -136,13 +136,13 @@ def test_a_study_outlives_its_walltimes(opened, tmp_path, monkeypatch):
     data = opened(
         Booked(str(book)),
         cluster={"walltime": "00:00:30", "minimum_jobs": 2, "maximum_jobs": 2},
-        simulations=44,
+        simulations=32,
     )
     batches = list(data.train_dataloader())
-    check_all_once(counts(batches), 44)
+    check_all_once(counts(batches), 32)
     assert data.source.study.cluster.jobs.replaced >= 2
     lines = Counter(book.read_text().split())
-    assert lines == {"begin": 45, "end": 45}
+    assert lines == {"begin": 33, "end": 33}
     assert len(left) >= 2
     assert min(left) > 0
 
@@ -219,7 +219,7 @@ def test_a_further_job_that_is_refused(opened, monkeypatch, tmp_path):
         Leisurely(),
         cluster={"n_workers": 2},
         timing=Timing(retry_refused=1.0),
-        simulations=20,
+        simulations=12,
     )
     batches, loader = begin_to_train(data)
     batch.wait_until(lambda: "QOSMaxSubmitJobPerUserLimit" in data.source.waiting())
@@ -227,7 +227,7 @@ def test_a_further_job_that_is_refused(opened, monkeypatch, tmp_path):
     limit.write_text("2")
     batch.wait_until(lambda: len(batch.jobs()) == 2)
     batches += loader
-    check_all_once(counts(batches), 20)
+    check_all_once(counts(batches), 12)
 
 
 @pytest.mark.parametrize("cores", [1, 2])

@@ -97,7 +97,7 @@ class JobCountController:
         self.per_job = per_job
         self.settle = settle
         self.wanted = bounds.minimum
-        # Time and load at the begin of the present span.
+        # Time and load at the beginning of the present span.
         self._mark: tuple[float, Load] | None = None
         self._jobs_missing = False
         self._grown = False

@@ -146,7 +146,7 @@ class Supervisor:
                     self._tick()
                 except (OSError, TimeoutError) as error:
                     # The scheduler or the batch system is too busy; try again.
-                    logger.debug("Could not look after the jobs: %r", error)
+                    logger.debug("The jobs were not checked: %r", error)
         except BaseException as error:
             # Raised by check() in the trainer's thread.
             self._error = error
