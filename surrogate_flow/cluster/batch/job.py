@@ -49,6 +49,8 @@ class Timing:
         Over which waits are measured, at least.
     submit : float
         That the batch system may take to accept or cancel a job.
+    notice : float
+        Before the end of a walltime, to find that a job is idle and to close it.
     cancel_again : float
         Until a job that is still in the queue is cancelled again.
     cancel : float
@@ -65,6 +67,7 @@ class Timing:
     retry_refused: float = 30.0
     settle: float = 30.0
     submit: float = 60.0
+    notice: float = 6.0
     cancel_again: float = 10.0
     cancel: float = 15.0
 

@@ -69,7 +69,7 @@ class Supervisor:
         self._cluster, self._timing = cluster, timing
         self._controller = JobCountController(bounds, per_job)
         self._registry = Registry(cluster, timing)
-        self._drain = Drain(cluster, walltime_of(cluster.job_script()))
+        self._drain = Drain(cluster, walltime_of(cluster.job_script()), timing.notice)
         self._load = Load()
         self._submitted = self._failures = 0
         self._next_submit = 0.0

@@ -9,7 +9,7 @@ from dask.utils import parse_timedelta
 from distributed.core import Status
 from distributed.scheduler import WorkerState
 
-from surrogate_flow.cluster.batch.job import Job
+from surrogate_flow.cluster.batch.job import Job, Timing
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
 
 __all__ = [
@@ -33,7 +33,6 @@ _PBS = re.compile(r"^#PBS\s+-l\s+(?:\S+,)?walltime=([^\s,]+)", re.MULTILINE)
 
 _MARGIN = 1.2  # times the longest simulation
 _GRACE = 30.0  # seconds, at most, for a job to end in order
-_NOTICE = 6.0  # seconds to find that a job is idle, and to close it
 _SHARE = 0.05  # grace as a share of the walltime
 _STAGGER = 0.1  # share of the walltime over which jobs that began together end
 _WAVES = 8  # different moments within
@@ -127,8 +126,13 @@ class Drain:
     Without a `walltime` (seconds of each job) no job is ever due.
     """
 
-    def __init__(self, cluster: JobQueueCluster, walltime: float | None) -> None:
-        self._cluster = cluster
+    def __init__(
+        self,
+        cluster: JobQueueCluster,
+        walltime: float | None,
+        notice: float = Timing.notice,
+    ) -> None:
+        self._cluster, self._notice = cluster, notice
         self.walltime = walltime
         # Since when all workers of a job begin nothing, by its number.
         self._retired: dict[int, float] = {}
@@ -138,7 +142,7 @@ class Drain:
         if self.walltime is None or job.ends_at is None:
             return False
         stagger = _STAGGER * self.walltime * (job.number % _WAVES) / _WAVES
-        grace = _NOTICE + min(_GRACE, _SHARE * self.walltime)
+        grace = self._notice + min(_GRACE, _SHARE * self.walltime)
         need = min(_MARGIN * longest + grace + stagger, (1 - _WORK) * self.walltime)
         return job.ends_at - time.time() < need
 
