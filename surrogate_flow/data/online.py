@@ -319,6 +319,8 @@ class OnlineData(SurrogateData):
             return state
 
         self.ranks.wait(checked, _POLL)
+        # The others may have been waited for since.
+        self._check()
 
     def _check(self) -> None:
         if self._stopped.is_set():
