@@ -39,7 +39,7 @@ WORKFLOW = {
 }
 # What Lightning and torch import when they run first.
 IMPORTED = (
-    *("surrogate_flow.cli.lightning", "surrogate_flow.data.stored", "torch._dynamo"),
+    *("surrogate_flow.cli.commands", "surrogate_flow.data.stored", "torch._dynamo"),
     *("neuralop.models", "tensorboard", "matplotlib.pyplot"),
 )
 

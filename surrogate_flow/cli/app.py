@@ -35,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         line = CommandLine.of(words)
         # Seconds of imports, for a command line that makes sense so far.
-        from surrogate_flow.cli import lightning
+        from surrogate_flow.cli import commands
         from surrogate_flow.report.console import show_logs
 
         show_logs()
-        lightning.run(line)
+        commands.run(line)
     except Exception as error:
         # jsonargparse wraps what a constructor raises.
         advice = user_error(error)

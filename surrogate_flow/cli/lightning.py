@@ -1,4 +1,4 @@
-"""The parser of all commands, and Lightning's: fit, validate, test and predict."""
+"""Lightning's commands: fit, validate, test and predict, and the parser of all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import threading
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,13 +18,12 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 
 from surrogate_flow import solvers
-from surrogate_flow.cli import explain, generate, plan, predict, runs
+from surrogate_flow.cli import explain, runs
 from surrogate_flow.cli.checkpoints import (
     AtomicCheckpoints,
     FinalValidation,
     SafeCheckpoint,
 )
-from surrogate_flow.cli.compare import command as compare
 from surrogate_flow.cli.loggers import MetricsEvents, MetricsTable
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.cli.signals import stop_requested
@@ -40,10 +38,8 @@ from surrogate_flow.report.summary import WriteSummary
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.surrogate import Surrogate
 
-__all__ = ["SurrogateCLI", "build", "run"]
+__all__ = ["Parser", "SurrogateCLI", "build", "built", "parse"]
 
-#: Commands without a trainer.
-_OWN_COMMANDS = {"plan": plan, "generate": generate, "compare": compare}
 _EPOCHS = 1  # by default
 
 logger = logging.getLogger(__name__)
@@ -299,45 +295,32 @@ def _graceful(trainer: L.Trainer, data: SurrogateData) -> Iterator[threading.Eve
             log.removeFilter(is_true)
 
 
-def run(line: CommandLine) -> None:
-    """Parse a command line, and run its command.
+def build(words: Sequence[str]) -> tuple[SurrogateData, Surrogate]:
+    """Return data and model of a ``fit``, built as it builds them; nothing runs."""
+    line = CommandLine.of(words)
+    cli = parse(line, lambda words: built(words[1:], run=False))
+    return cli.datamodule, cli.model
+
+
+def built(words: Sequence[str], *, run: bool = True) -> SurrogateCLI:
+    """Return what a command line builds, after it has run unless `run` is false."""
+    # Lightning starts its other ranks with them.
+    sys.argv = [sys.argv[0], *words]
+    return SurrogateCLI(run=run)
+
+
+def parse(line: CommandLine, act: Callable[[list[str]], Any]) -> Any:
+    """Act on the words of a command line; explain what the parser refuses in them.
 
     Raises
     ------
     UserError
         If something in it is wrong.
     """
-    command: Any = _OWN_COMMANDS.get(line.command)
-    if line.command == "predict" and line.needs_no_workflow:
-        command = predict
-    _parse(line, partial(_run_own, command) if command else _built)
-
-
-def build(words: Sequence[str]) -> tuple[SurrogateData, Surrogate]:
-    """Return data and model of a ``fit``, built as it builds them; nothing runs."""
-    line = CommandLine.of(words)
-    cli = _parse(line, lambda words: _built(words[1:], run=False))
-    return cli.datamodule, cli.model
-
-
-def _run_own(command: Any, words: Sequence[str]) -> None:
-    parser = Parser(prog=f"surrogate-flow {words[0]}", allow_abbrev=False)
-    command.add_arguments(parser)
-    command.run(parser.instantiate(parser.parse_args(words[1:])))
-
-
-def _built(words: Sequence[str], *, run: bool = True) -> SurrogateCLI:
-    # Lightning starts its other ranks with them.
-    sys.argv = [sys.argv[0], *words]
-    return SurrogateCLI(run=run)
-
-
-def _parse(line: CommandLine, act: Callable[[list[str]], Any]) -> Any:
-    """Act on the words of a command line; explain what the parser refuses in them."""
     try:
         return act(line.words)
     except explain.ParserError as error:
         again = line.with_dict_kwargs(error.word) if error.passes_on else line
         if again == line:
             raise UserError(explain.placed(error, line)) from error
-    return _parse(again, act)
+    return parse(again, act)

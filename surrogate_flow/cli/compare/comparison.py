@@ -18,6 +18,7 @@ from rich.console import Console
 
 from surrogate_flow.cli.compare.process import run_command
 from surrogate_flow.cli.compare.variant import OFFLINE, Overrides, Variant
+from surrogate_flow.cli.lightning import build
 from surrogate_flow.data.online import OnlineData, require_reachable
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.validation import ValidationSet
@@ -217,9 +218,6 @@ class Comparison:
 
     def _dry_run(self, variant: Variant, seed: int) -> None:
         """Build all that a run is made of, and refuse what the run would refuse."""
-        # Here, as the command line imports this package, too.
-        from surrogate_flow.cli.lightning import build
-
         offline, study = variant.name == OFFLINE, self.workflow
         words = [*self.overrides.study, *self._training(seed)]
         words.append("--seed_everything=false")
