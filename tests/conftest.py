@@ -65,16 +65,33 @@ def no_run_outlives_its_test():
                 process.kill()
 
 
+# The longest files, longest first; those that share the batch system go to one process.
+LONGEST = (
+    *("test_jobs_", "test_ranks", "test_resume", "test_compare", "test_generate"),
+    *("test_data.py", "test_watchdog", "test_end_to_end", "test_seeds"),
+)
+
+
 class ByFile(LoadFileScheduling):
-    """Files are dealt to the processes that test; those that share the batch system go to one."""
+    """Files are dealt to the processes that test, in the order of collection."""
 
     def _split_scope(self, nodeid):
         file = nodeid.partition("::")[0]
         return "batch system" if "test_jobs_" in file else file
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest, so that no process is left with it at the end."""
+
+    def rank(item):
+        return next((i for i, f in enumerate(LONGEST) if f in item.nodeid), 99)
+
+    items.sort(key=rank)
+
+
 def pytest_xdist_make_scheduler(config, log):
     """Deal the tests, where there are several processes (-n)."""
+    config.option.loadscopereorder = False
     return ByFile(config, log)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.sampling.sampler import Sampler
 from surrogate_flow.solvers.solver import Solver
-from surrogate_flow.testing import LawBroken
+from surrogate_flow.testing.law import LawBroken, Laws
 from surrogate_flow.testing.sampler import check_sampler
 from surrogate_flow.testing.solver import check_solver
 
@@ -25,7 +25,7 @@ __all__ = ["run"]
 
 _STEPS = 20
 _GRIDS = {"no dims": (), "a line": (11,), "a plane": (10, 7), "a box": (5, 4, 6)}
-# Of a policy: small enough that a store of it gets full.
+# Of a policy, where nothing else is asked for: so small that a store of it gets full.
 _SMALL = {"capacity": 40, "threshold": 6}
 
 
@@ -48,9 +48,11 @@ def run(words: Sequence[str]) -> None:
     path, *options = words
     kind = class_at(path)
     if isinstance(kind, type) and issubclass(kind, Solver):
-        _show(path, lambda: check_solver(_built(path, kind, options)()))
+        make = _maker(path, kind, options)
+        _show(path, lambda: check_solver(_built(make)))
     elif isinstance(kind, type) and issubclass(kind, Sampler):
-        _show(path, lambda: check_sampler(_built(path, kind, options)()))
+        make = _maker(path, kind, options)
+        _show(path, lambda: check_sampler(_built(make)))
     else:
         _check_with_torch(path, kind, options)
 
@@ -64,10 +66,14 @@ def _check_with_torch(path: str, kind: Any, options: Sequence[str]) -> None:
     from surrogate_flow.testing.store import check_store
 
     if isinstance(kind, type) and issubclass(kind, Policy):
-        policy, spec = _built(path, kind, options)(), _spec(3)
-        _show(path, lambda: check_store(lambda: Store(spec, Direct(), 4, policy)))
+        make, spec = _maker(path, kind, options, _SMALL), _spec(3)
+        settings = (f"{k}={v}" for k, v in make.keywords.items() if k in _SMALL)
+        _show(
+            f"{path}, with {', '.join(settings)}",
+            lambda: check_store(lambda: Store(spec, Direct(), 4, _built(make))),
+        )
     elif isinstance(kind, type) and issubclass(kind, nn.Module):
-        make, refusals = _built(path, kind, options), []
+        make, refusals = _maker(path, kind, options), []
         torch.set_num_threads(1)  # which is faster on small tensors
         for name, shape in _GRIDS.items():
             for window in (Direct(), Autoregressive(2)):
@@ -77,8 +83,10 @@ def _check_with_torch(path: str, kind: Any, options: Sequence[str]) -> None:
                 except ValueError as error:
                     refusals.append(error)
                     Console().print(f"{on}: refused: {error}", soft_wrap=True)
-                else:
-                    _show(on, partial(check_network, make, spec, window))
+                    continue
+                except Exception:
+                    pass  # A broken law, and shown as one.
+                _show(on, partial(check_network, make, spec, window))
         if len(refusals) == 2 * len(_GRIDS):
             raise LawBroken(f"Broken law: {path} serves some fields.")
     else:
@@ -89,8 +97,10 @@ def _check_with_torch(path: str, kind: Any, options: Sequence[str]) -> None:
         )
 
 
-def _built(path: str, kind: type, options: Sequence[str]) -> Callable[..., Any]:
-    """Return the class with the arguments that a command line gives."""
+def _maker(
+    path: str, kind: type, options: Sequence[str], preset: Mapping[str, Any] = {}
+) -> partial[Any]:
+    """Return the class with the arguments of a command line, over those preset."""
     parser = ArgumentParser(
         prog=f"surrogate-flow check {path}", exit_on_error=False, allow_abbrev=False
     )
@@ -98,14 +108,23 @@ def _built(path: str, kind: type, options: Sequence[str]) -> Callable[..., Any]:
     added = parser.add_class_arguments(
         kind, skip={"spec", "window"}, fail_untyped=False
     )
-    parser.set_defaults({k: v for k, v in _SMALL.items() if k in added})
+    given = {option.lstrip("-").partition("=")[0] for option in options}
+    words = [
+        *(f"--{k}={v}" for k, v in preset.items() if k in added and k not in given),
+        *options,
+    ]
     try:
-        arguments = parser.instantiate(parser.parse_args(list(options)))
+        arguments = parser.instantiate(parser.parse_args(words))
     except Exception as error:
         wrong = explain.Complaint(str(error), parser, kind).explained()
         line = CommandLine(["check", *options])
         raise UserError(explain.placed(wrong, line)) from error
     return partial(kind, **arguments.as_dict())
+
+
+def _built(make: Callable[[], Any]) -> Any:
+    with Laws().law("it can be built"):
+        return make()
 
 
 def _show(name: str, check: Callable[[], list[str]]) -> None:

@@ -190,7 +190,9 @@ def generate(data: OnlineData, path: Path, console: Console) -> bool:
             ended = not requested.is_set()
         if failed:
             table = generation.folder / "failures.csv"
-            console.print(f"{failed} simulations failed for good: {table}", style="red")
+            console.print(
+                f"{failed} simulations failed permanently: {table}", style="red"
+            )
     generation.close()
     complete = len(archive.complete())
     fields = complete * archive.spec.steps * archive.spec.step_bytes

@@ -1,4 +1,4 @@
-"""Lightning data modules of simulations: what the other packages use of them."""
+"""`SurrogateData`: what all Lightning data modules of simulations have in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lightning data modules: where batches come from."""
+"""`OnlineData`: batches from simulations that run meanwhile."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,8 @@ from distributed.utils import sync
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
-from surrogate_flow.solvers.solver import Run, Solver, Stopped
-from surrogate_flow.stream import Encoder, Endpoint, Outlet, SpecMismatch, StreamStopped
+from surrogate_flow.solvers.solver import Run, Solver, Stopped, datasets_of
+from surrogate_flow.stream import Encoder, Endpoint, Outlet, StreamStopped
 
 if TYPE_CHECKING:
     from surrogate_flow.dataset import Writer
@@ -349,17 +349,7 @@ def _solution(solver: Solver, run: Run) -> Iterator[xr.Dataset]:
                 )
                 path = Path(resources.enter_context(folder))
                 run = dataclasses.replace(run, folder=path)
-            # By the class: attributes of solvers written before may have its name.
-            datasets = type(solver).start(solver, run)
-            if isinstance(datasets, xr.Dataset) or not isinstance(datasets, Iterable):
-                raise SpecMismatch(
-                    f"Simulation {run.simulation}: expected solve to yield datasets, "
-                    f"step by step; solve returned {type(datasets).__name__}. Usual "
-                    "cause: a function without yield. Write yield in place of return."
-                )
-            if isinstance(datasets, Generator):
-                resources.enter_context(closing(datasets))
-            yield from datasets
+            yield from resources.enter_context(closing(datasets_of(solver, run)))
         except Stopped as error:
             raise StreamStopped(str(error)) from error
         except SystemExit as error:

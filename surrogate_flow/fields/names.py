@@ -106,8 +106,10 @@ def class_at(class_path: str) -> Any:
     except (ImportError, ValueError) as error:
         first = module_name.partition(".")[0]
         remedy = "Expected a module installed in this environment or on PYTHONPATH."
-        if Path(f"{first}.py").is_file() or Path(first).is_dir():
-            remedy = f"{first} is in this folder: type PYTHONPATH=. before the command."
+        # While a recipe is read this is its own folder.
+        folder = Path.cwd()
+        if (folder / f"{first}.py").is_file() or (folder / first).is_dir():
+            remedy = f"It is in {folder}: type PYTHONPATH={folder} before the command."
         raise RecipeError(
             f"class_path {class_path!r}: cannot import {module_name!r} ({error}). "
             f"{remedy}"

@@ -12,8 +12,9 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import msgspec
@@ -126,8 +127,20 @@ class FieldSpec:
 
     def _normalise(self) -> None:
         # Equal specs must have equal digests, whether given as 1 or 1.0, list or tuple.
-        for name in ("parameters", "variables", "dims", "coordinates"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, kind in (
+            ("parameters", Parameter),
+            ("variables", Variable),
+            ("dims", str),
+            ("coordinates", Coordinate),
+            ("shape", Integral),
+            ("times", Real),
+        ):
+            values = getattr(self, name)
+            several = isinstance(values, Iterable) and not isinstance(values, str)
+            if not several or not all(isinstance(value, kind) for value in values):
+                what = f"FieldSpec: {name}"
+                raise ArgumentError(what, f"a tuple of {kind.__name__}", repr(values))
+            object.__setattr__(self, name, tuple(values))
         object.__setattr__(self, "shape", tuple(map(int, self.shape)))
         object.__setattr__(self, "times", tuple(map(number, self.times)))
         if self.cells is not None:

@@ -60,7 +60,7 @@ COLUMNS: Mapping[str, Column] = {
     ),
     "simulations_done": Column("ensemble.done", "simulations that are complete"),
     "simulations_running": Column("ensemble.running", "now"),
-    "simulations_failed": Column("ensemble.failed", "for good"),
+    "simulations_failed": Column("ensemble.failed", "permanently"),
     "simulations_retried": Column(
         "ensemble.retried", "attempts that failed and were repeated"
     ),

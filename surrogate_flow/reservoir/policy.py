@@ -138,9 +138,11 @@ class Policy(ABC):
         place   0 ... unseen - 1   unseen ... count - 1
                 [ never drawn    | drawn at least once ]
 
-    and a policy chooses among these places. A new policy is a frozen dataclass with the
-    settings that it needs, with `needed`, `take`, and, if `take` leaves samples in the
-    store, `evict`. A recipe names its class path, and nothing is registered.
+    and a policy chooses among these places. Within each part they have no order, unless
+    `in_order` is set: a policy knows neither the age of a sample nor how often it was
+    drawn. A new policy is a frozen dataclass with the settings that it needs, with
+    `needed`, `take`, and, if `take` leaves samples in the store, `evict`. A recipe
+    names its class path, and nothing is registered.
 
     Attributes
     ----------

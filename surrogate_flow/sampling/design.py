@@ -168,10 +168,15 @@ class Design:
             return np.array(self._drawn[number])
         if not 0 <= number - self._pending_first < len(self._pending):
             left = _AHEAD if self._end is None else max(1, self._end - number)
-            self._pending_first = number
-            self._pending = self._sampler.ask(
-                number - self.held_out, min(_AHEAD, left), self._bounds
-            )
+            count, first = min(_AHEAD, left), number - self.held_out
+            points = self._sampler.ask(first, count, self._bounds)
+            if np.shape(points) != (count, len(self._bounds)):
+                raise ArgumentError(
+                    f"{type(self._sampler).__name__}.ask({first}, {count}, bounds)",
+                    f"an array of shape {(count, len(self._bounds))}",
+                    np.shape(points),
+                )
+            self._pending_first, self._pending = number, points
         point = self._pending[number - self._pending_first]
         return point
 

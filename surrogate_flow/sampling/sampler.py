@@ -154,6 +154,15 @@ class BlockSampler(Sampler):
         end = -(-(first + count) // self.block_size)
         none = np.empty((0, len(bounds)))
         blocks = [self.block(index, len(bounds)) for index in range(begin, end)]
+        shape = (self.block_size, len(bounds))
+        for block in blocks:
+            if np.shape(block) != shape:
+                raise ArgumentError(
+                    f"{type(self).__name__}.block",
+                    f"an array of shape (block_size, parameters) = {shape}",
+                    np.shape(block),
+                    "Draw block_size points, or set block_size in the class.",
+                )
         unit = np.concatenate([none, *blocks])[skip : skip + count]
         # Rounding may carry a point just past the upper bound.
         points: Float[np.ndarray, "point parameter"] = low * (1 - unit) + high * unit

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import xarray as xr
 
+from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec
 
-__all__ = ["Run", "Solver", "Stopped", "spec_of"]
+__all__ = ["Run", "Solver", "Stopped", "datasets_of", "spec_of"]
 
 
 class Stopped(Exception):
@@ -137,3 +138,26 @@ def spec_of(solver: Solver) -> FieldSpec:
             "with @property above it.",
         )
     return spec
+
+
+def datasets_of(solver: Solver, run: Run) -> Generator[xr.Dataset]:
+    """Start a run, and yield what the solver yields; closed early, close the run.
+
+    Raises
+    ------
+    SpecMismatch
+        If the solver returns something else than an iterator of datasets.
+    """
+    # By the class: attributes of solvers written before may have its name.
+    datasets = type(solver).start(solver, run)
+    if isinstance(datasets, xr.Dataset) or not isinstance(datasets, Iterable):
+        raise SpecMismatch(
+            f"Simulation {run.simulation}: expected solve to yield datasets, step by "
+            f"step; solve returned {type(datasets).__name__}. Usual cause: a function "
+            "without yield. Write yield in place of return."
+        )
+    try:
+        yield from datasets
+    finally:
+        if isinstance(datasets, Generator):
+            datasets.close()

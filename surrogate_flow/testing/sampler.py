@@ -23,7 +23,11 @@ _BOXES = (
         Parameter("viscosity", 1e-7, 3e-7, "m²/s"),
     ),
 )
-_COUNT = 40
+_COUNT, _FAR = 40, 1020
+_GENERATOR = (
+    "Usual cause: a generator of random numbers that is kept between calls. Make it "
+    "from the seed and the number of the point."
+)
 
 
 def check_sampler(sampler: Sampler) -> list[str]:
@@ -62,6 +66,9 @@ def check_sampler(sampler: Sampler) -> list[str]:
             for first, count in ((7, 1), (3, 30), (_COUNT - 1, 1)):
                 block = _ask(one, first, count, bounds)
                 _require_equal(block, points[first : first + count])
+            # Across the end of a block, of samplers that draw such.
+            far = _ask(one, _FAR, 6, bounds)
+            _require_equal(_ask(one, _FAR + 4, 2, bounds), far[4:])
         with laws.law("the same losses are followed by the same points"):
             for each in (one, other):
                 each.tell(_losses(points))
@@ -71,7 +78,8 @@ def check_sampler(sampler: Sampler) -> list[str]:
             saved = msgspec.msgpack.encode(one.state_dict())
             back = copy.deepcopy(sampler)
             back.load_state_dict(msgspec.msgpack.decode(saved))
-            _require_equal(_ask(back, _COUNT, _COUNT, bounds), later)
+            cause = "Override state_dict and load_state_dict."
+            _require_equal(_ask(back, _COUNT, _COUNT, bounds), later, cause)
     return laws[: len(laws) // len(_BOXES)]
 
 
@@ -103,11 +111,10 @@ def _losses(points: Float[np.ndarray, "point parameter"]) -> Observations:
 def _require_equal(
     got: Float[np.ndarray, "point parameter"],
     expected: Float[np.ndarray, "point parameter"],
+    cause: str = _GENERATOR,
 ) -> None:
     differ = (got != expected).any(axis=1)
     assert not differ.any(), (
         f"{differ.sum()} of {len(got)} points differ; the first: expected "
-        f"{expected[differ][0]}, got {got[differ][0]}. Usual cause: a generator of "
-        "random numbers that is kept between calls. Make it from the seed and the "
-        "number of the point."
+        f"{expected[differ][0]}, got {got[differ][0]}. {cause}"
     )

@@ -17,7 +17,7 @@ from jaxtyping import Float32
 from surrogate_flow.fields.encoder import TIME_TOLERANCE, Encoder
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.sampling import Uniform
-from surrogate_flow.solvers.solver import Run, Solver, spec_of
+from surrogate_flow.solvers.solver import Run, Solver, datasets_of, spec_of
 from surrogate_flow.testing.law import Laws
 
 __all__ = ["check_solver"]
@@ -106,15 +106,11 @@ def _fields(
 def _steps(
     solver: Solver, spec: FieldSpec, parameters: Mapping[str, float], first: int = 0
 ) -> Generator[xr.Dataset]:
-    """Yield what a run yields; closed early, it closes the run."""
+    """Yield what a run yields; closed early, close the run."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(parameters, first_step=first, folder=Path(folder))
-        steps = solver.start(run)
-        try:
-            yield from steps
-        finally:
-            if hasattr(steps, "close"):
-                steps.close()
+        with closing(datasets_of(solver, run)) as datasets:
+            yield from datasets
 
 
 def _begins_at(times: tuple[float, ...], step: int, dataset: xr.Dataset) -> bool:

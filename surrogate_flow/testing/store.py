@@ -26,6 +26,8 @@ __all__ = [
 ]
 
 _SIMULATIONS = 12
+_REFUSED = 300  # offers in a row of which a store takes nothing
+_SHOWN = 5  # differences that a message shows
 
 
 def check_store(make: Callable[[], Store], *, once: bool = False) -> list[str]:
@@ -55,10 +57,12 @@ def check_store(make: Callable[[], Store], *, once: bool = False) -> list[str]:
     >>> from surrogate_flow.fields import Direct, Variable
     >>> from surrogate_flow.reservoir import FIFO
     >>> spec = FieldSpec((), (Variable("u"),), ("x",), (3,), tuple(range(1, 21)))
-    >>> check_store(lambda: Store(spec, Direct(), 4, FIFO(capacity=40)), once=True)[1]
+    >>> check_store(lambda: Store(spec, Direct(), 4, FIFO(capacity=40)), once=True)[2]
     'each sample is drawn exactly once'
     """
-    laws, store = Laws(), make()
+    laws = Laws()
+    with laws.law("a store can be made of it"):
+        store = make()
     with laws.law(
         "the population stays within the capacity, and each count adds up, at all times"
     ):
@@ -68,7 +72,7 @@ def check_store(make: Callable[[], Store], *, once: bool = False) -> list[str]:
     with laws.law(f"each sample is drawn {'exactly' if once else 'at least'} once"):
         starts = range(0, spec.steps - window.span + 1, window.stride)
         expected = {(s, k) for s in range(_SIMULATIONS) for k in starts}
-        _require_equal("Samples that were drawn", set(times), expected)
+        _require_equal("(simulation, first step) that were drawn", set(times), expected)
         assert not once or set(times.values()) == {1}, (
             f"Expected 1 draw of each, got up to {max(times.values())}."
         )
@@ -151,7 +155,7 @@ def run_store(store: Store, simulations: int, seed: int = 0) -> list[Draw]:
     """
     random = np.random.default_rng(seed)
     next_step = dict.fromkeys(range(simulations), 0)
-    draws = []
+    draws, refused = [], 0
     while next_step:
         simulation = int(random.choice(list(next_step)[:3]))
         first = next_step[simulation]
@@ -161,6 +165,12 @@ def run_store(store: Store, simulations: int, seed: int = 0) -> list[Draw]:
         taken = store.offer(simulation, first, steps, vector)
         assert 0 <= taken <= count, f"Of {count} steps it took {taken}."
         next_step[simulation] += taken
+        refused = 0 if taken else refused + 1
+        assert refused < _REFUSED, (
+            f"{refused} times in a row it took no step, with a batch drawn after each. "
+            "Usual cause: drawn samples stay, and the policy's evict returns none. "
+            "Override evict, or let take remove what it draws."
+        )
         steps[:] = np.nan  # a store copies what it takes
         _check_counts(store)
         if next_step[simulation] == store.spec.steps:
@@ -204,12 +214,32 @@ class Producer:
 
 def _check_counts(store: Store) -> None:
     now = store.stats()
-    assert 0 <= now.unseen <= now.population <= now.capacity, now
-    assert 0 <= now.steps <= now.capacity, now
-    assert now.steps * store.spec.step_bytes <= now.capacity_bytes, now
-    assert now.population == now.inserted - now.evicted - now.removed, now
-    assert sum(now.times_seen) == now.inserted, now
-    assert now.unseen == now.times_seen[0], now
+    held = now.inserted - now.evicted - now.removed
+    for count, holds in {
+        f"{now.population} samples in a capacity of {now.capacity}": (
+            0 <= now.population <= now.capacity
+        ),
+        f"{now.unseen} unseen of {now.population} samples": (
+            0 <= now.unseen <= now.population
+        ),
+        f"{now.steps} steps in a capacity of {now.capacity}": (
+            0 <= now.steps <= now.capacity
+            and now.steps * store.spec.step_bytes <= now.capacity_bytes
+        ),
+        f"{now.population} samples, and {held} that entered and did not leave": (
+            now.population == held
+        ),
+        f"{sum(now.times_seen)} samples counted by draws, {now.inserted} inserted": (
+            sum(now.times_seen) == now.inserted
+        ),
+        f"{now.unseen} unseen samples, {now.times_seen[0]} drawn 0 times": (
+            now.unseen == now.times_seen[0]
+        ),
+    }.items():
+        assert holds, (
+            f"Got {count}. Usual cause: the policy's take or evict returns a place "
+            "twice, one that is not below count, or evict one below unseen."
+        )
 
 
 def _check_waits(store: Store) -> tuple[Store, Producer]:
@@ -251,5 +281,11 @@ def _check_stop(empty: Store, full: Store, producer: Producer) -> None:
 
 
 def _require_equal(what: str, got: object, expected: object) -> None:
-    if got != expected:
-        raise AssertionError(f"{what}: expected {expected}, got {got}.")
+    if got == expected:
+        return
+    if isinstance(got, set) and isinstance(expected, set):
+        for name, some in (("missing", expected - got), ("unknown", got - expected)):
+            if some:
+                first = ", ".join(map(str, sorted(some, key=str)[:_SHOWN]))
+                raise AssertionError(f"{what}: {len(some)} are {name}: {first}, ...")
+    raise AssertionError(f"{what}: expected {expected}, got {got}.")

@@ -17,7 +17,7 @@ from surrogate_flow.cli.app import main
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.reservoir import FIFO, FIRO, Policy, Reservoir, Store
-from surrogate_flow.sampling import Sampler, Sobol, Uniform
+from surrogate_flow.sampling import BlockSampler, Sampler, Sobol, Uniform
 from surrogate_flow.solvers import Solver
 from surrogate_flow.testing import (
     LawBroken,
@@ -62,6 +62,11 @@ class NoParameters(Decay):
 class Unpicklable(Decay):
     def __init__(self):
         self.lock = threading.Lock()
+
+
+class Returning(Decay):
+    def solve(self, parameters):
+        return self.step(parameters["rate"], 1.0)
 
 
 class Short(Decay):
@@ -128,6 +133,7 @@ SOLVERS = {
     NoSpec: "expected a FieldSpec, got str",
     NoParameters: "declares no parameter",
     Unpicklable: "pickled and unpickled",
+    Returning: "Write yield in place of return",
     Short: "Expected 20 steps, got 19",
     Late: "expected time 1, got 1.5",
     Random: "bit by bit",
@@ -173,6 +179,18 @@ class Outside(Sampler):
 class Flat(Sampler):
     def ask(self, first, count, bounds):
         return Uniform(self.seed).ask(first, count, bounds).ravel()
+
+
+class Few(BlockSampler):
+    """Blocks that are smaller than it says."""
+
+    def block(self, index, dimensions):
+        return np.random.default_rng([self.seed, index]).random((100, dimensions))
+
+
+class Failing(Sampler):
+    def ask(self, first, count, bounds):
+        return bounds["low"]
 
 
 class Unseeded(Sampler):
@@ -233,8 +251,10 @@ SAMPLERS = {
     Unseeded: "the same seed",
     Streaming: "not on how many",
     Guessing: "the same losses",
-    Forgetting: "brings it back",
+    Forgetting: "(?s)brings it back.*Override state_dict",
     Opaque: "plain values",
+    Few: r"block: expected an array of shape \(block_size, parameters\) = \(1024, 1\)",
+    Failing: r'(?s)TypeError: .*test_laws.py:\d+, in ask: return bounds\["low"\]',
 }
 
 
@@ -258,6 +278,8 @@ class Shuffled(Policy):
     capacity: int = 40
     threshold: int = 6
     repeats: bool = False
+    evicts: bool = True
+    first: int = 0
 
     def needed(self, batch_size, inserted):
         return max(self.threshold, batch_size)
@@ -269,13 +291,23 @@ class Shuffled(Policy):
         return places, True
 
     def evict(self, unseen, count, wanted, random):
-        return np.arange(unseen, min(count, unseen + wanted))
+        places = np.arange(unseen, min(count, unseen + wanted))
+        return places + self.first if self.evicts else places[:0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unseeing(Shuffled):
     def take(self, count, size, random, *, draining):
         return np.random.default_rng().choice(count, min(size, count), False), True
+
+
+class Forgotten(Shuffled):
+    """A class whose capacity was forgotten."""
+
+    def __init__(self):
+        pass
+
+    capacity = property()
 
 
 POLICIES = [FIFO(capacity=40), FIRO(capacity=40, threshold=6)]
@@ -286,9 +318,9 @@ POLICIES = [FIFO(capacity=40), FIRO(capacity=40, threshold=6)]
 def test_policies_that_keep_the_laws(policy, window):
     """Exactly once, where that is promised."""
     laws = check_store(lambda: Store(SPEC, window, 4, policy), once=True)
-    assert len(laws) == 7
+    assert len(laws) == 8
     repeats = Shuffled(repeats=True)
-    assert len(check_store(lambda: Store(SPEC, window, 4, repeats))) == 7
+    assert len(check_store(lambda: Store(SPEC, window, 4, repeats))) == 8
 
 
 @pytest.mark.parametrize(
@@ -297,6 +329,9 @@ def test_policies_that_keep_the_laws(policy, window):
         (Reservoir(capacity=40, threshold=6), True, "exactly once"),
         (Shuffled(repeats=True), True, "exactly once"),
         (Unseeing(), True, "the same batches"),
+        (Shuffled(repeats=True, evicts=False), False, "Override evict"),
+        (Shuffled(repeats=True, first=-1), False, "twice, one that is not below"),
+        (Forgotten(), False, "(?s)can be made of it.*AttributeError"),
     ],
 )
 def test_policies_that_break_one(policy, once, law):
@@ -337,7 +372,7 @@ class Linear(torch.nn.Module):
 NETWORKS = {
     "cut": r"Expected \(3, 1, 1, 3\), got \(3, 1, 1, 2\)",
     "double": "torch.float64",
-    "mixed": "no other sample",
+    "mixed": "(?s)no other of its batch.*test_laws.py",
     "blind": "step is not used",
     "unused": "unused.weight has none",
     "small": "falls to a twentieth",
@@ -378,6 +413,9 @@ class Decay(Solver):
             mass += self.noise * np.random.rand()
             yield xr.Dataset({"mass": (("time", "x"), mass)}, {"time": [t]})
 
+class Unfinished(Sampler):
+    pass
+
 class Middle(Sampler):
     def ask(self, first, count, bounds):
         return np.tile([(p.low + p.high) / 2 for p in bounds], (count, 1))
@@ -401,8 +439,10 @@ def test_a_class_is_checked_by_its_path(own, capsys):
     assert "on another worker the fields are the same" in shown
     main(["check", f"{own}.Middle", "--seed=3"])
     assert capsys.readouterr().out.count("✓") == 5
-    main(["check", "surrogate_flow.reservoir.FIRO"])
-    assert capsys.readouterr().out.count("✓") == 7
+    main(["check", "surrogate_flow.reservoir.FIRO", "--threshold=5"])
+    shown = capsys.readouterr().out
+    assert shown.count("✓") == 8
+    assert "with capacity=40, threshold=5" in " ".join(shown.split())
 
 
 def test_a_network_is_checked_on_grids_that_it_serves(capsys):
@@ -421,6 +461,7 @@ def test_a_network_is_checked_on_grids_that_it_serves(capsys):
         (["own_classes.Dekay"], ["has no 'Dekay'", "Did you mean 'Decay'"]),
         (["own_classes.Decay", "--cels=5"], ["unknown", "Did you mean 'cells'"]),
         (["own_classes.Decay", "--cells=x"], ["cells", "int", "'x'"]),
+        (["own_classes.Unfinished"], ["Broken law: it can be built", "abstract"]),
         (["own_classes.OWN"], ["has no 'OWN'"]),
         (["builtins.dict"], ["expected a class derived from surrogate_flow.Solver"]),
         (["own_classes.Decay", "--noise=1"], ["Broken law: the same parameters"]),

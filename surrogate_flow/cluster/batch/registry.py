@@ -82,7 +82,7 @@ class Registry:
         ]
 
     def lost(self) -> list[Job]:
-        """Return the jobs whose workers are gone for good."""
+        """Return the jobs whose workers will not return."""
         return [
             job
             for job in self.jobs
