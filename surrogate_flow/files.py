@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -16,6 +17,7 @@ __all__ = ["LOCK", "DirectoryLock", "tolerate_full_disk", "write_atomically"]
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DirectoryLock:
@@ -110,4 +112,7 @@ def tolerate_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        logger.error("%s was not written (%s). Make room there.", path, error)
+        remedy = (
+            "Make room there." if error.errno in _FULL else "See who may write there."
+        )
+        logger.error("%s was not written (%s). %s", path, error, remedy)

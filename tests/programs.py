@@ -220,6 +220,8 @@ class _Server:
             kind, *numbers = json.loads(message)
             if kind == "forked":
                 self._pids.append(numbers[0])
+                # The number may have been that of a command that has ended.
+                self._ended.pop(numbers[0], None)
             else:
                 self._ended[numbers[0]] = numbers[1]
             ready, _, _ = select.select([self._socket], [], [], 0)

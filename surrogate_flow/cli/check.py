@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError, ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -115,7 +116,7 @@ def _maker(
     ]
     try:
         arguments = parser.instantiate(parser.parse_args(words))
-    except Exception as error:
+    except (ArgumentTypeError, ArgumentError, TypeError, ValueError) as error:
         wrong = explain.Complaint(str(error), parser, kind).explained()
         line = CommandLine(["check", *options])
         raise UserError(explain.placed(wrong, line)) from error

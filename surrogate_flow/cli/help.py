@@ -193,7 +193,7 @@ options:
   --offline N         simulations of the data set; 50 by default. Online ones go on as
                       long as they are trained on, or --data.simulations says how many
   --seeds N           runs of each way to train; 3 by default
-  --arms NAME ...     of offline, fifo, firo, reservoir; all by default
+  --variants NAME ... of offline, fifo, firo, reservoir; all by default
   --output FOLDER     of the comparison; runs/compare/<workflow>-<model> by default
 
 Options of 'fit' under --data., --model. and --trainer. go to every run, those under

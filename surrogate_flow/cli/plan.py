@@ -6,6 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.report.console import print_lines, the_console
-from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.solvers.solver import Run, Solver, datasets_of
 from surrogate_flow.stream import Encoder
 
 __all__ = ["Pace", "Places", "add_arguments", "measure", "places", "run", "show"]
@@ -95,7 +96,7 @@ class Places:
         return least * self.each, most * self.each
 
 
-def measure(solver: Solver, longest: float = _LONGEST) -> Pace | None:
+def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace | None:
     """Run a simulation here, for some seconds; None if not a single step came.
 
     Raises
@@ -108,16 +109,31 @@ def measure(solver: Solver, longest: float = _LONGEST) -> Pace | None:
     made: list[Pace] = []
     errors: list[Exception] = []
 
+    def one(folder: str) -> Run:
+        return Run(parameters, folder=Path(folder), cores=cores)
+
     def solve() -> None:
-        encoder, steps, start = Encoder(spec, 0), 0, time.perf_counter()
+        encoder, steps = Encoder(spec, 0), 0
         try:
-            for dataset in solver.solve(parameters):
-                steps += len(encoder.convert(dataset, steps))
-                made.append(Pace(steps, time.perf_counter() - start))
-                if made[-1].seconds > longest:
-                    return
+            solver.setup(cores)
+            with (
+                tempfile.TemporaryDirectory(prefix="flow-plan-") as folder,
+                closing(
+                    datasets_of(
+                        solver, Run(parameters, folder=Path(folder), cores=cores)
+                    )
+                ) as datasets,
+            ):
+                start = time.perf_counter()
+                for dataset in datasets:
+                    steps += len(encoder.convert(dataset, steps))
+                    made.append(Pace(steps, time.perf_counter() - start))
+                    if made[-1].seconds > longest:
+                        return
         except Exception as error:
             errors.append(error)
+        finally:
+            solver.close()
 
     # A step may take hours, and nothing can interrupt it.
     thread = threading.Thread(target=solve, name="solver", daemon=True)
@@ -153,7 +169,7 @@ def show(data: OnlineData, console: Console) -> None:
     """Print the job's script and the plan."""
     where = places(data)
     with console.status("A simulation runs here, to see how long it takes"):
-        pace = measure(data.solver)
+        pace = measure(data.solver, cores=data.cores_per_simulation)
     if where.script:
         console.rule("The script of each job")
         print_lines(console, where.script)

@@ -118,6 +118,13 @@ class OnlineData(SurrogateData):
         self.spec = spec_of(solver)
         self.sampler = sampler or Uniform()
         self.observes = self.sampler.adapts
+        if deterministic and self.observes:
+            name = type(self.sampler).__name__
+            raise ArgumentError(
+                f"{name} adapts to losses, whose times of arrival differ between runs: "
+                "expected deterministic: false with it, got true. Use a sampler that "
+                "does not adapt, such as Sobol."
+            )
         self.simulations = simulations
         self.held_out = held_out
         self.batch_size = batch_size

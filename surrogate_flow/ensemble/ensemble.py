@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
 from distributed import Client, Future
@@ -362,11 +363,14 @@ class Ensemble:
             )
 
     def _explained(self, error: BaseException) -> BaseException:
-        if isinstance(error, ConnectionError) or self._tasks.client.status != "running":
-            lost = EnsembleError(
+        lost = self._tasks.client.status != "running"
+        if isinstance(error, OSError) or (
+            lost and isinstance(error, CancelledError | TimeoutError | RuntimeError)
+        ):
+            explained = EnsembleError(
                 f"Lost the scheduler {self._workers.address}: "
                 f"{type(error).__name__}: {error}"
             )
-            lost.__cause__ = error
-            return lost
+            explained.__cause__ = error
+            return explained
         return error

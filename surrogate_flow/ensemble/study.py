@@ -112,6 +112,8 @@ class OpenCluster:
 class Study:
     """Simulations run, and their steps arrive in a sink, from `start` to `close`.
 
+    As a context manager it does both.
+
     Parameters
     ----------
     solver : Solver
@@ -203,6 +205,13 @@ class Study:
             self._resources.close()
             raise
 
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def start(self) -> None:
         """Begin to submit simulations; may be called again."""
         if not self._started:
@@ -235,6 +244,8 @@ class Study:
         """
         self._ensemble.check()
         self.inlet.check()
+        if self._watchdog is not None:
+            self._watchdog.check()
         self._update_jobs(load or Load())
         counters, stats = self.inlet.stats(), self.stats()
         signs = (counters.steps, stats.retried, stats.failed)

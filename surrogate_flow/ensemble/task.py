@@ -312,7 +312,7 @@ def run(
             )
             step = 0
             for dataset in _solution(solver, streamed_run):
-                if not steps and wanted and _begins_at(spec.times[wanted], dataset):
+                if not steps and wanted and encoder.begins_at(dataset, wanted):
                     step = wanted
                     outlet.skip()
                 fields = encoder.convert(dataset, step)
@@ -327,13 +327,6 @@ def run(
     except StreamStopped:
         return Summary(steps, stopped=True)
     return Summary(steps)
-
-
-def _begins_at(time: float, dataset: xr.Dataset) -> bool:
-    try:
-        return bool(np.isclose(dataset["time"].values[0], time))
-    except (TypeError, LookupError):
-        return False  # The encoder says what is wrong with it.
 
 
 def _solution(solver: Solver, run: Run) -> Iterator[xr.Dataset]:

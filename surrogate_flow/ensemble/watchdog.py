@@ -60,6 +60,7 @@ class Watchdog:
         self._lively: set[str] = set()
         #: How often a silent attempt was found waiting for a thread, which is no hang.
         self.queued = 0
+        self._defect: BaseException | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -73,6 +74,11 @@ class Watchdog:
         if self._thread.is_alive():
             self._thread.join(self._answer + _RESTART)
 
+    def check(self) -> None:
+        """Raise what ended the watch, if anything did."""
+        if self._defect is not None:
+            raise self._defect
+
     def _run(self) -> None:
         while not self._closing.wait(self._poll):
             try:
@@ -82,6 +88,10 @@ class Watchdog:
             except (OSError, TimeoutError) as error:
                 # The ensemble reports a lost scheduler; otherwise try again.
                 logger.debug("The watchdog has no answer: %r", error)
+            except BaseException as error:
+                # Of ours: `check` raises it in the trainer's thread.
+                self._defect = error
+                return
 
     def _silent(
         self, attempts: Mapping[tuple[int, int], str]

@@ -97,6 +97,14 @@ class Encoder:
             raise self._not_finite(dataset, step, steps)
         return steps
 
+    def begins_at(self, dataset: xr.Dataset, step: int) -> bool:
+        """Whether a dataset begins with a step, as far as its time is one at all."""
+        try:
+            time = float(dataset["time"].values.flat[0])
+        except (TypeError, LookupError, ValueError):
+            return False  # `convert` says what is wrong with it.
+        return bool(abs(time - self._times[step]) <= self._tolerance[step])
+
     def _mismatch(self, step: int, text: str) -> SpecMismatch:
         number = isinstance(self.simulation, int)
         name = f"Simulation {self.simulation}" if number else self.simulation

@@ -136,11 +136,14 @@ class FieldSpec:
             ("times", Real),
         ):
             values = getattr(self, name)
-            several = isinstance(values, Iterable) and not isinstance(values, str)
-            if not several or not all(isinstance(value, kind) for value in values):
+            if isinstance(values, Iterable) and not isinstance(values, str):
+                values = tuple(values)
+            if not (
+                isinstance(values, tuple) and all(isinstance(v, kind) for v in values)
+            ):
                 what = f"FieldSpec: {name}"
                 raise ArgumentError(what, f"a tuple of {kind.__name__}", repr(values))
-            object.__setattr__(self, name, tuple(values))
+            object.__setattr__(self, name, values)
         object.__setattr__(self, "shape", tuple(map(int, self.shape)))
         object.__setattr__(self, "times", tuple(map(number, self.times)))
         if self.cells is not None:

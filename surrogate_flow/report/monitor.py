@@ -154,6 +154,7 @@ class Monitor(Callback):
         # When the last batch had been trained, and how many samples by then.
         self._trained = (0.0, 0)
         self._recent: deque[tuple[float, int]] = deque()
+        self._lock = threading.Lock()
         self._final_rate: float | None = None
 
     def setup(
@@ -238,8 +239,13 @@ class Monitor(Callback):
         }
         for board in self._scalars:
             board.log_metrics(scalars, trainer.global_step)
-        for listener in self._listeners:
-            listener(status)
+        for listener in [*self._listeners]:
+            try:
+                listener(status)
+            except Exception:
+                # It must not end the run, nor the table.
+                self._listeners.remove(listener)
+                logger.exception("%s is shown the run no longer.", listener)
         return status
 
     def _watch(self) -> None:
@@ -247,12 +253,15 @@ class Monitor(Callback):
             while not self._clock.wait(self._over, _INTERVAL):
                 self.sample()
         except Exception:
-            # A defect here, or in a listener, must not end the run.
+            # A defect here must not end the run.
             logger.exception("The run is watched no longer.")
 
     def _rate(self) -> float:
-        trained, recent = self._trained, self._recent
-        since = self._clock.now() - _WINDOW
+        with self._lock:
+            return self._rate_of(self._trained)
+
+    def _rate_of(self, trained: tuple[float, int]) -> float:
+        recent, since = self._recent, self._clock.now() - _WINDOW
         recent.append(trained)
         while recent and recent[0][0] < since:
             recent.popleft()

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.solvers.solver import Solver
 
@@ -74,6 +75,8 @@ class GridSolver(Solver):
         ------
         ArgumentError
             If a parameter is unknown, missing or not a finite number.
+        SpecMismatch
+            If `fields` yields another shape, or too many steps.
         """
         spec = self.spec
         spec.vector(parameters)
@@ -84,6 +87,13 @@ class GridSolver(Solver):
         for steps in self.fields(parameters):
             steps = steps.astype(np.float32, copy=False)
             last = first + len(steps)
+            if steps.shape[1:] != spec.step_shape or last > spec.steps:
+                raise SpecMismatch(
+                    f"{type(self).__name__}.fields: expected (time, channel, *space) = "
+                    f"(up to {spec.steps - first}, {spec.step_shape}), got the shape "
+                    f"{steps.shape} after {first} steps. Usual causes: ghost cells, or "
+                    "an initial state that the spec's times lack."
+                )
             # Relabelling a view takes a quarter of the time of building a dataset.
             yield labels.isel(time=slice(first, last)).copy(
                 data={name: steps[:, i] for i, name in enumerate(names)}

@@ -91,6 +91,8 @@ class ProcessSolver(Solver):
     ...             yield xr.load_dataset(path)
     """
 
+    timeout: float | None = None
+
     def __init__(self, timeout: float | None = None) -> None:
         self.timeout = timeout
 
@@ -156,13 +158,18 @@ class _Program:
                 f"{self._name}: {self._first!r} cannot be started ({error}). Install "
                 "it where the workers run, on their PATH."
             ) from error
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "sh", str(self.process.pid)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        try:
+            self._guard = subprocess.Popen(
+                ["/bin/sh", "-c", _GUARD, "sh", str(self.process.pid)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            raise
         assert self.process.stderr is not None
         self._reader = threading.Thread(
             target=self._tail.extend, args=(self.process.stderr,), daemon=True
@@ -173,11 +180,9 @@ class _Program:
         """Raise if it has failed or takes too long."""
         code = self.process.poll()
         if code:
-            raise self.error(
-                f"was ended by {signal.Signals(-code).name}"
-                if code < 0
-                else f"ended with exit code {code}"
-            )
+            names = {s.value: s.name for s in signal.Signals}
+            ended = f"was ended by {names.get(-code, f'signal {-code}')}"
+            raise self.error(ended if code < 0 else f"ended with exit code {code}")
         if code is None and time.monotonic() > self._deadline:
             raise self.error(f"took longer than {self._timeout:g} s (timeout)")
 

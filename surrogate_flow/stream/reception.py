@@ -220,8 +220,8 @@ class Reception:
         if session is None:
             try:
                 first = self._sink.open(simulation)
-            except NotExpected:
-                reason = f"simulation {simulation} has not begun"
+            except NotExpected as error:
+                reason = str(error) or f"simulation {simulation} has not begun"
                 raise ProtocolError("simulation", reason) from None
             session = Session(self.spec, simulation, parameters, first)
         elif not np.array_equal(session.parameters, parameters):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -31,6 +32,7 @@ class Sink(Protocol):
         """
         return 0
 
+    @abstractmethod
     def offer(
         self,
         simulation: int,
@@ -66,7 +68,11 @@ class Sink(Protocol):
         return ""
 
     def on_room(self, wake: Callable[[], None]) -> None:
-        """Register what shall be called, from any thread, when there is room again."""
+        """Register what shall be called, from any thread, when there is room again.
+
+        A sink that may take less than it is offered must override this: nothing else
+        has the rest offered again.
+        """
         return
 
 

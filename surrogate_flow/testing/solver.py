@@ -14,7 +14,7 @@ import xarray as xr
 from distributed.protocol import pickle
 from jaxtyping import Float32
 
-from surrogate_flow.fields.encoder import TIME_TOLERANCE, Encoder
+from surrogate_flow.fields.encoder import Encoder
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.sampling import Uniform
 from surrogate_flow.solvers.solver import Run, Solver, datasets_of, spec_of
@@ -95,7 +95,7 @@ def _fields(
     parts: list[Float32[np.ndarray, "time channel *space"]] = []
     with closing(_steps(solver, spec, parameters, first)) as datasets:
         for dataset in datasets:
-            if not parts and first and _begins_at(spec.times, first, dataset):
+            if not parts and first and encoder.begins_at(dataset, first):
                 step = first
             parts.append(encoder.convert(dataset, step))
             step += len(parts[-1])
@@ -111,12 +111,6 @@ def _steps(
         run = Run(parameters, first_step=first, folder=Path(folder))
         with closing(datasets_of(solver, run)) as datasets:
             yield from datasets
-
-
-def _begins_at(times: tuple[float, ...], step: int, dataset: xr.Dataset) -> bool:
-    gap = abs(times[step] - times[step - 1])
-    near = abs(float(dataset["time"].values.flat[0]) - times[step])
-    return bool(near <= TIME_TOLERANCE * gap)
 
 
 def _require_equal(

@@ -25,7 +25,7 @@ __all__ = [
     "trajectory",
 ]
 
-_SIMULATIONS = 12
+_SIMULATIONS, _PATIENCE = 12, 30.0
 _REFUSED = 300  # offers in a row of which a store takes nothing
 _SHOWN = 5  # differences that a message shows
 
@@ -267,10 +267,12 @@ def _check_stop(empty: Store, full: Store, producer: Producer) -> None:
     with ThreadPoolExecutor(2) as pool:
         draw = pool.submit(empty.draw, timeout=None)
         threshold = pool.submit(empty.wait_threshold, timeout=None)
+        end = time.monotonic() + _PATIENCE
         while not empty.waiting():
+            assert time.monotonic() < end, "A draw that waits has no reason."
             time.sleep(0.001)
         empty.stop()
-        ended = (draw.result(30), threshold.result(30))
+        ended = (draw.result(_PATIENCE), threshold.result(_PATIENCE))
     _require_equal("Ended waits", ended, (None, False))
     producer.room.clear()
     full.stop()

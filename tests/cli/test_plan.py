@@ -47,6 +47,28 @@ def test_a_pace_is_taken_for_some_seconds_only():
     assert measure(Stuck(), 0.2) is None
 
 
+class Prepared(Wave):
+    """A wave that a worker prepares, whose run knows its cores."""
+
+    def setup(self, cores):
+        self.cores = [cores]
+
+    def start(self, run):
+        assert self.cores == [run.cores] == [3]
+        assert run.folder.is_dir()
+        return super().start(run)
+
+    def close(self):
+        self.cores.clear()
+
+
+def test_a_solver_is_set_up_and_closed_as_on_a_worker():
+    """One that keeps what all simulations share needs it here, too."""
+    solver = Prepared()
+    assert measure(solver, cores=3).steps == STEPS
+    assert solver.cores == []
+
+
 def test_a_solver_with_a_mistake():
     """The refusal that a worker would send."""
     with pytest.raises(SpecMismatch):

@@ -1,5 +1,6 @@
 """The crossing from xarray to arrays, and what it refuses."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -187,3 +188,16 @@ def test_a_small_step_crosses_quickly():
         return (time.perf_counter() - start) / 20
 
     assert min(seconds() for _ in range(20)) < 200e-6
+
+
+@pytest.mark.parametrize(("start", "gap"), [(0.0, 1e-9), (20_000.0, 0.04), (5.0, 60.0)])
+def test_where_a_dataset_begins_is_told_by_the_distance_of_steps(start, gap):
+    """However small, or far from zero, the times are."""
+    times = tuple(start + gap * k for k in range(1, 6))
+    spec = dataclasses.replace(SPEC, times=times)
+    encoder = Encoder(spec, 1)
+    for first in range(5):
+        step = spec.dataset(np.zeros((1, 2, 3, 4)), times[first : first + 1], {})
+        begins = [encoder.begins_at(step, k) for k in range(5)]
+        assert begins == [k == first for k in range(5)]
+    assert not encoder.begins_at(step.drop_vars("time"), 0)

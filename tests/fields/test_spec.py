@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 
@@ -277,3 +278,27 @@ def test_plain_values_of_no_spec_are_refused(change: dict, culprit: str) -> None
     plain = {**plain, **change} if change else {k: plain[k] for k in ("variables",)}
     with pytest.raises(ValueError, match=f"FieldSpec: .*({culprit}|parameters)"):
         FieldSpec.from_plain(plain)
+
+
+def test_parts_may_come_from_a_generator():
+    """They are kept, not used up by the check."""
+    parts = (Parameter(name, 0.0, 1.0) for name in "ab")
+    spec = FieldSpec(parts, iter([Variable("u")]), (), (), iter([1.0]))
+    assert [p.name for p in spec.parameters] == ["a", "b"]
+    assert spec.steps == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("shape", 4, "shape: expected a tuple of Integral, got 4"),
+        ("shape", (1.5, 2), "shape: expected a tuple of Integral"),
+        ("dims", "xy", "dims: expected a tuple of str, got 'xy'"),
+        ("variables", ("u",), r"variables: expected a tuple of Variable, got \('u',\)"),
+        ("times", ("now",), "times: expected a tuple of Real"),
+    ],
+)
+def test_parts_of_another_kind_are_refused(part, value, message):
+    """With the name of the part."""
+    with pytest.raises(ArgumentError, match=f"FieldSpec: {message}"):
+        dataclasses.replace(SPEC, **{part: value})

@@ -3,6 +3,7 @@
 from functools import partial
 
 import numpy as np
+import pytest
 import pytorch_lightning as L
 from distributed import LocalCluster
 from troubled import Wave
@@ -64,3 +65,9 @@ def test_losses_reach_the_sampler_while_simulations_run(tmp_path):
     assert drawn["numbers"] == list(range(1, 31))
     assert not narrow[0]
     assert narrow[-1]
+
+
+def test_it_is_refused_where_batches_are_deterministic():
+    """When losses arrive is not the same in two runs."""
+    with pytest.raises(ValueError, match=r"Narrowing adapts .* deterministic: false"):
+        OnlineData(Wave(), sampler=Narrowing(), deterministic=True)

@@ -112,6 +112,18 @@ def test_losses_change_what_was_not_taken_and_nothing_else():
     assert taken(again) == [before[1], before[3], *after]
 
 
+def test_points_of_another_shape_are_refused():
+    """By the name of the sampler, and with what it was asked for."""
+
+    class Flat(Sampler):
+        def ask(self, first, count, bounds):
+            return Uniform().ask(first, count, bounds).ravel()
+
+    design = Design(BOX, Flat(), held_out=0, simulations=8)
+    with pytest.raises(UserError, match=r"Flat.ask\(0, 8, bounds\): expected .*\(8, "):
+        design.next()
+
+
 def test_pending_points_are_drawn_anew_on_demand():
     """From a number on; a sampler that has learnt nothing draws the same again."""
     sampler = Shifting()

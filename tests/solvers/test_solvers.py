@@ -12,6 +12,7 @@ import xarray as xr
 
 from surrogate_flow import solvers
 from surrogate_flow.fields import FieldSpec, Parameter, Variable
+from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.solvers import (
     Combined1D,
@@ -118,6 +119,25 @@ def test_arrays_become_datasets() -> None:
         assert step.u.dtype == np.float32
         assert step.v[0].values.tolist() == [-0.25, -2.25, -6.25]
     check_solver(Squares(), {"a": 0.25})
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 3, 3), r"\(time, channel, \*space\) = \(up to 5, \(2, 3\)\), got .*3, 3"),
+        ((2, 2, 5), r"got the shape \(2, 2, 5\) after 0 steps.*ghost cells"),
+        ((6, 2, 3), r"up to 5.*got the shape \(6, 2, 3\).*initial state"),
+    ],
+)
+def test_arrays_of_another_shape_are_refused(shape: tuple, message: str) -> None:
+    """Channels, cells or steps too many are neither dropped nor retried."""
+
+    class Wrong(Squares):
+        def fields(self, parameters: Mapping[str, float]) -> Iterator[np.ndarray]:
+            yield np.zeros(shape)
+
+    with pytest.raises(SpecMismatch, match=message):
+        list(Wrong().solve({"a": 0.5}))
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ _CURVE = 20  # validations of a run
 _NOTE = "comparison.json"  # what the runs of a folder share
 _DONE = "done.json"  # the folder and the seconds of a run that has ended by itself
 #: What building a run raises, of this package and of Lightning's trainer.
-_REFUSED = (UserError, MisconfigurationException, ValueError, TypeError)
+_REFUSED = (UserError, MisconfigurationException)
 
 
 class ComparisonError(UserError, RuntimeError):
