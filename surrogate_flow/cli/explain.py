@@ -26,6 +26,7 @@ from surrogate_flow.cli.recipes import (
     pairs,
     read_recipe,
 )
+from surrogate_flow.cluster.batch.systems import known_arguments
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError, class_at, nearest
 
@@ -157,8 +158,18 @@ class Complaint:
                 name,
             )
         kind = prefix or self.owner.__name__
-        valid = nearest(name, self._known(prefix))
-        text = f"unknown argument {name!r} of {kind}. {valid}"
+        names = self._known(prefix)
+        text = f"unknown argument {name!r} of {kind}. {nearest(name, names)}"
+        if not prefix and hasattr(self.owner, "job_cls"):
+            taken = known_arguments(self.owner)
+            text = (
+                f"unknown argument {name!r} of {kind}. {nearest(name, sorted(taken))}"
+            )
+            if name in taken:
+                text = (
+                    f"{kind} passes {name!r} on to its jobs: move it, "
+                    f"dict_kwargs: {{{name}: ...}}."
+                )
         return ParserError(text, name, passes_on=_takes_any(self.owner))
 
     def _unrecognized(self, found: re.Match[str]) -> ParserError:

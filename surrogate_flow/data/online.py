@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as L
 from distributed.deploy.cluster import Cluster
 
+from surrogate_flow.cluster.batch import batch_system
 from surrogate_flow.cluster.config import ClusterConfig
 from surrogate_flow.data.archiving import Archiving, planned
 from surrogate_flow.data.checkpoint import StudyCheckpoint
@@ -130,6 +131,8 @@ class OnlineData(SurrogateData):
         self.batch_size = batch_size
         self.reservoir = reservoir
         self.cluster = cluster
+        if system := batch_system(cluster):
+            system.require_known()
         self.cores_per_simulation = cores_per_simulation
         self.faults = faults
         self.checkpoint_reservoir = checkpoint_reservoir

@@ -368,6 +368,14 @@ CLUSTERS = {
         "n_worker: unknown argument 'n_worker' of LocalCluster",
         "Did you mean 'n_workers'",
     ),
+    "unknown argument of a queue": (
+        f"{QUEUE}\ninit_args: {{corez: 2}}",
+        "unknown argument 'corez' of SLURMCluster. Did you mean 'cores'",
+    ),
+    "arguments of jobs among its own": (
+        f"{QUEUE}\ninit_args: {{n_workers: 2, cores: 2, memory: 2GB}}",
+        "passes 'cores' on to its jobs: move it, dict_kwargs: {cores: ...}",
+    ),
 }
 
 MODULE = """
@@ -545,3 +553,22 @@ def test_a_text_that_is_not_known_loses_its_noise(capsys):
     )
     error = explain.Complaint(message, ArgumentParser()).explained()
     assert str(error) == "A new complaint"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        f"{QUEUE}\ndict_kwargs: {{corse: 2}}",
+        "class_path: surrogate_flow.cluster.Slurm\ninit_args: {options: {corse: 2}}",
+    ],
+)
+def test_an_option_of_jobs_that_is_none_is_refused_before_a_cluster_opens(
+    recipe, capsys
+):
+    """Whichever way it is given."""
+    Path("wrong.yaml").write_text(recipe)
+    with pytest.raises(SystemExit):
+        main([*FIT, "--data.cluster=wrong.yaml"])
+    said = capsys.readouterr().err
+    assert "unknown argument 'corse' of SLURMCluster. Did you mean 'cores'" in said
+    assert said.count("\n") == 1

@@ -156,6 +156,11 @@ def test_both_ranks_go_on_after_a_kill(tmp_path):
         )
     assert set(collections.Counter(trained).values()) == {1}
     assert len(trained) == SIMULATIONS * STEPS
+    process = start(tmp_path, "FIFO", "--ckpt_path=last", **options)
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 2
+    assert "1, got 2. Use --trainer.devices 2" in output
+    assert "Traceback" not in output
 
 
 def test_a_checkpoint_is_of_as_many_ranks():
@@ -262,8 +267,16 @@ def test_both_end_at_the_same_moment(tmp_path):
     assert both[0][-1] > 0
 
 
-def test_too_few_held_out_simulations():
-    """Each rank needs one to validate with; all ranks find that out."""
+def test_too_few_held_out_simulations(tmp_path):
+    """Each rank needs one to validate with; all ranks find that out, and end."""
+    process = start(tmp_path, "FIFO", *TWO, held_out=1)
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 2
+    assert "for each of 2 ranks, got 1" in output
+
+
+def test_held_out_simulations_are_counted_for_each_rank():
+    """Whichever rank counts."""
     for rank in range(2):
         with pytest.raises(ValueError, match="for each of 2 ranks, got 1"):
             ValidationSet.of_rank(

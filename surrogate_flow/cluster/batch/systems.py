@@ -135,16 +135,26 @@ class BatchSystem(ClusterConfig):
     def cluster_class(self) -> Any:
         """The class of dask-jobqueue."""
 
-    @contextmanager
-    def open(self, folder: Path, cores: int) -> Iterator[JobQueueCluster]:
-        """Open a scheduler in this process, without jobs."""
+    def require_known(self) -> None:
+        """Refuse options that dask-jobqueue's class does not take.
+
+        Raises
+        ------
+        ArgumentError
+            With the nearest one that it takes.
+        """
         known = known_arguments(self.cluster_class)
         for name in self._arguments:
             if name not in known:
                 raise ArgumentError(
-                    f"{self.cluster_class.__name__} takes no argument {name!r}. "
+                    f"unknown argument {name!r} of {self.cluster_class.__name__}. "
                     f"{nearest(name, sorted(known))}"
                 )
+
+    @contextmanager
+    def open(self, folder: Path, cores: int) -> Iterator[JobQueueCluster]:
+        """Open a scheduler in this process, without jobs."""
+        self.require_known()
         options = self._value("scheduler_options") or {}
         with security.keys_for(self._arguments.get("security"), folder) as keys:
             arguments = {
