@@ -364,8 +364,8 @@ class Ensemble:
 
     def _explained(self, error: BaseException) -> BaseException:
         lost = self._tasks.client.status != "running"
-        if isinstance(error, OSError) or (
-            lost and isinstance(error, CancelledError | TimeoutError | RuntimeError)
+        if isinstance(error, ConnectionError) or (
+            lost and isinstance(error, CancelledError | OSError | RuntimeError)
         ):
             explained = EnsembleError(
                 f"Lost the scheduler {self._workers.address}: "
