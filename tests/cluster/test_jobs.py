@@ -112,7 +112,9 @@ def test_the_end_of_a_job_s_log(name, shown, tmp_path, monkeypatch):
 def test_a_misspelt_option_is_named_with_the_nearest(tmp_path):
     """Before a scheduler is started."""
     with (
-        pytest.raises(UserError, match=r"unknown argument 'proceses'.*mean 'processes'"),
+        pytest.raises(
+            UserError, match=r"unknown argument 'proceses'.*mean 'processes'"
+        ),
         open_cluster(slurm(proceses=1), tmp_path),
     ):
         pass
