@@ -12,12 +12,18 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["LOCK", "DirectoryLock", "tolerate_full_disk", "write_atomically"]
+__all__ = [
+    "LOCK",
+    "DirectoryLock",
+    "log_unwritten",
+    "remedy",
+    "tolerate_full_disk",
+    "write_atomically",
+]
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DirectoryLock:
@@ -112,7 +118,16 @@ def tolerate_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = (
-            "Make room there." if error.errno in _FULL else "See who may write there."
-        )
-        logger.error("%s was not written (%s). %s", path, error, remedy)
+        log_unwritten(path, error)
+
+
+def log_unwritten(path: Path, error: OSError) -> None:
+    """Log that a file was not written, why, and what helps."""
+    logger.error("%s was not written (%s). %s", path, error, remedy(error))
+
+
+def remedy(error: OSError) -> str:
+    """Return what helps against an error of writing."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "See who may write there."
+    return "Make room there."

@@ -39,7 +39,11 @@ WORKFLOW = {
 }
 # What Lightning and torch import when they run first.
 IMPORTED = (
-    *("surrogate_flow.cli.commands", "surrogate_flow.data.stored", "torch._dynamo"),
+    *(
+        "surrogate_flow.cli.compare.command",
+        "surrogate_flow.data.stored",
+        "torch._dynamo",
+    ),
     *("neuralop.models", "tensorboard", "matplotlib.pyplot"),
 )
 
@@ -148,13 +152,6 @@ class Program:
     def terminate(self):
         """Ask it to end."""
         self.send_signal(signal.SIGTERM)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.stdout.close()
-        self.wait()
 
 
 def end_all():

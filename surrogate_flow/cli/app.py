@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from surrogate_flow.cli import help as help_
 from surrogate_flow.cli.recipes import CommandLine
@@ -35,11 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         line = CommandLine.of(words)
         # Seconds of imports, for a command line that makes sense so far.
-        from surrogate_flow.cli import commands
         from surrogate_flow.report.console import show_logs
 
         show_logs()
-        commands.run(line)
+        _run(line)
     except Exception as error:
         # jsonargparse wraps what a constructor raises.
         advice = user_error(error)
@@ -47,3 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"surrogate-flow: error: {advice}", file=sys.stderr)
         sys.exit(2)
+
+
+def _run(line: CommandLine) -> None:
+    """Parse and run a command: Lightning's, or a module's with a parser of its own."""
+    from surrogate_flow.cli import generate, plan, predict
+    from surrogate_flow.cli.compare import command as compare
+    from surrogate_flow.cli.lightning import Parser, built, parse
+
+    own = {"plan": plan, "generate": generate, "compare": compare}
+    command: Any = own.get(line.command)
+    if line.command == "predict" and line.needs_no_workflow:
+        command = predict
+
+    def run_own(words: Sequence[str]) -> None:
+        parser = Parser(prog=f"surrogate-flow {words[0]}", allow_abbrev=False)
+        command.add_arguments(parser)
+        command.run(parser.instantiate(parser.parse_args(words[1:])))
+
+    parse(line, run_own if command else built)

@@ -1,4 +1,4 @@
-"""``surrogate-flow check``: the laws, on a class of the user's."""
+"""``surrogate-flow check``: whether a class of the user's keeps the laws of a study."""
 
 from __future__ import annotations
 

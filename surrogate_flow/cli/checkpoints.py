@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from surrogate_flow.data.checkpoint import steps_files
 from surrogate_flow.data.module import data_of
-from surrogate_flow.files import DirectoryLock, write_atomically
+from surrogate_flow.files import DirectoryLock, remedy, write_atomically
 
 __all__ = ["AtomicCheckpoints", "FinalValidation", "SafeCheckpoint"]
 
@@ -68,10 +68,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 raise
             kept = "the one before is kept" if target.is_file() else "there is none yet"
             logger.error(
-                "The checkpoint %s was not written (%s); %s. Make room on the disk.",
+                "The checkpoint %s was not written (%s); %s. %s",
                 target,
                 error,
                 kept,
+                remedy(self.error),
             )
 
     def load_checkpoint(

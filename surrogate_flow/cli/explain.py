@@ -158,18 +158,14 @@ class Complaint:
                 name,
             )
         kind = prefix or self.owner.__name__
-        names = self._known(prefix)
+        jobs = not prefix and hasattr(self.owner, "job_cls")  # a dask-jobqueue class
+        names = sorted(known_arguments(self.owner)) if jobs else self._known(prefix)
         text = f"unknown argument {name!r} of {kind}. {nearest(name, names)}"
-        if not prefix and hasattr(self.owner, "job_cls"):
-            taken = known_arguments(self.owner)
+        if jobs and name in names:
             text = (
-                f"unknown argument {name!r} of {kind}. {nearest(name, sorted(taken))}"
+                f"{kind} passes {name!r} on to its jobs: move it, "
+                f"dict_kwargs: {{{name}: ...}}."
             )
-            if name in taken:
-                text = (
-                    f"{kind} passes {name!r} on to its jobs: move it, "
-                    f"dict_kwargs: {{{name}: ...}}."
-                )
         return ParserError(text, name, passes_on=_takes_any(self.owner))
 
     def _unrecognized(self, found: re.Match[str]) -> ParserError:

@@ -120,15 +120,16 @@ class Generation:
         logger.info("Dask dashboard: %s", study.dashboard_link)
         self._study, self._start = study, time.monotonic()
         try:
-            study.start()
-            while not study.wait(_POLL_SECONDS) and not stopped():
-                study.check()
-            study.check()
-            return self.progress()
+            with study:
+                try:
+                    while not study.wait(_POLL_SECONDS) and not stopped():
+                        study.check()
+                    study.check()
+                    return self.progress()
+                finally:
+                    self._ended = time.monotonic()
+                    self.archive.spend(study.inlet.stats().worked)
         finally:
-            self._ended = time.monotonic()
-            self.archive.spend(study.inlet.stats().worked)
-            study.close()
             self.close()
 
     def close(self) -> None:

@@ -53,7 +53,7 @@ what is simulated:
   --data.simulations N            how many to train on; null: without end
   --data.held_out N               how many to validate on, never trained on
   --data.solver.OPTION VALUE      of the solver, such as --data.solver.steps 50
-  --data.solver CLASS             another one, such as package.module.MySolver
+  --data.solver CLASS             in place of the recipe's: package.module.MySolver
   --data.sampler CLASS            Uniform, Sobol, Halton or LatinHypercube
 
 where it is simulated (one worker a core of this machine by default):

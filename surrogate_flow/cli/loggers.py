@@ -13,7 +13,7 @@ from typing import Any
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from surrogate_flow.files import write_atomically
+from surrogate_flow.files import log_unwritten, write_atomically
 
 __all__ = ["MetricsEvents", "MetricsTable"]
 
@@ -46,7 +46,7 @@ class MetricsTable(CSVLogger):
                 # Without the part of a row; the row is written again by the next save.
                 os.truncate(path, min(size, path.stat().st_size))
             if not self._full:
-                logger.error("%s was not written (%s). Make room there.", path, error)
+                log_unwritten(path, error)
             self._full = True
 
     def _replace(self, path: Path) -> None:

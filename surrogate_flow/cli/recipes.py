@@ -36,12 +36,12 @@ __all__ = [
 COMMANDS = {
     "fit": "Train a surrogate while the simulations run.",
     "validate": "Errors of a checkpoint, on held-out simulations.",
-    "test": "The same on other ones: simulated anew, or those of a data set.",
+    "test": "Errors of a checkpoint, on simulations that are run for it.",
     "predict": "Fields from a checkpoint, without solver and cluster.",
     "plan": "What a study would ask of its cluster; submits nothing.",
     "generate": "Write the simulations to a data set on disk.",
     "compare": "Train offline and online, and put the errors side by side.",
-    "check": "Try the laws on a solver, network, sampler or policy of yours.",
+    "check": "Check a solver, network, sampler or policy of your own.",
 }
 #: Options that take a recipe, and the folders of the shipped ones.
 FOLDERS = {

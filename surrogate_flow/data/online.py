@@ -120,11 +120,10 @@ class OnlineData(SurrogateData):
         self.sampler = sampler or Uniform()
         self.observes = self.sampler.adapts
         if deterministic and self.observes:
-            name = type(self.sampler).__name__
             raise ArgumentError(
-                f"{name} adapts to losses, whose times of arrival differ between runs: "
-                "expected deterministic: false with it, got true. Use a sampler that "
-                "does not adapt, such as Sobol."
+                f"{type(sampler).__name__} adapts to losses, which arrive at another "
+                "time in each run: expected deterministic: false with it, got true. "
+                "Use a sampler that does not adapt, such as Sobol."
             )
         self.simulations = simulations
         self.held_out = held_out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import secrets
@@ -12,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from distributed import Client, WorkerPlugin, get_worker
 from distributed.protocol.pickle import dumps, loads
 from distributed.utils import sync
 
-from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.solvers.solver import Run, Solver, Stopped, datasets_of
@@ -152,9 +151,13 @@ def on_workers(
         yield Task(study)
     finally:
         if client.status == "running":
-            with contextlib.suppress(OSError, TimeoutError, ValueError):
+            try:
                 remove = ask._unregister_worker_plugin
                 client.sync(remove, study, callback_timeout=_ANSWER)
+            except (OSError, TimeoutError) as error:
+                logger.warning("The workers keep the study's solver: %r", error)
+            except ValueError as error:
+                logger.debug("The scheduler was restarted since: %r", error)
 
 
 class _SolverPlugin(WorkerPlugin):
@@ -224,7 +227,7 @@ class _SolverPlugin(WorkerPlugin):
         except Exception as error:
             raise SetupError(
                 f"{self._name} could not be set up on {socket.gethostname()}: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{line_of(error)}"
             ) from error
         return solver
 
@@ -332,7 +335,7 @@ def run(
 def _solution(solver: Solver, run: Run) -> Iterator[xr.Dataset]:
     """Yield what the solver yields; nothing that it raises ends the worker's process.
 
-    Its generator is closed on every way out, so that it can release what it holds.
+    Closed early, it closes the solver's generator before it removes the folder.
     """
     with ExitStack() as resources:
         try:
@@ -342,7 +345,7 @@ def _solution(solver: Solver, run: Run) -> Iterator[xr.Dataset]:
                 )
                 path = Path(resources.enter_context(folder))
                 run = dataclasses.replace(run, folder=path)
-            yield from resources.enter_context(closing(datasets_of(solver, run)))
+            yield from datasets_of(solver, run)
         except Stopped as error:
             raise StreamStopped(str(error)) from error
         except SystemExit as error:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 __all__ = [
     "ArgumentError",
     "MissingFileError",
     "MissingPackageError",
     "UserError",
+    "line_of",
     "user_error",
 ]
 
@@ -66,3 +70,14 @@ def user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
+
+
+def line_of(error: BaseException) -> str:
+    """Return the last line of the user's own code on the way to an error, if any."""
+    package = str(Path(__file__).parents[1])
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        name = frame.filename
+        installed = "site-packages" in name or "/lib/python" in name
+        if not installed and not name.startswith((package, "<frozen")):
+            return f"\nAt {name}:{frame.lineno}, in {frame.name}: {frame.line}"
+    return ""

@@ -245,7 +245,7 @@ class Monitor(Callback):
             except Exception:
                 # It must not end the run, nor the table.
                 self._listeners.remove(listener)
-                logger.exception("%s is shown the run no longer.", listener)
+                logger.exception("%s gets no further status.", listener)
         return status
 
     def _watch(self) -> None:
@@ -254,19 +254,18 @@ class Monitor(Callback):
                 self.sample()
         except Exception:
             # A defect here must not end the run.
-            logger.exception("The run is watched no longer.")
+            logger.exception("No further status of the run is taken.")
 
     def _rate(self) -> float:
-        with self._lock:
-            return self._rate_of(self._trained)
-
-    def _rate_of(self, trained: tuple[float, int]) -> float:
         recent, since = self._recent, self._clock.now() - _WINDOW
-        recent.append(trained)
-        while recent and recent[0][0] < since:
-            recent.popleft()
-        seconds = trained[0] - recent[0][0] if recent else 0.0
-        return (trained[1] - recent[0][1]) / seconds if seconds else 0.0
+        with self._lock:
+            last = self._trained
+            recent.append(last)
+            while recent and recent[0][0] < since:
+                recent.popleft()
+            first = recent[0] if recent else last
+        seconds = last[0] - first[0]
+        return (last[1] - first[1]) / seconds if seconds else 0.0
 
 
 class _Table:

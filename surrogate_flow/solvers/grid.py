@@ -60,7 +60,7 @@ class GridSolver(Solver):
         Parameters
         ----------
         parameters : mapping of str to float
-            One finite value for each parameter of the spec.
+            As of `Solver.solve`.
 
         Yields
         ------

@@ -156,8 +156,4 @@ def datasets_of(solver: Solver, run: Run) -> Generator[xr.Dataset]:
             f"step; solve returned {type(datasets).__name__}. Usual cause: a function "
             "without yield. Write yield in place of return."
         )
-    try:
-        yield from datasets
-    finally:
-        if isinstance(datasets, Generator):
-            datasets.close()
+    yield from datasets

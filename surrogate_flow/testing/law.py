@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.errors import UserError, line_of
 
 __all__ = ["LawBroken", "Laws"]
 
@@ -41,20 +39,8 @@ class Laws(list[str]):
         except Exception as error:
             said = str(error).strip() or type(error).__name__
             if not isinstance(error, AssertionError | UserError):
-                said = f"{type(error).__name__}: {said}{_place(error)}"
+                said = f"{type(error).__name__}: {said}{line_of(error)}"
             broken = LawBroken(f"Broken law: {sentence}.\n{said}")
             broken.kept = list(self)
             raise broken from error
         self.append(sentence)
-
-
-def _place(error: Exception) -> str:
-    """Return the last line of the user's own code on the way to an error."""
-    package = str(Path(__file__).parents[1])
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        installed = "site-packages" in frame.filename or "/lib/python" in frame.filename
-        if not installed and not frame.filename.startswith(package):
-            return (
-                f"\nAt {frame.filename}:{frame.lineno}, in {frame.name}: {frame.line}"
-            )
-    return ""

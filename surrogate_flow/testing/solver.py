@@ -109,8 +109,7 @@ def _steps(
     """Yield what a run yields; closed early, close the run."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(parameters, first_step=first, folder=Path(folder))
-        with closing(datasets_of(solver, run)) as datasets:
-            yield from datasets
+        yield from datasets_of(solver, run)
 
 
 def _require_equal(

@@ -167,8 +167,8 @@ def run_store(store: Store, simulations: int, seed: int = 0) -> list[Draw]:
         next_step[simulation] += taken
         refused = 0 if taken else refused + 1
         assert refused < _REFUSED, (
-            f"{refused} times in a row it took no step, with a batch drawn after each. "
-            "Usual cause: drawn samples stay, and the policy's evict returns none. "
+            f"{refused} times in a row it took no step, with draws between. Usual "
+            "cause: drawn samples stay, and the policy's evict returns none. "
             "Override evict, or let take remove what it draws."
         )
         steps[:] = np.nan  # a store copies what it takes
@@ -268,10 +268,12 @@ def _check_stop(empty: Store, full: Store, producer: Producer) -> None:
         draw = pool.submit(empty.draw, timeout=None)
         threshold = pool.submit(empty.wait_threshold, timeout=None)
         end = time.monotonic() + _PATIENCE
-        while not empty.waiting():
-            assert time.monotonic() < end, "A draw that waits has no reason."
-            time.sleep(0.001)
-        empty.stop()
+        try:
+            while not empty.waiting():
+                assert time.monotonic() < end, "A draw that waits has no reason."
+                time.sleep(0.001)
+        finally:
+            empty.stop()
         ended = (draw.result(_PATIENCE), threshold.result(_PATIENCE))
     _require_equal("Ended waits", ended, (None, False))
     producer.room.clear()

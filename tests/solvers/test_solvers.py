@@ -1,10 +1,12 @@
 """What all solvers have in common."""
 
 import functools
+import importlib
 import inspect
 import pickle
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,3 +165,20 @@ def test_parameters_of_any_solver_are_checked(parameters: dict) -> None:
     """Before the first step, and before anything is computed."""
     with pytest.raises(UserError):
         next(Squares().solve(parameters))
+
+
+def test_the_solver_of_the_page(tmp_path: Path, monkeypatch) -> None:
+    """It keeps the laws, and decays as exp(-π² t) up to the error of its steps."""
+    page = Path(__file__).parents[2] / "docs" / "solvers.md"
+    (code,) = re.findall(
+        r"```python\n(from functools.*?)```", page.read_text(), re.DOTALL
+    )
+    (tmp_path / "my_solvers.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = importlib.import_module("my_solvers").Diffusion
+    solver = kind(cells=16)
+    solver.setup(1)
+    *_, last = solver.solve({"height": 1.5})
+    exact = 1.5 * np.exp(-(np.pi**2) * 0.1)
+    assert float(last.u.max()) == pytest.approx(exact, rel=0.03)
+    check_solver(kind(cells=16, steps=5))
