@@ -357,7 +357,7 @@ def test_a_whole_study_is_closed_to_strangers(tmp_path, monkeypatch, warnings):
                     assert place.laddr.ip in ("127.0.0.1", "::1")
         with RawOutlet(study.inlet.endpoint) as raw:
             # Nobody makes the inlet remember numbers that were not handed out.
-            assert "simulation 99 has not begun" in raw.open(Wave.spec, 99).reason
+            assert "simulation 99 is planned" in raw.open(Wave.spec, 99).reason
         assert study.inlet.stats().refused == {"simulation": 1}
     finally:
         study.close()
