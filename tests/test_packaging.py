@@ -30,16 +30,55 @@ def test_conda_environment_names_the_same_packages():
         assert CONDA_NAMES.get(name, name) + bounds in listed
 
 
-@pytest.mark.timeout(180)
-def test_a_wheel_brings_the_recipes(tmp_path, monkeypatch):
-    """From an installed wheel, in an empty folder, the bare names of recipes work."""
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A clone, in a folder of the name that git gives it."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    source = tmp_path / "source"
-    source.mkdir()
+    clone = tmp_path / "clones" / "surrogate_flow"
+    clone.mkdir(parents=True)
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+        shutil.copy(ROOT / name, clone)
     for name in ("surrogate_flow", "workflows", "models"):
-        shutil.copytree(ROOT / name, source / name)
+        shutil.copytree(ROOT / name, clone / name)
+    return clone
+
+
+def installed(home, *words):
+    """Make an environment of a package alone, with the dependencies of this one."""
+    venv.create(home, with_pip=False)
+    (site,) = home.glob("lib/python*/site-packages")
+    here = next(p for p in map(Path, sys.path) if p.name == "site-packages")
+    # Without the editable install of this one, which comes in by a .pth.
+    (site / "dependencies.pth").write_text(str(here))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python")]
+        + ["install", "--quiet", "--no-deps", "--no-index", *map(str, words)],
+        check=True,
+    )
+    return home / "bin"
+
+
+@pytest.mark.timeout(180)
+def test_beside_a_clone_its_folder_does_not_shadow_the_package(source, tmp_path):
+    """Which Python would take for a namespace package, without anything in it."""
+    bin = installed(tmp_path / "venv", "--no-build-isolation", "--editable", source)
+    shown = subprocess.run(
+        [
+            bin / "python",
+            "-c",
+            "import surrogate_flow as s; print(s.__file__, s.Solver)",
+        ],
+        cwd=source.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith(str(source / "surrogate_flow"))
+
+
+@pytest.mark.timeout(180)
+def test_a_wheel_brings_the_recipes(source, tmp_path):
+    """From an installed wheel, in an empty folder, the bare names of recipes work."""
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
         + ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)],
@@ -47,17 +86,7 @@ def test_a_wheel_brings_the_recipes(tmp_path, monkeypatch):
     )
     (wheel,) = tmp_path.glob("*.whl")
     home = tmp_path / "venv"
-    venv.create(home, with_pip=False)
-    (site,) = home.glob("lib/python*/site-packages")
-    here = next(p for p in map(Path, sys.path) if p.name == "site-packages")
-    # The dependencies of this environment, without its editable install, which comes in
-    # by a .pth.
-    (site / "dependencies.pth").write_text(str(here))
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python")]
-        + ["install", "--quiet", "--no-deps", "--no-index", str(wheel)],
-        check=True,
-    )
+    installed(home, wheel)
     empty = tmp_path / "empty"
     empty.mkdir()
     shown = subprocess.run(

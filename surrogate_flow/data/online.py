@@ -262,6 +262,10 @@ class OnlineData(SurrogateData):
         self.ranks.gather_states(State.READY)
         state: dict[str, Any] = {"ranks": self.ranks.gather(mine)}
         if self.sampler.adapts:
+            # Those of the last step, too, which is not trained again.
+            deliver = getattr(self.trainer.lightning_module, "deliver_losses", None)
+            if deliver is not None:
+                deliver()
             state["design"] = self.design.state_dict()
         return state
 

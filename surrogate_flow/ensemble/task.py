@@ -293,7 +293,6 @@ def run(
     steps, spec = 0, solver.spec
     streamed = spec if streams else receipts(spec)
     vector = spec.vector(simulation.parameters)
-    encoder = Encoder(spec, simulation.number)
     try:
         with Outlet(endpoint, streamed, simulation.number, attempt, vector) as outlet:
             if outlet.complete:
@@ -313,8 +312,9 @@ def run(
                 cores=cores,
                 outlet=outlet,
             )
-            step = 0
-            for dataset in _solution(solver, streamed_run):
+            step, datasets = 0, _solution(solver, streamed_run)
+            encoder = Encoder(spec, simulation.number, datasets)
+            for dataset in datasets:
                 if not steps and wanted and encoder.begins_at(dataset, wanted):
                     step = wanted
                     outlet.skip()

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float32
 
-from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.errors import UserError, line_at
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.spec import FieldSpec
 
@@ -28,6 +28,8 @@ class Encoder:
         Describes what the solver yields.
     simulation : int or str
         Named in every error: the number of a simulation, or a name.
+    source : generator, optional
+        Yields the datasets; errors have the line of the user's code at which it waits.
 
     Examples
     --------
@@ -39,9 +41,11 @@ class Encoder:
     (1, 1, 3)
     """
 
-    def __init__(self, spec: FieldSpec, simulation: int | str) -> None:
+    def __init__(
+        self, spec: FieldSpec, simulation: int | str, source: object = None
+    ) -> None:
         self.spec = spec
-        self.simulation = simulation
+        self.simulation, self._source = simulation, source
         self._names = [v.name for v in spec.variables]
         self._known = frozenset(self._names)
         self._dims = ("time", *spec.dims)
@@ -101,14 +105,14 @@ class Encoder:
         """Whether a dataset begins with a step, as far as its time is one at all."""
         try:
             time = float(dataset["time"].values.flat[0])
-        except (TypeError, LookupError, ValueError):
+        except (AttributeError, TypeError, LookupError, ValueError):
             return False  # `convert` says what is wrong with it.
         return bool(abs(time - self._times[step]) <= self._tolerance[step])
 
     def _mismatch(self, step: int, text: str) -> SpecMismatch:
         number = isinstance(self.simulation, int)
         name = f"Simulation {self.simulation}" if number else self.simulation
-        return SpecMismatch(f"{name}, step {step}: {text}")
+        return SpecMismatch(f"{name}, step {step}: {text}{line_at(self._source)}")
 
     def _values(
         self, name: str, variable: xr.Variable, step: int, count: int

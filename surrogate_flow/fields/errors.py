@@ -10,6 +10,7 @@ __all__ = [
     "MissingFileError",
     "MissingPackageError",
     "UserError",
+    "line_at",
     "line_of",
     "user_error",
 ]
@@ -74,8 +75,20 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 def line_of(error: BaseException) -> str:
     """Return the last line of the user's own code on the way to an error, if any."""
+    return _last(traceback.extract_tb(error.__traceback__))
+
+
+def line_at(generator: object) -> str:
+    """Return the line of the user's own code at which a generator waits, if any."""
+    while (inner := getattr(generator, "gi_yieldfrom", None)) is not None:
+        generator = inner
+    frame = getattr(generator, "gi_frame", None)
+    return "" if frame is None else _last(traceback.extract_stack(frame, limit=1))
+
+
+def _last(frames: traceback.StackSummary) -> str:
     package = str(Path(__file__).parents[1])
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    for frame in reversed(frames):
         name = frame.filename
         installed = "site-packages" in name or "/lib/python" in name
         if not installed and not name.startswith((package, "<frozen")):

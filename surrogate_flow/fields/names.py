@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import itertools
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ __all__ = [
     "subclass_at",
     "with_present_names",
 ]
+
+_SHOWN = 80  # characters of a value
 
 # Written in files of version 0.1 -> the public path of the same class today.
 _MOVED = {
@@ -150,9 +153,18 @@ def first_difference(mine: Any, theirs: Any, place: str = "") -> str:
             a, b = mine.get(key), theirs.get(key)
             if a != b:
                 return first_difference(a, b, f"{place}.{key}")
-    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
-        for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
-            if a != b:
-                return first_difference(a, b, f"{place}[{i}]")
     name = place.lstrip(".") or "value"
-    return f"{name} = {str(mine)[:80]}, got {str(theirs)[:80]}"
+    if isinstance(mine, list) and isinstance(theirs, list):
+        if len(mine) == len(theirs):
+            for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+                if a != b:
+                    return first_difference(a, b, f"{place}[{i}]")
+        elif len(str([mine, theirs])) > 2 * _SHOWN:
+            return f"{len(mine)} values of {name}, got {len(theirs)}"
+    show = repr if str(mine) == str(theirs) else str
+    texts = show(mine), show(theirs)
+    # Of long texts, from a bit before the place where they differ.
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*texts))  # noqa: B905
+    first = max(0, len(list(same)) - _SHOWN // 2)
+    a, b = (f"{'...' * (first > 0)}{text[first:][:_SHOWN]}" for text in texts)
+    return f"{name} = {a}, got {b}"

@@ -21,7 +21,7 @@ __all__ = ["SEEDS", "Design"]
 # would choose these seeds.
 SEEDS = {"validation": 1_234_567_891, "test": 1_234_567_892}
 
-_AHEAD = 1024  # points that the sampler is asked for at once, at most
+_AHEAD = 1024  # points that a sampler is asked for at once, at most
 
 
 class Design:
@@ -131,12 +131,7 @@ class Design:
         if self._sampler.adapts:
             with self._lock:
                 self._sampler.tell(seen)
-                self._replace_pending(self._next)
-
-    def replace_pending(self, first: int) -> None:
-        """Draw the points of simulations from `first` on again, unless returned."""
-        with self._lock:
-            self._replace_pending(first)
+                self._pending = self._pending[:0]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the points of a sampler that adapts, as plain values."""
@@ -152,11 +147,7 @@ class Design:
         with self._lock:
             self._sampler.load_state_dict(state["sampler"])
             self._drawn = dict(zip(state["numbers"], state["points"], strict=True))
-            self._replace_pending(self.held_out)
-
-    def _replace_pending(self, first: int) -> None:
-        kept = max(0, first - self._pending_first)
-        self._pending = self._pending[:kept]
+            self._pending = self._pending[:0]
 
     def _point(self, number: int) -> Float[np.ndarray, " parameter"]:
         if number < self.held_out:
@@ -167,8 +158,10 @@ class Design:
         if number in self._drawn:
             return np.array(self._drawn[number])
         if not 0 <= number - self._pending_first < len(self._pending):
-            left = _AHEAD if self._end is None else max(1, self._end - number)
-            count, first = min(_AHEAD, left), number - self.held_out
+            # One that adapts will be told more before the next point is needed.
+            ahead = 1 if self._sampler.adapts else _AHEAD
+            left = ahead if self._end is None else max(1, self._end - number)
+            count, first = min(ahead, left), number - self.held_out
             points = self._sampler.ask(first, count, self._bounds)
             if np.shape(points) != (count, len(self._bounds)):
                 raise ArgumentError(

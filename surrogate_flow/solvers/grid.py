@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copyreg
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -13,10 +14,20 @@ import xarray as xr
 from jaxtyping import Float
 
 from surrogate_flow.fields.encoder import SpecMismatch
-from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.fields.errors import ArgumentError, line_at
 from surrogate_flow.solvers.solver import Solver
 
 __all__ = ["GridSolver"]
+
+
+def _reduced(made: cached_property[Any]) -> tuple[Any, ...]:
+    state = {name: value for name, value in vars(made).items() if name != "lock"}
+    return cached_property, (made.func,), state
+
+
+# A solver of a script goes to the workers with its class, whose cached properties have
+# a lock in Python 3.11.
+copyreg.pickle(cached_property, _reduced)
 
 
 class GridSolver(Solver):
@@ -76,7 +87,7 @@ class GridSolver(Solver):
         ArgumentError
             If a parameter is unknown, missing or not a finite number.
         SpecMismatch
-            If `fields` yields another shape, or too many steps.
+            If `fields` yields another shape, no real numbers, or too many steps.
         """
         spec = self.spec
         spec.vector(parameters)
@@ -84,15 +95,17 @@ class GridSolver(Solver):
         labels = spec.dataset(blank, spec.times, parameters)
         names = [variable.name for variable in spec.variables]
         first = 0
-        for steps in self.fields(parameters):
-            steps = steps.astype(np.float32, copy=False)
+        fields = self.fields(parameters)
+        for given in fields if isinstance(fields, Iterable) else [fields]:
+            steps, got = _real(given)
             last = first + len(steps)
             if steps.shape[1:] != spec.step_shape or last > spec.steps:
                 raise SpecMismatch(
                     f"{type(self).__name__}.fields: expected (time, channel, *space) = "
-                    f"(up to {spec.steps - first}, {spec.step_shape}), got the shape "
-                    f"{steps.shape} after {first} steps. Usual causes: ghost cells, or "
-                    "an initial state that the spec's times lack."
+                    f"(up to {spec.steps - first}, {spec.step_shape}), got {got} after "
+                    f"{first} steps. Usual causes: ghost cells, return in place of "
+                    "yield, a step without its axis of time (yield u[None]), or an "
+                    f"initial state that the spec's times lack.{line_at(fields)}"
                 )
             # Relabelling a view takes a quarter of the time of building a dataset.
             yield labels.isel(time=slice(first, last)).copy(
@@ -153,3 +166,15 @@ class GridSolver(Solver):
             remedy = f"Give both in {units}." if units else ""
             raise self._wrong(name, expected, (low, high), remedy)
         return low, high
+
+
+def _real(given: Any) -> tuple[np.ndarray, str]:
+    """Return numbers in single precision, and their shape as text; none of others."""
+    try:
+        array = np.asarray(given)
+    except Exception:  # of any type, by what was given
+        array = np.empty(())
+    if array.ndim and array.dtype.kind in "biuf":
+        return array.astype(np.float32, copy=False), f"the shape {array.shape}"
+    kind = f" of {array.dtype}" if isinstance(given, np.ndarray) else ""
+    return np.empty((0,)), f"{type(given).__name__}{kind}"

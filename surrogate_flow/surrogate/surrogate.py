@@ -172,9 +172,13 @@ class Surrogate(L.LightningModule):
 
     def on_train_end(self) -> None:
         """Pass on the losses that are left."""
+        self.deliver_losses()
+        self._feedback = None
+
+    def deliver_losses(self) -> None:
+        """Pass on the losses of all steps up to now."""
         if self._feedback is not None:
             self._feedback.deliver(wait=True)
-            self._feedback = None
 
     def _unrolls(self, batch_idx: int) -> int:
         if not self.window.unroll:

@@ -91,9 +91,10 @@ def _fields(
     solver: Solver, spec: FieldSpec, parameters: Mapping[str, float], first: int = 0
 ) -> Float32[np.ndarray, "time channel *space"]:
     """Return the steps from `first` on, as they would be streamed."""
-    encoder, step = Encoder(spec, 0), 0
+    step = 0
     parts: list[Float32[np.ndarray, "time channel *space"]] = []
     with closing(_steps(solver, spec, parameters, first)) as datasets:
+        encoder = Encoder(spec, 0, datasets)
         for dataset in datasets:
             if not parts and first and encoder.begins_at(dataset, first):
                 step = first

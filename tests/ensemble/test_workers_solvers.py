@@ -14,6 +14,7 @@ from distributed import Client, LocalCluster
 from troubled import STEPS, Wave
 
 from surrogate_flow.ensemble.task import SetupError, Task, on_workers, run
+from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.solvers import HeatPlate
 from surrogate_flow.solvers.solver import Stopped
@@ -304,3 +305,21 @@ def test_the_plate_is_factorised_once_for_all_simulations():
         client.run(count_factorisations)
         client.gather([client.submit(task, s, 0) for s in simulations])
         assert list(client.run(factorisations).values()) == [1]
+
+
+@pytest.mark.parametrize("given", [{"time": [3.0]}, None, Wave().step(0.1, 3.0).u])
+def test_what_is_no_dataset_is_named_with_the_line_that_yields_it(given, inlet):
+    """In a retry too, where its time is looked at first."""
+
+    class Wrong(Wave):
+        def start(self, run):
+            if run.attempt == 0:
+                yield self.step(0.1, 1.0)
+                raise ArithmeticError
+            yield given
+
+    with pytest.raises(ArithmeticError):
+        run(Wrong(), inlet.endpoint, simulation(0), 0)
+    line = r"\nAt .*test_workers_solvers.py:\d+, in start: yield given"
+    with pytest.raises(SpecMismatch, match=rf"expected an xarray.Dataset.*{line}"):
+        run(Wrong(), inlet.endpoint, simulation(0), 1)

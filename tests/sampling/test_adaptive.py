@@ -5,7 +5,9 @@ from functools import partial
 import numpy as np
 import pytest
 import pytorch_lightning as L
+import torch
 from distributed import LocalCluster
+from pytorch_lightning.callbacks import ModelCheckpoint
 from troubled import Wave
 
 from surrogate_flow import OnlineData, Surrogate
@@ -34,10 +36,15 @@ class Narrowing(Sampler):
         assert (seen.simulation >= 1).all()
         self.told += len(seen.loss)
 
+    def state_dict(self):
+        return {"told": self.told}
 
-def test_losses_reach_the_sampler_while_simulations_run(tmp_path):
-    """Simulations that are submitted after the first losses have other parameters."""
-    sampler = Narrowing(seed=1)
+    def load_state_dict(self, state):
+        self.told = state["told"]
+
+
+def trained(folder, sampler, max_steps=-1, ckpt_path=None):
+    """Fit a surrogate with a checkpoint after 5 batches; return its data."""
     data = OnlineData(
         Wave(),
         sampler=sampler,
@@ -51,20 +58,56 @@ def test_losses_reach_the_sampler_while_simulations_run(tmp_path):
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
+        max_steps=max_steps,
         logger=False,
-        enable_checkpointing=False,
+        callbacks=ModelCheckpoint(folder, filename="{step}", every_n_train_steps=5),
         enable_progress_bar=False,
-        default_root_dir=tmp_path,
+        default_root_dir=folder,
     )
-    trainer.fit(surrogate, data)
-    assert sampler.told == 30 * data.spec.steps
+    trainer.fit(surrogate, data, ckpt_path=ckpt_path)
+    return data
+
+
+def narrow(data):
+    """Whether each simulation that was drawn is near the lower bound."""
     (bound,) = data.spec.parameters
     drawn = data.design.state_dict()
     width = bound.low + (bound.high - bound.low) / 100
-    narrow = [point[0] <= width for point in drawn["points"]]
-    assert drawn["numbers"] == list(range(1, 31))
-    assert not narrow[0]
-    assert narrow[-1]
+    return dict(
+        zip(
+            drawn["numbers"],
+            [point[0] <= width for point in drawn["points"]],
+            strict=True,
+        )
+    )
+
+
+def test_losses_reach_the_sampler_while_simulations_run(tmp_path):
+    """Simulations that are submitted after the first losses have other parameters."""
+    sampler = Narrowing(seed=1)
+    data = trained(tmp_path, sampler)
+    assert sampler.told == 30 * data.spec.steps
+    drawn = narrow(data)
+    assert list(drawn) == list(range(1, 31))
+    assert not drawn[1]
+    assert drawn[30]
+
+
+def test_a_run_that_goes_on_knows_what_it_was_told(tmp_path):
+    """What had been drawn keeps its parameters; all others depend on earlier losses."""
+    trained(tmp_path, Narrowing(seed=1), max_steps=7)
+    (path,) = tmp_path.glob("*.ckpt")
+    before = torch.load(path, weights_only=True)["OnlineData"]["design"]
+    drawn = len(before["numbers"])
+    assert 0 < drawn < 30
+    assert before["sampler"] == {"told": 5 * 4}
+    sampler = Narrowing(seed=1)
+    data = trained(tmp_path / "again", sampler, ckpt_path=path)
+    assert sampler.told == 30 * data.spec.steps
+    after = data.design.state_dict()
+    assert after["numbers"] == list(range(1, 31))
+    assert after["points"][:drawn] == before["points"]
+    assert all(narrow(data)[number] for number in range(drawn + 1, 31))
 
 
 def test_it_is_refused_where_batches_are_deterministic():

@@ -124,23 +124,27 @@ def test_points_of_another_shape_are_refused():
         design.next()
 
 
-def test_pending_points_are_drawn_anew_on_demand():
-    """From a number on; a sampler that has learnt nothing draws the same again."""
-    sampler = Shifting()
-    design = Design(BOX, sampler, held_out=0, simulations=8)
-    assert len(taken(design, 2)) == 2
-    sampler.shift = 5
-    design.replace_pending(6)
-    points = [p for _, _, p in taken(design)]
-    assert points[:4] == Shifting().ask(2, 4, BOX).tolist()
-    assert points[4:] == sampler.ask(6, 2, BOX).tolist()
+def test_a_sampler_that_adapts_is_asked_for_what_is_needed():
+    """Each point once, however often it is told of losses; one that does not, ahead."""
+    asked = []
 
-    plain = Design(BOX, Sobol(), held_out=0, simulations=8)
-    first = taken(plain, 3)
-    plain.replace_pending(3)
-    assert first + taken(plain) == taken(
-        Design(BOX, Sobol(), held_out=0, simulations=8)
-    )
+    class Counting(Sampler):
+        def ask(self, first, count, bounds):
+            asked.append((first, count))
+            return Uniform().ask(first, count, bounds)
+
+    class Adapting(Counting):
+        def tell(self, seen):
+            pass
+
+    design = Design(BOX, Adapting(), held_out=1, simulations=None)
+    for number in range(3):
+        design.next()
+        design.tell(losses(number))
+    assert asked == [(0, 1), (1, 1)]
+    asked.clear()
+    taken(Design(BOX, Counting(), held_out=1, simulations=1500))
+    assert asked == [(0, 1024), (1024, 476)]
 
 
 def test_one_thread_takes_while_another_reports():

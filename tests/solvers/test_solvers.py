@@ -89,6 +89,22 @@ def test_a_large_solver_is_a_small_message(solver: GridSolver) -> None:
     assert pickle.loads(message).spec.digest() == digest
 
 
+def test_a_solver_of_a_script_goes_to_a_worker_by_value() -> None:
+    """With its cached properties, which hold a lock in Python 3.11."""
+
+    class Local(GridSolver):
+        @functools.cached_property
+        def spec(self) -> FieldSpec:
+            return FieldSpec(
+                (Parameter("a", 0, 1),), (Variable("u"),), (), (), self.times
+            )
+
+        def fields(self, parameters: Mapping[str, float]) -> Iterator[np.ndarray]:
+            yield np.full((self.steps, 1), parameters["a"])
+
+    check_solver(Local(steps=3, time_step=0.5))
+
+
 class Squares(GridSolver):
     """x², two steps at once: a solver that gives arrays alone."""
 
@@ -140,6 +156,47 @@ def test_arrays_of_another_shape_are_refused(shape: tuple, message: str) -> None
 
     with pytest.raises(SpecMismatch, match=message):
         list(Wrong().solve({"a": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (None, "NoneType"),
+        ({"u": np.zeros(3)}, "dict"),
+        (1.5, "float"),
+        ([[1.0, 2.0], [3.0]], "list"),
+        (np.zeros((1, 2, 3), complex), "ndarray of complex128"),
+        (np.array(1.0), "ndarray of float64"),
+        (np.zeros((2, 3)), r"the shape \(2, 3\)"),
+    ],
+)
+def test_what_is_no_array_of_the_grid_is_named_with_its_line(given, shown) -> None:
+    """With the shape that is expected, and the user's own line."""
+
+    class Wrong(Squares):
+        def fields(self, parameters: Mapping[str, float]) -> Iterator[np.ndarray]:
+            yield from self.inner()
+
+        def inner(self) -> Iterator[np.ndarray]:
+            yield given  # here
+
+    line = r"\nAt .*test_solvers.py:\d+, in inner: yield given"
+    with pytest.raises(
+        SpecMismatch, match=rf"fields: expected .*2, 3.*got {shown} .*{line}"
+    ):
+        list(Wrong().solve({"a": 0.5}))
+
+
+def test_fields_without_yield_are_named() -> None:
+    """A plain function, and one that returns its array."""
+
+    class Plain(Squares):
+        def fields(self, parameters: Mapping[str, float]) -> Iterator[np.ndarray]:
+            return self.width if parameters["a"] else None
+
+    for a, shown in ((0.0, "NoneType"), (1.0, "float")):
+        with pytest.raises(SpecMismatch, match=f"got {shown} .*return in place of y"):
+            list(Plain().solve({"a": a}))
 
 
 @pytest.mark.parametrize(
