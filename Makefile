@@ -1,7 +1,7 @@
 # make demo   install into .venv, then train a surrogate while its simulations run
 # make test   install with what the tests need, then the whole suite, in three processes, which wait half of the time
 # make soak   a thousand small studies into which faults are injected; goes on where it was
-# make bench-all   the benchmarks, and the tests that run each of them in its tiny form
+# make bench-all   the benchmarks, the tests that run each in its tiny form, and variants that make test leaves out
 # make lint   what pre-commit and CI check
 # Another torch: make demo TORCH=torch (or any requirement that pip takes). Another Python: PYTHON=python3.12.
 

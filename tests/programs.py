@@ -303,6 +303,8 @@ def _run(request, out):
         *(path for path in sys.path[1:] if path not in paths),
     ]
     sys.argv[1:] = request["words"]
+    if request["words"][0] in ("fit", "generate"):
+        _fork_workers()
     code = 0
     try:
         runpy.run_module("surrogate_flow", run_name="__main__", alter_sys=True)
@@ -322,6 +324,41 @@ def _run(request, out):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _fork_workers():
+    """Let Dask fork the workers of this command from a child that has imported all.
+
+    It would start an interpreter to fork them from, which imports Dask and the solver.
+    """
+    from multiprocessing import forkserver, util
+
+    import dask.config
+
+    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+
+    def fork(path, words, fds):
+        pid = os.fork()
+        if pid == 0:
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in map(int, os.listdir("/proc/self/fd")):
+                if fd > 2 and fd not in fds:
+                    # Not closed: its number still has an owner here.
+                    with contextlib.suppress(OSError):
+                        os.dup2(null, fd)
+            # As in workers that the program starts itself.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                exec(words[-1], {})
+            finally:
+                os._exit(0)
+        return pid
+
+    spawn, util.spawnv_passfds = util.spawnv_passfds, fork
+    try:
+        forkserver.ensure_running()
+    finally:
+        util.spawnv_passfds = spawn
 
 
 if __name__ == "__main__":
