@@ -72,7 +72,7 @@ def begin_to_train(data):
 @pytest.mark.parametrize(
     ("kind", "processes", "size"),
     [
-        ("slurm", 1, {"n_workers": 2}),
+        pytest.param("slurm", 1, {"n_workers": 2}, marks=pytest.mark.bench),
         ("slurm", 2, {"n_workers": 4}),
         ("slurm", 2, {"minimum_jobs": 2, "maximum_jobs": 3}),
         pytest.param(
