@@ -34,12 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             check.run(words[1:])
             return
-        line = CommandLine.of(words)
         # Seconds of imports, for a command line that makes sense so far.
-        from surrogate_flow.report.console import show_logs
-
-        show_logs()
-        _run(line)
+        _run(CommandLine.of(words))
     except Exception as error:
         # jsonargparse wraps what a constructor raises.
         advice = user_error(error)
@@ -54,7 +50,9 @@ def _run(line: CommandLine) -> None:
     from surrogate_flow.cli import generate, plan, predict
     from surrogate_flow.cli.compare import command as compare
     from surrogate_flow.cli.lightning import Parser, built, parse
+    from surrogate_flow.report.console import show_logs
 
+    show_logs()  # after the import of Lightning, which adds a handler of its own
     own = {"plan": plan, "generate": generate, "compare": compare}
     command: Any = own.get(line.command)
     if line.command == "predict" and line.needs_no_workflow:

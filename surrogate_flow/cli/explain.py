@@ -12,15 +12,17 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import NoneType
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from surrogate_flow.cli.help import options_shown
 from surrogate_flow.cli.recipes import (
+    CONFIG,
     SECTIONS,
+    SYNONYMS,
     WRAPPING,
     CommandLine,
     pairs,
@@ -30,9 +32,17 @@ from surrogate_flow.cluster.batch.systems import known_arguments
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError, class_at, nearest
 
-__all__ = ["Complaint", "ParserError", "innermost", "placed", "shielded"]
+__all__ = [
+    "Complaint",
+    "ParserError",
+    "innermost",
+    "placed",
+    "refused_by_trainer",
+    "shielded",
+]
 
-_SHIELDED = re.compile(r"⟦(.*?)⟧(\+?)⟧(.*?)⟦/⟧", re.DOTALL)
+_SHIELDED = re.compile(r"⟦(.*?)⟧([\w.]*)(\+?)⟧(.*?)⟦/⟧", re.DOTALL)
+_KEY = re.compile(r'Parser key "([\w.]+)"')
 _NOISE = re.compile(
     r"Does not validate|Expected a path but|Subtypes:|Errors:|Given value|Parser key"
     r"|Expected a <class 'NoneType'>$"
@@ -41,6 +51,8 @@ _HIDDEN = {
     *("help", "config", "print_config", "print_shtab", "overrides", "subcommand"),
     "==SUPPRESS==",
 }
+# Options of the trainer that Lightning refuses by the hardware, naming none.
+_HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 
 
 class ParserError(UserError):
@@ -50,34 +62,36 @@ class ParserError(UserError):
     ----------
     word : str
         The name or the value that is wrong, by which its place is found.
-    section : str
-        The option that it is under, such as ``data``; empty if that is not known.
+    place : str
+        The argument that it is about, such as ``data.solver.steps``, as far as the
+        parsers around it are known.
     passes_on : bool
         Whether the name may be of what a class passes on as keywords.
     """
 
     def __init__(
-        self, text: str, word: str = "", section: str = "", *, passes_on: bool = False
+        self, text: str, word: str = "", place: str = "", *, passes_on: bool = False
     ) -> None:
         super().__init__(text)
         self.word = word
-        self.section = section
+        self.place = place
         self.passes_on = passes_on
 
 
 def shielded(error: ParserError) -> str:
     """Return a text that comes through the texts around it unchanged."""
-    return f"⟦{error.word}⟧{'+' * error.passes_on}⟧{error}⟦/⟧"
+    return f"⟦{error.word}⟧{error.place}{'+' * error.passes_on}⟧{error}⟦/⟧"
 
 
 def innermost(message: str) -> ParserError | None:
     """Return what an inner parser has complained about, if this is around it."""
     found = _SHIELDED.search(message)
-    section = re.match(r'Parser key "(\w+)', message)
+    outer = _KEY.match(message)
     if found is None:
         return None
-    word, passes_on, text = found.groups()
-    place = section[1] if section else ""
+    word, place, passes_on, text = found.groups()
+    if outer:
+        place = f"{outer[1]}.{place}".rstrip(".")
     return ParserError(text, word, place, passes_on=bool(passes_on))
 
 
@@ -85,17 +99,43 @@ def placed(error: ParserError, line: CommandLine) -> str:
     """Return a complaint with its place in front: the option, or file and key."""
     text = str(error)
     for option, value, _ in reversed([*pairs(line.words[1:])] if error.word else []):
-        is_name = error.word in option.lstrip("-").split(".")
+        names = option.strip("-+").split(".")
         is_value = option not in line.files and _holds(value or "", error.word)
-        if is_name or is_value:
+        if (error.word in names or is_value) and _leads(names, error.place):
             # An option that is unknown stands in the text.
             return text if option in text else f"{option.rstrip('+')}: {text}"
-    for path in line.files.values() if error.word else ():
-        if keys := next(_places(read_recipe(path), error.word), None):
+    for option, path in line.files.items() if error.word else ():
+        whole = option in CONFIG or _leads(option.strip("-").split("."), error.place)
+        if whole and (keys := next(_places(read_recipe(path), error.word), None)):
             place = ".".join(key for key in keys if key not in WRAPPING)
             return f"{path}: {place}: {text}" if place else f"{path}: {text}"
-    file = line.files.get(f"--{error.section}")
+    file = line.files.get(f"--{error.place.partition('.')[0]}")
     return f"{file}: {text}" if file else text
+
+
+def _leads(names: list[str], place: str) -> bool:
+    """Whether an option may be what is wrong at a place: is it, around it or in it."""
+    there = place.split(".") if place else []
+    own = [name for name in names if name not in WRAPPING][: len(there)]
+    return own == there[: len(own)]
+
+
+def refused_by_trainer(error: Exception, words: Sequence[str]) -> UserError:
+    """Return what Lightning's trainer refuses in a command line, with the options."""
+    said = " ".join(str(error).split())
+    typed = [
+        option.removeprefix("--trainer.")
+        for option, _, _ in pairs(words)
+        if option.startswith("--trainer.")
+    ]
+    named = [name for name in typed if _holds(said, name)]
+    named = named or [name for name in typed if name in _HARDWARE]
+    options = " and ".join(f"--trainer.{name}" for name in named)
+    return UserError(
+        f"{options or 'trainer'}: {said.rstrip('.!')}.",
+        remedy=f"Leave {options or 'it'} out for the default, or see "
+        "'surrogate-flow fit --trainer.help'.",
+    )
 
 
 def _holds(value: object, word: str) -> bool:
@@ -138,10 +178,23 @@ class Complaint:
         for pattern, explain in _PATTERNS.items():
             found = re.search(pattern, self.message)
             if found and (error := explain(self, found)):
+                error.place = self._key
                 return error
         lines = [line.strip(" -") for line in self.message.splitlines()]
         said = [line for line in lines if line and not _NOISE.match(line)]
-        return ParserError(" ".join(said[:2]) or self.message)
+        return ParserError(" ".join(said[:2]) or self.message, place=self._key)
+
+    @property
+    def _key(self) -> str:
+        """The argument that the message is about, or nothing."""
+        found = _KEY.match(self.message)
+        return found[1] if found else ""
+
+    @property
+    def _hint(self) -> Any:
+        """The type of that argument."""
+        actions = {action.dest: action for action in self.parser._actions}
+        return getattr(actions.get(self._key), "_typehint", None)
 
     def _unknown(self, found: re.Match[str]) -> ParserError:
         """Name the argument of a class, or of a dataclass within it, that was meant."""
@@ -179,19 +232,24 @@ class Complaint:
     def _unknown_option(self, word: str) -> ParserError:
         """Name the option that was meant, perhaps one without its section in front."""
         option = word.partition("=")[0]
-        section, _, rest = option.removeprefix("--").partition(".")
+        typed, _, rest = option.removeprefix("--").partition(".")
+        section = SYNONYMS.get(typed, typed).replace("-", "_")
         if section in SECTIONS and rest:
             name = rest.partition(".")[0]
             valid = nearest(name, self._known(section))
             return ParserError(f"unknown argument {name!r} of {section}. {valid}", name)
-        for head in SECTIONS:
-            if section in (*self._known(head), *self._of_default(head)):
-                meant = f"--{head}.{option.removeprefix('--')}"
-                return ParserError(
-                    f"unknown option {option!r}. Did you mean {meant!r}?", section
-                )
+        inside = f"{section}.{rest}".rstrip(".")
+        meant = [
+            f"--{head}.{inside}"
+            for head in SECTIONS
+            if section in (*self._known(head), *self._of_default(head))
+        ] or [o for o in options_shown() if o.endswith(f".{inside}")]
+        if meant:
+            return ParserError(
+                f"unknown option {option!r}. Did you mean {meant[0]!r}?", typed
+            )
         valid = nearest(f"--{section}", [f"--{name}" for name in self._known()])
-        return ParserError(f"unknown option {option!r}. {valid}", section)
+        return ParserError(f"unknown option {option!r}. {valid}", typed)
 
     def _required(self, found: re.Match[str]) -> ParserError:
         name = found["name"].partition(",")[0].strip()
@@ -225,11 +283,11 @@ class Complaint:
         found = re.search(paths, self.message)
         return (found[1] or found[2]) if found else ""
 
-    def _bare_name(self, found: re.Match[str]) -> ParserError:
-        name, key = found["name"], re.search(r'Parser key "([\w.]+)"', self.message)
-        actions = {action.dest: action for action in self.parser._actions}
-        hint = getattr(actions.get(key[1]), "_typehint", None) if key else None
-        valid = sorted({n for base in _bases(hint) for n in _subclasses(base)})
+    def _bare_name(self, found: re.Match[str]) -> ParserError | None:
+        if re.search(r"Expected a <class '(int|float)'>", self.message):
+            return None  # A number is what is typed there.
+        name = found["name"]
+        valid = sorted({n for base in _bases(self._hint) for n in _subclasses(base)})
         near = f" {nearest(name, valid)}" if valid else ""
         return ParserError(
             f"no class {name!r}.{near} Any other goes by its import path, such as "
@@ -248,6 +306,13 @@ class Complaint:
 
     def _abstract(self, found: re.Match[str]) -> ParserError:
         kind = class_at(found["path"])
+        if kind in _bases(self._hint):
+            valid = ", ".join(sorted(_subclasses(kind)))
+            return ParserError(
+                "no class is named yet, whose arguments could be set: name one before "
+                f"them. Valid names: {valid}.",
+                self._key,
+            )
         missing = ", ".join(sorted(getattr(kind, "__abstractmethods__", ())))
         return ParserError(
             f"{kind.__name__} has no {missing} yet, and so cannot be built. Name a "
@@ -255,16 +320,17 @@ class Complaint:
             found["path"],
         )
 
-    def _wrong_type(self, found: re.Match[str]) -> ParserError:
-        wanted = re.findall(r"Expected an? (.+?)(?:\. Got value|$)", self.message, re.M)
-        types = " or ".join(dict.fromkeys(map(_described, wanted)))
+    def _wrong_type(self, found: re.Match[str]) -> ParserError | None:
         value = found["value"].strip()
-        return ParserError(f"expected {types}, got {value!r}.", value)
+        expected = _described(self.message, self._hint)
+        if expected == "null":
+            return None  # What else would do is said otherwise.
+        return ParserError(f"expected {expected}, got {value!r}.", value)
 
     def _out_of_range(self, found: re.Match[str]) -> ParserError:
         value = found["value"]
         return ParserError(
-            f"expected a number {found['rule'].strip()}, got {value}.", value
+            f"expected a number {found['rule']}".rstrip() + f", got {value}.", value
         )
 
     def _known(self, prefix: str = "") -> list[str]:
@@ -281,27 +347,34 @@ class Complaint:
         return list(inspect.signature(class_at(path)).parameters) if path else []
 
 
+# What is expected, but for a path or a class that stands beside a type.
+_EXPECTED = r"Expected an? (?!path but|dot import)"
+_WORDS = {"NoneType": "null", "bool": "true or false", "dict": "a mapping"}
+_LISTS = ("tuple", "list", "set", "sequence", "iterable", "Sequence", "Iterable")
+_EXAMPLES = {"int": "1234", "float": ("0.5", "1.0", "1.5", "2.0"), "str": "abcd"}
+
 # What jsonargparse says, the most telling first.
 _PATTERNS: dict[str, Callable[[Complaint, re.Match[str]], ParserError | None]] = {
-    r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'": (
+    r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.-]+)'": (
         Complaint._unknown
     ),
-    r"[Oo]ption '(?P<name>[\w.]+)'(?: is not accepted|$)": Complaint._unknown,
+    r"[Oo]ption '(?P<name>[\w.-]+)'(?: is not accepted|$)": Complaint._unknown,
     r"unrecognized arguments: (?P<name>\S+)": Complaint._unrecognized,
     r"the following arguments are required: (?P<name>.+)": Complaint._required,
     r"module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'|No module named": (
         Complaint._not_importable
     ),
-    r"Expected a dot import path string: (?P<name>\S+)": Complaint._bare_name,
+    r"Expected a dot import path string: (?P<name>.+)": Complaint._bare_name,
     r"Import path (?:(?P<path>[\w.]+) )?does not correspond to a subclass of "
     r"(?P<base>\w+)": Complaint._no_subclass,
     r"Expected an instantiatable class, but (?P<path>[\w.]+) is abstract": (
         Complaint._abstract
     ),
-    r"Expected an? .+\. Got value: (?P<value>.+)": Complaint._wrong_type,
+    rf"{_EXPECTED}(?s:.+?)G(?:ot|iven) value: (?P<value>.+)": Complaint._wrong_type,
     r"Not of type \w+: (?P<value>.+?) does not conform to restriction v(?P<rule>.+)": (
         Complaint._out_of_range
     ),
+    r"Not of type \w+: (?P<rule>)[^\n']+'(?P<value>.+)'": Complaint._out_of_range,
 }
 
 
@@ -311,18 +384,44 @@ def _takes_any(owner: Any) -> bool:
     return any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
-def _described(text: str) -> str:
-    """Return a type of Python as a user would write it."""
-    if choices := re.fullmatch(r"typing\.Literal\[(.*)\]", text):
-        return f"one of {choices[1]}"
-    text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
-    return re.sub(r"\b(?:\w+\.)+(\w)", r"\1", text).replace("NoneType", "null")
+def _described(message: str, hint: Any) -> str:
+    """Return the types that a message expects as a user would write their values."""
+    types, choices = [], dict[str, str]()
+    for found in re.findall(rf"{_EXPECTED}(.+?)(?:\. Got value|$)", message, re.M):
+        text = re.sub(r"<class '([\w.]+)'>", r"\1", found)
+        text = re.sub(r"\b(?:\w+\.)+(\w)", r"\1", text)
+        if literal := re.fullmatch(r"Literal\[(.*)\]", text):
+            for choice in literal[1].split(", "):
+                choices.setdefault(choice.strip("'"), choice)
+        elif text.partition(" ")[0] in _LISTS:
+            types.append(_list_described(hint))
+        else:
+            types.append(_WORDS.get(text, text))
+    if choices:
+        types.insert(0, f"one of {', '.join(choices.values())}")
+    return " or ".join(dict.fromkeys(types))
+
+
+def _list_described(hint: Any) -> str:
+    """Return how a list is written, from the type of an argument."""
+    origin = getattr(typing.get_origin(hint), "__name__", "").lower()
+    inside = [kind for kind in typing.get_args(hint) if kind is not ...]
+    if origin not in _LISTS:
+        return next((t for t in map(_list_described, inside) if "[" in t), "a list")
+    # Of several types the first, such as that of a number beside that of a tensor.
+    kinds = typing.get_args(inside[0]) or inside[:1] if inside else ()
+    name = getattr(kinds[0], "__name__", "") if kinds else ""
+    if not (example := _EXAMPLES.get(name)):
+        return "a list"
+    count = len(inside) if origin == "tuple" and ... not in typing.get_args(hint) else 0
+    of = f"{count} {name}" if count else name
+    return f"a list of {of}, such as [{', '.join(example[: count or 2])}]"
 
 
 def _bases(hint: Any) -> list[type]:
     """Return the classes in a type; of a callable, those that it returns."""
     if inspect.isclass(hint) and not typing.get_args(hint):
-        return [] if hint is NoneType else [hint]
+        return [] if hint.__module__ == "builtins" else [hint]
     inside = typing.get_args(hint)
     if typing.get_origin(hint) is typing.get_origin(Callable[..., Any]):
         inside = inside[-1:]
@@ -331,7 +430,8 @@ def _bases(hint: Any) -> list[type]:
 
 def _subclasses(base: type) -> list[str]:
     """Return the names of all that have been imported and can be built."""
-    own = [] if _stands_for_others(base) else [base.__name__]
+    hidden = _stands_for_others(base) or base.__name__.startswith("_")
+    own = [] if hidden else [base.__name__]
     children: list[type] = type.__subclasses__(base)
     return own + [name for child in children for name in _subclasses(child)]
 

@@ -22,7 +22,7 @@ from surrogate_flow.cli.recipes import (
     read_recipe,
 )
 
-__all__ = ["COMMANDS", "PAGES", "show"]
+__all__ = ["COMMANDS", "PAGES", "options_shown", "show"]
 
 _MAIN = """\
 usage: surrogate-flow COMMAND --data RECIPE --model RECIPE [--OPTION VALUE ...]
@@ -217,6 +217,11 @@ Errors of a checkpoint {_on}.
 {_STUDY}
 {_SETTINGS}
 {_MORE}"""
+
+
+def options_shown() -> list[str]:
+    """Return the options that the help of ``fit`` names."""
+    return re.findall(r"--[\w.]+", PAGES["fit"])
 
 
 def show(words: Sequence[str]) -> bool:

@@ -14,8 +14,10 @@ from typing import Any, NoReturn
 
 import pytorch_lightning as L
 from jsonargparse import get_loader, set_loader
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
+from yaml import YAMLError
 
 from surrogate_flow import solvers
 from surrogate_flow.cli import explain, runs
@@ -50,7 +52,7 @@ for _name in solvers.__all__:
 
 # Files of version 0.1 name classes by paths that have changed.
 _load_yaml = get_loader("yaml")
-set_loader("yaml", lambda text: with_present_names(_load_yaml(text)))
+set_loader("yaml", lambda text: with_present_names(_load_yaml(text)), (YAMLError,))
 
 
 class Parser(LightningArgumentParser):
@@ -190,7 +192,11 @@ class SurrogateCLI(LightningCLI):
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         kwargs["plugins"] = [*plugins, self._checkpoints]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+            # Most of them name what the command line says; none is a defect here.
+            raise explain.refused_by_trainer(error, sys.argv[1:]) from error
 
     def _callbacks(self, config: Any) -> list[L.Callback]:
         folder, console = self._folder, the_console()

@@ -20,8 +20,10 @@ from surrogate_flow.fields.names import RecipeError, nearest
 
 __all__ = [
     "COMMANDS",
+    "CONFIG",
     "FOLDERS",
     "SECTIONS",
+    "SYNONYMS",
     "WRAPPING",
     "CommandLine",
     "command_named",
@@ -43,6 +45,18 @@ COMMANDS = {
     "compare": "Train offline and online, and put the errors side by side.",
     "check": "Check a solver, network, sampler or policy of your own.",
 }
+#: What other tools call a command or an option, and its last word here.
+SYNONYMS = {
+    "train": "fit",
+    "run": "fit",
+    "eval": "validate",
+    "epochs": "max_epochs",
+    "learning_rate": "lr",
+    "gpus": "devices",
+    "seed": "seed_everything",
+    "resume": "ckpt_path",
+    "output_dir": "default_root_dir",
+}
 #: Options that take a recipe, and the folders of the shipped ones.
 FOLDERS = {
     "--data": "workflows",
@@ -53,7 +67,8 @@ FOLDERS = {
 WRAPPING = ("class_path", "init_args", "dict_kwargs")
 #: The parts of a run, whose options begin with their name.
 SECTIONS = ("data", "model", "trainer")
-_CONFIG = ("--config", "-c")
+#: Options that take the settings of a whole run.
+CONFIG = ("--config", "-c")
 _STORED = "surrogate_flow.StoredData"
 #: Options of the commands that do not need both --data and --model.
 _NEEDED = {"plan": ("--data",), "generate": ("--data",)}
@@ -112,7 +127,7 @@ class CommandLine:
     def needs_no_workflow(self) -> bool:
         """Whether neither a workflow nor the settings of a run are named."""
         options = {option for option, _, _ in pairs(self.words[1:])}
-        return not options & {"--data", "--model", *_CONFIG}
+        return not options & {"--data", "--model", *CONFIG}
 
     def with_dict_kwargs(self, name: str) -> CommandLine:
         """Return the line with an argument of a cluster under ``dict_kwargs``.
@@ -136,7 +151,7 @@ class CommandLine:
                 )
             self.words += [option, _STORED, f"{option}.path", value]
             return
-        path = Path(value) if option in _CONFIG else given_recipe(option, value)
+        path = Path(value) if option in CONFIG else given_recipe(option, value)
         if path is not None:
             read_recipe(path, of_class=option == "--data.cluster")
             self.files[option], value = path, str(path)
@@ -148,7 +163,7 @@ class CommandLine:
         self.words += [f"{option}={value}"] if joined else [option, value]
 
     def _require(self, options: set[str]) -> None:
-        settings = self.command != "compare" and options & {*_CONFIG}
+        settings = self.command != "compare" and options & {*CONFIG}
         if settings or (self.command == "predict" and self.needs_no_workflow):
             return
         for option in _NEEDED.get(self.command, ("--data", "--model")):
@@ -169,7 +184,8 @@ def command_named(name: str) -> str:
     """Return the name of a command, or refuse what is none."""
     if name in COMMANDS:
         return name
-    raise RecipeError(f"No command {name!r}. {nearest(name, COMMANDS)}")
+    near = nearest(SYNONYMS.get(name, name), COMMANDS)
+    raise RecipeError(f"No command {name!r}. {near}")
 
 
 def pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None, bool]]:

@@ -54,12 +54,14 @@ _MOVED = {
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return the valid names as text, with the one closest to `name` as a question.
 
-    Of more than 40 names only the nearest are shown.
+    Of more than 40 names only the nearest are shown. Case does not matter.
     """
     names = list(valid)
+    lower = {valid.lower(): valid for valid in names}
+    found = difflib.get_close_matches(name.lower(), lower, n=5, cutoff=0.5)
+    close = [lower[match] for match in found]
     if len(names) > 40:
-        names = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or names[:5]
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        names = close or names[:5]
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Valid names: {', '.join(names) or 'none'}."
 

@@ -60,6 +60,8 @@ def show_logs() -> None:
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         package.setLevel(logging.INFO if first else logging.WARNING)
         package.handlers[:] = [handler]
+    # The seed is in config.yaml, and a command line may yet be refused.
+    logging.getLogger("lightning_fabric.utilities.seed").setLevel(logging.WARNING)
     for text in _UNWANTED_WARNINGS:
         warnings.filterwarnings("ignore", text)
     if "SLURM_JOB_ID" not in os.environ:

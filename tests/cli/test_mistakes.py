@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from jsonargparse import ArgumentParser
+from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
 import surrogate_flow.ensemble.study
 from surrogate_flow.cli import explain
@@ -22,6 +23,7 @@ QUEUE = "class_path: dask_jobqueue.SLURMCluster"
 MISTAKES = {
     # Commands, files and recipes: answered before anything is imported.
     "a command that is none": (["generat", *DATA], "Did you mean 'generate'"),
+    "another tool's command": (["train", *DATA], "Did you mean 'fit'"),
     "no command": ([], "Expected a command first, got nothing", "compare"),
     "an option for a command": (["--data=heat2d"], "Expected a command first"),
     "missing recipe": (["fit", "--data=heat", *MODEL], "'heat'", "mean 'heat2d'"),
@@ -66,6 +68,21 @@ MISTAKES = {
     "no prefix of the trainer": (
         [*FIT, "--max_steps", "3"],
         "Did you mean '--trainer.max_steps'",
+    ),
+    "no prefixes": ([*FIT, "--lr=1"], "Did you mean '--model.optimizer.lr'"),
+    "another tool's option": (
+        [*FIT, "--epochs", "3"],
+        "unknown option '--epochs'. Did you mean '--trainer.max_epochs'",
+    ),
+    "another tool's option, deeper": (
+        [*FIT, "--learning_rate=1"],
+        "Did you mean '--model.optimizer.lr'",
+    ),
+    "hyphens": ([*FIT, "--batch-size=3"], "Did you mean '--data.batch_size'"),
+    "hyphens behind a prefix": (
+        [*FIT, "--data.batch-size=3"],
+        "--data.batch-size: unknown argument 'batch-size' of OnlineData",
+        "Did you mean 'batch_size'",
     ),
     "an unknown section": ([*FIT, "--dta.simulations=3"], "Did you mean '--data'"),
     "a shortened option": (
@@ -118,6 +135,11 @@ MISTAKES = {
         [*FIT, "--data.cluster.cores=3"],
         "--data.cluster.cores: no class is named yet, whose 'cores' could be set",
     ),
+    "an option of no class, of which there are some": (
+        [*FIT, "--data.sampler.seed=3"],
+        "--data.sampler.seed: no class is named yet",
+        "Sobol",
+    ),
     "generate: no output": (["generate", *DATA], "generate needs --output"),
     "generate: unknown option": (
         ["generate", *DATA, "--output=x.zarr", "--data.solver.cell=[4,4]"],
@@ -137,7 +159,11 @@ MISTAKES = {
     ),
     "predict: no mapping": (
         ["predict", "--ckpt_path=last", "--parameters=3"],
-        "--parameters: expected dict, got '3'",
+        "--parameters: expected a mapping, got '3'",
+    ),
+    "predict: broken YAML": (
+        ["predict", "--ckpt_path=last", "--parameters={a: 1"],
+        "--parameters: expected a mapping, got '{a: 1'",
     ),
     "compare: unknown option": (
         ["compare", *FIT[1:], "--batch=3"],
@@ -146,6 +172,10 @@ MISTAKES = {
     "compare: no batches": (
         ["compare", *FIT[1:], "--batches=0"],
         "--batches: expected a number >0, got 0",
+    ),
+    "compare: no number": (
+        ["compare", *FIT[1:], "--batches=many"],
+        "--batches: expected a number, got many",
     ),
     "compare: unknown variant": (
         ["compare", *FIT[1:], "--variants", "fif"],
@@ -166,6 +196,18 @@ MISTAKES = {
     "unknown bare class": (
         [*FIT, "--data.reservoir", "Resevoir"],
         "--data.reservoir: no class 'Resevoir'. Did you mean 'Reservoir'",
+    ),
+    "a bare class in another case": (
+        [*FIT, "--data.reservoir=fifo"],
+        "no class 'fifo'. Did you mean 'FIFO'",
+    ),
+    "a bare network in another case": (
+        [*FIT, "--model.network=fno"],
+        "no class 'fno'. Did you mean 'FNO'",
+    ),
+    "a bare optimizer in another case": (
+        [*FIT, "--model.optimizer=adamw"],
+        "no class 'adamw'. Did you mean 'AdamW'",
     ),
     "unknown sampler": ([*FIT, "--data.sampler", "Sobl"], "Did you mean 'Sobol'"),
     "unknown path of a sampler": (
@@ -238,6 +280,56 @@ MISTAKES = {
         [*FIT, "--trainer.max_steps=many"],
         "--trainer.max_steps: expected int, got 'many'",
     ),
+    "no number where none is possible, too": (
+        [*FIT, "--data.simulations", "many"],
+        "--data.simulations: expected int or null, got 'many'",
+    ),
+    "no number of faults": (
+        [*FIT, "--data.faults.step_timeout=x", "--trainer.default_root_dir=x"],
+        "--data.faults.step_timeout: expected float or null, got 'x'",
+    ),
+    "no number of the optimizer": (
+        [*FIT, "--model.optimizer.lr=1e-3x"],
+        "--model.optimizer.lr: expected float, got '1e-3x'",
+    ),
+    "no number of a cluster": (
+        ["plan", *DATA, "--data.cluster=slurm", "--data.cluster.cores=x"],
+        "--data.cluster.cores: expected int or null, got 'x'",
+    ),
+    "no list": (
+        [*FIT, "--model.network.widths=3"],
+        "--model.network.widths: expected a list of int, such as [1, 2], got '3'",
+    ),
+    "no list of two": (
+        [*FIT, "--data.solver.cells=3"],
+        "--data.solver.cells: expected a list of 2 int, such as [1, 2], got '3'",
+    ),
+    "no list of the optimizer": (
+        [*FIT, "--model.optimizer.betas=1"],
+        "--model.optimizer.betas: expected a list of 2 float, such as [0.5, 1.0]",
+    ),
+    "no list that closes": ([*FIT, "--data.solver.cells=[4"], "a list of 2 int"),
+    "none of some words and numbers": (
+        [*FIT, "--trainer.precision=12"],
+        "--trainer.precision: expected one of 64, 32, 16, 'transformer-engine'",
+        "or null, got '12'",
+    ),
+    "no accelerator of Lightning": (
+        [*FIT, "--trainer.accelerator=quantum"],
+        "--trainer.accelerator: ",
+        "Available names are: ",
+        "Leave --trainer.accelerator out",
+    ),
+    "no strategy of Lightning": (
+        [*FIT, "--trainer.devices=2", "--trainer.strategy=nonsense"],
+        "--trainer.strategy: ",
+        "Leave --trainer.strategy out",
+    ),
+    "no number of devices": (
+        [*FIT, "--trainer.accelerator=cpu", "--trainer.devices=many"],
+        "--trainer.devices: ",
+    ),
+    "no steps to train": ([*FIT, "--trainer.max_steps=-5"], "--trainer.max_steps: "),
     "none of some words": (
         [*FIT, "--model.normalisation=standart"],
         "--model.normalisation: expected one of 'standard', 'none', got 'standart'",
@@ -346,6 +438,10 @@ RECIPES = {
         "solver: own_solvers.Sized",
         "solver: Sized needs 'size', which has no default",
     ),
+    "value that may be none": (
+        f"solver: {HEAT}\nsimulations: many",
+        "simulations: expected int or null, got 'many'",
+    ),
     "behind a protocol": (
         "solver: {class_path: own_solvers.Own, init_args: "
         "{scheme: {class_path: own_solvers.Euler, init_args: {oder: 2}}}}",
@@ -435,9 +531,9 @@ def error_of(words, capsys):
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
-    shown = [
-        line for line in capsys.readouterr().err.splitlines() if "Seed" not in line
-    ]
+    out, err = capsys.readouterr()
+    assert not out
+    shown = err.splitlines()
     assert len(shown) == 1, shown
     assert shown[0].startswith("surrogate-flow: error: ")
     for noise in ("Traceback", "Namespace(", "usage:", "<class", "⟦"):
@@ -453,6 +549,15 @@ def test_a_mistake_is_one_line(words, capsys, folder):
     for part in expected:
         assert part in error
     assert not list(folder.rglob("runs/**/*.*"))
+
+
+def test_a_gpu_that_is_not_there_is_a_mistake(capsys, monkeypatch):
+    """What to leave out is said."""
+    monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: False)
+    monkeypatch.setattr(MPSAccelerator, "is_available", lambda: False)
+    error = error_of([*FIT, "--trainer.accelerator", "gpu"], capsys)
+    assert "gpu" in error
+    assert "Leave --trainer.accelerator out" in error
 
 
 @pytest.mark.parametrize("row", RECIPES.values(), ids=RECIPES)
