@@ -78,9 +78,9 @@ class MetricsEvents(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is buffered."""
+        """Write what is buffered, and no hparams.yaml: config.yaml has all settings."""
         with self._ending():
-            super().save()
+            super(TensorBoardLogger, self).save()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

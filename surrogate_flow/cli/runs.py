@@ -23,7 +23,8 @@ __all__ = ["discard", "job_checkpoint", "last_checkpoint", "new_folder", "tidy"]
 logger = logging.getLogger(__name__)
 
 _GIVEN = "SURROGATE_FLOW_RUN"  # to the processes of a run's other ranks
-_EARLY = ("events.out.tfevents.", "telemetry")  # written before a run begins
+# Written before anything is trained.
+_EARLY = ("config.yaml", "events.out.tfevents.", "telemetry")
 _ROOM = 2**16  # bytes that a run writes at its beginning
 
 
@@ -87,13 +88,13 @@ def _make(parent: Path, kind: str) -> Path:
 
 
 def discard(folder: Path, made: Sequence[Path]) -> None:
-    """Remove the folder of a run that was refused before it began; a full one stays.
+    """Remove the folder of a run that ended before it began; a full one stays.
 
     Parameters
     ----------
     folder : Path
-        Until a run begins there are only the empty events of TensorBoard in it, and
-        the first seconds of its telemetry.
+        Until something is trained or fails there are only the settings, empty events of
+        TensorBoard and the first seconds of telemetry in it.
     made : sequence of Path
         As `new_folder` returned it.
     """

@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 def stop_requested(stop: Callable[[], object] = bool) -> Iterator[threading.Event]:
     """Yield an event that the first Ctrl-C, or any SIGTERM, sets.
 
-    A second Ctrl-C raises KeyboardInterrupt. A batch system sends SIGTERM before it
-    kills, and often more than once.
+    A second Ctrl-C raises KeyboardInterrupt, and so does what leaves because of the
+    first. A batch system sends SIGTERM before it kills, and often more than once.
 
     Parameters
     ----------
@@ -41,6 +41,11 @@ def stop_requested(stop: Callable[[], object] = bool) -> Iterator[threading.Even
         signal.signal(number, handle)
     try:
         yield requested
+    except SystemExit:
+        # Lightning's, in the place of KeyboardInterrupt.
+        if not requested.is_set():
+            raise
+        raise KeyboardInterrupt from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

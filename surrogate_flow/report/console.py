@@ -18,7 +18,9 @@ from rich.text import Text
 __all__ = ["LiveLine", "print_lines", "show_logs", "the_console"]
 
 # Of Lightning, about a product, devices that are absent, and what no user can mend.
-_UNWANTED_LOGS = ("litlogger", "available: False", "TPU available")
+_UNWANTED_LOGS = (
+    *("litlogger", "available: False", "TPU available", "Detected KeyboardInterrupt"),
+)
 _UNWANTED_WARNINGS = (
     "`isinstance\\(treespec",
     "\\s*``instantiate_classes``",

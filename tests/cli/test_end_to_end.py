@@ -20,6 +20,17 @@ from surrogate_flow.report.summary import RunSummary
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 
+# Sends itself Ctrl-C when a module is imported.
+INTERRUPTS = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+"""
 WALLS = {"initial": 300.0, "left": 100.0, "right": 500.0, "bottom": 200.0, "top": 400.0}
 
 
@@ -68,6 +79,7 @@ def test_says_what_a_user_wants_to_know(run):
     assert re.search(r"Validation error: [\d.]+% relative", output)
     assert str(path.relative_to(path.parents[2])) in output
     assert "surrogate-flow predict --ckpt_path" in output
+    assert output.count("Seed set to") == 1, output
 
 
 def test_leaves_the_run_folder(run):
@@ -82,7 +94,7 @@ def test_leaves_the_run_folder(run):
         "prediction.png",
     } <= names
     assert any("tfevents" in name for name in names)
-    assert "failures.csv" not in names
+    assert not {"failures.csv", "hparams.yaml"} & names
     with (path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     errors = [float(r["val_relative_l2"]) for r in rows if r["val_relative_l2"]]
@@ -233,7 +245,28 @@ def test_ctrl_c_before_the_first_batch_leaves_nothing(tmp_path):
     children = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     output = "".join(lines) + process.communicate(timeout=60)[0]
-    assert process.returncode == 1, output
+    assert process.returncode == 130, output
     assert "Traceback" not in output, output
+    assert output.count("nterrupt") == 1, output
+    assert output.endswith("surrogate-flow: interrupted.\n")
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("module", ["numpy", "jsonargparse"])
+def test_ctrl_c_while_the_program_starts_is_one_line(module, tmp_path):
+    """Whatever it imports at that moment."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS.format(module=module))
+    env = environment()
+    env["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{env['PYTHONPATH']}"
+    done = subprocess.run(
+        command("fit", "--data=heat2d", "--model=fully_connected"),
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "surrogate-flow: interrupted.\n"
