@@ -11,14 +11,21 @@ from __future__ import annotations
 
 import inspect
 import re
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from surrogate_flow.cli.help import options_shown
+from surrogate_flow.cli.hints import (
+    EXPECTED,
+    bases_of,
+    described,
+    stands_for_others,
+    subclasses_of,
+)
 from surrogate_flow.cli.recipes import (
     CONFIG,
     SECTIONS,
@@ -30,7 +37,7 @@ from surrogate_flow.cli.recipes import (
 )
 from surrogate_flow.cluster.batch.systems import known_arguments
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.names import RecipeError, class_at, nearest
+from surrogate_flow.fields.names import RecipeError, class_at, class_in, nearest
 
 __all__ = [
     "Complaint",
@@ -204,7 +211,7 @@ class Complaint:
         group = found.groupdict().get("group")
         word = f"{group}.{word}" if group else word
         prefix, _, name = word.partition("=")[0].rpartition(".")
-        if not prefix and _stands_for_others(self.owner):
+        if not prefix and stands_for_others(self.owner):
             return ParserError(
                 f"no class is named yet, whose {name!r} could be set: name one before "
                 "it.",
@@ -287,13 +294,24 @@ class Complaint:
         if re.search(r"Expected a <class '(int|float)'>", self.message):
             return None  # A number is what is typed there.
         name = found["name"]
-        valid = sorted({n for base in _bases(self._hint) for n in _subclasses(base)})
+        valid = sorted(
+            {n for base in bases_of(self._hint) for n in subclasses_of(base)}
+        )
         near = f" {nearest(name, valid)}" if valid else ""
         return ParserError(
             f"no class {name!r}.{near} Any other goes by its import path, such as "
             "package.module.Class.",
             name,
         )
+
+    def _no_recipe(self, found: re.Match[str]) -> ParserError:
+        text = f"not valid YAML: {found['said']}"
+        if found["path"].endswith(".py"):
+            text = (
+                f"expected a class path such as {class_in(Path(found['path']))}, "
+                "got a file of Python."
+            )
+        return ParserError(text, found["path"])
 
     def _no_subclass(self, found: re.Match[str]) -> ParserError:
         path = found["path"] or self._class_path() or "another class"
@@ -306,8 +324,8 @@ class Complaint:
 
     def _abstract(self, found: re.Match[str]) -> ParserError:
         kind = class_at(found["path"])
-        if kind in _bases(self._hint):
-            valid = ", ".join(sorted(_subclasses(kind)))
+        if kind in bases_of(self._hint):
+            valid = ", ".join(sorted(subclasses_of(kind)))
             return ParserError(
                 "no class is named yet, whose arguments could be set: name one before "
                 f"them. Valid names: {valid}.",
@@ -322,7 +340,7 @@ class Complaint:
 
     def _wrong_type(self, found: re.Match[str]) -> ParserError | None:
         value = found["value"].strip()
-        expected = _described(self.message, self._hint)
+        expected = described(self.message, self._hint)
         if expected == "null":
             return None  # What else would do is said otherwise.
         return ParserError(f"expected {expected}, got {value!r}.", value)
@@ -347,12 +365,6 @@ class Complaint:
         return list(inspect.signature(class_at(path)).parameters) if path else []
 
 
-# What is expected, but for a path or a class that stands beside a type.
-_EXPECTED = r"Expected an? (?!path but|dot import)"
-_WORDS = {"NoneType": "null", "bool": "true or false", "dict": "a mapping"}
-_LISTS = ("tuple", "list", "set", "sequence", "iterable", "Sequence", "Iterable")
-_EXAMPLES = {"int": "1234", "float": ("0.5", "1.0", "1.5", "2.0"), "str": "abcd"}
-
 # What jsonargparse says, the most telling first.
 _PATTERNS: dict[str, Callable[[Complaint, re.Match[str]], ParserError | None]] = {
     r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.-]+)'": (
@@ -364,13 +376,16 @@ _PATTERNS: dict[str, Callable[[Complaint, re.Match[str]], ParserError | None]] =
     r"module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'|No module named": (
         Complaint._not_importable
     ),
+    r"Invalid content in sub-config file (?P<path>.+?): (?P<said>.+)": (
+        Complaint._no_recipe
+    ),
     r"Expected a dot import path string: (?P<name>.+)": Complaint._bare_name,
     r"Import path (?:(?P<path>[\w.]+) )?does not correspond to a subclass of "
     r"(?P<base>\w+)": Complaint._no_subclass,
     r"Expected an instantiatable class, but (?P<path>[\w.]+) is abstract": (
         Complaint._abstract
     ),
-    rf"{_EXPECTED}(?s:.+?)G(?:ot|iven) value: (?P<value>.+)": Complaint._wrong_type,
+    rf"{EXPECTED}(?s:.+?)G(?:ot|iven) value: (?P<value>.+)": Complaint._wrong_type,
     r"Not of type \w+: (?P<value>.+?) does not conform to restriction v(?P<rule>.+)": (
         Complaint._out_of_range
     ),
@@ -382,62 +397,3 @@ def _takes_any(owner: Any) -> bool:
     """Whether a class takes keywords of any name."""
     parameters = inspect.signature(owner).parameters.values()
     return any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
-
-
-def _described(message: str, hint: Any) -> str:
-    """Return the types that a message expects as a user would write their values."""
-    types, choices = [], dict[str, str]()
-    for found in re.findall(rf"{_EXPECTED}(.+?)(?:\. Got value|$)", message, re.M):
-        text = re.sub(r"<class '([\w.]+)'>", r"\1", found)
-        text = re.sub(r"\b(?:\w+\.)+(\w)", r"\1", text)
-        if literal := re.fullmatch(r"Literal\[(.*)\]", text):
-            for choice in literal[1].split(", "):
-                choices.setdefault(choice.strip("'"), choice)
-        elif text.partition(" ")[0] in _LISTS:
-            types.append(_list_described(hint))
-        else:
-            types.append(_WORDS.get(text, text))
-    if choices:
-        types.insert(0, f"one of {', '.join(choices.values())}")
-    return " or ".join(dict.fromkeys(types))
-
-
-def _list_described(hint: Any) -> str:
-    """Return how a list is written, from the type of an argument."""
-    origin = getattr(typing.get_origin(hint), "__name__", "").lower()
-    inside = [kind for kind in typing.get_args(hint) if kind is not ...]
-    if origin not in _LISTS:
-        return next((t for t in map(_list_described, inside) if "[" in t), "a list")
-    # Of several types the first, such as that of a number beside that of a tensor.
-    kinds = typing.get_args(inside[0]) or inside[:1] if inside else ()
-    name = getattr(kinds[0], "__name__", "") if kinds else ""
-    if not (example := _EXAMPLES.get(name)):
-        return "a list"
-    count = len(inside) if origin == "tuple" and ... not in typing.get_args(hint) else 0
-    of = f"{count} {name}" if count else name
-    return f"a list of {of}, such as [{', '.join(example[: count or 2])}]"
-
-
-def _bases(hint: Any) -> list[type]:
-    """Return the classes in a type; of a callable, those that it returns."""
-    if inspect.isclass(hint) and not typing.get_args(hint):
-        return [] if hint.__module__ == "builtins" else [hint]
-    inside = typing.get_args(hint)
-    if typing.get_origin(hint) is typing.get_origin(Callable[..., Any]):
-        inside = inside[-1:]
-    return [base for option in inside for base in _bases(option)]
-
-
-def _subclasses(base: type) -> list[str]:
-    """Return the names of all that have been imported and can be built."""
-    hidden = _stands_for_others(base) or base.__name__.startswith("_")
-    own = [] if hidden else [base.__name__]
-    children: list[type] = type.__subclasses__(base)
-    return own + [name for child in children for name in _subclasses(child)]
-
-
-def _stands_for_others(kind: Any) -> bool:
-    """Whether a class is only there to be derived from."""
-    # That of Dask is not declared abstract.
-    name = f"{kind.__module__}.{kind.__name__}"
-    return inspect.isabstract(kind) or name == "distributed.deploy.cluster.Cluster"

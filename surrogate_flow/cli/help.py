@@ -13,13 +13,16 @@ from typing import Any
 
 import yaml
 
+from surrogate_flow.cli.hints import known_classes
 from surrogate_flow.cli.recipes import (
     COMMANDS,
+    FOLDERS,
     command_named,
     given_recipe,
     is_data_set,
     pairs,
     read_recipe,
+    shipped,
 )
 
 __all__ = ["COMMANDS", "PAGES", "options_shown", "show"]
@@ -75,9 +78,16 @@ _MORE = """\
 more options, by group:
   --data.help      of the workflow      --data.solver.help     of its solver
   --model.help     of the model         --model.network.help   of its network
-  --trainer.help   of the trainer       --data.reservoir.help  of its reservoir
+  --trainer.help   of the trainer
   --data.cluster slurm --data.cluster.help   of the cluster that is named
 """
+
+# Of an option that takes a class, a recipe that names one.
+_RECIPES = {
+    "--model.network": "--model fno",
+    "--data.solver": "--data heat2d",
+    "--data.cluster": "--data.cluster slurm",
+}
 
 #: Of each command, its help.
 PAGES = {
@@ -115,7 +125,8 @@ how long, on what, and where results go:
   --seed_everything N             of weights and batches; 0 by default
 
 {_SETTINGS}
-{_MORE}""",
+{_MORE}  --data.reservoir FIFO --data.reservoir.help  of the reservoir that is named
+""",
     "predict": f"""\
 usage: surrogate-flow predict --ckpt_path FILE --parameters YAML [--OPTION VALUE ...]
 
@@ -204,6 +215,11 @@ for _command, _on in (
     ("validate", "on the held-out simulations of the workflow or data set"),
     ("test", "on new simulations, or on the held-out ones of a data set"),
 ):
+    _simulated = "".join(
+        line.replace("validate on", f"{_command} on")
+        for line in _STUDY.splitlines(keepends=True)
+        if "--data.simulations" not in line
+    )
     PAGES[_command] = f"""\
 usage: surrogate-flow {_command} --data RECIPE --model RECIPE --ckpt_path FILE [...]
 
@@ -214,7 +230,7 @@ usage: surrogate-flow {_command} --data RECIPE --model RECIPE --ckpt_path FILE [
 Errors of a checkpoint {_on}.
 --ckpt_path last or best is that of the newest run of the workflow in runs/.
 
-{_STUDY}
+{_simulated}
 {_SETTINGS}
 {_MORE}"""
 
@@ -288,13 +304,32 @@ def _show_options(option: str, given: str | None, words: Sequence[str]) -> None:
 
     owners: dict[str, Any] = {"data": OnlineData, "model": Surrogate}
     owner: Any = StoredData if stored else owners.get(head, L.Trainer)
-    parser = Parser(prog="surrogate-flow fit", allow_abbrev=False)
+    described = {"data": "a data set" if stored else "a workflow", "model": "a model"}
+    parser = Parser(
+        prog="surrogate-flow fit",
+        allow_abbrev=False,
+        description=f"All options of {described.get(head, 'the trainer')}, with their "
+        "defaults. Recipes set them, and the command line sets them over.",
+    )
     # The spec comes from the data, whatever a command line says.
     parser.add_class_arguments(owner, head, skip={"spec"}, fail_untyped=False)
-    if not names:
+    inside = [a.dest for a in parser._actions if not a.dest.endswith(".help")]
+    group = f"{option.removeprefix('--')}."
+    if not names or any(dest.startswith(group) for dest in inside):
         parser.print_help()
         return
     kind = given or _class_of(head, names, options)
+    actions = {f"--{action.dest}": action for action in parser._actions}
+    takes = getattr(actions.get(option), "extra_help", str)().partition(": ")[2]
+    if takes and not kind:
+        print("No class is named yet, whose options could be shown. Name one:\n")
+        if example := _RECIPES.get(option):
+            folder = FOLDERS[example.partition(" ")[0]]
+            print(f"  surrogate-flow fit {example} {option}.help")
+            print(f"      or one of: {', '.join(shipped(folder))}")
+        print(f"  surrogate-flow fit {option}.help CLASS")
+        print(f"      one of: {known_classes(option, takes.split(', '))}")
+        return
     parser.parse_args([f"{option}.help={kind}" if kind else f"{option}.help"])
 
 

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import re
 import sys
 import threading
-from argparse import ArgumentError
+from argparse import Action, ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as L
-from jsonargparse import get_loader, set_loader
+from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 from yaml import YAMLError
 
-from surrogate_flow import solvers
+from surrogate_flow import nn, solvers
 from surrogate_flow.cli import explain, runs
 from surrogate_flow.cli.checkpoints import (
     AtomicCheckpoints,
     FinalValidation,
     SafeCheckpoint,
 )
+from surrogate_flow.cli.hints import known_classes
 from surrogate_flow.cli.loggers import MetricsEvents, MetricsTable
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.cli.signals import stop_requested
@@ -46,13 +48,25 @@ _EPOCHS = 1  # by default
 
 logger = logging.getLogger(__name__)
 
-for _name in solvers.__all__:
+for _package in (nn, solvers):
     # jsonargparse accepts the bare names of classes that are imported.
-    getattr(solvers, _name)
+    for _name in _package.__all__:
+        getattr(_package, _name)
 
 # Files of version 0.1 name classes by paths that have changed.
 _load_yaml = get_loader("yaml")
 set_loader("yaml", lambda text: with_present_names(_load_yaml(text)), (YAMLError,))
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    def _get_help_string(self, action: Action) -> str:
+        """Name the classes that matter, of hundreds."""
+        text = super()._get_help_string(action)
+        return re.sub(
+            r"(?<=known subclasses: )[\w., ]+",
+            lambda found: known_classes(action.dest, found[0].split(", ")),
+            text,
+        )
 
 
 class Parser(LightningArgumentParser):
@@ -65,6 +79,9 @@ class Parser(LightningArgumentParser):
     """
 
     owner: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _HelpFormatter, **kwargs})
 
     def add_class_arguments(
         self, theclass: Any, nested_key: str | None = None, *args: Any, **kwargs: Any

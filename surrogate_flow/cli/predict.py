@@ -38,6 +38,7 @@ def run(options: Any) -> None:
         raise UserError(
             f"--output {output}: there is no folder {output.parent}. Make it first."
         )
+    replaced = output.exists()
     surrogate = Surrogate.load(options.ckpt_path)
     history = None if options.history is None else read_history(options.history)
     dataset = surrogate.predict(options.parameters, options.times, history)
@@ -49,6 +50,8 @@ def run(options: Any) -> None:
             f"--output {output}: cannot be written ({error}). Expected a folder where "
             "you may write, on a disk with room; name another file."
         ) from error
+    if replaced:
+        print_lines(Console(), f"{output}: the file that was there is replaced.")
     for name, field in dataset.data_vars.items():
         print_lines(
             Console(),

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from surrogate_flow.fields.names import RecipeError, nearest
+from surrogate_flow.fields.names import RecipeError, class_in, nearest
 
 __all__ = [
     "COMMANDS",
@@ -32,6 +32,7 @@ __all__ = [
     "is_data_set",
     "pairs",
     "read_recipe",
+    "shipped",
 ]
 
 #: Of each command, what it does.
@@ -72,6 +73,8 @@ CONFIG = ("--config", "-c")
 _STORED = "surrogate_flow.StoredData"
 #: Options of the commands that do not need both --data and --model.
 _NEEDED = {"plan": ("--data",), "generate": ("--data",)}
+#: Options that may stand for a recipe: all else has a default.
+_ENOUGH = {"--data": "--data.solver", "--model": "--model.network"}
 _OF_RUNS = rf"--({'|'.join(SECTIONS)})\."  # options of compare for its runs
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
@@ -167,10 +170,12 @@ class CommandLine:
         if settings or (self.command == "predict" and self.needs_no_workflow):
             return
         for option in _NEEDED.get(self.command, ("--data", "--model")):
-            if option not in options:
+            enough = "" if self.command == "compare" else _ENOUGH[option]
+            if not options & {option, enough, f"{enough}.class_path"}:
+                other = f", or a class, such as {enough} package.module.Class"
                 raise RecipeError(
                     f"{self.command} needs {option}, got none. Name a recipe, such as "
-                    "--data heat2d --model fully_connected."
+                    f"--data heat2d --model fully_connected{enough and other}."
                 )
         if self.command in ("validate", "test") and "--ckpt_path" not in options:
             raise RecipeError(
@@ -212,6 +217,12 @@ def given_recipe(option: str, value: str) -> Path | None:
     """
     if option not in FOLDERS or value == "null" or value.lstrip().startswith("{"):
         return None
+    if value.endswith(".py") and Path(value).is_file():
+        takes = _ENOUGH.get(option, option)
+        raise RecipeError(
+            f"{option}: expected a recipe or a class path, got the file {value}. "
+            f"Name its class: {takes} {class_in(Path(value))}."
+        )
     is_file = Path(value).exists() or Path(value).suffix in (".yaml", ".yml")
     if _CLASS_PATH.fullmatch(value) and not is_file:
         return None
@@ -222,7 +233,7 @@ def _names_missing_file(value: str) -> bool:
     return ("/" in value or value.endswith(".ckpt")) and not Path(value).is_file()
 
 
-def _shipped(kind: str) -> dict[str, Path]:
+def shipped(kind: str) -> dict[str, Path]:
     """Return the recipes beside the package (a checkout) or of its wheel."""
     root = Path(__file__).resolve().parents[2]
     if (root / "setup.cfg").is_file():
@@ -250,15 +261,15 @@ def find_recipe(kind: str, name: str) -> Path:
     RecipeError
         If there is no such file and no such name.
     """
-    path, shipped = Path(name), _shipped(kind)
+    path, recipes = Path(name), shipped(kind)
     # First: a program, say, may bear the name of what it solves.
-    if name in shipped:
-        return shipped[name]
+    if name in recipes:
+        return recipes[name]
     if path.is_file():
         return path
     raise RecipeError(
         f"No recipe {name!r}: there is no such file in {Path.cwd()}, and none of that "
-        f"name is shipped in {kind}. {nearest(path.stem, shipped)} Give a path to your "
+        f"name is shipped in {kind}. {nearest(path.stem, recipes)} Give a path to your "
         "own YAML file, or one of these names."
     )
 
@@ -273,7 +284,7 @@ def is_data_set(name: str) -> bool:
     if path.suffix == ".zarr":
         return True
     sure = "/" in name or (path / "zarr.json").is_file()
-    return path.is_dir() and (sure or name not in _shipped("workflows"))
+    return path.is_dir() and (sure or name not in shipped("workflows"))
 
 
 def read_recipe(path: Path, *, of_class: bool = False) -> dict[str, Any]:

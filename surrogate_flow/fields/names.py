@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import inspect
@@ -16,6 +17,7 @@ from surrogate_flow.fields.errors import UserError
 __all__ = [
     "RecipeError",
     "class_at",
+    "class_in",
     "first_difference",
     "nearest",
     "public_path",
@@ -103,8 +105,11 @@ class RecipeError(UserError, ValueError):
 
 def class_at(class_path: str) -> Any:
     """Return the object of an import path; if there is none, name the nearest."""
-    if not isinstance(class_path, str) or "." not in class_path:
-        raise RecipeError("class_path", "'package.module.Class'", repr(class_path))
+    file = Path(f"{str(class_path).removesuffix('.py')}.py")
+    is_path = isinstance(class_path, str) and "." in class_path
+    if not is_path or (class_path.endswith(".py") and file.is_file()):
+        known = class_in(file) if file.is_file() else "package.module.Class"
+        raise RecipeError("class_path", f"one such as {known!r}", repr(class_path))
     module_name, _, name = with_present_names(class_path).rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -113,7 +118,9 @@ def class_at(class_path: str) -> Any:
         remedy = "Expected a module installed in this environment or on PYTHONPATH."
         # While a recipe is read this is its own folder.
         folder = Path.cwd()
-        if (folder / f"{first}.py").is_file() or (folder / first).is_dir():
+        there = (folder / f"{first}.py").is_file() or (folder / first).is_dir()
+        # Otherwise it was found, and is what cannot import something.
+        if there and isinstance(error, ModuleNotFoundError) and error.name == first:
             remedy = f"It is in {folder}: type PYTHONPATH={folder} before the command."
         raise RecipeError(
             f"class_path {class_path!r}: cannot import {module_name!r} ({error}). "
@@ -123,12 +130,24 @@ def class_at(class_path: str) -> Any:
         return getattr(module, name)
     except AttributeError:
         names = getattr(module, "__all__", None) or [
-            n for n, v in vars(module).items() if inspect.isclass(v)
+            name
+            for name, value in vars(module).items()
+            if inspect.isclass(value) and value.__module__.startswith(module_name)
         ]
         raise RecipeError(
             f"class_path {class_path!r}: {module_name!r} has no {name!r}. "
             f"{nearest(name, names)}"
         ) from None
+
+
+def class_in(file: Path) -> str:
+    """Return the import path of a class in a file, which is not run."""
+    try:
+        body = ast.parse(file.read_text()).body
+    except (SyntaxError, ValueError, OSError):
+        body = []
+    names = [node.name for node in body if isinstance(node, ast.ClassDef)]
+    return f"{file.stem}.{(names or ['MyClass'])[-1]}"
 
 
 def subclass_at(class_path: str, base: type) -> Any:

@@ -79,7 +79,7 @@ def test_says_what_a_user_wants_to_know(run):
     assert re.search(r"Validation error: [\d.]+% relative", output)
     assert str(path.relative_to(path.parents[2])) in output
     assert "surrogate-flow predict --ckpt_path" in output
-    assert output.count("Seed set to") == 1, output
+    assert output.count("`Trainer.fit` stopped") == 1, output
 
 
 def test_leaves_the_run_folder(run):
@@ -145,13 +145,15 @@ def test_predict_agrees_with_the_solver(run, tmp_path):
     """`surrogate-flow predict` writes a netCDF file close to what the solver yields."""
     _, path = run
     output = tmp_path / "field.nc"
-    programs.run(
+    output.write_text("of before")
+    done = programs.run(
         "predict",
         f"--ckpt_path={path / 'checkpoints' / 'last.ckpt'}",
         f"--parameters={WALLS}",
         f"--output={output}",
         cwd=tmp_path,
     )
+    assert f"{output}: the file that was there is replaced." in done.stdout
     field = xr.load_dataset(output).temperature
     solver = Heat2D(cells=CELLS, steps=STEPS, time_step=0.005)
     truth = xr.concat(solver.solve(WALLS), "time").temperature

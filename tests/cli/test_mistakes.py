@@ -54,6 +54,24 @@ MISTAKES = {
     ),
     "no checkpoint": (["validate", *FIT[1:]], "validate needs --ckpt_path"),
     "no data": (["fit", *MODEL], "fit needs --data", "--data heat2d"),
+    "no data, but an argument of it": (
+        ["fit", "--data.solver.steps=3", *MODEL],
+        "fit needs --data, got none",
+        "or a class, such as --data.solver package.module.Class",
+    ),
+    "a file of Python for a recipe": (
+        ["fit", "--data", "own_solvers.py", *MODEL],
+        "--data: expected a recipe or a class path, got the file own_solvers.py",
+        "--data.solver own_solvers.Own",
+    ),
+    "a file of Python for a solver": (
+        [*FIT, "--data.solver=own_solvers.py"],
+        "--data.solver: expected a class path such as own_solvers.Own, got a file",
+    ),
+    "check: a file of Python": (
+        ["check", "./own_solvers.py"],
+        "class_path: expected one such as 'own_solvers.Own', got './own_solvers.py'",
+    ),
     "no model": (["fit", *DATA], "fit needs --model"),
     "generate: no data": (["generate", "--output=x.zarr"], "generate needs --data"),
     "generate: a data set": (["generate", "--data=x.zarr"], "expected a workflow"),
@@ -549,6 +567,17 @@ def test_a_mistake_is_one_line(words, capsys, folder):
     for part in expected:
         assert part in error
     assert not list(folder.rglob("runs/**/*.*"))
+
+
+def test_an_import_that_fails_is_not_for_want_of_a_path(capsys, monkeypatch):
+    """The folder is named where it is missing, and only there."""
+    Path("broken_solvers.py").write_text("import nonsense_of_mine\nclass A: ...\n")
+    error = error_of(["check", "broken_solvers.A"], capsys)
+    assert "No module named 'nonsense_of_mine'" in error
+    assert "PYTHONPATH=" not in error
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(Path.cwd())])
+    error = error_of(["check", "broken_solvers.A"], capsys)
+    assert f"type PYTHONPATH={Path.cwd()} before the command" in error
 
 
 def test_a_gpu_that_is_not_there_is_a_mistake(capsys, monkeypatch):

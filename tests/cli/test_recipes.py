@@ -13,13 +13,13 @@ import yaml
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.lightning import SurrogateCLI
-from surrogate_flow.cli.recipes import find_recipe
+from surrogate_flow.cli.recipes import CommandLine, find_recipe
 from surrogate_flow.fields.names import RecipeError, class_at
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.reservoir import Draw
 from surrogate_flow.sampling import Design, Uniform
-from surrogate_flow.solvers import Solver
+from surrogate_flow.solvers import Lorenz, Solver
 from surrogate_flow.stream import Encoder
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.checkpoint import plain_recipe
@@ -211,6 +211,16 @@ def test_a_recipe_without_an_optimizer_can_be_saved(tmp_path):
     cli = compose(ROOT / "workflows" / "lorenz.yaml", "--model", str(model))
     assert cli.config.model.optimizer.class_path == "torch.optim.Adam"
     assert cli.model.configure_optimizers().defaults["lr"] == 1e-3
+
+
+def test_a_class_will_do_for_a_recipe():
+    """A solver and a network: all else has a default."""
+    line = CommandLine.of(
+        ["fit", "--data.solver=Lorenz", "--model.network=FullyConnected"]
+    )
+    cli = SurrogateCLI(line.words[1:], run=False)
+    assert isinstance(cli.datamodule.solver, Lorenz)
+    assert isinstance(cli.model.network, FullyConnected)
 
 
 def test_recipes_are_short():

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from surrogate_flow.cli.compare.process import run_command
@@ -37,8 +36,6 @@ logger = logging.getLogger(__name__)
 _CURVE = 20  # validations of a run
 _NOTE = "comparison.json"  # what the runs of a folder share
 _DONE = "done.json"  # the folder and the seconds of a run that has ended by itself
-#: What building a run raises, of this package and of Lightning's trainer.
-_REFUSED = (UserError, MisconfigurationException)
 
 
 class ComparisonError(UserError, RuntimeError):
@@ -231,7 +228,7 @@ class Comparison:
                 data, model = build(["fit", f"--data={study}", *words])
                 if not offline and isinstance(data, OnlineData):
                     _check_reservoir(data, model.window)
-            except _REFUSED as error:
+            except UserError as error:
                 text, given = str(user_error(error) or error), self.overrides.fit
                 if not any(word.partition("=")[0] in text for word in given):
                     text += f" Options given: {' '.join(given) or 'none'}."
