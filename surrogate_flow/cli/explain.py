@@ -116,6 +116,10 @@ def placed(error: ParserError, line: CommandLine) -> str:
         if whole and (keys := next(_places(read_recipe(path), error.word), None)):
             place = ".".join(key for key in keys if key not in WRAPPING)
             return f"{path}: {place}: {text}" if place else f"{path}: {text}"
+    # A value that the parser shows otherwise than it was typed, such as 1e3.
+    for option, _, _ in pairs(line.words[1:]):
+        if option not in line.files and option == f"--{error.place}":
+            return f"{option}: {text}"
     file = line.files.get(f"--{error.place.partition('.')[0]}")
     return f"{file}: {text}" if file else text
 
@@ -136,7 +140,7 @@ def refused_by_trainer(error: Exception, words: Sequence[str]) -> UserError:
         if option.startswith("--trainer.")
     ]
     named = [name for name in typed if _holds(said, name)]
-    named = named or [name for name in typed if name in _HARDWARE]
+    named = named or [name for name in typed if name in _HARDWARE] or typed
     options = " and ".join(f"--trainer.{name}" for name in named)
     return UserError(
         f"{options or 'trainer'}: {said.rstrip('.!')}.",
@@ -385,7 +389,7 @@ _PATTERNS: dict[str, Callable[[Complaint, re.Match[str]], ParserError | None]] =
     r"Expected an instantiatable class, but (?P<path>[\w.]+) is abstract": (
         Complaint._abstract
     ),
-    rf"{EXPECTED}(?s:.+?)G(?:ot|iven) value: (?P<value>.+)": Complaint._wrong_type,
+    rf"{EXPECTED}(?s:.+?)G(?:ot|iven) value: (?P<value>.*)": Complaint._wrong_type,
     r"Not of type \w+: (?P<value>.+?) does not conform to restriction v(?P<rule>.+)": (
         Complaint._out_of_range
     ),

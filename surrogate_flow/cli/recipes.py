@@ -144,6 +144,8 @@ class CommandLine:
 
     def _add(self, option: str, value: str | None, joined: bool) -> None:
         if value is None:
+            if option.partition(".")[0].removeprefix("--") in SECTIONS:
+                raise RecipeError(f"{option} needs a value, got none.")
             self.words.append(option)
             return
         if option == "--data" and is_data_set(value):
@@ -156,7 +158,12 @@ class CommandLine:
             return
         path = Path(value) if option in CONFIG else given_recipe(option, value)
         if path is not None:
-            read_recipe(path, of_class=option == "--data.cluster")
+            recipe = read_recipe(path, of_class=option == "--data.cluster")
+            if option not in CONFIG and {"data", "model"} <= {*recipe}:
+                raise RecipeError(
+                    f"{option}: expected a recipe, got the settings of a whole run. "
+                    f"Type surrogate-flow {self.command} --config {path}."
+                )
             self.files[option], value = path, str(path)
         elif option == "--ckpt_path" and _names_missing_file(value):
             raise RecipeError(

@@ -72,6 +72,10 @@ MISTAKES = {
         ["check", "./own_solvers.py"],
         "class_path: expected one such as 'own_solvers.Own', got './own_solvers.py'",
     ),
+    "no value": (
+        ["fit", *MODEL, *DATA, "--data.simulations"],
+        "--data.simulations needs a value, got none",
+    ),
     "no model": (["fit", *DATA], "fit needs --model"),
     "generate: no data": (["generate", "--output=x.zarr"], "generate needs --data"),
     "generate: a data set": (["generate", "--data=x.zarr"], "expected a workflow"),
@@ -327,6 +331,20 @@ MISTAKES = {
         "--model.optimizer.betas: expected a list of 2 float, such as [0.5, 1.0]",
     ),
     "no list that closes": ([*FIT, "--data.solver.cells=[4"], "a list of 2 int"),
+    "no whole number": (
+        [*FIT, "--data.held_out", "1e1"],
+        "--data.held_out: expected int, got '10.0'",
+    ),
+    "no whole number of the trainer": (
+        [*FIT, "--trainer.max_steps=1e3"],
+        "--trainer.max_steps: expected int, got '1000.0'",
+    ),
+    "an empty value": ([*FIT, "--data.simulations="], "--data.simulations: expected"),
+    "two classes of a name": (
+        [*FIT, "--model.scheduler=ReduceLROnPlateau"],
+        "--model.scheduler: ",
+        "torch.optim.lr_scheduler.ReduceLROnPlateau",
+    ),
     "none of some words and numbers": (
         [*FIT, "--trainer.precision=12"],
         "--trainer.precision: expected one of 64, 32, 16, 'transformer-engine'",
@@ -615,6 +633,27 @@ def test_a_mistake_in_the_recipe_of_a_cluster_names_the_file(row, capsys):
         assert error.startswith("wrong.yaml: ")
         for part in expected:
             assert part in error
+
+
+def test_settings_of_a_run_are_no_recipe(capsys):
+    """How to give them is said."""
+    Path("config.yaml").write_text("data: {}\nmodel: {}\n")
+    error = error_of(["fit", "--data=config.yaml", *MODEL], capsys)
+    assert "Type surrogate-flow fit --config config.yaml" in error
+
+
+def test_hardware_that_is_not_there_names_its_options():
+    """Lightning names none of them."""
+    error = explain.refused_by_trainer(
+        ValueError("You requested gpu: [0, 1]\n But your machine only has: [0]"),
+        [
+            "--trainer.devices=2",
+            "--trainer.accelerator",
+            "gpu",
+            "--trainer.max_steps=3",
+        ],
+    )
+    assert str(error).startswith("--trainer.devices and --trainer.accelerator: You ")
 
 
 @pytest.mark.parametrize("text", ["a: [b", "- a", "trainr: {max_steps: 3}"])
