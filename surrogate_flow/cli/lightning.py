@@ -188,6 +188,10 @@ class SurrogateCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add loggers, checkpoints, progress and report, unless they are set."""
         config = self._get(self.config_init, "trainer")
+        for name in ("accumulate_grad_batches", "val_check_interval"):
+            # Lightning would divide by it, once the simulations run.
+            if isinstance(config[name], (int, float)) and config[name] <= 0:
+                raise UserError(f"--trainer.{name}", "more than 0", config[name])
         self._root = Path(config.get("default_root_dir") or "runs")
         self._folder = self._root / self.datamodule.workflow
         if self.subcommand:

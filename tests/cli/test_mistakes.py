@@ -365,6 +365,14 @@ MISTAKES = {
         [*FIT, "--trainer.accelerator=cpu", "--trainer.devices=many"],
         "--trainer.devices: ",
     ),
+    "no batches to accumulate": (
+        [*FIT, "--trainer.accumulate_grad_batches=0"],
+        "--trainer.accumulate_grad_batches: expected more than 0, got 0",
+    ),
+    "no batches between validations": (
+        [*FIT, "--trainer.val_check_interval=0"],
+        "--trainer.val_check_interval: expected more than 0, got 0",
+    ),
     "no steps to train": ([*FIT, "--trainer.max_steps=-5"], "--trainer.max_steps: "),
     "none of some words": (
         [*FIT, "--model.normalisation=standart"],
