@@ -94,7 +94,8 @@ def open_cluster(
             logger.warning(
                 "Nothing guards the scheduler at %s: whoever reaches this address can "
                 "run code as you on every worker%s. Expected a cluster that takes "
-                "`security`, and a recipe without `security: false`.",
+                "`security`, and a recipe without `security: false`, in a queue's "
+                "options either.",
                 cluster.scheduler_address,
                 "" if is_local(cluster) else ", and can read the keys of the stream",
             )
@@ -102,8 +103,8 @@ def open_cluster(
             logger.warning(
                 "Dask's dashboard at %s listens on every interface of this machine, "
                 "and asks for no password: whoever reaches it sees what the study does."
-                " Set dashboard_address: %s (of a queue's cluster, within "
-                "scheduler_options).",
+                " Set dashboard_address: %s (of a queue, in scheduler_options of its "
+                "options).",
                 cluster.dashboard_link,
                 DASHBOARD,
             )

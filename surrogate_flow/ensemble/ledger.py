@@ -39,8 +39,8 @@ class Ledger:
     """number -> planned, running, complete or failed, with parameters while it runs.
 
     The ensemble begins simulations; the inlet records that one is complete, when its
-    last step is in the sink, or that it has failed. Nobody else keeps these facts. Of
-    those that have ended a bit each is kept: a million take 0.2 MB.
+    last step is in the sink, or that it has failed. All others ask here. Of those that
+    have ended a bit each is kept: a million take 0.2 MB.
 
     Examples
     --------

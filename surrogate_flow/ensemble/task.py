@@ -35,7 +35,9 @@ __all__ = ["SetupError", "Summary", "Task", "on_workers", "receipts", "run"]
 
 logger = logging.getLogger(__name__)
 
-_ANSWER = 60.0  # seconds that workers have to accept or to remove the plugin of a study
+# Seconds that workers have to accept and to remove the plugin of a study: one that is
+# frozen never answers, and jobs have to be cancelled in time behind it.
+_ACCEPT, _REMOVE = 5.0, 10.0
 _PLUGIN = 10.0  # seconds in which a worker that has just joined gets it
 
 
@@ -101,7 +103,7 @@ class Task:
         """
         plugins = get_worker().plugins
         deadline = time.monotonic() + _PLUGIN
-        while self.study not in plugins:
+        while not getattr(plugins.get(self.study), "ready", False):
             if time.monotonic() > deadline:
                 raise SetupError(
                     f"Worker {get_worker().address} does not know the study "
@@ -144,18 +146,26 @@ def on_workers(
     try:
         try:
             add = ask._register_worker_plugin
-            client.sync(add, plugin, study, False, callback_timeout=_ANSWER)
+            client.sync(add, plugin, study, False, callback_timeout=_ACCEPT)
         except (OSError, TimeoutError) as error:
-            # The scheduler has it, and hands it to workers that join again.
-            logger.warning("Some worker did not answer: %r", error)
+            # The scheduler has it, and a task waits for it on its worker.
+            logger.warning(
+                "Some worker has not accepted the solver within %g s: %r",
+                _ACCEPT,
+                error,
+            )
         yield Task(study)
     finally:
         if client.status == "running":
             try:
                 remove = ask._unregister_worker_plugin
-                client.sync(remove, study, callback_timeout=_ANSWER)
+                client.sync(remove, study, callback_timeout=_REMOVE)
             except (OSError, TimeoutError) as error:
-                logger.warning("The workers keep the study's solver: %r", error)
+                logger.warning(
+                    "Some worker has not closed its solver within %g s: %r",
+                    _REMOVE,
+                    error,
+                )
             except ValueError as error:
                 logger.debug("The scheduler was restarted since: %r", error)
 
@@ -165,6 +175,8 @@ class _SolverPlugin(WorkerPlugin):
 
     The first task unpickles the solver, and fails if its imports or `setup` do.
     """
+
+    ready = False  # Dask shows it to tasks before it has called `setup`.
 
     def __init__(
         self,
@@ -184,6 +196,7 @@ class _SolverPlugin(WorkerPlugin):
         self._lock = threading.Lock()
         self._idle: list[Solver] = []
         self._ended = False
+        self.ready = True
 
     async def teardown(self, worker: Any) -> None:
         """Close what is idle; the others are closed when their simulations end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -95,6 +96,7 @@ class Design:
         self._pending, self._pending_first = np.empty((0, len(bounds))), held_out
         # Of a sampler that adapts: a point is never drawn again.
         self._drawn: dict[int, list[float]] = {}
+        self._untold: deque[Observations] = deque()
 
     @property
     def first(self) -> dict[str, float]:
@@ -127,15 +129,22 @@ class Design:
             self._ended.append(ended)
 
     def tell(self, seen: Observations) -> None:
-        """Pass losses to the sampler, which may change the points not yet drawn."""
+        """Pass losses to the sampler, which may change the points not yet drawn.
+
+        The training does not wait for a sampler that is being asked: it is told after.
+        """
         if self._sampler.adapts:
-            with self._lock:
-                self._sampler.tell(seen)
-                self._pending = self._pending[:0]
+            self._untold.append(seen)
+            if self._lock.acquire(blocking=False):
+                try:
+                    self._tell()
+                finally:
+                    self._lock.release()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the points of a sampler that adapts, as plain values."""
         with self._lock:
+            self._tell()
             return {
                 "sampler": self._sampler.state_dict(),
                 "numbers": list(self._drawn),
@@ -149,6 +158,11 @@ class Design:
             self._drawn = dict(zip(state["numbers"], state["points"], strict=True))
             self._pending = self._pending[:0]
 
+    def _tell(self) -> None:
+        while self._untold:
+            self._sampler.tell(self._untold.popleft())
+            self._pending = self._pending[:0]
+
     def _point(self, number: int) -> Float[np.ndarray, " parameter"]:
         if number < self.held_out:
             point: Float[np.ndarray, " parameter"] = self._fixed.ask(
@@ -157,6 +171,7 @@ class Design:
             return point
         if number in self._drawn:
             return np.array(self._drawn[number])
+        self._tell()
         if not 0 <= number - self._pending_first < len(self._pending):
             # One that adapts will be told more before the next point is needed.
             ahead = 1 if self._sampler.adapts else _AHEAD

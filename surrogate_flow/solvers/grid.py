@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import math
+import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -26,8 +27,9 @@ def _reduced(made: cached_property[Any]) -> tuple[Any, ...]:
 
 
 # A solver of a script goes to the workers with its class, whose cached properties have
-# a lock in Python 3.11.
-copyreg.pickle(cached_property, _reduced)
+# a lock in Python 3.11, and could not be pickled by anybody.
+if sys.version_info < (3, 12):
+    copyreg.pickle(cached_property, _reduced)
 
 
 class GridSolver(Solver):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import threading
 import time
 from functools import partial
@@ -323,3 +324,25 @@ def test_what_is_no_dataset_is_named_with_the_line_that_yields_it(given, inlet):
     line = r"\nAt .*test_workers_solvers.py:\d+, in start: yield given"
     with pytest.raises(SpecMismatch, match=rf"expected an xarray.Dataset.*{line}"):
         run(Wrong(), inlet.endpoint, simulation(0), 1)
+
+
+def test_a_frozen_worker_holds_up_neither_begin_nor_end(inlet, tmp_path, caplog):
+    """It answers nobody; the others work, and the study says so within seconds."""
+    with (
+        LOCAL(n_workers=2, threads_per_worker=1) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(2, timeout=60)
+        (_, pid), (alive, _) = client.run(os.getpid).items()
+        os.kill(pid, signal.SIGSTOP)
+        begin = time.monotonic()
+        try:
+            with on_workers(client, Journal(tmp_path / "j"), inlet.endpoint) as task:
+                future = client.submit(task, simulation(0), 0, workers=[alive])
+                assert future.result(timeout=60).steps == STEPS
+            # Each wait was a minute, and took it whole.
+            assert time.monotonic() - begin < 60
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert "has not accepted the solver within 5 s" in caplog.text
+    assert "has not closed its solver within 10 s" in caplog.text

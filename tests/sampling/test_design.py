@@ -196,3 +196,32 @@ def test_a_design_of_a_billion_held_out_simulations_takes_no_memory():
         tracemalloc.stop()
     assert len(set(first)) == 3
     assert peak < 1 << 20
+
+
+def test_who_reports_losses_does_not_wait_for_a_sampler_that_is_asked():
+    """The training goes on; the sampler is told before it is asked again."""
+    asked, go, told = threading.Event(), threading.Event(), []
+
+    class Slow(Sampler):
+        def ask(self, first, count, bounds):
+            if first:
+                asked.set()
+                assert go.wait(30)
+            return Uniform(self.seed).ask(first, count, bounds)
+
+        def tell(self, seen):
+            told.append(seen)
+
+    design = Design([Parameter("rate", 0.0, 1.0)], Slow(), held_out=0)
+    design.next()
+    thread = threading.Thread(target=design.next)
+    thread.start()
+    try:
+        assert asked.wait(30)
+        design.tell("losses")  # would wait for ever
+        assert not told
+    finally:
+        go.set()
+        thread.join()
+    design.next()
+    assert told == ["losses"]
