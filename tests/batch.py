@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from surrogate_flow.cluster.batch import PBS, Slurm, Timing
+from surrogate_flow.cluster.batch import PBS, JobTiming, Slurm
 
 SCRIPT = Path(__file__).parent / "slurm-local.sh"
 ROOT = SCRIPT.parents[1]
@@ -79,5 +79,5 @@ def cluster(kind="slurm", timing=None, **changed):
     own = inspect.signature(KINDS[kind]).parameters
     named = {name: options.pop(name) for name in own if name in options}
     system = KINDS[kind](**named, options=options)
-    system.timing = timing or Timing()
+    system.timing = timing or JobTiming()
     return system

@@ -25,7 +25,7 @@ from surrogate_flow.data.module import (
     made,
 )
 from surrogate_flow.data.online_loader import AppliedBatches, OnlineLoader
-from surrogate_flow.data.ranks import Ranks, State
+from surrogate_flow.data.ranks import Ranks, RankState
 from surrogate_flow.data.router import Router
 from surrogate_flow.data.source import Local, Source
 from surrogate_flow.data.validation import ValidationSet
@@ -195,7 +195,7 @@ class OnlineData(SurrogateData):
         with self.ranks.fail_together():
             if self.ranks.rank == 0:
                 archive, _ = self.planned(path)
-        self.ranks.gather_states(State.READY)
+        self.ranks.gather_states(RankState.READY)
         with self.ranks.fail_together():
             archive = archive or Archive(path)
         return archive
@@ -259,7 +259,7 @@ class OnlineData(SurrogateData):
             mine = self._checkpoint.save(
                 self.trainer.global_step, trained, _checkpoint_folder(self.trainer)
             )
-        self.ranks.gather_states(State.READY)
+        self.ranks.gather_states(RankState.READY)
         state: dict[str, Any] = {"ranks": self.ranks.gather(mine)}
         if self.sampler.adapts:
             # Those of the last step, too, which is not trained again.
@@ -309,24 +309,24 @@ class OnlineData(SurrogateData):
             )
         return moments.mean, moments.std
 
-    def _filled(self, seconds: float) -> State:
+    def _filled(self, seconds: float) -> RankState:
         """Wait for the first fill, for so many seconds at most."""
         store, ready = made(self.store), False
         with contextlib.suppress(TimeoutError):
             ready = store.wait_threshold(seconds) or store.draining
         if self.deterministic or not ready:
             # Nothing comes in before the first draw, so this is the same each time.
-            return State.READY if ready else State.WAITING
+            return RankState.READY if ready else RankState.WAITING
         if store.held_up:
-            return State.FULL
+            return RankState.FULL
         fill = max(store.threshold, store.capacity // 2)
         if store.stats().population >= fill or store.draining:
-            return State.READY
+            return RankState.READY
         time.sleep(_FILL_POLL)
-        return State.WAITING
+        return RankState.WAITING
 
-    def _wait(self, ready: Callable[[float], State]) -> None:
-        def checked(seconds: float) -> State:
+    def _wait(self, ready: Callable[[float], RankState]) -> None:
+        def checked(seconds: float) -> RankState:
             state = ready(seconds)
             self._check()
             return state
@@ -366,7 +366,9 @@ class OnlineData(SurrogateData):
         """Wait for the held-out set, then return its batches."""
         self._start()
         validation = made(self.validation)
-        self._wait(lambda s: State.READY if validation.wait(s) else State.WAITING)
+        self._wait(
+            lambda s: RankState.READY if validation.wait(s) else RankState.WAITING
+        )
         self.validated = validation.validated(self.ranks, self.held_out)
         return validation
 

@@ -10,7 +10,7 @@ from typing import Self, final
 
 import torch
 
-from surrogate_flow.data.ranks import Ranks, State, must_wait
+from surrogate_flow.data.ranks import Ranks, RankState, must_wait
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Draw
 from surrogate_flow.reservoir.device import copy_stream
@@ -69,7 +69,7 @@ class Prefetch:
         self._closed.set()
         self._thread.join()
 
-    def take(self, seconds: float) -> tuple[State, Batch | None]:
+    def take(self, seconds: float) -> tuple[RankState, Batch | None]:
         """Wait for the next batch, and return it with what this rank has.
 
         What the thread raised is raised again.
@@ -78,15 +78,15 @@ class Prefetch:
         try:
             item = self._ready.get(timeout=seconds)
         except queue.Empty:
-            return State.WAITING, None
+            return RankState.WAITING, None
         self._waited.stop()
         if isinstance(item, BaseException) and not self.stopped.is_set():
             raise item
         if not isinstance(item, Batch):
-            return State.ENDED, None
+            return RankState.ENDED, None
         # The training step waits for the copies on the device, not this thread.
         self._stream.synchronize(*item.tensors)
-        return State.READY, item
+        return RankState.READY, item
 
     def _fill(self) -> None:
         try:
@@ -128,22 +128,22 @@ def in_step(
 
     `full` says whether this rank, which has a batch, cannot wait for those without.
     """
-    state, batch = State.READY, None
+    state, batch = RankState.READY, None
     while True:
         # One that had nothing when others went on does not hold them up.
-        seconds = 0.0 if state is State.WAITING else POLL_SECONDS
-        states = [State.WAITING]
+        seconds = 0.0 if state is RankState.WAITING else POLL_SECONDS
+        states = [RankState.WAITING]
         while must_wait(states):
-            if batch is None and state is not State.ENDED:
+            if batch is None and state is not RankState.ENDED:
                 with ranks.fail_together():
                     state, batch = batches.take(seconds)
                 seconds = POLL_SECONDS
-            if state is State.READY and full():
-                state = State.FULL
+            if state is RankState.READY and full():
+                state = RankState.FULL
             stopped = batches.stopped.is_set()
-            states = ranks.gather_states(State.STOPPED if stopped else state)
-        having = states.count(State.READY) + states.count(State.FULL)
-        if State.STOPPED in states or not having:
+            states = ranks.gather_states(RankState.STOPPED if stopped else state)
+        having = states.count(RankState.READY) + states.count(RankState.FULL)
+        if RankState.STOPPED in states or not having:
             return
         if batch is None:
             yield padding

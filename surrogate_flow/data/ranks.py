@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from surrogate_flow.fields.errors import UserError
 
-__all__ = ["RankError", "Ranks", "State", "must_wait"]
+__all__ = ["RankError", "RankState", "Ranks", "must_wait"]
 
 _TIMEOUT = timedelta(minutes=10)  # of a collective: a rank may train or validate
 _OBSERVER_DELAY = 60.0  # seconds that the first rank has to end after another's death
@@ -30,7 +30,7 @@ class RankError(UserError, RuntimeError):
     """Another rank has failed or died, or a checkpoint is of another number of them."""
 
 
-class State(IntEnum):
+class RankState(IntEnum):
     """What a rank has for the next step."""
 
     #: No batch or simulation yet.
@@ -47,21 +47,23 @@ class State(IntEnum):
     FAILED = 5
 
 
-def must_wait(states: Sequence[State]) -> bool:
+def must_wait(states: Sequence[RankState]) -> bool:
     """Return whether all ranks wait because one has no data yet.
 
     They do not if another one is full: its blocked simulations may occupy the very
     workers that the rank without data needs.
     """
-    return State.WAITING in states and not {State.FULL, State.STOPPED} & {*states}
+    return RankState.WAITING in states and not {RankState.FULL, RankState.STOPPED} & {
+        *states
+    }
 
 
 class Ranks:
     """This process among the `world` processes of a run.
 
-    Ranks exchange one `State` before each step. Those that wait for data exchange it
-    again and again, so that none stays in a collective for longer than a training step
-    of the others.
+    Ranks exchange one `RankState` before each step. Those that wait for data exchange
+    it again and again, so that none stays in a collective for longer than a training
+    step of the others.
 
     Parameters
     ----------
@@ -115,31 +117,31 @@ class Ranks:
         """Return the sum over all ranks, or `value` once this one has left them."""
         return value if self._left else float(sum(self.gather(value)))
 
-    def gather_states(self, state: State) -> list[State]:
+    def gather_states(self, state: RankState) -> list[RankState]:
         """Return the states of all ranks; a RankError if one has failed or died."""
-        self._failed = self._failed or state is State.FAILED
+        self._failed = self._failed or state is RankState.FAILED
         if self.world == 1 or self._left:
             return [state]
         mine = torch.tensor([int(state)])
         gathered = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
         self._run(lambda: dist.all_gather(gathered, mine, group=self._group))
-        states = [State(int(s)) for s in gathered]
-        failed = [k for k, s in enumerate(states) if s is State.FAILED]
+        states = [RankState(int(s)) for s in gathered]
+        failed = [k for k, s in enumerate(states) if s is RankState.FAILED]
         self._left = self._left or bool(failed)
-        if failed and state is not State.FAILED:
+        if failed and state is not RankState.FAILED:
             raise RankError(
                 f"{self._named(failed)} failed, so this one (rank {self.rank}) ends "
                 "too: its own message says why."
             )
         return states
 
-    def wait(self, ready: Callable[[float], State], poll: float) -> None:
+    def wait(self, ready: Callable[[float], RankState], poll: float) -> None:
         """Block until every rank is ready, or one is full.
 
         `ready` waits for at most `poll` seconds, and returns what this rank has, or
         raises what makes waiting useless.
         """
-        states = [State.WAITING]
+        states = [RankState.WAITING]
         while must_wait(states):
             with self.fail_together():
                 mine = ready(poll)
@@ -159,7 +161,7 @@ class Ranks:
         except BaseException:
             # This rank raises its own error, whatever the others have.
             with contextlib.suppress(RankError):
-                self.gather_states(State.FAILED)
+                self.gather_states(RankState.FAILED)
             raise
 
     def explain(self, error: RuntimeError) -> RuntimeError:

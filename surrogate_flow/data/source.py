@@ -11,7 +11,7 @@ from typing import Protocol
 
 from surrogate_flow.cluster.batch import Load
 from surrogate_flow.cluster.open import ClusterSource
-from surrogate_flow.data.ranks import RankError, Ranks, State
+from surrogate_flow.data.ranks import RankError, Ranks, RankState
 from surrogate_flow.data.router import Router
 from surrogate_flow.ensemble.ensemble import EnsembleStats
 from surrogate_flow.ensemble.events import Listener
@@ -106,7 +106,7 @@ class Local:
                     listeners=[*listeners, router],
                 )
                 resources.callback(self.study.close)
-            ranks.gather_states(State.READY)
+            ranks.gather_states(RankState.READY)
             self._resources = resources.pop_all()
         self._router = router
         self._load, self._looked = Load(), 0.0
@@ -155,14 +155,14 @@ def _shared(
                     keys = mine.address.in_files(settings.folder)
                     mine = replace(mine, address=resources.enter_context(keys))
         resources.callback(_leave, ranks)
-        ranks.gather_states(State.READY)
+        ranks.gather_states(RankState.READY)
         shared = ranks.gather(mine and mine.address)[0]
         yield mine or OpenCluster(shared)
 
 
 def _leave(ranks: Ranks) -> None:
     try:
-        ranks.gather_states(State.ENDED)
+        ranks.gather_states(RankState.ENDED)
     except RankError as error:
         # This one has ended all the same.
         logger.warning("%s", error)

@@ -26,7 +26,7 @@ from surrogate_flow.ensemble.events import (
     Submitted,
 )
 from surrogate_flow.ensemble.faults import Faults
-from surrogate_flow.ensemble.ledger import Ledger, State
+from surrogate_flow.ensemble.ledger import Ledger, SimulationState
 from surrogate_flow.ensemble.task import Summary
 from surrogate_flow.ensemble.workers import EnsembleError, Workers
 from surrogate_flow.fields.quantities import Simulation
@@ -326,7 +326,7 @@ class Ensemble:
     def _settle(
         self, simulation: Simulation, attempt: int, error: BaseException | None
     ) -> None:
-        if self._ledger.state(simulation.number) is State.COMPLETE:
+        if self._ledger.state(simulation.number) is SimulationState.COMPLETE:
             if error is not None:
                 logger.warning("%s", error)
             self._held_out -= simulation.part != "training"

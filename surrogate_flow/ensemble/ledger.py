@@ -11,10 +11,10 @@ from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.stream import NotExpected, Sink
 
-__all__ = ["Counts", "Ledger", "Recorded", "State"]
+__all__ = ["Counts", "Ledger", "Recorded", "SimulationState"]
 
 
-class State(Enum):
+class SimulationState(Enum):
     """Where a simulation is in its life; it only ever moves to a later state."""
 
     #: Not begun: its number may still be any.
@@ -48,7 +48,7 @@ class Ledger:
     >>> ledger.begin(Simulation(0, "training", {"diffusivity": 0.1}))
     >>> ledger.complete(0)
     >>> ledger.state(0), ledger.state(1), ledger.to_plain()
-    (<State.COMPLETE: 'complete'>, <State.PLANNED: 'planned'>, \
+    (<SimulationState.COMPLETE: 'complete'>, <SimulationState.PLANNED: 'planned'>, \
 {'complete': [(0, 1)], 'failed': []})
 
     Notes
@@ -66,7 +66,7 @@ class Ledger:
         """Record that a simulation runs from now on."""
         number = simulation.number
         with self._lock:
-            self._require(number, State.PLANNED)
+            self._require(number, SimulationState.PLANNED)
             self._running[number] = simulation
 
     def complete(self, number: int) -> None:
@@ -77,14 +77,14 @@ class Ledger:
         """Record that a running simulation has failed permanently."""
         self._end(number, self._failed)
 
-    def state(self, number: int) -> State:
+    def state(self, number: int) -> SimulationState:
         """Return the state of a simulation, known or not."""
         with self._lock:
             return self._state(number)
 
     def __contains__(self, number: object) -> bool:
         """Whether a simulation has ended: it is complete, or has failed permanently."""
-        ended = (State.COMPLETE, State.FAILED)
+        ended = (SimulationState.COMPLETE, SimulationState.FAILED)
         return isinstance(number, int) and self.state(number) in ended
 
     def running(self) -> list[Simulation]:
@@ -125,24 +125,28 @@ class Ledger:
 
     def _end(self, number: int, ended: IntSet) -> None:
         with self._lock:
-            self._require(number, State.RUNNING)
+            self._require(number, SimulationState.RUNNING)
             ended.add(number)
             del self._running[number]
             self._lock.notify_all()
 
-    def _require(self, number: int, expected: State) -> None:
+    def _require(self, number: int, expected: SimulationState) -> None:
         if (state := self._state(number)) is not expected:
             raise RuntimeError(
                 f"Simulation {number}: expected it to be {expected.value}, but it is "
                 f"{state.value}."
             )
 
-    def _state(self, number: int) -> State:
+    def _state(self, number: int) -> SimulationState:
         if number in self._running:
-            return State.RUNNING
+            return SimulationState.RUNNING
         if number in self._complete:
-            return State.COMPLETE
-        return State.FAILED if number in self._failed else State.PLANNED
+            return SimulationState.COMPLETE
+        return (
+            SimulationState.FAILED
+            if number in self._failed
+            else SimulationState.PLANNED
+        )
 
 
 class Recorded:
@@ -163,7 +167,7 @@ class Recorded:
             If it has not begun, or has ended.
         """
         state = self._ledger.state(simulation)
-        if state is not State.RUNNING:
+        if state is not SimulationState.RUNNING:
             raise NotExpected(f"simulation {simulation} is {state.value}")
         return self._sink.open(simulation)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from surrogate_flow.ensemble.ensemble import Tasks
-from surrogate_flow.ensemble.ledger import Ledger, State
+from surrogate_flow.ensemble.ledger import Ledger, SimulationState
 from surrogate_flow.stream import Inlet, SimulationProgress
 
 __all__ = ["Watchdog"]
@@ -123,7 +123,7 @@ class Watchdog:
         self, simulation: int, attempt: int, since: float
     ) -> SimulationProgress:
         """Return the progress of an attempt that the inlet does not know."""
-        complete = self._ledger.state(simulation) is State.COMPLETE
+        complete = self._ledger.state(simulation) is SimulationState.COMPLETE
         steps = self._inlet.spec.steps if complete else 0
         return SimulationProgress(
             simulation, attempt, steps, since, True, False, since, 0.0

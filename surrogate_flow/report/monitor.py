@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from surrogate_flow.data.module import Status, TrainingStats, data_of
 from surrogate_flow.files import tolerate_full_disk
 
-__all__ = ["COLUMNS", "Clock", "Listener", "Monitor", "telemetry"]
+__all__ = ["COLUMNS", "Clock", "Monitor", "StatusListener", "telemetry"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ COLUMNS: Mapping[str, Column] = {
 }
 
 
-class Listener(Protocol):
+class StatusListener(Protocol):
     """Receives each `Status`, such as the progress line does."""
 
     def __call__(self, status: Status) -> None:
@@ -119,7 +119,7 @@ class Monitor(Callback):
     ----------
     folder : Path
         Of the run.
-    listeners : sequence of Listener
+    listeners : sequence of StatusListener
     kept : int
         Length of the ring.
     clock : Clock, optional
@@ -133,7 +133,7 @@ class Monitor(Callback):
     def __init__(
         self,
         folder: Path,
-        listeners: Sequence[Listener] = (),
+        listeners: Sequence[StatusListener] = (),
         *,
         kept: int = 600,
         clock: Clock | None = None,

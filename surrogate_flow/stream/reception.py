@@ -17,9 +17,9 @@ from surrogate_flow.stream.errors import NotExpected, ProtocolError
 from surrogate_flow.stream.session import Session
 from surrogate_flow.stream.sink import Sink
 from surrogate_flow.stream.stats import (
-    Counts,
     RefusalLog,
     SimulationProgress,
+    StreamCounters,
     StreamStats,
 )
 
@@ -81,7 +81,7 @@ class Reception:
         self._finished = IntSet()
         self._given_up = IntSet()
         self._stopped: str | None = None
-        self._counts = Counts()
+        self._counts = StreamCounters()
         self._refusals = RefusalLog()
 
     def handle(self, identity: bytes, frames: Sequence[memoryview]) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from surrogate_flow.stream.errors import ProtocolError
 
-__all__ = ["Counts", "RefusalLog", "SimulationProgress", "StreamStats"]
+__all__ = ["RefusalLog", "SimulationProgress", "StreamCounters", "StreamStats"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class SimulationProgress(NamedTuple):
     waited: float
 
 
-class Counts:
+class StreamCounters:
     """Running counts, with the attribute names of `StreamStats`."""
 
     def __init__(self) -> None:

@@ -19,15 +19,15 @@ from surrogate_flow.cluster.batch import (
     JobCountController,
     JobQueue,
     JobRefused,
+    JobTiming,
     Load,
     Slurm,
     Supervisor,
-    Timing,
     batch_queue,
     batch_system,
     supervisor,
 )
-from surrogate_flow.cluster.batch.batch_queue import State, qstat, queue_of, squeue
+from surrogate_flow.cluster.batch.batch_queue import JobState, qstat, queue_of, squeue
 from surrogate_flow.cluster.batch.walltime import UNTIL, Drain, prologue, walltime_of
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.fields.errors import UserError
@@ -346,7 +346,7 @@ def test_what_pbs_says(text, comment, monkeypatch):
     monkeypatch.setattr(batch_queue, "_run", lambda words, **_: text)
     told = qstat(["17", "18.pbs-server-01", "19", "20"])
     states = [told[n].state for n in sorted(told)]
-    assert states == [State.RUNNING, State.WAITING, State.GONE, State.GONE]
+    assert states == [JobState.RUNNING, JobState.WAITING, JobState.GONE, JobState.GONE]
     assert told["18.pbs-server-01"].text.endswith(comment)
     assert told["17"].text == "state R"
 
@@ -362,7 +362,7 @@ def test_a_server_that_does_not_answer_is_no_news(tmp_path, monkeypatch):
     """As qstat has it, whose exit status tells it from a job that is unknown."""
     script = tmp_path / "qstat"
     monkeypatch.setenv("PATH", str(tmp_path))
-    for status, gone in ((111, None), (153, {"17": State.GONE})):
+    for status, gone in ((111, None), (153, {"17": JobState.GONE})):
         script.write_text(f"#!/bin/sh\nexit {status}\n")
         script.chmod(0o755)
         told = qstat(["17"])
@@ -526,7 +526,7 @@ def said(monkeypatch):
 
 def end_one_job(cluster):
     """Supervise a job, and cancel it at once."""
-    with Supervisor(cluster, Bounds(1, 1), timing=Timing(cancel=1.0)):
+    with Supervisor(cluster, Bounds(1, 1), timing=JobTiming(cancel=1.0)):
         pass
 
 

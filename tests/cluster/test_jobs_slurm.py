@@ -10,7 +10,7 @@ import batch
 import pytest
 from troubled import STEPS, Booked, Leisurely, Parallel, Threads, Wave
 
-from surrogate_flow.cluster.batch import JobError, Timing
+from surrogate_flow.cluster.batch import JobError, JobTiming
 from surrogate_flow.cluster.batch.walltime import Drain
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.ensemble import EnsembleError
@@ -137,7 +137,7 @@ def test_a_study_outlives_its_walltimes(opened, tmp_path, monkeypatch):
         Booked(str(book)),
         cluster={"walltime": "00:00:40", "minimum_jobs": 2, "maximum_jobs": 2},
         # A busy machine may need twice as long to close a job.
-        timing=Timing(notice=15.0),
+        timing=JobTiming(notice=15.0),
         simulations=32,
     )
     batches = list(data.train_dataloader())
@@ -198,7 +198,7 @@ def test_jobs_that_die_at_their_start(opened):
     data = opened(
         Wave(),
         cluster={"n_workers": 1, "python": "/no/python"},
-        timing=Timing(retry=0.0),
+        timing=JobTiming(retry=0.0),
     )
     with pytest.raises(JobError, match=r"(?s)/no/python.*So have the 2 before"):
         data.val_dataloader()
@@ -220,7 +220,7 @@ def test_a_further_job_that_is_refused(opened, monkeypatch, tmp_path):
     data = opened(
         Leisurely(),
         cluster={"n_workers": 2},
-        timing=Timing(retry_refused=1.0),
+        timing=JobTiming(retry_refused=1.0),
         simulations=12,
     )
     batches, loader = begin_to_train(data)
@@ -267,7 +267,7 @@ def test_the_number_of_jobs_follows_the_training(opened):
     data = opened(
         Leisurely(),
         cluster={"minimum_jobs": 1, "maximum_jobs": 4},
-        timing=Timing(settle=2.0),
+        timing=JobTiming(settle=2.0),
         simulations=26,
     )
     data.val_dataloader()

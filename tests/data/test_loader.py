@@ -11,7 +11,7 @@ from troubled import STEPS, Wave
 
 from surrogate_flow.data.online_loader import OnlineLoader
 from surrogate_flow.data.prefetch import Prefetch, in_step
-from surrogate_flow.data.ranks import RankError, Ranks, State
+from surrogate_flow.data.ranks import RankError, Ranks, RankState
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import FIFO, Draw, PendingBatches, Store
@@ -63,7 +63,7 @@ class BesideAFullOne(Ranks):
     """The first of two ranks; the other one is full, and trains whatever this one has."""
 
     def gather_states(self, state):
-        return [state, State.FULL]
+        return [state, RankState.FULL]
 
 
 def test_batches_of_weight_zero_count_for_nothing():
@@ -107,7 +107,7 @@ class InThreads(Ranks):
         self.barrier.wait(30)
         states = [*self.states]
         self.barrier.wait(30)
-        if State.FAILED in states and state is not State.FAILED:
+        if RankState.FAILED in states and state is not RankState.FAILED:
             raise RankError("another one failed")
         return states
 
@@ -117,7 +117,7 @@ LINE = FieldSpec((), (Variable("u"),), (), (), tuple(range(9)))
 
 def train(seed, world, failing=None, stopping=None):
     """Let each rank train draws of its own at a pace of its own; return what it got."""
-    barrier, states = threading.Barrier(world), [State.READY] * world
+    barrier, states = threading.Barrier(world), [RankState.READY] * world
     padding = Batch.padding(LINE, Direct())
     everything = [
         random.Random(f"{seed} {rank}").randint(0, 12) for rank in range(world)

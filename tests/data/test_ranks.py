@@ -16,7 +16,7 @@ from programs import fit
 from test_resume import SIMULATIONS, STEPS, lines, start, workflow
 
 from surrogate_flow.cli.app import main
-from surrogate_flow.data.ranks import RankError, Ranks, State
+from surrogate_flow.data.ranks import RankError, Ranks, RankState
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.dataset import Archive
 from surrogate_flow.fields.quantities import Parameter
@@ -297,11 +297,11 @@ def elsewhere(rank, path, said):
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     ranks = Ranks(rank, 2)
     assert not ranks.on_one_machine
-    ranks.gather_states(State.READY)
+    ranks.gather_states(RankState.READY)
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     try:
-        ranks.gather_states(State.READY)
+        ranks.gather_states(RankState.READY)
     except RankError as error:
         said.put(str(error))
 

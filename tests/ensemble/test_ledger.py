@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from surrogate_flow.ensemble.ledger import Ledger, State
+from surrogate_flow.ensemble.ledger import Ledger, SimulationState
 from surrogate_flow.fields.quantities import Simulation
 
 
@@ -30,22 +30,26 @@ STEPS = {
     "complete": lambda ledger: ledger.complete(7),
     "fail": lambda ledger: ledger.fail(7),
 }
-AFTER = {"begin": State.RUNNING, "complete": State.COMPLETE, "fail": State.FAILED}
+AFTER = {
+    "begin": SimulationState.RUNNING,
+    "complete": SimulationState.COMPLETE,
+    "fail": SimulationState.FAILED,
+}
 FORWARD = {
-    State.PLANNED: {"begin"},
-    State.RUNNING: {"complete", "fail"},
-    State.COMPLETE: set(),
-    State.FAILED: set(),
+    SimulationState.PLANNED: {"begin"},
+    SimulationState.RUNNING: {"complete", "fail"},
+    SimulationState.COMPLETE: set(),
+    SimulationState.FAILED: set(),
 }
 PATHS = {
-    State.PLANNED: {},
-    State.RUNNING: {"running": [7]},
-    State.COMPLETE: {"complete": [7]},
-    State.FAILED: {"failed": [7]},
+    SimulationState.PLANNED: {},
+    SimulationState.RUNNING: {"running": [7]},
+    SimulationState.COMPLETE: {"complete": [7]},
+    SimulationState.FAILED: {"failed": [7]},
 }
 
 
-@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("state", SimulationState)
 @pytest.mark.parametrize("step", STEPS)
 def test_a_simulation_only_moves_forward(state, step):
     """Each step is allowed from one state only, and any other leaves the ledger as it was."""

@@ -13,7 +13,7 @@ from troubled import Troubled, Wave
 
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.ensemble.faults import Faults
-from surrogate_flow.ensemble.ledger import State
+from surrogate_flow.ensemble.ledger import SimulationState
 from surrogate_flow.ensemble.task import run
 from surrogate_flow.fields.quantities import Simulation
 
@@ -163,7 +163,7 @@ def test_an_attempt_that_hangs_after_another_brought_all_steps_ends(tmp_path):
         ):
             assert not study.ensemble.wait(0.01)
         run(Wave(), study.inlet.endpoint, ninth, 0)
-        assert study.ledger.state(9) is State.COMPLETE
+        assert study.ledger.state(9) is SimulationState.COMPLETE
         assert study.ensemble.wait(PATIENCE)
         study.ensemble.check()
         assert study.ensemble.stats().done == 10

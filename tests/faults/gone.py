@@ -14,7 +14,7 @@ from distributed import Client
 from faults.leftovers import REST
 from faults.trial import Trial
 from surrogate_flow.ensemble.ensemble import EnsembleError
-from surrogate_flow.ensemble.ledger import State
+from surrogate_flow.ensemble.ledger import SimulationState
 
 DASK = (sys.executable, "-m", "dask")
 OWN = ("--host=127.0.0.1", "--no-dashboard")
@@ -86,7 +86,7 @@ class Gone(Trial):
     def whole(self):
         """Every (simulation, step) of those that had finished."""
         begun = {number for number, _ in self.ledger.delivered}
-        done = [n for n in begun if self.book.state(n) is State.COMPLETE]
+        done = [n for n in begun if self.book.state(n) is SimulationState.COMPLETE]
         return {(n, k) for n in done for k in range(self.plan.steps)}
 
     def struck(self):

@@ -18,7 +18,7 @@ from surrogate_flow.ensemble import ledger as ensemble_ledger
 from surrogate_flow.ensemble.ensemble import Ensemble, Tasks
 from surrogate_flow.ensemble.events import Exhausted, Failed, FailureLog
 from surrogate_flow.ensemble.faults import Faults
-from surrogate_flow.ensemble.ledger import Recorded, State
+from surrogate_flow.ensemble.ledger import Recorded, SimulationState
 from surrogate_flow.ensemble.task import run
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
@@ -181,7 +181,7 @@ class Trial:
         """Make another first attempt at a simulation, as late as may be."""
         self._over.wait(delay)
         # Nobody is let in before the study has begun it.
-        while self.book.state(number) is State.PLANNED:
+        while self.book.state(number) is SimulationState.PLANNED:
             if self._over.wait(0.01):
                 return
         if self._over.is_set():

@@ -1,7 +1,7 @@
 """Workers as jobs of a batch system: submitted, watched and replaced."""
 
 from surrogate_flow.cluster.batch.controller import Bounds, JobCountController, Load
-from surrogate_flow.cluster.batch.job import Job, JobRefused, Timing
+from surrogate_flow.cluster.batch.job import Job, JobRefused, JobTiming
 from surrogate_flow.cluster.batch.supervisor import JobError, Supervisor
 from surrogate_flow.cluster.batch.systems import (
     PBS,
@@ -22,9 +22,9 @@ __all__ = [
     "JobQueue",
     "JobRefused",
     "JobRequest",
+    "JobTiming",
     "Load",
     "Slurm",
     "Supervisor",
-    "Timing",
     "batch_system",
 ]

@@ -15,7 +15,7 @@ from surrogate_flow.cluster.batch.jobqueue import (
     SLURMCluster,
 )
 
-__all__ = ["JobStatus", "State", "Statuses", "qstat", "queue_of", "squeue"]
+__all__ = ["JobState", "JobStatus", "Statuses", "qstat", "queue_of", "squeue"]
 
 _TIMEOUT = 20.0  # seconds that a command may take
 
@@ -27,7 +27,7 @@ _GONE = {
 }
 
 
-class State(Enum):
+class JobState(Enum):
     """What has become of a job."""
 
     WAITING = "waiting"
@@ -39,14 +39,14 @@ class State(Enum):
 class JobStatus:
     """The state of a job, and the text of the batch system."""
 
-    state: State
+    state: JobState
     text: str
 
 
 Statuses = dict[str, JobStatus]
 """The status of each job that was asked for, by its id."""
 
-_UNLISTED = JobStatus(State.GONE, "not in the queue")
+_UNLISTED = JobStatus(JobState.GONE, "not in the queue")
 
 
 def queue_of(
@@ -88,10 +88,10 @@ def qstat(jobs: Collection[str]) -> Statuses | None:
     return {job: known.get(_number(job), _UNLISTED) for job in jobs}
 
 
-def _state(word: str, running: Collection[str], gone: Collection[str]) -> State:
+def _state(word: str, running: Collection[str], gone: Collection[str]) -> JobState:
     if word in gone:
-        return State.GONE
-    return State.RUNNING if word in running else State.WAITING
+        return JobState.GONE
+    return JobState.RUNNING if word in running else JobState.WAITING
 
 
 def _number(job: str) -> str:

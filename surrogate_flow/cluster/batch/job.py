@@ -17,7 +17,7 @@ from distributed.scheduler import WorkerState
 
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster, Submission
 
-__all__ = ["Job", "JobRefused", "Timing"]
+__all__ = ["Job", "JobRefused", "JobTiming"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _BYTES = 1 << 16  # at the end of the log, in which they are searched
 
 
 @dataclass(frozen=True)
-class Timing:
+class JobTiming:
     """Seconds between checks of jobs, and until something is given up.
 
     Attributes
@@ -90,7 +90,7 @@ class Job:
     """
 
     def __init__(
-        self, cluster: JobQueueCluster, number: int, timeout: float = Timing.submit
+        self, cluster: JobQueueCluster, number: int, timeout: float = JobTiming.submit
     ) -> None:
         self.number = number
         self.name = f"{cluster.name}-{number}"

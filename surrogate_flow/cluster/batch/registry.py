@@ -6,8 +6,8 @@ import logging
 import math
 import time
 
-from surrogate_flow.cluster.batch.batch_queue import State, Statuses, queue_of
-from surrogate_flow.cluster.batch.job import Job, Timing
+from surrogate_flow.cluster.batch.batch_queue import JobState, Statuses, queue_of
+from surrogate_flow.cluster.batch.job import Job, JobTiming
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
 from surrogate_flow.cluster.batch.walltime import UNTIL
 
@@ -24,7 +24,7 @@ class Registry:
     Not locked: one thread updates it; the others may read.
     """
 
-    def __init__(self, cluster: JobQueueCluster, timing: Timing) -> None:
+    def __init__(self, cluster: JobQueueCluster, timing: JobTiming) -> None:
         self._timing = timing
         self._query_queue = queue_of(cluster)
         self._known: Statuses = {}
@@ -78,7 +78,7 @@ class Registry:
         return [
             job
             for job in missing
-            if self._state(job) is State.GONE or (job.running_since or began) < began
+            if self._state(job) is JobState.GONE or (job.running_since or began) < began
         ]
 
     def lost(self) -> list[Job]:
@@ -101,7 +101,7 @@ class Registry:
         self._query([])
         if self._query_queue is None:
             return []
-        return [job for job in self._cancelled if self._state(job) is not State.GONE]
+        return [job for job in self._cancelled if self._state(job) is not JobState.GONE]
 
     def _query(self, jobs: list[Job]) -> None:
         """Record the status of some jobs, and of those that were cancelled."""
@@ -115,12 +115,12 @@ class Registry:
         longer = min(self._timing.query_idle, 1.5 * self._interval)
         self._interval = self._timing.query if changed else longer
         for job in jobs:
-            if job.running_since is None and self._state(job) is State.RUNNING:
+            if job.running_since is None and self._state(job) is JobState.RUNNING:
                 job.running_since = self._now
 
     def _cancel_again(self) -> None:
         for job in list(self._cancelled):
-            if self._state(job) is State.GONE:
+            if self._state(job) is JobState.GONE:
                 self._cancelled.remove(job)
             elif job.cancels >= _CANCELS:
                 self._cancelled.remove(job)
@@ -131,11 +131,11 @@ class Registry:
             elif time.monotonic() - job.cancelled_at > self._timing.cancel_again:
                 job.cancel()
 
-    def _state(self, job: Job) -> State | None:
+    def _state(self, job: Job) -> JobState | None:
         known = self._known.get(job.id)
         return known.state if known else None
 
     def _patience(self, job: Job) -> float:
         # A job that waits again was requeued: its node is down, for example.
-        ended = self._state(job) in (State.GONE, State.WAITING)
+        ended = self._state(job) in (JobState.GONE, JobState.WAITING)
         return self._timing.restart if ended else self._timing.lost

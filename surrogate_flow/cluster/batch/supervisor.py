@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Self
 
 from surrogate_flow.cluster.batch.controller import Bounds, JobCountController, Load
-from surrogate_flow.cluster.batch.job import Job, JobRefused, Timing
+from surrogate_flow.cluster.batch.job import Job, JobRefused, JobTiming
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
 from surrogate_flow.cluster.batch.registry import Registry
 from surrogate_flow.cluster.batch.walltime import Drain, walltime_of
@@ -46,7 +46,7 @@ class Supervisor:
         Number of jobs.
     per_job : int
         Simulations that a job runs at once.
-    timing : Timing
+    timing : JobTiming
 
     Raises
     ------
@@ -64,7 +64,7 @@ class Supervisor:
         bounds: Bounds,
         *,
         per_job: int = 1,
-        timing: Timing = Timing(),  # noqa: B008 - frozen
+        timing: JobTiming = JobTiming(),  # noqa: B008 - frozen
     ) -> None:
         self._cluster, self._timing = cluster, timing
         self._controller = JobCountController(bounds, per_job)

@@ -17,7 +17,7 @@ import dask
 
 from surrogate_flow.cluster import security
 from surrogate_flow.cluster.batch.controller import Bounds
-from surrogate_flow.cluster.batch.job import Timing
+from surrogate_flow.cluster.batch.job import JobTiming
 from surrogate_flow.cluster.batch.jobqueue import (
     JobQueueCluster,
     PBSCluster,
@@ -128,7 +128,7 @@ class BatchSystem(ClusterConfig):
         }
         self._arguments = {k: v for k, v in named.items() if v is not None}
         #: Waiting times of the supervision of jobs.
-        self.timing = Timing()
+        self.timing = JobTiming()
 
     @property
     @abstractmethod

@@ -9,7 +9,7 @@ from dask.utils import parse_timedelta
 from distributed.core import Status
 from distributed.scheduler import WorkerState
 
-from surrogate_flow.cluster.batch.job import Job, Timing
+from surrogate_flow.cluster.batch.job import Job, JobTiming
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
 
 __all__ = [
@@ -130,7 +130,7 @@ class Drain:
         self,
         cluster: JobQueueCluster,
         walltime: float | None,
-        notice: float = Timing.notice,
+        notice: float = JobTiming.notice,
     ) -> None:
         self._cluster, self._notice = cluster, notice
         self.walltime = walltime
