@@ -16,6 +16,8 @@ from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["add_arguments", "run"]
 
+_NETCDF = ("", ".nc", ".nc3", ".nc4", ".cdf", ".netcdf", ".h5", ".hdf5")
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of the command; `help` describes them."""
@@ -33,6 +35,13 @@ def run(options: Any) -> None:
         raise UserError(
             f"--output {output}: expected a file's name, got a folder. Name the file "
             f"in it, such as {output / 'field.nc'}."
+        )
+    if output.suffix not in _NETCDF:
+        raise UserError(
+            f"--output {output}",
+            "the name of a netCDF file",
+            repr(output.suffix),
+            f"Name it {output.with_suffix('.nc')}, and convert it with xarray.",
         )
     if not output.parent.is_dir():
         raise UserError(

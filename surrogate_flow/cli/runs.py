@@ -127,7 +127,8 @@ def last_checkpoint(
     for folder in (root / workflow).iterdir():
         # validate, test and predict write no checkpoints.
         trains = folder.name.rpartition("_")[2] not in ("validate", "test", "predict")
-        newer = trains and folder.name > found.parents[1].name
+        ended = (folder / "outcome.json").is_file()
+        newer = trains and not ended and folder.name > found.parents[1].name
         if newer and folder != mine and not any(folder.glob("checkpoints/*.ckpt")):
             logger.warning(
                 "%s is newer, but was cut off before its first checkpoint: this goes "

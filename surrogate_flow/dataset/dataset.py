@@ -121,6 +121,7 @@ class Archive:
                     ) from error
         if not os.access(path, os.W_OK):
             raise ArchiveError(f"{path} is not writable for you: give another path.")
+        layout.open_group(path)  # Nothing is written into what is no data set.
         lock = layout.lock_folder(path)
         try:
             archive = cls(path)

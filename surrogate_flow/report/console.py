@@ -64,6 +64,10 @@ def show_logs() -> None:
         package.handlers[:] = [handler]
     # The seed is in config.yaml, and a command line may yet be refused.
     logging.getLogger("lightning_fabric.utilities.seed").setLevel(logging.WARNING)
+    # One line each, without a line of this package's source.
+    warnings.formatwarning = lambda message, category, *_: (
+        f"{category.__name__}: {message}\n"
+    )
     for text in _UNWANTED_WARNINGS:
         warnings.filterwarnings("ignore", text)
     if "SLURM_JOB_ID" not in os.environ:

@@ -67,7 +67,7 @@ class Report(Callback):
             *_errors("val", trainer, data, held_out),
             *_best(trainer),
             f"Run: {self.folder}",
-            f"Next: {_next_command(self.folder, pl_module, held_out)}",
+            f"Next: {_next_command(self.folder, trainer, pl_module, held_out)}",
         ]
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -139,7 +139,12 @@ def _errors(
 ) -> Iterator[str]:
     metrics = trainer.callback_metrics
     if f"{stage}_relative_l2" not in metrics:
-        yield "No validation has run."
+        yield (
+            f"Nothing was left to train after {trainer.ckpt_path}. To go on with it: "
+            "more --data.simulations, --trainer.max_steps or --trainer.max_epochs."
+            if trainer.ckpt_path
+            else "No validation has run."
+        )
         return
     title = "Validation" if stage == "val" else "Test"
     yield (
@@ -176,8 +181,11 @@ def _best(trainer: L.Trainer) -> list[str]:
     return []
 
 
-def _next_command(folder: Path, surrogate: Surrogate, held_out: ValidationSet) -> str:
+def _next_command(
+    folder: Path, trainer: L.Trainer, surrogate: Surrogate, held_out: ValidationSet
+) -> str:
     kept = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+    kept += [Path(trainer.ckpt_path)] if trainer.ckpt_path else []
     path = next((path for path in kept if path.is_file()), None)
     if path is None:
         return "fit again with checkpoints, to predict from one"

@@ -162,6 +162,20 @@ def test_predict_agrees_with_the_solver(run, tmp_path):
     assert float(np.sqrt(((field - truth) ** 2).mean())) < 0.2 * float(truth.std())
 
 
+def test_a_warning_is_one_line(run, tmp_path):
+    """Without a line of source."""
+    _, path = run
+    done = programs.run(
+        "predict",
+        f"--ckpt_path={path / 'checkpoints' / 'last.ckpt'}",
+        f"--parameters={ {**WALLS, 'top': 900.0} }",
+        cwd=tmp_path,
+    )
+    first, *others = done.stdout.splitlines()
+    assert first.startswith("UserWarning: top = 900 K lies outside of the range")
+    assert len(others) == 1
+
+
 def test_the_saved_configuration_runs_again(run, tmp_path):
     """config.yaml repeats the experiment: validate gives the error of the fit."""
     output, path = run

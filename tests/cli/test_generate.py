@@ -290,7 +290,7 @@ def test_a_data_set_of_version_0_1_can_be_read_but_not_added_to(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["folder", "file", "beneath a file", "no end"])
-def test_places_that_cannot_be_written(tmp_path, what):
+def test_places_that_cannot_be_written(tmp_path, what, caplog):
     """Each is refused before a cluster is opened, and stays as it is."""
     path, data, refusal = tmp_path / "there", study(), "no data set"
     if what == "folder":
@@ -307,6 +307,7 @@ def test_places_that_cannot_be_written(tmp_path, what):
     with pytest.raises((ArchiveError, ValueError), match=refusal):
         Generation(data, path)
     assert sorted(tmp_path.rglob("*")) == before
+    assert not caplog.records
 
 
 def test_failed_simulations_are_absent_and_marked(tmp_path, recwarn):

@@ -183,6 +183,10 @@ MISTAKES = {
         ["predict", "--ckpt_path=last", "--parameters=3"],
         "--parameters: expected a mapping, got '3'",
     ),
+    "predict: another format": (
+        ["predict", "--ckpt_path=last", "--parameters={a: 1}", "--output=a.csv"],
+        "--output a.csv: expected the name of a netCDF file, got '.csv'. Name it a.nc",
+    ),
     "predict: broken YAML": (
         ["predict", "--ckpt_path=last", "--parameters={a: 1"],
         "--parameters: expected a mapping, got '{a: 1'",
@@ -198,6 +202,10 @@ MISTAKES = {
     "compare: no number": (
         ["compare", *FIT[1:], "--batches=many"],
         "--batches: expected a number, got many",
+    ),
+    "compare: a file for its folder": (
+        ["compare", *FIT[1:], "--variants=fifo", "--output=own_solvers.py"],
+        "own_solvers.py cannot be written as a folder",
     ),
     "compare: unknown variant": (
         ["compare", *FIT[1:], "--variants", "fif"],

@@ -256,6 +256,24 @@ def ended(tmp_path_factory):
     return folder
 
 
+def test_a_run_that_has_ended_has_nothing_left(ended, tmp_path):
+    """It says so, and which checkpoint predicts; the next resume goes on with that one."""
+    shutil.copytree(ended / "runs", tmp_path / "runs")
+    said = []
+    for _ in range(2):
+        words = ("FIFO", "--trainer.max_steps=20", "--ckpt_path=last")
+        process = start(tmp_path, *words, checkpoint_reservoir=True)
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode == 0, output
+        said.append(output)
+    for output in said:
+        (path,) = ended.glob("runs/tiny/*/checkpoints/last.ckpt")
+        path = path.relative_to(ended)
+        assert f"Nothing was left to train after {path}. To go on with it: " in output
+        assert f"Next: surrogate-flow predict --ckpt_path {path} " in output
+        assert "cut off" not in output
+
+
 def refused(
     ended,
     folder,

@@ -95,7 +95,15 @@ class Comparison:
             # Seeds differ in nothing that could be refused.
             if seed == missing[0][1]:
                 self._dry_run(variant, seed)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise ComparisonError(
+                f"{self.folder} cannot be written as a folder ({error}). Name another "
+                "one with --output."
+            ) from error
         lock = DirectoryLock(self.folder)
         if lock.holder:
             raise ComparisonError(
