@@ -193,10 +193,12 @@ class Comparison:
         theirs = _read(self.folder / _NOTE)
         for name, value in json.loads(json.dumps(self._shared())).items():
             if theirs is not None and theirs.get(name) != value:
+                was = f"{theirs.get(name)!r}, now it is {value!r}"
+                if name in ("workflow", "model"):
+                    was = "another recipe"
                 raise ComparisonError(
-                    f"{self.folder} holds runs of another comparison: {name} was "
-                    f"{theirs.get(name)!r}, now it is {value!r}. Name another folder "
-                    "with --output, or remove this one."
+                    f"{self.folder} holds runs of another comparison: {name} was {was}."
+                    " Name another folder with --output, or remove this one."
                 )
 
     def _generate(self, console: Console) -> None:
