@@ -357,7 +357,7 @@ class OnlineData(SurrogateData):
                 applied=AppliedBatches(trainer) if trainer else None,
                 ranks=self.ranks,
                 stopped=self._stopped,
-                patient=self.deterministic,
+                waits_for_all=self.deterministic,
                 device=trainer.strategy.root_device if trainer else None,
             )
         return self._loader

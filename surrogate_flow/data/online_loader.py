@@ -42,7 +42,7 @@ class OnlineLoader:
     ranks : Ranks, optional
     stopped : threading.Event, optional
         Set when this rank, and all with it, are to stop.
-    patient : bool
+    waits_for_all : bool
         Whether a rank without data is waited for even when this one is full.
     device : torch.device, optional
         To which batches are copied; the CPU by default.
@@ -57,7 +57,7 @@ class OnlineLoader:
         applied: AppliedBatches | None = None,
         ranks: Ranks | None = None,
         stopped: threading.Event | None = None,
-        patient: bool = False,
+        waits_for_all: bool = False,
         device: torch.device | None = None,
     ) -> None:
         self._store, self._pending = store, pending
@@ -65,7 +65,7 @@ class OnlineLoader:
         self._applied = applied
         self._ranks = ranks or Ranks()
         self._stopped = stopped or threading.Event()
-        self._patient = patient
+        self._waits_for_all = waits_for_all
         self._device = device
         self._waited = Stopwatch()
         self._given = 0
@@ -98,7 +98,7 @@ class OnlineLoader:
         return applied - bisect_left(self._padding, applied)
 
     def _full(self) -> bool:
-        return not self._patient and self._store.held_up
+        return not self._waits_for_all and self._store.held_up
 
     def _check(self) -> None:
         if self._source is not None:

@@ -88,10 +88,6 @@ class Ranks:
         """Whether all ranks share this machine."""
         return len({host for host, _ in self._processes}) == 1
 
-    def mine(self, number: int) -> bool:
-        """Return whether a simulation belongs to this rank."""
-        return number % self.world == self.rank
-
     def share_of(self, states: Sequence[Any]) -> Any:
         """Return this rank's entry of a list that `gather` made in another run."""
         if len(states) != self.world:

@@ -242,13 +242,13 @@ class Ensemble:
         self._workers.check()
 
     @property
-    def useful(self) -> int | None:
+    def remaining(self) -> int | None:
         """Number of simulations that could run at once, once all have begun."""
         return len(self._tasks) if self._exhausted else None
 
     def stats(self) -> EnsembleStats:
         """Count simulations by state, those of earlier processes too."""
-        counts, threads = self._ledger.counts(), self._workers.mine
+        counts, threads = self._ledger.counts(), self._workers.own_threads
         return EnsembleStats(
             done=counts.complete,
             running=min(len(self._tasks), threads),

@@ -181,7 +181,7 @@ class Study:
                 client,
                 jobs=cluster.jobs,
                 share=settings.share,
-                patient=cluster.address.jobs,
+                from_jobs=cluster.address.jobs,
             )
             failures = FailureLog(settings.folder / settings.failures)
             self._ensemble = Ensemble(
@@ -270,7 +270,7 @@ class Study:
         ages = [now - p.opened - p.waited for p in live]
         longest = max([*ages, self.inlet.stats().longest])
         # Of the simulations of other studies this one knows nothing.
-        left = self._ensemble.useful if self._share == 1 else None
+        left = self._ensemble.remaining if self._share == 1 else None
         jobs.update(replace(load, simulations_left=left, longest=longest))
 
     def stats(self) -> EnsembleStats:
@@ -284,7 +284,7 @@ class Study:
     def waiting(self) -> str:
         """Return what holds up the workers, missing jobs or want of memory, or ""."""
         jobs, missing = self.cluster.jobs, ""
-        if jobs and self._ensemble.useful != 0 and jobs.at_work < jobs.wanted:
+        if jobs and self._ensemble.remaining != 0 and jobs.at_work < jobs.wanted:
             missing = jobs.describe()
         return "; ".join(filter(None, [missing, self._ensemble.waiting()]))
 

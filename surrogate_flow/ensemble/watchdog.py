@@ -57,7 +57,7 @@ class Watchdog:
         self._unknown: dict[str, float] = {}
         self._executing: set[str] = set()
         # Attempts that the inlet knows, and that are not silent.
-        self._lively: set[str] = set()
+        self._active: set[str] = set()
         #: How often a silent attempt was found waiting for a thread, which is no hang.
         self.queued = 0
         self._defect: BaseException | None = None
@@ -106,7 +106,7 @@ class Watchdog:
         unknown = {key: at for at, key in attempts.items() if at not in known}
         self._unknown = {key: self._unknown.get(key, now) for key in unknown}
         self._executing &= unknown.keys()
-        self._lively = set()
+        self._active = set()
         for place, key in attempts.items():
             p = known.get(place) or self._progress(*place, self._unknown[key])
             held_up = p.waiting or not p.connected
@@ -115,7 +115,7 @@ class Watchdog:
                 if place in known:
                     self._inlet.probe(p.simulation)
             elif place in known and p.connected:
-                self._lively.add(key)
+                self._active.add(key)
         self._suspects = {key: p.last for key, p in silent.items()}
         return {key: p for key, p in silent.items() if before.get(key) == p.last}
 
@@ -145,7 +145,7 @@ class Watchdog:
         workers = ask(partial(scheduler.identity, n_workers=-1))["workers"]
         processing = ask(partial(scheduler.processing, workers=None))
         places = {key: address for address, keys in processing.items() for key in keys}
-        lively = {places.get(key) for key in self._lively}
+        active = {places.get(key) for key in self._active}
         restart = set()
         for key, stack in stacks.items():
             address = places.get(key)
@@ -156,7 +156,7 @@ class Watchdog:
             # that holds the GIL now and then, while its steps come, is left alone.
             behind = processing[address].index(key) >= workers[address]["nthreads"]
             quiet = stack is None and key in self._unknown
-            if stack == [] or (quiet and (behind or address in lively)):
+            if stack == [] or (quiet and (behind or address in active)):
                 # It waits for a thread.
                 self.queued += 1
                 self._unknown.pop(key, None)

@@ -43,8 +43,8 @@ class Workers:
         The jobs of the workers, in the process that submits them.
     share : int
         Number of ensembles that share the workers evenly.
-    patient : bool
-        Whether new workers may come late when all are gone.
+    from_jobs : bool
+        Whether they are jobs of a batch system: new ones may come late.
     answer : float
         Seconds that the scheduler may be too busy to answer.
     """
@@ -55,11 +55,11 @@ class Workers:
         *,
         jobs: Supervisor | None = None,
         share: int = 1,
-        patient: bool = False,
+        from_jobs: bool = False,
         answer: float = 30.0,
     ) -> None:
         self._client, self._jobs = client, jobs
-        self._share, self._patient, self._answer = share, patient, answer
+        self._share, self._from_jobs, self._answer = share, from_jobs, answer
         self.address: str = getattr(client.scheduler, "address", "")
         #: Threads of all workers that stay, and of those that are not paused.
         self.threads = self.ready = 0
@@ -68,7 +68,7 @@ class Workers:
         self._paused: dict[str, dict[str, Any]] = {}
 
     @property
-    def mine(self) -> int:
+    def own_threads(self) -> int:
         """Number of threads that are this ensemble's, rounded up."""
         return -(-self.threads // self._share)
 
@@ -99,11 +99,10 @@ class Workers:
             If the scheduler is gone.
         """
         least = self._share if ahead == 1 else 1
-        patient = self._seen and self._patient
-        name = "patience" if patient else "start_timeout"
+        name = "patience" if self._seen and self._from_jobs else "start_timeout"
         limit: float = getattr(faults, name)
         start = reported = time.monotonic()
-        self.look()
+        self.update()
         while self.threads < least and not closing.is_set():
             waited = time.monotonic() - start
             jobs = f" {self._jobs.describe()}." if self._jobs else ""
@@ -120,10 +119,10 @@ class Workers:
                 reported = time.monotonic()
                 logger.info("No worker for %.0f s.%s", waited, jobs)
             closing.wait(0.1)
-            self.look()
+            self.update()
         self._seen = self._seen or self.threads >= least
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Ask the scheduler; warn of each worker that has been paused since.
 
         Raises

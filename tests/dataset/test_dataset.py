@@ -30,7 +30,7 @@ def again(path, simulations=TRAINING, sampler=None):
     )[0]
 
 
-class Moody(Uniform):
+class Drifting(Uniform):
     """A sampler that draws otherwise after a while, whatever its recipe says."""
 
     backwards = False
@@ -43,12 +43,12 @@ class Moody(Uniform):
 def test_a_sampler_that_draws_otherwise_is_refused(tmp_path, monkeypatch):
     """The first simulation that differs is named, and nothing is changed."""
     path = tmp_path / "wave.zarr"
-    again(path, sampler=Moody()).release()
-    again(path, sampler=Moody()).release()
+    again(path, sampler=Drifting()).release()
+    again(path, sampler=Drifting()).release()
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
-    monkeypatch.setattr(Moody, "backwards", True)
+    monkeypatch.setattr(Drifting, "backwards", True)
     with pytest.raises(ArchiveError, match=f"parameters for simulation {HELD_OUT}:"):
-        again(path, sampler=Moody())
+        again(path, sampler=Drifting())
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
 
 
