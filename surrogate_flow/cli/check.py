@@ -81,7 +81,7 @@ def _check_with_torch(path: str, kind: Any, options: Sequence[str]) -> None:
                 spec, on = _spec(*shape), f"{path} on {name}, {window}"
                 try:
                     make(spec, window)
-                except ValueError as error:
+                except UserError as error:
                     refusals.append(error)
                     Console().print(f"{on}: refused: {error}", soft_wrap=True)
                     continue

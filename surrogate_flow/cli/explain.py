@@ -37,7 +37,13 @@ from surrogate_flow.cli.recipes import (
 )
 from surrogate_flow.cluster.batch.systems import known_arguments
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.names import RecipeError, class_at, class_in, nearest
+from surrogate_flow.fields.names import (
+    RecipeError,
+    class_at,
+    class_in,
+    closest,
+    nearest,
+)
 
 __all__ = [
     "Complaint",
@@ -58,6 +64,8 @@ _HIDDEN = {
     *("help", "config", "print_config", "print_shtab", "overrides", "subcommand"),
     "==SUPPRESS==",
 }
+# Arguments of dask-jobqueue that have other names now.
+_OLD = ("extra", "env_extra", "job_extra", "header_skip", "project")
 # Options of the trainer that Lightning refuses by the hardware, naming none.
 _HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 
@@ -224,13 +232,21 @@ class Complaint:
         kind = prefix or self.owner.__name__
         jobs = not prefix and hasattr(self.owner, "job_cls")  # a dask-jobqueue class
         names = sorted(known_arguments(self.owner)) if jobs else self._known(prefix)
-        text = f"unknown argument {name!r} of {kind}. {nearest(name, names)}"
+        wrapped = None if prefix else getattr(self.owner, "cluster_class", None)
+        valid = nearest(name, names)
+        if isinstance(wrapped, type):  # the owner is a batch system of ours
+            theirs = known_arguments(wrapped) - {*names, *_OLD}
+            near = closest(name, [*names, *theirs])
+            if near and near[0] in theirs:
+                valid = f"Did you mean '--data.cluster.options.{near[0]}'?"
+        text = f"unknown argument {name!r} of {kind}. {valid}"
         if jobs and name in names:
             text = (
                 f"{kind} passes {name!r} on to its jobs: move it, "
                 f"dict_kwargs: {{{name}: ...}}."
             )
-        return ParserError(text, name, passes_on=_takes_any(self.owner))
+        passes_on = wrapped is None and _takes_any(self.owner)
+        return ParserError(text, name, passes_on=passes_on)
 
     def _unrecognized(self, found: re.Match[str]) -> ParserError:
         if found["name"].startswith("-"):

@@ -109,13 +109,10 @@ def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace |
     made: list[Pace] = []
     errors: list[Exception] = []
 
-    def one(folder: str) -> Run:
-        return Run(parameters, folder=Path(folder), cores=cores)
-
     def solve() -> None:
         encoder, steps = Encoder(spec, 0), 0
         try:
-            solver.setup(cores)
+            type(solver).setup(solver, cores)  # as a worker does
             with (
                 tempfile.TemporaryDirectory(prefix="flow-plan-") as folder,
                 closing(
@@ -133,7 +130,7 @@ def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace |
         except Exception as error:
             errors.append(error)
         finally:
-            solver.close()
+            type(solver).close(solver)
 
     # A step may take hours, and nothing can interrupt it.
     thread = threading.Thread(target=solve, name="solver", daemon=True)
@@ -199,7 +196,7 @@ def _rows(
     one, rate = pace.simulation(spec), pace.bytes_per_second(spec)
     yield "pace", f"{format_time(one)} for a simulation on this machine"
     if not least:
-        yield "beware", "the scheduler has no workers yet"
+        yield "note", "the scheduler has no workers yet"
         return
     stream = _range(int(least * rate), int(most * rate), format_bytes)
     steps = rate / spec.step_bytes
@@ -209,7 +206,7 @@ def _rows(
         total = one * (data.held_out + data.simulations)
         yield "solving", _range(total / most, total / least, format_time)
     if where.walltime and one > where.walltime:
-        yield "beware", "a simulation takes longer than the walltime: none would end"
+        yield "note", "a simulation takes longer than the walltime: none would end"
 
 
 def _range(low: float, high: float, name: Callable[[Any], str] = str) -> str:

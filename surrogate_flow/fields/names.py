@@ -18,6 +18,7 @@ __all__ = [
     "RecipeError",
     "class_at",
     "class_in",
+    "closest",
     "first_difference",
     "nearest",
     "public_path",
@@ -59,13 +60,18 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     Of more than 40 names only the nearest are shown. Case does not matter.
     """
     names = list(valid)
-    lower = {valid.lower(): valid for valid in names}
-    found = difflib.get_close_matches(name.lower(), lower, n=5, cutoff=0.5)
-    close = [lower[match] for match in found]
+    close = closest(name, names)
     if len(names) > 40:
         names = close or names[:5]
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Valid names: {', '.join(names) or 'none'}."
+
+
+def closest(name: str, valid: Iterable[str]) -> list[str]:
+    """Return up to five of the valid names, the one most like `name` first."""
+    lower = {valid.lower(): valid for valid in valid}
+    found = difflib.get_close_matches(name.lower(), lower, n=5, cutoff=0.5)
+    return [lower[match] for match in found]
 
 
 def public_path(kind: type) -> str:
@@ -103,13 +109,19 @@ class RecipeError(UserError, ValueError):
     """A recipe is missing, or names something that does not exist."""
 
 
-def class_at(class_path: str) -> Any:
-    """Return the object of an import path; if there is none, name the nearest."""
+def class_at(class_path: str, what: str = "class_path") -> Any:
+    """Return the object of an import path, which is the value of `what`.
+
+    Raises
+    ------
+    RecipeError
+        If there is none, with the nearest.
+    """
     file = Path(f"{str(class_path).removesuffix('.py')}.py")
     is_path = isinstance(class_path, str) and "." in class_path
     if not is_path or (class_path.endswith(".py") and file.is_file()):
         known = class_in(file) if file.is_file() else "package.module.Class"
-        raise RecipeError("class_path", f"one such as {known!r}", repr(class_path))
+        raise RecipeError(what, f"one such as {known!r}", repr(class_path))
     module_name, _, name = with_present_names(class_path).rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -123,8 +135,7 @@ def class_at(class_path: str) -> Any:
         if there and isinstance(error, ModuleNotFoundError) and error.name == first:
             remedy = f"It is in {folder}: type PYTHONPATH={folder} before the command."
         raise RecipeError(
-            f"class_path {class_path!r}: cannot import {module_name!r} ({error}). "
-            f"{remedy}"
+            f"{what} {class_path!r}: cannot import {module_name!r} ({error}). {remedy}"
         ) from error
     try:
         return getattr(module, name)
@@ -135,7 +146,7 @@ def class_at(class_path: str) -> Any:
             if inspect.isclass(value) and value.__module__.startswith(module_name)
         ]
         raise RecipeError(
-            f"class_path {class_path!r}: {module_name!r} has no {name!r}. "
+            f"{what} {class_path!r}: {module_name!r} has no {name!r}. "
             f"{nearest(name, names)}"
         ) from None
 
@@ -150,12 +161,12 @@ def class_in(file: Path) -> str:
     return f"{file.stem}.{(names or ['MyClass'])[-1]}"
 
 
-def subclass_at(class_path: str, base: type) -> Any:
-    """Return the subclass of `base` at an import path."""
-    kind = class_at(class_path)
+def subclass_at(class_path: str, base: type, what: str = "class_path") -> Any:
+    """Return the subclass of `base` at an import path, as `class_at` does."""
+    kind = class_at(class_path, what)
     if not (isinstance(kind, type) and issubclass(kind, base)):
         raise RecipeError(
-            f"class_path {class_path!r}: expected a subclass of {public_path(base)}, "
+            f"{what} {class_path!r}: expected a subclass of {public_path(base)}, "
             f"got {kind!r}."
         )
     return kind

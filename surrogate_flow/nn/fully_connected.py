@@ -58,7 +58,7 @@ class FullyConnected(nn.Module):
                 f"FullyConnected: expected positive widths, got {list(widths)}. Give "
                 "one number for each hidden layer, such as [256, 256]."
             )
-        sigma = subclass_at(activation, nn.Module)
+        sigma = subclass_at(activation, nn.Module, "activation of FullyConnected")
         self.shape = (window.outputs, *spec.step_shape)
         features = math.prod(spec.step_shape)
         sizes = [len(spec.parameters) + 1 + window.inputs * features, *widths]

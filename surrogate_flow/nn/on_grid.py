@@ -70,7 +70,7 @@ class OnGrid(nn.Module):
         self.path = module
         self.shape = (window.outputs, *spec.step_shape)
         self.module = _built(
-            subclass_at(module, nn.Module),
+            subclass_at(module, nn.Module, f"module of {name}"),
             f"{name}: {module}",
             arguments or {},
             in_channels=self.channels.count,

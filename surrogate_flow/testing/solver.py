@@ -68,9 +68,9 @@ def check_solver(
         assert spec_of(travelled).digest() == spec.digest(), (
             "The spec of the unpickled solver differs."
         )
-    with _nothing_left(laws), closing(solver), closing(travelled):
+    with _nothing_left(laws), _closed(solver), _closed(travelled):
         with laws.law("it yields the fields, dims and times of its spec, all finite"):
-            solver.setup(1)
+            type(solver).setup(solver, 1)
             fields = _fields(solver, spec, first)
         with laws.law("the same parameters give the same fields, bit by bit"):
             _require_equal(_fields(solver, spec, first), fields)
@@ -80,7 +80,7 @@ def check_solver(
                 next(steps)  # and is given up
             _require_equal(_fields(solver, spec, first), fields)
         with laws.law("on another worker the fields are the same"):
-            travelled.setup(1)
+            type(travelled).setup(travelled, 1)
             _require_equal(_fields(travelled, spec, first), fields)
         with laws.law("a retry goes on where the first attempt was, or begins again"):
             _require_equal(_fields(travelled, spec, first, spec.steps // 2), fields)
@@ -124,6 +124,14 @@ def _require_equal(
         f"{np.abs(got - expected).max():.3g}. Usual causes: random numbers without a "
         "seed, or an attribute that a simulation changes."
     )
+
+
+@contextmanager
+def _closed(solver: Solver) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        type(solver).close(solver)  # as a worker does
 
 
 @contextmanager

@@ -153,6 +153,24 @@ MISTAKES = {
         "--trainer.max_step: unknown argument 'max_step' of trainer",
         "Did you mean 'max_steps'",
     ),
+    "an option of dask-jobqueue's": (
+        ["plan", *DATA, "--data.cluster=slurm", "--data.cluster.processes=1"],
+        "--data.cluster.processes: unknown argument 'processes' of Slurm",
+        "Did you mean '--data.cluster.options.processes'",
+    ),
+    "a misspelt option of dask-jobqueue's": (
+        ["plan", *DATA, "--data.cluster=slurm", "--data.cluster.jobextra=[a]"],
+        "Did you mean '--data.cluster.options.job_extra_directives'",
+    ),
+    "an option of dask-jobqueue's, for any of its classes": (
+        [
+            *("plan", *DATA, "--data.cluster=surrogate_flow.cluster.JobQueue"),
+            "--data.cluster.cluster_class=dask_jobqueue.SGECluster",
+            "--data.cluster.security=false",
+        ],
+        "--data.cluster.security: unknown argument 'security' of JobQueue",
+        "Did you mean '--data.cluster.options.security'",
+    ),
     "an option of no class": (
         [*FIT, "--data.cluster.cores=3"],
         "--data.cluster.cores: no class is named yet, whose 'cores' could be set",
@@ -206,6 +224,10 @@ MISTAKES = {
     "compare: a file for its folder": (
         ["compare", *FIT[1:], "--variants=fifo", "--output=own_solvers.py"],
         "own_solvers.py cannot be written as a folder",
+    ),
+    "compare: a wrong value for its runs": (
+        ["compare", *FIT[1:], "--data.solver.steps=x"],
+        "before anything has run: --data.solver.steps: expected int, got 'x'",
     ),
     "compare: unknown variant": (
         ["compare", *FIT[1:], "--variants", "fif"],
@@ -409,6 +431,18 @@ MISTAKES = {
     ),
     "no cells": ([*FIT, "--data.solver.cells=[0,4]"], "cells"),
     "no simulations": ([*FIT, "--data.simulations=0"], "simulations", "at least 1"),
+    "no activation": (
+        [*FIT, "--model.network.activation", "3"],
+        "activation of FullyConnected: expected one such as",
+        "got '3'",
+    ),
+    "no class of a queue": (
+        [
+            *("fit", *DATA, *MODEL, "--data.cluster=surrogate_flow.cluster.JobQueue"),
+            "--data.cluster.cluster_class=3",
+        ],
+        "data.cluster.cluster_class: expected one such as",
+    ),
     "no widths": ([*FIT, "--model.network.widths=[]"], "widths"),
     "no data set": (["fit", "--data=x.zarr", *MODEL], "x.zarr is no data set"),
     "too large a reservoir": (
@@ -588,7 +622,7 @@ def error_of(words, capsys):
     shown = err.splitlines()
     assert len(shown) == 1, shown
     assert shown[0].startswith("surrogate-flow: error: ")
-    for noise in ("Traceback", "Namespace(", "usage:", "<class", "⟦"):
+    for noise in ("Traceback", "Namespace(", "usage:", "<class", "⟦", "given: none"):
         assert noise not in shown[0]
     return shown[0].removeprefix("surrogate-flow: error: ")
 

@@ -11,7 +11,7 @@ from troubled import STEPS, Leisurely, Troubled, Wave
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.plan import measure, places, show
-from surrogate_flow.cluster import PBS, Slurm
+from surrogate_flow.cluster import PBS, JobQueue, Slurm
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.stream import SpecMismatch
 
@@ -69,6 +69,13 @@ def test_a_solver_is_set_up_and_closed_as_on_a_worker():
     assert solver.cores == []
 
 
+def test_settings_named_as_methods_are_not_called():
+    """A solver may have an argument `setup`: a worker calls the method of its class."""
+    solver = Wave()
+    solver.setup = solver.close = None
+    assert measure(solver).steps == STEPS
+
+
 def test_a_solver_with_a_mistake():
     """The refusal that a worker would send."""
     with pytest.raises(SpecMismatch):
@@ -83,6 +90,22 @@ def test_a_walltime_that_no_queue_takes(kind):
     )
     plan = places(OnlineData(Wave(), cluster=cluster))
     assert "walltime 'tomorrow', which no queue accepts" in plan.resources
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("SGE", "walltime 02:00:00"), ("OAR", "walltime 02:00:00"), ("Slurm", None)],
+)
+def test_a_walltime_of_another_batch_system_is_not_called_none(kind, said):
+    """Its script has one, whose directive only that system reads."""
+    taken = {"cores": 1, "memory": "1 GB", "interface": "lo", "n_workers": 1}
+    if kind == "Slurm":
+        cluster = Slurm(**taken, walltime="2h", options={"job_directives_skip": ["-t"]})
+    else:
+        path = f"dask_jobqueue.{kind}Cluster"
+        cluster = JobQueue(path, **taken, walltime="2h")
+    plan = places(OnlineData(Wave(), cluster=cluster))
+    assert plan.resources.endswith(said or "no walltime")
 
 
 @pytest.mark.parametrize("kind", [Slurm, PBS])

@@ -13,9 +13,11 @@ import pytest
 import torch
 import xarray as xr
 
+from surrogate_flow.cli import check
 from surrogate_flow.cli.app import main
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Autoregressive, Direct
+from surrogate_flow.nn import FullyConnected
 from surrogate_flow.reservoir import FIFO, FIRO, Policy, Reservoir, Store
 from surrogate_flow.sampling import BlockSampler, Sampler, Sobol, Uniform
 from surrogate_flow.solvers import Solver
@@ -443,6 +445,20 @@ def test_a_class_is_checked_by_its_path(own, capsys):
     shown = capsys.readouterr().out
     assert shown.count("✓") == 8
     assert "with capacity=40, threshold=5" in " ".join(shown.split())
+
+
+class Failed(FullyConnected):
+    """Has a mistake that shows without a grid only."""
+
+    def __init__(self, spec, window):
+        super().__init__(spec, window)
+        int("1" if spec.shape else "x")
+
+
+def test_a_network_that_fails_on_some_grids_does_not_refuse_them():
+    """A refusal is a `UserError`: it names what is wrong, and what would do."""
+    with pytest.raises(LawBroken, match="invalid literal for int"):
+        check.run([f"{__name__}.Failed"])
 
 
 def test_a_network_is_checked_on_grids_that_it_serves(capsys):

@@ -240,8 +240,8 @@ class Comparison:
                     _check_reservoir(data, model.window)
             except UserError as error:
                 text, given = str(user_error(error) or error), self.overrides.fit
-                if not any(word.partition("=")[0] in text for word in given):
-                    text += f" Options given: {' '.join(given) or 'none'}."
+                if given and not any(w.partition("=")[0] in text for w in given):
+                    text += f" Options given: {' '.join(given)}."
                 raise RecipeError(
                     f"{variant.name}, before anything has run: {text}"
                 ) from error

@@ -22,6 +22,7 @@ from surrogate_flow.cluster.batch.jobqueue import (
     JobQueueCluster,
     PBSCluster,
     SLURMCluster,
+    Submission,
 )
 from surrogate_flow.cluster.batch.supervisor import Supervisor
 from surrogate_flow.cluster.batch.walltime import (
@@ -41,7 +42,15 @@ from surrogate_flow.cluster.config import (
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.names import class_at, nearest
 
-__all__ = ["PBS", "BatchSystem", "JobQueue", "JobRequest", "Slurm", "batch_system"]
+__all__ = [
+    "PBS",
+    "BatchSystem",
+    "JobQueue",
+    "JobRequest",
+    "Slurm",
+    "batch_system",
+    "known_arguments",
+]
 
 
 @dataclass(frozen=True)
@@ -241,8 +250,12 @@ class BatchSystem(ClusterConfig):
 
     def _resources(self, script: str) -> str:
         walltime, word = walltime_of(script), directive(script)
+        written = str(self._value("walltime") or "")
         if walltime is not None:
             limit = f"walltime {timedelta(seconds=walltime)}"
+        elif not word and written and written in script:
+            # Of a system whose directives are not read here.
+            limit = f"walltime {written}"
         elif word.upper() in ("", "UNLIMITED", "INFINITE", "-1"):
             limit = "no walltime"
         else:
@@ -293,17 +306,18 @@ class JobQueue(BatchSystem):
 
     def __init__(self, cluster_class: str, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.cluster_class = found = class_at(cluster_class)
+        what = "data.cluster.cluster_class"
+        self.cluster_class = found = class_at(cluster_class, what)
         if not (inspect.isclass(found) and issubclass(found, JobQueueCluster)):
-            what = "data.cluster.cluster_class"
             raise ArgumentError(what, "a class of dask_jobqueue", found)
 
 
 def known_arguments(class_: Any) -> set[str]:
     """Return what a cluster of dask-jobqueue takes, for itself or for its jobs."""
+    job = getattr(class_, "job_cls", Submission)  # which their base lacks
     return {
         parameter.name
-        for owner in (*class_.__mro__[:-1], *class_.job_cls.__mro__[:-1], BatchSystem)
+        for owner in (*class_.__mro__[:-1], *job.__mro__[:-1], BatchSystem)
         for parameter in inspect.signature(owner).parameters.values()
         if parameter.kind is not parameter.VAR_KEYWORD
     }
