@@ -49,7 +49,7 @@ def _run(line: CommandLine) -> None:
     """Parse and run a command: Lightning's, or a module's with a parser of its own."""
     from surrogate_flow.cli import generate, plan, predict
     from surrogate_flow.cli.compare import command as compare
-    from surrogate_flow.cli.lightning import Parser, built, parse
+    from surrogate_flow.cli.lightning import Parser, execute, parse
     from surrogate_flow.report.console import show_logs
 
     show_logs()  # after the import of Lightning, which adds a handler of its own
@@ -63,4 +63,4 @@ def _run(line: CommandLine) -> None:
         command.add_arguments(parser)
         command.run(parser.instantiate(parser.parse_args(words[1:])))
 
-    parse(line, run_own if command else built)
+    parse(line, run_own if command else execute)

@@ -42,7 +42,7 @@ from surrogate_flow.report.summary import WriteSummary
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.surrogate import Surrogate
 
-__all__ = ["Parser", "SurrogateCLI", "build", "built", "parse"]
+__all__ = ["Parser", "SurrogateCLI", "build", "execute", "parse"]
 
 _EPOCHS = 1  # by default
 
@@ -325,12 +325,12 @@ def _graceful(trainer: L.Trainer, data: SurrogateData) -> Iterator[threading.Eve
 def build(words: Sequence[str]) -> tuple[SurrogateData, Surrogate]:
     """Return data and model of a ``fit``, built as it builds them; nothing runs."""
     line = CommandLine.of(words)
-    cli = parse(line, lambda words: built(words[1:], run=False))
+    cli = parse(line, lambda words: execute(words[1:], run=False))
     return cli.datamodule, cli.model
 
 
-def built(words: Sequence[str], *, run: bool = True) -> SurrogateCLI:
-    """Return what a command line builds, after it has run unless `run` is false."""
+def execute(words: Sequence[str], *, run: bool = True) -> SurrogateCLI:
+    """Run one of Lightning's commands; only build what it needs if `run` is false."""
     # Lightning starts its other ranks with them.
     sys.argv = [sys.argv[0], *words]
     return SurrogateCLI(run=run)

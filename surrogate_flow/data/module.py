@@ -31,7 +31,7 @@ __all__ = [
     "Vector",
     "at_least",
     "data_of",
-    "made",
+    "require_setup",
 ]
 
 Part = TypeVar("Part")
@@ -254,7 +254,7 @@ def data_of(trainer: L.Trainer) -> SurrogateData | None:
     return data if isinstance(data, SurrogateData) else None
 
 
-def made(part: Part | None) -> Part:
+def require_setup(part: Part | None) -> Part:
     """Return what `setup` makes, if it has."""
     if part is None:
         raise RuntimeError(

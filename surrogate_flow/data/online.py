@@ -22,7 +22,7 @@ from surrogate_flow.data.module import (
     SurrogateData,
     Vector,
     at_least,
-    made,
+    require_setup,
 )
 from surrogate_flow.data.online_loader import AppliedBatches, OnlineLoader
 from surrogate_flow.data.ranks import Ranks, RankState
@@ -299,7 +299,7 @@ class OnlineData(SurrogateData):
         """
         self._start()
         self._wait(self._filled)
-        store = made(self.store)
+        store = require_setup(self.store)
         count = store.stats().population
         moments = self._pooled(count, store.moments() if count else None)
         if not moments.count:
@@ -311,7 +311,7 @@ class OnlineData(SurrogateData):
 
     def _filled(self, seconds: float) -> RankState:
         """Wait for the first fill, for so many seconds at most."""
-        store, ready = made(self.store), False
+        store, ready = require_setup(self.store), False
         with contextlib.suppress(TimeoutError):
             ready = store.wait_threshold(seconds) or store.draining
         if self.deterministic or not ready:
@@ -339,10 +339,10 @@ class OnlineData(SurrogateData):
         if self._stopped.is_set():
             # Nothing has been trained that could be saved.
             raise KeyboardInterrupt
-        made(self.source).check(self._loader.waited if self._loader else None)
+        require_setup(self.source).check(self._loader.waited if self._loader else None)
 
     def _start(self) -> Source:
-        source = made(self.source)
+        source = require_setup(self.source)
         source.start()
         return source
 
@@ -351,8 +351,8 @@ class OnlineData(SurrogateData):
         source, trainer = self._start(), self.trainer
         if self._loader is None:
             self._loader = OnlineLoader(
-                made(self.store),
-                pending=made(self._checkpoint).pending,
+                require_setup(self.store),
+                pending=require_setup(self._checkpoint).pending,
                 source=source,
                 applied=AppliedBatches(trainer) if trainer else None,
                 ranks=self.ranks,
@@ -365,7 +365,7 @@ class OnlineData(SurrogateData):
     def val_dataloader(self) -> ValidationSet:
         """Wait for the held-out set, then return its batches."""
         self._start()
-        validation = made(self.validation)
+        validation = require_setup(self.validation)
         self._wait(
             lambda s: RankState.READY if validation.wait(s) else RankState.WAITING
         )

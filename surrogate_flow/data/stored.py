@@ -21,7 +21,7 @@ from surrogate_flow.data.module import (
     SurrogateData,
     Vector,
     at_least,
-    made,
+    require_setup,
 )
 from surrogate_flow.data.prefetch import Prefetch, in_step
 from surrogate_flow.data.ranks import Ranks
@@ -174,7 +174,7 @@ class StoredData(SurrogateData):
 
         If it does not fit into memory, they are those of its first block, at random.
         """
-        samples = made(self._samples)
+        samples = require_setup(self._samples)
         with self.ranks.fail_together():
             own = samples.moments()
         moments = self._pooled(own.count, (own.mean, own.std))
@@ -184,7 +184,7 @@ class StoredData(SurrogateData):
         """Return the shuffled batches; each iteration is another epoch."""
         each = self.window.samples(self.spec.steps)
         self._loader = StoredLoader(
-            made(self._samples),
+            require_setup(self._samples),
             self.batch_size,
             windows=[each * len(share) for share in self._shares],
             ranks=self.ranks,
@@ -199,7 +199,7 @@ class StoredData(SurrogateData):
         A data set has one such set: ``test`` takes those that ``best.ckpt`` was chosen
         by, and says so.
         """
-        return made(self.validation)
+        return require_setup(self.validation)
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader

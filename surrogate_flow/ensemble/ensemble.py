@@ -199,7 +199,7 @@ class Ensemble:
 
     A failed attempt ends in `_settle`, which submits it again or emits `events.Failed`:
     then `events.FailureLog` has its row, and the inlet closes the simulation in the
-    sink, which `ledger.Recorded` records as failed.
+    sink, which `ledger.RecordingSink` records as failed.
 
     One thread of its own calls the listeners, in their order; `close` may be called
     from any thread, more than once.

@@ -11,7 +11,7 @@ from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.stream import NotExpected, Sink
 
-__all__ = ["Counts", "Ledger", "Recorded", "SimulationState"]
+__all__ = ["Counts", "Ledger", "RecordingSink", "SimulationState"]
 
 
 class SimulationState(Enum):
@@ -149,7 +149,7 @@ class Ledger:
         )
 
 
-class Recorded:
+class RecordingSink:
     """A sink that records in a ledger which simulations have ended."""
 
     def __init__(self, ledger: Ledger, sink: Sink) -> None:

@@ -21,7 +21,7 @@ from surrogate_flow.ensemble.ensemble import (
 )
 from surrogate_flow.ensemble.events import Event, Failed, FailureLog, Listener
 from surrogate_flow.ensemble.faults import Faults
-from surrogate_flow.ensemble.ledger import Ledger, Recorded
+from surrogate_flow.ensemble.ledger import Ledger, RecordingSink
 from surrogate_flow.ensemble.task import on_workers, receipts
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
@@ -163,7 +163,7 @@ class Study:
             client = enter(cluster.address.client())
             self.dashboard_link: str = client.dashboard_link
             spec = solver.spec if settings.streams else receipts(solver.spec)
-            recorded = Recorded(self.ledger, sink)
+            recorded = RecordingSink(self.ledger, sink)
             self.inlet = enter(Inlet(spec, recorded, host=cluster.address.interface))
             task = enter(
                 on_workers(

@@ -31,12 +31,12 @@ _GENERATOR = (
 
 
 def check_sampler(sampler: Sampler) -> list[str]:
-    """Try a sampler as a study uses it: asked, told, saved, and asked again.
+    """Try a sampler as a study uses it: `ask`, `tell`, save, load, and `ask` again.
 
     Parameters
     ----------
     sampler : Sampler
-        One that was never asked. Copies of it are tried, it stays as it is.
+        One that has given no point yet. Copies of it are tried, it stays as it is.
 
     Returns
     -------
@@ -74,7 +74,9 @@ def check_sampler(sampler: Sampler) -> list[str]:
                 each.tell(_losses(points))
             later = _ask(one, _COUNT, _COUNT, bounds)
             _require_equal(_ask(other, _COUNT, _COUNT, bounds), later)
-        with laws.law("what it has learnt is plain values, and brings it back"):
+        with laws.law(
+            "restored from its state_dict, of plain values, it gives the same points"
+        ):
             saved = msgspec.msgpack.encode(one.state_dict())
             back = copy.deepcopy(sampler)
             back.load_state_dict(msgspec.msgpack.decode(saved))

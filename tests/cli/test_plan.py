@@ -32,9 +32,10 @@ def no_batch_system(monkeypatch):
 
 def test_the_pace_is_that_of_the_solver():
     """Five steps with pauses of 0.3 s between them."""
+    begin = time.perf_counter()
     pace = measure(Leisurely())
     assert pace.steps == STEPS
-    assert 1.2 <= pace.seconds < 3
+    assert 1.2 <= pace.seconds < time.perf_counter() - begin
     assert pace.simulation(Wave.spec) == pace.seconds
     rate = STEPS * Wave.spec.step_bytes / pace.seconds
     assert pace.bytes_per_second(Wave.spec) == rate
@@ -42,7 +43,7 @@ def test_the_pace_is_that_of_the_solver():
 
 def test_a_pace_is_taken_for_some_seconds_only():
     """From what came until then; from nothing, none."""
-    pace = measure(Leisurely(), 0.4)
+    pace = measure(Leisurely(), 0.8)
     assert 1 <= pace.steps < STEPS
     assert measure(Stuck(), 0.2) is None
 

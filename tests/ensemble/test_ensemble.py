@@ -28,7 +28,7 @@ from surrogate_flow.ensemble.events import (
     Submitted,
 )
 from surrogate_flow.ensemble.faults import Faults
-from surrogate_flow.ensemble.ledger import Ledger, Recorded
+from surrogate_flow.ensemble.ledger import Ledger, RecordingSink
 from surrogate_flow.ensemble.task import run
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
@@ -92,7 +92,7 @@ class Run:
     ):
         self.arrivals, self.events = sink or Arrivals(), []
         self.failures, self.ledger = folder / "failures.csv", Ledger()
-        recorded = Recorded(self.ledger, self.arrivals)
+        recorded = RecordingSink(self.ledger, self.arrivals)
         self.inlet = Inlet(solver.spec, recorded, **stream or {})
         self.inlet.__enter__()
         self.tasks = Tasks(client, partial(run, solver, self.inlet.endpoint), "wave")

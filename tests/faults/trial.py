@@ -18,7 +18,7 @@ from surrogate_flow.ensemble import ledger as ensemble_ledger
 from surrogate_flow.ensemble.ensemble import Ensemble, Tasks
 from surrogate_flow.ensemble.events import Exhausted, Failed, FailureLog
 from surrogate_flow.ensemble.faults import Faults
-from surrogate_flow.ensemble.ledger import Recorded, SimulationState
+from surrogate_flow.ensemble.ledger import RecordingSink, SimulationState
 from surrogate_flow.ensemble.task import run
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
@@ -85,7 +85,7 @@ class Trial:
         plan = self.plan
         inlet = Inlet(
             self.solver.spec,
-            Recorded(self.book, self.ledger),
+            RecordingSink(self.book, self.ledger),
             host="127.0.0.1" if plan.cuts else None,
             coalesce_bytes=plan.coalesce,
             timing=BEAT,

@@ -404,8 +404,8 @@ def test_how_long_simulations_take_without_waiting(inlet, ledger):
     (live,) = inlet.progress()
     ledger.make_room(None)
     thread.join()
-    assert time.monotonic() - start > 0.6
-    assert 0 < inlet.stats().longest < 0.5
+    # However slow this machine is, the wait is not in it.
+    assert 0 < inlet.stats().longest < time.monotonic() - start - 0.5
     assert start <= live.opened
     assert live.waiting
 

@@ -376,7 +376,7 @@ def test_an_offer_takes_what_there_is_room_for(ledger):
         while taken:
             begin = time.monotonic()
             taken = outlet.offer(steps[done:])
-            assert time.monotonic() - begin < 1
+            assert time.monotonic() - begin < 10
             done += taken
         # What the inlet granted was sent, and one message more waits in the outlet.
         assert 0 < done < SPEC.steps

@@ -253,7 +253,7 @@ SAMPLERS = {
     Unseeded: "the same seed",
     Streaming: "not on how many",
     Guessing: "the same losses",
-    Forgetting: "(?s)brings it back.*Override state_dict",
+    Forgetting: "(?s)restored from its state_dict.*Override state_dict",
     Opaque: "plain values",
     Few: r"block: expected an array of shape \(block_size, parameters\) = \(1024, 1\)",
     Failing: r'(?s)TypeError: .*test_laws.py:\d+, in ask: return bounds\["low"\]',
