@@ -49,7 +49,8 @@ def _run(line: CommandLine) -> None:
     """Parse and run a command: Lightning's, or a module's with a parser of its own."""
     from surrogate_flow.cli import generate, plan, predict
     from surrogate_flow.cli.compare import command as compare
-    from surrogate_flow.cli.lightning import Parser, execute, parse
+    from surrogate_flow.cli.lightning import LightningParser, execute
+    from surrogate_flow.cli.parser import parse
     from surrogate_flow.report.console import show_logs
 
     show_logs()  # after the import of Lightning, which adds a handler of its own
@@ -59,7 +60,7 @@ def _run(line: CommandLine) -> None:
         command = predict
 
     def run_own(words: Sequence[str]) -> None:
-        parser = Parser(prog=f"surrogate-flow {words[0]}", allow_abbrev=False)
+        parser = LightningParser(prog=f"surrogate-flow {words[0]}", allow_abbrev=False)
         command.add_arguments(parser)
         command.run(parser.instantiate(parser.parse_args(words[1:])))
 

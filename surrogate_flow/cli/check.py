@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentError, ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from surrogate_flow.cli import explain
+from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError, class_at
@@ -102,9 +100,7 @@ def _maker(
     path: str, kind: type, options: Sequence[str], preset: Mapping[str, Any] = {}
 ) -> partial[Any]:
     """Return the class with the arguments of a command line, over those preset."""
-    parser = ArgumentParser(
-        prog=f"surrogate-flow check {path}", exit_on_error=False, allow_abbrev=False
-    )
+    parser = Parser(prog=f"surrogate-flow check {path}", allow_abbrev=False)
     # What builds a network gives it these.
     added = parser.add_class_arguments(
         kind, skip={"spec", "window"}, fail_untyped=False
@@ -114,12 +110,11 @@ def _maker(
         *(f"--{k}={v}" for k, v in preset.items() if k in added and k not in given),
         *options,
     ]
-    try:
-        arguments = parser.instantiate(parser.parse_args(words))
-    except (ArgumentTypeError, ArgumentError, TypeError, ValueError) as error:
-        wrong = explain.Complaint(str(error), parser, kind).explained()
-        line = CommandLine(["check", *options])
-        raise UserError(explain.placed(wrong, line)) from error
+    parser.owner = None  # it is the outermost
+    arguments = parse(
+        CommandLine(["check", *words]),
+        lambda words: parser.instantiate(parser.parse_args(words[1:])),
+    )
     return partial(kind, **arguments.as_dict())
 
 

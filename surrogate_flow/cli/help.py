@@ -297,7 +297,7 @@ def _show_options(option: str, given: str | None, words: Sequence[str]) -> None:
 
     import pytorch_lightning as L
 
-    from surrogate_flow.cli.lightning import Parser
+    from surrogate_flow.cli.lightning import LightningParser
     from surrogate_flow.data.online import OnlineData
     from surrogate_flow.data.stored import StoredData
     from surrogate_flow.surrogate.surrogate import Surrogate
@@ -305,7 +305,7 @@ def _show_options(option: str, given: str | None, words: Sequence[str]) -> None:
     owners: dict[str, Any] = {"data": OnlineData, "model": Surrogate}
     owner: Any = StoredData if stored else owners.get(head, L.Trainer)
     described = {"data": "a data set" if stored else "a workflow", "model": "a model"}
-    parser = Parser(
+    parser = LightningParser(
         prog="surrogate-flow fit",
         allow_abbrev=False,
         description=f"All options of {described.get(head, 'the trainer')}, with their "

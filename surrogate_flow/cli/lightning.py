@@ -1,24 +1,20 @@
-"""Lightning's commands: fit, validate, test and predict, and the parser of all."""
+"""Lightning's commands: fit, validate, test and predict."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
-import re
 import sys
 import threading
-from argparse import Action, ArgumentError
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytorch_lightning as L
-from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
-from yaml import YAMLError
 
 from surrogate_flow import nn, solvers
 from surrogate_flow.cli import explain, runs
@@ -27,13 +23,12 @@ from surrogate_flow.cli.checkpoints import (
     FinalValidation,
     SafeCheckpoint,
 )
-from surrogate_flow.cli.hints import known_classes
 from surrogate_flow.cli.loggers import MetricsEvents, MetricsTable
+from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.cli.signals import stop_requested
 from surrogate_flow.data.module import SurrogateData
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.names import with_present_names
 from surrogate_flow.report.console import the_console
 from surrogate_flow.report.monitor import Monitor
 from surrogate_flow.report.progress import ProgressLine
@@ -42,7 +37,7 @@ from surrogate_flow.report.summary import WriteSummary
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.surrogate import Surrogate
 
-__all__ = ["Parser", "SurrogateCLI", "build", "execute", "parse"]
+__all__ = ["LightningParser", "SurrogateCLI", "build", "execute"]
 
 _EPOCHS = 1  # by default
 
@@ -53,66 +48,9 @@ for _package in (nn, solvers):
     for _name in _package.__all__:
         getattr(_package, _name)
 
-# Files of version 0.1 name classes by paths that have changed.
-_load_yaml = get_loader("yaml")
-set_loader("yaml", lambda text: with_present_names(_load_yaml(text)), (YAMLError,))
 
-
-class _HelpFormatter(DefaultHelpFormatter):
-    def _get_help_string(self, action: Action) -> str:
-        """Name the classes that matter, of hundreds."""
-        text = super()._get_help_string(action)
-        return re.sub(
-            r"(?<=known subclasses: )[\w., ]+",
-            lambda found: known_classes(action.dest, found[0].split(", ")),
-            text,
-        )
-
-
-class Parser(LightningArgumentParser):
-    """jsonargparse's parser, whose errors are one line each.
-
-    Attributes
-    ----------
-    owner : class or function, optional
-        Whose arguments it parses, if jsonargparse has made it for one.
-    """
-
-    owner: Any = None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"formatter_class": _HelpFormatter, **kwargs})
-
-    def add_class_arguments(
-        self, theclass: Any, nested_key: str | None = None, *args: Any, **kwargs: Any
-    ) -> list[str]:
-        """Remember whose arguments these are."""
-        self.owner = self.owner if nested_key else theclass
-        added = super().add_class_arguments(theclass, nested_key, *args, **kwargs)
-        return list(added)
-
-    def add_function_arguments(
-        self, function: Any, nested_key: str | None = None, *args: Any, **kwargs: Any
-    ) -> list[str]:
-        """Remember whose arguments these are."""
-        self.owner = self.owner if nested_key else function
-        added = super().add_function_arguments(function, nested_key, *args, **kwargs)
-        return list(added)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what is wrong, in words for users.
-
-        Raises
-        ------
-        ParserError
-            An inner parser raises argparse's error, whose text the outer one finds.
-        """
-        error = explain.innermost(message)
-        parser = getattr(ex, "subcommand_parser", None) or self
-        error = error or explain.Complaint(message, parser, self.owner).explained()
-        if self.owner is None:
-            raise error from ex
-        raise ArgumentError(None, explain.shielded(error)) from ex
+class LightningParser(Parser, LightningArgumentParser):
+    """The parser of all commands that train or simulate: Lightning's."""
 
 
 class SurrogateCLI(LightningCLI):
@@ -142,7 +80,7 @@ class SurrogateCLI(LightningCLI):
                 seed_everything_default=0,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
-                parser_class=Parser,
+                parser_class=LightningParser,
                 trainer_defaults={
                     "max_epochs": _EPOCHS,
                     "val_check_interval": 500,
@@ -334,20 +272,3 @@ def execute(words: Sequence[str], *, run: bool = True) -> SurrogateCLI:
     # Lightning starts its other ranks with them.
     sys.argv = [sys.argv[0], *words]
     return SurrogateCLI(run=run)
-
-
-def parse(line: CommandLine, act: Callable[[list[str]], Any]) -> Any:
-    """Act on the words of a command line; explain what the parser refuses in them.
-
-    Raises
-    ------
-    UserError
-        If something in it is wrong.
-    """
-    try:
-        return act(line.words)
-    except explain.ParserError as error:
-        again = line.with_dict_kwargs(error.word) if error.passes_on else line
-        if again == line:
-            raise UserError(explain.placed(error, line)) from error
-    return parse(again, act)

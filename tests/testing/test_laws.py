@@ -475,7 +475,7 @@ def test_a_network_is_checked_on_grids_that_it_serves(capsys):
     [
         ([], ["needs the import path of a class"]),
         (["own_classes.Dekay"], ["has no 'Dekay'", "Did you mean 'Decay'"]),
-        (["own_classes.Decay", "--cels=5"], ["unknown", "Did you mean 'cells'"]),
+        (["own_classes.Decay", "--cels=5"], ["unknown", "Did you mean '--cells'"]),
         (["own_classes.Decay", "--cells=x"], ["cells", "int", "'x'"]),
         (["own_classes.Unfinished"], ["Broken law: it can be built", "abstract"]),
         (["own_classes.OWN"], ["has no 'OWN'"]),

@@ -1,0 +1,97 @@
+"""The parser of all commands; nothing here imports torch or Lightning."""
+
+from __future__ import annotations
+
+import re
+from argparse import Action, ArgumentError
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
+from yaml import YAMLError
+
+from surrogate_flow.cli import explain
+from surrogate_flow.cli.hints import known_classes
+from surrogate_flow.cli.recipes import CommandLine
+from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.names import with_present_names
+
+__all__ = ["Parser", "parse"]
+
+# Files of version 0.1 name classes by paths that have changed.
+_load_yaml = get_loader("yaml")
+set_loader("yaml", lambda text: with_present_names(_load_yaml(text)), (YAMLError,))
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    def _get_help_string(self, action: Action) -> str:
+        """Name the classes that matter, of hundreds."""
+        text = super()._get_help_string(action)
+        return re.sub(
+            r"(?<=known subclasses: )[\w., ]+",
+            lambda found: known_classes(action.dest, found[0].split(", ")),
+            text,
+        )
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser, whose errors are one line each.
+
+    Attributes
+    ----------
+    owner : class or function, optional
+        Whose arguments it parses, if jsonargparse has made it for one.
+    """
+
+    owner: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _HelpFormatter, **kwargs})
+
+    def add_class_arguments(
+        self, theclass: Any, nested_key: str | None = None, *args: Any, **kwargs: Any
+    ) -> list[str]:
+        """Remember whose arguments these are."""
+        self.owner = self.owner if nested_key else theclass
+        added = super().add_class_arguments(theclass, nested_key, *args, **kwargs)
+        return list(added)
+
+    def add_function_arguments(
+        self, function: Any, nested_key: str | None = None, *args: Any, **kwargs: Any
+    ) -> list[str]:
+        """Remember whose arguments these are."""
+        self.owner = self.owner if nested_key else function
+        added = super().add_function_arguments(function, nested_key, *args, **kwargs)
+        return list(added)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong, in words for users.
+
+        Raises
+        ------
+        ParserError
+            An inner parser raises argparse's error, whose text the outer one finds.
+        """
+        error = explain.innermost(message)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        error = error or explain.Complaint(message, parser, self.owner).explained()
+        if self.owner is None:
+            raise error from ex
+        raise ArgumentError(None, explain.shielded(error)) from ex
+
+
+def parse(line: CommandLine, act: Callable[[list[str]], Any]) -> Any:
+    """Act on the words of a command line; explain what the parser refuses in them.
+
+    Raises
+    ------
+    UserError
+        If something in it is wrong.
+    """
+    try:
+        return act(line.words)
+    except explain.ParserError as error:
+        again = line.with_dict_kwargs(error.word) if error.passes_on else line
+        if again == line:
+            raise UserError(explain.placed(error, line)) from error
+    return parse(again, act)
