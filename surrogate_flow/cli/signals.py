@@ -41,9 +41,9 @@ def stop_requested(stop: Callable[[], object] = bool) -> Iterator[threading.Even
         signal.signal(number, handle)
     try:
         yield requested
-    except SystemExit:
-        # Lightning's, in the place of KeyboardInterrupt.
-        if not requested.is_set():
+    except SystemExit as error:
+        # Lightning's, with 1 in the place of KeyboardInterrupt; with 0 after SIGTERM.
+        if not (requested.is_set() and error.code):
             raise
         raise KeyboardInterrupt from None
     finally:

@@ -496,6 +496,16 @@ def test_sigterm_ends_it_in_order_however_often_it_comes():
             signal.signal(number, handler)
 
 
+@pytest.mark.parametrize(
+    ("status", "raised"), [(None, SystemExit), (1, KeyboardInterrupt)]
+)
+def test_what_lightning_leaves_with_after_a_signal(status, raised):
+    """After SIGTERM the run has ended in order: 0; the first Ctrl-C has cut it off."""
+    with pytest.raises(raised), stop_requested():
+        signal.raise_signal(signal.SIGTERM)
+        sys.exit(status)
+
+
 @pytest.mark.skipif(not may_mount(), reason="the kernel forbids user namespaces")
 def test_a_full_disk_ends_it_with_what_is_whole(tmp_path):
     """ENOSPC: one message that says what to do, no retries; whole simulations stay whole."""

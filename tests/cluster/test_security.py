@@ -273,7 +273,7 @@ def test_the_dashboard_of_a_queue_s_cluster(tmp_path, warnings):
     ):
         assert listening(cluster.dashboard_link) == {"0.0.0.0"}
     (warning,) = warnings
-    assert "within scheduler_options" in warning.getMessage()
+    assert "in scheduler_options" in warning.getMessage()
 
 
 def open_clusters():
