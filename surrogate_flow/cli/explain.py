@@ -18,7 +18,6 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from surrogate_flow.cli.help import options_shown
 from surrogate_flow.cli.hints import (
     EXPECTED,
     bases_of,
@@ -26,6 +25,7 @@ from surrogate_flow.cli.hints import (
     stands_for_others,
     subclasses_of,
 )
+from surrogate_flow.cli.pages import options_shown
 from surrogate_flow.cli.recipes import (
     CONFIG,
     SECTIONS,

@@ -11,7 +11,8 @@ import yaml
 
 import surrogate_flow.ensemble.study
 from surrogate_flow.cli.app import main
-from surrogate_flow.cli.help import COMMANDS, PAGES
+from surrogate_flow.cli.pages import PAGES
+from surrogate_flow.cli.recipes import COMMANDS
 
 FIT = ["fit", "--data", "heat2d", "--model", "fully_connected"]
 SMALL = ["--data.solver.cells=[4,4]", "--data.solver.steps=2"]

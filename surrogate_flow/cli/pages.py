@@ -1,0 +1,214 @@
+"""The pages that ``--help`` prints: the options that matter among a thousand."""
+
+from __future__ import annotations
+
+import re
+
+from surrogate_flow.cli.recipes import COMMANDS
+
+__all__ = ["MAIN", "PAGES", "options_shown"]
+
+MAIN = """\
+usage: surrogate-flow COMMAND --data RECIPE --model RECIPE [--OPTION VALUE ...]
+
+Train a deep surrogate of a solver while its simulations run. --data and --model
+take a recipe: a YAML file, or the name of a shipped one (heat2d,
+fully_connected); --data also a data set.
+
+commands:
+{commands}
+
+more help:
+  surrogate-flow COMMAND --help        options of a command
+  surrogate-flow fit --data.help       all options of a workflow
+  surrogate-flow fit --model.help      all options of a model
+  surrogate-flow fit --trainer.help    all options of Lightning's trainer
+  surrogate-flow fit --data heat2d --data.solver.help
+                                       options of a class that a recipe names
+
+options:
+  -h, --help   Show this help and exit.
+  --version    Print the version and exit.
+"""
+
+_STUDY = """\
+what is simulated:
+  --data RECIPE                   a workflow: a YAML file, or heat2d, lorenz, ...
+  --data.simulations N            how many to train on; null: without end
+  --data.held_out N               how many to validate on, never trained on
+  --data.solver.OPTION VALUE      of the solver, such as --data.solver.steps 50
+  --data.solver CLASS             in place of the recipe's: package.module.MySolver
+  --data.sampler CLASS            Uniform, Sobol, Halton or LatinHypercube
+
+where it is simulated (one worker a core of this machine by default):
+  --data.cluster RECIPE           slurm, pbs, local, existing, or a YAML file
+  --data.cluster.OPTION VALUE     such as --data.cluster.cores 16
+  --data.cores_per_simulation N   for solvers with threads or processes
+  --data.faults.retries N         of a simulation that fails
+  --data.faults.max_failures N    of the study, before it ends
+  --data.faults.step_timeout S    seconds for a step, of a solver that may hang
+"""
+
+_SETTINGS = """\
+settings:
+  --print_config                  print all settings, with defaults; run nothing
+  --config FILE                   take them from a file, such as a run's config.yaml
+"""
+
+_MORE = """\
+more options, by group:
+  --data.help      of the workflow      --data.solver.help     of its solver
+  --model.help     of the model         --model.network.help   of its network
+  --trainer.help   of the trainer
+  --data.cluster slurm --data.cluster.help   of the cluster that is named
+"""
+
+#: Of each command, its help.
+PAGES = {
+    "fit": f"""\
+usage: surrogate-flow fit --data RECIPE --model RECIPE [--OPTION VALUE ...]
+
+{COMMANDS["fit"]} An example:
+
+  surrogate-flow fit --data heat2d --model fully_connected \\
+      --data.simulations 2000 --trainer.max_steps 5000
+
+Results go to runs/<workflow>/<time>/: checkpoints, metrics, pictures, config.yaml.
+Ctrl-C ends a run in order; --ckpt_path last goes on with it.
+
+{_STUDY}
+what is trained:
+  --model RECIPE                  fully_connected, fno, unet, ..., or a YAML file
+  --model.network.OPTION VALUE    such as --model.network.widths '[512, 512]'
+  --model.optimizer.lr RATE       learning rate; --model.optimizer CLASS: another
+  --model.loss CLASS              such as torch.nn.L1Loss
+  --data.batch_size N             samples of a batch
+  --data.reservoir CLASS          FIFO, FIRO or Reservoir
+  --data.reservoir.capacity N     steps that it holds, or bytes: 2GiB
+  --data.reservoir.threshold N    samples before the first batch
+
+how long, on what, and where results go:
+  --trainer.max_steps N           batches; by default until the simulations end
+  --trainer.max_epochs N          passes over a data set
+  --trainer.val_check_interval N  batches between validations and checkpoints
+  --trainer.accelerator gpu       cpu, gpu or auto; --trainer.devices N: how many
+  --trainer.default_root_dir DIR  in the place of runs/
+  --ckpt_path last|best|FILE      go on from a checkpoint, 'last': the newest one
+  --data.checkpoint_reservoir true   checkpoints keep the reservoir's fields, too
+  --data.archive PATH             write a data set beside the training
+  --seed_everything N             of weights and batches; 0 by default
+
+{_SETTINGS}
+{_MORE}  --data.reservoir FIFO --data.reservoir.help  of the reservoir that is named
+""",
+    "predict": f"""\
+usage: surrogate-flow predict --ckpt_path FILE --parameters YAML [--OPTION VALUE ...]
+
+{COMMANDS["predict"]} An example:
+
+  surrogate-flow predict --ckpt_path runs/heat2d/<time>/checkpoints/best.ckpt \\
+      --parameters '{{initial: 300, left: 100, right: 500, bottom: 200, top: 400}}'
+
+options:
+  --ckpt_path FILE    a checkpoint
+  --parameters YAML   of the simulation, in the units of the solver's spec
+  --times YAML        such as '[0.1, 0.5]'; all steps of the solver by default
+  --history FILE      netCDF with the first steps, for one that rolls out from them
+  --output FILE       netCDF that is written; field.nc by default
+
+With --data and --model it is Lightning's own predict.
+""",
+    "plan": f"""\
+usage: surrogate-flow plan --data RECIPE [--OPTION VALUE ...]
+
+{COMMANDS["plan"]} It prints the script
+of a job, how many jobs and simulations run at once, and the bytes a second of the
+stream, after a look at the solver. An example:
+
+  surrogate-flow plan --data heat2d --data.cluster slurm
+
+{_STUDY}
+more options: surrogate-flow fit --data.help; --model is ignored.
+""",
+    "generate": f"""\
+usage: surrogate-flow generate --data RECIPE --output PATH [--OPTION VALUE ...]
+
+{COMMANDS["generate"]} It is in Zarr format 3:
+xarray.open_zarr opens it, and 'fit --data PATH' trains on it. The workers write it, so
+they must share its file system. Typed again, the command adds what is missing.
+An example:
+
+  surrogate-flow generate --data heat2d --output heat2d.zarr
+
+  --output PATH                   the data set, such as heat2d.zarr
+
+{_STUDY}
+more options: surrogate-flow fit --data.help; --model is ignored.
+""",
+    "check": f"""\
+usage: surrogate-flow check CLASS [--OPTION VALUE ...]
+
+{COMMANDS["check"]} It is built
+with the options, run as a study would run it, and each law that it keeps is printed:
+that a solver yields what its spec says, that the same seed gives the same points, that
+a network learns and comes back from its checkpoint, that a store loses no sample.
+An example:
+
+  PYTHONPATH=. surrogate-flow check my_solvers.MySolver --cells 16
+
+  surrogate-flow check CLASS --help    options of the class
+
+Few cells and steps, and few weights, are enough. surrogate_flow.testing has the same
+functions for your tests.
+""",
+    "compare": f"""\
+usage: surrogate-flow compare --data RECIPE --model RECIPE [--OPTION VALUE ...]
+
+{COMMANDS["compare"]} Offline means: from a data
+set of few simulations that is read many times; online: from simulations as they run,
+with several policies of the reservoir. The number of batches and the validation set
+are the same. Typed again, the command goes on where it was. An example:
+
+  surrogate-flow compare --data heat2d --model fully_connected --batches 3000 --seeds 3
+
+options:
+  --data RECIPE       a workflow, such as heat2d
+  --model RECIPE      a model, such as fully_connected
+  --batches N         of each run; 3000 by default
+  --offline N         simulations of the data set; 50 by default. Online ones go on as
+                      long as they are trained on, or --data.simulations says how many
+  --seeds N           runs of each way to train; 3 by default
+  --variants NAME ... of offline, fifo, firo, reservoir; all by default
+  --output FOLDER     of the comparison; runs/compare/<workflow>-<model> by default
+
+Options of 'fit' under --data., --model. and --trainer. go to every run, those under
+--data. only where something is simulated.
+""",
+}
+for _command, _on in (
+    ("validate", "on the held-out simulations of the workflow or data set"),
+    ("test", "on new simulations, or on the held-out ones of a data set"),
+):
+    _simulated = "".join(
+        line.replace("validate on", f"{_command} on")
+        for line in _STUDY.splitlines(keepends=True)
+        if "--data.simulations" not in line
+    )
+    PAGES[_command] = f"""\
+usage: surrogate-flow {_command} --data RECIPE --model RECIPE --ckpt_path FILE [...]
+
+{COMMANDS[_command]} An example:
+
+  surrogate-flow {_command} --data heat2d --model fully_connected --ckpt_path last
+
+Errors of a checkpoint {_on}.
+--ckpt_path last or best is that of the newest run of the workflow in runs/.
+
+{_simulated}
+{_SETTINGS}
+{_MORE}"""
+
+
+def options_shown() -> list[str]:
+    """Return the options that the help of ``fit`` names."""
+    return re.findall(r"--[\w.]+", PAGES["fit"])
