@@ -128,8 +128,9 @@ def placed(error: ParserError, line: CommandLine) -> str:
     for option, _, _ in pairs(line.words[1:]):
         if option not in line.files and option == f"--{error.place}":
             return f"{option}: {text}"
-    file = line.files.get(f"--{error.place.partition('.')[0]}")
-    return f"{file}: {text}" if file else text
+    section, _, key = error.place.partition(".")
+    file = line.files.get(f"--{section}")
+    return f"{file}: {key}: {text}".replace(": : ", ": ", 1) if file else text
 
 
 def _leads(names: list[str], place: str) -> bool:
@@ -363,7 +364,10 @@ class Complaint:
         expected = described(self.message, self._hint)
         if expected == "null":
             return None  # What else would do is said otherwise.
-        return ParserError(f"expected {expected}, got {value!r}.", value)
+        text = f"expected {expected}, got {value!r}."
+        if expected == "a mapping":
+            text += " Put quotes around it, and a blank behind each colon: '{a: 1}'."
+        return ParserError(text, value)
 
     def _out_of_range(self, found: re.Match[str]) -> ParserError:
         value = found["value"]
@@ -404,6 +408,9 @@ _PATTERNS: dict[str, Callable[[Complaint, re.Match[str]], ParserError | None]] =
     r"(?P<base>\w+)": Complaint._no_subclass,
     r"Expected an instantiatable class, but (?P<path>[\w.]+) is abstract": (
         Complaint._abstract
+    ),
+    r"NestedArg\(key='\w+', val='(?P<module>[\w.]+)\.(?P<name>\w+)'": (
+        Complaint._not_importable
     ),
     rf"{EXPECTED}(?s:.+?)G(?:ot|iven) value: (?P<value>.*)": Complaint._wrong_type,
     r"Not of type \w+: (?P<value>.+?) does not conform to restriction v(?P<rule>.+)": (

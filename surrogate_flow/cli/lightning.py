@@ -35,6 +35,7 @@ from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.report.report import Report
 from surrogate_flow.report.summary import WriteSummary
 from surrogate_flow.surrogate import checkpoint
+from surrogate_flow.surrogate.prediction import require_shape
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["LightningParser", "SurrogateCLI", "build", "execute"]
@@ -197,11 +198,15 @@ class SurrogateCLI(LightningCLI):
         if path is not None:
             # Before anything is opened or submitted.
             recipe, _ = checkpoint.read(path)
-            checkpoint.require_same(self.model.recipe, {checkpoint.KEY: recipe})
+            saved = {checkpoint.KEY: recipe}
+            checkpoint.require_same(self.model.recipe, saved, str(path))
             logger.info("From the checkpoint %s", path)
             if subcommand == "fit":
                 runs.tidy(Path(path))
             kwargs["ckpt_path"] = str(path)
+        elif subcommand == "fit":
+            model, name = self.model, self.model.recipe["network"]["class_path"]
+            require_shape(model.network, name, model.spec, model.window)
         return kwargs
 
     def fit(self, **kwargs: Any) -> None:

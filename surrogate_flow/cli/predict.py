@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from surrogate_flow.cli.runs import newest
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.files import write_atomically
 from surrogate_flow.report.console import print_lines
@@ -15,6 +19,8 @@ from surrogate_flow.surrogate.prediction import read_history
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["add_arguments", "run"]
+
+logger = logging.getLogger(__name__)
 
 _NETCDF = ("", ".nc", ".nc3", ".nc4", ".cdf", ".netcdf", ".h5", ".hdf5")
 
@@ -48,8 +54,29 @@ def run(options: Any) -> None:
             f"--output {output}: there is no folder {output.parent}. Make it first."
         )
     replaced = output.exists()
-    surrogate = Surrogate.load(options.ckpt_path)
+    path = options.ckpt_path
+    named = path in ("last", "best")
+    if named and (found := newest(Path("runs"), f"*/*/checkpoints/{path}.ckpt")):
+        logger.info("From the checkpoint %s", found)
+        path = found
+    surrogate = Surrogate.load(path)
     history = None if options.history is None else read_history(options.history)
+    if history is None and (inputs := surrogate.window.inputs):
+        left = Path(path).absolute().parents[1] / "history.nc"
+        raise UserError(
+            f"predict needs --history, the first {inputs} step(s) of a simulation, got "
+            f"none. Such as --history {left}, of the run that left the checkpoint."
+        )
+    for name, value in options.parameters.items():
+        theirs = None if history is None else history.coords.get(name)
+        if theirs is None or theirs.size != 1:
+            continue
+        if not math.isclose(float(theirs), value, rel_tol=1e-3):
+            warnings.warn(
+                f"{name} = {value:g}, but the history is of a simulation with "
+                f"{name} = {float(theirs):g}.",
+                stacklevel=2,
+            )
     dataset = surrogate.predict(options.parameters, options.times, history)
     try:
         with write_atomically(output) as part:

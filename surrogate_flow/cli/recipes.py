@@ -7,6 +7,7 @@ file is refused at once; the parser checks the rest.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from surrogate_flow.fields.names import RecipeError, class_in, nearest
+from surrogate_flow.fields.names import RecipeError, class_in, closest, nearest
 
 __all__ = [
     "COMMANDS",
@@ -75,6 +76,8 @@ _STORED = "surrogate_flow.StoredData"
 _NEEDED = {"plan": ("--data",), "generate": ("--data",)}
 #: Options that may stand for a recipe: all else has a default.
 _ENOUGH = {"--data": "--data.solver", "--model": "--model.network"}
+_SUFFIXES = (".yaml", ".yml", ".zarr")
+_Pair = tuple[str, str | None, bool]
 _OF_RUNS = rf"--({'|'.join(SECTIONS)})\."  # options of compare for its runs
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
@@ -111,11 +114,15 @@ class CommandLine:
             )
         line = cls([command_named(words[0])])
         passed: list[str] = []
-        for option, value, joined in pairs(words[1:]):
+        given = [*pairs(words[1:])]
+        for at, (option, value, joined) in enumerate(given):
+            if line.command != "compare" and not option.startswith("-"):
+                before = given[at - 1] if at else ("", None, False)
+                _refuse_words([option, *_plain_words(given[at + 1 :])], *before[:2])
             if line.command == "compare" and re.match(_OF_RUNS, option):
                 passed.append(option if value is None else f"{option}={value}")
             else:
-                line._add(option, value, joined)
+                line._add(option, value, joined, given[at + 1 :])
         if passed:
             line.words += ["--overrides", json.dumps(passed)]
         line._require({option for option, _, _ in pairs(words[1:])})
@@ -142,10 +149,16 @@ class CommandLine:
         moved = "--data.cluster.dict_kwargs."
         return replace(self, words=[re.sub(option, moved, w) for w in self.words])
 
-    def _add(self, option: str, value: str | None, joined: bool) -> None:
+    def _add(
+        self, option: str, value: str | None, joined: bool, after: Sequence[_Pair]
+    ) -> None:
         if value is None:
             if option.partition(".")[0].removeprefix("--") in SECTIONS:
-                raise RecipeError(f"{option} needs a value, got none.")
+                word = "=".join(part for part in after[0][:2] if part) if after else ""
+                own = word.partition(".")[0].removeprefix("--") in SECTIONS
+                hint = f" If {word} is its value, type {option}='[\"{word}\"]'."
+                hint = hint if word and not own else ""
+                raise RecipeError(f"{option} needs a value, got none.{hint}")
             self.words.append(option)
             return
         if option == "--data" and is_data_set(value):
@@ -192,6 +205,31 @@ class CommandLine:
             )
 
 
+def _plain_words(given: Sequence[_Pair]) -> list[str]:
+    """Return the words before the next option."""
+    words = itertools.takewhile(lambda pair: not pair[0].startswith("-"), given)
+    return [word for word, _, _ in words]
+
+
+def _refuse_words(words: Sequence[str], option: str, value: str | None) -> None:
+    """Refuse words that no option takes, which stand behind that option."""
+    if value and value[0] in "{[":
+        whole = " ".join([value, *words])
+        raise RecipeError(f"{option}: put quotes around its value: '{whole}'.")
+    meant = [
+        f"{option} {word}"
+        for word in words
+        for option, folder in FOLDERS.items()
+        if word in shipped(folder) or (option == "--data" and is_data_set(word))
+    ]
+    remedy = (
+        f"Did you mean {' '.join(meant)!r}?"
+        if meant
+        else "Options begin with --, and a value with blanks needs quotes."
+    )
+    raise RecipeError(f"unexpected word {words[0]!r}. {remedy}")
+
+
 def command_named(name: str) -> str:
     """Return the name of a command, or refuse what is none."""
     if name in COMMANDS:
@@ -200,7 +238,7 @@ def command_named(name: str) -> str:
     raise RecipeError(f"No command {name!r}. {near}")
 
 
-def pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None, bool]]:
+def pairs(words: Sequence[str]) -> Iterator[_Pair]:
     """Split words into options with their values, and whether both were one word."""
     rest = list(words)
     while rest:
@@ -231,9 +269,16 @@ def given_recipe(option: str, value: str) -> Path | None:
             f"Name its class: {takes} {class_in(Path(value))}."
         )
     is_file = Path(value).exists() or Path(value).suffix in (".yaml", ".yml")
-    if _CLASS_PATH.fullmatch(value) and not is_file:
+    typo = any(closest(value, [path.name]) for path in _files(Path()))
+    typo = typo and bool(closest(Path(value).suffix, _SUFFIXES))
+    if _CLASS_PATH.fullmatch(value) and not is_file and not typo:
         return None
     return find_recipe(FOLDERS[option], value)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return what may be recipes and data sets in a folder."""
+    return [path for path in sorted(folder.glob("*.*")) if path.suffix in _SUFFIXES]
 
 
 def _names_missing_file(value: str) -> bool:
@@ -274,10 +319,11 @@ def find_recipe(kind: str, name: str) -> Path:
         return recipes[name]
     if path.is_file():
         return path
+    own = [file.name for file in _files(Path()) if kind == FOLDERS["--data"]]
     raise RecipeError(
         f"No recipe {name!r}: there is no such file in {Path.cwd()}, and none of that "
-        f"name is shipped in {kind}. {nearest(path.stem, recipes)} Give a path to your "
-        "own YAML file, or one of these names."
+        f"name is shipped in {kind}. {nearest(path.name, [*recipes, *own])} Give a "
+        "path to your own YAML file, or one of these names."
     )
 
 

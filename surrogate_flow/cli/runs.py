@@ -18,7 +18,14 @@ from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.files import LOCK, DirectoryLock
 
-__all__ = ["discard", "job_checkpoint", "last_checkpoint", "new_folder", "tidy"]
+__all__ = [
+    "discard",
+    "job_checkpoint",
+    "last_checkpoint",
+    "new_folder",
+    "newest",
+    "tidy",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -117,12 +124,12 @@ def last_checkpoint(
     RecipeError
         If there is none.
     """
-    found = _newest(root / workflow, f"*/checkpoints/{name}.ckpt")
+    found = newest(root / workflow, f"*/checkpoints/{name}.ckpt")
     if found is None:
         raise RecipeError(
             f"--ckpt_path {name}: no run in {root / workflow} has a checkpoint of that "
-            "name. The first is written at the first validation; begin without "
-            "--ckpt_path, or name a file."
+            "name. A fit writes the first at its first validation, and begins without "
+            "--ckpt_path. Or name a file."
         )
     for folder in (root / workflow).iterdir():
         # validate, test and predict write no checkpoints.
@@ -182,8 +189,9 @@ def job_checkpoint(root: Path, workflow: str) -> Path | None:
     if os.environ.get("SLURM_RESTART_COUNT", "0") in ("", "0"):
         return None
     job = os.environ.get("SLURM_JOB_ID", "")
-    return _newest(root / workflow, f"*_job{job}/checkpoints/last.ckpt")
+    return newest(root / workflow, f"*_job{job}/checkpoints/last.ckpt")
 
 
-def _newest(folder: Path, pattern: str) -> Path | None:
+def newest(folder: Path, pattern: str) -> Path | None:
+    """Return the file of a pattern that was written last, if there is one."""
     return max(folder.glob(pattern), key=lambda p: p.stat().st_mtime_ns, default=None)

@@ -108,8 +108,11 @@ class ValidationSet(Sink):
                 "nothing to validate with. Look into failures.csv in the run's folder."
             )
         if (complete := sum(shares)) < count and ranks.rank == 0:
-            some = f"{complete} of {count} simulations"
-            logger.warning("Validating with %s; see failures.csv.", some)
+            logger.warning(
+                "%d of %d held-out simulations failed; see failures.csv.",
+                count - complete,
+                count,
+            )
         return complete
 
     def __contains__(self, simulation: int) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.errors import UserError, line_of
 
 __all__ = [
     "RecipeError",
@@ -123,23 +123,35 @@ def class_at(class_path: str, what: str = "class_path") -> Any:
         known = class_in(file) if file.is_file() else "package.module.Class"
         raise RecipeError(what, f"one such as {known!r}", repr(class_path))
     module_name, _, name = with_present_names(class_path).rpartition(".")
+    first = module_name.partition(".")[0]
+    # While a recipe is read this is its own folder.
+    folder = Path.cwd()
+    there = (folder / f"{first}.py").is_file() or (folder / first).is_dir()
+    prefix = f"type PYTHONPATH={folder} before the command"
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        first = module_name.partition(".")[0]
-        remedy = "Expected a module installed in this environment or on PYTHONPATH."
-        # While a recipe is read this is its own folder.
-        folder = Path.cwd()
-        there = (folder / f"{first}.py").is_file() or (folder / first).is_dir()
-        # Otherwise it was found, and is what cannot import something.
-        if there and isinstance(error, ModuleNotFoundError) and error.name == first:
-            remedy = f"It is in {folder}: type PYTHONPATH={folder} before the command."
+    except Exception as error:  # of any type: the module is the user's
+        remedy = line_of(error).strip()
+        said = str(error) if isinstance(error, ImportError | SyntaxError) else ""
+        if isinstance(error, ModuleNotFoundError) and not remedy:
+            remedy = "Expected a module installed in this environment or on PYTHONPATH."
+            if there and error.name == first:
+                remedy = f"It is in {folder}: {prefix}."
+        elif isinstance(error, ModuleNotFoundError):
+            remedy += f". Install {error.name!r}, or correct its name."
         raise RecipeError(
-            f"{what} {class_path!r}: cannot import {module_name!r} ({error}). {remedy}"
+            f"{what} {class_path!r}: cannot import {module_name!r} "
+            f"({said or repr(error)}). {remedy}"
         ) from error
     try:
         return getattr(module, name)
     except AttributeError:
+        file = Path(getattr(module, "__file__", None) or "the standard library")
+        if there and folder not in file.resolve().parents:
+            raise RecipeError(
+                f"{what} {class_path!r}: {module_name!r} was imported from {file}, and "
+                f"not from {folder}: {prefix}, or rename yours."
+            ) from None
         names = getattr(module, "__all__", None) or [
             name
             for name, value in vars(module).items()

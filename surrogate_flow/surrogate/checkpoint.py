@@ -45,13 +45,15 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return recipe, saved["state_dict"]
 
 
-def require_same(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+def require_same(
+    mine: Mapping[str, Any], saved: Mapping[str, Any], place: str = "The checkpoint"
+) -> None:
     """Refuse a checkpoint whose recipe differs, with the first difference."""
-    theirs = _recipe_in(saved, "The checkpoint")
+    theirs = _recipe_in(saved, place)
     for key, value in mine.items():
         if theirs.get(key) != value:
             raise ArgumentError(
-                f"The checkpoint is of another {key}: expected "
+                f"{place} is of another {key}: expected "
                 f"{first_difference(value, theirs.get(key))}. Use the recipes that "
                 "it was trained with (config.yaml in its run's folder)."
             )

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 import xarray as xr
 from jaxtyping import Float, Float32, Int
+from torch import nn
 
 from surrogate_flow.fields.encoder import TIME_TOLERANCE, Encoder, SpecMismatch
-from surrogate_flow.fields.errors import ArgumentError, MissingFileError
+from surrogate_flow.fields.errors import ArgumentError, MissingFileError, line_of
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 
@@ -20,8 +22,36 @@ __all__ = [
     "checked_parameters",
     "positions",
     "read_history",
+    "require_shape",
     "steps_at",
 ]
+
+
+def require_shape(
+    network: nn.Module, name: str, spec: FieldSpec, window: Window
+) -> None:
+    """Refuse a network that does not map one sample of zeros to its target's shape."""
+    inputs = (
+        torch.zeros(1, len(spec.parameters)),
+        torch.zeros(1),
+        torch.zeros(1, window.inputs, *spec.step_shape),
+    )
+    # Of copies, which a batch norm changes; and without a draw of a dropout.
+    state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    state = {key: value.detach().clone() for key, value in state.items()}
+    wanted, where = (1, window.outputs, *spec.step_shape), ""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            out = torch.func.functional_call(network, state, inputs)
+        got: object = tuple(out.shape)
+    except Exception as error:
+        if "cuda" in str(error).lower():
+            return  # It needs the device that it will be trained on.
+        got, where = f"{type(error).__name__} ({error})", line_of(error).strip()
+    if got != wanted:
+        raise ArgumentError(
+            f"{name}, called on one sample", f"an output of shape {wanted}", got, where
+        )
 
 
 def checked_parameters(

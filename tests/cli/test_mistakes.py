@@ -1,5 +1,6 @@
 """What a user gets wrong, and the one line that says what, where and what was meant."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,72 @@ MISTAKES = {
     "no value": (
         ["fit", *MODEL, *DATA, "--data.simulations"],
         "--data.simulations needs a value, got none",
+    ),
+    "a value that begins with dashes": (
+        [
+            *("plan", *DATA, "--data.cluster=slurm"),
+            *("--data.cluster.options.job_extra_directives", "--constraint=cpu"),
+        ],
+        "job_extra_directives='[\"--constraint=cpu\"]'",
+    ),
+    "recipes without options": (
+        ["fit", "heat2d", "fully_connected"],
+        "unexpected word 'heat2d'",
+        "'--data heat2d --model fully_connected'",
+    ),
+    "a list without quotes": (
+        [*FIT, "--data.solver.cells", "[20,", "20]"],
+        "--data.solver.cells: put quotes around its value: '[20, 20]'",
+    ),
+    "a mapping without quotes": (
+        ["predict", "--ckpt_path=a", "--parameters", "{a:", "1,", "b:", "2}"],
+        "--parameters: put quotes around its value: '{a: 1, b: 2}'",
+    ),
+    "a mapping without blanks": (
+        ["predict", "--ckpt_path=a", "--parameters={a:1}"],
+        "a blank behind each colon: '{a: 1}'",
+    ),
+    "predict: no checkpoint yet": (
+        ["predict", "--ckpt_path=last", "--parameters={a: 1}"],
+        "No checkpoint 'last'",
+    ),
+    "a syntax error of the user's": (
+        [*FIT, "--data.solver=broken_syntax.Wave"],
+        "--data.solver: ",
+        "expected ':' (broken_syntax.py, line 1)",
+    ),
+    "check: a syntax error of the user's": (
+        ["check", "broken_syntax.Wave"],
+        "expected ':' (broken_syntax.py, line 1)",
+    ),
+    "an import within a module of the user's": (
+        [*FIT, "--data.solver=broken_import.Wave"],
+        "broken_import.py:1",
+        "Install 'pandass', or correct its name",
+    ),
+    "check: another error of the user's module": (
+        ["check", "broken_name.Wave"],
+        "name 'nothing' is not defined",
+        "broken_name.py:1",
+    ),
+    "a module with the name of a standard one": (
+        ["check", "wave.Wave"],
+        "'wave' was imported from ",
+        "type PYTHONPATH=",
+    ),
+    "a recipe in the folder, by its stem": (
+        ["fit", "--data=mine", *MODEL],
+        "'mine.yaml'",
+    ),
+    "a recipe in the folder, with another suffix": (
+        ["fit", "--data=mine.yml", *MODEL],
+        "'mine.yaml'",
+    ),
+    "a data set in the folder": (["fit", "--data=heat.zar", *MODEL], "'heat.zarr'"),
+    "a network of another shape": (
+        [*FIT, "--model.network=own_networks.Wrong"],
+        "own_networks.Wrong, called on one sample: expected an output of shape (1, 1, "
+        "1, 100, 100), got (1, 1)",
     ),
     "no model": (["fit", *DATA], "fit needs --model"),
     "generate: no data": (["generate", "--output=x.zarr"], "generate needs --data"),
@@ -506,6 +573,10 @@ RECIPES = {
         "reservoir.limiter.ratios: ",
         "Did you mean 'ratio'",
     ),
+    "a number in another form": (
+        f"solver: {HEAT}\nsimulations: 1e3",
+        "simulations: expected int or null, got '1000.0'",
+    ),
     "bare class": (
         "reservoir: Resevoir",
         "reservoir: no class 'Resevoir'. Did you mean 'Reservoir'",
@@ -595,6 +666,22 @@ class Own(Heat2D):
         super().__init__()
 """
 
+# Other modules of the user's.
+BROKEN = {
+    "broken_syntax": "class Wave\n",
+    "broken_import": "import pandass\n",
+    "broken_name": "nothing\n",
+    "wave": "class Wave: ...\n",
+    "own_networks": """
+import torch
+class Wrong(torch.nn.Linear):
+    def __init__(self, spec, window):
+        super().__init__(len(spec.parameters), 1)
+    def forward(self, parameters, step, history):
+        return super().forward(parameters)
+""",
+}
+
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
@@ -606,10 +693,15 @@ def folder(monkeypatch, tmp_path):
     monkeypatch.setattr(surrogate_flow.ensemble.study, "open_cluster", refuse)
     monkeypatch.setattr(sys, "argv", ["surrogate-flow"])
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own_solvers.py").write_text(MODULE)
+    for name, text in {"own_solvers": MODULE, **BROKEN}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "mine.yaml").write_text("")
+    (tmp_path / "heat.zarr").mkdir()
+    importlib.import_module("wave")
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    sys.modules.pop("own_solvers", None)
+    for name in ("own_solvers", "own_networks"):
+        sys.modules.pop(name, None)
 
 
 def error_of(words, capsys):
