@@ -153,12 +153,18 @@ def test_what_has_lost_a_chunk_is_simulated_again(heat, tmp_path, what):
 
 
 OTHERS = {
-    "solver": (partial(study, HEAT(diffusivity=2.0)), "solver.*diffusivity = 2.0, got"),
-    "grid": (partial(study, HEAT(cells=(6, 5))), r"solver.*cells\[1\] = 5, got 4"),
-    "class": (partial(study, Wave()), "solver.*class_path = troubled.Wave, got surr"),
-    "seed": (partial(study, sampler=Sobol(seed=3)), "sampler.*seed = 3, got 2"),
-    "sampler": (partial(study, sampler=Uniform(2)), "sampler.*Uniform, got .*Sobol"),
-    "held out": (partial(study, held_out=3), "held_out.* = 3, got 2"),
+    "solver": (partial(study, HEAT(diffusivity=2.0)), "asked for is 2.0"),
+    "grid": (partial(study, HEAT(cells=(6, 5))), r"cells\[1\] = 4, asked for is 5"),
+    "class": (partial(study, Wave()), "class_path = surr.*asked for is troubled.Wave"),
+    "seed": (
+        partial(study, sampler=Sobol(seed=3)),
+        "sampler.*seed = 2, asked for is 3",
+    ),
+    "sampler": (
+        partial(study, sampler=Uniform(2)),
+        "sampler.*Sobol, asked for is .*Uniform",
+    ),
+    "held out": (partial(study, held_out=3), "held_out.* = 2, asked for is 3"),
 }
 
 
