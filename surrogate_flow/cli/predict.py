@@ -62,10 +62,12 @@ def run(options: Any) -> None:
     surrogate = Surrogate.load(path)
     history = None if options.history is None else read_history(options.history)
     if history is None and (inputs := surrogate.window.inputs):
-        left = Path(path).absolute().parents[1] / "history.nc"
+        left = Path(path).absolute().parent.parent / "history.nc"
         raise UserError(
-            f"predict needs --history, the first {inputs} step(s) of a simulation, got "
-            f"none. Such as --history {left}, of the run that left the checkpoint."
+            "predict",
+            f"a history of {inputs} steps",
+            "none",
+            f"Such as --history {left}, of the run that left the checkpoint.",
         )
     for name, value in options.parameters.items():
         theirs = None if history is None else history.coords.get(name)

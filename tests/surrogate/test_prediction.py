@@ -156,7 +156,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "text.nc").write_text("no netCDF")
     TRUTH.isel(time=slice(1)).to_netcdf("short.nc")
     for option, message in (
-        ([], "expected a history of 2 steps, got none"),
+        ([], "expected a history of 2 steps, got none. Such as --history /"),
         (["--history=none.nc"], "no file 'none.nc'"),
         (["--history=text.nc"], "cannot be read as netCDF"),
         (["--history=short.nc"], "history of 2 steps, got 1"),
