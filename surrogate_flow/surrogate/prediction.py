@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from jaxtyping import Float, Float32, Int
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from surrogate_flow.fields.encoder import TIME_TOLERANCE, Encoder, SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError, line_of
@@ -30,16 +31,19 @@ __all__ = [
 def require_shape(
     network: nn.Module, name: str, spec: FieldSpec, window: Window
 ) -> None:
-    """Refuse a network that does not map one sample of zeros to its target's shape."""
+    """Refuse a network that does not map samples of zeros to their target's shape."""
+    count = 2  # A batch norm takes no single sample.
     inputs = (
-        torch.zeros(1, len(spec.parameters)),
-        torch.zeros(1),
-        torch.zeros(1, window.inputs, *spec.step_shape),
+        torch.zeros(count, len(spec.parameters)),
+        torch.zeros(count),
+        torch.zeros(count, window.inputs, *spec.step_shape),
     )
+    if any(map(is_lazy, network.parameters())):
+        return
     # Of copies, which a batch norm changes; and without a draw of a dropout.
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     state = {key: value.detach().clone() for key, value in state.items()}
-    wanted, where = (1, window.outputs, *spec.step_shape), ""
+    wanted, where = (count, window.outputs, *spec.step_shape), ""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             out = torch.func.functional_call(network, state, inputs)
@@ -50,7 +54,10 @@ def require_shape(
         got, where = f"{type(error).__name__} ({error})", line_of(error).strip()
     if got != wanted:
         raise ArgumentError(
-            f"{name}, called on one sample", f"an output of shape {wanted}", got, where
+            f"{name}, called on {count} samples",
+            f"an output of shape {wanted}",
+            got,
+            where,
         )
 
 

@@ -140,8 +140,8 @@ MISTAKES = {
     "a data set in the folder": (["fit", "--data=heat.zar", *MODEL], "'heat.zarr'"),
     "a network of another shape": (
         [*FIT, "--model.network=own_networks.Wrong"],
-        "own_networks.Wrong, called on one sample: expected an output of shape (1, 1, "
-        "1, 100, 100), got (1, 1)",
+        "own_networks.Wrong, called on 2 samples: expected an output of shape (2, 1, "
+        "1, 100, 100), got (2, 1)",
     ),
     "no model": (["fit", *DATA], "fit needs --model"),
     "generate: no data": (["generate", "--output=x.zarr"], "generate needs --data"),

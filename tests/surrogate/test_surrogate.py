@@ -15,6 +15,7 @@ from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.metrics import field_metrics
 from surrogate_flow.surrogate.normalisation import Normalisation
+from surrogate_flow.surrogate.prediction import require_shape
 from surrogate_flow.surrogate.surrogate import Surrogate
 from surrogate_flow.testing import check_network
 
@@ -42,6 +43,35 @@ def checkpoint(surrogate, tmp_path):
     surrogate.normalisation.freeze(np.array([300.0]), np.array([80.0]))
     trainer.save_checkpoint(tmp_path / "some.ckpt")
     return tmp_path / "some.ckpt"
+
+
+class Normalised(torch.nn.Module):
+    """Batch norm and dropout, whose state and draws a call changes."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            last, torch.nn.BatchNorm1d(14), torch.nn.Dropout(0.5)
+        )
+
+    def forward(self, parameters, step, history):
+        return self.layers(parameters).view(len(step), 1, 2, 7)
+
+
+@pytest.mark.parametrize(
+    "last", [torch.nn.Linear(1, 14), torch.nn.LazyLinear(14)], ids=["fixed", "lazy"]
+)
+def test_a_trial_of_a_network_changes_nothing(last):
+    """Neither its weights and statistics, nor what is drawn next."""
+    network = Normalised(last)
+    before = {k: v.clone() for k, v in network.layers[1].state_dict().items()}
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    require_shape(network, "Normalised", TWO_FIELDS, Direct())
+    assert torch.equal(torch.rand(3), expected)
+    for name, value in network.layers[1].state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.parametrize(
