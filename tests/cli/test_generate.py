@@ -212,9 +212,7 @@ def test_another_version_of_the_solver_is_refused(tmp_path, monkeypatch, edited)
         MINE.replace("pass", "q = 0") if edited == "class" else MINE.replace("1", "22")
     )
     mine = imported(tmp_path, monkeypatch, "mine", text)
-    with pytest.raises(
-        ArchiveError, match=r"another solver: expected sources\.mine = "
-    ):
+    with pytest.raises(ArchiveError, match=r"another solver: it has sources\.mine = "):
         Generation(study(mine.Mine()), path)
 
 
@@ -268,7 +266,7 @@ def test_what_a_solver_uses_is_part_of_its_version(tmp_path, monkeypatch, edited
         text = PACKAGE[edited] + "# edited\n"
         again = package(home, monkeypatch, **{**PACKAGE, edited: text})
     name = edited if edited == "neighbour" else rf"equations\.{edited}"
-    with pytest.raises(ArchiveError, match=rf"expected sources\.{name} = "):
+    with pytest.raises(ArchiveError, match=rf"it has sources\.{name} = "):
         Generation(study(again), path)
 
 
@@ -288,7 +286,7 @@ def test_a_data_set_of_version_0_1_can_be_read_but_not_added_to(tmp_path):
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
     data = study(Heat2D(cells=(8, 8), steps=6), sampler=Uniform(), simulations=6)
     with pytest.raises(
-        ArchiveError, match=r"another solver: expected sources.* can be read and train"
+        ArchiveError, match=r"another solver: it has sources.* can be read and train"
     ):
         Generation(data, path)
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
