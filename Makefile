@@ -1,5 +1,5 @@
 # make demo   install into .venv, then train a surrogate while its simulations run
-# make test   install with what the tests need, then the whole suite, in three processes, which wait half of the time
+# make test   install with what the tests need, then the whole suite, in four processes, which wait half of the time
 # make soak   a thousand small studies into which faults are injected; goes on where it was
 # make bench-all   the benchmarks, the tests that run each in its tiny form, and variants that make test leaves out
 # make lint   what pre-commit and CI check
@@ -38,7 +38,7 @@ demo: install
 	$(BIN)/surrogate-flow fit --data workflows/heat2d.yaml --model models/fully_connected.yaml
 
 test: install-test
-	$(BIN)/pytest -n 3
+	$(BIN)/pytest -n 4
 
 soak: install-test
 	$(BIN)/python tests/faults/soak.py
