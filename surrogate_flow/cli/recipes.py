@@ -217,10 +217,10 @@ def _refuse_words(words: Sequence[str], option: str, value: str | None) -> None:
         whole = " ".join([value, *words])
         raise RecipeError(f"{option}: put quotes around its value: '{whole}'.")
     meant = [
-        f"{option} {word}"
+        f"{takes} {word}"
         for word in words
-        for option, folder in FOLDERS.items()
-        if word in shipped(folder) or (option == "--data" and is_data_set(word))
+        for takes, folder in FOLDERS.items()
+        if word in shipped(folder) or (takes == "--data" and is_data_set(word))
     ]
     remedy = (
         f"Did you mean {' '.join(meant)!r}?"
@@ -355,7 +355,7 @@ def read_recipe(path: Path, *, of_class: bool = False) -> dict[str, Any]:
         If there is no such file, or it holds something else.
     """
     try:
-        recipe = yaml.safe_load(path.read_text())
+        recipe = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"No file {str(path)!r} in {Path.cwd()}.") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:

@@ -166,7 +166,7 @@ def class_at(class_path: str, what: str = "class_path") -> Any:
 def class_in(file: Path) -> str:
     """Return the import path of a class in a file, which is not run."""
     try:
-        body = ast.parse(file.read_text()).body
+        body = ast.parse(file.read_text("utf-8")).body
     except (SyntaxError, ValueError, OSError):
         body = []
     names = [node.name for node in body if isinstance(node, ast.ClassDef)]

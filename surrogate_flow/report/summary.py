@@ -62,7 +62,7 @@ class RunSummary:
     def read(cls, folder: Path) -> RunSummary | None:
         """Return that of a run's folder, or None if the run has not ended."""
         path = folder / FILE
-        return cls(**json.loads(path.read_text())) if path.is_file() else None
+        return cls(**json.loads(path.read_text("utf-8"))) if path.is_file() else None
 
 
 class WriteSummary(Callback):
@@ -108,4 +108,4 @@ class WriteSummary(Callback):
         with tolerate_full_disk(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with write_atomically(self.path) as part:
-                part.write_text(json.dumps(asdict(summary), indent=1))
+                part.write_text(json.dumps(asdict(summary), indent=1), "utf-8")
