@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ from pytorch_lightning.callbacks import Callback
 
 
 class Recorder(Callback):
-    """A line a batch: the optimizer's step before it, and (first parameter, step) of each sample."""
+    """A line a batch: the optimizer's step before it, and (first parameter, step) of each sample.
 
-    def __init__(self, path):
+    After batch `until` it waits for the SIGKILL that the test has in mind, however late that comes.
+    """
+
+    def __init__(self, path, until=None):
         self.path = path
+        self.until = until
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         samples = zip(
@@ -27,6 +32,8 @@ class Recorder(Callback):
         with open(f"{self.path}{several}", "ab", buffering=0) as file:
             file.write(f"{line}\n".encode())
             os.fsync(file.fileno())
+        if trainer.global_step == self.until:
+            threading.Event().wait()
 
 
 class Eavesdropper(Callback):

@@ -128,7 +128,8 @@ def test_each_rank_trains_its_share(tmp_path, policy, options):
 def test_both_ranks_go_on_after_a_kill(tmp_path, monkeypatch, capsys):
     """Each with its own share: FIFO trains every sample of every simulation once."""
     options = {"checkpoint_reservoir": True, "held_out": HELD_OUT}
-    process = start(tmp_path, "FIFO", *TWO, **options)
+    until = "--trainer.callbacks.until=30"
+    process = start(tmp_path, "FIFO", *TWO, until, **options)
     wait_for(
         lambda: (
             len(batches(tmp_path)[1]) >= 14

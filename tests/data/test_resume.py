@@ -26,6 +26,8 @@ POLICIES = {
     "FIRO": {"capacity": 300, "threshold": 100},
     "Reservoir": {"capacity": 300, "threshold": 100},
 }
+# No run is at its end before it is killed, however late a busy machine comes to that.
+WAITS = "--trainer.callbacks.until=70"
 
 
 def workflow(policy, **options):
@@ -88,7 +90,7 @@ def test_goes_on_after_sigkill(tmp_path, policy, kept):
     """FIFO: the multiset of an undisturbed run. FIRO: too, with the fields. All: nothing is left out."""
     path = tmp_path / "batches"
     moment = random.Random(f"{policy}{kept}").randint(12, 50)
-    process = start(tmp_path, policy, checkpoint_reservoir=kept)
+    process = start(tmp_path, policy, WAITS, checkpoint_reservoir=kept)
     kill_after(
         process,
         path,
@@ -160,7 +162,7 @@ def test_deterministic_runs_are_equal_bit_by_bit(tmp_path, policy):
     one, two, killed = folders = [tmp_path / name for name in ("one", "two", "killed")]
     for folder in folders:
         folder.mkdir()
-    process = start(killed, policy, *words, **options)
+    process = start(killed, policy, WAITS, *words, **options)
     kill_after(
         process,
         killed / "batches",
@@ -206,7 +208,7 @@ def test_a_requeued_job_goes_on_by_itself_with_what_failed(tmp_path, monkeypatch
     }
     words = ["--model.network.widths=[16]"]
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    process = start(tmp_path, "FIFO", *words, **options)
+    process = start(tmp_path, "FIFO", WAITS, *words, **options)
     kill_after(
         process, path, 15, lambda: tmp_path.glob("runs/tiny/*/checkpoints/last.ckpt")
     )

@@ -135,7 +135,8 @@ def test_test_rolls_out_too(run, tmp_path):
 def test_goes_on_after_sigkill(tmp_path):
     """FIFO trains each window once, whatever a kill cut off, and ends like any run."""
     path = tmp_path / "batches"
-    process = start(tmp_path, "FIFO", *WINDOW, checkpoint_reservoir=True)
+    until = "--trainer.callbacks.until=40"
+    process = start(tmp_path, "FIFO", *WINDOW, until, checkpoint_reservoir=True)
     kept = lambda: tmp_path.glob("runs/tiny/*/checkpoints/last.ckpt")  # noqa: E731
     kill_after(process, path, 20, kept)
     first = lines(path)
