@@ -87,9 +87,9 @@ class Encoder:
                 f"{type(dataset).__name__}. Yield xr.Dataset({{name: (dims, array)}}, "
                 "{'time': [t]}), or data_array.to_dataset(name=name).",
             )
-        variables = dataset.variables
-        if variables.keys() - dataset.coords.keys() != self._known:
+        if set(dataset.data_vars) != self._known:
             raise self._wrong_names(dataset, step)
+        variables = dataset.variables
         count = self._check_time(dataset, step)
         steps = np.empty((count, len(self._names), *self.spec.shape), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -164,11 +164,10 @@ class Encoder:
                 "solver yields its initial state, add its time to the spec, or leave "
                 "it out.",
             )
-        wrong = np.abs(got - self._times[first:last]) > self._tolerance[first:last]
         # Written so that a NaN is wrong as well.
-        wrong |= got != got
-        if wrong.any():
-            raise self._wrong_time(first + int(wrong.argmax()), got[wrong.argmax()])
+        right = np.abs(got - self._times[first:last]) <= self._tolerance[first:last]
+        if not right.all():
+            raise self._wrong_time(first + int(right.argmin()), got[right.argmin()])
         return len(got)
 
     def _wrong_time(self, step: int, got: float) -> SpecMismatch:

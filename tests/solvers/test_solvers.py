@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pickle
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import xarray as xr
 
 from surrogate_flow import solvers
 from surrogate_flow.fields import FieldSpec, Parameter, Variable
-from surrogate_flow.fields.encoder import SpecMismatch
+from surrogate_flow.fields.encoder import Encoder, SpecMismatch
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.solvers import (
     Combined1D,
@@ -69,6 +70,51 @@ def test_the_steps_already_yielded_stay_as_they_were(solver: GridSolver) -> None
     kept = list(solver.solve(parameters))
     for one, other in zip(kept, solver.solve(parameters), strict=True):
         xr.testing.assert_identical(one, other)
+
+
+@named(
+    Combined1D(8, 8, steps=50),
+    GrayScott2D(8, steps=50, spots=1, time_step=1.0),
+    Heat2D((8, 8), steps=50),
+    HeatPlate((8, 3), steps=50),
+    NavierStokes2D(points=16, steps=50, substep=1.0),
+)
+def test_labels_cost_a_step_of_any_solver_little(solver: GridSolver) -> None:
+    """They are those of the spec, and a step takes few calls once a simulation has run."""
+    spec = solver.spec
+    parameters = {p.name: (p.low + p.high) / 2 for p in spec.parameters}
+    arrays = list(solver.fields(parameters))
+    bare = type(solver).fields
+    calls = 0
+
+    def count(_: object, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    try:
+        type(solver).fields = lambda self, _: iter(arrays)
+        encoder = Encoder(spec, 0)
+        for k, step in enumerate(solver.solve(parameters)):
+            whole = spec.dataset(
+                arrays[k].astype("f4"), spec.times[k : k + 1], parameters
+            )
+            xr.testing.assert_identical(step, whole)
+            for attributes in (step.attrs, step[spec.variables[0].name].attrs):
+                attributes["mine"] = "of this step alone"
+        steps = solver.solve(parameters)
+        kept = [next(steps)]
+        sys.setprofile(count)
+        for k in range(1, 50):
+            kept.append(next(steps))
+            encoder.convert(kept[k], k)
+    finally:
+        sys.setprofile(None)
+        type(solver).fields = bare
+    assert calls / 49 < 120
+    got = xr.concat(kept, "time")
+    xr.testing.assert_identical(
+        got, spec.dataset(np.concatenate(arrays).astype("f4"), spec.times, parameters)
+    )
 
 
 @named(
