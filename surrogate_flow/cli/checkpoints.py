@@ -130,9 +130,10 @@ class FinalValidation(Callback):
 
 
 class SafeCheckpoint(ModelCheckpoint):
-    """ModelCheckpoint that saves nothing on the failure of one of several ranks.
+    """ModelCheckpoint that keeps no model whose monitor is not finite.
 
-    Saving is collective, and the other ranks may be gone.
+    It saves nothing on the failure of one of several ranks: saving is collective, and
+    the other ranks may be gone.
     """
 
     @property
@@ -144,3 +145,21 @@ class SafeCheckpoint(ModelCheckpoint):
         """Save the state of a run that fails."""
         if trainer.world_size == 1:
             super().on_exception(trainer, *args)
+
+    def check_monitor_top_k(
+        self, trainer: L.Trainer, current: torch.Tensor | None = None
+    ) -> bool:
+        """Return whether a model is among the best: never with NaN or infinity."""
+        if current is None or torch.isfinite(current):
+            return bool(super().check_monitor_top_k(trainer, current))
+        if trainer.is_global_zero:
+            logger.warning(
+                "%s is %s after %d batches, so %s is not replaced. Usual cause: "
+                "training diverges. Lower --model.optimizer.lr, or set "
+                "--trainer.gradient_clip_val 1.",
+                self.monitor,
+                float(current),
+                trainer.global_step,
+                f"{self.filename}.ckpt",
+            )
+        return False

@@ -30,6 +30,8 @@ __all__ = [
 #: (prediction, target) -> errors and sizes, both of one shape.
 Ratios = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
+_DOT = "\N{ONE DOT LEADER}"
+
 
 class MeanRatio(Metric):
     """The mean of the ratios of `relative_l2`, `nrmse` or `vrmse`.
@@ -64,6 +66,9 @@ def relative_l2(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     The norms are over all steps of a sample. Zongyi Li et al., Fourier Neural Operator
     for Parametric Partial Differential Equations, ICLR 2021, report the mean ratio.
     """
+    # In double precision, as all errors are: squares in single precision overflow from
+    # 1.8e19 on, and vanish below 1e-23.
+    target = target.double()
     error = (prediction - target).transpose(1, 2).flatten(2).norm(dim=2)
     return error, target.transpose(1, 2).flatten(2).norm(dim=2)
 
@@ -74,6 +79,7 @@ def nrmse(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     < > is the mean over space. Makoto Takamoto et al., PDEBench: An Extensive Benchmark
     for Scientific Machine Learning, NeurIPS 2022, report the mean ratio, nRMSE.
     """
+    target = target.double()
     return _rms(prediction - target), _rms(target)
 
 
@@ -85,6 +91,7 @@ def vrmse(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     Machine Learning, NeurIPS 2024, report the mean ratio, VRMSE, with ε = 1e-7 for
     fields of order one. Here ε is 1e-7 <u²>, so that it does not depend on the units.
     """
+    target = target.double()
     flat = _cells(target)
     variance = (flat - flat.mean(dim=3, keepdim=True)).square().mean(dim=3)
     size = (variance + 1e-7 * flat.square().mean(dim=3)).sqrt()
@@ -123,12 +130,13 @@ class RelativeL2OfNumbers(Metric):
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add a batch, ``(batch, time, channel)`` both."""
-        self.error += (prediction - target).double().square().sum((0, 1))
-        self.size += target.double().square().sum((0, 1))
+        target = target.double()
+        self.error += (prediction - target).square().sum((0, 1))
+        self.size += target.square().sum((0, 1))
 
     def compute(self) -> Tensor:
         """Return the mean."""
-        tiny = torch.finfo(torch.float32).tiny
+        tiny = torch.finfo(self.size.dtype).tiny
         return (self.error / self.size.clamp_min(tiny)).sqrt().mean()
 
 
@@ -147,7 +155,7 @@ class PercentileRMSE(Metric):
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add a batch, ``(batch, ...)`` both."""
-        error = (prediction - target).flatten(1).square().mean(dim=1).sqrt()
+        error = (prediction - target.double()).flatten(1).square().mean(dim=1).sqrt()
         self.errors.append(error)
 
     def compute(self) -> Tensor:
@@ -164,11 +172,12 @@ class MaximumError(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("largest", torch.tensor(0.0), "max")
+        self.add_state("largest", torch.tensor(0.0, dtype=torch.float64), "max")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add a batch, ``(batch, ...)`` both."""
-        self.largest = torch.maximum(self.largest, (prediction - target).abs().max())
+        error = (prediction - target.double()).abs().max()
+        self.largest = torch.maximum(self.largest, error)
 
     def compute(self) -> Tensor:
         """Return the maximum."""
@@ -212,13 +221,20 @@ def field_metrics(
             of_one |= {"mse": MeanSquaredError(), "relative_l2": relative(1)}
         select = partial(_channel, channel)
         for name, metric in of_one.items():
-            metrics[f"{name}_{variable.name}"] = LambdaInputTransformer(
-                metric, select, select
+            metrics[f"{name}_{variable.name}".replace(".", _DOT)] = (
+                LambdaInputTransformer(metric.set_dtype(torch.float64), select, select)
             )
-    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+    return _Named(metrics, prefix=prefix, compute_groups=False)
+
+
+class _Named(MetricCollection):
+    """Metrics of variables that may have a dot in their name, as no submodule has."""
+
+    def _set_name(self, base: str) -> str:
+        return super()._set_name(base).replace(_DOT, ".")
 
 
 def _channel(
     channel: int, fields: Float[Tensor, "batch time channel *space"]
 ) -> Float[Tensor, "batch time 1 *space"]:
-    return fields[:, :, channel : channel + 1].contiguous()
+    return fields[:, :, channel : channel + 1].double()

@@ -71,7 +71,8 @@ class Normalisation(nn.Module):
         if self.frozen:
             raise RuntimeError("The normalisation is frozen already.")
         shape = self.field_shift.shape
-        scale = np.where(std > 1e-6 * np.abs(mean), std, np.maximum(np.abs(mean), 1.0))
+        size = np.where(mean, np.abs(mean), 1.0)
+        scale = np.where(std > 1e-6 * np.abs(mean), std, size)
         self.field_shift.copy_(torch.from_numpy(mean).reshape(shape))
         self.field_scale.copy_(torch.from_numpy(scale).reshape(shape))
         self.frozen.fill_(True)

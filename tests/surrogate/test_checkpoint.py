@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from surrogate_flow.cli import runs
 from surrogate_flow.cli.app import main
-from surrogate_flow.cli.checkpoints import AtomicCheckpoints
+from surrogate_flow.cli.checkpoints import AtomicCheckpoints, SafeCheckpoint
 from surrogate_flow.data.checkpoint import StudyCheckpoint, read_steps
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.ledger import Ledger
@@ -450,3 +450,13 @@ def test_books_that_contradict_themselves_are_refused(name, value, books, tmp_pa
     store, _, memory = persistence()
     memory.load(whole, folder)
     assert store.stats().population == 3 + 2 + 1 - 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_monitor_that_is_not_finite_is_never_the_best(value, tmp_path, caplog):
+    """Not even the first, and it is said."""
+    kept = SafeCheckpoint(tmp_path, filename="best", monitor="val_relative_l2")
+    trainer = L.Trainer(logger=False, enable_progress_bar=False)
+    assert not kept.check_monitor_top_k(trainer, torch.tensor(value))
+    assert f"val_relative_l2 is {value} after 0 batches" in caplog.text
+    assert kept.check_monitor_top_k(trainer, torch.tensor(0.5))

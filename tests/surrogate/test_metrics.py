@@ -1,11 +1,14 @@
 """Metrics: each against its formula in numpy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.surrogate.metrics import field_metrics
+from surrogate_flow.surrogate.normalisation import Normalisation
 
 
 def spec(dims=("x", "y"), shape=(7, 3)):
@@ -117,3 +120,42 @@ def test_reset_forgets(fields):
     assert compute(metrics, guess, target) == compute(
         field_metrics(spec(), "", detailed=True), guess, target
     )
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e-20, 1e20, 1e25, 1e37])
+def test_no_error_depends_on_the_scale_of_the_fields(fields, scale):
+    """Ratios are those at order one, and the others are as much larger."""
+    for flat, shaped in ((False, spec()), (True, spec((), ()))):
+        guess, target = (f[..., 0, 0] if flat else f for f in fields)
+        one = compute(field_metrics(shaped, "", detailed=True), guess, target)
+        scaled = (np.float32(scale) * guess, np.float32(scale) * target)
+        for name, got in compute(
+            field_metrics(shaped, "", detailed=True), *scaled
+        ).items():
+            power = {"rmse": 1, "p99": 1, "max": 1, "mse": 2}.get(name[:-2], 0)
+            assert got == pytest.approx(one[name] * scale**power, rel=1e-4), name
+
+
+def test_a_variable_may_have_a_dot_in_its_name(fields):
+    """As those of OpenFOAM have; its errors are named as it is."""
+    dotted = dataclasses.replace(
+        spec(), variables=(Variable("alpha.water"), Variable("alpha_water"))
+    )
+    got = compute(field_metrics(dotted, "val_"), *fields)
+    same = compute(field_metrics(spec(), "val_"), *fields)
+    for error in ("rmse", "vrmse"):
+        assert got[f"val_{error}_alpha.water"] == same[f"val_{error}_p"]
+        assert got[f"val_{error}_alpha_water"] == same[f"val_{error}_q"]
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_fields_of_any_scale_are_normalised_to_order_one(scale):
+    """Those that are constant in the first fill, too; and back."""
+    spec = FieldSpec((), (Variable("u"), Variable("v")), (), (), (1.0, 2.0))
+    normalisation = Normalisation(spec)
+    normalisation.freeze(scale * np.array([2.0, 3.0]), scale * np.array([0.5, 0.0]))
+    fields = scale * torch.tensor([[[2.5, 6.0]]])
+    normalised = normalisation.fields(fields)
+    torch.testing.assert_close(normalised, torch.tensor([[[1.0, 1.0]]]))
+    back = normalisation.physical(normalised)
+    torch.testing.assert_close(back / scale, fields / scale)
