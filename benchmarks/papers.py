@@ -56,6 +56,7 @@ EXPERIMENTS = {
     "message_passing": [
         *("--data", "combined1d_e1", "--model", "message_passing", _ONE_STEP),
         *("--model.window.inputs=25", "--model.window.outputs=25"),
+        "--model.window.unroll=0",
         *("--model.network.width=64", "--model.network.periodic=true"),
         *("--batches", "1000", "--offline", "20", "--seeds", "3"),
         *("--variants", "offline", "reservoir", "--data.solver.cells", "40"),

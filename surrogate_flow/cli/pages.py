@@ -35,7 +35,8 @@ _STUDY = """\
 what is simulated:
   --data RECIPE                   a workflow: a YAML file, or heat2d, lorenz, ...
   --data.simulations N            how many to train on; null: without end
-  --data.held_out N               how many to validate on, never trained on
+  --data.held_out N               how many to validate on, never trained on: 30 by
+                                  default, 10 where they are large
   --data.solver.OPTION VALUE      of the solver, such as --data.solver.steps 50
   --data.solver CLASS             in place of the recipe's: package.module.MySolver
   --data.sampler CLASS            Uniform, Sobol, Halton or LatinHypercube

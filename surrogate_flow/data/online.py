@@ -43,6 +43,7 @@ __all__ = ["OnlineData", "require_reachable"]
 
 logger = logging.getLogger(__name__)
 
+_MANY, _FEW, _SMALL = 30, 10, 64 << 20  # held-out simulations, and bytes of many
 _POLL = 0.5  # seconds between two health checks while waiting
 _FILL_POLL = 0.05  # seconds between two looks at a reservoir that fills
 
@@ -59,9 +60,10 @@ class OnlineData(SurrogateData):
     simulations : int, optional
         How many to train on; ``None`` goes on until the trainer stops
         (``trainer.max_steps``).
-    held_out : int
+    held_out : int, optional
         Simulations of the validation set (and of the test set, in ``test``), with a
-        seed of their own. They run first and never enter the reservoir.
+        seed of their own. They run first and never enter the reservoir. By default 30
+        where these have at most 64 MiB of fields, and 10 of larger ones.
     batch_size : int
         Samples of a batch.
     reservoir : Policy
@@ -96,7 +98,7 @@ class OnlineData(SurrogateData):
         *,
         sampler: Sampler | None = None,
         simulations: int | None = 1000,
-        held_out: int = 10,
+        held_out: int | None = None,
         batch_size: int = 10,
         reservoir: Policy = Reservoir(),  # noqa: B008 - frozen
         cluster: ClusterConfig | Callable[[], Cluster] | None = None,
@@ -126,6 +128,10 @@ class OnlineData(SurrogateData):
                 "Use a sampler that does not adapt, such as Sobol."
             )
         self.simulations = simulations
+        if held_out is None:
+            # By the spec alone, so that a resumed or longer run has the same ones.
+            small = _MANY * self.spec.steps * self.spec.step_bytes <= _SMALL
+            held_out = _MANY if small else _FEW
         self.held_out = held_out
         self.batch_size = batch_size
         self.reservoir = reservoir

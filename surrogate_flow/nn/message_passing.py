@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import torch
@@ -15,6 +16,8 @@ from surrogate_flow.fields.window import Window
 from surrogate_flow.nn.graph import graph_of
 
 __all__ = ["Exchange", "MessagePassingSolver"]
+
+logger = logging.getLogger(__name__)
 
 _MOST = 64 * 2**30  # bytes for one sample: no device has more
 
@@ -156,6 +159,13 @@ class MessagePassingSolver(nn.Module):
             raise ArgumentError(
                 "MessagePassingSolver: expected positions=True for a direct window, "
                 "got False: nothing else distinguishes one node from another."
+            )
+        if not window.inputs:
+            logger.warning(
+                "MessagePassingSolver goes from the last steps to the next ones, and "
+                "gets no history from %s: far parts of a field do not see each other. "
+                "Set --model.window Autoregressive.",
+                window,
             )
         # Autograd keeps 3 tensors over the edges and 8 over the nodes for each layer.
         nodes, kept = math.prod(spec.shape), 6 * len(spec.dims) * neighbours + 8

@@ -1,24 +1,82 @@
-"""How the error of a surrogate grows along its rollouts."""
+"""How the error of a surrogate grows along its rollouts, and what none would err by."""
 
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.surrogate.metrics import field_metrics
 from surrogate_flow.surrogate.rollout import predictions
 from surrogate_flow.surrogate.surrogate import Surrogate
 
-__all__ = ["ErrorCurve"]
+__all__ = ["BASELINES", "ErrorCurve", "baseline_error", "extrapolated"]
+
+#: Predictions without a surrogate, and the order of their polynomial in time.
+BASELINES = {"no change": 0, "linear extrapolation": 1}
+
+
+def extrapolated(
+    fields: Float[np.ndarray, "time channel *space"],
+    times: Float[np.ndarray, " time"],
+    last: Int[np.ndarray, " *shape"],
+    step: Int[np.ndarray, " *shape"],
+    order: int,
+) -> Float[np.ndarray, "*shape channel *space"]:
+    """Return u_l + order (u_l - u_{l-1}) (t_k - t_l) / (t_l - t_{l-1}), l last, k step.
+
+    Examples
+    --------
+    >>> u, t = np.array([[1.0], [2.0], [9.0]]), np.array([0.0, 1.0, 3.0])
+    >>> extrapolated(u, t, np.array([1]), np.array([2]), 1)
+    array([[4.]])
+    """
+    present: Float[np.ndarray, "*shape channel *space"] = fields[last]
+    if not order:
+        return present
+    ratio = (times[step] - times[last]) / (times[last] - times[last - 1])
+    ratio = ratio.astype(fields.dtype).reshape(*last.shape, *[1] * (fields.ndim - 1))
+    present = present + ratio * (present - fields[last - 1])
+    return present
+
+
+def baseline_error(
+    held_out: ValidationSet, order: int, device: torch.device
+) -> float | None:
+    """Return ``val_relative_l2`` of `extrapolated` fields, over those of all ranks.
+
+    A collective call. Windows before which there is no second step do not count; None
+    if no window does.
+    """
+    window, spec = held_out.window, held_out.spec
+    metric: Any = field_metrics(spec, "")["relative_l2"].to(device)
+    times = np.array(spec.times)
+    last = np.arange(0, spec.steps - window.span + 1, window.stride) + window.inputs - 1
+    last = last[last >= order]
+    for row in held_out.finished if len(last) else ():
+        fields = held_out.fields[row]
+        for part in np.split(
+            last, range(held_out.batch_size, len(last), held_out.batch_size)
+        ):
+            step = part[:, None] + np.arange(1, window.outputs + 1)
+            known = np.broadcast_to(part[:, None], step.shape)
+            guess = extrapolated(fields, times, known, step, order)
+            metric.update(
+                *(torch.from_numpy(u).to(device) for u in (guess, fields[step]))
+            )
+    return float(metric.compute()) if len(last) else None
 
 
 @dataclass(frozen=True)
@@ -68,13 +126,48 @@ class ErrorCurve:
             raise ArgumentError("ErrorCurve.start", f"a step from {valid}", start)
         was_training = surrogate.training
         surrogate.eval()
-        curves = [
-            _squares(surrogate, held_out, row, start) for row in held_out.finished
-        ]
+        curve = cls._of(
+            held_out, start, lambda row: _guesses(surrogate, held_out, row, start)
+        )
         surrogate.train(was_training)
+        return curve
+
+    @classmethod
+    def of_baseline(cls, held_out: ValidationSet, start: int, order: int) -> Self:
+        """Extrapolate each finished simulation from the steps before `start`."""
+        times, last = np.array(held_out.spec.times), np.array(start - 1)
+
+        def guesses(row: int) -> Iterator[np.ndarray]:
+            for step in range(start, held_out.spec.steps):
+                fields = held_out.fields[row]
+                yield extrapolated(fields, times, last, np.array(step), order)
+
+        return cls._of(held_out, start, guesses)
+
+    @classmethod
+    def _of(
+        cls,
+        held_out: ValidationSet,
+        start: int,
+        guesses: Callable[[int], Iterator[np.ndarray]],
+    ) -> Self:
+        spec = held_out.spec
+        curves = [
+            _squares(held_out.fields[row, start:], guesses(row))
+            for row in held_out.finished
+        ]
         shape = (0, 2, spec.steps - start, len(spec.variables))
         stacked = np.stack(curves) if curves else np.empty(shape)
         return cls(spec, start, stacked[:, 0], stacked[:, 1])
+
+    def of_all(self, ranks: Ranks) -> Self:
+        """Return that of the simulations of all ranks; a collective call."""
+        shares = ranks.gather([self.squared_errors.tolist(), self.squares.tolist()])
+        return replace(
+            self,
+            squared_errors=np.array([s for share in shares for s in share[0]]),
+            squares=np.array([s for share in shares for s in share[1]]),
+        )
 
     @property
     def times(self) -> Float[np.ndarray, " time"]:
@@ -112,6 +205,11 @@ class ErrorCurve:
         """
         total: Float[np.ndarray, " channel"] = self.squared_errors.sum(1).mean(0)
         return total
+
+    @property
+    def mean(self) -> float:
+        """`relative_l2`, averaged over steps and variables."""
+        return float(np.nanmean(np.nanmean(self.relative_l2, axis=1)))
 
     def write(self, path: Path) -> None:
         """Write a table with a row for each step and two columns for each variable."""
@@ -153,21 +251,29 @@ class ErrorCurve:
         return figure
 
 
-def _squares(
+def _guesses(
     surrogate: Surrogate, held_out: ValidationSet, row: int, start: int
-) -> Float[np.ndarray, "2 time channel"]:
+) -> Iterator[np.ndarray]:
     # Prediction by prediction: a whole rollout could be too large to hold.
-    inputs, steps = surrogate.window.inputs, surrogate.spec.steps - start
-    fields, device = held_out.fields[row], surrogate.device
+    inputs, fields, device = (
+        surrogate.window.inputs,
+        held_out.fields[row],
+        surrogate.device,
+    )
     following = predictions(
         surrogate,
         torch.from_numpy(held_out.parameters[row]).to(device)[None],
         torch.full((1,), float(start), device=device),
         torch.from_numpy(fields[start - inputs : start]).to(device)[None],
     )
-    guesses = (guess for bundle in following for guess in bundle[0].cpu().numpy())
-    squares = np.empty((2, steps, fields.shape[1]))
-    for k, (truth, guess) in enumerate(zip(fields[start:], guesses, strict=False)):
+    return (guess for bundle in following for guess in bundle[0].cpu().numpy())
+
+
+def _squares(
+    fields: Float[np.ndarray, "time channel *space"], guesses: Iterator[np.ndarray]
+) -> Float[np.ndarray, "2 time channel"]:
+    squares = np.empty((2, *fields.shape[:2]))
+    for k, (truth, guess) in enumerate(zip(fields, guesses, strict=False)):
         for i, values in enumerate((guess - truth, truth)):
             cells = values.reshape(len(values), -1).astype(np.float64)
             squares[i, k] = np.square(cells).mean(axis=1)

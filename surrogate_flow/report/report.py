@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.quantities import in_units
 from surrogate_flow.files import tolerate_full_disk, write_atomically
 from surrogate_flow.report.console import print_lines
-from surrogate_flow.report.error_curve import ErrorCurve
+from surrogate_flow.report.error_curve import BASELINES, ErrorCurve, baseline_error
 from surrogate_flow.report.picture import picture
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -55,6 +54,7 @@ class Report(Callback):
         if data is None or not isinstance(pl_module, Surrogate):
             return
         self._roll_out(trainer, pl_module, data)
+        errors = _errors("val", trainer, data, held_out)
         if held_out is None:
             return
         figure = picture(pl_module, held_out)
@@ -64,7 +64,7 @@ class Report(Callback):
             history = held_out.simulation(held_out.finished[0], first)
             self._write(_HISTORY, history.to_netcdf)
         self._lines += [
-            *_errors("val", trainer, data, held_out),
+            *errors,
             *_best(trainer),
             f"Run: {self.folder}",
             f"Next: {_next_command(self.folder, trainer, pl_module, held_out)}",
@@ -73,8 +73,8 @@ class Report(Callback):
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Note the errors of ``validate``."""
         data, held_out = data_of(trainer), _held_out(trainer)
-        if data and held_out and trainer.state.fn != TrainerFn.FITTING:
-            self._lines = [*_errors("val", trainer, data, held_out)]
+        if data and trainer.state.fn != TrainerFn.FITTING:
+            self._lines = _errors("val", trainer, data, held_out)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write table and picture of the rollouts; note the errors of ``test``."""
@@ -82,8 +82,7 @@ class Report(Callback):
         if data is None or not isinstance(pl_module, Surrogate):
             return
         self._roll_out(trainer, pl_module, data)
-        if held_out is not None:
-            self._lines += _errors("test", trainer, data, held_out)
+        self._lines += _errors("test", trainer, data, held_out)
 
     def teardown(self, *_: Any, **__: Any) -> None:
         """Print the lines."""
@@ -96,27 +95,26 @@ class Report(Callback):
         """Write the error along the rollouts of all ranks, which call this together."""
         if data.validation is None:
             return
-        mine = ErrorCurve.of(surrogate, data.validation)
-        shares = data.ranks.gather(
-            [mine.squared_errors.tolist(), mine.squares.tolist()]
-        )
-        curve = dataclasses.replace(
-            mine,
-            squared_errors=np.array([s for share in shares for s in share[0]]),
-            squares=np.array([s for share in shares for s in share[1]]),
-        )
+        held_out, ranks = data.validation, data.ranks
+        curve = ErrorCurve.of(surrogate, held_out).of_all(ranks)
+        baselines = {
+            name: ErrorCurve.of_baseline(held_out, curve.start, order).of_all(ranks)
+            for name, order in BASELINES.items()
+            if order < curve.start
+        }
         if not (trainer.is_global_zero and len(curve.squares)):
             return
         self._write("rollout.csv", curve.write)
         self._write("rollout.png", partial(curve.draw().savefig, format="png"))
         if surrogate.window.inputs:
             relative = np.nanmean(curve.relative_l2, axis=1)
-            self._lines.append(
-                f"Rollout error over {len(relative)} steps: {np.nanmean(relative):.2%} "
+            self._lines += [
+                f"Rollout error over {len(relative)} steps: {curve.mean:.2%} "
                 "relative (L2, to the size of whole rollouts), "
                 f"{relative[-1]:.2%} at the last step "
-                f"(mean over {len(curve.squares)} simulations)"
-            )
+                f"(mean over {len(curve.squares)} simulations)",
+                _beside(curve.mean, {k: b.mean for k, b in baselines.items()}),
+            ]
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         path = self.folder / name
@@ -135,42 +133,70 @@ def _held_out(trainer: L.Trainer) -> ValidationSet | None:
 
 
 def _errors(
-    stage: str, trainer: L.Trainer, data: SurrogateData, held_out: ValidationSet
-) -> Iterator[str]:
+    stage: str, trainer: L.Trainer, data: SurrogateData, held_out: ValidationSet | None
+) -> list[str]:
+    """Return the errors in words, on the first rank; a collective call."""
     metrics = trainer.callback_metrics
-    if f"{stage}_relative_l2" not in metrics:
-        yield (
+    known = f"{stage}_relative_l2" in metrics
+    baselines = _baselines(trainer, data.validation) if known else {}
+    if held_out is None:
+        return []
+    if not known:
+        return [
             f"Nothing was left to train after {trainer.ckpt_path}. To go on with it: "
             "more --data.simulations, --trainer.max_steps or --trainer.max_epochs."
             if trainer.ckpt_path
             else "No validation has run."
-        )
-        return
+        ]
+    units = {v.name: v.units for v in held_out.spec.variables}
     title = "Validation" if stage == "val" else "Test"
-    yield (
-        f"{title} error: {float(metrics[f'{stage}_relative_l2']):.2%} relative "
-        f"(L2, mean over {data.validated} simulations)"
-    )
+    error = float(metrics[f"{stage}_relative_l2"])
+    spread = float(metrics[f"{stage}_relative_l2_standard_error"])
+    constants = dict(zip(units, held_out.spread().tolist(), strict=True))
+    rmse = {n: float(metrics[f"{stage}_rmse_{n}"]) for n in units}
+    skills = {n: 1 - (rmse[n] / c) ** 2 for n, c in constants.items() if c}
+    skill = np.mean([*skills.values()]) if skills else 1.0
+    beside = f", skill {skill:.3f} against a constant field" if skills else ""
+    estimated = spread >= 0  # not of one simulation
+    lines = [
+        f"{title} error: {error:.2%}{f' ± {spread:.2%}' if estimated else ''} "
+        f"relative (L2, mean over {data.validated} simulations"
+        f"{' and its standard error' if estimated else ''}){beside}"
+    ]
+    if skill <= 0:
+        lines.append("  The surrogate is no better than a constant field.")
+    if baselines:
+        lines.append(_beside(error, baselines))
     if stage == "test" and not data.tests_apart:
-        yield (
+        lines.append(
             "  of the held-out simulations of the data set, by which best.ckpt was "
             "chosen: test with the workflow as --data for fresh ones"
         )
-    spread = held_out.spread()
-    for variable, constant in zip(held_out.spec.variables, spread, strict=True):
-        name, units = variable.name, variable.units
-        rmse, worst, constant = (
-            in_units(float(value), units, 3)
-            for value in (
-                metrics[f"{stage}_rmse_{name}"],
-                metrics[f"{stage}_max_{name}"],
-                constant,
-            )
+    for name, constant in constants.items():
+        least, worst, of_constant = (
+            in_units(value, units[name], 3)
+            for value in (rmse[name], float(metrics[f"{stage}_max_{name}"]), constant)
         )
-        yield (
-            f"  {name}: {rmse} root mean square (of a constant field: {constant}), "
+        lines.append(
+            f"  {name}: {least} root mean square (of a constant field: {of_constant}), "
             f"{worst} at most"
         )
+    return lines
+
+
+def _baselines(trainer: L.Trainer, held_out: ValidationSet | None) -> dict[str, float]:
+    if held_out is None or not held_out.window.inputs:
+        return {}
+    device = trainer.strategy.root_device
+    errors = {n: baseline_error(held_out, k, device) for n, k in BASELINES.items()}
+    return {name: error for name, error in errors.items() if error is not None}
+
+
+def _beside(error: float, baselines: Mapping[str, float]) -> str:
+    """Return the errors that take no surrogate, and which of them are smaller."""
+    line = ", ".join(f"of {name}: {value:.2%}" for name, value in baselines.items())
+    better = [name for name, value in baselines.items() if not error <= value]
+    return f"  {line}" + (f"; worse than {' and '.join(better)}" if better else "")
 
 
 def _best(trainer: L.Trainer) -> list[str]:

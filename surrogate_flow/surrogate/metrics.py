@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import MeanSquaredError, Metric, MetricCollection
 from torchmetrics.utilities import dim_zero_cat
@@ -21,6 +21,7 @@ __all__ = [
     "MeanRatio",
     "PercentileRMSE",
     "RelativeL2OfNumbers",
+    "StandardError",
     "field_metrics",
     "nrmse",
     "relative_l2",
@@ -138,6 +139,56 @@ class RelativeL2OfNumbers(Metric):
         """Return the mean."""
         tiny = torch.finfo(self.size.dtype).tiny
         return (self.error / self.size.clamp_min(tiny)).sqrt().mean()
+
+
+class StandardError(Metric):
+    """Standard error of ``relative_l2`` as a mean over simulations, by the jackknife.
+
+    sqrt((n - 1) / n sum (r_i - r̄)²), r_i being ``relative_l2`` without simulation i:
+    the standard deviation of the simulations' own errors over sqrt(n) where it is the
+    mean of these. NaN for a single simulation.
+
+    Parameters
+    ----------
+    of_numbers : bool
+        Whether the fields have no dims, as in `RelativeL2OfNumbers`.
+
+    References
+    ----------
+    B. Efron, C. Stein, The Jackknife Estimate of Variance, Annals of Statistics, 1981.
+    """
+
+    rows: list[Tensor]
+
+    def __init__(self, *, of_numbers: bool) -> None:
+        super().__init__()
+        self.of_numbers = of_numbers
+        self.add_state("rows", [], "cat")
+
+    def update(
+        self, prediction: Tensor, target: Tensor, simulation: Int[Tensor, " batch"]
+    ) -> None:
+        """Add a batch, ``(batch, time, channel, *space)``, and whose samples it has."""
+        error, size = (part.double() for part in relative_l2(prediction, target))
+        if self.of_numbers:
+            above, below = error.square(), size.square()
+        else:
+            counted = size > 0
+            ratios = torch.where(counted, error / size, 0.0)
+            above = ratios.sum(1, keepdim=True)
+            below = counted.sum(1, keepdim=True).double()
+        self.rows.append(torch.cat([simulation.double()[:, None], above, below], 1))
+
+    def compute(self) -> Tensor:
+        """Return the standard error."""
+        rows = dim_zero_cat(self.rows)
+        numbers, which = torch.unique(rows[:, 0], return_inverse=True)
+        sums = rows.new_zeros(len(numbers), rows.shape[1] - 1)
+        sums = sums.index_add(0, which, rows[:, 1:])
+        above, below = (sums.sum(0) - sums).chunk(2, dim=1)
+        others = above / below
+        others = (others.sqrt() if self.of_numbers else others).mean(1)
+        return others.std(correction=0) * math.sqrt(max(len(numbers) - 1, 0))
 
 
 class PercentileRMSE(Metric):

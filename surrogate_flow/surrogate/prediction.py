@@ -52,6 +52,11 @@ def require_shape(
         if "cuda" in str(error).lower():
             return  # It needs the device that it will be trained on.
         got, where = f"{type(error).__name__} ({error})", line_of(error).strip()
+        if not window.inputs:
+            where += (
+                f" {window} gives it a history of no steps: for one that needs some, "
+                "set --model.window Autoregressive."
+            )
     if got != wanted:
         raise ArgumentError(
             f"{name}, called on {count} samples",

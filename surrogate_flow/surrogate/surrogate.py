@@ -22,7 +22,7 @@ from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Direct, Window
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.batch import Batch
-from surrogate_flow.surrogate.metrics import field_metrics
+from surrogate_flow.surrogate.metrics import StandardError, field_metrics
 from surrogate_flow.surrogate.normalisation import Normalisation
 from surrogate_flow.surrogate.observation import Feedback, TrainingData, sample_losses
 from surrogate_flow.surrogate.prediction import (
@@ -111,6 +111,9 @@ class Surrogate(L.LightningModule):
         self._feedback: Feedback | None = None
         self.val_errors = field_metrics(spec, "val_")
         self.test_errors = field_metrics(spec, "test_", detailed=True)
+        self.spreads = nn.ModuleDict(
+            {s: StandardError(of_numbers=not spec.dims) for s in ("val", "test")}
+        )
 
     def forward(
         self,
@@ -199,9 +202,14 @@ class Surrogate(L.LightningModule):
         normalised = self._normalised(batch.parameters, batch.step, batch.history)
         target = batch.target[:, : self.window.outputs]
         loss = self.loss(normalised, self.normalisation.fields(target))
-        errors.update(self.normalisation.physical(normalised), target)
+        prediction = self.normalisation.physical(normalised)
+        errors.update(prediction, target)
+        spread: Any = self.spreads[stage]
+        spread.update(prediction, target, batch.simulation)
         self.log(f"{stage}_loss", loss, batch_size=len(batch.step), sync_dist=True)
         self.log_dict(errors, batch_size=len(batch.step))
+        name = f"{stage}_relative_l2_standard_error"
+        self.log(name, spread, batch_size=len(batch.step))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Predict a batch in physical units."""

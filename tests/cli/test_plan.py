@@ -128,7 +128,7 @@ def test_the_script_of_a_job_and_how_many(kind, capsys):
     assert "distributed.cli.dask_worker tls://" in printed
     assert "2 to 5, each with 4 cores, 4 GB, walltime 0:30:00" in printed
     assert "4 to 10 simulations, 2 cores each" in printed
-    assert "10 held out, then 7" in printed
+    assert "30 held out, then 7" in printed
     assert "5 steps of 16 B: 80 B" in printed
 
 

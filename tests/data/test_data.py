@@ -25,6 +25,7 @@ from surrogate_flow.nn import FullyConnected
 from surrogate_flow.reservoir import FIFO, FIRO, DeviceMemory, Reservoir
 from surrogate_flow.sampling import Sobol, Uniform
 from surrogate_flow.sampling.design import SEEDS
+from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 POLICIES = {
@@ -343,6 +344,13 @@ def test_loaders_before_setup_say_so():
     """A loader asked for too early names what to call first."""
     with pytest.raises(RuntimeError, match=r"expected setup\(\)"):
         OnlineData(Wave()).val_dataloader()
+
+
+def test_more_are_held_out_where_they_are_small():
+    """By the spec alone: a resumed run and a longer one number their simulations alike."""
+    assert OnlineData(Wave(), simulations=7).held_out == 30
+    assert OnlineData(Heat2D(cells=(100, 100))).held_out == 10
+    assert OnlineData(Wave(), held_out=4).held_out == 4
 
 
 def test_the_same_module_opens_again(opened):

@@ -327,3 +327,11 @@ def test_what_makes_no_network_is_refused(spec, window, options, message) -> Non
     """Each mistake is named, with the way out."""
     with pytest.raises(ValueError, match=message):
         MessagePassingSolver(spec, window, **options)
+
+
+def test_says_that_it_gets_no_history(caplog):
+    """A direct window is possible, and not the published method."""
+    MessagePassingSolver(line(), Bundle(1, 1), width=8, layers=1)
+    assert not caplog.records
+    MessagePassingSolver(line(), Direct(), width=8, layers=1)
+    assert "--model.window Autoregressive" in caplog.text

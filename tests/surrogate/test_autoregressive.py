@@ -75,6 +75,12 @@ def test_leaves_what_a_user_looks_at(run):
         r"Rollout error over 19 steps: [\d.]+% relative .*mean over 4 simulations",
         output,
     )
+    assert re.search(
+        r"Validation error: [\d.]+% ± [\d.]+% relative .*skill 0\.[89]", output
+    )
+    rollout, single = re.findall(r"  of no change: ([\d.]+)%", output)
+    assert 0 < float(single) < float(rollout)
+    assert "worse than no change" not in output
     for name in ("rollout.png", "prediction.png"):
         image = imread(path / name)
         assert min(image.shape[:2]) > 400
@@ -165,6 +171,7 @@ def test_two_ranks_roll_out_what_both_hold_out(tmp_path):
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert output.count("Rollout error") == 1
+    assert output.count("  of no change:") == 2
     assert f"at the last step (mean over {HELD_OUT} simulations)" in output
     (path,) = (tmp_path / "runs" / "tiny").iterdir()
     assert len(curve(path)) == STEPS - 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
-from surrogate_flow.surrogate.metrics import field_metrics
+from surrogate_flow.surrogate.metrics import StandardError, field_metrics
 from surrogate_flow.surrogate.normalisation import Normalisation
 
 
@@ -159,3 +159,28 @@ def test_fields_of_any_scale_are_normalised_to_order_one(scale):
     torch.testing.assert_close(normalised, torch.tensor([[[1.0, 1.0]]]))
     back = normalisation.physical(normalised)
     torch.testing.assert_close(back / scale, fields / scale)
+
+
+@pytest.mark.parametrize("dims", [("x", "y"), ()])
+def test_standard_error_is_that_of_means_without_each_simulation(fields, dims):
+    """The jackknife of relative L2 over eight simulations of five samples, mixed."""
+    guess, target = fields if dims else (u[..., 0, 0] for u in fields)
+    metric, numbers = StandardError(of_numbers=not dims), np.arange(40) % 8
+    for part in (slice(0, 6), slice(6, 40)):
+        metric.update(*(torch.tensor(a[part]) for a in (guess, target, numbers)))
+    metrics = field_metrics(spec(dims, (7, 3)[: len(dims)]), "")
+    without = []
+    for number in range(8):
+        metrics.reset()
+        others = numbers != number
+        errors = compute(metrics, guess[others], target[others])
+        without.append(errors["relative_l2"])
+    expected = np.std(without) * np.sqrt(7)
+    assert float(metric.compute()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_simulation_has_no_standard_error(fields):
+    """NaN, which the report leaves out."""
+    metric = StandardError(of_numbers=False)
+    metric.update(*map(torch.tensor, fields), torch.zeros(40))
+    assert np.isnan(float(metric.compute()))

@@ -1,6 +1,7 @@
 """Predicting from a history: by hand, from a checkpoint, from the command line."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from surrogate_flow.cli.app import main
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.report.error_curve import ErrorCurve
+from surrogate_flow.report.error_curve import ErrorCurve, baseline_error
 from surrogate_flow.report.picture import picture
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -251,6 +252,41 @@ def test_error_curve_of_a_direct_surrogate(held_out):
     got = surrogate.predict(WALLS).temperature.values
     error = np.sqrt(((got - TRUTH.temperature.values) ** 2).mean((1, 2)))
     np.testing.assert_allclose(np.sqrt(curve.squared_errors[0, :, 0]), error, rtol=1e-4)
+
+
+def test_baselines_by_hand():
+    """u = 2 + 3t at uneven times: extrapolation is exact, and no change errs by 3 dt."""
+    times = np.array([0.0, 1.0, 3.0, 4.0, 8.0])
+    u = 2 + 3 * times
+    held = ValidationSet(
+        replace(SPEC, times=tuple(times), shape=(2, 1), coordinates=()),
+        Autoregressive(1, 2),
+        2,
+        0,
+        2,
+    )
+    steps = np.broadcast_to(u[:, None, None, None], (5, 1, 2, 1))
+    for row in (0, 1):
+        held.offer(row, 0, steps, SPEC.vector(WALLS))
+    cpu = torch.device("cpu")
+    # Windows of one step and the two after it; before the first is no second one.
+    expected = [
+        np.linalg.norm(u[k + 1 : k + 3] - u[k]) / np.linalg.norm(u[k + 1 : k + 3])
+        for k in range(3)
+    ]
+    assert baseline_error(held, 0, cpu) == pytest.approx(np.mean(expected))
+    assert baseline_error(held, 1, cpu) == pytest.approx(0, abs=1e-6)
+    curve = ErrorCurve.of_baseline(held, 1, 0)
+    np.testing.assert_allclose(curve.rmse[:, 0], u[1:] - u[0], rtol=1e-6)
+    curve = ErrorCurve.of_baseline(held, 2, 1)
+    np.testing.assert_allclose(curve.rmse, 0, atol=1e-5)
+
+
+def test_a_window_as_long_as_a_simulation_is_not_extrapolated():
+    """With one step before it there is no second one: no number."""
+    held = ValidationSet(SPEC, Autoregressive(1, 8), 2, 0, 1)
+    held.offer(0, 0, TRUTH.temperature.values[:, None], SPEC.vector(WALLS))
+    assert baseline_error(held, 1, torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("start", [1, 9])

@@ -9,7 +9,7 @@ import pytorch_lightning as L
 import torch
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
-from surrogate_flow.fields.window import Direct
+from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.batch import Batch
@@ -72,6 +72,22 @@ def test_a_trial_of_a_network_changes_nothing(last):
     assert torch.equal(torch.rand(3), expected)
     for name, value in network.layers[1].state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+class Continuing(torch.nn.Module):
+    """The last step once more, of which a direct window has none."""
+
+    def forward(self, parameters, step, history):
+        return history[:, [-1]]
+
+
+def test_a_network_that_needs_a_history_says_so():
+    """The error of the trial names the window that gives none, and one that does."""
+    require_shape(Continuing(), "Continuing", SPEC, Autoregressive())
+    with pytest.raises(
+        ValueError, match=r"Direct\(\) .* --model.window Autoregressive"
+    ):
+        require_shape(Continuing(), "Continuing", SPEC, Direct())
 
 
 @pytest.mark.parametrize(
