@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
+
+from surrogate_flow.cli.signals import interrupted
 
 __all__ = ["main"]
 
@@ -15,6 +16,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from surrogate_flow.cli import app
 
         app.main(arguments)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("surrogate-flow: interrupted.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(interrupted(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from surrogate_flow.cli import plan
-from surrogate_flow.cli.signals import stop_requested
+from surrogate_flow.cli.signals import interrupted, stop_requested
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.ensemble import EnsembleStats
 from surrogate_flow.ensemble.events import Event, Failed
@@ -43,12 +42,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Any) -> None:
     """Write the simulations of a study to a data set on disk."""
     try:
-        complete = generate(options.data, options.output, the_console())
-    except KeyboardInterrupt:
+        status = generate(options.data, options.output, the_console())
+    except KeyboardInterrupt as error:
         print("Left at once. The same command goes on.", file=sys.stderr)
-        complete = False
-    if not complete:
-        sys.exit(128 + signal.SIGINT)
+        status = interrupted(error)
+    sys.exit(status)
 
 
 class Generation:
@@ -163,8 +161,8 @@ class Generation:
         )
 
 
-def generate(data: OnlineData, path: Path, console: Console) -> bool:
-    """Write a data set and describe it; return whether it was not interrupted.
+def generate(data: OnlineData, path: Path, console: Console) -> int:
+    """Write a data set and describe it; return the exit status: 0, or of a signal.
 
     Parameters
     ----------
@@ -179,7 +177,7 @@ def generate(data: OnlineData, path: Path, console: Console) -> bool:
         As `Generation`.
     """
     generation = Generation(data, path)
-    archive, ended = generation.archive, True
+    archive, status = generation.archive, 0
     if generation.missing:
         line = LiveLine(generation.line, console, every=_EVERY)
         with stop_requested() as requested:
@@ -188,7 +186,7 @@ def generate(data: OnlineData, path: Path, console: Console) -> bool:
                 failed = generation.run(requested.is_set).failed
             finally:
                 line.stop()
-            ended = not requested.is_set()
+            status = requested.status
         if failed:
             table = generation.folder / "failures.csv"
             console.print(
@@ -213,4 +211,4 @@ def generate(data: OnlineData, path: Path, console: Console) -> bool:
             f"Next: surrogate-flow fit --data {archive.path} --model fully_connected "
             "--trainer.max_epochs 10",
         )
-    return ended
+    return status

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -26,7 +28,7 @@ from surrogate_flow.cli.checkpoints import (
 from surrogate_flow.cli.loggers import MetricsEvents, MetricsTable
 from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
-from surrogate_flow.cli.signals import stop_requested
+from surrogate_flow.cli.signals import Request, stop_requested
 from surrogate_flow.data.module import SurrogateData
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.report.console import the_console
@@ -69,7 +71,7 @@ class SurrogateCLI(LightningCLI):
     def __init__(self, words: list[str] | None = None, *, run: bool = True) -> None:
         self._made: tuple[Path, list[Path]] | None = None
         self._checkpoints = AtomicCheckpoints()
-        self._stopped = threading.Event()
+        self._stopped = Request()
         try:
             super().__init__(
                 Surrogate,
@@ -183,9 +185,12 @@ class SurrogateCLI(LightningCLI):
         return callbacks
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the command; a first Ctrl-C or SIGTERM ends it in order."""
+        """Run the command; a first signal ends it in order, but not with 0."""
         with _graceful(self.trainer, self.datamodule) as self._stopped:
             super()._run_subcommand(subcommand)
+        if self._stopped.is_set():
+            _requeue(self.trainer, self._stopped.number)
+            sys.exit(self._stopped.status)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Find the checkpoint to start from, and refuse one that does not fit."""
@@ -242,8 +247,11 @@ class SurrogateCLI(LightningCLI):
 
 
 @contextmanager
-def _graceful(trainer: L.Trainer, data: SurrogateData) -> Iterator[threading.Event]:
+def _graceful(trainer: L.Trainer, data: SurrogateData) -> Iterator[Request]:
     """Let the first Ctrl-C or SIGTERM end a run in order, whatever it waits for."""
+    # Lightning's own would end it without a report, and save within a handler.
+    signals: Any = trainer._signal_connector
+    signals.register_signal_handlers = bool
 
     def stop() -> None:
         # Several ranks end together, at the next batch.
@@ -263,6 +271,15 @@ def _graceful(trainer: L.Trainer, data: SurrogateData) -> Iterator[threading.Eve
             yield requested
         finally:
             log.removeFilter(is_true)
+
+
+def _requeue(trainer: L.Trainer, number: int) -> None:
+    """Have Slurm run the job again, as Lightning does: after SIGUSR1, by default."""
+    slurm: Any = trainer._accelerator_connector.cluster_environment
+    requeues = getattr(slurm, "auto_requeue", False) and number == slurm.requeue_signal
+    if requeues and trainer.is_global_zero:
+        words = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+        logger.warning("%s: exit status %d", " ".join(words), subprocess.call(words))
 
 
 def build(words: Sequence[str]) -> tuple[SurrogateData, Surrogate]:

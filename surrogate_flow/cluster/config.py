@@ -85,17 +85,18 @@ def start(build: Callable[[], Cluster]) -> Cluster:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Block SIGINT in processes and threads that start meanwhile.
+    """Block SIGINT and SIGHUP in processes and threads that start meanwhile.
 
-    A terminal sends Ctrl-C to the workers, too, but the trainer alone decides how a
+    A terminal sends them to the workers, too, but the trainer alone decides how a
     study ends. An interrupt that arrives meanwhile is delivered afterwards.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # The first worker would start it, and that unblocks SIGINT.
+    # The first worker would start it, and that unblocks signals.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    terminals = {signal.SIGINT, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, terminals)
     try:
         yield
     finally:

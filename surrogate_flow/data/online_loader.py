@@ -133,6 +133,9 @@ class AppliedBatches(Callback):
 
     def __init__(self, trainer: L.Trainer) -> None:
         self._trainer = trainer
+        # A run that was told to stop has saved that it had come to its end; whether it
+        # has is for the reservoir to say.
+        trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = False
         self._before = self._progress()["total"]["processed"]
         # Lightning sets the attribute elsewhere.
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]

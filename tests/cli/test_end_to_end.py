@@ -220,7 +220,7 @@ def test_failing_simulations_do_not_end_the_fit(tmp_path):
 
 
 def test_ctrl_c_once_saves_and_leaves_nothing(tmp_path):
-    """SIGINT to the whole process group, as a terminal sends it: checkpoint, exit 0, no process."""
+    """SIGINT to the whole process group, as a terminal sends it: checkpoint, exit 130, no process."""
     process = fit(tmp_path, {**WORKFLOW, "simulations": None}, start_new_session=True)
     lines = []
     for line in process.stdout:
@@ -231,7 +231,7 @@ def test_ctrl_c_once_saves_and_leaves_nothing(tmp_path):
     assert len(children) >= 2
     os.killpg(process.pid, signal.SIGINT)
     output = "".join(lines) + process.communicate(timeout=60)[0]
-    assert process.returncode == 0, output
+    assert process.returncode == 130, output
     assert "Traceback" not in output, output
     (path,) = (tmp_path / "runs" / "tiny").iterdir()
     Surrogate.load(path / "checkpoints" / "last.ckpt")

@@ -27,7 +27,7 @@ from troubled import STEPS, Noted, Troubled, Wave
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.generate import Generation, generate
-from surrogate_flow.cli.signals import stop_requested
+from surrogate_flow.cli.signals import interrupted, stop_requested
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.stored import StoredData
 from surrogate_flow.dataset import Archive, ArchiveError
@@ -74,7 +74,7 @@ def heat(tmp_path_factory):
     """A data set of the heat equation, and the study that it is of."""
     path = tmp_path_factory.mktemp("generated") / "heat.zarr"
     data = study(sampler=Sobol(seed=2), name="heat")
-    assert generate(data, path, Console(quiet=True))
+    assert generate(data, path, Console(quiet=True)) == 0
     return path, data
 
 
@@ -450,7 +450,7 @@ def test_killed_half_way_it_goes_on_where_it_was(tmp_path):
     assert 3 <= len(whole) < 42
     first = notes.read_text().splitlines()
     notes.unlink()
-    assert generate(data, path, Console(quiet=True))
+    assert generate(data, path, Console(quiet=True)) == 0
     again = notes.read_text().splitlines()
     phases = [repr(p["phase"]) for p in parameters(data)]
     assert len(set(phases)) == 42
@@ -477,37 +477,60 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_sigterm_ends_it_in_order_however_often_it_comes():
-    """As it ends a fit; a second Ctrl-C leaves at once."""
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU"])
+def test_signals_end_it_in_order_however_often_they_come(name):
+    """As they end a fit; a second Ctrl-C leaves at once."""
+    number = signal.Signals[name]
 
     def at_once(signum, frame):
         raise InterruptedError(signum)
 
-    handlers = {n: signal.signal(n, at_once) for n in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {n: signal.signal(n, at_once) for n in (signal.SIGINT, number)}
     try:
         with stop_requested() as told:
             assert not told.is_set()
+            assert told.status == 0
             for _ in range(3):
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(number)
                 assert told.is_set()
             signal.raise_signal(signal.SIGINT)
             with pytest.raises(InterruptedError):
                 signal.raise_signal(signal.SIGINT)
+            assert told.status == 128 + number
         with pytest.raises(InterruptedError):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(
-    ("status", "raised"), [(None, SystemExit), (1, KeyboardInterrupt)]
-)
-def test_what_lightning_leaves_with_after_a_signal(status, raised):
-    """After SIGTERM the run has ended in order: 0; the first Ctrl-C has cut it off."""
-    with pytest.raises(raised), stop_requested():
+def test_nohup_and_a_terminal_that_is_gone(monkeypatch):
+    """SIGHUP that is ignored stays so; else what is printed to the terminal goes nowhere."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requested() as told:
+            signal.raise_signal(signal.SIGHUP)
+        assert not told.is_set()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        reader, terminal = os.openpty()
+        with os.fdopen(terminal, "w") as stream, stop_requested() as told:
+            monkeypatch.setattr(sys, "stdout", stream)
+            os.close(reader)
+            with pytest.raises(OSError, match="Input/output"):
+                print("lost", flush=True)
+            signal.raise_signal(signal.SIGHUP)
+            print("nobody reads this", flush=True)
+        assert told.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_lightning_leaves_with_after_a_signal():
+    """It has cut the run off: the command leaves with that signal."""
+    with pytest.raises(KeyboardInterrupt) as left, stop_requested():
         signal.raise_signal(signal.SIGTERM)
-        sys.exit(status)
+        sys.exit(1)
+    assert interrupted(left.value) == 128 + signal.SIGTERM
 
 
 @pytest.mark.skipif(not may_mount(), reason="the kernel forbids user namespaces")

@@ -110,7 +110,7 @@ def test_whatever_ends_a_run_leaves_no_job(how, slurm, site):
     os.killpg(process.pid, how)
     (site / "go").touch()
     said, _ = process.communicate(timeout=ENOUGH)
-    assert process.returncode == 0, said
+    assert process.returncode == 128 + how, said
     assert not batch.jobs(), said
     assert len(checkpoints("runs")) == 1
     assert not list(site.glob("runs/**/.keys*"))

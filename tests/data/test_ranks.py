@@ -211,13 +211,14 @@ def test_when_a_rank_fails_the_other_ends_too(tmp_path):
     assert not (path / "failures.csv").exists()
 
 
-def test_ctrl_c_ends_both_with_a_checkpoint(tmp_path):
+def test_a_lost_terminal_ends_both_with_a_checkpoint(tmp_path):
+    """SIGHUP to all of its processes, as when a connection breaks."""
     process = start(tmp_path, "FIFO", *TWO, held_out=HELD_OUT, simulations=5000)
     wait_for(lambda: len(batches(tmp_path)[1]) >= 5, process)
     _, children = family(process)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGHUP)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    assert process.returncode == 128 + signal.SIGHUP, output
     (path,) = tmp_path.glob("runs/tiny/*/checkpoints/last.ckpt")
     both = batches(tmp_path)
     assert (

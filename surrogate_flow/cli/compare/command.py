@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rich.console import Console
 from surrogate_flow.cli.compare.comparison import Comparison
 from surrogate_flow.cli.compare.table import ComparisonTable
 from surrogate_flow.cli.compare.variant import NAMES, Overrides, variants_of
+from surrogate_flow.cli.signals import end_at_once, interrupted
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.report.console import print_lines, the_console
 
@@ -39,12 +39,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Any) -> None:
     """Run a comparison; Ctrl-C and SIGTERM end it, and the same command resumes it."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_at_once()
     try:
         compare(options, the_console())
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("Type the same command again to go on.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(interrupted(error))
 
 
 def compare(options: Any, console: Console) -> None:
