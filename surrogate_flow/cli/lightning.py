@@ -195,6 +195,8 @@ class SurrogateCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Find the checkpoint to start from, and refuse one that does not fit."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "fit":
+            self.model.configure_optimizers()  # refuses what it cannot be built from
         path, workflow = kwargs.get("ckpt_path"), self.datamodule.workflow
         if path in ("last", "best"):
             path = runs.last_checkpoint(self._root, workflow, path, self._folder)

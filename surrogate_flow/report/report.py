@@ -25,6 +25,7 @@ from surrogate_flow.surrogate.surrogate import Surrogate
 __all__ = ["Report"]
 
 _HISTORY = "history.nc"
+_SCORE = "val_relative_l2"  # by which best.ckpt is chosen
 
 
 class Report(Callback):
@@ -201,9 +202,12 @@ def _beside(error: float, baselines: Mapping[str, float]) -> str:
 
 def _best(trainer: L.Trainer) -> list[str]:
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor:
-            score = callback.best_model_score
-            return [] if score is None else [f"  best.ckpt had {float(score):.2%}"]
+        # Users may have others.
+        if not isinstance(callback, ModelCheckpoint) or callback.monitor != _SCORE:
+            continue
+        score = callback.best_model_score
+        if callback.filename == "best" and score is not None:
+            return [f"  best.ckpt had {float(score):.2%}"]
     return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -32,11 +33,19 @@ from surrogate_flow.surrogate.prediction import (
     steps_at,
 )
 from surrogate_flow.surrogate.rollout import pushed_forward, roll_out
+from surrogate_flow.surrogate.schedule import (
+    advance,
+    built_optimizer,
+    built_schedule,
+    monitor_of,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["Surrogate"]
+
+logger = logging.getLogger(__name__)
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
 _VALUES = 2**20  # predicted by one forward pass of a direct surrogate, at most
@@ -61,7 +70,8 @@ class Surrogate(L.LightningModule):
     optimizer : callable
         Parameters -> optimizer.
     scheduler : callable, optional
-        Optimizer -> schedule of the learning rate, advanced after every batch.
+        Optimizer -> schedule of the learning rate, advanced after every batch; a
+        ``ReduceLROnPlateau`` when its monitor, by default ``val_loss``, is new.
 
     Examples
     --------
@@ -109,6 +119,7 @@ class Surrogate(L.LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self._feedback: Feedback | None = None
+        self._said = False
         self.val_errors = field_metrics(spec, "val_")
         self.test_errors = field_metrics(spec, "test_", detailed=True)
         self.spreads = nn.ModuleDict(
@@ -140,6 +151,9 @@ class Surrogate(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Freeze the normalisation, with the moments of the first fill."""
+        for errors in (self.val_errors, self.test_errors):
+            # A validation before the fit leaves tensors that no fit may write to.
+            errors.reset()
         if self.normalisation.frozen:
             return
         if self._data is None:
@@ -218,18 +232,37 @@ class Surrogate(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the schedule if there is one."""
-        optimizer = self.optimizer(self.network.parameters())
+        optimizer = built_optimizer(self.optimizer, self.network.parameters())
         if self.scheduler is None:
             return optimizer
-        schedule = self.scheduler(optimizer)
+        metrics = ["train_loss", "val_loss", *map(str, self.val_errors.keys())]
+        schedule = built_schedule(self.scheduler, optimizer, metrics)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
                 "scheduler": schedule,
                 "interval": "step",
-                "monitor": "train_loss",
+                "monitor": monitor_of(schedule),
+                # `advance` knows when; Lightning would after every batch.
+                "reduce_on_plateau": False,
             },
         }
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Advance the schedule after a batch."""
+        self._advance(scheduler, validated=False)
+
+    def on_validation_epoch_end(self) -> None:
+        """Let the schedule see the errors, before they are saved with it."""
+        for config in self.trainer.lr_scheduler_configs:
+            if not self.trainer.sanity_checking:
+                self._advance(config.scheduler, validated=True)
+
+    def _advance(self, schedule: Any, *, validated: bool) -> None:
+        said = advance(schedule, self.trainer.callback_metrics, validated=validated)
+        if said and not self._said:
+            logger.warning(said)
+        self._said = self._said or bool(said)
 
     @torch.no_grad()
     def predict(

@@ -423,6 +423,34 @@ MISTAKES = {
         [*FIT, "--data.solver.cells=3"],
         "--data.solver.cells: expected a list of 2 int, such as [1, 2], got '3'",
     ),
+    "a rate below 0": (
+        [*FIT, "--model.optimizer.lr", "-1"],
+        "model.optimizer: Invalid learning rate: -1.0",
+    ),
+    "a rate that is no number": (
+        [*FIT, "--model.optimizer.lr=.nan"],
+        "Invalid learning rate: nan",
+    ),
+    "no rate": (
+        [*FIT, "--model.optimizer=SGD", "--model.optimizer.lr=0"],
+        "model.optimizer.lr: expected a finite number above 0, got 0.0",
+    ),
+    "an unlimited rate": ([*FIT, "--model.optimizer.lr=.inf"], "above 0, got inf"),
+    "no length of a schedule": (
+        [*FIT, "--model.scheduler=OneCycleLR", "--model.scheduler.max_lr=1"],
+        "model.scheduler: You must define either",
+    ),
+    "a plateau of nothing": (
+        [*FIT, "--model.scheduler=pytorch_lightning.cli.ReduceLROnPlateau"],
+        "--model.scheduler: ReduceLROnPlateau needs 'monitor'",
+    ),
+    "a plateau of another thing": (
+        [
+            *(*FIT, "--model.scheduler=pytorch_lightning.cli.ReduceLROnPlateau"),
+            "--model.scheduler.monitor=val_relativel2",
+        ],
+        "no metric 'val_relativel2'. Did you mean 'val_relative_l2'",
+    ),
     "no list of the optimizer": (
         [*FIT, "--model.optimizer.betas=1"],
         "--model.optimizer.betas: expected a list of 2 float, such as [0.5, 1.0]",

@@ -1,16 +1,20 @@
 """The picture of a run: maps of fields with two dims, curves of those with fewer."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.picture import picture
+from surrogate_flow.report.report import _best
 from surrogate_flow.solvers import Combined1D, Lorenz, NavierStokes2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 from surrogate_flow.testing.store import trajectory
@@ -38,6 +42,18 @@ def drawn(spec: FieldSpec, numbers: range = range(2)) -> tuple[Figure, Validatio
         steps = trajectory(spec, simulation, 0, spec.steps)
         held_out.offer(simulation, 0, steps, (spec.low + spec.high) / 2)
     return picture(surrogate, held_out), held_out
+
+
+def test_best_is_shown_with_its_own_error():
+    """Not with what another checkpoint of the user's is chosen by."""
+    theirs, ours = (
+        ModelCheckpoint(monitor=name, filename=file)
+        for name, file in (("train_loss", None), ("val_relative_l2", "best"))
+    )
+    theirs.best_model_score, ours.best_model_score = torch.tensor([0.03, 0.0931])
+    shown = _best(SimpleNamespace(checkpoint_callbacks=[theirs, ours]))
+    assert shown == ["  best.ckpt had 9.31%"]
+    assert not _best(SimpleNamespace(checkpoint_callbacks=[theirs]))
 
 
 def test_numbers_are_curves_over_time():

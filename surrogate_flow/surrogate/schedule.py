@@ -1,0 +1,121 @@
+"""The optimizer of a surrogate, and the schedule of its learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from surrogate_flow.fields.errors import ArgumentError, line_of
+from surrogate_flow.fields.names import closest, nearest
+
+__all__ = ["advance", "built_optimizer", "built_schedule", "monitor_of"]
+
+_MONITOR = "val_loss"  # of a plateau that names none
+
+
+def built_optimizer(build: Callable[[Any], Optimizer], parameters: Any) -> Optimizer:
+    """Return the optimizer, or refuse its arguments.
+
+    Raises
+    ------
+    ArgumentError
+        If it refuses them, or a learning rate is not a number more than 0.
+    """
+    optimizer: Optimizer = _built("optimizer", build, parameters)
+    for rate in (float(group.get("lr", 1.0)) for group in optimizer.param_groups):
+        if not 0 < rate < math.inf:
+            raise ArgumentError("model.optimizer.lr", "a finite number above 0", rate)
+    return optimizer
+
+
+def built_schedule(
+    build: Callable[[Any], LRScheduler], optimizer: Optimizer, metrics: Collection[str]
+) -> LRScheduler:
+    """Return the schedule, or refuse its arguments; `metrics` are what is monitored.
+
+    Raises
+    ------
+    ArgumentError
+        If it refuses them, or its monitor is a misspelt one of the metrics.
+    """
+    schedule: LRScheduler = _built("scheduler", build, optimizer)
+    monitor = monitor_of(schedule) or _MONITOR
+    # Of another name it may be of a subclass or a callback, known when it is logged.
+    if monitor not in metrics and closest(monitor, metrics):
+        raise ArgumentError(
+            f"model.scheduler.monitor: no metric {monitor!r}. "
+            f"{nearest(monitor, metrics)}"
+        )
+    return schedule
+
+
+def _built(name: str, build: Callable[[Any], Any], argument: Any) -> Any:
+    try:
+        return build(argument)
+    except (TypeError, ValueError) as error:
+        said = f"model.{name}: {str(error).rstrip('.')}.{line_of(error)}"
+        raise ArgumentError(said) from error
+
+
+def monitor_of(schedule: LRScheduler) -> str | None:
+    """Return what a schedule looks at, if it does."""
+    if not isinstance(schedule, ReduceLROnPlateau):
+        return None
+    return getattr(schedule, "monitor", None) or _MONITOR
+
+
+def advance(
+    schedule: LRScheduler, metrics: Mapping[str, Tensor], *, validated: bool
+) -> str:
+    """Advance a schedule after a batch or a validation, if it is its turn.
+
+    Those that count are advanced after batches, and hold their last rate when they have
+    run out; a plateau looks at its monitor when that has a new value: after batches if
+    its name begins with ``train``, otherwise after validations.
+
+    Returns
+    -------
+    str
+        What there is to say once; empty if nothing.
+
+    Raises
+    ------
+    ArgumentError
+        If a validation has no such monitor.
+    """
+    monitor, kind = monitor_of(schedule), type(schedule).__name__
+    if monitor is None:
+        if validated:
+            return ""
+        rates, last = schedule.get_last_lr(), schedule.last_epoch
+        # Online, the number of batches is not known beforehand.
+        ran_out = f"The schedule {kind} has run out after {last} batches"
+        ran_out += f": the learning rate stays {rates[0]:.3g}. Give it more steps."
+        # torch's own makes one step too many, and goes up again with it.
+        if isinstance(schedule, OneCycleLR) and last + 1 >= schedule.total_steps:
+            return ran_out
+        try:
+            schedule.step()
+        except ValueError as error:
+            # Of one within another, whose turn may end.
+            if "Tried to step" not in str(error):
+                raise
+            return ran_out
+        if not any(map(float, (*rates, *schedule.get_last_lr()))):
+            return (
+                f"The schedule {kind} holds the learning rate at 0: nothing is learned."
+            )
+    elif validated != monitor.startswith("train"):
+        if monitor in metrics:
+            schedule.step(metrics[monitor])  # type: ignore[arg-type]  # a number's float
+        elif validated:
+            raise ArgumentError(
+                f"model.scheduler.monitor: no metric {monitor!r} after a validation. "
+                f"{nearest(monitor, [*metrics])}"
+            )
+    return ""

@@ -1,0 +1,184 @@
+"""The learning rate: which values a schedule sees, when, and what is refused."""
+
+import logging
+from functools import partial
+
+import pytest
+import pytorch_lightning as L
+import torch
+from pytorch_lightning.cli import ReduceLROnPlateau
+from torch.optim import SGD, Adam
+from torch.optim import lr_scheduler as schedules
+from torch.utils.data import DataLoader
+
+from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.nn import FullyConnected
+from surrogate_flow.solvers import Heat2D
+from surrogate_flow.surrogate.batch import Batch
+from surrogate_flow.surrogate.surrogate import Surrogate
+
+SPEC = Heat2D(cells=(3, 2), steps=4).spec
+BATCHES = 12
+
+
+class Recorder(L.Callback):
+    """The rate after each batch; the values of a monitor, and the rate after each."""
+
+    def __init__(self, monitor="train_loss"):
+        self.monitor, self.rates, self.seen = monitor, [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        if self.monitor == "train_loss":
+            self.seen.append((float(outputs["loss"]), self.rates[-1]))
+
+    def on_validation_end(self, trainer, module):
+        if self.monitor != "train_loss":
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            self.seen.append((float(trainer.callback_metrics[self.monitor]), rate))
+
+
+def batches(count):
+    """Of a field that no network of two numbers can learn."""
+    generator = torch.Generator().manual_seed(count)
+
+    def draw(*shape):
+        return torch.rand(2, *shape, generator=generator)
+
+    drawn = [
+        Batch(draw(5), 4 * draw(), draw(0, 1, 3, 2), draw(1, 1, 3, 2), torch.zeros(2))
+        for _ in range(count)
+    ]
+    return DataLoader(drawn, batch_size=None)
+
+
+def trained(tmp_path, scheduler, recorder=None, *, first=None):
+    """A fit of twelve batches with a validation after every second one."""
+    torch.manual_seed(0)
+    surrogate = Surrogate(
+        SPEC,
+        partial(FullyConnected, widths=(2,)),
+        normalisation="none",
+        optimizer=partial(SGD, lr=0.1),
+        scheduler=scheduler,
+    )
+    recorder = recorder or Recorder()
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[recorder],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=1,
+        val_check_interval=2,
+        default_root_dir=tmp_path,
+    )
+    if first:
+        getattr(trainer, first)(surrogate, batches(3), verbose=False)
+    trainer.fit(surrogate, batches(BATCHES), batches(3))
+    return recorder
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", "val_relative_l2", "train_loss"])
+def test_a_plateau_is_looked_for_where_its_monitor_has_a_new_value(monitor, tmp_path):
+    """The rates are those of the same schedule, fed by hand with what was logged."""
+    plateau = partial(ReduceLROnPlateau, monitor=monitor, patience=0, threshold=0.2)
+    seen = trained(tmp_path, plateau, Recorder(monitor)).seen
+    # A sanity check, whose values do not count, has none yet.
+    seen = seen[-BATCHES:] if monitor == "train_loss" else seen[-BATCHES // 2 :]
+    optimizer = SGD([torch.zeros(1)], lr=0.1)
+    truth = schedules.ReduceLROnPlateau(optimizer, patience=0, threshold=0.2)
+    expected = []
+    for value, _ in seen:
+        truth.step(value)
+        expected.append(optimizer.param_groups[0]["lr"])
+    assert len({*expected}) > 2
+    assert [rate for _, rate in seen] == pytest.approx(expected)
+
+
+def test_a_plateau_without_a_monitor_looks_at_validations(tmp_path):
+    """Not at every batch, whose loss is noise."""
+    plateau = partial(schedules.ReduceLROnPlateau, patience=0, threshold=10)
+    rates = trained(tmp_path, plateau).rates
+    assert rates == pytest.approx([0.1 * 10.0 ** -(k // 2) for k in range(12)])
+
+
+def warnings_of(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def one_cycle(optimizer, steps=5):
+    return schedules.OneCycleLR(optimizer, max_lr=0.4, total_steps=steps)
+
+
+def in_turn(optimizer):
+    parts = [one_cycle(optimizer), schedules.ConstantLR(optimizer, 0.5, 99)]
+    return schedules.SequentialLR(optimizer, parts, milestones=[8])
+
+
+def test_a_schedule_that_runs_out_holds_its_last_rate(tmp_path, caplog):
+    """It says so once; one behind it takes over in its turn."""
+    with caplog.at_level(logging.WARNING, "surrogate_flow"):
+        rates = trained(tmp_path, one_cycle).rates
+    assert rates[3] == pytest.approx(0.4 / 25 / 1e4)
+    assert set(rates[4:]) == {rates[3]}
+    (record,) = caplog.records
+    assert (
+        "OneCycleLR has run out after 4 batches: the learning rate stays 1.6e-06"
+        in (record.getMessage())
+    )
+    rates = trained(tmp_path, in_turn).rates
+    assert rates[5] == rates[6] != rates[7] == rates[11]
+
+
+def test_a_rate_that_stays_at_zero_is_said(tmp_path, caplog):
+    """Nothing is learned from there on."""
+    ends = partial(schedules.LinearLR, start_factor=1.0, end_factor=0.0, total_iters=4)
+    trained(tmp_path, ends)
+    (said,) = warnings_of(caplog)
+    assert "LinearLR holds the learning rate at 0" in said
+    caplog.clear()
+    # A warm-up begins there.
+    trained(tmp_path, partial(schedules.LambdaLR, lr_lambda=lambda step: step / 9))
+    assert not warnings_of(caplog)
+
+
+@pytest.mark.parametrize("first", ["validate", "test"])
+def test_a_fit_may_come_after_a_validation(first, tmp_path):
+    """The error of the untrained network may be looked at."""
+    assert len(trained(tmp_path, None, first=first).rates) == BATCHES
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "scheduler", "said"),
+    [
+        (partial(Adam, lr=-1.0), None, "model.optimizer: Invalid learning rate: -1.0"),
+        (partial(Adam, lr=float("nan")), None, "Invalid learning rate: nan"),
+        (partial(Adam, lr=0.0), None, "expected a finite number above 0, got 0.0"),
+        (partial(Adam, lr=float("inf")), None, "optimizer.lr: expected a finite"),
+        (partial(Adam, betas=(2.0, 0.9)), None, "Invalid beta parameter"),
+        (partial(Adam, rate=1.0), None, "unexpected keyword argument 'rate'"),
+        (Adam, partial(one_cycle, steps=-1), "Expected positive integer total_steps"),
+        (
+            Adam,
+            partial(ReduceLROnPlateau, monitor="val_los"),
+            "no metric 'val_los'. Did you mean 'val_loss'",
+        ),
+        (Adam, ReduceLROnPlateau, "missing 1 required positional argument: 'monitor'"),
+    ],
+)
+def test_what_no_training_could_use_is_refused(optimizer, scheduler, said):
+    """In one sentence, when they are built."""
+    surrogate = Surrogate(
+        SPEC, FullyConnected, optimizer=optimizer, scheduler=scheduler
+    )
+    with pytest.raises(ArgumentError, match=said):
+        surrogate.configure_optimizers()
+
+
+def test_a_monitor_that_no_validation_has_is_named(tmp_path):
+    """As one that a callback was expected to log."""
+    with pytest.raises(ArgumentError, match="no metric 'xyz' after a validation"):
+        trained(tmp_path, partial(ReduceLROnPlateau, monitor="xyz"))
