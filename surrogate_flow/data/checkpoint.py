@@ -157,9 +157,8 @@ class StudyCheckpoint:
             self.pending = PendingBatches(store.restore(state.store, steps[:end]))
             fields = steps[end:].reshape(shape)
             validation.restore(state.whole, fields, state.parameters)
-        for number in state.store.live[:, 0].tolist():
-            if number in state.failed:
-                store.close(number, complete=False)
+        for number in state.failed:
+            store.close(number, complete=False)
         complete, failed = store.finished, IntSet(state.failed.ranges)
         logger.info(
             "Going on: %d simulations are done, %d failed, %d run again for samples "
@@ -235,7 +234,7 @@ class _State:
     def from_plain(cls, plain: Mapping[str, Any], spec: FieldSpec) -> _State:
         """Undo `to_plain`, and check that all parts fit each other and the spec."""
         names = ({f.name for f in fields(cls)}, {f.name for f in fields(Snapshot)})
-        got = (set(plain), set(plain.get("store", ())))
+        got = (set(plain), {*plain.get("store", ()), "passed"})  # not in version 0.1
         if got != names:
             differing = sorted((names[0] ^ got[0]) | (names[1] ^ got[1]))
             raise CheckpointError(

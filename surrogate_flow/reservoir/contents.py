@@ -52,6 +52,9 @@ class Contents:
         self.limiter: Limiter | None = policy.limiter
         #: Simulations whose steps were refused.
         self.refused = Waits()
+        #: First steps of the samples that come again and have left before, of each
+        #: simulation that runs again.
+        self.passed: dict[int, set[int]] = {}
         #: Whether reception has ended, so that what is drawn leaves.
         self.draining = False
         #: Whether a snapshot is being taken, so that no copy may begin.
@@ -120,6 +123,11 @@ class Contents:
         self.copying -= 1
         self.promised -= block.samples
         samples = self.index.publish(block)
+        if passed := self.passed.get(block.simulation):
+            steps = self.index.labels(samples)[1].tolist()
+            known = np.array([step in passed for step in steps], dtype=bool)
+            self.slab.release(self.index.slots(samples[known]))
+            samples = samples[~known]
         self.tally.enter(samples)
         self.population.add(samples)
 
@@ -133,6 +141,8 @@ class Contents:
         """Release what only incomplete samples of a simulation hold."""
         self.index.close(simulation)
         self.refused.discard(simulation)
+        if simulation not in self.index.live:
+            self.passed.pop(simulation, None)
 
     def drain(self) -> None:
         """Expect no more steps."""
@@ -241,6 +251,7 @@ class Contents:
             counts=np.array([*tally.counts.values()]),
             left=tally.left.copy(),
             random=json.dumps(self._random.bit_generator.state),
+            passed=_table([(n, s) for n in self.passed for s in self.passed[n]], 2),
         )
 
     def restore(self, snapshot: Snapshot, rows: Steps, chunk: int) -> None:
@@ -269,6 +280,8 @@ class Contents:
             # So far each has the reference of its allocation.
             slab.retain(index.slots(samples))
             slab.release(slots)
+        for number, step in snapshot.passed.tolist():
+            self.passed.setdefault(number, set()).add(step)
         self.population.fill(samples, snapshot.unseen)
         self.tally.restore(snapshot.counts, snapshot.left)
         self.tally.times[samples] = snapshot.times
@@ -280,6 +293,7 @@ class Contents:
         self._check_policy(snapshot)
         nothing = np.zeros(0, dtype=np.intp)
         self.index.finished = snapshot.settled(self.layout)
+        self.passed = snapshot.repeated(self.layout)
         for number, step in snapshot.restarts(self.layout).items():
             self.index.resume(number, step, step // self.layout.stride, nothing)
         self.tally.restore(0 * snapshot.counts, snapshot.left)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final, get_type_hints
 
 import numpy as np
@@ -57,6 +57,11 @@ class Snapshot:
     left: Int[np.ndarray, " times"]
     #: State of the generator of draws, as JSON; empty if there is none.
     random: str
+    #: Simulation and first step of samples that have left, and are simulated again with
+    #: others of their simulation.
+    passed: Int[np.ndarray, "passed 2"] = field(
+        default_factory=lambda: np.zeros((0, 2), dtype=np.int64)
+    )
 
     def draws(
         self, fields: Float[np.ndarray, "sample span channel *space"]
@@ -122,8 +127,7 @@ class Snapshot:
     def restarts(self, layout: Layout) -> dict[int, int]:
         """Return at which step each simulation has to begin again without the fields.
 
-        That is the first step of the first sample that was not trained yet. Of samples
-        trained in another order, some are trained again; none is left out. Simulations
+        That is the first step of the first sample that was not trained yet. Simulations
         that are not named are trained completely, or have not begun.
         """
         first = {
@@ -131,14 +135,39 @@ class Snapshot:
             for number, _, samples in self.live.tolist()
             if samples < layout.samples
         }
-        held = _pairs(self.simulation[self.members], self.step[self.members])
+        for number, step in self._untrained():
+            first[number] = min(step, first.get(number, layout.steps))
+        return first
+
+    def repeated(self, layout: Layout) -> dict[int, set[int]]:
+        """Return the first steps of the samples that have left, of each of `restarts`.
+
+        They are trained, and come again with those that are not. So do some that are
+        seen and held, but without the fields these are held no longer.
+        """
+        inserted = {number: samples for number, _, samples in self.live.tolist()}
+        finished = IntSet(self.finished.tolist())
+        stay = {*self._untrained(), *self._held()}
+        repeated: dict[int, set[int]] = {}
+        for number in self.restarts(layout):
+            count = layout.samples if number in finished else inserted.get(number, 0)
+            steps = range(0, count * layout.stride, layout.stride)
+            repeated[number] = {step for step in steps if (number, step) not in stay}
+        for number, step in self.passed.tolist():
+            repeated.setdefault(number, set()).add(step)
+        return repeated
+
+    def _held(self) -> list[tuple[int, int]]:
+        return _pairs(self.simulation[self.members], self.step[self.members])
+
+    def _untrained(self) -> list[tuple[int, int]]:
+        """Return the samples of which no draw was trained."""
+        held = self._held()
         times = dict(zip(held, self.times.tolist(), strict=True))
         drawn = Counter(_pairs(self.again_simulation, self.again_step))
         # Each draw of these, if there was one, is among the batches not trained.
         again = [sample for sample, n in drawn.items() if times.get(sample, 0) <= n]
-        for number, step in held[: self.unseen] + again:
-            first[number] = min(step, first.get(number, layout.steps))
-        return first
+        return held[: self.unseen] + again
 
     def settled(self, layout: Layout) -> IntSet:
         """Return the simulations of which every sample has been trained."""

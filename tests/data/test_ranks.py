@@ -126,10 +126,10 @@ def test_each_rank_trains_its_share(tmp_path, policy, options):
 
 
 def test_both_ranks_go_on_after_a_kill(tmp_path, monkeypatch, capsys):
-    """Each with its own share: FIFO trains every sample of every simulation once."""
-    options = {"checkpoint_reservoir": True, "held_out": HELD_OUT}
+    """Each with its own share: FIRO trains every sample of every simulation once."""
+    options = {"held_out": HELD_OUT}
     until = "--trainer.callbacks.until=30"
-    process = start(tmp_path, "FIFO", *TWO, until, **options)
+    process = start(tmp_path, "FIRO", *TWO, until, **options)
     wait_for(
         lambda: (
             len(batches(tmp_path)[1]) >= 14
@@ -145,7 +145,7 @@ def test_both_ranks_go_on_after_a_kill(tmp_path, monkeypatch, capsys):
     first = batches(tmp_path)
     for rank in range(2):
         (tmp_path / f"batches.{rank}").unlink()
-    process = start(tmp_path, "FIFO", *TWO, "--ckpt_path=last", **options)
+    process = start(tmp_path, "FIRO", *TWO, "--ckpt_path=last", **options)
     output, _ = process.communicate(timeout=110)
     assert process.returncode == 0, output
     second, known = batches(tmp_path), numbers()
