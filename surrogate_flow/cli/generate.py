@@ -80,6 +80,7 @@ class Generation:
             data.spec.parameters,
             data.sampler,
             held_out=data.held_out,
+            fixed=data.fixed,
             simulations=data.simulations,
         )
         self._design.skip(complete)

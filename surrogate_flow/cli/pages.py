@@ -39,7 +39,8 @@ what is simulated:
                                   default, 10 where they are large
   --data.solver.OPTION VALUE      of the solver, such as --data.solver.steps 50
   --data.solver CLASS             in place of the recipe's: package.module.MySolver
-  --data.sampler CLASS            Uniform, Sobol, Halton or LatinHypercube
+  --data.sampler CLASS            Uniform, Sobol, Halton, LatinHypercube or Table
+  --data.sampler.points FILE.csv  of a Table: a row of parameters for each simulation
 
 where it is simulated (one worker a core of this machine by default):
   --data.cluster RECIPE           slurm, pbs, local, existing, or a YAML file

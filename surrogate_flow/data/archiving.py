@@ -25,6 +25,7 @@ def planned(
     sampler: Sampler,
     *,
     held_out: int,
+    fixed: Sampler | None,
     simulations: int | None,
     workflow: str,
 ) -> tuple[Archive, list[Simulation]]:
@@ -38,6 +39,8 @@ def planned(
         Of the training set.
     held_out : int
         Simulations of the validation set, the first ones.
+    fixed : Sampler, optional
+        Of these, as `Design` has it.
     simulations : int
         To train on.
     workflow : str
@@ -64,7 +67,10 @@ def planned(
             "sampler, such as --data.sampler Sobol, or train without a data set."
         )
     bounds = solver.spec.parameters
-    rows = list(Design(bounds, sampler, held_out=held_out, simulations=simulations))
+    design = Design(
+        bounds, sampler, held_out=held_out, fixed=fixed, simulations=simulations
+    )
+    rows = list(design)
     provenance = Provenance.of(solver, sampler, held_out, workflow)
     return Archive.prepare(path, provenance, rows), rows
 

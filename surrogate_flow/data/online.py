@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as L
 from distributed.deploy.cluster import Cluster
@@ -37,6 +37,7 @@ from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.reservoir import Policy, Reservoir, Store
 from surrogate_flow.sampling import Design, Observations, Sampler, Uniform
+from surrogate_flow.sampling.design import shared_points
 from surrogate_flow.solvers.solver import Solver, spec_of
 
 __all__ = ["OnlineData", "require_reachable"]
@@ -59,11 +60,16 @@ class OnlineData(SurrogateData):
         Which parameters; uniform by default.
     simulations : int, optional
         How many to train on; ``None`` goes on until the trainer stops
-        (``trainer.max_steps``).
+        (``trainer.max_steps``). No more than the sampler has points.
     held_out : int, optional
         Simulations of the validation set (and of the test set, in ``test``), with a
         seed of their own. They run first and never enter the reservoir. By default 30
-        where these have at most 64 MiB of fields, and 10 of larger ones.
+        where these have at most 64 MiB of fields, and 10 of larger ones; a fifth of a
+        sampler's points at most.
+    held_out_sampler : Sampler or "same", optional
+        Which parameters these have: those of a sampler, such as `sampling.Table`, or
+        the first ones of `sampler`. Uniform by default, or the same where `sampler` has
+        an end. ``test`` has others than ``fit`` only by default.
     batch_size : int
         Samples of a batch.
     reservoir : Policy
@@ -99,6 +105,7 @@ class OnlineData(SurrogateData):
         sampler: Sampler | None = None,
         simulations: int | None = 1000,
         held_out: int | None = None,
+        held_out_sampler: Sampler | Literal["same"] | None = None,
         batch_size: int = 10,
         reservoir: Policy = Reservoir(),  # noqa: B008 - frozen
         cluster: ClusterConfig | Callable[[], Cluster] | None = None,
@@ -127,12 +134,20 @@ class OnlineData(SurrogateData):
                 "time in each run: expected deterministic: false with it, got true. "
                 "Use a sampler that does not adapt, such as Sobol."
             )
-        self.simulations = simulations
-        if held_out is None:
-            # By the spec alone, so that a resumed or longer run has the same ones.
-            small = _MANY * self.spec.steps * self.spec.step_bytes <= _SMALL
-            held_out = _MANY if small else _FEW
-        self.held_out = held_out
+        # By the spec alone, so that a resumed or longer run has the same ones.
+        small = _MANY * self.spec.steps * self.spec.step_bytes <= _SMALL
+        self.fixed, self.held_out, self.simulations = shared_points(
+            self.sampler,
+            held_out_sampler,
+            held_out=held_out,
+            usual=_MANY if small else _FEW,
+            simulations=simulations,
+        )
+        for given in (self.sampler, self.fixed):
+            if given is not None and given.count is not None:
+                given.ask(0, 0, self.spec.parameters)  # refuses what does not fit
+        # Of given points none is left for ``test``.
+        self.tests_apart = self.fixed is None
         self.batch_size = batch_size
         self.reservoir = reservoir
         self.cluster = cluster
@@ -170,6 +185,7 @@ class OnlineData(SurrogateData):
                 self.spec.parameters,
                 self.sampler,
                 held_out=self.held_out,
+                fixed=self.fixed,
                 simulations=self.simulations if fit else 0,
                 part="test" if stage == "test" else "validation",
                 rank=self.ranks.rank,
@@ -213,6 +229,7 @@ class OnlineData(SurrogateData):
             self.solver,
             self.sampler,
             held_out=self.held_out,
+            fixed=self.fixed,
             simulations=self.simulations,
             workflow=self.workflow,
         )

@@ -170,8 +170,8 @@ def _errors(
         lines.append(_beside(error, baselines))
     if stage == "test" and not data.tests_apart:
         lines.append(
-            "  of the held-out simulations of the data set, by which best.ckpt was "
-            "chosen: test with the workflow as --data for fresh ones"
+            "  of the held-out simulations by which best.ckpt was chosen; for fresh "
+            "ones test with a workflow as --data, without a held_out_sampler"
         )
     for name, constant in constants.items():
         least, worst, of_constant = (

@@ -3,6 +3,7 @@
 from surrogate_flow.sampling.design import Design
 from surrogate_flow.sampling.sampler import BlockSampler, Observations, Sampler
 from surrogate_flow.sampling.sequences import Halton, LatinHypercube, Sobol, Uniform
+from surrogate_flow.sampling.table import Table
 
 __all__ = [
     "BlockSampler",
@@ -12,5 +13,6 @@ __all__ = [
     "Observations",
     "Sampler",
     "Sobol",
+    "Table",
     "Uniform",
 ]

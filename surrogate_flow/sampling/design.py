@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -16,13 +17,75 @@ from surrogate_flow.fields.quantities import Parameter, Simulation
 from surrogate_flow.sampling.sampler import Observations, Sampler
 from surrogate_flow.sampling.sequences import Uniform
 
-__all__ = ["SEEDS", "Design"]
+__all__ = ["SEEDS", "Design", "shared_points"]
+
+logger = logging.getLogger(__name__)
 
 # Held-out sets are the same for all samplers, so that studies can be compared; no user
 # would choose these seeds.
 SEEDS = {"validation": 1_234_567_891, "test": 1_234_567_892}
 
 _AHEAD = 1024  # points that a sampler is asked for at once, at most
+
+
+def shared_points(
+    sampler: Sampler,
+    fixed: Sampler | Literal["same"] | None,
+    *,
+    held_out: int | None,
+    usual: int,
+    simulations: int | None,
+) -> tuple[Sampler | None, int, int | None]:
+    """Return the sampler of the held-out simulations, their number, and how many train.
+
+    Parameters
+    ----------
+    sampler : Sampler
+        Of the simulations to train on.
+    fixed : Sampler or "same", optional
+        Of the held-out ones: ``"same"`` is `sampler`, whose first points they have, and
+        None too where it has an end. Of any other, None is uniform points.
+    held_out : int, optional
+        By default `usual`, but a fifth of the points at most.
+    usual : int
+    simulations : int, optional
+        To train on; no more than there are.
+
+    Raises
+    ------
+    ArgumentError
+        If there are too few points, or held-out ones would adapt to losses.
+
+    Examples
+    --------
+    >>> shared_points(Uniform(), None, held_out=None, usual=10, simulations=9)
+    (None, 10, 9)
+    """
+    if fixed == "same" or (fixed is None and sampler.count is not None):
+        fixed = sampler
+    if fixed is not None and fixed.adapts:
+        raise ArgumentError(
+            f"data.held_out_sampler: {type(fixed).__name__} adapts to losses, and "
+            "held-out simulations must stay the same. Name another, such as Sobol."
+        )
+    known = None if fixed is None else fixed.count
+    if held_out is None:
+        held_out = usual
+        if known is not None:
+            held_out = min(usual, max(1, known // 5 if fixed is sampler else known))
+    if known is not None and held_out > known:
+        raise ArgumentError("data.held_out", f"at most the {known} points", held_out)
+    if sampler.count is not None:
+        left = sampler.count - (held_out if fixed is sampler else 0)
+        if not left:
+            raise ArgumentError(
+                f"data.sampler: expected more points than the {held_out} of held-out "
+                f"simulations, got {sampler.count}. Lower --data.held_out."
+            )
+        if simulations is None or simulations > left:
+            logger.info("The sampler has %d points to train on.", left)
+            simulations = left
+    return fixed, held_out, simulations
 
 
 class Design:
@@ -38,7 +101,10 @@ class Design:
     sampler : Sampler
         Draws the simulations for training.
     held_out : int
-        Simulations 0, ..., held_out - 1 are uniform points with a seed of their own.
+        How many are, numbered from 0.
+    fixed : Sampler, optional
+        Draws these; uniform points with a seed of their own by default. Where it is
+        `sampler` itself they are its first points.
     simulations : int, optional
         For training, numbered from `held_out`; endless by default.
     part : {"validation", "test"}
@@ -65,6 +131,7 @@ class Design:
         sampler: Sampler,
         *,
         held_out: int,
+        fixed: Sampler | None = None,
         simulations: int | None = None,
         part: str = "validation",
         rank: int = 0,
@@ -91,7 +158,10 @@ class Design:
         self._lock = threading.Lock()
         self._ended: list[Container[int] | IntSet] = []
         self._next = 0
-        self._fixed = Uniform(SEEDS[part])
+        self._fixed = fixed or Uniform(SEEDS[part])
+        self._kept_apart: set[tuple[float, ...]] | None = None
+        # Of the first simulation for training, in the sampler's sequence.
+        self._begin = held_out if fixed is sampler else 0
         # Points of the sampler, and the number of the simulation of the first.
         self._pending, self._pending_first = np.empty((0, len(bounds))), held_out
         # Of a sampler that adapts: a point is never drawn again.
@@ -117,6 +187,8 @@ class Design:
                     if self._sampler.adapts and number >= self.held_out:
                         self._drawn[number] = point.tolist()
                     part = "training" if number >= self.held_out else self._part
+                    if part == "training":
+                        self._warn_of_repetition(number, point)
                     return Simulation(number, part, self._named(point))
         return None
 
@@ -176,7 +248,8 @@ class Design:
             # One that adapts will be told more before the next point is needed.
             ahead = 1 if self._sampler.adapts else _AHEAD
             left = ahead if self._end is None else max(1, self._end - number)
-            count, first = min(ahead, left), number - self.held_out
+            first = number - self.held_out + self._begin
+            count = min(ahead, left)
             points = self._sampler.ask(first, count, self._bounds)
             if np.shape(points) != (count, len(self._bounds)):
                 raise ArgumentError(
@@ -187,6 +260,21 @@ class Design:
             self._pending_first, self._pending = number, points
         point = self._pending[number - self._pending_first]
         return point
+
+    def _warn_of_repetition(
+        self, number: int, point: Float[np.ndarray, " parameter"]
+    ) -> None:
+        """Say once that a simulation to train on is one of the held-out ones again."""
+        if self._kept_apart is None:
+            fixed = self._fixed.ask(0, self.held_out, self._bounds)
+            self._kept_apart = set(map(tuple, np.asarray(fixed).tolist()))
+        if tuple(point.tolist()) in self._kept_apart:
+            logger.warning(
+                "Simulation %d has the parameters of a held-out one: errors will be "
+                "too small. Lower --data.simulations, or hold out other points.",
+                number,
+            )
+            self._kept_apart = set()
 
     def _named(self, point: Float[np.ndarray, " parameter"]) -> dict[str, float]:
         names = (p.name for p in self._bounds)

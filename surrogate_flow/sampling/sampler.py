@@ -39,7 +39,7 @@ class Observations:
 
 
 class Sampler(ABC):
-    """An endless sequence of points in the box of the parameters: p₀, p₁, ...
+    """A sequence of points in the box of the parameters: p₀, p₁, ...
 
     A sampler that adapts overrides `tell`, which may change all points that `ask` has
     not returned yet, and saves its state in `state_dict`. Between two calls of `tell` a
@@ -49,6 +49,11 @@ class Sampler(ABC):
     ----------
     seed : int
         Of the random numbers, >= 0; default 0. The same seed gives the same sequence.
+
+    Attributes
+    ----------
+    count : int, optional
+        How many points there are; without end by default.
 
     Raises
     ------
@@ -69,6 +74,8 @@ class Sampler(ABC):
     array([[1.5],
            [1.5]])
     """
+
+    count: int | None = None
 
     def __init__(self, seed: int = 0) -> None:
         if seed < 0 or seed != int(seed):

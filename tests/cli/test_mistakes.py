@@ -357,6 +357,19 @@ MISTAKES = {
         [*FIT, f"--data.sampler={HEAT}"],
         "--data.sampler: expected a subclass of Sampler, got Heat2D",
     ),
+    "a table that is none": (
+        [*FIT, "--data.sampler=Table", "--data.sampler.points=none.csv"],
+        "No file 'none.csv'",
+    ),
+    "a table of other parameters": (
+        ["plan", *DATA, "--data.sampler=Table", "--data.sampler.points={lift: [1]}"],
+        "Table: expected a column for each parameter, and 'initial' is one",
+    ),
+    "held-out simulations of a sampler that is none": (
+        [*FIT, "--data.held_out_sampler", "Sobl"],
+        "--data.held_out_sampler: ",
+        "Sobl",
+    ),
     "unknown cluster": (
         [*FIT, "--data.cluster", "dask_jobqueue.SLURMClustr"],
         "--data.cluster: ",

@@ -10,7 +10,8 @@ import pytest
 
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.spec import Parameter
-from surrogate_flow.sampling import Design, Observations, Sampler, Sobol, Uniform
+from surrogate_flow.sampling import Design, Observations, Sampler, Sobol, Table, Uniform
+from surrogate_flow.sampling.design import shared_points
 
 BOX = [Parameter("initial", 100.0, 500.0, "K"), Parameter("inflow", -2.0, -1.0)]
 
@@ -225,3 +226,101 @@ def test_who_reports_losses_does_not_wait_for_a_sampler_that_is_asked():
         thread.join()
     design.next()
     assert told == ["losses"]
+
+
+ROWS = {
+    "inflow": [-1.9, -1.8, -1.7, -1.6, -1.5],
+    "run": ["a", "b", "c", "d", "e"],
+    "initial": [150.0, 250.0, 350.0, 450.0, 500.0],
+}
+
+
+@pytest.fixture(params=["given", "comma", "semicolon", "tab", "Excel's"])
+def table(request, tmp_path):
+    """Makes a table of `ROWS`, from a file or as it stands."""
+    if request.param == "given":
+        return lambda **options: Table(ROWS, **options)
+    by = {"semicolon": ";", "tab": "\t"}.get(request.param, ", ")
+    lines = [
+        by.join(ROWS),
+        *(by.join(map(str, r)) for r in zip(*ROWS.values(), strict=True)),
+    ]
+    mark = "\ufeff" if request.param == "Excel's" else ""
+    (tmp_path / "runs.csv").write_text(mark + "\n".join(lines), encoding="utf-8")
+    return lambda **options: Table(tmp_path / "runs.csv", **options)
+
+
+def test_a_table_has_each_row_once(table):
+    """Columns by their names, rows as they stand or in an order of the seed."""
+    rows = [list(row) for row in zip(ROWS["initial"], ROWS["inflow"], strict=True)]
+    assert table(shuffle=False).ask(1, 3, BOX).tolist() == rows[1:4]
+    shuffled = table(seed=3).ask(0, 5, BOX).tolist()
+    assert sorted(shuffled) == sorted(rows) != shuffled
+    assert table(seed=3).ask(2, 2, BOX).tolist() == shuffled[2:4]
+    fixed, held_out, simulations = shared_points(
+        one := table(), None, held_out=None, usual=30, simulations=1000
+    )
+    assert (fixed, held_out, simulations) == (one, 1, 4)
+    design = Design(BOX, one, held_out=held_out, fixed=fixed, simulations=simulations)
+    runs = taken(design)
+    assert [part for _, part, _ in runs] == ["validation"] + 4 * ["training"]
+    assert sorted(values for *_, values in runs) == sorted(rows)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"initial": [200]}, r"'inflow' is one, got the columns initial"),
+        ({**ROWS, "inflow": [-1.5, None, -1.5, -1, -1]}, "inflow in row 2: .* got nan"),
+        ({**ROWS, "inflow": ["-1,5"] * 5}, "inflow in row 1: .* got -1,5"),
+        ({**ROWS, "initial": [100, 500, 501, 1, 1]}, "row 3: .* 100 to 500, got 501"),
+    ],
+)
+def test_rows_that_no_solver_takes_are_named(columns, expected):
+    """Column, row and bounds."""
+    with pytest.raises(UserError, match=expected):
+        Table(columns).ask(0, 1, BOX)
+
+
+def test_a_table_that_is_none_is_refused(tmp_path):
+    """No file, no rows, columns of two lengths, more rows asked for than there are."""
+    (tmp_path / "empty.csv").write_text("initial,inflow\n")
+    with pytest.raises(UserError, match="expected one row or more"):
+        Table(tmp_path / "empty.csv")
+    with pytest.raises(UserError, match=r"No file .*none.csv"):
+        Table(tmp_path / "none.csv")
+    with pytest.raises(UserError, match="columns of one length"):
+        Table({"initial": [1, 2], "inflow": [1]})
+    with pytest.raises(UserError, match="expected 6 rows, got 5"):
+        Table(ROWS).ask(5, 1, BOX)
+
+
+def test_held_out_points_are_given_or_the_first_of_the_sampler(caplog):
+    """Those to train on are others; one that repeats its points is said to."""
+    sampler = Sobol(seed=2)
+    points = sampler.ask(0, 5, BOX).tolist()
+    share = {"held_out": 2, "usual": 10, "simulations": 3}
+    fixed, *_ = shared_points(sampler, "same", **share)
+    runs = taken(Design(BOX, sampler, held_out=2, fixed=fixed, simulations=3))
+    assert [values for *_, values in runs] == points
+    other = Table({"initial": [200, 300], "inflow": [-1.5, -1.5]}, shuffle=False)
+    fixed, *_ = shared_points(sampler, other, **share)
+    runs = taken(Design(BOX, sampler, held_out=2, fixed=fixed, simulations=3))
+    assert [values for *_, values in runs] == [[200, -1.5], [300, -1.5], *points[:3]]
+    assert not caplog.records
+    taken(Design(BOX, sampler, held_out=1, fixed=Sobol(seed=2), simulations=3))
+    assert caplog.messages == [
+        "Simulation 1 has the parameters of a held-out one: errors will be too small. "
+        "Lower --data.simulations, or hold out other points."
+    ]
+
+
+def test_shares_that_make_no_study_are_refused():
+    """Too few points, and held-out ones that would change."""
+    share = {"usual": 10, "simulations": 3}
+    with pytest.raises(UserError, match=r"more points than the 5 .* got 5"):
+        shared_points(Table(ROWS), None, held_out=5, **share)
+    with pytest.raises(UserError, match=r"held_out: expected at most the 5 .* got 6"):
+        shared_points(Uniform(), Table(ROWS), held_out=6, **share)
+    with pytest.raises(UserError, match="Shifting adapts to losses"):
+        shared_points(Shifting(), "same", held_out=1, **share)

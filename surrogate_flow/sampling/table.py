@@ -1,0 +1,137 @@
+"""Points that are given: the rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from surrogate_flow.fields.errors import ArgumentError, MissingFileError
+from surrogate_flow.fields.names import nearest
+from surrogate_flow.fields.quantities import Parameter
+from surrogate_flow.sampling.sampler import Sampler
+
+__all__ = ["Table", "read_table"]
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Return a CSV file with a header; separated by commas, semicolons, tabs or blanks.
+
+    Raises
+    ------
+    MissingFileError, ArgumentError
+        If there is no such file, or it holds no table.
+    """
+    try:
+        # A byte order mark is Excel's.
+        return pd.read_csv(
+            path, sep=None, engine="python", encoding="utf-8-sig", skipinitialspace=True
+        )
+    except FileNotFoundError as error:
+        raise MissingFileError(
+            f"No file {str(path)!r} in {Path.cwd()}: expected a CSV file with a header "
+            "of parameters and a row for each simulation."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ArgumentError(
+            f"{path}: cannot be read as CSV ({error}). It needs a header of parameters "
+            "and a row for each simulation."
+        ) from error
+
+
+class Table(Sampler):
+    """p₀, p₁, ... are the rows of a table, each once, in an order of the seed.
+
+    The held-out simulations of a study are the first of them, unless they have a
+    sampler of their own, and the others are those to train on.
+
+    Parameters
+    ----------
+    points : Path or mapping of str to list of float
+        A CSV file whose header names the parameters, or its columns. Other columns are
+        ignored.
+    seed : int
+        Of the order, >= 0; default 0.
+    shuffle : bool
+        Whether rows are taken in that order, and not as they stand.
+
+    Raises
+    ------
+    ArgumentError
+        If it has no rows; where it is used, if a parameter has no column, or a value is
+        no number within the bounds.
+
+    Examples
+    --------
+    >>> table = Table({"rate": [0.5, 0.25, 1.0]}, shuffle=False)
+    >>> table.ask(1, 2, [Parameter("rate", 0.0, 1.0)])
+    array([[0.25],
+           [1.  ]])
+    """
+
+    def __init__(
+        self,
+        points: Path | Mapping[str, Sequence[float]],
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        super().__init__(seed)
+        self.name = "Table" if isinstance(points, Mapping) else str(points)
+        self.shuffle = shuffle
+        self._rows = _frame(points)
+        if self._rows.empty:
+            raise ArgumentError(self.name, "one row or more", "none")
+        self.count = len(self._rows)
+        order = np.arange(len(self._rows))
+        self._order = (
+            np.random.default_rng(seed).permutation(order) if shuffle else order
+        )
+
+    def ask(
+        self, first: int, count: int, bounds: Sequence[Parameter]
+    ) -> Float[np.ndarray, "point parameter"]:
+        """Return rows; see `Sampler.ask`."""
+        if first + count > len(self._rows):
+            raise ArgumentError(
+                f"{self.name}", f"{first + count} rows", len(self._rows)
+            )
+        points = np.column_stack([self._column(p) for p in bounds])
+        return points[self._order[first : first + count]]
+
+    def _column(self, parameter: Parameter) -> Float[np.ndarray, " point"]:
+        name = parameter.name
+        if name not in self._rows:
+            columns = list(map(str, self._rows.columns))
+            raise ArgumentError(
+                f"{self.name}",
+                f"a column for each parameter, and {name!r} is one",
+                f"the columns {', '.join(columns)}",
+                nearest(name, columns),
+            )
+        column: Float[np.ndarray, " point"] = pd.to_numeric(
+            self._rows[name], errors="coerce"
+        ).to_numpy(np.float64)
+        outside = ~((parameter.low <= column) & (column <= parameter.high))
+        if outside.any():
+            row = int(outside.argmax())
+            raise ArgumentError(
+                f"{self.name}: {name} in row {row + 1}",
+                f"a number from {parameter.low:g} to {parameter.high:g}",
+                self._rows[name].iloc[row],
+                "The spec of the solver has these bounds: correct the row, or widen "
+                "them.",
+            )
+        return column
+
+
+def _frame(points: Path | Mapping[str, Sequence[float]]) -> pd.DataFrame:
+    if not isinstance(points, Mapping):
+        return read_table(Path(points))
+    try:
+        return pd.DataFrame(points)
+    except ValueError as error:
+        raise ArgumentError(f"Table: {error}. Give columns of one length.") from error
