@@ -46,7 +46,8 @@ def run(options: Any) -> None:
     except KeyboardInterrupt as error:
         print("Left at once. The same command goes on.", file=sys.stderr)
         status = interrupted(error)
-    sys.exit(status)
+    if status:
+        sys.exit(status)
 
 
 class Generation:

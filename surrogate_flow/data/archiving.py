@@ -25,7 +25,7 @@ def planned(
     sampler: Sampler,
     *,
     held_out: int,
-    fixed: Sampler | None,
+    fixed: Sampler | None = None,
     simulations: int | None,
     workflow: str,
 ) -> tuple[Archive, list[Simulation]]:
