@@ -63,6 +63,8 @@ class Existing(ClusterConfig):
         self.local = False
         #: Whether the workers are jobs of a batch system, which come and go.
         self.jobs = False
+        #: Whether the workers do nothing else, and end with the study.
+        self.ours = False
 
     @classmethod
     def of(cls, cluster: Any, *, local: bool, jobs: bool = False) -> Self:
@@ -70,6 +72,7 @@ class Existing(ClusterConfig):
         known = cls(cluster.scheduler_address)
         known.security = getattr(cluster, "security", None)
         known.local, known.jobs = local, jobs
+        known.ours = not isinstance(cluster, Existing)
         return known
 
     @property

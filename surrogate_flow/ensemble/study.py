@@ -173,6 +173,7 @@ class Study:
                     cores=settings.cores,
                     writer=settings.writer,
                     streams=settings.streams,
+                    ours=cluster.address.ours,
                 )
             )
             unarchived = replace(task, archives=False) if settings.streams else None

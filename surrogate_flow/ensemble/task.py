@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import multiprocessing
 import secrets
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from distributed.utils import sync
 from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
+from surrogate_flow.solvers.offspring import Offspring
 from surrogate_flow.solvers.solver import Run, Solver, Stopped, datasets_of
 from surrogate_flow.stream import Encoder, Endpoint, Outlet, StreamStopped
 
@@ -125,6 +127,7 @@ def on_workers(
     cores: int = 1,
     writer: Writer | None = None,
     streams: bool = True,
+    ours: bool = False,
 ) -> Iterator[Task]:
     """Have all workers of a cluster, later ones too, keep a study's solver ready.
 
@@ -133,6 +136,8 @@ def on_workers(
     client : distributed.Client
     solver, endpoint, cores, writer, streams
         As `run`.
+    ours : bool
+        Whether the workers are the study's own, and end with it.
 
     Yields
     ------
@@ -141,7 +146,7 @@ def on_workers(
         simulation that it works on has ended.
     """
     study = f"surrogate-flow-{secrets.token_hex(4)}"
-    plugin = _SolverPlugin(solver, endpoint, cores, writer, streams)
+    plugin = _SolverPlugin(solver, endpoint, cores, writer, streams, ours)
     ask: Any = client
     try:
         try:
@@ -185,7 +190,9 @@ class _SolverPlugin(WorkerPlugin):
         cores: int,
         writer: Writer | None,
         streams: bool,
+        ours: bool,
     ) -> None:
+        self._ours = ours
         self._solver, self._name = dumps(solver), type(solver).__name__
         self._endpoint, self._writer = endpoint, writer
         self._cores, self._streams = cores, streams
@@ -195,42 +202,72 @@ class _SolverPlugin(WorkerPlugin):
         self._worker = worker
         self._lock = threading.Lock()
         self._idle: list[Solver] = []
+        self._busy = 0
         self._ended = False
+        # None where workers are threads of the trainer, which has processes of its own.
+        threads = worker.address.startswith("inproc")
+        self._offspring = None if threads else Offspring()
+        if self._ours:
+            # Pools start processes between simulations, too.
+            self._always = self._marked()
+            self._always.__enter__()
+        # Nannies' processes are daemons, which may not use multiprocessing.
+        current: Any = multiprocessing.current_process()
+        current._config["daemon"] = False
         self.ready = True
 
     async def teardown(self, worker: Any) -> None:
-        """Close what is idle; the others are closed when their simulations end."""
+        """Close what is idle; the others are closed when their simulations end.
+
+        What these have started ends now: they may wait for it for ever.
+        """
         with self._lock:
             self._ended = True
             idle, self._idle = self._idle, []
         for solver in idle:
             await asyncio.to_thread(self._close, solver)
+        await asyncio.to_thread(self._end_offspring)
 
     def run(self, simulation: Simulation, attempt: int, *, archives: bool) -> Summary:
         """Solve a simulation with an idle solver, or a new one."""
         with self._lock:
             solver = self._idle.pop() if self._idle else None
-        if solver is None:
-            solver = self._build()
+            self._busy += 1
         keep = False
         try:
-            summary = run(
-                solver,
-                self._endpoint,
-                simulation,
-                attempt,
-                cores=self._cores,
-                writer=self._writer if archives else None,
-                streams=self._streams,
-            )
+            with self._marked():
+                solver = self._build() if solver is None else solver
+                summary = run(
+                    solver,
+                    self._endpoint,
+                    simulation,
+                    attempt,
+                    cores=self._cores,
+                    writer=self._writer if archives else None,
+                    streams=self._streams,
+                )
             with self._lock:
                 keep = not self._ended
                 if keep:
                     self._idle.append(solver)
             return summary
         finally:
-            if not keep:
+            if solver is not None and not keep:
                 self._close(solver)
+            with self._lock:
+                self._busy -= 1
+                if not self._busy and not self._idle:
+                    self._end_offspring()
+
+    def _marked(self) -> AbstractContextManager[None]:
+        return self._offspring.marked() if self._offspring else nullcontext()
+
+    def _end_offspring(self) -> None:
+        """End what solvers have started and left; a kept solver may need its own."""
+        if self._offspring is not None:
+            self._offspring.kill()
+            if self._ended and not self._busy:
+                self._offspring.close()
 
     def _build(self) -> Solver:
         try:
@@ -249,7 +286,8 @@ class _SolverPlugin(WorkerPlugin):
 
     def _close(self, solver: Solver) -> None:
         try:
-            type(solver).close(solver)
+            with self._marked():
+                type(solver).close(solver)
         except Exception:
             logger.exception("%s.close() has failed", self._name)
 

@@ -3,12 +3,15 @@
 import os
 import pickle
 import signal
+import subprocess
 import threading
 import time
 from functools import partial
+from multiprocessing import active_children, get_context
 from unittest import mock
 
 import numpy as np
+import psutil
 import pytest
 import xarray as xr
 from distributed import Client, LocalCluster
@@ -95,6 +98,25 @@ class Restarting(Wave):
                 raise ArithmeticError("no convergence")
 
 
+class Starts(Wave):
+    """A wave with a pool that it keeps, and a program that it leaves or waits for."""
+
+    def __init__(self, path):
+        self.path = path
+        self.pool = None
+
+    def solve(self, parameters):
+        self.pool = self.pool or get_context("fork").Pool(1)
+        program = subprocess.Popen(["sleep", "7777"], start_new_session=True, env={})
+        with self.path.open("a") as file:
+            file.write(f"{self.pool.apply(os.getpid)} {program.pid}\n")
+        yield from super().solve(parameters)
+        if parameters["phase"] == 0.02:
+            raise ArithmeticError("negative density")
+        if parameters["phase"] == 0.03:
+            program.wait()
+
+
 def simulation(number):
     return Simulation(number, "training", {"phase": number / 100})
 
@@ -132,6 +154,28 @@ class Kept(dict):
 def inlet():
     with Inlet(Wave.spec, Kept(), host=None) as inlet:
         yield inlet
+
+
+def gone(pid):
+    """Whether a process has ended; its parent need not know."""
+    try:
+        return psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def await_end(pids):
+    """Wait until processes have ended."""
+    for pid in pids:
+        deadline = time.monotonic() + 20
+        while not gone(pid):
+            assert time.monotonic() < deadline, pid
+            time.sleep(0.01)
+
+
+def active():
+    """Living processes that multiprocessing has started here; runs on a worker."""
+    return [p.pid for p in active_children() if not gone(p.pid)]
 
 
 def fresh(client, path):
@@ -246,6 +290,39 @@ def test_after_an_error_the_next_simulation_gets_a_new_solver(inlet, tmp_path):
         client.submit(task, simulation(2), 0).result()
     once = ["built", "setup-1", "solve", "close"]
     assert [word for word, *_ in words(path)] == 2 * once
+
+
+def test_what_a_solver_starts_ends_with_it(inlet, tmp_path):
+    """Pool and program may serve the next simulation, but no program the next solver."""
+    path = tmp_path / "pids"
+    with (
+        LOCAL(n_workers=1, threads_per_worker=1) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        with on_workers(client, Starts(path), inlet.endpoint) as task:
+            for n in (0, 1):
+                client.submit(task, simulation(n), 0).result()
+            (pool, first), (again, second) = words(path)
+            assert pool == again
+            assert psutil.Process(int(first)).is_running()
+            with pytest.raises(ArithmeticError, match="negative density"):
+                client.submit(task, simulation(2), 0).result()
+            assert all(map(gone, (first, second)))
+            waits = client.submit(task, simulation(3), 0)
+            while len(words(path)) < 4:
+                time.sleep(0.01)
+        # The worker lives, as one of others' clusters does.
+        assert waits.result().steps == STEPS
+        with on_workers(client, Starts(path), inlet.endpoint, ours=True) as task:
+            client.submit(task, simulation(4), 0).result()
+            # Its pool starts another.
+            first = int(words(path)[-1][0])
+            os.kill(first, signal.SIGKILL)
+            while (again := client.run(active).popitem()[1]) in ([], [first]):
+                time.sleep(0.01)
+            os.kill(client.run(os.getpid).popitem()[1], signal.SIGKILL)
+            await_end(again)
+    await_end(pid for line in words(path) for pid in line)
 
 
 def test_a_run_stops_when_the_study_ends(inlet, tmp_path):
