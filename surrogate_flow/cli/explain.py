@@ -142,7 +142,7 @@ def _leads(names: list[str], place: str) -> bool:
 
 def refused_by_trainer(error: Exception, words: Sequence[str]) -> UserError:
     """Return what Lightning's trainer refuses in a command line, with the options."""
-    said = " ".join(str(error).split())
+    said = re.sub(r"<([\w.]+) object at 0x\w+>", r"\1", " ".join(str(error).split()))
     typed = [
         option.removeprefix("--trainer.")
         for option, _, _ in pairs(words)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytorch_lightning as L
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -25,10 +27,16 @@ from surrogate_flow.cli.checkpoints import (
     FinalValidation,
     SafeCheckpoint,
 )
-from surrogate_flow.cli.loggers import MetricsEvents, MetricsTable
 from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.cli.signals import Request, stop_requested
+from surrogate_flow.cli.trainer import (
+    FolderTrainer,
+    as_list,
+    in_slurm,
+    loggers_of,
+    require_possible,
+)
 from surrogate_flow.data.module import SurrogateData
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.report.console import the_console
@@ -84,6 +92,7 @@ class SurrogateCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 parser_class=LightningParser,
+                trainer_class=FolderTrainer,
                 trainer_defaults={
                     "max_epochs": _EPOCHS,
                     "val_check_interval": 500,
@@ -129,10 +138,7 @@ class SurrogateCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add loggers, checkpoints, progress and report, unless they are set."""
         config = self._get(self.config_init, "trainer")
-        for name in ("accumulate_grad_batches", "val_check_interval"):
-            # Lightning would divide by it, once the simulations run.
-            if isinstance(config[name], (int, float)) and config[name] <= 0:
-                raise UserError(f"--trainer.{name}", "more than 0", config[name])
+        require_possible(config, stream=not self.datamodule.repeats)
         self._root = Path(config.get("default_root_dir") or "runs")
         self._folder = self._root / self.datamodule.workflow
         if self.subcommand:
@@ -145,25 +151,22 @@ class SurrogateCLI(LightningCLI):
         if counted and default and self.datamodule.repeats:
             # The default of one epoch is for data that come once.
             kwargs["max_epochs"] = -1
-        if config.get("logger") in (None, True):
-            kwargs["logger"] = [
-                MetricsTable(self._folder, name="", version=""),
-                MetricsEvents(self._folder, name="", version=""),
-            ]
+        kwargs["logger"] = loggers_of(config, self._folder)
         self.trainer_defaults["callbacks"] = self._callbacks(config)
-        plugins = config.get("plugins") or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
-        kwargs["plugins"] = [*plugins, self._checkpoints]
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
-            # Most of them name what the command line says; none is a defect here.
-            raise explain.refused_by_trainer(error, sys.argv[1:]) from error
+        plugins = [*as_list(config["plugins"]), *in_slurm(config), self._checkpoints]
+        kwargs["plugins"] = plugins
+        with _refusing(ImportError, TypeError, ValueError, RuntimeError):
+            trainer = super().instantiate_trainer(**kwargs)
+        assert isinstance(trainer, FolderTrainer), "the CLI's class of trainers"
+        trainer.take(self._folder, self.model.metrics)
+        return trainer
 
     def _callbacks(self, config: Any) -> list[L.Callback]:
         folder, console = self._folder, the_console()
-        bar = config.get("enable_progress_bar") is not False
-        lines = [ProgressLine(console)] if bar else []
+        theirs = as_list(config["callbacks"])
+        bar = any(isinstance(callback, ProgressBar) for callback in theirs)
+        shown = config.get("enable_progress_bar") is not False and not bar
+        lines = [ProgressLine(console)] if shown else []
         # The monitor comes first: the line ends with its last status.
         callbacks: list[L.Callback] = [Monitor(folder, lines), *lines]
         callbacks.append(Report(folder, console))
@@ -186,7 +189,8 @@ class SurrogateCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; a first signal ends it in order, but not with 0."""
-        with _graceful(self.trainer, self.datamodule) as self._stopped:
+        graceful = _graceful(self.trainer, self.datamodule)
+        with graceful as self._stopped, _refusing():
             super()._run_subcommand(subcommand)
         if self._stopped.is_set():
             _requeue(self.trainer, self._stopped.number)
@@ -246,6 +250,22 @@ class SurrogateCLI(LightningCLI):
                 "The run has ended, but its last checkpoint was not written: "
                 f"{self._checkpoints.error}. An older one may be in {last.parent}."
             )
+
+
+@contextmanager
+def _refusing(*kinds: type[Exception]) -> Iterator[None]:
+    """Say in a sentence what Lightning refuses: it names what the user has chosen."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raised_at = traceback.extract_tb(error.__traceback__)[-1].filename
+        by_callback = "pytorch_lightning/callbacks/" in raised_at
+        known: tuple[type[Exception], ...] = (MisconfigurationException, *kinds)
+        if isinstance(error, (*known, RuntimeError) if by_callback else known):
+            raise explain.refused_by_trainer(error, sys.argv[1:]) from error
+        raise
 
 
 @contextmanager

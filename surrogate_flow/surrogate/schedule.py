@@ -13,7 +13,13 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from surrogate_flow.fields.errors import ArgumentError, line_of
 from surrogate_flow.fields.names import closest, nearest
 
-__all__ = ["advance", "built_optimizer", "built_schedule", "monitor_of"]
+__all__ = [
+    "advance",
+    "built_optimizer",
+    "built_schedule",
+    "monitor_of",
+    "require_metric",
+]
 
 _MONITOR = "val_loss"  # of a plateau that names none
 
@@ -44,14 +50,20 @@ def built_schedule(
         If it refuses them, or its monitor is a misspelt one of the metrics.
     """
     schedule: LRScheduler = _built("scheduler", build, optimizer)
-    monitor = monitor_of(schedule) or _MONITOR
-    # Of another name it may be of a subclass or a callback, known when it is logged.
+    if monitor := monitor_of(schedule):
+        require_metric("model.scheduler.monitor", monitor, metrics)
+    return schedule
+
+
+def require_metric(what: str, monitor: str, metrics: Collection[str]) -> None:
+    """Refuse a misspelt metric.
+
+    One of another name may be of a subclass or a callback, known when it is logged.
+    """
     if monitor not in metrics and closest(monitor, metrics):
         raise ArgumentError(
-            f"model.scheduler.monitor: no metric {monitor!r}. "
-            f"{nearest(monitor, metrics)}"
+            f"{what}: no metric {monitor!r}. {nearest(monitor, metrics)}"
         )
-    return schedule
 
 
 def _built(name: str, build: Callable[[Any], Any], argument: Any) -> Any:

@@ -230,13 +230,17 @@ class Surrogate(L.LightningModule):
         out: Tensor = self(batch.parameters, batch.step, batch.history)
         return out
 
+    @property
+    def metrics(self) -> list[str]:
+        """Names of what a fit logs, by which its best model may be chosen."""
+        return ["train_loss", "val_loss", *map(str, self.val_errors.keys())]
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the schedule if there is one."""
         optimizer = built_optimizer(self.optimizer, self.network.parameters())
         if self.scheduler is None:
             return optimizer
-        metrics = ["train_loss", "val_loss", *map(str, self.val_errors.keys())]
-        schedule = built_schedule(self.scheduler, optimizer, metrics)
+        schedule = built_schedule(self.scheduler, optimizer, self.metrics)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {

@@ -194,7 +194,10 @@ def test_the_saved_configuration_runs_again(run, tmp_path):
 
 
 def test_failing_simulations_do_not_end_the_fit(tmp_path):
-    """A solver that yields NaN for some parameters: rows in failures.csv, and a fit all the same."""
+    """A solver that yields NaN for some parameters: rows in failures.csv, and a fit all the same.
+
+    Another logger changes nothing of the run's own files.
+    """
     workflow = {
         **WORKFLOW,
         "name": "troubled",
@@ -209,10 +212,19 @@ def test_failing_simulations_do_not_end_the_fit(tmp_path):
         },
         "faults": {"retries": 1, "max_failures": 40},
     }
-    process = fit(tmp_path, workflow)
+    process = fit(
+        tmp_path,
+        workflow,
+        "--trainer.logger=CSVLogger",
+        "--trainer.logger.save_dir=theirs",
+    )
     output, _ = process.communicate(timeout=110)
     assert process.returncode == 0, output
     (path,) = (tmp_path / "runs" / "troubled").iterdir()
+    names = {entry.name for entry in path.iterdir()}
+    assert names >= {"config.yaml", "metrics.csv", "outcome.json", "checkpoints"}
+    lying = {entry.name for entry in tmp_path.iterdir()}
+    assert lying == {"runs", "theirs", "workflow.yaml"}
     with (path / "failures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["error"] for row in rows} == {"SpecMismatch"}

@@ -1,0 +1,151 @@
+"""Lightning's trainer, and what of its arguments is ours or refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as L
+from dask.system import CPU_COUNT
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+
+from surrogate_flow.cli.loggers import MetricsEvents, MetricsTable
+from surrogate_flow.fields.errors import UserError
+from surrogate_flow.surrogate.schedule import require_metric
+
+__all__ = ["FolderTrainer", "as_list", "in_slurm", "loggers_of", "require_possible"]
+
+_BATCHES = "an int, the number of batches, or 1.0 for all of them"
+
+
+class FolderTrainer(L.Trainer):
+    """The trainer of a run, which has a folder, whatever logs beside it.
+
+    Attributes
+    ----------
+    folder : Path
+    """
+
+    folder = Path()
+
+    @property
+    def log_dir(self) -> str:
+        """Where settings, failures and reports are written to."""
+        return str(self.folder)
+
+    def take(self, folder: Path, metrics: Collection[str]) -> None:
+        """Write into a folder; so do checkpoints of the user's that name none.
+
+        Raises
+        ------
+        UserError
+            If a callback monitors a misspelt one of the `metrics`, or the strategy
+            would copy this process, with its threads and sockets.
+        """
+        self.folder = folder
+        for callback in self.callbacks:  # type: ignore[attr-defined]  # Lightning's
+            monitor, name = getattr(callback, "monitor", None), type(callback).__name__
+            if isinstance(monitor, str):
+                what = f"--trainer.callbacks: monitor of {name}"
+                require_metric(what, monitor, metrics)
+        for callback in self.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str((folder / "checkpoints").absolute())
+        if isinstance(self.strategy.launcher, _MultiProcessingLauncher):
+            kind = getattr(self.strategy, "_start_method", "spawn")
+            raise UserError(
+                "--trainer.strategy", "one that starts processes anew", kind, "Use ddp."
+            )
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return one or several arguments of the trainer as a list."""
+    if value is None or isinstance(value, bool):
+        return []
+    return [*value] if isinstance(value, (list, tuple)) else [value]
+
+
+def loggers_of(config: Mapping[str, Any], folder: Path) -> list[Logger]:
+    """Return the loggers of a run: the user's, and metrics.csv with any of them."""
+    if config.get("barebones"):
+        return []
+    theirs, table = as_list(config["logger"]), MetricsTable(folder, name="", version="")
+    if config["logger"] in (None, True):
+        return [table, MetricsEvents(folder, name="", version="")]
+    # The first is `trainer.logger`, which callbacks of theirs may speak to.
+    return [*theirs, table]
+
+
+def require_possible(config: Mapping[str, Any], *, stream: bool) -> None:
+    """Refuse what Lightning would only when the simulations run.
+
+    Parameters
+    ----------
+    config : mapping of str to object
+        The arguments of the trainer.
+    stream : bool
+        Whether batches come once, so that their number is not known.
+    """
+    for name in ("accumulate_grad_batches", "val_check_interval"):
+        # Lightning would divide by it.
+        if isinstance(config[name], (int, float)) and config[name] <= 0:
+            raise UserError(f"--trainer.{name}", "more than 0", config[name])
+    for name in ("limit_train_batches", "overfit_batches") if stream else ():
+        value = config[name]
+        if isinstance(value, float) and value not in (0.0, 1.0):
+            raise UserError(
+                f"--trainer.{name}",
+                _BATCHES,
+                value,
+                "A stream of simulations has no number of batches to take a share of.",
+            )
+    devices, on_cpu = config["devices"], config["accelerator"] == "cpu"
+    if on_cpu and str(devices).isdecimal() and int(devices) > max(CPU_COUNT, 2):
+        raise UserError(
+            "--trainer.devices", f"at most {CPU_COUNT}, the cores here", devices
+        )
+
+
+class _OneTask(LightningEnvironment):
+    """This process alone, in a job that has room for several and may be run again."""
+
+    auto_requeue, requeue_signal = True, signal.SIGUSR1
+
+
+def in_slurm(config: Mapping[str, Any]) -> list[ClusterEnvironment]:
+    """Return what stands for Slurm where a job has several tasks, but srun began none.
+
+    This process is the one that trains then; its workers have the cores of the others.
+
+    Raises
+    ------
+    UserError
+        If the other nodes are to train, too.
+    """
+    several, begun = (
+        int(os.environ.get(name) or 1) > 1
+        for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS")
+    )
+    # An environment of the user's knows better, and so do other launchers.
+    others = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"} & {*os.environ}
+    given = [*as_list(config["plugins"])]
+    given += [getattr(config["strategy"], "cluster_environment", None)]
+    theirs = any(isinstance(plugin, ClusterEnvironment) for plugin in given)
+    if not several or begun or others or theirs or TorchElasticEnvironment.detect():
+        return []
+    if config["num_nodes"] > 1:
+        raise UserError(
+            "--trainer.num_nodes",
+            "a process on each node of the job",
+            "this one alone",
+            "Write srun before the command in the job's script.",
+        )
+    return [_OneTask()]
