@@ -362,7 +362,10 @@ MISTAKES = {
         "No file 'none.csv'",
     ),
     "a table of other parameters": (
-        ["plan", *DATA, "--data.sampler=Table", "--data.sampler.points={lift: [1]}"],
+        [
+            *("plan", *DATA, "--data.sampler=Table", "--data.simulations=1"),
+            "--data.sampler.points={lift: [1, 2]}",
+        ],
         "Table: expected a column for each parameter, and 'initial' is one",
     ),
     "held-out simulations of a sampler that is none": (
@@ -471,7 +474,7 @@ MISTAKES = {
     "no list that closes": ([*FIT, "--data.solver.cells=[4"], "a list of 2 int"),
     "no whole number": (
         [*FIT, "--data.held_out", "1e1"],
-        "--data.held_out: expected int, got '10.0'",
+        "--data.held_out: expected int or null, got '10.0'",
     ),
     "no whole number of the trainer": (
         [*FIT, "--trainer.max_steps=1e3"],
