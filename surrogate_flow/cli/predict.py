@@ -83,6 +83,11 @@ def run(options: Any) -> None:
     try:
         with write_atomically(output) as part:
             dataset.to_netcdf(part)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"--output {output}: netCDF 3, as SciPy writes it, holds no name such as "
+            f"{error.object!r}. Install netCDF4, which writes newer files."
+        ) from error
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"--output {output}: cannot be written ({error}). Expected a folder where "

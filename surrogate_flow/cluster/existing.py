@@ -89,7 +89,7 @@ class Existing(ClusterConfig):
         if self._file is None:
             raise ClusterError("data.cluster", "an address or a scheduler_file", "none")
         try:
-            return str(json.loads(Path(self._file).read_text())["address"])
+            return str(json.loads(Path(self._file).read_text("utf-8"))["address"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ClusterError(
                 f"{self._file} is not the file of a scheduler "

@@ -145,7 +145,7 @@ class FailureLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
-            with self.path.open("a", newline="") as file:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 if not size:
                     writer.writerow(self.columns)

@@ -214,7 +214,7 @@ class ErrorCurve:
     def write(self, path: Path) -> None:
         """Write a table with a row for each step and two columns for each variable."""
         errors = np.stack([self.relative_l2, self.rmse], axis=2)
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             names = (v.name for v in self.spec.variables)
             columns = [f"{e}_{name}" for name in names for e in ("relative_l2", "rmse")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as L
+from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
@@ -23,6 +25,8 @@ from surrogate_flow.report.picture import picture
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["Report"]
+
+logger = logging.getLogger(__name__)
 
 _HISTORY = "history.nc"
 _SCORE = "val_relative_l2"  # by which best.ckpt is chosen
@@ -58,8 +62,7 @@ class Report(Callback):
         errors = _errors("val", trainer, data, held_out)
         if held_out is None:
             return
-        figure = picture(pl_module, held_out)
-        self._write("prediction.png", partial(figure.savefig, format="png"))
+        self._draw("prediction.png", partial(picture, pl_module, held_out))
         if pl_module.window.inputs:
             first = slice(pl_module.window.inputs)
             history = held_out.simulation(held_out.finished[0], first)
@@ -106,7 +109,7 @@ class Report(Callback):
         if not (trainer.is_global_zero and len(curve.squares)):
             return
         self._write("rollout.csv", curve.write)
-        self._write("rollout.png", partial(curve.draw().savefig, format="png"))
+        self._draw("rollout.png", curve.draw)
         if surrogate.window.inputs:
             relative = np.nanmean(curve.relative_l2, axis=1)
             self._lines += [
@@ -119,10 +122,17 @@ class Report(Callback):
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         path = self.folder / name
-        with tolerate_full_disk(path):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with write_atomically(path) as part:
-                write(part)
+        try:
+            with tolerate_full_disk(path):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with write_atomically(path) as part:
+                    write(part)
+        except Exception:
+            # A picture that cannot be drawn never takes the numbers with it.
+            logger.exception("%s was not made; all else of the run is.", path)
+
+    def _draw(self, name: str, draw: Callable[[], Figure]) -> None:
+        self._write(name, lambda part: draw().savefig(part, format="png"))
 
 
 def _held_out(trainer: L.Trainer) -> ValidationSet | None:

@@ -148,7 +148,7 @@ class _Program:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
                 # A process group of its own, which is ended as one.
                 start_new_session=True,

@@ -1,5 +1,6 @@
 """The command line: one clear message for each mistake, before anything is submitted."""
 
+import os
 import re
 import subprocess
 import sys
@@ -373,6 +374,21 @@ def test_a_short_question_has_its_answer_at_once(words):
     elif len(words) == 1:
         for command in (*COMMANDS, "surrogate-flow COMMAND --help", "--version"):
             assert command in "\n".join(answer)
+
+
+def test_text_is_utf_8_whatever_the_locale(tmp_path):
+    """Of files that libraries write, too: the program begins again if it must."""
+    program = "import sys; from surrogate_flow.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "fit", "--data", "θ.yaml"],
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"},
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "No recipe 'θ.yaml'" in done.stderr.decode("utf-8")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -14,7 +14,7 @@ from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variabl
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.picture import picture
-from surrogate_flow.report.report import _best
+from surrogate_flow.report.report import Report, _best
 from surrogate_flow.solvers import Combined1D, Lorenz, NavierStokes2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 from surrogate_flow.testing.store import trajectory
@@ -54,6 +54,17 @@ def test_best_is_shown_with_its_own_error():
     shown = _best(SimpleNamespace(checkpoint_callbacks=[theirs, ours]))
     assert shown == ["  best.ckpt had 9.31%"]
     assert not _best(SimpleNamespace(checkpoint_callbacks=[theirs]))
+
+
+def test_a_picture_that_cannot_be_drawn_takes_nothing_with_it(tmp_path, caplog):
+    """It is said, with the reason; no part of a file is left."""
+    figure = Figure()
+    figure.suptitle("$no math")  # as a variable may be called
+    figure.text(0.5, 0.5, "$\\nomath$")
+    Report(tmp_path)._draw("prediction.png", lambda: figure)
+    assert "prediction.png was not made" in caplog.text
+    assert "nomath" in caplog.text
+    assert not list(tmp_path.iterdir())
 
 
 def test_numbers_are_curves_over_time():
