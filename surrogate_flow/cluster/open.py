@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,31 @@ def _built(
             chosen["security"] = resources.enter_context(keys)
         # Nannies take variables from this process rather than from Dask's settings, and
         # keep them (os.environ.update in WorkerProcess.start).
+        resources.enter_context(_script_left_out())
         with _environment(thread_variables(cores)):
             cluster = resources.enter_context(start(partial(build, **chosen)))
         yield cluster
+
+
+@contextmanager
+def _script_left_out() -> Iterator[None]:
+    """Have workers not import the script that runs, now and when they are restarted.
+
+    It may lack `if __name__ == "__main__"`, and imports torch. What it defines is
+    pickled by value.
+    """
+    prepared: Any = spawn.get_preparation_data
+
+    def without_script(name: str) -> dict[str, Any]:
+        script = "init_main" if name.startswith("Dask Worker") else "nothing"
+        return {k: v for k, v in prepared(name).items() if not k.startswith(script)}
+
+    module: Any = spawn
+    module.get_preparation_data = without_script
+    try:
+        yield
+    finally:
+        module.get_preparation_data = prepared
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from surrogate_flow.ensemble.ensemble import EnsembleStats
 from surrogate_flow.ensemble.events import Listener
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger
+from surrogate_flow.ensemble.packed import Packed
 from surrogate_flow.ensemble.study import OpenCluster, Study, StudySettings
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.sampling import Design
@@ -93,11 +94,13 @@ class Local:
         if ranks.rank:
             settings = replace(settings, failures=f"failures_{ranks.rank}.csv")
         settings = replace(settings, share=ranks.world)
+        with ranks.fail_together():
+            packed = Packed(solver)
         with contextlib.ExitStack() as resources:
             opened = resources.enter_context(_shared(cluster, faults, settings, ranks))
             with ranks.fail_together():
                 self.study = Study(
-                    solver,
+                    packed,
                     design,
                     router,
                     cluster=opened,

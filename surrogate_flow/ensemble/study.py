@@ -22,6 +22,7 @@ from surrogate_flow.ensemble.ensemble import (
 from surrogate_flow.ensemble.events import Event, Failed, FailureLog, Listener
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, RecordingSink
+from surrogate_flow.ensemble.packed import Packed
 from surrogate_flow.ensemble.task import on_workers, receipts
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
@@ -140,7 +141,7 @@ class Study:
 
     def __init__(
         self,
-        solver: Solver,
+        solver: Solver | Packed,
         design: Design,
         sink: Sink,
         *,
@@ -156,6 +157,7 @@ class Study:
         self._started = False
         self._signs, self._since = (0, 0, 0), time.monotonic()
         enter, leave = self._resources.enter_context, self._resources.callback
+        solver = Packed.of(solver)
         try:
             if not isinstance(cluster, OpenCluster):
                 cluster = enter(OpenCluster.open(cluster, settings, faults))

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 from distributed import Client, WorkerPlugin, get_worker
-from distributed.protocol.pickle import dumps, loads
+from distributed.protocol.pickle import loads
 from distributed.utils import sync
 
+from surrogate_flow.ensemble.contained import contained
+from surrogate_flow.ensemble.packed import Packed
 from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
@@ -121,7 +123,7 @@ class Task:
 @contextmanager
 def on_workers(
     client: Client,
-    solver: Solver,
+    solver: Solver | Packed,
     endpoint: Endpoint,
     *,
     cores: int = 1,
@@ -146,7 +148,7 @@ def on_workers(
         simulation that it works on has ended.
     """
     study = f"surrogate-flow-{secrets.token_hex(4)}"
-    plugin = _SolverPlugin(solver, endpoint, cores, writer, streams, ours)
+    plugin = _SolverPlugin(Packed.of(solver), endpoint, cores, writer, streams, ours)
     ask: Any = client
     try:
         try:
@@ -185,7 +187,7 @@ class _SolverPlugin(WorkerPlugin):
 
     def __init__(
         self,
-        solver: Solver,
+        solver: Packed,
         endpoint: Endpoint,
         cores: int,
         writer: Writer | None,
@@ -193,7 +195,7 @@ class _SolverPlugin(WorkerPlugin):
         ours: bool,
     ) -> None:
         self._ours = ours
-        self._solver, self._name = dumps(solver), type(solver).__name__
+        self._solver, self._name = solver.pickle, solver.name
         self._endpoint, self._writer = endpoint, writer
         self._cores, self._streams = cores, streams
 
@@ -273,7 +275,8 @@ class _SolverPlugin(WorkerPlugin):
         try:
             # Where Dask unpickles: modules may set signal handlers in the main thread.
             solver: Solver = sync(self._worker.loop, self._load)
-            type(solver).setup(solver, self._cores)
+            with contained():
+                type(solver).setup(solver, self._cores)
         except Exception as error:
             raise SetupError(
                 f"{self._name} could not be set up on {socket.gethostname()}: "
@@ -282,11 +285,12 @@ class _SolverPlugin(WorkerPlugin):
         return solver
 
     async def _load(self) -> Any:
-        return loads(self._solver)
+        with contained():
+            return loads(self._solver)
 
     def _close(self, solver: Solver) -> None:
         try:
-            with self._marked():
+            with self._marked(), contained():
                 type(solver).close(solver)
         except Exception:
             logger.exception("%s.close() has failed", self._name)
@@ -345,7 +349,10 @@ def run(
     streamed = spec if streams else receipts(spec)
     vector = spec.vector(simulation.parameters)
     try:
-        with Outlet(endpoint, streamed, simulation.number, attempt, vector) as outlet:
+        with (
+            contained(),
+            Outlet(endpoint, streamed, simulation.number, attempt, vector) as outlet,
+        ):
             if outlet.complete:
                 return Summary(0)
             writing = writer and writer.begin(spec, simulation.number)
@@ -384,7 +391,7 @@ def run(
 
 
 def _solution(solver: Solver, run: Run) -> Iterator[xr.Dataset]:
-    """Yield what the solver yields; nothing that it raises ends the worker's process.
+    """Yield what the solver yields.
 
     Closed early, it closes the solver's generator before it removes the folder.
     """
@@ -399,8 +406,6 @@ def _solution(solver: Solver, run: Run) -> Iterator[xr.Dataset]:
             yield from datasets_of(solver, run)
         except Stopped as error:
             raise StreamStopped(str(error)) from error
-        except SystemExit as error:
-            raise RuntimeError(f"the solver called sys.exit({error.code!r})") from error
 
 
 def _local_directory() -> str | None:

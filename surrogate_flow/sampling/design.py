@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from jaxtyping import Float
 
@@ -149,6 +150,15 @@ class Design:
                 "--trainer.devices 1, or use a sampler that does not adapt, such as "
                 "--data.sampler Sobol."
             )
+        try:
+            msgspec.msgpack.encode(sampler.state_dict() if sampler.adapts else None)
+        except Exception as error:
+            raise ArgumentError(
+                f"{name}.state_dict()",
+                "numbers, text, lists and dictionaries of them, for checkpoints",
+                f"something else ({error})",
+                "Return array.tolist() in place of an array.",
+            ) from error
         self.held_out = held_out
         self._bounds = tuple(bounds)
         self._sampler = sampler

@@ -50,6 +50,17 @@ class Shifting(Uniform):
         self.shift = state["shift"]
 
 
+def test_a_state_that_no_checkpoint_reads_is_refused_at_once():
+    """Not by the run that goes on from it."""
+
+    class Keeping(Shifting):
+        def state_dict(self):
+            return {"random": np.random.default_rng(1)}
+
+    with pytest.raises(UserError, match=r"Keeping.state_dict\(\): .*Generator"):
+        Design(BOX, Keeping(), held_out=1)
+
+
 def test_held_out_points_are_those_of_version_0_1():
     """They depend on nothing but the part, so that studies can be compared."""
     for part, seed in (("validation", 1_234_567_891), ("test", 1_234_567_892)):

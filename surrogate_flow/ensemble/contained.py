@@ -1,0 +1,47 @@
+"""What a solver finds on a worker, which runs it in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["contained"]
+
+_here = threading.local()
+_HINT = (
+    "Solvers run in a thread of a worker, and Python sets signal handlers only in the "
+    "main thread: switch them off there, or run that code in a process of its own, by "
+    "multiprocessing."
+)
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Run code of users; nothing that it raises ends the process.
+
+    A thread has an event loop of its own, as a main thread has.
+
+    Raises
+    ------
+    RuntimeError
+        In place of what would end the process, such as KeyboardInterrupt.
+    Exception
+        Whatever else the code raises.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        if not hasattr(_here, "loop"):
+            _here.loop = asyncio.new_event_loop()
+        # Again, since asyncio.run leaves none.
+        asyncio.set_event_loop(_here.loop)
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError | RuntimeError) and "main thread" in str(error):
+            error.args = (f"{str(error).rstrip('.')}. {_HINT}",)
+        raise
+    except SystemExit as error:
+        raise RuntimeError(f"the solver called sys.exit({error.code!r})") from error
+    except BaseException as error:
+        raise RuntimeError(f"the solver raised {error!r}") from error

@@ -1,0 +1,66 @@
+"""What a solver raises or expects of its process does not end a worker's."""
+
+import asyncio
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from surrogate_flow.ensemble.contained import contained
+
+
+def interrupts():
+    raise KeyboardInterrupt("from a library")
+
+
+def exits():
+    sys.exit("no licence")
+
+
+def cancels():
+    raise asyncio.CancelledError
+
+
+def sets_a_handler():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def uses_the_loop():
+    loop = asyncio.get_event_loop()
+    # It leaves none behind.
+    assert asyncio.run(asyncio.sleep(0, "run")) == "run"
+    return loop.run_until_complete(asyncio.sleep(0, loop))
+
+
+def within(call):
+    with contained():
+        return call()
+
+
+@pytest.fixture
+def thread():
+    with ThreadPoolExecutor(1) as thread:
+        yield thread
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (interrupts, RuntimeError, r"raised KeyboardInterrupt\('from a library'\)"),
+        (exits, RuntimeError, r"called sys.exit\('no licence'\)"),
+        (cancels, RuntimeError, "raised CancelledError"),
+        (sets_a_handler, ValueError, r"main thread of .* process of its own"),
+    ],
+)
+def test_what_would_end_a_process_is_an_error(thread, call, error, words):
+    """As any other, with a hint where a thread is not enough."""
+    with pytest.raises(error, match=words):
+        thread.submit(within, call).result()
+
+
+def test_a_thread_has_an_event_loop(thread):
+    """The same for one simulation after another, whatever the last one left."""
+    first, second = (thread.submit(within, uses_the_loop).result() for _ in range(2))
+    assert first is second
+    thread.submit(first.close).result()
