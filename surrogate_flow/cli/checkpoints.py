@@ -132,7 +132,8 @@ class FinalValidation(Callback):
 class SafeCheckpoint(ModelCheckpoint):
     """ModelCheckpoint that keeps no model whose monitor is not finite.
 
-    It saves nothing on the failure of one of several ranks: saving is collective, and
+    Where no validation runs it saves as if one did, unless it has a monitor. It saves
+    nothing on the failure of one of several ranks: saving is collective, and
     the other ranks may be gone.
     """
 
@@ -145,6 +146,17 @@ class SafeCheckpoint(ModelCheckpoint):
         """Save the state of a run that fails."""
         if trainer.world_size == 1:
             super().on_exception(trainer, *args)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        """Save after the last batch, and at the interval, if no validation follows."""
+        super().on_train_batch_end(trainer, pl_module, *args)
+        loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch
+        validates = loop._should_check_val_epoch() and sum(trainer.num_val_batches) > 0
+        due = isinstance(every, int) and (loop.total_batch_idx + 1) % every == 0
+        if not validates and not self.monitor and (due or trainer.should_stop):
+            self.on_validation_end(trainer, pl_module)
 
     def check_monitor_top_k(
         self, trainer: L.Trainer, current: torch.Tensor | None = None

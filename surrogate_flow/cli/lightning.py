@@ -185,6 +185,11 @@ class SurrogateCLI(LightningCLI):
                     save_on_exception=name == "last",
                 )
                 callbacks.append(checkpoints)
+        elif rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning
+            logger.warning(
+                "No checkpoint is written (--trainer.enable_checkpointing false): the "
+                "network is gone when the run ends."
+            )
         return callbacks
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -33,7 +33,7 @@ from surrogate_flow.dataset import Archive
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.ensemble.workers import EnsembleError
-from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.fields.errors import ArgumentError, UserError
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.reservoir import Policy, Reservoir, Store
 from surrogate_flow.sampling import Design, Observations, Sampler, Uniform
@@ -117,10 +117,12 @@ class OnlineData(SurrogateData):
         name: str = "",
     ) -> None:
         super().__init__()
+        if held_out < 1:
+            remedy = "Validation is left out with --trainer.limit_val_batches 0."
+            raise UserError("data.held_out", "at least 1", held_out, remedy)
         at_least(
             1,
             simulations=simulations,
-            held_out=held_out,
             batch_size=batch_size,
             cores_per_simulation=cores_per_simulation,
         )

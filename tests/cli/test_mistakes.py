@@ -476,6 +476,11 @@ MISTAKES = {
         [*FIT, "--data.held_out", "1e1"],
         "--data.held_out: expected int or null, got '10.0'",
     ),
+    "no held-out simulation": (
+        [*FIT, "--data.held_out=0"],
+        "expected at least 1, got 0",
+        "--trainer.limit_val_batches 0",
+    ),
     "no whole number of the trainer": (
         [*FIT, "--trainer.max_steps=1e3"],
         "--trainer.max_steps: expected int, got '1000.0'",

@@ -196,7 +196,10 @@ def test_deterministic_runs_are_equal_bit_by_bit(tmp_path, policy):
 
 
 def test_a_requeued_job_goes_on_by_itself_with_what_failed(tmp_path, monkeypatch):
-    """As Slurm starts it again: what has failed is not run again, and still counted."""
+    """As Slurm starts it again: what has failed is not run again, and still counted.
+
+    It is saved at the interval of validations, though none runs.
+    """
     path = tmp_path / "batches"
     options = {
         "solver": {
@@ -208,7 +211,8 @@ def test_a_requeued_job_goes_on_by_itself_with_what_failed(tmp_path, monkeypatch
     }
     words = ["--model.network.widths=[16]"]
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    process = start(tmp_path, "FIFO", WAITS, *words, **options)
+    without = "--trainer.limit_val_batches=0"
+    process = start(tmp_path, "FIFO", WAITS, without, *words, **options)
     kill_after(
         process, path, 15, lambda: tmp_path.glob("runs/tiny/*/checkpoints/last.ckpt")
     )
@@ -250,9 +254,10 @@ class Touch:
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """A folder with a run in it that ended after 20 batches."""
+    """A folder with a run in it that ended after 20 batches, without a validation."""
     folder = tmp_path_factory.mktemp("ended")
-    process = start(folder, "FIFO", "--trainer.max_steps=20", checkpoint_reservoir=True)
+    words = ("FIFO", "--trainer.max_steps=20", "--trainer.limit_val_batches=0")
+    process = start(folder, *words, checkpoint_reservoir=True)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output
     return folder
