@@ -117,7 +117,7 @@ class OnlineData(SurrogateData):
         name: str = "",
     ) -> None:
         super().__init__()
-        if held_out < 1:
+        if held_out is not None and held_out < 1:
             remedy = "Validation is left out with --trainer.limit_val_batches 0."
             raise UserError("data.held_out", "at least 1", held_out, remedy)
         at_least(

@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -305,9 +306,16 @@ class StoredLoader:
         device = trainer.strategy.root_device if trainer else None
         with Prefetch(draws, samples.window, device, self._stopped) as batches:
             steps = in_step(batches, self._ranks, padding)
+            # One is kept back, so that the last one is known when a rank stops.
+            kept: deque[Batch] = deque()
             for batch in itertools.islice(steps, len(self) - self.given):
+                kept.append(batch)
+                if len(kept) > 1:
+                    self.given += 1
+                    yield kept.popleft()
+            if self.given + len(kept) < len(self) and trainer is not None:
+                # All ranks validate and save after it.
+                trainer.should_stop = True
+            for batch in kept:
                 self.given += 1
                 yield batch
-        if self.given < len(self) and trainer is not None:
-            # A rank stops: no other epoch begins on any of them.
-            trainer.should_stop = True

@@ -14,7 +14,7 @@ import pytorch_lightning as L
 import torch
 import zarr
 from programs import run
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from recorder import Recorder
 from test_ranks import TWO
 from troubled import STEPS, Wave
@@ -255,23 +255,28 @@ def test_windows_of_several_steps(written, memory):
 
 
 def test_a_run_that_goes_on_trains_the_rest_of_its_epoch(written, tmp_path):
-    """From a checkpoint in the middle of the second epoch: no sample twice, none left out."""
+    """Told to stop in the middle of the second epoch, it saves: no sample twice, none left out."""
     length, cut = TRAINING * STEPS // 7, 20
     first, second = Recorder(tmp_path / "first"), Recorder(tmp_path / "second")
     for recorder, limits, checkpoint in (
-        (first, {"max_steps": cut, "max_epochs": -1}, None),
-        (second, {"max_epochs": 3}, tmp_path / "cut.ckpt"),
+        (first, {"val_check_interval": 1000}, None),
+        (second, {"val_check_interval": cut}, tmp_path / "cut.ckpt"),
     ):
         data = StoredData(written, batch_size=7)
+        stop = LambdaCallback(
+            on_train_batch_end=lambda trainer, *_, data=data: (
+                data.stop() if trainer.global_step == cut - 1 else None
+            )
+        )
         kept = ModelCheckpoint(tmp_path, "cut", save_on_train_epoch_end=False)
         trainer = L.Trainer(
             accelerator="cpu",
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[recorder, kept],
+            callbacks=[recorder, kept, stop],
             num_sanity_val_steps=0,
-            val_check_interval=cut,
+            max_epochs=3,
             check_val_every_n_epoch=None,
             **limits,
         )
