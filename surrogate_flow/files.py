@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import socket
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +19,7 @@ __all__ = [
     "LOCK",
     "DirectoryLock",
     "log_unwritten",
+    "own_folder",
     "remedy",
     "tolerate_full_disk",
     "write_atomically",
@@ -76,6 +80,47 @@ class DirectoryLock:
             return self._path.read_text("utf-8")
         except OSError:
             return ""
+
+
+@contextmanager
+def own_folder(kind: str, parent: str | None = None) -> Iterator[Path]:
+    """Yield a new temporary folder that only this user may enter; remove it in the end.
+
+    What processes that were killed have left there is removed first: folders of this
+    user and machine, which nobody locks any more.
+
+    Parameters
+    ----------
+    kind : str
+        The name is ``flow-<kind>``, and random characters.
+    parent : str, optional
+        Folder to make it in; that for temporary files by default.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made.
+    """
+    parent = parent or tempfile.gettempdir()
+    for left in Path(parent).glob("flow-*"):
+        with suppress(OSError, Timeout):
+            _remove_abandoned(left)
+    folder = Path(tempfile.mkdtemp(prefix=f"flow-{kind}", dir=parent))
+    lock = DirectoryLock(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    found, lock = folder.lstat(), folder / LOCK
+    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    # Its process has written that behind its lock, which other machines may not see.
+    if mine and lock.read_text("utf-8").endswith(f" on {socket.gethostname()}"):
+        with FileLock(lock, timeout=0):
+            shutil.rmtree(folder)
 
 
 @contextmanager

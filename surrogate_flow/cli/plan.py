@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dask.utils import format_bytes, format_time
@@ -20,8 +18,11 @@ from rich.table import Table
 from surrogate_flow.cluster.batch import Bounds, batch_system
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
+from surrogate_flow.ensemble.contained import contained
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.files import own_folder
 from surrogate_flow.report.console import print_lines, the_console
+from surrogate_flow.solvers.offspring import Offspring
 from surrogate_flow.solvers.solver import Run, Solver, datasets_of
 from surrogate_flow.stream import Encoder
 
@@ -112,15 +113,15 @@ def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace |
     def solve() -> None:
         encoder, steps = Encoder(spec, 0), 0
         try:
-            type(solver).setup(solver, cores)  # as a worker does
             with (
-                tempfile.TemporaryDirectory(prefix="flow-plan-") as folder,
+                contained(),
+                Offspring().marked(),
+                own_folder("plan-") as folder,
                 closing(
-                    datasets_of(
-                        solver, Run(parameters, folder=Path(folder), cores=cores)
-                    )
+                    datasets_of(solver, Run(parameters, folder=folder, cores=cores))
                 ) as datasets,
             ):
+                type(solver).setup(solver, cores)  # as a worker does
                 start = time.perf_counter()
                 for dataset in datasets:
                     steps += len(encoder.convert(dataset, steps))
@@ -145,12 +146,12 @@ def places(data: OnlineData) -> Places:
     """Open the cluster of a study without submitting anything, and close it again."""
     cores = data.cores_per_simulation
     with (
-        tempfile.TemporaryDirectory(prefix="flow-plan-") as folder,
-        open_cluster(data.cluster, Path(folder), cores_per_simulation=cores) as cluster,
+        own_folder("plan-") as folder,
+        open_cluster(data.cluster, folder, cores_per_simulation=cores) as cluster,
     ):
         if system := batch_system(data.cluster):
             jobs = system.request(cluster)
-            script = jobs.script.strip().replace(folder, "<run>")
+            script = jobs.script.strip().replace(str(folder), "<run>")
             return Places(
                 script, jobs.bounds, jobs.resources, jobs.per_job, jobs.walltime
             )

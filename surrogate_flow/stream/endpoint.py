@@ -6,7 +6,6 @@ import ipaddress
 import os
 import resource
 import secrets
-import shutil
 import socket
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from types import SimpleNamespace
 import zmq
 
 from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.files import own_folder
 from surrogate_flow.stream.errors import StreamError
 
 __all__ = [
@@ -196,14 +196,11 @@ def socket_folder(resources: ExitStack) -> str:
         If no folder for temporary files is writable and has a path short enough.
     """
     for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/dev/shm")):
-        try:
-            path = tempfile.mkdtemp(prefix="flow-", dir=parent)
-        except OSError:
-            continue
-        if len(os.fsencode(path)) <= FOLDER_CHARACTERS:
-            resources.callback(shutil.rmtree, path, ignore_errors=True)
-            return path
-        os.rmdir(path)
+        with suppress(OSError), ExitStack() as folder:
+            path = str(folder.enter_context(own_folder("", parent)))
+            if len(os.fsencode(path)) <= FOLDER_CHARACTERS:
+                resources.push(folder.pop_all())
+                return path
     raise StreamError(
         "Folder for a unix socket",
         f"a writable one with a path of at most {FOLDER_CHARACTERS} bytes",

@@ -24,7 +24,7 @@ from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields import Window
 from surrogate_flow.fields.errors import UserError, user_error
 from surrogate_flow.fields.names import RecipeError
-from surrogate_flow.files import DirectoryLock
+from surrogate_flow.files import DirectoryLock, own_folder
 from surrogate_flow.report.console import print_lines
 from surrogate_flow.report.summary import FILE, RunSummary
 from surrogate_flow.reservoir import Store
@@ -228,11 +228,11 @@ class Comparison:
         offline, study = variant.name == OFFLINE, self.workflow
         words = [*self.overrides.study, *self._training(seed)]
         words.append("--seed_everything=false")
-        with tempfile.TemporaryDirectory(prefix="flow-compare-") as folder:
+        with own_folder("compare-") as folder:
             if offline:
                 words.append(f"--data.simulations={self.offline}")
             else:
-                study = variant.data(Path(folder))
+                study = variant.data(folder)
                 words += variant.with_seed(seed)
             try:
                 data, model = build(["fit", f"--data={study}", *words])
