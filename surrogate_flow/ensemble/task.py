@@ -39,6 +39,7 @@ __all__ = ["SetupError", "Summary", "Task", "on_workers", "receipts", "run"]
 
 logger = logging.getLogger(__name__)
 
+_BANDWIDTH = 1e7  # bytes a second that each worker gets of a solver, at least
 # Seconds that workers have to accept and to remove the plugin of a study: one that is
 # frozen never answers, and jobs have to be cancelled in time behind it.
 _ACCEPT, _REMOVE = 5.0, 10.0
@@ -92,10 +93,13 @@ class Task:
         Name of the study, which no other one on the cluster has.
     archives : bool
         Whether the simulation goes into the study's data set, if it has one.
+    patience : float
+        Seconds in which a worker that has just joined gets the solver.
     """
 
     study: str
     archives: bool = True
+    patience: float = _PLUGIN
 
     def __call__(self, simulation: Simulation, attempt: int) -> Summary:
         """Solve a simulation on a worker; raises as `run`.
@@ -106,7 +110,7 @@ class Task:
             If there is no solver.
         """
         plugins = get_worker().plugins
-        deadline = time.monotonic() + _PLUGIN
+        deadline = time.monotonic() + self.patience
         while not getattr(plugins.get(self.study), "ready", False):
             if time.monotonic() > deadline:
                 raise SetupError(
@@ -148,20 +152,23 @@ def on_workers(
         simulation that it works on has ended.
     """
     study = f"surrogate-flow-{secrets.token_hex(4)}"
-    plugin = _SolverPlugin(Packed.of(solver), endpoint, cores, writer, streams, ours)
+    packed = Packed.of(solver)
+    travels = len(packed.pickle) / _BANDWIDTH
+    accept = _ACCEPT + travels
+    plugin = _SolverPlugin(packed, endpoint, cores, writer, streams, ours)
     ask: Any = client
     try:
         try:
             add = ask._register_worker_plugin
-            client.sync(add, plugin, study, False, callback_timeout=_ACCEPT)
+            client.sync(add, plugin, study, False, callback_timeout=accept)
         except (OSError, TimeoutError) as error:
             # The scheduler has it, and a task waits for it on its worker.
             logger.warning(
-                "Some worker has not accepted the solver within %g s: %r",
-                _ACCEPT,
+                "Some worker has not accepted the solver within %.0f s: %r",
+                accept,
                 error,
             )
-        yield Task(study)
+        yield Task(study, patience=_PLUGIN + travels)
     finally:
         if client.status == "running":
             try:

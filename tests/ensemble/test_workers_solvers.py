@@ -214,6 +214,7 @@ def test_what_dask_carries_is_small(inlet, tmp_path):
         on_workers(client, solver, inlet.endpoint) as task,
     ):
         assert len(pickle.dumps(task)) < 200
+        assert task.patience > Task("").patience, "a big one takes longer to arrive"
         assert client.submit(task, simulation(0), 0).result().steps == STEPS
 
 
