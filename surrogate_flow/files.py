@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 __all__ = [
     "LOCK",
+    "NETCDF",
     "DirectoryLock",
     "log_unwritten",
     "own_folder",
@@ -28,6 +29,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+#: How the names of netCDF files end.
+NETCDF = (".nc", ".nc4", ".cdf", ".h5", ".hdf5")
 
 
 class DirectoryLock:

@@ -34,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             check.run(words[1:])
             return
+        if words[:1] == ["import"]:
+            from surrogate_flow.cli import campaign
+
+            campaign.run(words[1:])
+            return
         # Seconds of imports, for a command line that makes sense so far.
         _run(CommandLine.of(words))
     except Exception as error:

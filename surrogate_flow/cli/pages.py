@@ -147,6 +147,27 @@ An example:
 {_STUDY}
 more options: surrogate-flow fit --data.help; --model is ignored.
 """,
+    "import": f"""\
+usage: surrogate-flow import FILES --output PATH [--OPTION VALUE ...]
+
+{COMMANDS["import"]} Files are
+netCDF, or what else xarray opens, with the steps along a dim 'time'; 'fit --data PATH'
+trains on them. Parameters are the numbers that differ between files, of their
+attributes and scalar variables. Typed again, the command goes on. An example:
+
+  surrogate-flow import 'campaign/*.nc' --output campaign.zarr
+
+options:
+  --output PATH            the data set, such as campaign.zarr
+  --parameters FILE.csv    a table: the column 'file', and one for each parameter;
+  --parameters NAME,NAME   or which of the numbers that differ
+  --variables NAME,NAME    all with the time axis and the most dims by default
+  --time DIM               the dim of the steps, if it is not called time
+  --held_out N             files to validate on; a fifth by default, 30 at most
+  --held_out 'PATTERN'     or these, such as 'campaign/test_*.nc'
+  --seed N                 of the choice of the held-out ones; 0 by default
+  --skip_damaged true      leave out files that cannot be read or differ from others
+""",
     "check": f"""\
 usage: surrogate-flow check CLASS [--OPTION VALUE ...]
 

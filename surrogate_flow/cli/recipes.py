@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from surrogate_flow.fields.names import RecipeError, class_in, closest, nearest
+from surrogate_flow.files import NETCDF
 
 __all__ = [
     "COMMANDS",
@@ -44,6 +45,7 @@ COMMANDS = {
     "predict": "Fields from a checkpoint, without solver and cluster.",
     "plan": "What a study would ask of its cluster; submits nothing.",
     "generate": "Write the simulations to a data set on disk.",
+    "import": "Write simulations that have ended, a file each, to a data set.",
     "compare": "Train offline and online, and put the errors side by side.",
     "check": "Check a solver, network, sampler or policy of your own.",
 }
@@ -161,6 +163,12 @@ class CommandLine:
                 raise RecipeError(f"{option} needs a value, got none.{hint}")
             self.words.append(option)
             return
+        if option == "--data" and (files := _files_to_import(value)):
+            raise RecipeError(
+                f"--data {value}: expected a recipe or a data set, got files. Type "
+                f"surrogate-flow import '{files}' --output campaign.zarr, then --data "
+                "campaign.zarr."
+            )
         if option == "--data" and is_data_set(value):
             if self.command in ("plan", "generate", "compare"):
                 raise RecipeError(
@@ -338,6 +346,17 @@ def is_data_set(name: str) -> bool:
         return True
     sure = "/" in name or (path / "zarr.json").is_file()
     return path.is_dir() and (sure or name not in shipped("workflows"))
+
+
+def _files_to_import(name: str) -> str:
+    """Return a pattern of the files that simulations have left, if it is given them."""
+    path = Path(name)
+    if path.suffix in NETCDF:
+        return name
+    if path.is_dir() and path.suffix != ".zarr" and not (path / "zarr.json").is_file():
+        suffixes = {file.suffix for file in path.iterdir()} & {*NETCDF}
+        return f"{path}/*{min(suffixes)}" if suffixes else ""
+    return ""
 
 
 def read_recipe(path: Path, *, of_class: bool = False) -> dict[str, Any]:

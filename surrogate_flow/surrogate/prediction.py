@@ -72,7 +72,8 @@ def checked_parameters(
     """Return the parameter vector; warn of values outside of their bounds."""
     vector = spec.vector(parameters)
     for p, value in zip(spec.parameters, vector, strict=True):
-        if not p.low <= value <= p.high:
+        slack = 1e-6 * max(abs(p.low), abs(p.high))  # of single precision
+        if not p.low - slack <= value <= p.high + slack:
             warnings.warn(
                 f"{p.name} = {value:g} {p.units} lies outside of the range "
                 f"[{p.low:g}, {p.high:g}] that the surrogate was trained on.",

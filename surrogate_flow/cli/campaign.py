@@ -1,0 +1,72 @@
+"""``surrogate-flow import``: a campaign of files into a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dask.utils import format_bytes
+from rich.progress import track
+
+from surrogate_flow.cli.parser import Parser, parse
+from surrogate_flow.cli.recipes import CommandLine
+from surrogate_flow.dataset.campaign import Campaign, found
+from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.fields.quantities import in_units
+from surrogate_flow.report.console import print_lines, the_console
+
+__all__ = ["run"]
+
+
+def run(words: Sequence[str]) -> None:
+    """Write a data set of the files that a command line names, and describe it."""
+    parser = Parser(prog="surrogate-flow import", allow_abbrev=False)
+    parser.add_argument("files", nargs="*", type=str)
+    parser.add_argument("--output", type=Path)
+    for option in ("parameters", "variables", "time", "held_out"):
+        parser.add_argument(f"--{option}", type=str, default="")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip_damaged", type=bool, default=False)
+    options: Any = parse(
+        CommandLine(["import", *words]), lambda words: parser.parse_args(words[1:])
+    )
+    if not options.files or options.output is None:
+        raise RecipeError(
+            "import needs files and --output. Type, for example, "
+            "surrogate-flow import 'campaign/*.nc' --output campaign.zarr."
+        )
+    held_out: Any = options.held_out
+    held_out = (
+        int(held_out) if held_out.isdigit() else found([held_out] * bool(held_out))
+    )
+    console, files = the_console(), found(options.files)
+    campaign = Campaign(
+        files,
+        parameters=options.parameters,
+        variables=options.variables,
+        time=options.time,
+        held_out=held_out if held_out != [] else None,
+        seed=options.seed,
+        skip_damaged=options.skip_damaged,
+    )
+    archive = campaign.write(
+        options.output, lambda files: iter(track(files, "import", console=console))
+    )
+    spec, complete = campaign.spec, len(archive.complete())
+    bounds = (
+        f"{p.name} ({p.low:g} to {in_units(p.high, p.units, 6)})"
+        for p in spec.parameters
+    )
+    variables = (f"{v.name} [{v.units or '1'}]" for v in spec.variables)
+    print_lines(
+        console,
+        *(f"Left out: {why}" for why in campaign.left_out.values()),
+        f"Data set: {archive.path}, {complete} of {len(files)} simulations, "
+        f"{campaign.held_out} of them held out; {format_bytes(archive.size())} on disk",
+        f"  parameters: {', '.join(bounds)}",
+        f"  variables: {', '.join(variables)}, {spec.steps} steps of "
+        f"{dict(zip(spec.dims, spec.shape, strict=True))}",
+        f"Next: surrogate-flow fit --data {archive.path} --model fully_connected "
+        "--trainer.max_epochs 10",
+    )

@@ -1,0 +1,228 @@
+"""A campaign of files as a data set: what is read of them, and which are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from xarray.testing import assert_allclose
+
+from surrogate_flow.cli.app import main
+from surrogate_flow.data.stored import StoredData
+from surrogate_flow.dataset import Archive
+from surrogate_flow.solvers import HeatPlate
+
+X, Y, T = np.linspace(0, 1, 5), np.linspace(0, 1, 4), np.linspace(0, 1, 6)
+RUNS = [(0.02, 1.0), (0.05, 2.0), (0.09, 3.0), (0.05, 4.0), (0.01, 5.0)]
+
+
+def simulated(nu, amplitude):
+    """What a program of another kind has left."""
+    decay = amplitude * np.exp(-30 * nu * T)[:, None, None]
+    u = decay * np.sin(np.pi * Y)[:, None] * np.sin(np.pi * X)
+    return xr.Dataset(
+        {
+            "u": (("time", "y", "x"), u, {"units": "m/s"}),
+            "p": (("x", "time", "y"), 1 + u.transpose(2, 0, 1), {"units": "Pa"}),
+            "mass": ("time", u.sum((1, 2))),
+            "amplitude": ((), amplitude, {"units": "m/s"}),
+            "gravity": 9.81,
+        },
+        {"time": ("time", T, {"units": "s"}), "y": Y, "x": ("x", X, {"units": "m"})},
+        {"nu": nu, "nu_units": "m2/s", "Re": 100, "history": "made"},
+    )
+
+
+@pytest.fixture
+def campaign(tmp_path, monkeypatch):
+    """Five files in the present folder, and their datasets."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    made = {f"runs/run_{k:03d}.nc": simulated(*run) for k, run in enumerate(RUNS)}
+    for name, dataset in made.items():
+        dataset.to_netcdf(name)
+    return made
+
+
+def imported(*words):
+    main(["import", "runs/*.nc", "--output=c.zarr", *words])
+    return Archive(Path("c.zarr"))
+
+
+def refused(capsys, *words):
+    with pytest.raises(SystemExit):
+        main(["import", "--output=c.zarr", *(words or ["runs/*.nc"])])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_fields_parameters_and_units_come_as_they_are(campaign, capsys):
+    """Of attributes and scalars those that differ; of variables those on the grid."""
+    archive = imported()
+    spec = archive.spec
+    assert [(p.name, p.low, p.high, p.units) for p in spec.parameters] == [
+        ("nu", 0.01, 0.09, "m2/s"),
+        ("amplitude", 1, 5, "m/s"),
+    ]
+    assert [(v.name, v.units) for v in spec.variables] == [("u", "m/s"), ("p", "Pa")]
+    assert (spec.dims, spec.shape, spec.time_units) == (("y", "x"), (4, 5), "s")
+    assert spec.times == tuple(T)
+    assert {c.name: c.units for c in spec.coordinates} == {"x": "m", "y": ""}
+    assert (archive.held_out, archive.complete()) == (1, [0, 1, 2, 3, 4])
+    truth = {dataset.nu: dataset for dataset in campaign.values()} | {
+        (d.nu, float(d.amplitude)): d for d in campaign.values()
+    }
+    assert sorted(map(tuple, archive.parameters.tolist())) == sorted(RUNS)
+    with xr.open_zarr("c.zarr") as written:
+        for row in range(5):
+            one = written.isel(simulation=row).load()
+            expected = truth[float(one.nu), float(one.amplitude)]
+            for name in ("u", "p"):
+                got = one[name].drop_vars(set(one[name].coords) - {"time", "x", "y"})
+                expected_u = expected[name].transpose("time", "y", "x")
+                assert_allclose(got, expected_u.astype("f4"), rtol=1e-6)
+    said = capsys.readouterr().out
+    assert "5 of 5 simulations, 1 of them held out" in said
+    assert "parameters: nu (0.01 to 0.09 m2/s), amplitude (1 to 5 m/s)" in said
+    data = StoredData(archive.path)
+    data.setup("fit")
+    assert data.validated == 1
+
+
+def test_again_only_what_is_missing_is_read(campaign, monkeypatch):
+    """A file that cannot be read ends the import; mended, the same command goes on."""
+    whole = xr.load_dataset("runs/run_002.nc")
+    bad = whole.copy(deep=True)
+    bad.u[3, 1, 1] = np.nan
+    bad.to_netcdf("runs/run_002.nc")
+    with pytest.raises(SystemExit):
+        imported()
+    before = Archive(Path("c.zarr")).complete()
+    whole.to_netcdf("runs/run_002.nc")
+    assert len(before) < len(imported().complete()) == 5
+
+
+@pytest.mark.parametrize("key", ["file", "stem", "number"])
+def test_parameters_come_from_a_table(campaign, key):
+    """Rows go by the name of the file, whole or not, or by its number; in any order."""
+    rows = [f"{key},nu,note,forcing"]
+    for k in (3, 1, 0, 4, 2):
+        name = {"file": f"run_{k:03d}.nc", "stem": f"run_{k:03d}"}.get(key, k)
+        rows.append(f"{name},{RUNS[k][0]},x,{10 + k}")
+    Path("runs.csv").write_text("\n".join(rows))
+    archive = imported("--parameters=runs.csv", "--variables=u", "--held_out=2")
+    assert [p.name for p in archive.spec.parameters] == ["nu", "forcing"]
+    assert [v.name for v in archive.spec.variables] == ["u"]
+    assert archive.held_out == 2
+    u = np.empty((6, 1, 4, 5), np.float32)
+    for row, (_, forcing) in enumerate(archive.parameters):
+        archive.read(row, 0, u)
+        expected = campaign[f"runs/run_{forcing - 10:03.0f}.nc"].u.values
+        np.testing.assert_allclose(u[:, 0], expected, rtol=1e-6)
+
+
+def test_held_out_files_and_parameters_are_named(campaign):
+    """The files that a pattern names are the first rows."""
+    archive = imported("--held_out=runs/run_00[34].nc", "--parameters=amplitude")
+    assert archive.held_out == 2
+    assert sorted(archive.parameters[:2, 0]) == [4, 5]
+
+
+DIFFERING = {
+    "no file": (lambda d: "text", "cannot be read (ValueError"),
+    "a variable less": (lambda d: d.drop_vars("p"), "there is no variable 'p'"),
+    "other units": (
+        lambda d: d.assign(u=d.u.assign_attrs(units="km/s")),
+        "u: expected {'y': 4, 'x': 5} m/s as runs/run_001.nc, got {'y': 4, 'x': 5} km/s",
+    ),
+    "another grid": (lambda d: d.isel(x=slice(3)), "got {'y': 4, 'x': 3}"),
+    "other positions": (
+        lambda d: d.assign_coords(x=2 * d.x),
+        "x[1]: expected 0.25 as runs/run_001.nc, got 0.5",
+    ),
+    "the other way round": (lambda d: d.isel(y=slice(None, None, -1)), "y[0]: "),
+    "fewer steps": (lambda d: d.isel(time=slice(4)), "time: expected 6 positions"),
+    "other times": (lambda d: d.assign_coords(time=d.time + 0.1), "time[0]: expected"),
+    "no parameter": (lambda d: d.drop_vars("amplitude"), "no number 'amplitude'"),
+    "a parameter that is none": (
+        lambda d: d.assign_attrs(nu=np.nan),
+        "no number 'nu' among",
+    ),
+    "NaN": (lambda d: d.assign(u=d.u.where(d.x > 0.1)), "got 4 of 20 cells NaN"),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERING)
+def test_a_file_that_is_damaged_or_differs_is_named(campaign, capsys, name):
+    """In one sentence, the first file too; or it is left out, and the others are not."""
+    change, expected = DIFFERING[name]
+    changed = change(campaign["runs/run_000.nc"])
+    path = Path("runs/run_000.nc")
+    if isinstance(changed, str):
+        path.write_text("no netCDF")
+    else:
+        path.unlink()
+        changed.to_netcdf(path)
+    error = refused(capsys)
+    assert "runs/run_000.nc" in error
+    assert expected in error
+    archive = imported("--skip_damaged=true")
+    assert len(archive.complete()) == 4
+    assert 1.0 not in archive.parameters[archive.complete(), 1]
+    assert "Left out: runs/run_000.nc" in capsys.readouterr().out
+
+
+def test_what_makes_no_data_set_is_refused(campaign, capsys):
+    """No files, no parameters, a table of others, a dim that is none."""
+    assert "no file 'nope/*.nc'" in refused(capsys, "nope/*.nc")
+    assert "import needs files" in refused(capsys, "--time=t")
+    assert "two files or more" in refused(capsys, "runs/run_000.nc")
+    assert "--time DIM" in refused(capsys, "runs", "--time=step")
+    assert "Re is 100 in all files" in refused(capsys, "runs", "--parameters=Re")
+    assert "no number 'nuu'" in refused(capsys, "runs", "--parameters=nuu")
+    assert "1 to 4 of the 5 files, got 5" in refused(capsys, "runs", "--held_out=5")
+    Path("t.csv").write_text("file,nu\nother.nc,1\n")
+    assert "the name of each file" in refused(capsys, "runs", "--parameters=t.csv")
+    for path, dataset in campaign.items():
+        dataset.assign_attrs(nu=1).drop_vars("amplitude").to_netcdf(path)
+    assert "--parameters FILE.csv" in refused(capsys, "runs")
+
+
+def test_a_time_of_another_name_and_a_mesh(tmp_path, monkeypatch):
+    """Steps along `step`, whose times have a name of their own; cells as UGRID has them."""
+    monkeypatch.chdir(tmp_path)
+    solver = HeatPlate(cells=(16, 3), steps=4)
+    spec, (middle, *_) = solver.spec, solver.spec.parameters
+    solver.setup(1)
+    values = {p.name: (p.low + p.high) / 2 for p in spec.parameters}
+    for k in range(3):
+        one = {**values, middle.name: middle.low + k}
+        fields = xr.concat(solver.solve(one), "time")[["temperature"]]
+        fields = fields.drop_vars("time").rename(time="step")
+        fields["hours"] = ("step", np.array(spec.times), {"standard_name": "time"})
+        fields["topology"] = (
+            (),
+            0,
+            {
+                "cf_role": "mesh_topology",
+                "face_node_connectivity": "faces",
+                "node_coordinates": "x y",
+            },
+        )
+        cells = np.array(spec.cells) + 1
+        fields["faces"] = (("face", "corner"), cells, {"start_index": 1})
+        fields.attrs[middle.name] = one[middle.name]
+        fields.to_netcdf(f"plate_{k}.nc")
+    main(["import", "plate_*.nc", "--output=plate.zarr"])
+    got = Archive(tmp_path / "plate.zarr").spec
+    assert (got.cells, got.times, got.dims) == (spec.cells, spec.times, spec.dims)
+    assert {c.name for c in got.coordinates} == {"x", "y"}
+
+
+@pytest.mark.parametrize("given", ["runs", "runs/", "runs/run_000.nc"])
+def test_fit_says_how_to_bring_files_in(campaign, capsys, given):
+    """A folder or a file of them is no data set yet."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--data", given, "--model=fully_connected"])
+    assert "surrogate-flow import 'runs/" in capsys.readouterr().err
