@@ -54,7 +54,7 @@ def _run(line: CommandLine) -> None:
     """Parse and run a command: Lightning's, or a module's with a parser of its own."""
     from surrogate_flow.cli import generate, plan, predict
     from surrogate_flow.cli.compare import command as compare
-    from surrogate_flow.cli.lightning import LightningParser, execute
+    from surrogate_flow.cli.lightning import LightningParser, build, execute
     from surrogate_flow.cli.parser import parse
     from surrogate_flow.report.console import show_logs
 
@@ -69,4 +69,6 @@ def _run(line: CommandLine) -> None:
         command.add_arguments(parser)
         command.run(parser.instantiate(parser.parse_args(words[1:])))
 
+    if command is plan and any(w.partition("=")[0] == "--model" for w in line.words):
+        plan.require_trained(build(["fit", *line.words[1:]])[1])
     parse(line, run_own if command else execute)

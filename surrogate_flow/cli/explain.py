@@ -148,7 +148,7 @@ def refused_by_trainer(error: Exception, words: Sequence[str]) -> UserError:
         for option, _, _ in pairs(words)
         if option.startswith("--trainer.")
     ]
-    named = [name for name in typed if _holds(said, name)]
+    named = [name for name in typed if _holds(said, name.rpartition(".")[2])]
     named = named or [name for name in typed if name in _HARDWARE] or typed
     options = " and ".join(f"--trainer.{name}" for name in named)
     return UserError(

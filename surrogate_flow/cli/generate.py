@@ -21,6 +21,7 @@ from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.ensemble import EnsembleStats
 from surrogate_flow.ensemble.events import Event, Failed
 from surrogate_flow.ensemble.study import Study, StudySettings
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.console import LiveLine, print_lines, the_console
 from surrogate_flow.sampling import Design
 from surrogate_flow.stream import Discard
@@ -41,6 +42,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Any) -> None:
     """Write the simulations of a study to a data set on disk."""
+    if options.model is not None:
+        logger.warning("generate trains nothing: --model is ignored.")
     try:
         status = generate(options.data, options.output, the_console())
     except KeyboardInterrupt as error:
@@ -192,14 +195,16 @@ def generate(data: OnlineData, path: Path, console: Console) -> int:
         if failed:
             table = generation.folder / "failures.csv"
             console.print(
-                f"{failed} simulations failed permanently: {table}", style="red"
+                f"{counted(failed, 'simulation')} failed permanently: {table}",
+                style="red",
             )
     generation.close()
     complete = len(archive.complete())
     fields = complete * archive.spec.steps * archive.spec.step_bytes
+    of_all = counted(archive.simulations, "simulation")
     print_lines(
         console,
-        f"Data set: {archive.path}, {complete} of {archive.simulations} simulations, "
+        f"Data set: {archive.path}, {complete} of {of_all}, "
         f"{archive.held_out} of them held out; {format_bytes(archive.size())} on disk, "
         f"{format_bytes(fields)} of fields",
     )

@@ -43,6 +43,9 @@ def show(words: Sequence[str]) -> bool:
     RecipeError
         If help is asked for on a command or a recipe that does not exist.
     """
+    if not words:
+        _print_commands()
+        return False  # None of them is named, which is a mistake all the same.
     if words[:1] == ["--version"]:
         print(f"surrogate-flow {importlib.metadata.version('surrogate-flow')}")
         return True
@@ -58,12 +61,16 @@ def show(words: Sequence[str]) -> bool:
     if of_class or not {"-h", "--help"} & {*words}:
         return False
     if words[0] in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        lines = (f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
-        print(MAIN.format(commands="\n".join(lines)), end="")
+        _print_commands()
     else:
         print(PAGES[command_named(words[0])], end="")
     return True
+
+
+def _print_commands() -> None:
+    width = max(map(len, COMMANDS))
+    lines = (f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
+    print(MAIN.format(commands="\n".join(lines)), end="")
 
 
 def _show_options(option: str, given: str | None, words: Sequence[str]) -> None:

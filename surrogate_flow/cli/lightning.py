@@ -28,6 +28,7 @@ from surrogate_flow.cli.checkpoints import (
     SafeCheckpoint,
 )
 from surrogate_flow.cli.parser import Parser, parse
+from surrogate_flow.cli.plan import require_trained
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.cli.signals import Request, stop_requested
 from surrogate_flow.cli.trainer import (
@@ -38,14 +39,13 @@ from surrogate_flow.cli.trainer import (
     require_possible,
 )
 from surrogate_flow.data.module import SurrogateData
-from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.errors import UserError, user_error
 from surrogate_flow.report.console import the_console
 from surrogate_flow.report.monitor import Monitor
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.report.report import Report
 from surrogate_flow.report.summary import WriteSummary
 from surrogate_flow.surrogate import checkpoint
-from surrogate_flow.surrogate.prediction import require_shape
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["LightningParser", "SurrogateCLI", "build", "execute"]
@@ -121,6 +121,20 @@ class SurrogateCLI(LightningCLI):
         adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}}
         parser.set_defaults({"model.optimizer": adam})
         parser.link_arguments("data.spec", "model.spec", apply_on="instantiate")
+
+    def instantiate_classes(self) -> None:
+        """Build all; a class that refuses, or needs a package, is a sentence."""
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            # jsonargparse wraps what a constructor raises.
+            cause: BaseException | None = error
+            known = (ImportError, MisconfigurationException)
+            while cause is not None and not isinstance(cause, known):
+                cause = cause.__cause__
+            if user_error(error) or not isinstance(cause, known):
+                raise
+            raise explain.refused_by_trainer(cause, sys.argv[1:]) from error
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Refuse to execute a checkpoint, whatever else Lightning offers."""
@@ -205,7 +219,7 @@ class SurrogateCLI(LightningCLI):
         """Find the checkpoint to start from, and refuse one that does not fit."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "fit":
-            self.model.configure_optimizers()  # refuses what it cannot be built from
+            require_trained(self.model)
         path, workflow = kwargs.get("ckpt_path"), self.datamodule.workflow
         if path in ("last", "best"):
             path = runs.last_checkpoint(self._root, workflow, path, self._folder)
@@ -220,9 +234,6 @@ class SurrogateCLI(LightningCLI):
             if subcommand == "fit":
                 runs.tidy(Path(path))
             kwargs["ckpt_path"] = str(path)
-        elif subcommand == "fit":
-            model, name = self.model, self.model.recipe["network"]["class_path"]
-            require_shape(model.network, name, model.spec, model.window)
         return kwargs
 
     def fit(self, **kwargs: Any) -> None:

@@ -123,14 +123,16 @@ With --data and --model it is Lightning's own predict.
     "plan": f"""\
 usage: surrogate-flow plan --data RECIPE [--OPTION VALUE ...]
 
-{COMMANDS["plan"]} It prints the script
-of a job, how many jobs and simulations run at once, and the bytes a second of the
-stream, after a look at the solver. An example:
+{COMMANDS["plan"]}
 
-  surrogate-flow plan --data heat2d --data.cluster slurm
+It runs the solver for some seconds on this machine, calls the network of --model on two
+samples, and prints the script of a job, how many jobs and simulations run at once, and
+the bytes a second of the stream. Nothing is submitted. An example:
+
+  surrogate-flow plan --data heat2d --model fno --data.cluster slurm
 
 {_STUDY}
-more options: surrogate-flow fit --data.help; --model is ignored.
+more options: surrogate-flow fit --data.help
 """,
     "generate": f"""\
 usage: surrogate-flow generate --data RECIPE --output PATH [--OPTION VALUE ...]

@@ -20,7 +20,14 @@ __all__ = ["Parser", "parse"]
 
 # Files of version 0.1 name classes by paths that have changed.
 _load_yaml = get_loader("yaml")
-set_loader("yaml", lambda text: with_present_names(_load_yaml(text)), (YAMLError,))
+
+
+def _load(text: str) -> Any:
+    """Read YAML; jsonargparse hands a null on to a class within a class as ``None``."""
+    return None if text == "None" else with_present_names(_load_yaml(text))
+
+
+set_loader("yaml", _load, (YAMLError,))
 
 
 class _HelpFormatter(DefaultHelpFormatter):

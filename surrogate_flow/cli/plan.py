@@ -19,14 +19,26 @@ from surrogate_flow.cluster.batch import Bounds, batch_system
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.contained import contained
+from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import own_folder
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.solvers.offspring import Offspring
 from surrogate_flow.solvers.solver import Run, Solver, datasets_of
 from surrogate_flow.stream import Encoder
+from surrogate_flow.surrogate.prediction import require_shape
+from surrogate_flow.surrogate.surrogate import Surrogate
 
-__all__ = ["Pace", "Places", "add_arguments", "measure", "places", "run", "show"]
+__all__ = [
+    "Pace",
+    "Places",
+    "add_arguments",
+    "measure",
+    "places",
+    "require_trained",
+    "run",
+    "show",
+]
 
 _LONGEST = 10.0  # seconds that a solver runs here
 
@@ -35,13 +47,23 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add what is simulated, how it is sampled, and on which cluster."""
     parser.add_subclass_arguments(OnlineData, "data", required=True)
     parser.set_defaults({"data": {"class_path": "surrogate_flow.OnlineData"}})
-    # Ignored, so that the options of a fit can be given.
+    # So that the options of a fit can be given.
     parser.add_argument("--model", type=str)
 
 
 def run(options: Any) -> None:
     """Print what a study would ask of its cluster."""
     show(options.data, the_console())
+
+
+def require_trained(surrogate: Surrogate) -> None:
+    """Refuse a model that ``fit`` could not train."""
+    surrogate.configure_optimizers()
+    recipe: Any = surrogate.recipe["network"]
+    spec, window = surrogate.spec, surrogate.window
+    module = recipe["init_args"].get("module")  # of OnGrid
+    name = recipe["class_path"] + (f" of {module}" if module else "")
+    require_shape(surrogate.network, name, spec, window)
 
 
 @dataclass(frozen=True)
@@ -165,9 +187,9 @@ def places(data: OnlineData) -> Places:
 
 def show(data: OnlineData, console: Console) -> None:
     """Print the job's script and the plan."""
-    where = places(data)
     with console.status("A simulation runs here, to see how long it takes"):
-        pace = measure(data.solver, cores=data.cores_per_simulation)
+        pace = _tried(data)
+    where = places(data)
     if where.script:
         console.rule("The script of each job")
         print_lines(console, where.script)
@@ -176,6 +198,19 @@ def show(data: OnlineData, console: Console) -> None:
     for name, value in _rows(data, where, pace):
         table.add_row(name, value)
     console.print(table)
+
+
+def _tried(data: OnlineData) -> Pace | None:
+    """Return the pace of the solver, or its error with the line."""
+    try:
+        return measure(data.solver, cores=data.cores_per_simulation)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{type(data.solver).__name__} failed, with each parameter in the middle "
+            f"of its range: {type(error).__name__}: {error}.{line_of(error)}"
+        ) from error
 
 
 def _rows(

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from surrogate_flow.cli.runs import newest
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.files import write_atomically
 from surrogate_flow.report.console import print_lines
 from surrogate_flow.surrogate.prediction import read_history
@@ -65,7 +66,7 @@ def run(options: Any) -> None:
         left = Path(path).absolute().parent.parent / "history.nc"
         raise UserError(
             "predict",
-            f"a history of {inputs} steps",
+            f"a history of {counted(inputs, 'step')}",
             "none",
             f"Such as --history {left}, of the run that left the checkpoint.",
         )

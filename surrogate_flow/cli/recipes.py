@@ -43,7 +43,7 @@ COMMANDS = {
     "validate": "Errors of a checkpoint, on held-out simulations.",
     "test": "Errors of a checkpoint, on simulations that are run for it.",
     "predict": "Fields from a checkpoint, without solver and cluster.",
-    "plan": "What a study would ask of its cluster; submits nothing.",
+    "plan": "A dry run: one simulation, the network, what a cluster is asked for.",
     "generate": "Write the simulations to a data set on disk.",
     "import": "Write simulations that have ended, a file each, to a data set.",
     "compare": "Train offline and online, and put the errors side by side.",

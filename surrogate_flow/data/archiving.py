@@ -16,6 +16,12 @@ from surrogate_flow.solvers.solver import Solver
 
 __all__ = ["Archiving", "planned"]
 
+# Of files, where a data set is a folder.
+_FILES = {
+    *(".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".csv", ".npz", ".npy", ".zip"),
+    *(".pt", ".ckpt", ".json", ".yaml", ".yml", ".txt", ".parquet"),
+}
+
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +59,11 @@ def planned(
     ArchiveError
         If the data set is of another study, or cannot be written.
     """
+    if path.suffix in _FILES and not path.is_dir():
+        raise ArgumentError(
+            f"{path}: a data set is a folder of Zarr, got the suffix of a file. Name "
+            f"it {path.with_suffix('.zarr')}, which xarray.open_zarr opens."
+        )
     if simulations is None:
         raise ArgumentError(
             "A data set needs an end",

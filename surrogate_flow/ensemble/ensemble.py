@@ -29,7 +29,7 @@ from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, SimulationState
 from surrogate_flow.ensemble.task import Summary
 from surrogate_flow.ensemble.workers import EnsembleError, Workers
-from surrogate_flow.fields.quantities import Simulation
+from surrogate_flow.fields.quantities import Simulation, counted
 from surrogate_flow.sampling import Design
 from surrogate_flow.stream import SpecMismatch
 
@@ -355,7 +355,7 @@ class Ensemble:
     def _check_failures(self, last: Simulation, error: BaseException) -> None:
         if self._failed > self._faults.max_failures:
             raise EnsembleError(
-                f"{self._failed} simulations failed permanently, more than "
+                f"{counted(self._failed, 'simulation')} failed permanently, more than "
                 f"max_failures={self._faults.max_failures}; the last was "
                 f"{last.number} with {dict(last.parameters)}: "
                 f"{type(error).__name__}: {str(error).rstrip('.')}. All are listed in "

@@ -14,9 +14,21 @@ __all__ = [
     "Simulation",
     "Variable",
     "attributes",
+    "counted",
     "in_units",
     "number",
 ]
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words.
+
+    Examples
+    --------
+    >>> counted(1, "step"), counted(2, "step")
+    ('1 step', '2 steps')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def number(value: float) -> float:

@@ -196,6 +196,11 @@ class FieldSpec:
             If a name is unknown or missing, or a value is not a finite number.
         """
         names = [p.name for p in self.parameters]
+        if not isinstance(parameters, Mapping):
+            example = ", ".join(f"{p.name!r}: {p.low:g}" for p in self.parameters)
+            raise ArgumentError(
+                "parameters", f"a mapping such as {{{example}}}", repr(parameters)
+            )
         for name in parameters:
             if name not in names:
                 hint = nearest(name, names)

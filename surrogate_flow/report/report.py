@@ -17,7 +17,7 @@ from rich.console import Console
 
 from surrogate_flow.data.module import SurrogateData, data_of
 from surrogate_flow.data.validation import ValidationSet
-from surrogate_flow.fields.quantities import in_units
+from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.files import tolerate_full_disk, write_atomically
 from surrogate_flow.report.console import print_lines
 from surrogate_flow.report.error_curve import BASELINES, ErrorCurve, baseline_error
@@ -113,10 +113,10 @@ class Report(Callback):
         if surrogate.window.inputs:
             relative = np.nanmean(curve.relative_l2, axis=1)
             self._lines += [
-                f"Rollout error over {len(relative)} steps: {curve.mean:.2%} "
-                "relative (L2, to the size of whole rollouts), "
+                f"Rollout error over {counted(len(relative), 'step')}: "
+                f"{curve.mean:.2%} relative (L2, to the size of whole rollouts), "
                 f"{relative[-1]:.2%} at the last step "
-                f"(mean over {len(curve.squares)} simulations)",
+                f"(mean over {counted(len(curve.squares), 'simulation')})",
                 _beside(curve.mean, {k: b.mean for k, b in baselines.items()}),
             ]
 
@@ -171,7 +171,7 @@ def _errors(
     estimated = spread >= 0  # not of one simulation
     lines = [
         f"{title} error: {error:.2%}{f' ± {spread:.2%}' if estimated else ''} "
-        f"relative (L2, mean over {data.validated} simulations"
+        f"relative (L2, mean over {counted(data.validated, 'simulation')}"
         f"{' and its standard error' if estimated else ''}){beside}"
     ]
     if skill <= 0:

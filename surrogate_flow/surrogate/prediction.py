@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from surrogate_flow.fields.encoder import TIME_TOLERANCE, Encoder, SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError, line_of
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 
@@ -150,7 +151,7 @@ def checked_history(
         after = first + len(fields)
     if len(fields) < inputs:
         raise ArgumentError(
-            f"predict: expected a history of {inputs} steps, got "
+            f"predict: expected a history of {counted(inputs, 'step')}, got "
             f"{len(fields) or 'none'}. Give the first steps of a simulation, such as "
             f"those at {list(spec.times[:inputs])}{units}."
         )

@@ -376,6 +376,29 @@ def test_a_short_question_has_its_answer_at_once(words):
             assert command in "\n".join(answer)
 
 
+def test_the_program_alone_lists_the_commands(capsys):
+    """That none is named is a mistake all the same."""
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    for command, what in COMMANDS.items():
+        assert re.search(rf"^  {command} +{re.escape(what)}$", said.out, re.MULTILINE)
+    assert "Expected a command first, got nothing" in said.err
+
+
+@pytest.mark.parametrize("null", ["null", "None"])
+def test_null_is_taken_within_a_class(null, monkeypatch, capsys):
+    """As the words of help have it."""
+    words = [*FIT, "--data.faults.step_timeout", null, "--print_config"]
+    monkeypatch.setattr(sys, "argv", ["surrogate-flow", *words])
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert not ended.value.code
+    faults = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["faults"]
+    assert faults["step_timeout"] is None
+
+
 def test_text_is_utf_8_whatever_the_locale(tmp_path):
     """Of files that libraries write, too: the program begins again if it must."""
     program = "import sys; from surrogate_flow.cli import main; main()"

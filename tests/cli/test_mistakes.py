@@ -25,7 +25,6 @@ MISTAKES = {
     # Commands, files and recipes: answered before anything is imported.
     "a command that is none": (["generat", *DATA], "Did you mean 'generate'"),
     "another tool's command": (["train", *DATA], "Did you mean 'fit'"),
-    "no command": ([], "Expected a command first, got nothing", "compare"),
     "an option for a command": (["--data=heat2d"], "Expected a command first"),
     "missing recipe": (["fit", "--data=heat", *MODEL], "'heat'", "mean 'heat2d'"),
     "a path that is none": (["fit", "--data", "./nope"], "No recipe './nope'"),
@@ -248,6 +247,15 @@ MISTAKES = {
         "Sobol",
     ),
     "generate: no output": (["generate", *DATA], "generate needs --output"),
+    "generate: a file": (
+        ["generate", *DATA, "--output=x.nc"],
+        "x.nc: a data set is a folder of Zarr, got the suffix of a file. Name it "
+        "x.zarr",
+    ),
+    "an archive in a file": (
+        [*FIT, "--data.archive=x.h5", *SMALL],
+        "x.h5: a data set is a folder of Zarr",
+    ),
     "generate: unknown option": (
         ["generate", *DATA, "--output=x.zarr", "--data.solver.cell=[4,4]"],
         "Did you mean 'cells'",
@@ -275,6 +283,11 @@ MISTAKES = {
     "predict: broken YAML": (
         ["predict", "--ckpt_path=last", "--parameters={a: 1"],
         "--parameters: expected a mapping, got '{a: 1'",
+    ),
+    "compare: epochs": (
+        ["compare", *FIT[1:], "--trainer.max_epochs=3"],
+        "--trainer.max_epochs: compare trains each variant for the same number of "
+        "batches. Say how many with --batches",
     ),
     "compare: unknown option": (
         ["compare", *FIT[1:], "--batch=3"],
@@ -426,6 +439,22 @@ MISTAKES = {
     "no number of the optimizer": (
         [*FIT, "--model.optimizer.lr=1e-3x"],
         "--model.optimizer.lr: expected float, got '1e-3x'",
+    ),
+    "no size of a cluster": (
+        ["plan", *DATA, "--data.cluster=slurm", "--data.cluster.memory=8gigs"],
+        "data.cluster.memory: expected a size such as '8 GB' or '500 MiB', got '8gigs'",
+    ),
+    "no logger that is installed": (
+        [*FIT, "--trainer.logger=CometLogger"],
+        "--trainer.logger: Requirement 'comet-ml",
+        "pip install",
+    ),
+    "no mode of a callback": (
+        [
+            *(*FIT, "--trainer.callbacks+=EarlyStopping"),
+            *("--trainer.callbacks.monitor=val_loss", "--trainer.callbacks.mode=big"),
+        ],
+        "--trainer.callbacks.mode: `mode` can be min, max, got big",
     ),
     "no number of a cluster": (
         ["plan", *DATA, "--data.cluster=slurm", "--data.cluster.cores=x"],
@@ -787,6 +816,13 @@ def test_an_import_that_fails_is_not_for_want_of_a_path(capsys, monkeypatch):
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(Path.cwd())])
     error = error_of(["check", "broken_solvers.A"], capsys)
     assert f"type PYTHONPATH={Path.cwd()} before the command" in error
+
+
+def test_a_dry_run_tries_the_network(capsys):
+    """As a fit would."""
+    Path("other.yaml").write_text("network: own_networks.Wrong")
+    error = error_of(["plan", *DATA, "--model=other.yaml"], capsys)
+    assert error.startswith("own_networks.Wrong, called on 2 samples: expected an out")
 
 
 def test_a_gpu_that_is_not_there_is_a_mistake(capsys, monkeypatch):

@@ -13,6 +13,7 @@ from surrogate_flow.cli.app import main
 from surrogate_flow.cli.plan import measure, places, show
 from surrogate_flow.cluster import PBS, JobQueue, Slurm
 from surrogate_flow.data.online import OnlineData
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.stream import SpecMismatch
 
 
@@ -81,6 +82,19 @@ def test_a_solver_with_a_mistake():
     """The refusal that a worker would send."""
     with pytest.raises(SpecMismatch):
         measure(Troubled("nan", 0.0))
+
+
+class Broken(Wave):
+    """One with a mistake."""
+
+    def solve(self, parameters):
+        yield self.nothing
+
+
+def test_a_solver_that_fails_is_named_with_its_line():
+    """As a fit would name it."""
+    with pytest.raises(UserError, match=r"(?s)Broken failed.*AttributeError.*nothing"):
+        show(OnlineData(Broken()), Console())
 
 
 @pytest.mark.parametrize("kind", [Slurm, PBS])

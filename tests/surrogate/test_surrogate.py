@@ -142,6 +142,7 @@ def test_direct_times_are_predicted_in_bounded_batches(surrogate):
 @pytest.mark.parametrize(
     ("parameters", "times", "message"),
     [
+        ([300.0], None, "parameters: expected a mapping such as {'initial': 100"),
         ({**WALLS, "lef": 1}, None, "Unknown parameter 'lef'. Did you mean 'left'"),
         ({"left": 1}, None, "Missing parameters"),
         ({**WALLS, "left": float("nan")}, None, "finite"),

@@ -110,6 +110,11 @@ class Overrides:
                 "as --variants offline reservoir; capacity and threshold may be given, "
                 f"as {_RESERVOIR}.capacity."
             )
+        if option in ("--trainer.max_epochs", "--trainer.max_steps"):
+            raise RecipeError(
+                f"{option}: compare trains each variant for the same number of "
+                "batches. Say how many with --batches."
+            )
         word = f"{option}={value}"
         if option.startswith(f"{_RESERVOIR}."):
             name = option[len(_RESERVOIR) + 1 :].removeprefix("init_args.")

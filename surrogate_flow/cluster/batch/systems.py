@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+from dask.utils import parse_bytes
 
 from surrogate_flow.cluster import security
 from surrogate_flow.cluster.batch.controller import Bounds
@@ -136,6 +137,13 @@ class BatchSystem(ClusterConfig):
             **(options or {}),
         }
         self._arguments = {k: v for k, v in named.items() if v is not None}
+        try:
+            parse_bytes(self._arguments.get("memory", 0))
+        except (TypeError, ValueError):
+            got = repr(self._arguments["memory"])
+            raise ArgumentError(
+                "data.cluster.memory", "a size such as '8 GB' or '500 MiB'", got
+            ) from None
         #: Waiting times of the supervision of jobs.
         self.timing = JobTiming()
 
