@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from multiprocessing import spawn
 from pathlib import Path
@@ -41,6 +41,23 @@ _SHORT_LOGS = {"low-level-log-length": 100, "system-monitor": {"log-length": 600
 dask.config.update_defaults({"distributed": {"admin": _SHORT_LOGS}})
 
 
+_prepared: Any = spawn.get_preparation_data
+
+
+def _without_script(name: str) -> dict[str, Any]:
+    """Have Dask's workers not import the script that runs, at no start.
+
+    It may lack `if __name__ == "__main__"`, and imports torch. What it defines is
+    pickled by value.
+    """
+    script = "init_main" if name.startswith("Dask Worker") else "nothing"
+    return {k: v for k, v in _prepared(name).items() if not k.startswith(script)}
+
+
+# At the import: a script may open a cluster itself.
+vars(spawn)["get_preparation_data"] = _without_script
+
+
 @contextmanager
 def open_cluster(
     source: ClusterSource,
@@ -56,8 +73,9 @@ def open_cluster(
 
     Parameters
     ----------
-    source : ClusterConfig or callable, optional
-        One single-threaded worker a core on this machine by default.
+    source : ClusterConfig, callable or Cluster, optional
+        Builds the cluster, or is one, which stays open. One single-threaded worker a
+        core on this machine by default.
     folder : Path
         Folder of the run, where workers that other programs start find their keys.
     worker_ttl : float, optional
@@ -84,10 +102,14 @@ def open_cluster(
         }
     )
     cores = cores_per_simulation
+    opened: AbstractContextManager[Any]
     if isinstance(source, ClusterConfig):
         opened = source.open(folder, cores)
     elif system := batch_system(source):
         opened = system.open(folder, cores)
+    elif isinstance(source, Cluster):
+        # Whoever has opened it closes it.
+        opened = nullcontext(source)
     else:
         opened = _built(source or _local_cluster(cores), folder, cores)
     with opened as cluster:
@@ -146,31 +168,9 @@ def _built(
             chosen["security"] = resources.enter_context(keys)
         # Nannies take variables from this process rather than from Dask's settings, and
         # keep them (os.environ.update in WorkerProcess.start).
-        resources.enter_context(_script_left_out())
         with _environment(thread_variables(cores)):
             cluster = resources.enter_context(start(partial(build, **chosen)))
         yield cluster
-
-
-@contextmanager
-def _script_left_out() -> Iterator[None]:
-    """Have workers not import the script that runs, now and when they are restarted.
-
-    It may lack `if __name__ == "__main__"`, and imports torch. What it defines is
-    pickled by value.
-    """
-    prepared: Any = spawn.get_preparation_data
-
-    def without_script(name: str) -> dict[str, Any]:
-        script = "init_main" if name.startswith("Dask Worker") else "nothing"
-        return {k: v for k, v in prepared(name).items() if not k.startswith(script)}
-
-    module: Any = spawn
-    module.get_preparation_data = without_script
-    try:
-        yield
-    finally:
-        module.get_preparation_data = prepared
 
 
 @contextmanager

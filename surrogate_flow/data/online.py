@@ -151,7 +151,8 @@ class OnlineData(SurrogateData):
         # Of given points none is left for ``test``.
         self.tests_apart = self.fixed is None
         self.batch_size = batch_size
-        self.reservoir = reservoir
+        # In version 0.1 it was what makes one.
+        self.reservoir = reservoir() if callable(reservoir) else reservoir
         self.cluster = cluster
         if system := batch_system(cluster):
             system.require_known()

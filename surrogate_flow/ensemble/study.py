@@ -107,6 +107,7 @@ class OpenCluster:
                 supervised = system.supervise(opened, at_least=settings.share)
                 jobs = resources.enter_context(supervised)
             known = Existing.of(opened, local=is_local(opened), jobs=jobs is not None)
+            known.ours = known.ours and opened is not cluster
             yield cls(known, jobs)
 
 

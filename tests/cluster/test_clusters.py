@@ -225,7 +225,6 @@ def test_an_import_leaves_ctrl_c_as_it_was(first):
 
 SCRIPT = """
 import sys
-from functools import partial
 from pathlib import Path
 from distributed import Client, LocalCluster
 from surrogate_flow.cluster.open import open_cluster
@@ -234,17 +233,22 @@ class Mine:
     def where(self):
         return sys.argv[1:], "torch" in sys.modules
 import torch
-one = partial(LocalCluster, n_workers=1, threads_per_worker=1, dashboard_address=":0")
-with open_cluster(one, Path(sys.argv[1])) as cluster:
+given = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0")
+with open_cluster(given, Path(sys.argv[1])) as cluster:
     with Client(cluster, set_as_default=False) as client:
         print(client.submit(Mine().where).result(60))
         client.restart_workers(list(client.scheduler_info()["workers"]))
         print(client.submit(Mine().where, pure=False).result(60))
+print(given.status.name)
+given.close()
 """
 
 
 def test_workers_do_not_run_the_script_again(tmp_path):
-    """Which needs no `if __name__ == "__main__"`, and whose torch they do not import."""
+    """Which needs no `if __name__ == "__main__"`, and whose torch they do not import.
+
+    A cluster that it has opened stays open.
+    """
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
@@ -254,4 +258,5 @@ def test_workers_do_not_run_the_script_again(tmp_path):
         timeout=120,
     )
     place = f"(['{tmp_path}'], False)"
-    assert done.stdout.splitlines() == ["script", place, place], done.stderr
+    lines = ["script", place, place, "running"]
+    assert done.stdout.splitlines() == lines, done.stderr

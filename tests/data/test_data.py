@@ -349,6 +349,12 @@ def test_stop_wakes_the_trainer(opened):
     timer.join()
 
 
+def test_what_makes_a_policy_is_one_too():
+    """Scripts of version 0.1 have a partial there."""
+    made = OnlineData(Wave(), reservoir=partial(FIFO, capacity=20)).reservoir
+    assert made == FIFO(capacity=20)
+
+
 def test_loaders_before_setup_say_so():
     """A loader asked for too early names what to call first."""
     with pytest.raises(RuntimeError, match=r"expected setup\(\)"):
