@@ -1,6 +1,7 @@
 """Solvers for tests: a tiny wave, and all the ways to get it wrong."""
 
 import dataclasses
+import faulthandler
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 import psutil
 import xarray as xr
+from distributed import get_worker
 
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.sampling import Uniform
@@ -136,6 +138,15 @@ class Troubled(Wave):
     def dies(self, phase):
         yield self.step(phase, 1.0)
         os._exit(1)
+
+    def crashes(self, phase):
+        yield self.step(phase, 1.0)
+        faulthandler._sigsegv()
+
+    def here(self, phase):
+        if get_worker().name == 0:
+            raise OSError("libsolver.so.7: cannot open shared object file")
+        yield from super().solve({"phase": phase})
 
     def hangs(self, phase):
         yield self.step(phase, 1.0)

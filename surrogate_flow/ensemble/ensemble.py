@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
-import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
-from distributed import Client, Future
+from distributed import Client, Future, KilledWorker
 
 from surrogate_flow.dataset import ArchiveError
+from surrogate_flow.ensemble.deaths import WorkerDied
 from surrogate_flow.ensemble.events import (
     Event,
     Exhausted,
@@ -24,9 +27,11 @@ from surrogate_flow.ensemble.events import (
     Listener,
     Retried,
     Submitted,
+    described,
 )
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, SimulationState
+from surrogate_flow.ensemble.places import Place, Places
 from surrogate_flow.ensemble.task import Summary
 from surrogate_flow.ensemble.workers import EnsembleError, Workers
 from surrogate_flow.fields.quantities import Simulation, counted
@@ -40,9 +45,25 @@ logger = logging.getLogger(__name__)
 _POLL = 1.0  # seconds between two checks of the size of the cluster
 _CLOSE = 10.0  # seconds for a check that is under way, when the study ends
 _GRACE = 3.0  # seconds that tasks have to end by themselves
+_PAUSE, _LONGEST = 0.25, 60.0  # seconds before a retry; four times as long each time
+_LOST = 3  # machines that may be lost with a simulation before it is charged
 
 Attempt = Callable[[Simulation, int], Summary]
-Ended = tuple[Simulation, int, BaseException | None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An attempt that has ended, and if it has failed why and where.
+
+    It is not the simulation's failure if not `charged`: then it has not begun, or its
+    machine is lost.
+    """
+
+    simulation: Simulation
+    attempt: int
+    error: BaseException | None = None
+    place: Place | None = None
+    charged: bool = True
 
 
 class Tasks:
@@ -59,6 +80,8 @@ class Tasks:
     name : str
         Of the workflow; tasks are called
         ``<name>-<part>-<number>-<attempt>-<study>``.
+    places : Places
+        Where attempts may run, and why workers have died.
     unarchived : callable, optional
         The task from the moment that the data set cannot be written.
     """
@@ -68,13 +91,17 @@ class Tasks:
         client: Client,
         task: Attempt,
         name: str,
+        places: Places,
         unarchived: Attempt | None = None,
     ) -> None:
-        self.client = client
+        self.client, self.places = client, places
         self._task, self._unarchived = task, unarchived
-        self._name, self._token = name, secrets.token_hex(3)
-        self._hung: dict[str, TimeoutError] = {}
+        self._name = name
+        self._ends: dict[str, Ended] = {}
         self._in_flight: dict[str, tuple[Simulation, int, Future[Summary]]] = {}
+        self._bound: dict[str, list[str]] = {}
+        self._restarted: set[str] = set()
+        self._lost: Counter[int] = Counter()
         self._ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         #: Tasks submitted so far.
         self.submitted = 0
@@ -85,16 +112,19 @@ class Tasks:
     def key(self, simulation: Simulation, attempt: int) -> str:
         """Return the name of a task, which no other study on the cluster shares."""
         number = f"{simulation.number}-{attempt}"
-        return f"{self._name}-{simulation.part}-{number}-{self._token}"
+        return f"{self._name}-{simulation.part}-{number}-{self.places.token}"
 
     def names(self) -> dict[tuple[int, int], str]:
         """Return the name of the task of each (simulation, attempt)."""
         in_flight = list(self._in_flight.items())
         return {(simulation.number, n): key for key, (simulation, n, _) in in_flight}
 
-    def submit(self, simulation: Simulation, attempt: int) -> None:
-        """Begin an attempt; those at held-out simulations go first."""
+    def submit(
+        self, simulation: Simulation, attempt: int, tried: Sequence[Place | None] = ()
+    ) -> None:
+        """Begin an attempt elsewhere than it was tried; held-out ones go first."""
         key = self.key(simulation, attempt)
+        workers = self.places.choose(tried)
         future = self.client.submit(
             self._task,
             simulation,
@@ -102,16 +132,42 @@ class Tasks:
             key=key,
             pure=False,
             priority=int(simulation.part != "training"),
+            workers=workers,
         )
         self.submitted += 1
+        if workers is not None:
+            self._bound[key] = workers
         self._in_flight[key] = (simulation, attempt, future)
         future.add_done_callback(self._note)
 
-    def cancel_hung(self, key: str, error: TimeoutError) -> None:
-        """Cancel a hung task; it ends with this error."""
+    def cancel_hung(self, key: str, error: TimeoutError, address: str) -> None:
+        """Cancel a hung task on a worker; it ends with this error."""
+        place = self.places.at(address)
+        self._cancel(key, error, place)
+
+    def restarting(self, addresses: Collection[str]) -> None:
+        """Charge no attempt with the death of these workers."""
+        self._restarted.update(addresses)
+
+    def free(self) -> None:
+        """Cancel what may run only on workers that are no longer there."""
+        present = self.places.present.keys()
+        for key, workers in list(self._bound.items()):
+            if present.isdisjoint(workers):
+                error = EnsembleError(f"{' and '.join(workers)} went before it began.")
+                self._cancel(key, error, charged=False)
+
+    def _cancel(
+        self,
+        key: str,
+        error: BaseException,
+        place: Place | None = None,
+        charged: bool = True,
+    ) -> None:
         if task := self._in_flight.get(key):
-            self._hung[key] = error
-            task[2].cancel()
+            simulation, attempt, future = task
+            self._ends[key] = Ended(simulation, attempt, error, place, charged)
+            future.cancel()
             self._ended.put(key)
 
     def archive_no_more(self, error: ArchiveError) -> None:
@@ -127,7 +183,7 @@ class Tasks:
         self._ended.put(None)
 
     def wait(self, timeout: float) -> Iterator[Ended]:
-        """Yield simulation, attempt and error of what has ended.
+        """Yield what has ended.
 
         Blocks for the first one, `timeout` seconds at most.
 
@@ -163,19 +219,38 @@ class Tasks:
 
     def _settle(self, key: str) -> Ended | None:
         simulation, attempt, future = self._in_flight[key]
-        error: BaseException | None = self._hung.pop(key, None)
-        status = "error" if error else future.status
-        if status not in ("finished", "error", "cancelled"):
+        ended, status = self._ends.pop(key, None), future.status
+        if ended is None and status not in ("finished", "error", "cancelled"):
             # Its worker died with the result, and Dask runs it again.
             future.add_done_callback(self._note)
             return None
         del self._in_flight[key]
+        self._bound.pop(key, None)
+        if ended is not None:
+            return ended
         if status == "cancelled":
             # Nobody else cancels: the client does, when the scheduler is gone.
             raise ConnectionError(f"task {key} was cancelled")
-        if status == "error" and error is None:
-            error = future.exception(timeout=_GRACE)
-        return simulation, attempt, error
+        if status == "finished":
+            self._lost.pop(simulation.number, None)
+            return Ended(simulation, attempt)
+        error, charged = future.exception(timeout=_GRACE), True
+        if isinstance(error, KilledWorker):
+            error, charged = self._died(key, simulation.number, error.last_worker)
+        return Ended(simulation, attempt, error, self.places.of(key), charged)
+
+    def _died(self, key: str, number: int, worker: Any) -> tuple[WorkerDied, bool]:
+        """Return why a worker has died, and whether the attempt is to blame."""
+        if worker.address in self._restarted:
+            return WorkerDied("Another simulation on its worker hung."), False
+        death = self.places.death(worker.address) if worker.nanny else None
+        if death and death["ran"]:
+            error = WorkerDied.of(death["code"], death["ran"].get(key, ""))
+            return error, key in death["ran"]
+        # With its nanny, or before it began anything.
+        self._lost[number] += 1
+        charged = not worker.nanny or self._lost[number] > _LOST
+        return WorkerDied.of(death["code"] if death else None), charged
 
 
 @dataclass(frozen=True)
@@ -220,8 +295,11 @@ class Ensemble:
         self._design, self._exhausted = design, False
         self._ledger, self._listeners = ledger, listeners
         self._faults, self._ahead = faults, ahead
-        self._again = deque[tuple[Simulation, int]]()
-        self._failed = self._retried = self._held_out = 0
+        # When, which attempt, and where those before have failed.
+        self._again: list[tuple[float, Simulation, int]] = []
+        self._tried: dict[int, list[Place | None]] = {}
+        self._failures: list[list[Place | None]] = []
+        self._retried = self._held_out = 0
         self._closing = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="ensemble", daemon=True)
@@ -244,7 +322,7 @@ class Ensemble:
     @property
     def remaining(self) -> int | None:
         """Number of simulations that could run at once, once all have begun."""
-        return len(self._tasks) if self._exhausted else None
+        return len(self._tasks) + len(self._again) if self._exhausted else None
 
     def stats(self) -> EnsembleStats:
         """Count simulations by state, those of earlier processes too."""
@@ -279,22 +357,30 @@ class Ensemble:
 
     def _run(self) -> None:
         try:
-            self._workers.wait(self._faults, self._closing, self._ahead)
+            self._look()
             checked = time.monotonic()
             while not self._closing.is_set():
                 self._submit()
-                if not self._tasks and self._exhausted:
+                if not self.remaining and self._exhausted:
                     self._end()
                     break
-                for simulation, attempt, error in self._tasks.wait(_POLL):
-                    self._settle(simulation, attempt, error)
+                due = min((at for at, *_ in self._again), default=math.inf)
+                for ended in self._tasks.wait(
+                    min(_POLL, max(0.0, due - time.monotonic()))
+                ):
+                    self._settle(ended)
                 if time.monotonic() - checked > _POLL:
-                    self._workers.wait(self._faults, self._closing, self._ahead)
+                    self._look()
                     self._workers.trim_scheduler(self._tasks.submitted)
                     checked = time.monotonic()
         except BaseException as error:
             # Raised again by check(), in the trainer's thread.
             self._error = self._explained(error)
+
+    def _look(self) -> None:
+        self._workers.wait(self._faults, self._closing, self._ahead)
+        self._tasks.places.present = self._workers.present
+        self._tasks.free()
 
     def _end(self) -> None:
         # The inlet may still hand over what failed simulations had sent.
@@ -308,11 +394,15 @@ class Ensemble:
             listener(event)
 
     def _submit(self) -> None:
-        while len(self._tasks) < self._workers.room(
-            1 if self._held_out else self._ahead
+        now = time.monotonic()
+        while len(self._tasks) < (
+            room := self._workers.room(1 if self._held_out else self._ahead)
         ):
-            if self._again:
-                simulation, attempt = self._again.popleft()
+            if due := [retry for retry in self._again if retry[0] <= now]:
+                _, simulation, attempt = again = min(due, key=itemgetter(0))
+                self._again.remove(again)
+            elif len(self._again) >= room:
+                return
             elif following := self._design.next():
                 simulation, attempt = following, 0
                 self._held_out += simulation.part != "training"
@@ -321,15 +411,17 @@ class Ensemble:
                 self._exhausted = True
                 return
             self._emit(Submitted(simulation, attempt))
-            self._tasks.submit(simulation, attempt)
+            tried = self._tried.get(simulation.number, ())
+            self._tasks.submit(simulation, attempt, tried)
 
-    def _settle(
-        self, simulation: Simulation, attempt: int, error: BaseException | None
-    ) -> None:
-        if self._ledger.state(simulation.number) is SimulationState.COMPLETE:
+    def _settle(self, ended: Ended) -> None:
+        simulation, attempt, error = ended.simulation, ended.attempt, ended.error
+        number, place = simulation.number, ended.place
+        if self._ledger.state(number) is SimulationState.COMPLETE:
             if error is not None:
-                logger.warning("%s", error)
+                logger.warning("Simulation %d is complete, but: %s", number, error)
             self._held_out -= simulation.part != "training"
+            self._tried.pop(number, None)
             self._emit(Finished(simulation, attempt))
             return
         if self._closing.is_set():
@@ -338,28 +430,39 @@ class Ensemble:
             "The task has ended, but not all of its steps have arrived: another "
             "attempt had taken its place, and did not end."
         )
+        again = attempt + 1
         if isinstance(error, ArchiveError):
             self._tasks.archive_no_more(error)
-            self._again.append((simulation, attempt + 1))
+            self._again.append((0.0, simulation, again))
+            return
+        if not ended.charged:
+            logger.info("Simulation %d begins again. %s", number, error)
+            self._again.append((0.0, simulation, again))
+            return
+        if place:
+            self._tasks.places.failed(place, error)
+        tried = self._tried.setdefault(number, [])
+        tried.append(place)
         # What a solver yields against its own spec, it will yield again.
-        elif attempt < self._faults.retries and not isinstance(error, SpecMismatch):
+        if len(tried) <= self._faults.retries and not isinstance(error, SpecMismatch):
             self._retried += 1
-            self._emit(Retried(simulation, attempt, error))
-            self._again.append((simulation, attempt + 1))
+            pause = min(_PAUSE * 4.0 ** (len(tried) - 1), _LONGEST)
+            self._again.append((time.monotonic() + pause, simulation, again))
+            self._emit(Retried(simulation, attempt, error, place))
         else:
-            self._failed += 1
+            self._failures.append(self._tried.pop(number))
             self._held_out -= simulation.part != "training"
-            self._emit(Failed(simulation, attempt, error))
+            self._emit(Failed(simulation, attempt, error, place))
             self._check_failures(simulation, error)
 
     def _check_failures(self, last: Simulation, error: BaseException) -> None:
-        if self._failed > self._faults.max_failures:
+        if self._tasks.places.count(self._failures) > self._faults.max_failures:
+            failed, (first, line) = len(self._failures), described(error)
             raise EnsembleError(
-                f"{counted(self._failed, 'simulation')} failed permanently, more than "
+                f"{counted(failed, 'simulation')} failed permanently, more than "
                 f"max_failures={self._faults.max_failures}; the last was "
-                f"{last.number} with {dict(last.parameters)}: "
-                f"{type(error).__name__}: {str(error).rstrip('.')}. All are listed in "
-                "failures.csv in the run's folder."
+                f"{last.number} with {dict(last.parameters)}: {first.rstrip('.')}. "
+                f"All are listed in failures.csv in the run's folder.{line}"
             )
 
     def _explained(self, error: BaseException) -> BaseException:

@@ -7,11 +7,15 @@ import csv
 import datetime
 import logging
 import os
+import re
 import traceback
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from surrogate_flow.ensemble.places import Place
+from surrogate_flow.fields.errors import line_of
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.files import tolerate_full_disk
 
@@ -24,6 +28,7 @@ __all__ = [
     "Listener",
     "Retried",
     "Submitted",
+    "described",
 ]
 
 logger = logging.getLogger(__name__)
@@ -52,6 +57,7 @@ class Retried:
     simulation: Simulation
     attempt: int
     error: BaseException
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Failed:
     simulation: Simulation
     attempt: int
     error: BaseException
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,17 @@ class Listener(Protocol):
         ...
 
 
+def described(error: BaseException) -> tuple[str, str]:
+    """Return class and first line of an error, and where in the user's code it was."""
+    first, newline, rest = str(error).partition("\n")
+    return f"{type(error).__name__}: {first}", newline + rest or line_of(error)
+
+
 class FailureLog:
     """A listener that writes one row for each failed attempt; no file without any.
+
+    The log has the first attempt of those that fail in one way at one line of the
+    solver, and says of the others, at ten, a hundred and so on, how many they are.
 
     Rows for which the disk has no room wait for the next failure.
 
@@ -99,6 +115,8 @@ class FailureLog:
         "part",
         "attempt",
         "outcome",
+        "worker",
+        "host",
         "error",
         "message",
         "parameters",
@@ -108,23 +126,21 @@ class FailureLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._late: list[tuple[object, ...]] = []
+        self._alike: Counter[tuple[str, str]] = Counter()
 
     def __call__(self, event: Event) -> None:
-        """Append a row for a failed attempt, flush it, and log it in one line."""
+        """Append a row for a failed attempt, flush it, and log it."""
+        if isinstance(event, Exhausted):
+            for (kind, _), count in self._alike.items():
+                if count > 1:
+                    logger.warning(
+                        "%d attempts failed with %s in all [%s]", count, kind, self.path
+                    )
         if not isinstance(event, Retried | Failed):
             return
-        simulation, error = event.simulation, event.error
+        simulation, error, place = event.simulation, event.error, event.place
         outcome = "retried" if isinstance(event, Retried) else "failed permanently"
-        logger.warning(
-            "Simulation %d (%s), attempt %d, failed: %s: %s [%s; %s]",
-            simulation.number,
-            simulation.part,
-            event.attempt,
-            type(error).__name__,
-            str(error).partition("\n")[0],
-            outcome,
-            self.path,
-        )
+        self._log(event, outcome)
         self._late.append(
             (
                 datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -132,6 +148,8 @@ class FailureLog:
                 simulation.part,
                 event.attempt,
                 outcome,
+                place.worker if place else "",
+                place.host if place else "",
                 type(error).__name__,
                 str(error),
                 dict(simulation.parameters),
@@ -140,6 +158,27 @@ class FailureLog:
         )
         with tolerate_full_disk(self.path):
             self._write()
+
+    def _log(self, event: Retried | Failed, outcome: str) -> None:
+        first, line = described(event.error)
+        # Without a line, one kind of message is one defect, whatever its numbers.
+        alike = type(event.error).__name__, line or re.sub(r"\d+", "", first)
+        self._alike[alike] += 1
+        count = self._alike[alike]
+        if count == 1:
+            logger.warning(
+                "Simulation %d (%s), attempt %d, failed on worker %s: %s [%s; %s]%s",
+                event.simulation.number,
+                event.simulation.part,
+                event.attempt,
+                event.place or "unknown",
+                first,
+                outcome,
+                self.path,
+                line,
+            )
+        elif count == 10 ** (len(str(count)) - 1):
+            logger.warning("%d attempts have failed so: %s%s", count, first, line)
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from surrogate_flow.ensemble.events import Event, Failed, FailureLog, Listener
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, RecordingSink
 from surrogate_flow.ensemble.packed import Packed
+from surrogate_flow.ensemble.places import Places
 from surrogate_flow.ensemble.task import on_workers, receipts
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
@@ -180,7 +181,8 @@ class Study:
                 )
             )
             unarchived = replace(task, archives=False) if settings.streams else None
-            tasks = Tasks(client, task, settings.name, unarchived)
+            places = enter(Places(client, task.study))
+            tasks = Tasks(client, task, settings.name, places, unarchived)
             workers = Workers(
                 client,
                 jobs=cluster.jobs,

@@ -24,6 +24,7 @@ from distributed.protocol.pickle import loads
 from distributed.utils import sync
 
 from surrogate_flow.ensemble.contained import contained
+from surrogate_flow.ensemble.deaths import Recorder
 from surrogate_flow.ensemble.packed import Packed
 from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.quantities import Simulation
@@ -121,7 +122,8 @@ class Task:
             time.sleep(0.05)
         plugin = plugins[self.study]
         assert isinstance(plugin, _SolverPlugin)
-        return plugin.run(simulation, attempt, archives=self.archives)
+        with plugin.recorder.running(str(get_worker().get_current_task())):
+            return plugin.run(simulation, attempt, archives=self.archives)
 
 
 @contextmanager
@@ -155,7 +157,7 @@ def on_workers(
     packed = Packed.of(solver)
     travels = len(packed.pickle) / _BANDWIDTH
     accept = _ACCEPT + travels
-    plugin = _SolverPlugin(packed, endpoint, cores, writer, streams, ours)
+    plugin = _SolverPlugin(study, packed, endpoint, cores, writer, streams, ours)
     ask: Any = client
     try:
         try:
@@ -194,6 +196,7 @@ class _SolverPlugin(WorkerPlugin):
 
     def __init__(
         self,
+        study: str,
         solver: Packed,
         endpoint: Endpoint,
         cores: int,
@@ -201,7 +204,7 @@ class _SolverPlugin(WorkerPlugin):
         streams: bool,
         ours: bool,
     ) -> None:
-        self._ours = ours
+        self._study, self._ours = study, ours
         self._solver, self._name = solver.pickle, solver.name
         self._endpoint, self._writer = endpoint, writer
         self._cores, self._streams = cores, streams
@@ -213,6 +216,7 @@ class _SolverPlugin(WorkerPlugin):
         self._idle: list[Solver] = []
         self._busy = 0
         self._ended = False
+        self.recorder = Recorder(worker, self._study)
         # None where workers are threads of the trainer, which has processes of its own.
         threads = worker.address.startswith("inproc")
         self._offspring = None if threads else Offspring()
@@ -236,6 +240,7 @@ class _SolverPlugin(WorkerPlugin):
         for solver in idle:
             await asyncio.to_thread(self._close, solver)
         await asyncio.to_thread(self._end_offspring)
+        self.recorder.close()
 
     def run(self, simulation: Simulation, attempt: int, *, archives: bool) -> Summary:
         """Solve a simulation with an idle solver, or a new one."""

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 
 from surrogate_flow.ensemble.ensemble import Tasks
@@ -169,11 +170,14 @@ class Watchdog:
                 restart.add(address)
             # Before the restart, or Dask would run it again.
             error = self._error(silent[key], address, nanny, stack)
-            self._tasks.cancel_hung(key, error)
+            self._tasks.cancel_hung(key, error, address)
         if restart:
-            self._client.restart_workers(
-                list(restart), timeout=_RESTART, raise_for_error=False
-            )
+            self._tasks.restarting(restart)
+            # One that has died since is no longer known, and restarts anyway.
+            with suppress(KeyError):
+                self._client.restart_workers(
+                    list(restart), timeout=_RESTART, raise_for_error=False
+                )
 
     async def _stacks(self, keys: list[str]) -> dict[str, list[str] | None]:
         """Return the stack of each task, [] if none runs it, None without an answer."""

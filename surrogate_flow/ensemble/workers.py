@@ -63,6 +63,8 @@ class Workers:
         self.address: str = getattr(client.scheduler, "address", "")
         #: Threads of all workers that stay, and of those that are not paused.
         self.threads = self.ready = 0
+        #: Name and host of all workers that stay, by their addresses.
+        self.present: dict[str, tuple[str, str]] = {}
         self._count = self._trimmed = 0
         self._seen = False
         self._paused: dict[str, dict[str, Any]] = {}
@@ -142,6 +144,7 @@ class Workers:
             for address, worker in staying.items()
             if worker["status"] == Status.paused.name
         }
+        self.present = {a: (str(w["name"]), w["host"]) for a, w in staying.items()}
         self.threads = sum(worker["nthreads"] for worker in staying.values())
         paused = sum(worker["nthreads"] for worker in self._paused.values())
         self.ready = self.threads - paused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "MissingPackageError",
     "UserError",
     "line_at",
+    "line_in",
     "line_of",
     "user_error",
 ]
@@ -75,7 +77,7 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 def line_of(error: BaseException) -> str:
     """Return the last line of the user's own code on the way to an error, if any."""
-    return _last(traceback.extract_tb(error.__traceback__))
+    return line_in(traceback.extract_tb(error.__traceback__))
 
 
 def line_at(generator: object) -> str:
@@ -83,14 +85,15 @@ def line_at(generator: object) -> str:
     while (inner := getattr(generator, "gi_yieldfrom", None)) is not None:
         generator = inner
     frame = getattr(generator, "gi_frame", None)
-    return "" if frame is None else _last(traceback.extract_stack(frame, limit=1))
+    return "" if frame is None else line_in(traceback.extract_stack(frame, limit=1))
 
 
-def _last(frames: traceback.StackSummary) -> str:
+def line_in(frames: Sequence[traceback.FrameSummary]) -> str:
+    """Return the last line of the user's own code in a stack, outermost first."""
     package = str(Path(__file__).parents[1])
     for frame in reversed(frames):
         name = frame.filename
         installed = "site-packages" in name or "/lib/python" in name
-        if not installed and not name.startswith((package, "<frozen")):
+        if not installed and not name.startswith((package, "<")):
             return f"\nAt {name}:{frame.lineno}, in {frame.name}: {frame.line}"
     return ""

@@ -1,6 +1,7 @@
 """The ensemble and the stream together, on a real cluster, counted by a ledger of the tests' own."""
 
 import collections
+import contextlib
 import csv
 import itertools
 import os
@@ -9,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,8 @@ from surrogate_flow.ensemble.events import (
 )
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, RecordingSink
-from surrogate_flow.ensemble.task import run
+from surrogate_flow.ensemble.places import Place, Places
+from surrogate_flow.ensemble.task import on_workers
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
 from surrogate_flow.fields.quantities import Simulation
@@ -95,7 +96,12 @@ class Run:
         recorded = RecordingSink(self.ledger, self.arrivals)
         self.inlet = Inlet(solver.spec, recorded, **stream or {})
         self.inlet.__enter__()
-        self.tasks = Tasks(client, partial(run, solver, self.inlet.endpoint), "wave")
+        self.resources = contextlib.ExitStack()
+        task = self.resources.enter_context(
+            on_workers(client, solver, self.inlet.endpoint)
+        )
+        places = self.resources.enter_context(Places(client, task.study))
+        self.tasks = Tasks(client, task, "wave", places)
         faults = Faults(**faults)
         self.ensemble = Ensemble(
             self.tasks,
@@ -132,6 +138,7 @@ class Run:
         self.ensemble.close()
         if self.watchdog:
             self.watchdog.close()
+        self.resources.close()
         self.inlet.__exit__(*error)
 
     def wait(self):
@@ -275,8 +282,11 @@ def test_too_many_failures_end_the_study(client, tmp_path):
     solver = Troubled("raises", above=0.0)
     with Run(client, solver, planned(50), tmp_path, retries=0, max_failures=3) as study:
         assert study.ensemble.wait(PATIENCE)
-        with pytest.raises(EnsembleError, match=r"max_failures=3.*negative density"):
+        with pytest.raises(
+            EnsembleError, match=r"max_failures=3.*negative density"
+        ) as e:
             study.ensemble.check()
+    assert "troubled.py:" in str(e.value)
     assert len(study.failed) == 4
 
 
@@ -313,21 +323,125 @@ def test_a_killed_worker_loses_and_repeats_nothing(tmp_path):
     assert study.arrivals.seen == whole(range(200))
 
 
-def test_a_solver_that_kills_its_worker_fails_permanently(tmp_path):
-    """Workers that die with one simulation come back, and run the others to their end."""
+@pytest.mark.parametrize(
+    ("fault", "threads", "words"),
+    [
+        ("dies", 1, ["exit status 1"]),
+        ("crashes", 2, ["signal 11 (SIGSEGV)", "troubled.py:", "in crashes: "]),
+    ],
+)
+def test_a_death_of_a_worker_is_one_attempt_of_what_it_ran(
+    fault, threads, words, tmp_path
+):
+    """Its error says how the process died, and where; nobody else is charged."""
     simulations = [Simulation(n, "training", {"phase": n / 10}) for n in range(8)]
-    solver = Troubled("dies", above=0.65)
-    # Dask itself tries four times.
     with (
-        open_cluster(None) as cluster,
+        open_cluster(
+            lambda: LocalCluster(
+                n_workers=1,
+                threads_per_worker=threads,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=50,
+            )
+        ) as cluster,
         Client(cluster, set_as_default=False) as client,
-        Run(client, solver, simulations, tmp_path, retries=0) as study,
+        Run(client, Troubled(fault, 0.65), simulations, tmp_path, retries=1) as study,
     ):
         study.wait()
     assert study.failed == [7]
-    assert [row["error"] for row in study.rows()] == ["KilledWorker"]
+    rows = study.rows()
+    assert [(row["simulation"], row["error"]) for row in rows] == 2 * [
+        ("7", "WorkerDied")
+    ]
+    for row in rows:
+        assert all(word in row["message"] for word in words), row["message"]
+        assert (row["worker"], row["host"]) == ("0", "127.0.0.1")
     arrived = {key: n for key, n in study.arrivals.seen.items() if key[0] != 7}
     assert arrived == whole(range(7))
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_worker_where_all_fail_is_set_aside(client, tmp_path, caplog, retries):
+    """Another one makes the retries, and failures of one worker alone end no study."""
+    solver, faults = Troubled("here", above=-1.0), {"max_failures": 0}
+    with Run(client, solver, planned(12), tmp_path, retries=retries, **faults) as study:
+        study.wait()
+    rows = study.rows()
+    assert rows
+    assert {(row["worker"], row["error"]) for row in rows} == {("0", "OSError")}
+    assert len(study.failed) == (0 if retries else len(rows))
+    assert len(rows) < 9
+    assert study.arrivals.seen == whole(set(range(12)) - set(study.failed))
+    if len(rows) >= 3:
+        assert "Worker 0 (127.0.0.1) is set aside for 1 s" in caplog.text
+
+
+def place(name, in_row=1, succeeded=False, host="10.0.0.1"):
+    return Place(str(name), f"tcp://{host}:{name}", host, in_row, in_row, succeeded)
+
+
+def places(*workers):
+    known = Places(None, "study")
+    known.present = {p.address: (p.worker, p.host) for p in workers}
+    return known
+
+
+def test_retries_go_to_other_hosts_then_to_other_workers():
+    """And to any, where there is no other."""
+    near, far = [place(n) for n in (1, 2)], place(3, host="10.0.0.2")
+    assert places(*near, far).choose([near[0]]) == [far.address]
+    assert places(*near).choose([near[0]]) == [near[1].address]
+    assert places(*near).choose(near) is None
+    assert places(near[0]).choose(near[:1]) is None
+    assert places(*near, far).choose([None]) is None
+
+
+def test_a_worker_rests_after_three_failures_in_a_row():
+    """So does a host, but not the last one; a failure after a success ends it."""
+    workers = [place(1), place(2), place(3, host="10.0.0.2")]
+    known, error = places(*workers), OSError("no library")
+    known.failed(place(1, in_row=2), error)
+    assert known.choose([]) is None
+    known.failed(place(1, in_row=3), error)
+    assert known.choose([]) == [workers[2].address]
+    known.failed(place(3, in_row=3, host="10.0.0.2"), error)
+    assert known.choose([]) is None
+    alone = places(workers[0])
+    alone.failed(place(1, in_row=9), error)
+    assert not alone.set_aside()
+    known.failed(place(1, in_row=1), error)
+    assert known.set_aside() == ["Worker 3", "Host 10.0.0.2"]
+
+
+def test_failures_count_that_two_workers_confirm():
+    """A defect of the solver fails everywhere; a bad worker, or host, alone."""
+    one, two, far = place(1), place(2), place(3, host="10.0.0.2")
+    assert places(one, two).count([[one], [one]]) == 0
+    assert places(one, two).count([[one], [two]]) == 2
+    assert places(one, two).count([[one, two], [one]]) == 1
+    assert places(one).count([[one], [one]]) == 2
+    assert places(one, two).count([[place(1, succeeded=True)], [one]]) == 1
+    assert places(one, two).count([[None]]) == 1
+    assert places(one, two, far).count([[one], [two]]) == 0
+    assert places(one, two, far).count([[one], [far]]) == 2
+
+
+def test_the_log_has_one_line_for_what_fails_alike(tmp_path, caplog):
+    """The first in full, with the solver's line, then how many; failures.csv has all."""
+    log = FailureLog(tmp_path / "failures.csv")
+    for simulation in planned(25):
+        try:
+            list(Troubled("raises", above=-1.0).solve(simulation.parameters))
+        except ArithmeticError as error:
+            log(Failed(simulation, 0, error, place(1)))
+    log(Exhausted())
+    first, ten, total = (record.getMessage() for record in caplog.records)
+    assert "Simulation 0 (training), attempt 0, failed on worker 1 (10.0.0.1)" in first
+    assert "troubled.py:" in first
+    assert "in raises: raise ArithmeticError" in first
+    assert "10 attempts have failed so: ArithmeticError: negative density" in ten
+    assert "25 attempts failed with ArithmeticError in all" in total
+    assert log.path.read_text().count("\nArithmeticError: negative") == 25
 
 
 def test_workers_that_are_gone_for_good_end_the_study(tmp_path):

@@ -19,6 +19,7 @@ from surrogate_flow.ensemble.ensemble import Ensemble, Tasks
 from surrogate_flow.ensemble.events import Exhausted, Failed, FailureLog
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import RecordingSink, SimulationState
+from surrogate_flow.ensemble.places import Places
 from surrogate_flow.ensemble.task import run
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
@@ -97,7 +98,10 @@ class Trial:
             self.proxy = stack.enter_context(Proxy(endpoint.address, plan.cuts))
             endpoint = replace(endpoint, address=self.proxy.address)
         faults = Faults(max_failures=plan.simulations, step_timeout=plan.step_timeout)
-        tasks = Tasks(self.client, partial(run, self.solver, endpoint), "faults")
+        # Without `on_workers` no death of a worker is charged to a simulation.
+        places = stack.enter_context(Places(self.client, "faults"))
+        task = partial(run, self.solver, endpoint)
+        tasks = Tasks(self.client, task, "faults", places)
         self.ensemble = Ensemble(
             tasks,
             Workers(self.client),

@@ -1,0 +1,164 @@
+"""How the process of a worker has died, and which attempts ran in it."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from traceback import FrameSummary
+from typing import Any
+
+from distributed import NannyPlugin
+
+from surrogate_flow.fields.errors import UserError, line_in
+
+__all__ = ["Recorder", "Reporter", "WorkerDied"]
+
+logger = logging.getLogger(__name__)
+
+_STACK = re.compile(r"^(Current thread|Thread) (0x\w+).*\n((?:  File .*\n?)*)", re.M)
+_FRAME = re.compile(r'  File "(.+)", line (\d+) in (.+)')
+_USUAL = {
+    signal.SIGKILL: "the machine, or the job, is out of memory",
+    signal.SIGTERM: "Dask ends a worker that holds more than its memory_limit",
+}
+
+
+class WorkerDied(UserError, RuntimeError):
+    """The process of a worker has died in the middle of an attempt."""
+
+    @classmethod
+    def of(cls, code: int | None, line: str = "") -> WorkerDied:
+        """Return the error of an attempt that ran, from the exit code if known."""
+        how, usual = "and nothing is left that says how", ""
+        if code is not None and code >= 0:
+            how = f"with exit status {code}"
+        elif code is not None:
+            known = code and -code in set(signal.Signals)
+            name = f" ({signal.Signals(-code).name})" if known else ""
+            how = f"of signal {-code}{name}"
+            if why := _USUAL.get(-code):  # type: ignore[call-overload]
+                usual = f" Usual cause: {why}."
+        return cls(f"The worker's process has died {how}.{usual}{line}")
+
+
+def _path(folder: str | Path, study: str, address: str) -> Path:
+    return Path(folder) / f"{study}-{re.sub(r'[^0-9A-Za-z.]+', '-', address)}.running"
+
+
+class Recorder:
+    """The attempts that run in a worker's process, in a file that outlives it.
+
+    If a signal ends the process, `faulthandler` adds what each thread was at. Without a
+    nanny nobody would read it, and nothing is written.
+    """
+
+    def __init__(self, worker: Any, study: str) -> None:
+        self._file, self._running, self._lock = None, 0, threading.Lock()
+        if worker.nanny:
+            # Beside the worker's folder, which its nanny removes when it has died.
+            folder = Path(worker.local_directory).parent
+            self._path = _path(folder, study, worker.address)
+            self._file = self._path.open("ab", buffering=0)
+            faulthandler.enable(self._file)
+
+    @contextmanager
+    def running(self, key: str) -> Iterator[None]:
+        """Note that this thread makes an attempt."""
+        self._note("+", key, 1)
+        try:
+            yield
+        finally:
+            self._note("-", key, -1)
+
+    def _note(self, sign: str, key: str, more: int) -> None:
+        with self._lock:
+            self._running += more
+            # A full disk costs no attempt.
+            with suppress(OSError):
+                if self._file is None:
+                    return
+                if self._running:
+                    line = f"{sign} {threading.get_ident():#018x} {key}\n"
+                    self._file.write(line.encode())
+                else:
+                    self._file.truncate(0)
+
+    def close(self) -> None:
+        """Remove the file."""
+        if self._file is not None:
+            faulthandler.disable()
+            self._file.close()
+            self._file = None
+            self._path.unlink(missing_ok=True)
+
+
+class Reporter(NannyPlugin):
+    """Tells a study's clients, as an event, how a worker's process has died.
+
+    The event has the worker's address, the exit code, and the line of each attempt that
+    is to blame: the one that the signal was raised in, or else all that ran.
+    """
+
+    def __init__(self, study: str) -> None:
+        self.name = study
+
+    def setup(self, nanny: Any) -> None:
+        """Have this called when the present and each later process has ended."""
+        if not isinstance(nanny._on_worker_exit_sync, _OnExit):
+            nanny._on_worker_exit_sync = _OnExit(nanny)
+            if nanny.process is not None:
+                nanny.process.on_exit = nanny._on_worker_exit_sync
+
+    def report(self, nanny: Any, code: int) -> None:
+        """Read what the process has left, and send it."""
+        path = _path(nanny.local_directory, self.name, nanny.worker_address)
+        text = path.read_text(errors="replace") if path.exists() else ""
+        path.unlink(missing_ok=True)
+        death = {"died": nanny.worker_address, "code": code, "ran": _to_blame(text)}
+        # RuntimeError (AsyncTaskGroupClosedError) if the nanny closes, too.
+        with suppress(RuntimeError):
+            nanny.log_event(self.name, death)
+
+
+class _OnExit:
+    """What a nanny calls when a worker's process has ended, for all studies."""
+
+    def __init__(self, nanny: Any) -> None:
+        self._nanny, self._then = nanny, nanny._on_worker_exit_sync
+
+    def __call__(self, code: int) -> None:
+        try:
+            for plugin in list(self._nanny.plugins.values()):
+                if isinstance(plugin, Reporter):
+                    plugin.report(self._nanny, code)
+        except Exception:
+            logger.exception("How a worker has died is not known")
+        finally:
+            self._then(code)
+
+
+def _to_blame(text: str) -> dict[str, str]:
+    """Return the attempts to blame, and the line of the user's code of each."""
+    running: dict[str, str] = {}
+    for sign, thread, key in re.findall(r"^([+-]) (0x\w+) (.+)$", text, re.M):
+        if sign == "+":
+            running[key] = thread
+        else:
+            running.pop(key, None)
+    lines, raised = {}, ""
+    for title, thread, frames in _STACK.findall(text):
+        stack = [
+            FrameSummary(file, int(n), name, lookup_line=False)
+            for file, n, name in _FRAME.findall(frames)
+        ]
+        lines[thread] = line_in(stack[::-1])
+        if title.startswith("Current"):
+            raised = thread
+    to_blame = {k: t for k, t in running.items() if t == raised} or running
+    return {k: lines.get(t) or lines.get(raised, "") for k, t in to_blame.items()}

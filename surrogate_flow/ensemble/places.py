@@ -1,0 +1,251 @@
+"""Where attempts fail: which worker and host, and which of them rest therefore."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Self
+
+from distributed import Client, SchedulerPlugin
+from distributed.comm.addressing import get_address_host
+
+from surrogate_flow.ensemble.deaths import Reporter
+
+__all__ = ["Place", "Places"]
+
+logger = logging.getLogger(__name__)
+
+_IN_ROW = 3  # failures without a success, after which a worker rests
+_REST, _LONGEST = 1.0, 600.0  # seconds; twice as long for each further failure
+_ANSWER = 5.0  # seconds that scheduler and nannies have to accept what watches them
+_REPORT = 3.0  # seconds for a nanny to report how its worker has died
+
+
+@dataclass(frozen=True)
+class Place:
+    """A worker, and what has become of the attempts there until one failed.
+
+    Attributes
+    ----------
+    worker, address, host : str
+        Its name, which it keeps when its process is restarted, and where it was.
+    in_row, host_in_row : int
+        Attempts that failed there since the last that succeeded, this one included.
+    succeeded : bool
+        Whether any attempt of the study has succeeded there.
+    """
+
+    worker: str
+    address: str
+    host: str
+    in_row: int = 1
+    host_in_row: int = 1
+    succeeded: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.worker} ({self.host})"
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the worker may be to blame, rather than the simulation."""
+        return self.in_row >= _IN_ROW or not self.succeeded
+
+
+class _Witness(SchedulerPlugin):
+    """Counts on the scheduler which attempts succeed where, and tells what fails."""
+
+    def __init__(self, study: str, token: str) -> None:
+        self.name, self._token = study, token
+        self._done: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
+        self._hosts: Counter[str] = Counter()
+
+    async def start(self, scheduler: Any) -> None:
+        """Begin on the scheduler."""
+        self._scheduler = scheduler
+        self._names = {a: str(w.name) for a, w in scheduler.workers.items()}
+        self._dead: set[str] = set()
+
+    def add_worker(self, scheduler: Any, worker: str) -> None:
+        """Note the name of a worker; it has left the scheduler when tasks fail so."""
+        self._names[worker] = str(scheduler.workers[worker].name)
+
+    def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+        """Forget a worker, after its tasks have failed."""
+        self._names.pop(worker, None)
+        self._dead.discard(worker)
+
+    def transition(
+        self, key: Any, start: str, finish: str, *_: Any, **more: Any
+    ) -> None:
+        """Count the end of an attempt."""
+        address = more.get("worker")
+        if start != "processing" or not str(key).endswith(self._token) or not address:
+            return
+        name, host = self._names.get(address, address), get_address_host(address)
+        if finish == "memory":
+            self._done[name] += 1
+            self._failed[name] = self._hosts[host] = 0
+        elif finish == "erred":
+            # All tasks of a worker that dies fail, and one of them has run.
+            again = address in self._dead
+            if address not in self._scheduler.workers:
+                self._dead.add(address)
+            self._failed[name] += not again
+            self._hosts[host] += not again
+            place = (name, address, host, self._failed[name], self._hosts[host])
+            event = {"key": key, "place": (*place, self._done[name] > 0)}
+            self._scheduler.log_event(self.name, event)
+
+
+class Places:
+    """Where each attempt has failed, and where the next ones may run.
+
+    Of a worker on which `_IN_ROW` attempts failed, and none succeeded in between, the
+    next ones are kept away for a second, and for twice as long after each further
+    failure; so of a host. A success ends that, and while all would rest none does.
+
+    A context manager. Its methods may be called from any thread.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    study : str
+        As `on_workers` names it.
+
+    Attributes
+    ----------
+    token : str
+        With which the names of its tasks end.
+    """
+
+    def __init__(self, client: Client, study: str) -> None:
+        self._client, self._study, self.token = client, study, secrets.token_hex(3)
+        self._changed = threading.Condition()
+        self._failed: dict[str, Place] = {}
+        self._deaths: dict[str, Mapping[str, Any] | None] = {}
+        self._rests: dict[tuple[str, str], float] = {}
+        #: Name and host of the workers that are there, by their addresses.
+        self.present: dict[str, tuple[str, str]] = {}
+
+    def __enter__(self) -> Self:
+        ask: Any = self._client
+        ask.subscribe_topic(self._study, self._note)
+        for register, plugin in (
+            (ask._register_scheduler_plugin, _Witness(self._study, self.token)),
+            (ask._register_nanny_plugin, Reporter(self._study)),
+        ):
+            try:
+                ask.sync(register, plugin, self._study, False, callback_timeout=_ANSWER)
+            except Exception as error:
+                # A scheduler of others that takes no code; or nannies that start.
+                logger.debug("Failures are not watched everywhere: %r", error)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ask: Any = self._client
+        if ask.status != "running":
+            return
+        ask.unsubscribe_topic(self._study)
+        scheduler = ask.scheduler
+        for remove in (
+            scheduler.unregister_scheduler_plugin,
+            scheduler.unregister_nanny_plugin,
+        ):
+            # One that was never accepted, or a scheduler that is gone.
+            with suppress(Exception):
+                ask.sync(remove, name=self._study, callback_timeout=_ANSWER)
+
+    def _note(self, event: tuple[float, Mapping[str, Any]]) -> None:
+        _, told = event
+        with self._changed:
+            if "died" in told:
+                self._deaths[told["died"]] = told
+            else:
+                self._failed[told["key"]] = Place(*told["place"])
+            self._changed.notify_all()
+
+    def of(self, key: str) -> Place | None:
+        """Return where a task has failed, once; None if that is not known."""
+        with self._changed:
+            return self._failed.pop(key, None)
+
+    def at(self, address: str) -> Place | None:
+        """Return a worker that is there."""
+        known = self.present.get(address)
+        return Place(known[0], address, known[1]) if known else None
+
+    def death(self, address: str) -> Mapping[str, Any] | None:
+        """Return what the nanny reports of a worker that has died, if it comes soon."""
+        with self._changed:
+            if address not in self._deaths:
+                self._changed.wait_for(lambda: address in self._deaths, _REPORT)
+            return self._deaths.setdefault(address, None)
+
+    def failed(self, place: Place, error: BaseException) -> None:
+        """Have a worker, or a host, rest on which attempts fail in a row."""
+        hosts = {host for _, host in self.present.values()}
+        for kind, name, in_row, others in (
+            ("Worker", place.worker, place.in_row, len(self.present) > 1),
+            ("Host", place.host, place.host_in_row, len(hosts) > 1),
+        ):
+            self._rests.pop((kind, name), None)
+            if in_row < _IN_ROW or not others:
+                continue
+            pause = min(_REST * 2.0 ** min(in_row - _IN_ROW, 20), _LONGEST)
+            self._rests[kind, name] = time.monotonic() + pause
+            logger.warning(
+                "%s %s is set aside for %g s: the last %d attempts there have failed, "
+                "now with %s: %s.",
+                kind,
+                place if kind == "Worker" else name,
+                pause,
+                in_row,
+                type(error).__name__,
+                str(error).partition("\n")[0].rstrip("."),
+            )
+
+    def choose(self, tried: Sequence[Place | None]) -> list[str] | None:
+        """Return the addresses of the workers that may make an attempt; None for all.
+
+        Those that do not rest, and of them first hosts, then workers, on which it was
+        not `tried` before.
+        """
+        now, present = time.monotonic(), self.present
+        resting = {each for each, until in self._rests.items() if until > now}
+        workers = {("Worker", place.worker) for place in tried if place}
+        hosts = {("Host", place.host) for place in tried if place}
+        chosen = present
+        for avoided in (resting, workers, hosts):
+            chosen = {
+                address: (name, host)
+                for address, (name, host) in chosen.items()
+                if not {("Worker", name), ("Host", host)} & avoided
+            } or chosen
+        return None if len(chosen) == len(present) else sorted(chosen)
+
+    def count(self, failures: Collection[Sequence[Place | None]]) -> int:
+        """Count simulations that failed, without those that one bad worker may explain.
+
+        That is a worker, or host, beside others, where nothing succeeds, and which
+        alone has failed them.
+        """
+        several = len({host for _, host in self.present.values()}) > 1
+        doubtful = []
+        for tried in failures:
+            place, workers = tried[-1], {at and at.worker for at in tried}
+            if place and len(workers) == 1 and place.doubtful:
+                doubtful.append(place.host if several else place.worker)
+        alone = len(set(doubtful)) == 1 and len(self.present) > 1
+        return len(failures) - (len(doubtful) if alone else 0)
+
+    def set_aside(self) -> list[str]:
+        """Return the workers and hosts that rest now."""
+        now = time.monotonic()
+        return [f"{k} {n}" for (k, n), until in self._rests.items() if until > now]
