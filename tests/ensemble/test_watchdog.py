@@ -121,6 +121,29 @@ def test_a_simulation_that_hangs_is_retried_then_fails(tmp_path, solver, word, t
     assert max(study.arrivals.seen.values()) == 1
 
 
+def test_a_worker_that_dies_as_it_is_restarted_ends_no_watch(tmp_path, monkeypatch):
+    """Both simulations that hang are reported."""
+    with (
+        workers() as cluster,
+        Client(cluster, set_as_default=False) as client,
+        watched(
+            client, Troubled("hangs", above=0.75), 10, tmp_path, retries=0
+        ) as study,
+    ):
+
+        def too_late(*_, **__):
+            # What Dask raises for a worker that has gone.
+            restart(*_, **__)
+            raise KeyError("tcp://127.0.0.1:1")
+
+        restart = client.restart_workers
+        monkeypatch.setattr(client, "restart_workers", too_late)
+        assert study.ensemble.wait(PATIENCE)
+        study.ensemble.check()
+        study.watchdog.check()
+    assert sorted(study.failed) == [8, 9]
+
+
 def test_without_a_nanny_the_failure_says_so(tmp_path):
     """The simulation has failed all the same; its thread stays lost."""
     release = threading.Event()
