@@ -13,6 +13,7 @@ from dask.system import CPU_COUNT
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
@@ -47,8 +48,8 @@ class FolderTrainer(L.Trainer):
         Raises
         ------
         UserError
-            If a callback monitors a misspelt one of the `metrics`, or the strategy
-            would copy this process, with its threads and sockets.
+            If a callback monitors a misspelt one of the `metrics`, there are too few
+            cores, or the strategy would copy this process, with threads and sockets.
         """
         self.folder = folder
         for callback in self.callbacks:  # type: ignore[attr-defined]  # Lightning's
@@ -59,6 +60,13 @@ class FolderTrainer(L.Trainer):
         for callback in self.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((folder / "checkpoints").absolute())
+        most = max(CPU_COUNT, 2)
+        if isinstance(self.accelerator, CPUAccelerator) and self.num_devices > most:
+            raise UserError(
+                "--trainer.devices",
+                f"at most {most}, as there is no GPU for each",
+                self.num_devices,
+            )
         if isinstance(self.strategy.launcher, _MultiProcessingLauncher):
             kind = getattr(self.strategy, "_start_method", "spawn")
             raise UserError(
@@ -107,11 +115,6 @@ def require_possible(config: Mapping[str, Any], *, stream: bool) -> None:
                 value,
                 "A stream of simulations has no number of batches to take a share of.",
             )
-    devices, on_cpu = config["devices"], config["accelerator"] == "cpu"
-    if on_cpu and str(devices).isdecimal() and int(devices) > max(CPU_COUNT, 2):
-        raise UserError(
-            "--trainer.devices", f"at most {CPU_COUNT}, the cores here", devices
-        )
 
 
 class _OneTask(LightningEnvironment):

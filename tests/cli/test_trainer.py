@@ -116,7 +116,7 @@ def test_one_process_trains_in_a_job_of_several_tasks_without_srun(monkeypatch):
     [
         (["limit_train_batches=0.5"], "an int, the number of batches, or 1.0"),
         (["overfit_batches=0.5"], "--trainer.overfit_batches: expected an int"),
-        (["devices=99"], r"--trainer.devices: expected at most \d+, the cores here"),
+        (["devices=99"], r"--trainer.devices: expected at most \d+, as there is no"),
         (["strategy=ddp_spawn"], "--trainer.strategy: expected one that starts"),
         (
             ["callbacks+=EarlyStopping", "callbacks.monitor=val_los"],
