@@ -151,13 +151,14 @@ class OnlineData(SurrogateData):
         # Of given points none is left for ``test``.
         self.tests_apart = self.fixed is None
         self.batch_size = batch_size
+        reservoir = reservoir or Reservoir()
         # In version 0.1 it was what makes one.
         self.reservoir = reservoir() if callable(reservoir) else reservoir
         self.cluster = cluster
         if system := batch_system(cluster):
             system.require_known()
         self.cores_per_simulation = cores_per_simulation
-        self.faults = faults
+        self.faults = faults or Faults()
         self.checkpoint_reservoir = checkpoint_reservoir
         self.deterministic = deterministic
         self.archive = None if archive is None else Path(archive)

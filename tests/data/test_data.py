@@ -340,6 +340,15 @@ def test_no_held_out_simulation_is_an_error(opened):
         data.moments()
 
 
+def test_a_policy_may_be_given_as_its_class():
+    """With arguments or without, as in a recipe; null is the default."""
+    expected = Reservoir(capacity=40, threshold=20)
+    for given in (expected, partial(Reservoir, capacity=40, threshold=20)):
+        assert OnlineData(Wave(), reservoir=given).reservoir == expected
+    data = OnlineData(Wave(), reservoir=None, faults=None)
+    assert (data.reservoir, data.faults) == (Reservoir(), Faults())
+
+
 def test_stop_wakes_the_trainer(opened):
     """A trainer that waits for its batch is released by stop, from another thread."""
     data = opened(Troubled("hangs", above=-1.0), reservoir=POLICIES["FIFO"])
