@@ -148,6 +148,12 @@ class AppliedBatches(Callback):
         total = progress["total"]["processed"] - self._adding_up(progress)
         return max(0, int(total - self._before))
 
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """End a fit whose stream has ended, or Lightning asks it for ever for more."""
+        unlimited = trainer.num_training_batches == float("inf")
+        if unlimited or not self._progress()["current"]["ready"]:
+            trainer.should_stop = True
+
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Any
     ) -> None:

@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import pytorch_lightning as L
+import torch
 from troubled import STEPS, Wave
 
-from surrogate_flow.data.online_loader import OnlineLoader
+from surrogate_flow.data.online_loader import AppliedBatches, OnlineLoader
 from surrogate_flow.data.prefetch import Prefetch, in_step
 from surrogate_flow.data.ranks import RankError, Ranks, RankState
 from surrogate_flow.fields.spec import FieldSpec, Variable
@@ -57,6 +59,48 @@ def test_what_an_iteration_did_not_give_comes_in_the_next():
             if n == 2 and epoch < 5:
                 break
     assert trained == list(range(60))
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Seven batches, once."""
+
+    def __init__(self):
+        self.left = iter(torch.zeros(7, 1))
+
+    def __iter__(self):
+        return self.left
+
+
+class Line(L.LightningModule):
+    """One weight, which counts nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, _):
+        return self.line(batch).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("an_epoch", [None, 3])
+def test_a_plain_trainer_ends_with_the_stream(tmp_path, an_epoch):
+    """Without callbacks of ours, and with more batches to go; not after an epoch of it."""
+    trainer = L.Trainer(
+        max_steps=100,
+        limit_train_batches=an_epoch,
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    AppliedBatches(trainer)
+    trainer.fit(Line(), torch.utils.data.DataLoader(Stream(), batch_size=None))
+    assert trainer.global_step == 7
 
 
 class BesideAFullOne(Ranks):
