@@ -227,9 +227,10 @@ class SurrogateCLI(LightningCLI):
             path = runs.job_checkpoint(self._root, workflow)
         if path is not None:
             # Before anything is opened or submitted.
-            recipe, _ = checkpoint.read(path)
+            recipe, state = checkpoint.read(path, resumes=subcommand == "fit")
             saved = {checkpoint.KEY: recipe}
             checkpoint.require_same(self.model.recipe, saved, str(path))
+            checkpoint.require_tensors(self.model.state_dict(), state, str(path))
             logger.info("From the checkpoint %s", path)
             if subcommand == "fit":
                 runs.tidy(Path(path))

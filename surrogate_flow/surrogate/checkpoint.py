@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.fields.names import (
@@ -18,14 +19,27 @@ from surrogate_flow.fields.names import (
     with_present_names,
 )
 
-__all__ = ["FORMAT", "KEY", "plain_recipe", "read", "require_same"]
+__all__ = [
+    "FORMAT",
+    "KEY",
+    "plain_recipe",
+    "read",
+    "require_same",
+    "require_tensors",
+]
 
 KEY = "surrogate"  # of the surrogate's recipe, within Lightning's checkpoint
 FORMAT = 1
+_ENTRIES = {"spec", "network", "window", "normalisation"}
 
 
-def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the recipe of a surrogate and the state of its tensors."""
+def read(
+    path: str | Path, *, resumes: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the recipe of a surrogate and the state of its tensors.
+
+    Where training `resumes`, weights alone are refused.
+    """
     if not Path(path).is_file():
         raise MissingFileError(
             f"No checkpoint {str(path)!r} in {Path.cwd()}. A run keeps its own in "
@@ -42,6 +56,11 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     recipe = _recipe_in(saved, str(path))
     if not isinstance(saved.get("state_dict"), dict):
         raise ArgumentError(f"{path}: expected the state of a network, got none.")
+    if resumes and not {"loops", "optimizer_states"} <= saved.keys():
+        raise ArgumentError(
+            f"{path}: has the weights alone, with which predict, validate and test go "
+            "on, but no fit. Name the last.ckpt of a run."
+        )
     return recipe, saved["state_dict"]
 
 
@@ -69,7 +88,28 @@ def _recipe_in(saved: Any, place: str) -> dict[str, Any]:
             "written by another program, or by another version of this one."
         )
     present: dict[str, Any] = with_present_names(recipe)
+    if lacking := _ENTRIES - present.keys():
+        raise ArgumentError(f"{place}: is damaged: it has no {sorted(lacking)[0]}.")
     return present
+
+
+def require_tensors(
+    expected: Mapping[str, torch.Tensor], state: Mapping[str, Any], place: str
+) -> None:
+    """Refuse tensors that are not those of the network, by the first that differs."""
+    for name in sorted({*expected, *state}):
+        if name in expected and is_lazy(expected[name]):
+            continue
+        shapes = [
+            list(tensor.shape) if isinstance(tensor, torch.Tensor) else "none"
+            for tensor in (expected.get(name), state.get(name))
+        ]
+        if shapes[0] != shapes[1]:
+            raise ArgumentError(
+                f"{place}: its tensor {name} is not the network's: expected "
+                f"{shapes[0]}, got {shapes[1]}. It is damaged, or the network's class "
+                "has changed since."
+            )
 
 
 def plain_recipe(factory: Any) -> dict[str, Any]:

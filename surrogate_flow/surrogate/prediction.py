@@ -185,8 +185,10 @@ def read_history(path: Path) -> xr.Dataset:
     try:
         # Times stay numbers, whatever their units.
         return xr.load_dataset(path, decode_times=False)
-    except (OSError, TypeError, ValueError) as error:
+    except Exception as error:
+        # Of any type, by the damage, and xarray names its backends at length.
         raise ArgumentError(
-            f"--history {path}: cannot be read as netCDF ({error}). Write it with "
-            "xarray's Dataset.to_netcdf."
+            f"--history {path}: cannot be read as netCDF ({type(error).__name__}). "
+            "It is empty, cut off or of another kind, or for a netCDF4 that is not "
+            "installed. Write it with xarray's Dataset.to_netcdf."
         ) from error

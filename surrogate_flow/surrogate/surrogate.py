@@ -360,6 +360,7 @@ class Surrogate(L.LightningModule):
             window=window(**recipe["window"]["init_args"]),
             normalisation=recipe["normalisation"],
         )
+        checkpoint.require_tensors(surrogate.state_dict(), state, str(path))
         surrogate.load_state_dict(state)
         return surrogate.eval()
 

@@ -353,6 +353,22 @@ def of_another_version(saved, path):
     return saved
 
 
+def without_network(saved, path):
+    del saved["surrogate"]["network"]
+    return saved
+
+
+def of_another_shape(saved, path):
+    name = min(saved["state_dict"])
+    saved["state_dict"][name] = torch.zeros(3, 5)
+    return saved
+
+
+def weights_alone(saved, path):
+    del saved["optimizer_states"]
+    return saved
+
+
 def without_unseen(saved, path):
     del saved["OnlineData"]["ranks"][0]["store"]["unseen"]
     return saved
@@ -364,6 +380,9 @@ def without_unseen(saved, path):
         ([], {}, cut, r"cannot be read as a checkpoint"),
         ([], {}, with_code, r"holds more than data, which is never executed"),
         ([], {}, of_another_version, r"expected a surrogate of format 1, got 99"),
+        ([], {}, without_network, r"damaged: it has no network\."),
+        ([], {}, of_another_shape, r"not the network's: expected .*, got \[3, 5\]\."),
+        ([], {}, weights_alone, r"has the weights alone, .* no fit"),
         (
             [],
             {"solver": heat(steps=STEPS + 1)},
@@ -401,6 +420,9 @@ def without_unseen(saved, path):
         "cut",
         "code",
         "format",
+        "no network",
+        "shape",
+        "weights",
         "spec",
         "network",
         "sampler",
