@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from surrogate_flow.cli.callbacks import run_callbacks
     from surrogate_flow.cluster.existing import ExistingScheduler
     from surrogate_flow.data.online import OnlineData
     from surrogate_flow.data.stored import StoredData
@@ -28,6 +29,7 @@ __all__ = [
     "StoredData",
     "Surrogate",
     "Variable",
+    "run_callbacks",
 ]
 
 _FILES = {
@@ -43,6 +45,7 @@ _FILES = {
     "StoredData": "data.stored",
     "Surrogate": "surrogate.surrogate",
     "Variable": "fields",
+    "run_callbacks": "cli.callbacks",
 }
 
 

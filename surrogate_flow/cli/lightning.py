@@ -22,11 +22,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from surrogate_flow import nn, solvers
 from surrogate_flow.cli import explain, runs
-from surrogate_flow.cli.checkpoints import (
-    AtomicCheckpoints,
-    FinalValidation,
-    SafeCheckpoint,
-)
+from surrogate_flow.cli.callbacks import run_callbacks
+from surrogate_flow.cli.checkpoints import AtomicCheckpoints
 from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.plan import require_trained
 from surrogate_flow.cli.recipes import CommandLine
@@ -41,10 +38,7 @@ from surrogate_flow.cli.trainer import (
 from surrogate_flow.data.module import SurrogateData
 from surrogate_flow.fields.errors import UserError, user_error
 from surrogate_flow.report.console import the_console
-from surrogate_flow.report.monitor import Monitor
 from surrogate_flow.report.progress import ProgressLine
-from surrogate_flow.report.report import Report
-from surrogate_flow.report.summary import WriteSummary
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -181,30 +175,17 @@ class SurrogateCLI(LightningCLI):
         bar = any(isinstance(callback, ProgressBar) for callback in theirs)
         shown = config.get("enable_progress_bar") is not False and not bar
         lines = [ProgressLine(console)] if shown else []
-        # The monitor comes first: the line ends with its last status.
-        callbacks: list[L.Callback] = [Monitor(folder, lines), *lines]
-        callbacks.append(Report(folder, console))
-        if self.subcommand != "fit":
-            return callbacks
-        callbacks += [WriteSummary(folder), FinalValidation()]
-        if config.get("enable_checkpointing") is not False:
-            # Two, since one with save_last writes last.ckpt with a new best only.
-            for name, monitor in (("best", "val_relative_l2"), ("last", None)):
-                checkpoints = SafeCheckpoint(
-                    folder / "checkpoints",
-                    filename=name,
-                    monitor=monitor,
-                    enable_version_counter=False,
-                    save_on_train_epoch_end=False,
-                    save_on_exception=name == "last",
-                )
-                callbacks.append(checkpoints)
-        elif rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning
+        checkpoints = config.get("enable_checkpointing") is not False
+        fit = self.subcommand == "fit"
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning
+        if fit and not checkpoints and first:
             logger.warning(
                 "No checkpoint is written (--trainer.enable_checkpointing false): the "
                 "network is gone when the run ends."
             )
-        return callbacks
+        return run_callbacks(
+            folder, lines, console=console, fit=fit, checkpoints=checkpoints
+        )
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; a first signal ends it in order, but not with 0."""

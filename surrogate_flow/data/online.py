@@ -33,7 +33,7 @@ from surrogate_flow.dataset import Archive
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.ensemble.workers import EnsembleError
-from surrogate_flow.fields.errors import ArgumentError, UserError
+from surrogate_flow.fields.errors import ArgumentError, UserError, require_kind
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.reservoir import Policy, Reservoir, Store
 from surrogate_flow.sampling import Design, Observations, Sampler, Uniform
@@ -126,6 +126,10 @@ class OnlineData(SurrogateData):
             batch_size=batch_size,
             cores_per_simulation=cores_per_simulation,
         )
+        require_kind("data.solver", solver, Solver, "Heat2D()")
+        require_kind("data.reservoir", reservoir, Policy, "Reservoir(capacity=2000)")
+        require_kind("data.sampler", sampler or Uniform(), Sampler, "Sobol(seed=1)")
+        require_kind("data.faults", faults, Faults, "Faults(retries=2)")
         self.solver = solver
         self.spec = spec_of(solver)
         self.sampler = sampler or Uniform()

@@ -14,6 +14,7 @@ __all__ = [
     "line_at",
     "line_in",
     "line_of",
+    "require_kind",
     "user_error",
 ]
 
@@ -66,6 +67,20 @@ class MissingFileError(UserError, FileNotFoundError):
 
 class MissingPackageError(UserError, ImportError):
     """A package that an argument needs is not installed."""
+
+
+def require_kind(what: str, value: object, kind: type, example: str) -> None:
+    """Refuse an argument that is no object of a class, such as the class itself.
+
+    Raises
+    ------
+    ArgumentError
+        With an example of one.
+    """
+    if not isinstance(value, kind):
+        got = f"the class {value.__name__}" if isinstance(value, type) else None
+        got = got or (repr(value) if isinstance(value, str) else type(value).__name__)
+        raise ArgumentError(what, f"a {kind.__name__}, such as {example}", got)
 
 
 def user_error(error: BaseException | None) -> UserError | None:

@@ -128,8 +128,10 @@ def plain_recipe(factory: Any) -> dict[str, Any]:
         keywords, factory = factory.keywords, [factory.func, *factory.args][-1]
     if not inspect.isclass(factory):
         raise RecipeError(
-            f"Expected a class, or functools.partial of a class with keywords, got "
-            f"{factory!r}. Nothing else can be rebuilt from a checkpoint."
+            "Surrogate: network: expected a class, or functools.partial of a class "
+            f"with keywords, such as partial(FullyConnected, widths=[64]), got "
+            f"{str(factory).splitlines()[0]}. Nothing else can be rebuilt from a "
+            "checkpoint."
         )
     name = factory.__name__
     arguments = {key: _plain(v, f"{name}.{key}") for key, v in keywords.items()}

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.fields.errors import ArgumentError, line_of, require_kind
 from surrogate_flow.fields.names import subclass_at
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Direct, Window
@@ -95,8 +95,16 @@ class Surrogate(L.LightningModule):
         scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
+        require_kind("Surrogate: spec", spec, FieldSpec, "solver.spec or data.spec")
         self.spec = spec
-        self.window = window or Direct()
+        self.window = Direct() if window is None else window
+        require_kind("Surrogate: window", self.window, Window, "Autoregressive()")
+        if isinstance(loss, type) or not callable(optimizer):
+            raise ArgumentError(
+                "Surrogate: expected a loss such as torch.nn.L1Loss() and an optimizer "
+                "such as functools.partial(torch.optim.Adam, lr=1e-3), got "
+                f"{loss} and {optimizer!r}."
+            )
         self.window.require(spec.steps)
         self.recipe = {
             "format": checkpoint.FORMAT,
@@ -105,7 +113,15 @@ class Surrogate(L.LightningModule):
             "window": _plain_window(self.window),
             "normalisation": normalisation,
         }
-        self.network = network(spec, self.window)
+        try:
+            self.network = network(spec, self.window)
+        except TypeError as error:
+            raise ArgumentError(
+                str(checkpoint.plain_recipe(network)["class_path"]),
+                "a class that is built as network(spec, window)",
+                f"{error}{line_of(error)}",
+                "surrogate_flow.nn.OnGrid(module=...) takes modules of libraries.",
+            ) from error
         if normalisation not in ("standard", "none"):
             raise ArgumentError(
                 "normalisation", "'standard' or 'none'", repr(normalisation)

@@ -8,9 +8,13 @@ import pytest
 import pytorch_lightning as L
 import torch
 
+from surrogate_flow.data.online import OnlineData
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
+from surrogate_flow.reservoir import Reservoir
+from surrogate_flow.sampling import Uniform
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.metrics import field_metrics
@@ -293,3 +297,36 @@ def test_overfits_one_batch(surrogate):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"spec": SPEC.to_plain()}, "spec: expected a FieldSpec, .* got dict"),
+        ({"network": FullyConnected(SPEC, Direct())}, "network: expected a class"),
+        ({"network": "fno"}, "network: expected a class.* got fno"),
+        ({"network": torch.nn.Linear}, r"Linear: expected .* network\(spec, window\)"),
+        ({"window": Autoregressive}, "a Window, .* got the class Autoregressive"),
+        ({"loss": torch.nn.L1Loss}, r"expected a loss such as torch.nn.L1Loss\(\)"),
+        ({"optimizer": "adam"}, "an optimizer such as .* got .* 'adam'"),
+    ],
+)
+def test_what_a_script_gives_wrong_is_named(arguments, expected):
+    """With an example of what is expected."""
+    with pytest.raises(UserError, match=expected):
+        Surrogate(**{"spec": SPEC, "network": FullyConnected, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"solver": Heat2D}, "data.solver: expected a Solver, .* the class Heat2D"),
+        ({"reservoir": partial(Reservoir, capacity=9)}, "a Policy, .* got partial"),
+        ({"sampler": Uniform}, "data.sampler: .* got the class Uniform"),
+        ({"faults": {"retries": 2}}, "data.faults: .* got dict"),
+    ],
+)
+def test_what_a_script_gives_data_wrong_is_named(arguments, expected):
+    """With an example of what is expected."""
+    with pytest.raises(UserError, match=expected):
+        OnlineData(**{"solver": Heat2D(cells=(4, 4)), **arguments})
