@@ -60,6 +60,7 @@ bench: install
 	$(BIN)/python benchmarks/clients.py --rounds 1
 	$(BIN)/python benchmarks/ensemble.py --simulations 5000
 	$(BIN)/python benchmarks/soak.py --minutes 1
+	$(BIN)/python benchmarks/training.py --rounds 1
 
 bench-all: install-test bench
 	$(BIN)/pytest -m bench

@@ -17,18 +17,25 @@ class Stopwatch(Callback):
     Parameters
     ----------
     folder : str
+    skipped : int
+        Batches before the first that counts.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str, skipped: int = 0) -> None:
+        self.folder, self._skipped = Path(folder), skipped
         self.samples = self.batches = 0
         self.first = self.last = 0.0
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *rest: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        """Note when the first batch is there."""
-        self.first = self.first or time.time()
+        """Note when the first batch that counts is there."""
+        if batch_idx >= self._skipped:
+            self.first = self.first or time.time()
 
     def on_train_batch_end(
         self,
@@ -40,6 +47,8 @@ class Stopwatch(Callback):
     ) -> None:
         """Count what was trained."""
         self.last = time.time()
+        if not self.first:
+            return
         self.batches += 1
         self.samples += len(batch.step) if batch.weight else 0
 

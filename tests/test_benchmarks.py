@@ -20,7 +20,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
         "reservoir",
         *(
             pytest.param(name, marks=pytest.mark.bench)
-            for name in ("stream", "clients", "ensemble", "soak")
+            for name in ("stream", "clients", "ensemble", "soak", "training")
         ),
     ],
 )

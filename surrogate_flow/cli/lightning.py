@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as L
+import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -313,4 +314,6 @@ def execute(words: Sequence[str], *, run: bool = True) -> SurrogateCLI:
     """Run one of Lightning's commands; only build what it needs if `run` is false."""
     # Lightning starts its other ranks with them.
     sys.argv = [sys.argv[0], *words]
+    # Before torch starts its threads, which inherit it; see `Surrogate.on_fit_start`.
+    torch.set_flush_denormal(True)
     return SurrogateCLI(run=run)

@@ -42,7 +42,7 @@ what is simulated:
   --data.sampler CLASS            Uniform, Sobol, Halton, LatinHypercube or Table
   --data.sampler.points FILE.csv  of a Table: a row of parameters for each simulation
 
-where it is simulated (one worker a core of this machine by default):
+where it is simulated (one worker a core of this machine, but for one that trains):
   --data.cluster RECIPE           slurm, pbs, local, existing, or a YAML file
   --data.cluster.OPTION VALUE     such as --data.cluster.cores 16
   --data.cores_per_simulation N   for solvers with threads or processes

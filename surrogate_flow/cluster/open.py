@@ -17,7 +17,7 @@ from dask.system import CPU_COUNT
 from distributed import LocalCluster
 from distributed.deploy.cluster import Cluster
 
-from surrogate_flow.cluster import security
+from surrogate_flow.cluster import priority, security
 from surrogate_flow.cluster.batch import batch_system
 from surrogate_flow.cluster.config import (
     DASHBOARD,
@@ -65,6 +65,7 @@ def open_cluster(
     worker_ttl: float | None = None,
     *,
     cores_per_simulation: int = 1,
+    trainers: int = 1,
 ) -> Iterator[Any]:
     """Open a cluster, without jobs if it is a batch system's.
 
@@ -74,8 +75,8 @@ def open_cluster(
     Parameters
     ----------
     source : ClusterConfig, callable or Cluster, optional
-        Builds the cluster, or is one, which stays open. One single-threaded worker a
-        core on this machine by default.
+        Builds the cluster, or is one, which stays open. By default single-threaded
+        workers on all cores of this machine but the trainers'.
     folder : Path
         Folder of the run, where workers that other programs start find their keys.
     worker_ttl : float, optional
@@ -83,6 +84,8 @@ def open_cluster(
         by default, since a solver may hold the GIL for as long as a step takes.
     cores_per_simulation : int
         Cores of each worker, for OpenMP, MKL and OpenBLAS.
+    trainers : int
+        Number of processes that train on this machine: each has a core to itself.
 
     Yields
     ------
@@ -113,7 +116,7 @@ def open_cluster(
         # Whoever has opened it closes it.
         opened = nullcontext(source)
     else:
-        opened = _built(source or _local_cluster(cores), folder, cores)
+        opened = _built(source or _local_cluster(cores, trainers), folder, cores)
     with opened as cluster:
         if not security.requires_keys(cluster):
             logger.warning(
@@ -141,10 +144,11 @@ def is_local(cluster: Any) -> bool:
     return isinstance(cluster, LocalCluster)
 
 
-def _local_cluster(cores: int) -> Callable[..., Cluster]:
+def _local_cluster(cores: int, trainers: int) -> Callable[..., Cluster]:
     return partial(
         LocalCluster,
-        n_workers=max(1, CPU_COUNT // cores),
+        # Each trainer needs one, to run its simulations.
+        n_workers=max(1, trainers, (CPU_COUNT - trainers) // cores),
         threads_per_worker=1,
         security=security.in_memory(),
         # The ensemble logs what fails, once and with its parameters.
@@ -170,7 +174,12 @@ def _built(
             chosen["security"] = resources.enter_context(keys)
         # Nannies take variables from this process rather than from Dask's settings, and
         # keep them (os.environ.update in WorkerProcess.start).
-        with _environment(thread_variables(cores)):
+        # So do they take what is loaded first, which lets the trainer go first.
+        preload = [*dask.config.get("distributed.worker.preload"), priority.__name__]
+        with (
+            _environment(thread_variables(cores)),
+            dask.config.set({"distributed.worker.preload": preload}),
+        ):
             cluster = resources.enter_context(start(partial(build, **chosen)))
         yield cluster
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytorch_lightning as L
+import torch
 from dask.utils import format_bytes
 from jaxtyping import Float
 
@@ -21,6 +22,7 @@ from surrogate_flow.fields.window import Direct, Window
 from surrogate_flow.reservoir import Moments, StoreStats
 from surrogate_flow.sampling import Observations
 from surrogate_flow.stream import StreamStats
+from surrogate_flow.surrogate.batch import Batch
 
 __all__ = [
     "Cost",
@@ -228,6 +230,14 @@ class SurrogateData(L.LightningDataModule, ABC):
         """Close when the run fails."""
         self.ranks.leave()
         self.close()
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Leave a batch that is there already, as all of ours are."""
+        if isinstance(batch, Batch) and batch.step.device == device:
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _begin(self) -> None:
         """Note the processes, and the window of what is trained."""

@@ -76,7 +76,7 @@ class OnlineData(SurrogateData):
         How many steps are held for training, and how batches are drawn from them.
     cluster : ClusterConfig or class of distributed.deploy.Cluster, optional
         Opened when the simulations start: `surrogate_flow.cluster.Slurm`, for example;
-        one worker a core on this machine by default.
+        by default one worker a core of this machine, but for one that trains.
     cores_per_simulation : int
         Of a worker, for solvers with threads (OpenMP, MKL and OpenBLAS are set) or
         with processes of their own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Generator, Iterator
@@ -20,6 +21,8 @@ from surrogate_flow.reservoir.stats import Stopwatch
 from surrogate_flow.surrogate.batch import Batch
 
 __all__ = ["AppliedBatches", "OnlineLoader"]
+
+_CHECK = 0.1  # seconds between two looks at whether the study has failed
 
 
 @final
@@ -105,8 +108,12 @@ class OnlineLoader:
             self._source.check(self.waited)
 
     def _draws(self) -> Generator[Draw | None]:
+        checked = 0.0
         while True:
-            self._check()
+            # Not with every batch: its time is the trainer's, who waits for Python.
+            if time.monotonic() - checked > _CHECK:
+                self._check()
+                checked = time.monotonic()
             self._pending.acknowledge(self.trained())
             draw = self._pending.take_again()
             if draw is None:
@@ -136,7 +143,7 @@ class AppliedBatches(Callback):
         # A run that was told to stop has saved that it had come to its end; whether it
         # has is for the reservoir to say.
         trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = False
-        self._before = self._progress()["total"]["processed"]
+        self._before = self._progress.total.processed
         # Lightning sets the attribute elsewhere.
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [c for c in callbacks if not isinstance(c, AppliedBatches)]
@@ -144,8 +151,7 @@ class AppliedBatches(Callback):
 
     def count(self) -> int:
         """Return how many batches' gradients have been applied."""
-        progress = self._progress()
-        total = progress["total"]["processed"] - self._adding_up(progress)
+        total = self._progress.total.processed - self._adding_up()
         return max(0, int(total - self._before))
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -161,7 +167,7 @@ class AppliedBatches(Callback):
 
         They come again, so the next step of the optimizer is made of as many as ever.
         """
-        count = self._adding_up(self._progress())
+        count = self._adding_up()
         saved = checkpoint.get("loops", {}).get("fit_loop", {})
         for part in ("current", "total"):
             counters = saved.get("epoch_loop.batch_progress", {}).get(part, {})
@@ -171,12 +177,14 @@ class AppliedBatches(Callback):
             # Lightning adds it again when it goes on behind a step of the optimizer.
             saved["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
-    def _adding_up(self, progress: dict[str, Any]) -> int:
-        now: int = progress["current"]["processed"]
+    def _adding_up(self) -> int:
+        current = self._progress.current
+        now: int = current.processed
         # The flag is set before the batch is trained.
-        last = progress["is_last_batch"] and now == progress["current"]["ready"]
+        last = self._progress.is_last_batch and now == current.ready
         over = last or now >= self._trainer.num_training_batches
         return 0 if over else now % self._trainer.accumulate_grad_batches
 
-    def _progress(self) -> dict[str, Any]:
-        return self._trainer.fit_loop.epoch_loop.batch_progress.state_dict()
+    @property
+    def _progress(self) -> Any:
+        return self._trainer.fit_loop.epoch_loop.batch_progress

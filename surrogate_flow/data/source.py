@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
+
+import torch
+from dask.system import CPU_COUNT
 
 from surrogate_flow.cluster.batch import Load
 from surrogate_flow.cluster.open import ClusterSource
@@ -74,7 +78,7 @@ class Local:
     router : Router
         The study's sink, and another listener.
     cluster : ClusterConfig or callable, optional
-        Opens the cluster; one worker a core on this machine by default.
+        Opens the cluster; on this machine by default.
     settings : StudySettings
     ranks : Ranks
     """
@@ -98,6 +102,8 @@ class Local:
             packed = Packed(solver)
         with contextlib.ExitStack() as resources:
             opened = resources.enter_context(_shared(cluster, faults, settings, ranks))
+            if opened.address.local:
+                resources.enter_context(_half_of_the_cores(ranks))
             with ranks.fail_together():
                 self.study = Study(
                     packed,
@@ -161,6 +167,22 @@ def _shared(
         ranks.gather_states(RankState.READY)
         shared = ranks.gather(mine and mine.address)[0]
         yield mine or OpenCluster(shared)
+
+
+@contextlib.contextmanager
+def _half_of_the_cores(ranks: Ranks) -> Iterator[None]:
+    """Give torch half of the cores, beside simulations on this machine.
+
+    The workers have the others, and what the training leaves of these. Threads of small
+    operations would wait for each other where each shares its core.
+    """
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, CPU_COUNT // 2 // ranks.world))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _leave(ranks: Ranks) -> None:

@@ -101,6 +101,7 @@ class OpenCluster:
                     settings.folder,
                     faults.worker_ttl,
                     cores_per_simulation=settings.cores,
+                    trainers=settings.share if settings.streams else 0,
                 )
             )
             jobs = None
@@ -125,7 +126,7 @@ class Study:
     sink : Sink
         Where the steps go.
     cluster : ClusterConfig, callable or OpenCluster, optional
-        Opens the cluster; one worker a core on this machine by default. One that is
+        Opens the cluster; on this machine by default. One that is
         open stays so.
     faults : Faults
     settings : StudySettings

@@ -76,6 +76,8 @@ def pushed_forward(predict: Predict, batch: Batch, unrolls: int, outputs: int) -
     its target is the solver's steps after them: the push-forward trick of Brandstetter,
     Worrall, Welling, Message Passing Neural PDE Solvers, ICLR 2022, section 3.1.
     """
+    if not unrolls:
+        return batch._replace(target=batch.target[:, :outputs])
     skipped = unrolls * outputs
     predicted = roll_out(predict, batch.parameters, batch.step, batch.history, skipped)
     return batch._replace(

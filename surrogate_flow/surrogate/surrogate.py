@@ -135,6 +135,8 @@ class Surrogate(L.LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self._feedback: Feedback | None = None
+        self._trained: tuple[Tensor, int] = torch.tensor(torch.nan), 0
+        self._monitored = True
         self._said = False
         self.val_errors = field_metrics(spec, "val_")
         self.test_errors = field_metrics(spec, "test_", detailed=True)
@@ -167,6 +169,9 @@ class Surrogate(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Freeze the normalisation, with the moments of the first fill."""
+        # Adam's moments of dead units become subnormal, and its step takes four times
+        # as long. Threads that torch starts from now on inherit it.
+        torch.set_flush_denormal(True)
         for errors in (self.val_errors, self.test_errors):
             # A validation before the fit leaves tensors that no fit may write to.
             errors.reset()
@@ -186,20 +191,35 @@ class Surrogate(L.LightningModule):
         prediction = self._normalised(batch.parameters, batch.step, batch.history)
         target = self.normalisation.fields(batch.target)
         loss: Tensor = self.loss(prediction, target)
-        if batch.weight:
-            self.log("train_loss", loss, batch_size=len(batch.step))
+        self._trained = loss.detach(), len(batch.step) if batch.weight else 0
+        if self._monitored:
+            self._log_loss()
         if self._feedback is not None:
             losses = sample_losses(self.loss, prediction, target)
             self._feedback.add(batch, losses)
         return loss * batch.weight
 
+    def _log_loss(self) -> None:
+        loss, samples = self._trained
+        if samples:
+            self.log("train_loss", loss, on_step=True, batch_size=samples)
+
     def on_train_start(self) -> None:
-        """Compute the loss of each sample where the data module uses it."""
+        """Compute losses of samples, and log those of steps, where they are used."""
         data = self._data
         self._feedback = Feedback(data) if data and data.observes else None
+        callbacks: Any = getattr(self.trainer, "callbacks", ())
+        self._monitored = self.scheduler is not None or any(
+            getattr(callback, "monitor", None) == "train_loss" for callback in callbacks
+        )
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Pass on the losses that have reached the host's memory."""
+        """Log the loss, and pass on those that have reached the host's memory."""
+        trainer: Any = self.trainer
+        # Not of every step, which takes half a millisecond, unless somebody reads it.
+        due = trainer.global_step % max(1, trainer.log_every_n_steps) == 0
+        if not self._monitored and (due or trainer.should_stop):
+            self._log_loss()
         if self._feedback is not None:
             self._feedback.deliver(wait=False)
 

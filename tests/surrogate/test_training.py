@@ -1,0 +1,99 @@
+"""What a training step costs, and what it leaves behind."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import pytorch_lightning as L
+import torch
+from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.loggers.logger import Logger
+from torch.utils.data import DataLoader
+
+from surrogate_flow.nn import FullyConnected
+from surrogate_flow.solvers import Heat2D
+from surrogate_flow.surrogate.batch import Batch
+from surrogate_flow.surrogate.surrogate import Surrogate
+
+SPEC = Heat2D(cells=(3, 2), steps=4).spec
+BATCHES = 12
+
+
+class Rows(Logger):
+    """The losses that a logger is given."""
+
+    name = version = ""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = {}
+
+    def log_metrics(self, metrics, step=None):
+        if "train_loss" in metrics:
+            self.losses[step] = metrics["train_loss"]
+
+    def log_hyperparams(self, *_, **__):
+        pass
+
+
+class Steps(L.Callback):
+    """The loss of each step, what callbacks are shown of it, and what is subnormal."""
+
+    def __init__(self):
+        self.losses, self.shown, self.subnormal = [], [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        self.losses.append(float(outputs["loss"]))
+        self.shown.append(float(trainer.callback_metrics.get("train_loss", -1)))
+        self.subnormal.append(float((torch.full((4,), 1e-40) * 0.5).sum()))
+        if index == BATCHES - 1:
+            trainer.should_stop = True
+
+
+def trained(*callbacks):
+    """A fit of twelve batches of noise, of which every fifth is logged."""
+    torch.manual_seed(0)
+    batches = [
+        Batch(
+            torch.rand(2, 5),
+            4 * torch.rand(2),
+            torch.rand(2, 0, 1, 3, 2),
+            torch.rand(2, 1, 1, 3, 2),
+            torch.zeros(2),
+        )
+        for _ in range(BATCHES + 3)
+    ]
+    rows, steps = Rows(), Steps()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=rows,
+        log_every_n_steps=5,
+        callbacks=[steps, *callbacks],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=1,
+    )
+    network = partial(FullyConnected, widths=(2,))
+    surrogate = Surrogate(SPEC, network, normalisation="none")
+    trainer.fit(surrogate, DataLoader(batches, batch_size=None))
+    return rows, steps
+
+
+def test_losses_are_logged_when_they_are_read():
+    """Every fifth and that of the last step, each its own step's; subnormals are zero."""
+    torch.set_flush_denormal(False)
+    rows, steps = trained()
+    assert {*rows.losses} == {4, 9, BATCHES - 1}
+    for step, loss in rows.losses.items():
+        assert loss == pytest.approx(steps.losses[step])
+    assert steps.subnormal == [0.0] * BATCHES
+    # Without one that reads it, a callback is shown the last one that was logged.
+    assert len({*steps.shown}) == 3
+
+
+def test_a_callback_that_reads_the_loss_is_given_that_of_each_step():
+    stopping = EarlyStopping("train_loss", patience=99, check_on_train_epoch_end=True)
+    _, steps = trained(stopping)
+    assert steps.shown == pytest.approx(steps.losses)
