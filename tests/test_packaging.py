@@ -1,6 +1,9 @@
 """What is installed is what is in the repository."""
 
 import configparser
+import importlib
+import pickle
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -10,6 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+import surrogate_flow
+from surrogate_flow.stream.errors import ProtocolError, StreamTimeout
 
 ROOT = Path(__file__).parent.parent
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
@@ -122,3 +128,19 @@ def test_a_wheel_brings_the_recipes(source, tmp_path):
     assert "#SBATCH -t 04:00:00" in plan.stdout, plan.stderr
     shipped = home / "share" / "surrogate_flow" / "workflows" / "clusters"
     assert {path.suffix for path in shipped.iterdir()} == {".yaml", ".sbatch", ".pbs"}
+
+
+def test_every_error_of_the_package_crosses_processes():
+    """It is pickled and comes back with its text, as Dask and torch send it."""
+    for module in pkgutil.walk_packages(surrogate_flow.__path__, "surrogate_flow."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    errors = [Exception]
+    for error in errors:
+        errors += error.__subclasses__()
+    ours = [e for e in errors if e.__module__.startswith("surrogate_flow.")]
+    assert StreamTimeout in ours
+    for kind in set(ours):
+        error = kind(*("what", "why")[: 1 + (kind is ProtocolError)])
+        back = pickle.loads(pickle.dumps(error))
+        assert (type(back), str(back)) == (kind, str(error))

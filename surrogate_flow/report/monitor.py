@@ -156,6 +156,7 @@ class Monitor(Callback):
         self._recent: deque[tuple[float, int]] = deque()
         self._lock = threading.Lock()
         self._final_rate: float | None = None
+        self._defect: BaseException | None = None
 
     def setup(
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
@@ -180,7 +181,8 @@ class Monitor(Callback):
         self._over.set()
         self._thread.join()
         self._thread = None
-        self.sample()
+        if self._defect is None:
+            self.sample()
 
     def on_exception(self, *_: Any) -> None:
         """Take the last status of a run that fails."""
@@ -195,7 +197,9 @@ class Monitor(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Note that a batch has been trained."""
+        """Note that a batch has been trained; raise what ended the thread."""
+        if self._defect is not None:
+            raise self._defect
         self._trained = self._clock.now(), self._trained[1] + len(batch.step)
         # Read once a second in the monitor's thread, since a GPU makes that wait.
         self._loss = outputs["loss"]
@@ -252,8 +256,9 @@ class Monitor(Callback):
         try:
             while not self._clock.wait(self._over, _INTERVAL):
                 self.sample()
-        except Exception:
-            # A defect here must not end the run.
+        except BaseException as error:
+            # Raised in the trainer's thread, at its next batch.
+            self._defect = error
             logger.exception("No further status of the run is taken.")
 
     def _rate(self) -> float:

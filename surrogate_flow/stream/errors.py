@@ -45,5 +45,8 @@ class ProtocolError(ValueError):
     """
 
     def __init__(self, cause: str, reason: str) -> None:
-        super().__init__(reason)
+        super().__init__(cause, reason)
         self.cause = cause
+
+    def __str__(self) -> str:
+        return str(self.args[1])
