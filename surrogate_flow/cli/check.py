@@ -49,6 +49,10 @@ def run(words: Sequence[str]) -> None:
     if isinstance(kind, type) and issubclass(kind, Solver):
         make = _maker(path, kind, options)
         _show(path, lambda: check_solver(_built(make)))
+        print(
+            f"Next: surrogate-flow plan --data.solver {path} --model fully_connected"
+            "    # the dry run of a study"
+        )
     elif isinstance(kind, type) and issubclass(kind, Sampler):
         make = _maker(path, kind, options)
         _show(path, lambda: check_sampler(_built(make)))

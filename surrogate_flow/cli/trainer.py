@@ -59,6 +59,13 @@ class FolderTrainer(L.Trainer):
                 require_metric(what, monitor, metrics)
         for callback in self.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                if callback.filename in ("best", "last"):
+                    raise UserError(
+                        "--trainer.callbacks: filename of ModelCheckpoint",
+                        "another than the run's own best and last",
+                        callback.filename,
+                        "Or name a dirpath.",
+                    )
                 callback.dirpath = str((folder / "checkpoints").absolute())
         most = max(CPU_COUNT, 2)
         if isinstance(self.accelerator, CPUAccelerator) and self.num_devices > most:

@@ -130,6 +130,10 @@ def test_one_process_trains_in_a_job_of_several_tasks_without_srun(monkeypatch):
             ["enable_progress_bar=false", "callbacks+=RichProgressBar"],
             "--trainer.enable_progress_bar: ",
         ),
+        (
+            ["callbacks+=ModelCheckpoint", "callbacks.filename=best"],
+            "filename of ModelCheckpoint: expected another than the run's own best",
+        ),
         (["barebones=true", "profiler=simple"], "--trainer.barebones"),
     ],
 )
