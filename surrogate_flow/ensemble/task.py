@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import multiprocessing
+import os
 import secrets
 import socket
 import tempfile
@@ -29,7 +30,7 @@ from surrogate_flow.ensemble.packed import Packed
 from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
-from surrogate_flow.solvers.offspring import Offspring
+from surrogate_flow.solvers.offspring import Offspring, end_with_parent
 from surrogate_flow.solvers.solver import Run, Solver, Stopped, datasets_of
 from surrogate_flow.stream import Encoder, Endpoint, Outlet, StreamStopped
 
@@ -205,6 +206,7 @@ class _SolverPlugin(WorkerPlugin):
         ours: bool,
     ) -> None:
         self._study, self._ours = study, ours
+        self._trainer = socket.gethostname(), os.getpid()
         self._solver, self._name = solver.pickle, solver.name
         self._endpoint, self._writer = endpoint, writer
         self._cores, self._streams = cores, streams
@@ -218,9 +220,11 @@ class _SolverPlugin(WorkerPlugin):
         self._ended = False
         self.recorder = Recorder(worker, self._study)
         # None where workers are threads of the trainer, which has processes of its own.
-        threads = worker.address.startswith("inproc")
+        threads = self._trainer == (socket.gethostname(), os.getpid())
         self._offspring = None if threads else Offspring()
-        if self._ours:
+        if self._ours and not threads:
+            if worker.nanny is not None:
+                end_with_parent()
             # Pools start processes between simulations, too.
             self._always = self._marked()
             self._always.__enter__()

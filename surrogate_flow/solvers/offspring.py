@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -16,11 +17,12 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["Offspring"]
+__all__ = ["Offspring", "end_with_parent"]
 
 logger = logging.getLogger(__name__)
 
 _SERVER = b"from multiprocessing."  # forks, or removes, what this process shares
+_PARENT_DEATH = 1  # PR_SET_PDEATHSIG of sys/prctl.h
 _PATIENCE = 10.0  # seconds for killed processes to be gone
 # The limit of a real-time process's time on a core: no other process notices it, all
 # that a process starts inherits it, and none can be told from outside to lose it.
@@ -95,6 +97,15 @@ class Offspring:
             guard.wait()
             assert guard.stdin is not None
             guard.stdin.close()
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, on Linux.
+
+    It may not notice that itself: a solver may hold the GIL for ever.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
 
 
 def _guard(token: int) -> subprocess.Popen[bytes]:

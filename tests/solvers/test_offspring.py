@@ -97,3 +97,26 @@ def test_marks_that_overlap_end_in_any_order():
     assert resource.getrlimit(LIMIT) == before
     for each in (one, two):
         each.close()
+
+
+HOLDS_THE_GIL = """
+import ctypes
+from surrogate_flow.solvers.offspring import end_with_parent
+end_with_parent()
+print(flush=True)
+ctypes.PyDLL(None).sleep(7777)
+"""
+
+
+def test_a_worker_that_holds_the_gil_ends_with_its_nanny():
+    """It runs no thread that could notice, and no handler."""
+    start = 'PYTHON -c "$1" & echo $!; wait'.replace("PYTHON", sys.executable)
+    nanny = subprocess.Popen(
+        ["sh", "-c", start, "sh", HOLDS_THE_GIL], stdout=subprocess.PIPE, text=True
+    )
+    with nanny, ExitStack() as ended:
+        ended.callback(nanny.kill)
+        worker = int(nanny.stdout.readline())
+        assert nanny.stdout.readline() == "\n"
+        nanny.kill()
+        assert gone(worker)
