@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _GIVEN = "SURROGATE_FLOW_RUN"  # to the processes of a run's other ranks
 # Written before anything is trained.
-_EARLY = ("config.yaml", "events.out.tfevents.", "telemetry")
+_EARLY = ("config.yaml", "events.out.tfevents.", "jobs", "telemetry")
 _ROOM = 2**16  # bytes that a run writes at its beginning
 
 
@@ -101,15 +101,17 @@ def discard(folder: Path, made: Sequence[Path]) -> None:
     ----------
     folder : Path
         Until something is trained or fails there are only the settings, empty events of
-        TensorBoard and the first seconds of telemetry in it.
+        TensorBoard, the first seconds of telemetry and no job's log in it.
     made : sequence of Path
         As `new_folder` returned it.
     """
-    left = list(folder.glob("*"))
+    left = [path for path in folder.rglob("*") if path != folder / "jobs"]
     with contextlib.suppress(OSError):
-        if all(path.name.startswith(_EARLY) for path in left):
+        if all(path.parent == folder and path.name.startswith(_EARLY) for path in left):
             for path in left:
                 path.unlink()
+            if (folder / "jobs").exists():
+                (folder / "jobs").rmdir()
             for empty in (folder, *made):
                 empty.rmdir()
 

@@ -16,6 +16,7 @@ import yaml
 from matplotlib.image import imread
 from programs import CELLS, STEPS, WORKFLOW, command, environment, fit
 
+from surrogate_flow.cli.app import main
 from surrogate_flow.report.summary import RunSummary
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -298,3 +299,23 @@ def test_ctrl_c_while_the_program_starts_is_one_line(module, tmp_path):
     )
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "surrogate-flow: interrupted.\n"
+
+
+@pytest.mark.parametrize(("queue", "program"), [("pbs", "qsub"), ("slurm", "sbatch")])
+def test_a_machine_without_the_batch_system(
+    queue, program, tmp_path, monkeypatch, capsys
+):
+    """It is said, and the run leaves no folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "fit",
+                "--data=heat2d",
+                "--model=fully_connected",
+                f"--data.cluster={queue}",
+            ]
+        )
+    assert f"error: There is no {program} on this machine." in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

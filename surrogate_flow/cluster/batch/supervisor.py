@@ -84,6 +84,11 @@ class Supervisor:
         try:
             self._submit()
         except JobRefused as refused:
+            if isinstance(absent := refused.__cause__, FileNotFoundError):
+                raise JobError(
+                    f"There is no {absent.filename} on this machine. Type the command "
+                    "where jobs are submitted, or without data.cluster."
+                ) from refused
             raise JobError(
                 f"The batch system refuses the job: {refused}\nChange the arguments "
                 "under data.cluster; `surrogate-flow plan` shows the job's script."
