@@ -157,7 +157,7 @@ class AppliedBatches(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """End a fit whose stream has ended, or Lightning asks it for ever for more."""
         unlimited = trainer.num_training_batches == float("inf")
-        if unlimited or not self._progress()["current"]["ready"]:
+        if unlimited or not self._progress.current.ready:
             trainer.should_stop = True
 
     def on_save_checkpoint(
