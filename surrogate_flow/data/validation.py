@@ -215,15 +215,18 @@ class ValidationSet(Sink):
         values = self.parameters[row].astype(float).tolist()
         names = (p.name for p in self.spec.parameters)
         return self.spec.dataset(
-            self.fields[row, steps],
+            self.spec.physical(self.fields[row, steps]),
             self.spec.times[steps],
             dict(zip(names, values, strict=True)),
         )
 
     def spread(self) -> Float[np.ndarray, " channel"]:
-        """Return, for each variable, the error of the best constant prediction."""
+        """Return, for each variable, the error of the best constant prediction.
+
+        In the units of the variables.
+        """
         moments = Moments(len(self.spec.variables))
         for row in self.finished:
             for step in self.fields[row]:
                 moments.update(step[None])
-        return moments.std
+        return moments.std * [v.scale for v in self.spec.variables]

@@ -19,7 +19,7 @@ from zarr.codecs import ZstdCodec
 
 from surrogate_flow.dataset.provenance import Provenance
 from surrogate_flow.dataset.writer import ABSENT, COMPLETE, FAILED, STATE, ArchiveError
-from surrogate_flow.fields.quantities import Coordinate, attributes
+from surrogate_flow.fields.quantities import Coordinate, attributes, packing
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import LOCK, DirectoryLock
 
@@ -132,7 +132,8 @@ def _arrays(folder: Path, spec: FieldSpec, noted: Mapping[str, Any]) -> Any:
             fill_value=np.nan,
             compressors=ZstdCodec(level=1, checksum=True),
             dimension_names=(ROW, "time", *spec.dims),
-            attributes=attributes(variable.units, variable.long_name),
+            attributes=attributes(variable.units, variable.long_name)
+            | packing(variable),
         )
     create(
         STATE,

@@ -12,6 +12,7 @@ import socket
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from distributed import Client, WorkerPlugin, get_worker
+from distributed import Client, WorkerPlugin, get_worker, warn
 from distributed.protocol.pickle import loads
 from distributed.utils import sync
 
@@ -46,6 +47,8 @@ _BANDWIDTH = 1e7  # bytes a second that each worker gets of a solver, at least
 # frozen never answers, and jobs have to be cancelled in time behind it.
 _ACCEPT, _REMOVE = 5.0, 10.0
 _PLUGIN = 10.0  # seconds in which a worker that has just joined gets it
+
+_WARNED: set[str] = set()
 
 
 class SetupError(UserError, RuntimeError):
@@ -401,6 +404,10 @@ def run(
                 outlet.send(fields)
                 step += len(fields)
                 steps += len(fields)
+            if encoder.lost and encoder.lost not in _WARNED:
+                _WARNED.add(encoder.lost)
+                with warnings.catch_warnings(action="ignore"):
+                    warn(encoder.lost)  # It is said where the study is, not here.
     except StreamStopped:
         return Summary(steps, stopped=True)
     return Summary(steps)

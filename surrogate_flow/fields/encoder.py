@@ -8,11 +8,20 @@ from jaxtyping import Float32
 
 from surrogate_flow.fields.errors import UserError, line_at
 from surrogate_flow.fields.names import nearest
+from surrogate_flow.fields.positions import Misplaced, Positions
+from surrogate_flow.fields.quantities import LEVELS
 from surrogate_flow.fields.spec import FieldSpec
 
 __all__ = ["TIME_TOLERANCE", "Encoder", "SpecMismatch"]
 
 TIME_TOLERANCE = 0.01  # of the distance between steps
+
+# What codes write where a field is not defined: netCDF, CMIP, MERRA, GRIB and others.
+_FILLS: list[float] = [
+    *np.array([9.969209968386869e36, 1e36, 1e35, 1e34, 1e30], np.float32).tolist(),
+    *np.array([9.999e20, 1e20, 1e15, -1e34, -1e30, -(2**31)], np.float32).tolist(),
+    *(-32768.0, -32767.0, -9999.0, -999.0),
+]
 
 
 class SpecMismatch(UserError, ValueError):
@@ -21,6 +30,9 @@ class SpecMismatch(UserError, ValueError):
 
 class Encoder:
     """xr.Dataset -> float32 ``(time, channel, *space)``, checked against the spec.
+
+    Fields become z = (u - offset) / scale, with the offset and scale of each variable.
+    Points in another order than the spec's are put right by their coordinates.
 
     Parameters
     ----------
@@ -56,6 +68,9 @@ class Encoder:
         else:
             near = np.maximum(np.abs(self._times), 1.0)
         self._tolerance = TIME_TOLERANCE * near
+        self._positions = Positions(spec)
+        # Of each variable: extremes in single and in double precision.
+        self._extremes = [(np.inf, -np.inf, np.inf, -np.inf)] * len(self._names)
 
     def convert(
         self, dataset: xr.Dataset, step: int
@@ -76,7 +91,8 @@ class Encoder:
             If it is no dataset; if a variable is unknown or missing, has other dims,
             another shape or no real numbers; if ``time`` is missing, out of order,
             repeated, skipped or not in the spec (within a hundredth of the distance
-            between steps); if there are too many steps; if a value is NaN or infinite,
+            between steps); if there are too many steps; if a coordinate of the spec has
+            other values, in any order; if a value is NaN, infinite or a fill value,
             before or after the cast.
         """
         if not isinstance(dataset, xr.Dataset):
@@ -91,15 +107,62 @@ class Encoder:
             raise self._wrong_names(dataset, step)
         variables = dataset.variables
         count = self._check_time(dataset, step)
+        try:
+            orders = self._positions.orders(variables)
+        except Misplaced as error:
+            raise self._mismatch(step, str(error)) from error
         steps = np.empty((count, len(self._names), *self.spec.shape), np.float32)
+        finite = True
         with np.errstate(over="ignore", invalid="ignore"):
             for channel, name in enumerate(self._names):
-                steps[:, channel] = self._values(name, variables[name], step, count)
-            # A sum is finite only if every term is, and takes no second array.
-            finite = np.isfinite(steps.sum())
-        if not finite and not np.isfinite(steps).all():
+                values = self._values(name, variables[name], step, count)
+                for axis, order in orders:
+                    values = values.take(order, axis + 1)
+                of_one = steps[:, channel]
+                of_one[...] = self.spec.variables[channel].normalised(values)
+                low = float(np.minimum.reduce(of_one, axis=None))
+                high = float(np.maximum.reduce(of_one, axis=None))
+                # A NaN is the smallest and the largest number.
+                finite &= -np.inf < low <= high < np.inf
+                if low in _FILLS or high in _FILLS:
+                    self._require_no_fill(name, of_one, step)
+                self._extend(channel, low, high, values)
+        if not finite:
             raise self._not_finite(dataset, step, steps)
         return steps
+
+    @property
+    def lost(self) -> str:
+        """Which variable has varied by too little for single precision, or ""."""
+        for variable, (low, high, least, most) in zip(
+            self.spec.variables, self._extremes, strict=True
+        ):
+            spacing = np.spacing(np.float32(max(abs(low), abs(high))))
+            # Less than the rounding of double precision is no variation.
+            if high - low < LEVELS * spacing and most - least > 1e-12 * abs(most):
+                mean = variable.offset + variable.scale * (least + most) / 2
+                scale = 10.0 ** np.round(np.log10(variable.scale * (most - least)))
+                # Without a number that differs from simulation to simulation.
+                return (
+                    f"Variable {variable.name!r} varies by about {scale:.0e} around "
+                    f"{mean:.6g}, of which single precision keeps a few values at "
+                    f"most. Write Variable({variable.name!r}, ..., offset={mean:.6g}, "
+                    f"scale={scale:.0e}) in the solver's spec: it is then kept and "
+                    "learnt as (u - offset) / scale."
+                )
+        return ""
+
+    def _extend(
+        self, channel: int, low: float, high: float, values: np.ndarray
+    ) -> None:
+        """Note the extremes, in double precision only while the others are close."""
+        variable = self.spec.variables[channel]
+        below, above, least, most = self._extremes[channel]
+        low, high = min(low, below), max(high, above)
+        if high - low < 1e-4 * max(abs(low), abs(high)):
+            exact = variable.normalised(values.astype(np.float64, copy=False))
+            least, most = min(least, float(exact.min())), max(most, float(exact.max()))
+        self._extremes[channel] = low, high, least, most
 
     def begins_at(self, dataset: xr.Dataset, step: int) -> bool:
         """Whether a dataset begins with a step, as far as its time is one at all."""
@@ -212,16 +275,37 @@ class Encoder:
         name = self._names[channel]
         source = dataset.variables[name].transpose(*self._dims).values[row]
         got = source[bad[row, channel]].flat[0] if source.ndim else source
+        count, size = np.count_nonzero(bad[row, channel]), bad[row, channel].size
         what, cause = "NaN or infinite", ""
         if np.isfinite(got):
             what, cause = "too large for single precision", "a field not scaled, or "
+        remedy = f"{cause}an unstable time step. Lower it, or narrow the parameters."
+        if np.isnan(got) and step + row == 0 and count < size:
+            remedy = f"points where the field is not defined (a mask). {_MASK}"
         return self._mismatch(
             step + row,
-            f"variable {name!r} expected finite numbers, got "
-            f"{np.count_nonzero(bad[row, channel])} of {bad[row, channel].size} cells "
-            f"{what} (the first: {got:.6g}). Usual cause: {cause}an unstable time "
-            "step. Lower it, or narrow the parameters.",
+            f"variable {name!r} expected finite numbers, got {count} of {size} cells "
+            f"{what} (the first: {got:.6g}). Usual cause: {remedy}",
         )
+
+    def _require_no_fill(self, name: str, values: np.ndarray, step: int) -> None:
+        """Refuse what only marks points, far from all values that are not zero."""
+        for fill in _FILLS:
+            marked = values == np.float32(fill)
+            others = np.abs(values[~marked]).max(initial=0.0)
+            if marked.any() and 0 < others < abs(fill) * (0.1 if fill < 0 else 1e-3):
+                raise self._mismatch(
+                    step,
+                    f"variable {name!r} expected numbers at every point, got the fill "
+                    f"value {fill:.6g} at {marked[0].sum()} of {marked[0].size}, where "
+                    f"the field is not defined (a mask). {_MASK}",
+                )
+
+
+_MASK = (
+    "Leave them out, with dims=('point',) and a Coordinate along 'point' for each "
+    "position, or fill them with a number, such as dataset.where(mask, 0)."
+)
 
 
 def _are_numbers(time: xr.Variable) -> bool:

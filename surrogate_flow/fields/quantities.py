@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
+from typing import Any
+
+import numpy as np
 
 from surrogate_flow.fields.errors import ArgumentError
 
@@ -16,8 +21,12 @@ __all__ = [
     "attributes",
     "counted",
     "in_units",
-    "number",
+    "named",
+    "numbers",
+    "packing",
 ]
+
+LEVELS = 256  # of single precision that a variation should span
 
 
 def counted(count: int, noun: str) -> str:
@@ -31,10 +40,50 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def number(value: float) -> float:
+def number(value: Any, what: str) -> float:
     """Return the value as a plain float, one for both zeros."""
-    # Adding zero turns -0.0 into 0.0, which equals it but is written differently.
-    return float(value) + 0.0
+    return numbers([value], what)[0]
+
+
+def numbers(values: Any, what: str) -> tuple[float, ...]:
+    """Return plain floats, or refuse what are none: dates, text, vectors.
+
+    Raises
+    ------
+    ArgumentError
+        With `what` they are.
+    """
+    several = isinstance(values, Iterable) and not isinstance(values, str)
+    given = list(values) if several else [values]
+    try:
+        array = np.array(given or [0.0])
+    except ValueError:  # vectors of several lengths
+        array = np.array(None)
+    if array.dtype == object and all(isinstance(v, Real | Decimal) for v in given):
+        array = array.astype(np.float64)
+    if array.ndim == 1 and array.dtype.kind in "fiub":
+        # Adding zero turns -0.0 into 0.0, which equals it but is written differently.
+        return tuple((array.astype(np.float64) + 0.0).tolist()[: len(given)])
+    first, remedy = next((v for v in given if not isinstance(v, Real)), given[0]), ""
+    kind = type(first).__name__.lower()
+    if "date" in kind or "time" in kind:
+        remedy = (
+            "Give dates as numbers since the first, (dates - dates[0]) / "
+            "np.timedelta64(1, 's'), and time_units='s'."
+        )
+    elif np.ndim(first):
+        remedy = "Give each component a name of its own."
+    raise ArgumentError(what, "numbers", repr(first), remedy)
+
+
+def named(name: Any, units: Any, what: str) -> None:
+    """Refuse units that are no text, and a name that is none or cannot be in files."""
+    words = "text without '/', and without blanks around it"
+    valid = isinstance(name, str) and name.isprintable() and "/" not in name
+    if not (valid and name and name.strip() == name):
+        raise ArgumentError(f"{what}: name", words, repr(name), "Rename it.")
+    if not isinstance(units, str):
+        raise ArgumentError(f"{what} {name!r}: units", "text", repr(units))
 
 
 @dataclass(frozen=True)
@@ -53,8 +102,10 @@ class Parameter:
     units: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "low", number(self.low))
-        object.__setattr__(self, "high", number(self.high))
+        named(self.name, self.units, "Parameter")
+        for bound in ("low", "high"):
+            what = f"Parameter {self.name!r}: {bound}"
+            object.__setattr__(self, bound, number(getattr(self, bound), what))
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             raise ArgumentError(
                 f"Parameter {self.name!r}",
@@ -67,15 +118,55 @@ class Parameter:
                 f"[{self.low}, {self.high}] {self.units}. Make a fixed value an "
                 "argument of the solver."
             )
+        size = max(abs(self.low), abs(self.high))
+        if self.high - self.low < LEVELS / 4 * np.spacing(np.float32(size)):
+            raise ArgumentError(
+                f"Parameter {self.name!r}",
+                "bounds between which single precision has many values",
+                f"[{self.low}, {self.high}]",
+                f"Take the distance from {self.low:g} as the parameter, and add that "
+                "in the solver, or use other units.",
+            )
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A field that the simulation computes; one channel of every step."""
+    """A field u that the simulation computes; one channel of every step.
+
+    It is kept and learnt in single precision as ``(u - offset) / scale``. These matter
+    where u varies little around a large value, such as pressure in air, or beyond 1e38.
+    Errors are in the units of u, and relative ones relative to ``u - offset``; what is
+    predicted is u.
+
+    Raises
+    ------
+    ArgumentError
+        If offset and scale are not finite numbers, or the scale is not positive.
+    """
 
     name: str
     units: str = ""
     long_name: str = ""
+    offset: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        named(self.name, self.units, "Variable")
+        for name in ("offset", "scale"):
+            what = f"Variable {self.name!r}: {name}"
+            object.__setattr__(self, name, number(getattr(self, name), what))
+        if not (math.isfinite(self.offset) and 0 < self.scale < math.inf):
+            raise ArgumentError(
+                f"Variable {self.name!r}",
+                "a finite offset and a scale > 0",
+                f"offset={self.offset}, scale={self.scale}",
+            )
+
+    def normalised(self, values: np.ndarray) -> np.ndarray:
+        """Return ``(values - offset) / scale``, in double precision if it has any."""
+        if self.offset == 0 and self.scale == 1:
+            return values
+        return (values.astype(np.float64, copy=False) - self.offset) / self.scale
 
 
 @dataclass(frozen=True)
@@ -94,7 +185,9 @@ class Coordinate:
     units: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", tuple(map(number, self.values)))
+        named(self.name, self.units, "Coordinate")
+        what = f"Coordinate {self.name!r}"
+        object.__setattr__(self, "values", numbers(self.values, what))
         if not all(map(math.isfinite, self.values)):
             raise ArgumentError(
                 f"Coordinate {self.name!r}: expected finite positions, got some that "
@@ -134,3 +227,10 @@ def in_units(value: float, units: str, digits: int = 4) -> str:
 def attributes(units: str, long_name: str = "") -> dict[str, str]:
     """Return the attributes of a quantity in xarray and netCDF, without empty ones."""
     return {k: v for k, v in (("units", units), ("long_name", long_name)) if v}
+
+
+def packing(variable: Variable) -> dict[str, float]:
+    """Return offset and scale as netCDF names them; xarray applies both."""
+    if (variable.offset, variable.scale) == (0, 1):
+        return {}
+    return {"add_offset": variable.offset, "scale_factor": variable.scale}

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import msgspec
@@ -29,7 +29,8 @@ from surrogate_flow.fields.quantities import (
     Parameter,
     Variable,
     attributes,
-    number,
+    named,
+    numbers,
 )
 
 __all__ = ["Coordinate", "FieldSpec", "Parameter", "Variable"]
@@ -59,15 +60,16 @@ class FieldSpec:
     coordinates : tuple of Coordinate
         Positions along the dims.
     cells : tuple of tuple of int, optional
-        Node numbers of each cell of an unstructured mesh; ``None`` on a structured
-        grid.
+        Node numbers of each cell of an unstructured mesh, from 0; ``None`` on a
+        structured grid.
     dtype : str
         Of the fields in the stream and in the reservoir.
 
     Raises
     ------
     ArgumentError
-        If names repeat, sizes disagree, or times are not finite and ascending.
+        If names repeat, sizes disagree, times are not finite and ascending, or cells
+        are not of three or more different nodes.
     """
 
     parameters: tuple[Parameter, ...]
@@ -133,7 +135,7 @@ class FieldSpec:
             ("dims", str),
             ("coordinates", Coordinate),
             ("shape", Integral),
-            ("times", Real),
+            ("times", object),
         ):
             values = getattr(self, name)
             if isinstance(values, Iterable) and not isinstance(values, str):
@@ -141,14 +143,45 @@ class FieldSpec:
             if not (
                 isinstance(values, tuple) and all(isinstance(v, kind) for v in values)
             ):
-                what = f"FieldSpec: {name}"
-                raise ArgumentError(what, f"a tuple of {kind.__name__}", repr(values))
+                words = {str: "text", Integral: "whole numbers", object: "numbers"}
+                expected = f"a tuple of {words.get(kind, kind.__name__)}"
+                raise ArgumentError(f"FieldSpec: {name}", expected, repr(values))
             object.__setattr__(self, name, values)
+        for dim in self.dims:
+            named(dim, self.time_units, "FieldSpec: dim")
         object.__setattr__(self, "shape", tuple(map(int, self.shape)))
-        object.__setattr__(self, "times", tuple(map(number, self.times)))
+        object.__setattr__(self, "times", numbers(self.times, "FieldSpec: times"))
         if self.cells is not None:
-            cells = tuple(tuple(map(int, cell)) for cell in self.cells)
-            object.__setattr__(self, "cells", cells)
+            object.__setattr__(self, "cells", self._checked_cells())
+
+    def _checked_cells(self) -> tuple[tuple[int, ...], ...]:
+        if len(self.dims) != 1:
+            raise ArgumentError(
+                "FieldSpec: cells", "a mesh, whose fields have one dim", self.dims
+            )
+        assert self.cells is not None
+        cells = [c if isinstance(c, Iterable) else (c,) for c in self.cells]
+        cells = [tuple(cell) for cell in cells]
+        nodes, every = self.shape[0], list(itertools.chain.from_iterable(cells))
+        found = np.array(numbers(every, "FieldSpec: cells"))
+        wrong = found[~((found >= 0) & (found < nodes) & (found % 1 == 0))]
+        if wrong.size or not cells:
+            remedy = ""
+            if found.min(initial=nodes) == 1 and found.max(initial=0) == nodes:
+                remedy = "They begin at 1: subtract 1."
+            elif found.min(initial=0) < 0:
+                remedy = "Cells may differ in length: leave out what fills them up."
+            raise ArgumentError(
+                "FieldSpec: cells",
+                f"numbers of nodes from 0 to {nodes - 1}",
+                f"{wrong[0]:g}" if wrong.size else "no cell",
+                remedy,
+            )
+        for cell in cells:
+            if len(set(cell)) != len(cell) or len(cell) < 2:
+                what = "cells of different nodes, two or more"
+                raise ArgumentError("FieldSpec: cells", what, cell)
+        return tuple(tuple(map(int, cell)) for cell in cells)
 
     @property
     def steps(self) -> int:
@@ -224,6 +257,23 @@ class FieldSpec:
                 )
         return vector
 
+    def physical(
+        self, fields: Float[np.ndarray, "time channel *space"]
+    ) -> Float[np.ndarray, "time channel *space"]:
+        """Return u of normalised fields ``(u - offset) / scale``.
+
+        In double precision, if there are any offsets and scales.
+        """
+        if all((v.offset, v.scale) == (0, 1) for v in self.variables):
+            return fields
+        channels = (-1, *(1 for _ in self.dims))
+        offset, scale = (
+            np.reshape([getattr(v, name) for v in self.variables], channels)
+            for name in ("offset", "scale")
+        )
+        physical: Float[np.ndarray, "time channel *space"] = offset + scale * fields
+        return physical
+
     def dataset(
         self,
         fields: Float[np.ndarray, "time channel *space"],
@@ -253,6 +303,10 @@ class FieldSpec:
     def to_plain(self) -> dict[str, Any]:
         """Return the spec as dicts, lists, strings and numbers."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        for variable in plain["variables"]:
+            # Without them a spec is what it was before there were any.
+            if (variable["offset"], variable["scale"]) == (0, 1):
+                del variable["offset"], variable["scale"]
         return plain
 
     @classmethod

@@ -158,6 +158,7 @@ class ErrorCurve:
         ]
         shape = (0, 2, spec.steps - start, len(spec.variables))
         stacked = np.stack(curves) if curves else np.empty(shape)
+        stacked = stacked * np.square([v.scale for v in spec.variables])
         return cls(spec, start, stacked[:, 0], stacked[:, 1])
 
     def of_all(self, ranks: Ranks) -> Self:
@@ -185,9 +186,9 @@ class ErrorCurve:
         """Mean over simulations of sqrt(<(û - u)²> / U²), without unit.
 
         U² is the mean of <u²> over all steps of the rollout, so that a step at which u
-        is near zero does not count for more. A simulation whose u is 0 throughout does
-        not count; NaN if all are. The error of a validation, ``val_relative_l2``, is of
-        single predictions, each relative to its own target.
+        is near zero does not count for more; u has no offset. A simulation whose u is
+        0 throughout does not count; NaN if all are. The error of a validation,
+        ``val_relative_l2``, is of single predictions, each relative to its own target.
         """
         size = self.squares.mean(1, keepdims=True)
         counted = size > 0

@@ -54,7 +54,8 @@ def picture(surrogate: Surrogate, held_out: ValidationSet) -> Figure:
         still = len(spec.dims) > 1 or spec.cells is not None
         shown = slice(step, step + 1) if still else slice(inputs, None)
         times = spec.times[shown]
-        truth = spec.dataset(held_out.fields[row, shown], times, parameters)
+        shown_fields = spec.physical(held_out.fields[row, shown])
+        truth = spec.dataset(shown_fields, times, parameters)
         guess = surrogate.predict(parameters, times, history)
         named = _named(spec, parameters)
         for name in names:

@@ -78,11 +78,11 @@ class GridSolver(Solver):
         Yields
         ------
         array
-            Converted to single precision by `solve`.
+            Of real numbers.
         """
 
     def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
-        """Yield `fields` as datasets in single precision; see `Solver.solve`.
+        """Yield `fields` as datasets; see `Solver.solve`.
 
         They share their coordinates.
 
@@ -191,12 +191,16 @@ class GridSolver(Solver):
 
 
 def _real(given: Any) -> tuple[np.ndarray, str]:
-    """Return numbers in single precision, and their shape as text; none of others."""
+    """Return numbers in one of two precisions, and their shape as text; none else."""
     try:
         array = np.asarray(given)
     except Exception:  # of any type, by what was given
         array = np.empty(())
     if array.ndim and array.dtype.kind in "biuf":
-        return array.astype(np.float32, copy=False), f"the shape {array.shape}"
+        # In double precision a small variation around a large value is still there; a
+        # copy, because a solver may go on with its array.
+        double = array.dtype == np.float64
+        array = array.copy() if double else array.astype(np.float32, copy=False)
+        return array, f"the shape {array.shape}"
     kind = f" of {array.dtype}" if isinstance(given, np.ndarray) else ""
     return np.empty((0,)), f"{type(given).__name__}{kind}"

@@ -17,7 +17,7 @@ __all__ = ["Batch"]
 
 
 class Batch(NamedTuple):
-    """(parameters, step, history) -> target, in physical units.
+    """(parameters, step, history) -> target, as stored: ``(u - offset) / scale``.
 
     Attributes
     ----------

@@ -241,7 +241,8 @@ def field_metrics(
     """Return the errors that every validation logs.
 
     ``relative_l2``, and for each variable ``rmse``, ``p99`` and ``max`` in its units,
-    ``nrmse`` and ``vrmse`` without unit. A variable of one cell has neither of these:
+    ``nrmse`` and ``vrmse`` without unit, of fields as they are stored, without the
+    offset of their variable. A variable of one cell has neither of these:
     its mean over space may be zero, and its variance over space is.
 
     Parameters
@@ -270,7 +271,7 @@ def field_metrics(
             of_one |= {"nrmse": MeanRatio(nrmse), "vrmse": MeanRatio(vrmse)}
         if detailed:
             of_one |= {"mse": MeanSquaredError(), "relative_l2": relative(1)}
-        select = partial(_channel, channel)
+        select = partial(_channel, channel, variable.scale)
         for name, metric in of_one.items():
             metrics[f"{name}_{variable.name}".replace(".", _DOT)] = (
                 LambdaInputTransformer(metric.set_dtype(torch.float64), select, select)
@@ -286,6 +287,6 @@ class _Named(MetricCollection):
 
 
 def _channel(
-    channel: int, fields: Float[Tensor, "batch time channel *space"]
+    channel: int, scale: float, fields: Float[Tensor, "batch time channel *space"]
 ) -> Float[Tensor, "batch time 1 *space"]:
-    return fields[:, :, channel : channel + 1].double()
+    return fields[:, :, channel : channel + 1].double() * scale

@@ -97,5 +97,5 @@ class Normalisation(nn.Module):
     def physical(
         self, fields: Float[Tensor, "batch time channel *space"]
     ) -> Float[Tensor, "batch time channel *space"]:
-        """Return normalised fields to their units; the inverse of `fields`."""
+        """Return normalised fields as they are stored; the inverse of `fields`."""
         return fields * self.field_scale + self.field_shift

@@ -12,7 +12,7 @@ from surrogate_flow.surrogate.batch import Batch
 
 __all__ = ["predictions", "pushed_forward", "roll_out"]
 
-#: (parameters, step, history) -> the next steps; all fields in physical units.
+#: (parameters, step, history) -> the next steps; all fields as they are stored.
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 

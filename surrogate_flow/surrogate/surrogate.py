@@ -150,7 +150,7 @@ class Surrogate(L.LightningModule):
         step: Float[Tensor, " batch"],
         history: Float[Tensor, "batch inputs channel *space"],
     ) -> Float[Tensor, "batch outputs channel *space"]:
-        """Predict in physical units."""
+        """Predict fields as they are stored, ``(u - offset) / scale``."""
         return self.normalisation.physical(self._normalised(parameters, step, history))
 
     def _normalised(self, parameters: Tensor, step: Tensor, history: Tensor) -> Tensor:
@@ -262,7 +262,7 @@ class Surrogate(L.LightningModule):
         self.log(name, spread, batch_size=len(batch.step))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Predict a batch in physical units."""
+        """Predict a batch, as `forward`."""
         out: Tensor = self(batch.parameters, batch.step, batch.history)
         return out
 
@@ -352,7 +352,7 @@ class Surrogate(L.LightningModule):
                 fields = self._at(row, past, row.new_tensor(positions(spec, times)))
         finally:
             self.train(was_training)
-        return spec.dataset(fields, times, parameters)
+        return spec.dataset(spec.physical(fields), times, parameters)
 
     def _at(
         self,

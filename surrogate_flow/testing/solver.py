@@ -101,6 +101,7 @@ def _fields(
             parts.append(encoder.convert(dataset, step))
             step += len(parts[-1])
     assert step == spec.steps, f"Expected {spec.steps} steps, got {step}."
+    assert not encoder.lost, encoder.lost
     return np.concatenate(parts)[first - spec.steps :]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from surrogate_flow.fields.spec import FieldSpec, Variable
+from surrogate_flow.fields.spec import Coordinate, FieldSpec, Variable
 from surrogate_flow.stream import Encoder, SpecMismatch
 
 SPEC = FieldSpec(
@@ -187,3 +187,119 @@ def test_where_a_dataset_begins_is_told_by_the_distance_of_steps(start, gap):
         begins = [encoder.begins_at(step, k) for k in range(5)]
         assert begins == [k == first for k in range(5)]
     assert not encoder.begins_at(step.drop_vars("time"), 0)
+
+
+X, Y = (0.0, 0.5, 1.0), (0.0, 1.0, 2.5, 4.0)
+LABELLED = dataclasses.replace(
+    SPEC, coordinates=(Coordinate("x", "x", X), Coordinate("y", "y", Y))
+)
+NODES = np.array([[0, 0], [1, 0], [0, 1], [1, 1], [0, 0.5]])
+MESH = FieldSpec(
+    (),
+    (Variable("u"),),
+    ("node",),
+    (5,),
+    (0.1,),
+    coordinates=tuple(Coordinate(c, "node", NODES[:, i]) for i, c in enumerate("xy")),
+)
+
+
+def labelled():
+    return LABELLED.dataset(
+        np.random.default_rng(1).normal(size=(2, 2, 3, 4)), X[1:], {}
+    )
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        lambda data: data.isel(x=slice(None, None, -1)),
+        lambda data: data.isel(y=[2, 0, 3, 1], x=[1, 2, 0]).transpose("y", ...),
+        lambda data: data.assign_coords(y=np.float32(Y) + np.float32(1e-7)),
+        lambda data: data.drop_vars("x"),
+    ],
+)
+def test_points_in_another_order_are_put_right(turn):
+    """By their coordinates, within round-off; every step."""
+    spec = dataclasses.replace(LABELLED, times=X[1:])
+    expected = Encoder(spec, 1).convert(labelled(), 0)
+    np.testing.assert_array_equal(
+        Encoder(spec, 1).convert(turn(labelled()), 0), expected
+    )
+    encoder = Encoder(spec, 1)
+    for k in range(2):
+        step = turn(labelled().isel(time=[k]))
+        np.testing.assert_array_equal(encoder.convert(step, k)[0], expected[k])
+
+
+def test_nodes_in_another_order_are_put_right():
+    """By all of their coordinates together."""
+    data = MESH.dataset(np.arange(5.0)[None, None], [0.1], {})
+    turned = data.isel(node=[4, 2, 0, 1, 3])
+    assert Encoder(MESH, 1).convert(turned, 0).ravel().tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(SpecMismatch, match="'x' expected the positions"):
+        Encoder(MESH, 1).convert(turned.drop_vars("y"), 0)
+
+
+@pytest.mark.parametrize(
+    ("coords", "words"),
+    [
+        ({"y": np.array(Y) + 0.5}, "'y' expected the positions.*got"),
+        ({"y": 1000 * np.array(Y)}, "'y' expected.*other units"),
+        ({"y": [0.0, 1.0, 1.0, 4.0]}, "'y' expected the positions"),
+        ({"y": [0.0, 1.0, np.nan, 4.0]}, "'y' expected the positions"),
+        ({"y": list("abcd")}, "'y' expected numbers along 'y'"),
+    ],
+)
+def test_other_points_are_refused(coords, words):
+    """Staggered, in other units, twice, or no numbers at all."""
+    spec = dataclasses.replace(LABELLED, times=X[1:])
+    with pytest.raises(SpecMismatch, match=f"Simulation 1, step 0: coordinate {words}"):
+        Encoder(spec, 1).convert(labelled().drop_vars("y").assign_coords(coords), 0)
+
+
+def test_offset_and_scale_keep_what_single_precision_would_lose():
+    """It is said without them, not with them, and the fields come back."""
+    fields = 101325 + 1e-4 * np.random.default_rng(1).random((5, 1, 3, 4))
+    for kind in ({}, {"offset": 101325, "scale": 1e-4}):
+        spec = dataclasses.replace(SPEC, variables=(Variable("p", "Pa", **kind),))
+        encoder = Encoder(spec, 1)
+        steps = [
+            encoder.convert(
+                spec.dataset(fields[k : k + 1], spec.times[k : k + 1], {}), k
+            )
+            for k in range(5)
+        ]
+        error = np.abs(spec.physical(np.concatenate(steps)) - fields).max()
+        assert (error < 1e-10) == bool(kind) == (not encoder.lost)
+        assert FieldSpec.from_plain(spec.to_plain()) == spec
+        assert ("scale" in str(spec.to_plain())) == bool(kind)
+    without = dataclasses.replace(SPEC, variables=(Variable("p", "Pa"),))
+    encoder = Encoder(without, 1)
+    encoder.convert(without.dataset(fields, SPEC.times, {}), 0)
+    assert "'p' varies by about 1e-04 around 101325" in encoder.lost
+    assert "offset=101325, scale=1e-04)" in encoder.lost
+
+
+def test_a_constant_field_has_lost_nothing():
+    """Nor has one that varies by the rounding of double precision."""
+    encoder = Encoder(SPEC, 1)
+    encoder.convert(SPEC.dataset(np.full((5, 2, 3, 4), 0.1), SPEC.times, {}), 0)
+    assert not encoder.lost
+
+
+@pytest.mark.parametrize("fill", [np.nan, 9.969209968386869e36, 1e20, -9999.0])
+def test_points_without_a_field_are_told_from_an_unstable_solver(fill):
+    """The message says mask, and names the fill value."""
+    data = dataset(0, 1)
+    data["speed"][0, :2, 0] = fill
+    with pytest.raises(SpecMismatch, match=r"not defined .a mask.*Leave them out") as e:
+        Encoder(SPEC, 1).convert(data, 0)
+    assert np.isnan(fill) or f"the fill value {fill:.6g} at 2 of 12" in str(e.value)
+
+
+@pytest.mark.parametrize("values", [[1e20, 0.0], [1e20, 3e19], [-9999.0, 9000.0]])
+def test_a_field_that_has_the_size_of_a_fill_value_is_one(values):
+    """Such as a density of 1e20 inside and none outside."""
+    fields = np.resize(values, (1, 2, 3, 4))
+    Encoder(SPEC, 1).convert(SPEC.dataset(fields, SPEC.times[:1], {}), 0)

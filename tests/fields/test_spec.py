@@ -6,6 +6,7 @@ import pickle
 
 import hypothesis.strategies as st
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 
@@ -26,22 +27,36 @@ SPEC = FieldSpec(
     ),
 )
 
+DAYS = np.array(["2000-01-01", "2000-01-02"], dtype="M8[ns]")
 finite = st.floats(-1e6, 1e6)
 units = st.text(max_size=5)
+name = st.text(min_size=1).filter(
+    lambda name: name.isprintable() and name == name.strip() and "/" not in name
+)
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> FieldSpec:
     """Any valid spec, of a structured grid or a mesh."""
-    names = iter(draw(st.lists(st.text(min_size=1), min_size=12, unique=True)))
-    names = filter(lambda name: name != "time", names)
+    names = iter(
+        draw(
+            st.lists(name.filter(lambda name: name != "time"), min_size=12, unique=True)
+        )
+    )
     shape = draw(st.lists(st.integers(1, 5), max_size=3))
     dims = [next(names) for _ in shape]
     return FieldSpec(
         parameters=tuple(
             Parameter(next(names), *sorted(bounds), draw(units))
             for bounds in draw(
-                st.lists(st.sets(finite, min_size=2, max_size=2), max_size=3)
+                st.lists(
+                    st.sets(finite, min_size=2, max_size=2).filter(
+                        lambda pair: (
+                            max(pair) - min(pair) > 1e-4 * max(1, *map(abs, pair))
+                        )
+                    ),
+                    max_size=3,
+                )
             )
         ),
         variables=tuple(
@@ -64,8 +79,14 @@ def specs(draw: st.DrawFn) -> FieldSpec:
         cells=draw(
             st.none()
             | st.lists(
-                st.lists(st.integers(0, 9), max_size=4).map(tuple), max_size=3
+                st.lists(
+                    st.integers(0, shape[0] - 1), min_size=2, max_size=4, unique=True
+                ).map(tuple),
+                min_size=1,
+                max_size=3,
             ).map(tuple)
+            if len(shape) == 1 and shape[0] > 1
+            else st.none()
         ),
     )
 
@@ -112,8 +133,8 @@ def test_equal_specs_share_a_digest_however_they_were_written() -> None:
         {"time_units": "ms"},
         {"parameters": SPEC.parameters[::-1]},
         {"variables": SPEC.variables[::-1]},
-        {"cells": ((0, 1, 2),)},
         {"coordinates": ()},
+        {"variables": (Variable("u", offset=3.0), SPEC.variables[1])},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -291,14 +312,75 @@ def test_parts_may_come_from_a_generator():
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        ("shape", 4, "shape: expected a tuple of Integral, got 4"),
-        ("shape", (1.5, 2), "shape: expected a tuple of Integral"),
-        ("dims", "xy", "dims: expected a tuple of str, got 'xy'"),
+        ("shape", 4, "shape: expected a tuple of whole numbers, got 4"),
+        ("shape", (1.5, 2), "shape: expected a tuple of whole numbers"),
+        ("dims", "xy", "dims: expected a tuple of text, got 'xy'"),
         ("variables", ("u",), r"variables: expected a tuple of Variable, got \('u',\)"),
-        ("times", ("now",), "times: expected a tuple of Real"),
+        ("times", ("now",), "times: expected numbers, got 'now'"),
     ],
 )
 def test_parts_of_another_kind_are_refused(part, value, message):
     """With the name of the part."""
     with pytest.raises(ArgumentError, match=f"FieldSpec: {message}"):
         dataclasses.replace(SPEC, **{part: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: dataclasses.replace(SPEC, times=list(DAYS)),
+            r"FieldSpec: times: expected numbers, got np.datetime64.*time_units='s'",
+        ),
+        (
+            lambda: dataclasses.replace(SPEC, times=tuple(pd.to_datetime(DAYS))),
+            r"times: expected numbers, got Timestamp.*time_units='s'",
+        ),
+        (
+            lambda: dataclasses.replace(SPEC, times=tuple(DAYS - DAYS[0])),
+            "times: expected numbers, got np.timedelta64",
+        ),
+        (lambda: Coordinate("x", "x", DAYS), "Coordinate 'x': expected numbers"),
+        (lambda: Parameter("k", (0, 0), (1, 1)), "'k': low.*each component a name"),
+        (lambda: Parameter("k", "low", 1), "Parameter 'k': low: expected numbers"),
+        (lambda: Parameter("p", 1e6, 1e6 + 0.1), "'p'.*distance from 1e.06"),
+        (lambda: Variable("u", units=None), "Variable 'u': units: expected text"),
+        (lambda: Variable("u", scale=0), "'u': expected a finite offset and a scale"),
+        *(
+            (lambda name=name: Variable(name), "Variable: name: expected text")
+            for name in ("", " u", "u/v", "u\n", 3, None)
+        ),
+    ],
+)
+def test_what_is_no_number_or_no_name_is_refused(make, words):
+    """Dates, text and vectors, in one sentence with the remedy."""
+    with pytest.raises(ArgumentError, match=words):
+        make()
+
+
+@pytest.mark.parametrize(
+    "name", ["alpha.water", "air temperature", "lambda", "T'", "ü"]
+)
+def test_names_of_other_codes_are_good(name):
+    """Dots, blanks within, words of Python and letters of any language."""
+    assert Variable(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (((1, 2), (2, 3)), "from 0 to 2, got 3. They begin at 1: subtract 1"),
+        (((0, 7),), "from 0 to 2, got 7"),
+        (((0, 1, -1),), "got -1. Cells may differ in length"),
+        (((0, 1.5),), "got 1.5"),
+        (((0, 1, 1),), r"cells of different nodes, two or more, got \(0, 1, 1\)"),
+        (((0,),), "cells of different nodes"),
+        ((), "got no cell"),
+        ((0, 1), "cells of different nodes"),
+        ((("a", "b"),), "cells: expected numbers, got 'a'"),
+    ],
+)
+def test_cells_that_are_none_are_refused(cells, words):
+    """When the spec is made, with the number that is wrong."""
+    with pytest.raises(ArgumentError, match=words):
+        FieldSpec((), (Variable("u"),), ("node",), (3,), (1.0,), cells=cells)

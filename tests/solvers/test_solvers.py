@@ -95,9 +95,7 @@ def test_labels_cost_a_step_of_any_solver_little(solver: GridSolver) -> None:
         type(solver).fields = lambda self, _: iter(arrays)
         encoder = Encoder(spec, 0)
         for k, step in enumerate(solver.solve(parameters)):
-            whole = spec.dataset(
-                arrays[k].astype("f4"), spec.times[k : k + 1], parameters
-            )
+            whole = spec.dataset(arrays[k], spec.times[k : k + 1], parameters)
             xr.testing.assert_identical(step, whole)
             for attributes in (step.attrs, step[spec.variables[0].name].attrs):
                 attributes["mine"] = "of this step alone"
@@ -113,7 +111,7 @@ def test_labels_cost_a_step_of_any_solver_little(solver: GridSolver) -> None:
     assert calls / 49 < 120
     got = xr.concat(kept, "time")
     xr.testing.assert_identical(
-        got, spec.dataset(np.concatenate(arrays).astype("f4"), spec.times, parameters)
+        got, spec.dataset(np.concatenate(arrays), spec.times, parameters)
     )
 
 
@@ -176,11 +174,11 @@ class Squares(GridSolver):
 
 
 def test_arrays_become_datasets() -> None:
-    """Blocks of steps get the names and times of the spec, in single precision."""
+    """Blocks of steps get the names and times of the spec, in their own precision."""
     steps = list(Squares().solve({"a": 0.5}))
     assert [list(s.time.values) for s in steps] == [[0.5, 1.0], [1.5, 2.0], [2.5]]
     for step in steps:
-        assert step.u.dtype == np.float32
+        assert step.u.dtype == np.float64
         assert step.v[0].values.tolist() == [-0.25, -2.25, -6.25]
     check_solver(Squares(), {"a": 0.25})
 
