@@ -127,6 +127,9 @@ class OnlineData(SurrogateData):
             cores_per_simulation=cores_per_simulation,
         )
         require_kind("data.solver", solver, Solver, "Heat2D()")
+        reservoir, faults = reservoir or Reservoir(), faults or Faults()
+        if callable(reservoir):
+            reservoir = reservoir()  # In version 0.1 it was what makes one.
         require_kind("data.reservoir", reservoir, Policy, "Reservoir(capacity=2000)")
         require_kind("data.sampler", sampler or Uniform(), Sampler, "Sobol(seed=1)")
         require_kind("data.faults", faults, Faults, "Faults(retries=2)")
@@ -155,14 +158,12 @@ class OnlineData(SurrogateData):
         # Of given points none is left for ``test``.
         self.tests_apart = self.fixed is None
         self.batch_size = batch_size
-        reservoir = reservoir or Reservoir()
-        # In version 0.1 it was what makes one.
-        self.reservoir = reservoir() if callable(reservoir) else reservoir
+        self.reservoir = reservoir
         self.cluster = cluster
         if system := batch_system(cluster):
             system.require_known()
         self.cores_per_simulation = cores_per_simulation
-        self.faults = faults or Faults()
+        self.faults = faults
         self.checkpoint_reservoir = checkpoint_reservoir
         self.deterministic = deterministic
         self.archive = None if archive is None else Path(archive)
