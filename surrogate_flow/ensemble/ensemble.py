@@ -46,6 +46,7 @@ _POLL = 1.0  # seconds between two checks of the size of the cluster
 _CLOSE = 10.0  # seconds for a check that is under way, when the study ends
 _GRACE = 3.0  # seconds that tasks have to end by themselves
 _PAUSE, _LONGEST = 0.25, 60.0  # seconds before a retry; four times as long each time
+_ELSEWHERE = 5.0  # seconds that an urgent attempt waits for a worker of its choice
 _LOST = 3  # machines that may be lost with a simulation before it is charged
 
 Attempt = Callable[[Simulation, int], Summary]
@@ -99,7 +100,8 @@ class Tasks:
         self._name = name
         self._ends: dict[str, Ended] = {}
         self._in_flight: dict[str, tuple[Simulation, int, Future[Summary]]] = {}
-        self._bound: dict[str, list[str]] = {}
+        self._bound: dict[str, tuple[list[str], float]] = {}
+        self._anywhere: set[int] = set()
         self._restarted: set[str] = set()
         self._lost: Counter[int] = Counter()
         self._ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -120,11 +122,21 @@ class Tasks:
         return {(simulation.number, n): key for key, (simulation, n, _) in in_flight}
 
     def submit(
-        self, simulation: Simulation, attempt: int, tried: Sequence[Place | None] = ()
+        self,
+        simulation: Simulation,
+        attempt: int,
+        tried: Sequence[Place | None] = (),
+        *,
+        urgent: bool = False,
     ) -> None:
-        """Begin an attempt elsewhere than it was tried; held-out ones go first."""
-        key = self.key(simulation, attempt)
-        workers = self.places.choose(tried)
+        """Begin an attempt elsewhere than it was tried; held-out ones go first.
+
+        One that is urgent runs anywhere if no thread elsewhere is free in time: those
+        there may be held up until it has ended.
+        """
+        key, number = self.key(simulation, attempt), simulation.number
+        workers = None if number in self._anywhere else self.places.choose(tried)
+        self._anywhere.discard(number)
         future = self.client.submit(
             self._task,
             simulation,
@@ -136,7 +148,8 @@ class Tasks:
         )
         self.submitted += 1
         if workers is not None:
-            self._bound[key] = workers
+            wait = _ELSEWHERE if urgent else math.inf
+            self._bound[key] = workers, time.monotonic() + wait
         self._in_flight[key] = (simulation, attempt, future)
         future.add_done_callback(self._note)
 
@@ -150,12 +163,30 @@ class Tasks:
         self._restarted.update(addresses)
 
     def free(self) -> None:
-        """Cancel what may run only on workers that are no longer there."""
+        """Cancel what waits for workers that have gone, or for too long if urgent."""
         present = self.places.present.keys()
-        for key, workers in list(self._bound.items()):
-            if present.isdisjoint(workers):
-                error = EnsembleError(f"{' and '.join(workers)} went before it began.")
+        for key, (workers, until) in list(self._bound.items()):
+            late = time.monotonic() > until
+            if late and self._executes(key):
+                del self._bound[key]
+            elif late or present.isdisjoint(workers):
+                simulation = self._in_flight[key][0]
+                self._anywhere.add(simulation.number)
+                error = EnsembleError(f"It has not begun on {' or '.join(workers)}.")
                 self._cancel(key, error, charged=False)
+
+    def _executes(self, key: str) -> bool:
+        ask: Any = self.client.scheduler
+        try:
+            stack = self.client.sync(
+                ask.call_stack, keys=[key], callback_timeout=_GRACE
+            )
+        except KeyError:
+            return False
+        except (OSError, TimeoutError):
+            # A solver may hold the GIL.
+            return True
+        return bool(stack)
 
     def _cancel(
         self,
@@ -401,7 +432,8 @@ class Ensemble:
             if due := [retry for retry in self._again if retry[0] <= now]:
                 _, simulation, attempt = again = min(due, key=itemgetter(0))
                 self._again.remove(again)
-            elif len(self._again) >= room:
+            elif len(self._tasks) + len(self._again) >= room:
+                # A retry keeps its thread: those that wait for it would take all.
                 return
             elif following := self._design.next():
                 simulation, attempt = following, 0
@@ -412,7 +444,8 @@ class Ensemble:
                 return
             self._emit(Submitted(simulation, attempt))
             tried = self._tried.get(simulation.number, ())
-            self._tasks.submit(simulation, attempt, tried)
+            urgent = self._ahead == 1 or simulation.part != "training"
+            self._tasks.submit(simulation, attempt, tried, urgent=urgent)
 
     def _settle(self, ended: Ended) -> None:
         simulation, attempt, error = ended.simulation, ended.attempt, ended.error
