@@ -22,6 +22,10 @@ __all__ = ["picture"]
 # Rows of the picture: another simulation, and another share of the time axis, each.
 _MOMENTS = (0.03, 0.1, 0.5)
 
+# Across, up, and out of the picture.
+_DIRECTIONS = {"x": 0, "lon": 0, "longitude": 0, "y": 1, "lat": 1, "latitude": 1}
+_DIRECTIONS |= {"z": 2, "depth": 2, "height": 2, "level": 2, "lev": 2, "altitude": 2}
+
 # Letters of a title that fit above a row, and parameters that it names.
 _LINE = 100
 _NAMED = 8
@@ -32,8 +36,8 @@ def picture(surrogate: Surrogate, held_out: ValidationSet) -> Figure:
 
     An autoregressive surrogate is rolled out from the first steps to the last one.
     Two dims and meshes are drawn as maps, one dim as a map over time, none as curves
-    over time: solver and surrogate in one, the difference beside it. Of three, the
-    middle of the last.
+    over time: solver and surrogate in one, the difference beside it. Of three, one is
+    cut in its middle: z, or the first.
     """
     rows = held_out.finished[: len(_MOMENTS)]
     spec = surrogate.spec
@@ -91,16 +95,34 @@ def _draw_row(
         time = truth.time
         words = f" at {in_units(float(time[0]), time.attrs.get('units', ''))}"
         truth, guess = truth.isel(time=0), guess.isel(time=0)
-    while truth.ndim > 2:
-        last = truth.dims[-1]
-        middle = {last: truth.sizes[last] // 2}
-        truth, guess = truth.isel(middle), guess.isel(middle)
+    if truth.ndim > 1:
+        dims = _across_up_and_cut(truth.dims)
+        for dim in dims[2:]:
+            middle = {dim: truth.sizes[dim] // 2}
+            truth, guess = truth.isel(middle), guess.isel(middle)
+            here = truth.coords.get(dim)
+            place = f"cell {middle[dim]}" if here is None else f"{float(here):.4g}"
+            words += f", cut at {dim} = {place}"
+        truth, guess = truth.transpose(*dims[:2]), guess.transpose(*dims[:2])
     error = (guess - truth).assign_attrs(units=units)
     if cells is None and truth.ndim == 1:
         _draw_curves(part, truth, guess, error, units)
     else:
         _draw_maps(part, truth, guess, error, units, cells)
     return words
+
+
+def _across_up_and_cut(dims: Sequence[Any]) -> list[Any]:
+    """Return the horizontal dim, the vertical one, and those that are cut.
+
+    By their names, if these say it; else the last is horizontal, as of an image.
+    """
+    names = [str(dim).lower().partition("_")[0] for dim in dims]
+    if dims[0] == "time":
+        return list(dims)
+    if len({_DIRECTIONS.get(name) for name in names} - {None}) == len(names):
+        return sorted(dims, key=lambda dim: _DIRECTIONS[names[dims.index(dim)]])
+    return list(dims[::-1])
 
 
 def _draw_curves(
@@ -145,13 +167,20 @@ def _draw_maps(
                 ax=axis,
                 x=what.dims[0],
                 y=what.dims[1],
-                extend="neither",
+                extend=_beyond(what, options),
                 cbar_kwargs={"label": label, "shrink": 0.8},
                 **options,
             )
             axis.set_aspect("auto" if "time" in what.dims else "equal")
             axis.locator_params(nbins=5)
         axis.set_title(title)
+
+
+def _beyond(field: xr.DataArray, colours: Mapping[str, Any]) -> str:
+    """Return at which ends of a colour bar values are clipped."""
+    ends = float(field.min()) < colours["vmin"], float(field.max()) > colours["vmax"]
+    words = {(True, True): "both", (True, False): "min", (False, True): "max"}
+    return words.get(ends, "neither")
 
 
 def _draw_mesh(
@@ -165,7 +194,8 @@ def _draw_mesh(
     x, y = [c for c in field.coords.values() if c.dims == field.dims][:2]
     triangles = [(cell[0], b, c) for cell in cells for b, c in pairwise(cell[1:])]
     drawn = axis.tripcolor(x, y, triangles, field, shading="gouraud", **colours)
-    axis.figure.colorbar(drawn, ax=axis, label=label, shrink=0.8)
+    extend = _beyond(field, colours)
+    axis.figure.colorbar(drawn, ax=axis, label=label, shrink=0.8, extend=extend)
     axis.set_aspect("equal")
     axis.locator_params(nbins=5)
     for name, position in (("x", x), ("y", y)):

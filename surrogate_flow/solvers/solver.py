@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xarray as xr
 
@@ -15,6 +16,14 @@ from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec
 
 __all__ = ["Run", "Solver", "Stopped", "datasets_of", "spec_of"]
+
+
+_NO_SPEC = (
+    "a FieldSpec",
+    "none",
+    "Write spec = FieldSpec(...) in the class, self.spec = FieldSpec(...) in __init__, "
+    "or a method that returns one, with @property above it.",
+)
 
 
 class Stopped(Exception):
@@ -86,9 +95,21 @@ class Solver(ABC):
     """
 
     @property
-    @abstractmethod
     def spec(self) -> FieldSpec:
-        """What a simulation yields; known without running anything."""
+        """What a simulation yields; known without running anything.
+
+        A class has it as an attribute or as a property, or sets it in ``__init__``.
+        """
+        if "spec" not in vars(self):
+            raise ArgumentError(f"{type(self).__name__}.spec", *_NO_SPEC)
+        spec: FieldSpec = vars(self)["spec"]
+        return spec
+
+    if not TYPE_CHECKING:  # which would refuse properties of subclasses
+
+        @spec.setter
+        def spec(self, spec: FieldSpec) -> None:
+            vars(self)["spec"] = spec
 
     @abstractmethod
     def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:

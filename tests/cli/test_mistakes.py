@@ -668,7 +668,10 @@ RECIPES = {
         "solver: {class_path: own_solvers.NoSolver}",
         "solver: expected a subclass of Solver, got NoSolver",
     ),
-    "abstract": ("solver: own_solvers.NoSpec", "NoSpec has no spec yet"),
+    "abstract": (
+        "solver: own_solvers.NoSpec",
+        "NoSpec.spec: expected a FieldSpec, got none. Write spec",
+    ),
     "required": (
         "solver: own_solvers.Sized",
         "solver: Sized needs 'size', which has no default",

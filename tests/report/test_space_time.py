@@ -8,7 +8,7 @@ import pytest
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.report.picture import picture
+from surrogate_flow.report.picture import _across_up_and_cut, picture
 from surrogate_flow.solvers import Combined1D
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -59,3 +59,12 @@ def test_a_line_with_one_step_is_a_curve():
     line, _ = figure.axes[0].lines
     np.testing.assert_allclose(line.get_xdata(), np.arange(1, 16, 2))
     assert figure.subfigs[0].get_suptitle().startswith("simulation 0 at 0.5 s (")
+
+
+@pytest.mark.parametrize(
+    ("dims", "drawn"),
+    [("yx", "xy"), ("xy", "xy"), ("zyx", "xyz"), ("xyz", "xyz"), ("kji", "ijk")],
+)
+def test_x_is_horizontal_and_y_vertical(dims, drawn):
+    """By the names of the dims, or as an image; what is left is cut."""
+    assert "".join(_across_up_and_cut(list(dims))) == drawn

@@ -1,5 +1,6 @@
 """What all solvers have in common."""
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -26,6 +27,7 @@ from surrogate_flow.solvers import (
     Lorenz,
     NavierStokes2D,
 )
+from surrogate_flow.solvers.solver import Solver, spec_of
 from surrogate_flow.testing import check_solver
 
 EXPORTED = [getattr(solvers, name) for name in solvers.__all__]
@@ -283,3 +285,21 @@ def test_the_solver_of_the_page(tmp_path: Path, monkeypatch) -> None:
     exact = 1.5 * np.exp(-(np.pi**2) * 0.1)
     assert float(last.u.max()) == pytest.approx(exact, rel=0.03)
     check_solver(kind(cells=16, steps=5))
+
+
+def test_a_spec_may_be_set_in_init() -> None:
+    """Where it depends on the arguments; without any, the words say where to put it."""
+
+    class Sized(Solver):
+        def __init__(self, cells: int = 3) -> None:
+            self.spec = dataclasses.replace(Squares().spec, shape=(cells,))
+
+        def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
+            yield from ()
+
+    class Without(Sized):
+        def __init__(self) -> None: ...
+
+    assert spec_of(Sized(5)).shape == (5,)
+    with pytest.raises(UserError, match=r"Without.spec: expected.*self.spec = Field"):
+        spec_of(Without())
