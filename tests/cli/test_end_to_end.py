@@ -77,7 +77,7 @@ def test_says_what_a_user_wants_to_know(run):
         r"\(seen \d+, unseen \d+\) \| simulations \d+ done, \d+ running, 0 failed",
         output,
     )
-    assert re.search(r"Validation error: [\d.]+% relative", output)
+    assert re.search(r"Validation error: [\d.]+%( ± [\d.]+%)? relative", output)
     assert str(path.relative_to(path.parents[2])) in output
     assert "surrogate-flow predict --ckpt_path" in output
     assert output.count("`Trainer.fit` stopped") == 1, output
