@@ -58,7 +58,7 @@ class Cost:
 class TrainingStats:
     """How far the training of one process is."""
 
-    #: ``fit``, ``validate``, ``test`` or ``predict``.
+    #: ``fit``, ``validate``, ``test`` or ``predict``, and ``, validating`` and so on.
     stage: str
     #: Processes that train together.
     ranks: int = 1

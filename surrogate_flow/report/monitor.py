@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import pytorch_lightning as L
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerFn
 
 from surrogate_flow.data.module import Status, TrainingStats, data_of
 from surrogate_flow.files import tolerate_full_disk
@@ -148,7 +149,7 @@ class Monitor(Callback):
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
         self._trainer: L.Trainer | None = None
-        self._stage = ""
+        self._stage = self._phase = ""
         self._loss: Any = None
         self._validation: float | None = None
         # When the last batch had been trained, and how many samples by then.
@@ -180,7 +181,7 @@ class Monitor(Callback):
             return
         self._over.set()
         self._thread.join()
-        self._thread = None
+        self._thread, self._phase = None, ""
         if self._defect is None:
             self.sample()
 
@@ -188,8 +189,17 @@ class Monitor(Callback):
         """Take the last status of a run that fails."""
         self.teardown()
 
+    def on_validation_start(self, *_: Any) -> None:
+        """Say what a wait is for."""
+        self._phase = ", validating"
+
+    def on_fit_end(self, *_: Any) -> None:
+        """Say what the end waits for: the callbacks behind this one draw."""
+        self._phase = ", drawing"
+
     def on_train_batch_start(self, *_: Any) -> None:
         """Note when the training began."""
+        self._phase = ""
         if not self._trained[1]:
             self._trained = self._clock.now(), 0
             self._recent.append(self._trained)
@@ -205,7 +215,8 @@ class Monitor(Callback):
         self._loss = outputs["loss"]
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Note the validation error."""
+        """Note the validation error; the callbacks behind this one save."""
+        self._phase = ", saving" if trainer.state.fn == TrainerFn.FITTING else ""
         if "val_relative_l2" in trainer.callback_metrics:
             self._validation = float(trainer.callback_metrics["val_relative_l2"])
 
@@ -223,7 +234,7 @@ class Monitor(Callback):
             (data.status() if data else None) or Status(),
             seconds=self._clock.now() - self._begin,
             training=TrainingStats(
-                stage=self._stage,
+                stage=self._stage + self._phase,
                 ranks=trainer.world_size,
                 step=trainer.global_step,
                 samples=self._trained[1],

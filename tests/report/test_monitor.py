@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as L
 from filled import SIMULATIONS, SPEC, Filled, fit
+from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -55,6 +56,25 @@ class Steady(L.Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
         self.monitor.sample()
+
+
+def test_each_status_says_what_the_trainer_does(tmp_path):
+    """Behind the monitor checkpoints are written and pictures drawn; at the end it is a fit."""
+    monitor, stages = Monitor(tmp_path, clock=Scripted()), []
+
+    def look(*_):
+        stages.append(monitor.sample().training.stage)
+
+    looks = LambdaCallback(on_train_batch_end=look, on_fit_end=look)
+    _, trainer = fit(Filled(), tmp_path, monitor, looks)
+    assert {*stages[:-1]} == {"fit"}
+    assert stages[-1] == "fit, drawing"
+    assert monitor.statuses[-1].training.stage == "fit"
+    monitor.on_validation_start(trainer)
+    look()
+    monitor.on_validation_end(trainer)
+    look()
+    assert stages[-2:] == ["fit, validating", "fit, saving"]
 
 
 def test_the_last_row_is_what_the_run_came_to(tmp_path):
