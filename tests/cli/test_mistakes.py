@@ -669,8 +669,8 @@ RECIPES = {
         "solver: expected a subclass of Solver, got NoSolver",
     ),
     "abstract": (
-        "solver: own_solvers.NoSpec",
-        "NoSpec.spec: expected a FieldSpec, got none. Write spec",
+        "solver: own_solvers.NoSolve",
+        "NoSolve has no solve yet",
     ),
     "required": (
         "solver: own_solvers.Sized",
@@ -719,6 +719,9 @@ from surrogate_flow.solvers import Heat2D
 
 class NoSolver:
     pass
+
+class NoSolve(Solver):
+    spec = None
 
 class NoSpec(Solver):
     def solve(self, parameters):
