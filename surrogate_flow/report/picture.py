@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -26,9 +26,15 @@ _MOMENTS = (0.03, 0.1, 0.5)
 _DIRECTIONS = {"x": 0, "lon": 0, "longitude": 0, "y": 1, "lat": 1, "latitude": 1}
 _DIRECTIONS |= {"z": 2, "depth": 2, "height": 2, "level": 2, "lev": 2, "altitude": 2}
 
+# How many times longer than wide a domain is drawn, at most.
+_LONG = 5.0
+
 # Letters of a title that fit above a row, and parameters that it names.
 _LINE = 100
 _NAMED = 8
+
+#: Solver, surrogate, difference and title.
+_Row = tuple[xr.DataArray, xr.DataArray, xr.DataArray, str]
 
 
 def picture(surrogate: Surrogate, held_out: ValidationSet) -> Figure:
@@ -37,37 +43,59 @@ def picture(surrogate: Surrogate, held_out: ValidationSet) -> Figure:
     An autoregressive surrogate is rolled out from the first steps to the last one.
     Two dims and meshes are drawn as maps, one dim as a map over time, none as curves
     over time: solver and surrogate in one, the difference beside it. Of three, one is
-    cut in its middle: z, or the first.
+    cut in its middle: z, or the first. The differences of a variable have one scale.
     """
-    rows = held_out.finished[: len(_MOMENTS)]
     spec = surrogate.spec
-    names = [v.name for v in spec.variables]
     cells = spec.cells if len(spec.coordinates) == 2 else None
-    height = len(rows) * len(names)
-    figure = Figure(figsize=(12, 4 * height), layout="constrained", dpi=120)
+    rows = [
+        row
+        for number, moment in zip(held_out.finished, _MOMENTS, strict=False)
+        for row in _rows(surrogate, held_out, number, moment)
+    ]
+    widths: dict[Any, float] = {}
+    for truth, _, error, _ in rows:
+        finite = np.abs(error.values[np.isfinite(error)]).max(initial=0.0)
+        widths[truth.name] = max(widths.get(truth.name, 0.0), float(finite))
+    # What is left of a third of the width beside a bar, and of the height below titles.
+    across, up = (rows and _extents(rows[0][0], cells)) or (1.0, 1.0)
+    height = float(np.clip(2.7 * up / across + 1.2, 1.8, 4.0))
+    figure = Figure(figsize=(12, height * len(rows)), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
-    parts = iter(figure.subfigures(height, 1, squeeze=False)[:, 0])
-    for row, moment in zip(rows, _MOMENTS, strict=False):
-        values = [float(v) for v in held_out.parameters[row]]
-        parameters = {p.name: v for p, v in zip(spec.parameters, values, strict=True)}
-        step = min(int(moment * spec.steps), spec.steps - 1)
-        inputs = surrogate.window.inputs
-        history = held_out.simulation(row, slice(inputs)) if inputs else None
-        step = spec.steps - 1 if inputs else step
-        # One time of a map, all times where there is room for an axis of time.
-        still = len(spec.dims) > 1 or spec.cells is not None
-        shown = slice(step, step + 1) if still else slice(inputs, None)
-        times = spec.times[shown]
-        shown_fields = spec.physical(held_out.fields[row, shown])
-        truth = spec.dataset(shown_fields, times, parameters)
-        guess = surrogate.predict(parameters, times, history)
-        named = _named(spec, parameters)
-        for name in names:
-            part = next(parts)
-            time = _draw_row(part, truth[name], guess[name], cells)
-            title = f"simulation {held_out.number(row)}{time} ({named})"
-            part.suptitle("\n".join(textwrap.wrap(title, _LINE)))
+    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for part, (truth, guess, error, title) in zip(parts, rows, strict=True):
+        width = widths[truth.name] or 1.0
+        if cells is None and truth.ndim == 1:
+            _draw_curves(part, truth, guess, error, width)
+        else:
+            _draw_maps(part, truth, guess, error, width, cells)
+        part.suptitle("\n".join(textwrap.wrap(title, _LINE)))
     return figure
+
+
+def _rows(
+    surrogate: Surrogate, held_out: ValidationSet, row: int, moment: float
+) -> Iterator[_Row]:
+    """Yield what is drawn of each variable of a simulation."""
+    spec = surrogate.spec
+    values = [float(v) for v in held_out.parameters[row]]
+    parameters = {p.name: v for p, v in zip(spec.parameters, values, strict=True)}
+    step = min(int(moment * spec.steps), spec.steps - 1)
+    inputs = surrogate.window.inputs
+    history = held_out.simulation(row, slice(inputs)) if inputs else None
+    step = spec.steps - 1 if inputs else step
+    # One time of a map, all times where there is room for an axis of time.
+    still = len(spec.dims) > 1 or spec.cells is not None
+    shown = slice(step, step + 1) if still else slice(inputs, None)
+    times = spec.times[shown]
+    shown_fields = spec.physical(held_out.fields[row, shown])
+    truths = spec.dataset(shown_fields, times, parameters)
+    guesses = surrogate.predict(parameters, times, history)
+    named = _named(spec, parameters)
+    for name in (v.name for v in spec.variables):
+        truth, guess, place = _flat(truths[name], guesses[name])
+        error = (guess - truth).assign_attrs(truth.attrs)
+        title = f"simulation {held_out.number(row)}{place} ({named})"
+        yield truth, guess, error, title
 
 
 def _named(spec: FieldSpec, parameters: Mapping[str, float]) -> str:
@@ -82,14 +110,10 @@ def _named(spec: FieldSpec, parameters: Mapping[str, float]) -> str:
     return ", ".join(words)
 
 
-def _draw_row(
-    part: Any,
-    truth: xr.DataArray,
-    guess: xr.DataArray,
-    cells: Sequence[Sequence[int]] | None,
-) -> str:
-    """Draw one row; return the time of the picture in words, if it has one."""
-    units = truth.attrs.get("units", "1")
+def _flat(
+    truth: xr.DataArray, guess: xr.DataArray
+) -> tuple[xr.DataArray, xr.DataArray, str]:
+    """Return what can be drawn of both fields, and where it is cut out, in words."""
     words = ""
     if truth.ndim > 1 and truth.sizes["time"] == 1:
         time = truth.time
@@ -101,15 +125,12 @@ def _draw_row(
             middle = {dim: truth.sizes[dim] // 2}
             truth, guess = truth.isel(middle), guess.isel(middle)
             here = truth.coords.get(dim)
-            place = f"cell {middle[dim]}" if here is None else f"{float(here):.4g}"
+            place = f"cell {middle[dim]}"
+            if here is not None:
+                place = in_units(float(here), here.attrs.get("units", ""))
             words += f", cut at {dim} = {place}"
         truth, guess = truth.transpose(*dims[:2]), guess.transpose(*dims[:2])
-    error = (guess - truth).assign_attrs(units=units)
-    if cells is None and truth.ndim == 1:
-        _draw_curves(part, truth, guess, error, units)
-    else:
-        _draw_maps(part, truth, guess, error, units, cells)
-    return words
+    return truth, guess, words
 
 
 def _across_up_and_cut(dims: Sequence[Any]) -> list[Any]:
@@ -125,9 +146,33 @@ def _across_up_and_cut(dims: Sequence[Any]) -> list[Any]:
     return list(dims[::-1])
 
 
+def _extents(
+    field: xr.DataArray, cells: Sequence[Sequence[int]] | None
+) -> tuple[float, float] | None:
+    """Return the width and the height of a domain, if they can be drawn to scale."""
+    if cells is not None:
+        positions = _positions(field)
+    elif field.ndim < 2 or "time" in field.dims:
+        return None
+    else:
+        positions = [field[dim] for dim in field.dims]
+    across, up = (float(np.ptp(p.values)) or 1.0 for p in positions)
+    return (across, up) if 1 / _LONG <= up / across <= _LONG else None
+
+
+def _positions(field: xr.DataArray) -> list[xr.DataArray]:
+    """Return where the nodes of a mesh are."""
+    return [c for c in field.coords.values() if c.dims == field.dims][:2]
+
+
 def _draw_curves(
-    part: Any, truth: xr.DataArray, guess: xr.DataArray, error: xr.DataArray, units: str
+    part: Any,
+    truth: xr.DataArray,
+    guess: xr.DataArray,
+    error: xr.DataArray,
+    width: float,
 ) -> None:
+    units = truth.attrs.get("units", "1")
     both, difference = part.subplots(1, 2)
     truth.plot.line(ax=both, label="solver")
     guess.plot.line(ax=both, label="surrogate", linestyle="--")
@@ -135,6 +180,7 @@ def _draw_curves(
     both.set(title="solver and surrogate", ylabel=f"{truth.name} [{units}]")
     error.plot.line(ax=difference)
     difference.set(title="surrogate - solver", ylabel=f"difference [{units}]")
+    difference.set_ylim(-1.05 * width, 1.05 * width)
 
 
 def _draw_maps(
@@ -142,16 +188,18 @@ def _draw_maps(
     truth: xr.DataArray,
     guess: xr.DataArray,
     error: xr.DataArray,
-    units: str,
+    width: float,
     cells: Sequence[Sequence[int]] | None,
 ) -> None:
+    units = truth.attrs.get("units", "1")
     colours: dict[str, Any] = {
         "vmin": float(truth.min()),
         "vmax": float(truth.max()),
         "cmap": "inferno",
     }
-    width = float(np.abs(error).max()) or 1.0
     around_zero: dict[str, Any] = {"vmin": -width, "vmax": width, "cmap": "RdBu_r"}
+    extents = _extents(truth, cells)
+    across, up = extents or (1.0, 1.0)
     for axis, title, what, options in zip(
         part.subplots(1, 3),
         ("solver", "surrogate", "surrogate - solver"),
@@ -171,8 +219,10 @@ def _draw_maps(
                 cbar_kwargs={"label": label, "shrink": 0.8},
                 **options,
             )
-            axis.set_aspect("auto" if "time" in what.dims else "equal")
-            axis.locator_params(nbins=5)
+        axis.set_aspect("equal" if extents else "auto")
+        longest = max(across, up)
+        for name, extent in (("x", across), ("y", up)):
+            axis.locator_params(name, nbins=max(2, round(5 * extent / longest)))
         axis.set_title(title)
 
 
@@ -191,13 +241,11 @@ def _draw_mesh(
     **colours: Any,
 ) -> None:
     """Draw convex cells, each given by its nodes, in the colours of the nodes."""
-    x, y = [c for c in field.coords.values() if c.dims == field.dims][:2]
+    x, y = _positions(field)
     triangles = [(cell[0], b, c) for cell in cells for b, c in pairwise(cell[1:])]
     drawn = axis.tripcolor(x, y, triangles, field, shading="gouraud", **colours)
     extend = _beyond(field, colours)
     axis.figure.colorbar(drawn, ax=axis, label=label, shrink=0.8, extend=extend)
-    axis.set_aspect("equal")
-    axis.locator_params(nbins=5)
     for name, position in (("x", x), ("y", y)):
         units = position.attrs.get("units")
         words = f"{position.name} [{units}]" if units else str(position.name)

@@ -131,7 +131,15 @@ def test_a_title_names_some_of_many_parameters_and_says_so(tmp_path):
 
 @pytest.mark.parametrize("spec", [Lorenz(steps=5).spec, LINE], ids=["0d", "1d"])
 def test_pictures_are_drawn_whole(spec, tmp_path):
-    """The file is written."""
+    """The file is written, with one scale for the differences of a variable."""
     figure, _ = drawn(spec)
+    differences = [a for a in figure.axes if a.get_title() == "surrogate - solver"]
+    count = len(spec.variables)
+    for channel in range(count):
+        of_one = differences[channel::count]
+        maps = [axis.collections[0].get_clim() for axis in of_one if axis.collections]
+        scales = maps or [axis.get_ylim() for axis in of_one]
+        assert len(scales) == 2
+        assert len(set(scales)) == 1
     figure.savefig(tmp_path / "prediction.png")
     assert (tmp_path / "prediction.png").stat().st_size > 10_000

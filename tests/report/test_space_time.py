@@ -1,11 +1,14 @@
 """The picture of a field on a line: maps over space and time."""
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from surrogate_flow.data.validation import ValidationSet
+from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.picture import _across_up_and_cut, picture
@@ -68,3 +71,50 @@ def test_a_line_with_one_step_is_a_curve():
 def test_x_is_horizontal_and_y_vertical(dims, drawn):
     """By the names of the dims, or as an image; what is left is cut."""
     assert "".join(_across_up_and_cut(list(dims))) == drawn
+
+
+def maps(x: tuple[float, ...], y: tuple[float, ...]) -> Figure:
+    """Two variables of two simulations, the second one ten times as large."""
+    spec = FieldSpec(
+        parameters=(Parameter("height", 0.5, 2.0),),
+        variables=(Variable("u"), Variable("v")),
+        dims=("y", "x"),
+        shape=(len(y), len(x)),
+        times=(0.1,),
+        coordinates=(Coordinate("x", "x", x), Coordinate("y", "y", y)),
+    )
+    surrogate = Surrogate(spec, partial(FullyConnected, widths=(4,)))
+    surrogate.normalisation.freeze(np.zeros(2), np.full(2, 1e-9))
+    kept = ValidationSet(spec, Direct(), 4, 0, 2)
+    for number, size in enumerate((1.0, 10.0)):
+        fields = np.full((1, 2, *spec.shape), size, np.float32)
+        fields[:, 1] *= -3
+        kept.offer(number, 0, fields, np.array([1.0]))
+    return picture(surrogate, kept)
+
+
+def test_differences_of_a_variable_have_one_scale():
+    """Over all simulations, so that the rows can be compared by their colours."""
+    axes = [axis for axis in maps((0, 1, 2), (0, 1, 2)).axes if axis.get_title()]
+    widths = [axis.collections[0].get_clim() for axis in axes[2::3]]
+    np.testing.assert_allclose(widths, np.outer([10, 30] * 2, [-1, 1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "drawn"), [(3, 1, "equal"), (1, 3, "equal"), (1, 400, "auto")]
+)
+def test_titles_stand_at_their_panels(x, y, drawn):
+    """Rows are as high as their domain needs, and one that is too long is stretched."""
+    line = np.linspace(0, 1, 4)
+    figure = maps(tuple(x * line), tuple(y * line))
+    figure.canvas.draw()
+    for part in figure.subfigs:
+        title = part._suptitle.get_window_extent()
+        panels = [axis for axis in part.axes if axis.get_title()]
+        for axis in panels:
+            assert axis.get_aspect() == (1 if drawn == "equal" else "auto")
+            gap = title.y0 - axis.title.get_window_extent().y1
+            assert 0 <= gap < 0.2 * part.bbox.height
+            ticks = [t.get_window_extent() for t in axis.get_xticklabels()]
+            ticks = [t for t in ticks if axis.bbox.x0 - 9 < t.x0 < axis.bbox.x1 + 9]
+            assert all(a.x1 < b.x0 for a, b in pairwise(ticks))
