@@ -97,7 +97,7 @@ def _samples(data: Any, model: Any) -> tuple[tuple[Any, ...], Any]:
     chance = np.random.default_rng(0)
     data.solver.setup(1)
     while sum(len(part[1]) for part in parts) < KEPT:
-        drawn = {p.name: chance.uniform(p.low, p.high) for p in spec.parameters}
+        drawn = {p.name: p.at(chance.random()) for p in spec.parameters}
         fields = np.concatenate(list(data.solver.fields(drawn))).astype(np.float32)
         first = np.arange(len(fields) - window.span + 1)
         spans = np.stack([fields[k : k + window.span] for k in first])
@@ -118,7 +118,7 @@ def _samples(data: Any, model: Any) -> tuple[tuple[Any, ...], Any]:
 def _solve_for_ever(solver: Any) -> None:
     import itertools
 
-    middle = {p.name: (p.low + p.high) / 2 for p in solver.spec.parameters}
+    middle = {p.name: p.at(0.5) for p in solver.spec.parameters}
     solver.setup(1)
     for _ in itertools.count():
         for _ in solver.solve(middle):

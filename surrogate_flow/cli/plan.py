@@ -128,7 +128,7 @@ def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace |
         Whatever the solver raises, or the refusal of what it yields.
     """
     spec = solver.spec
-    parameters = {p.name: (p.low + p.high) / 2 for p in spec.parameters}
+    parameters = {p.name: p.at(0.5) for p in spec.parameters}
     made: list[Pace] = []
     errors: list[Exception] = []
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from numbers import Real
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from surrogate_flow.fields.errors import ArgumentError
 
@@ -24,6 +25,7 @@ __all__ = [
     "named",
     "numbers",
     "packing",
+    "rounded",
 ]
 
 LEVELS = 256  # of single precision that a variation should span
@@ -90,16 +92,26 @@ def named(name: Any, units: Any, what: str) -> None:
 class Parameter:
     """A scalar input of the simulation, within ``[low, high]``.
 
+    If `whole`, its values are the whole numbers there, and samplers give each of them
+    the same share.
+
     Raises
     ------
     ArgumentError
         If the bounds are not finite, or not in ascending order.
+
+    Examples
+    --------
+    >>> waves = Parameter("waves", 1, 4, whole=True)
+    >>> [waves.at(share) for share in (0.0, 0.24, 0.26, 1.0)]
+    [1.0, 1.0, 2.0, 4.0]
     """
 
     name: str
     low: float
     high: float
     units: str = ""
+    whole: bool = False
 
     def __post_init__(self) -> None:
         named(self.name, self.units, "Parameter")
@@ -119,7 +131,18 @@ class Parameter:
                 "argument of the solver."
             )
         size = max(abs(self.low), abs(self.high))
-        if self.high - self.low < LEVELS / 4 * np.spacing(np.float32(size)):
+        if not isinstance(self.whole, bool):
+            what = f"Parameter {self.name!r}: whole"
+            raise ArgumentError(what, "true or false", repr(self.whole))
+        if self.whole:
+            # Beyond, single precision leaves some out.
+            if size > 2**24 + 0.5 or math.ceil(self.low) >= math.floor(self.high):
+                raise ArgumentError(
+                    f"Parameter {self.name!r}",
+                    "bounds within ±2^24, with two whole numbers or more",
+                    f"[{self.low}, {self.high}]",
+                )
+        elif self.high - self.low < LEVELS / 4 * np.spacing(np.float32(size)):
             raise ArgumentError(
                 f"Parameter {self.name!r}",
                 "bounds between which single precision has many values",
@@ -127,6 +150,22 @@ class Parameter:
                 f"Take the distance from {self.low:g} as the parameter, and add that "
                 "in the solver, or use other units.",
             )
+
+    @property
+    def drawn(self) -> Parameter:
+        """Itself, or, if `whole`, with the bounds to draw in before values are rounded.
+
+        These lie half a number further out, so that the ends have their full share.
+        """
+        if not self.whole:
+            return self
+        low, high = math.ceil(self.low) - 0.5, math.floor(self.high) + 0.5
+        return replace(self, low=low, high=high)
+
+    def at(self, share: float) -> float:
+        """Return the value at a share, from 0 to 1, of what is `drawn`."""
+        low, high = self.drawn.low, self.drawn.high
+        return float(rounded(np.array([[low + share * (high - low)]]), [self])[0, 0])
 
 
 @dataclass(frozen=True)
@@ -211,6 +250,21 @@ class Simulation:
     number: int
     part: str
     parameters: Mapping[str, float]
+
+
+def rounded(
+    points: Float[np.ndarray, "point parameter"], bounds: Sequence[Parameter]
+) -> Float[np.ndarray, "point parameter"]:
+    """Return points whose whole parameters are the nearest whole numbers."""
+    whole = [p.whole for p in bounds]
+    if not any(whole):
+        return points
+    points = np.array(points, dtype=np.float64)
+    drawn = points[:, whole]
+    ends = [p.drawn.high for p in bounds if p.whole]
+    # A half belongs to the number above it, but for the last.
+    points[:, whole] = np.floor(drawn + 0.5) - (drawn == ends)
+    return points
 
 
 def in_units(value: float, units: str, digits: int = 4) -> str:

@@ -250,10 +250,11 @@ class FieldSpec:
             raise ArgumentError(
                 f"Expected a number for each parameter, got {dict(parameters)}."
             ) from error
-        for name, value in zip(names, vector, strict=True):
-            if not math.isfinite(value):
+        for p, value in zip(self.parameters, vector, strict=True):
+            if not math.isfinite(value) or (p.whole and value % 1):
+                kind = "whole number" if p.whole else "finite value"
                 raise ArgumentError(
-                    f"Expected a finite value for the parameter {name!r}, got {value}."
+                    f"Expected a {kind} for the parameter {p.name!r}, got {value}."
                 )
         return vector
 
@@ -307,6 +308,9 @@ class FieldSpec:
             # Without them a spec is what it was before there were any.
             if (variable["offset"], variable["scale"]) == (0, 1):
                 del variable["offset"], variable["scale"]
+        for parameter in plain["parameters"]:
+            if not parameter["whole"]:
+                del parameter["whole"]
         return plain
 
     @classmethod

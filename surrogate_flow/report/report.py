@@ -231,7 +231,7 @@ def _next_command(
         return "fit again with checkpoints, to predict from one"
     parameters, history = surrogate.spec.parameters, ""
     values = {
-        p.name: f"{p.low + (p.high - p.low) * (k + 1) / (len(parameters) + 1):.4g}"
+        p.name: f"{p.at((k + 1) / (len(parameters) + 1)):.{8 if p.whole else 4}g}"
         for k, p in enumerate(parameters)
     }
     if surrogate.window.inputs:

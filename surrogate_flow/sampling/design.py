@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.int_set import IntSet
-from surrogate_flow.fields.quantities import Parameter, Simulation
+from surrogate_flow.fields.quantities import Parameter, Simulation, rounded
 from surrogate_flow.sampling.sampler import Observations, Sampler
 from surrogate_flow.sampling.sequences import Uniform
 
@@ -160,7 +160,7 @@ class Design:
                 "Return array.tolist() in place of an array.",
             ) from error
         self.held_out = held_out
-        self._bounds = tuple(bounds)
+        self._bounds = tuple(p.drawn for p in bounds)
         self._sampler = sampler
         self._part = part
         self._end = None if simulations is None else held_out + simulations
@@ -247,9 +247,9 @@ class Design:
 
     def _point(self, number: int) -> Float[np.ndarray, " parameter"]:
         if number < self.held_out:
-            point: Float[np.ndarray, " parameter"] = self._fixed.ask(
-                number, 1, self._bounds
-            )[0]
+            point: Float[np.ndarray, " parameter"] = self._ask(self._fixed, number, 1)[
+                0
+            ]
             return point
         if number in self._drawn:
             return np.array(self._drawn[number])
@@ -260,23 +260,29 @@ class Design:
             left = ahead if self._end is None else max(1, self._end - number)
             first = number - self.held_out + self._begin
             count = min(ahead, left)
-            points = self._sampler.ask(first, count, self._bounds)
-            if np.shape(points) != (count, len(self._bounds)):
-                raise ArgumentError(
-                    f"{type(self._sampler).__name__}.ask({first}, {count}, bounds)",
-                    f"an array of shape {(count, len(self._bounds))}",
-                    np.shape(points),
-                )
+            points = self._ask(self._sampler, first, count)
             self._pending_first, self._pending = number, points
         point = self._pending[number - self._pending_first]
         return point
+
+    def _ask(
+        self, sampler: Sampler, first: int, count: int
+    ) -> Float[np.ndarray, "point parameter"]:
+        points = sampler.ask(first, count, self._bounds)
+        if np.shape(points) != (count, len(self._bounds)):
+            raise ArgumentError(
+                f"{type(sampler).__name__}.ask({first}, {count}, bounds)",
+                f"an array of shape {(count, len(self._bounds))}",
+                np.shape(points),
+            )
+        return rounded(points, self._bounds)
 
     def _warn_of_repetition(
         self, number: int, point: Float[np.ndarray, " parameter"]
     ) -> None:
         """Say once that a simulation to train on is one of the held-out ones again."""
         if self._kept_apart is None:
-            fixed = self._fixed.ask(0, self.held_out, self._bounds)
+            fixed = self._ask(self._fixed, 0, self.held_out)
             self._kept_apart = set(map(tuple, np.asarray(fixed).tolist()))
         if tuple(point.tolist()) in self._kept_apart:
             logger.warning(

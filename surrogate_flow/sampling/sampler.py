@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from surrogate_flow.fields.errors import ArgumentError
-from surrogate_flow.fields.quantities import Parameter
+from surrogate_flow.fields.quantities import Parameter, rounded
 
 __all__ = ["BlockSampler", "Observations", "Sampler"]
 
@@ -100,7 +100,8 @@ class Sampler(ABC):
         Returns
         -------
         array of shape (count, len(bounds))
-            Values in [low, high] of each parameter, in its units.
+            Values in [low, high] of each parameter, in its units. `Design` asks for
+            whole ones within the bounds of `Parameter.drawn`, and rounds them.
         """
 
     def tell(self, seen: Observations) -> None:  # noqa: B027 - optional
@@ -155,8 +156,8 @@ class BlockSampler(Sampler):
         self, first: int, count: int, bounds: Sequence[Parameter]
     ) -> Float[np.ndarray, "point parameter"]:
         """Draw the blocks that hold the points, and scale these; see `Sampler.ask`."""
-        low = np.array([p.low for p in bounds])
-        high = np.array([p.high for p in bounds])
+        low = np.array([p.drawn.low for p in bounds])
+        high = np.array([p.drawn.high for p in bounds])
         begin, skip = divmod(first, self.block_size)
         end = -(-(first + count) // self.block_size)
         none = np.empty((0, len(bounds)))
@@ -173,4 +174,4 @@ class BlockSampler(Sampler):
         unit = np.concatenate([none, *blocks])[skip : skip + count]
         # Rounding may carry a point just past the upper bound.
         points: Float[np.ndarray, "point parameter"] = low * (1 - unit) + high * unit
-        return points.clip(low, high)
+        return rounded(points.clip(low, high), bounds)

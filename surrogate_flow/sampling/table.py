@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -115,12 +116,16 @@ class Table(Sampler):
         column: Float[np.ndarray, " point"] = pd.to_numeric(
             self._rows[name], errors="coerce"
         ).to_numpy(np.float64)
-        outside = ~((parameter.low <= column) & (column <= parameter.high))
+        low, high = parameter.low, parameter.high
+        outside = ~((low <= column) & (column <= high))
+        if parameter.whole:
+            low, high = math.ceil(low), math.floor(high)
+            outside |= column % 1 != 0
         if outside.any():
             row = int(outside.argmax())
             raise ArgumentError(
                 f"{self.name}: {name} in row {row + 1}",
-                f"a number from {parameter.low:g} to {parameter.high:g}",
+                f"a {'whole ' * parameter.whole}number from {low:g} to {high:g}",
                 self._rows[name].iloc[row],
                 "The spec of the solver has these bounds: correct the row, or widen "
                 "them.",

@@ -33,9 +33,8 @@ class Combined1D(GridSolver):
     and the initial state is what it gives in one second at t = 0, u = 1 s · δ(0, x).
 
     The parameters of a simulation are ``A_j`` in [-0.5, 0.5] m/s², ``omega_j`` in
-    [-0.4, 0.4] rad/s, ``phi_j`` in [0, 2π] and ``l_j`` in [0.5, 2.5], which is rounded
-    to 1 or 2 waves; and those of ``alpha``, ``beta`` and ``gamma``
-    that have a range.
+    [-0.4, 0.4] rad/s, ``phi_j`` in [0, 2π] and ``l_j``, which is 1 or 2 waves; and
+    those of ``alpha``, ``beta`` and ``gamma`` that have a range.
 
     Parameters
     ----------
@@ -130,14 +129,14 @@ class Combined1D(GridSolver):
             ("A", -0.5, 0.5, "m/s2"),
             ("omega", -0.4, 0.4, "rad/s"),
             ("phi", 0.0, 2 * math.pi, "rad"),
-            ("l", 0.5, 2.5, ""),
+            ("l", 1.0, 2.0, ""),
         )
         centres = tuple((i + 0.5) * self.length / self.cells for i in range(self.cells))
         return FieldSpec(
             parameters=(
                 *(Parameter(n, *ends, u) for n, ends, u in ranges if ends[0] < ends[1]),
                 *(
-                    Parameter(f"{name}_{j + 1}", low, high, units)
+                    Parameter(f"{name}_{j + 1}", low, high, units, name == "l")
                     for name, low, high, units in waves
                     for j in range(_WAVES)
                 ),
@@ -174,8 +173,6 @@ def _source(
 ) -> Callable[[float], Cells]:
     """Return t -> averages of δ(t, x) over the cells."""
     amplitude, omega, phase, number = waves
-    # Half a wave, which a sampler may draw, rounds to an even number: none.
-    number = np.maximum(1, np.rint(number))
     centres = (np.arange(cells) + 0.5) * length / cells
     angles = 2 * np.pi / length * np.outer(number, centres) + phase[:, np.newaxis]
     # The mean of a sine over a cell is that in its middle times a sinc.

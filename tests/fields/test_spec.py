@@ -27,6 +27,9 @@ SPEC = FieldSpec(
     ),
 )
 
+WHOLE = dataclasses.replace(
+    SPEC, parameters=(SPEC.parameters[0], Parameter("angle", -5.0, 5.0, whole=True))
+)
 DAYS = np.array(["2000-01-01", "2000-01-02"], dtype="M8[ns]")
 finite = st.floats(-1e6, 1e6)
 units = st.text(max_size=5)
@@ -47,7 +50,12 @@ def specs(draw: st.DrawFn) -> FieldSpec:
     dims = [next(names) for _ in shape]
     return FieldSpec(
         parameters=tuple(
-            Parameter(next(names), *sorted(bounds), draw(units))
+            Parameter(
+                next(names),
+                *sorted(bounds),
+                draw(units),
+                max(bounds) - min(bounds) > 2 and draw(st.booleans()),
+            )
             for bounds in draw(
                 st.lists(
                     st.sets(finite, min_size=2, max_size=2).filter(
@@ -135,6 +143,7 @@ def test_equal_specs_share_a_digest_however_they_were_written() -> None:
         {"variables": SPEC.variables[::-1]},
         {"coordinates": ()},
         {"variables": (Variable("u", offset=3.0), SPEC.variables[1])},
+        {"parameters": WHOLE.parameters},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -237,12 +246,13 @@ def test_vector_orders_by_name(inflow: float, angle: float) -> None:
         ({"inflow": float("-inf"), "angle": 0.0}, "parameter 'inflow', got -inf"),
         ({"inflow": "fast", "angle": 0.0}, "number for each.*'inflow': 'fast'"),
         ({"inflow": None, "angle": 0.0}, "number for each.*'inflow': None"),
+        ({"inflow": 1.0, "angle": 0.5}, "whole number for .* 'angle', got 0.5"),
     ],
 )
 def test_vector_refuses(parameters: dict, message: str) -> None:
     """Unknown, missing and meaningless parameters are told by name."""
     with pytest.raises(ValueError, match=message):
-        SPEC.vector(parameters)
+        WHOLE.vector(parameters)
 
 
 def test_nearest_lists_all_names() -> None:
@@ -344,6 +354,9 @@ def test_parts_of_another_kind_are_refused(part, value, message):
         (lambda: Parameter("k", (0, 0), (1, 1)), "'k': low.*each component a name"),
         (lambda: Parameter("k", "low", 1), "Parameter 'k': low: expected numbers"),
         (lambda: Parameter("p", 1e6, 1e6 + 0.1), "'p'.*distance from 1e.06"),
+        (lambda: Parameter("n", 1.2, 2.9, whole=True), "'n': .*two whole numbers"),
+        (lambda: Parameter("n", 0, 2**25, whole=True), "'n': expected bounds within"),
+        (lambda: Parameter("n", 0, 9, whole="yes"), "'n': whole: expected true or"),
         (lambda: Variable("u", units=None), "Variable 'u': units: expected text"),
         (lambda: Variable("u", scale=0), "'u': expected a finite offset and a scale"),
         *(

@@ -10,9 +10,19 @@ import pytest
 
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.spec import Parameter
-from surrogate_flow.sampling import Design, Observations, Sampler, Sobol, Table, Uniform
+from surrogate_flow.sampling import (
+    Design,
+    Halton,
+    LatinHypercube,
+    Observations,
+    Sampler,
+    Sobol,
+    Table,
+    Uniform,
+)
 from surrogate_flow.sampling.design import shared_points
 
+WHOLE = Parameter("n", 1, 4, whole=True)
 BOX = [Parameter("initial", 100.0, 500.0, "K"), Parameter("inflow", -2.0, -1.0)]
 
 
@@ -197,6 +207,42 @@ def test_a_sampler_may_depend_on_nothing():
     assert taken(design) == [(n, "training", [300.0, -1.5]) for n in range(2)]
 
 
+class Plain(Sampler):
+    """Uniform as users write it, which also learns."""
+
+    def ask(self, first, count, bounds):
+        drawn = np.random.default_rng([first, self.seed]).random((count, len(bounds)))
+        low, high = np.array([(p.low, p.high) for p in bounds]).T
+        return low + drawn * (high - low)
+
+    def tell(self, seen):
+        pass
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [Uniform(), Sobol(), Halton(), LatinHypercube(), Plain()],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_whole_parameters_have_whole_values_each_as_often(sampler):
+    """The ends no less than the others; held out and in training, now and gone on."""
+    count, box = 4096, [*BOX, WHOLE]
+    design = Design(box, sampler, held_out=count, simulations=count)
+    runs = np.array([list(s.parameters.values()) for s in design])
+    for part in (runs[:count], runs[count:]):
+        values, times = np.unique(part[:, 2], return_counts=True)
+        assert values.tolist() == [1, 2, 3, 4]
+        # 99.9 % of independent draws; the quasi-random are closer.
+        assert ((times - count / 4) ** 2 / (count / 4)).sum() < 16.3
+        assert not np.isin(part[:, :2] % 1, 0).any()
+    if not sampler.adapts:
+        assert (sampler.ask(0, count, box) == runs[count:]).all()
+    again = Design(box, sampler, held_out=count, simulations=count)
+    again.load_state_dict(design.state_dict())
+    again.skip(range(count))
+    assert list(again.next().parameters.values()) == runs[count].tolist()
+
+
 def test_a_design_of_a_billion_held_out_simulations_takes_no_memory():
     """Points are drawn when they are taken, so that too many can be refused later."""
     design = Design([Parameter("rate", 0.0, 1.0)], Uniform(), held_out=10**9)
@@ -285,12 +331,17 @@ def test_a_table_has_each_row_once(table):
         ({**ROWS, "inflow": [-1.5, None, -1.5, -1, -1]}, "inflow in row 2: .* got nan"),
         ({**ROWS, "inflow": ["-1,5"] * 5}, "inflow in row 1: .* got -1,5"),
         ({**ROWS, "initial": [100, 500, 501, 1, 1]}, "row 3: .* 100 to 500, got 501"),
+        ({**ROWS, "n": [1, 4, 2.5, 1, 1]}, "n in row 3: .* whole .* 1 to 4, got 2.5"),
+        ({**ROWS, "n": [1, 4, 0, 1, 1]}, "n in row 3: .* whole .* 1 to 4, got 0"),
     ],
 )
 def test_rows_that_no_solver_takes_are_named(columns, expected):
     """Column, row and bounds."""
+    box = [*BOX, *(WHOLE for _ in range("n" in columns))]
     with pytest.raises(UserError, match=expected):
-        Table(columns).ask(0, 1, BOX)
+        Table(columns).ask(0, 1, box)
+    with pytest.raises(UserError, match=expected):
+        Design(box, Table(columns), held_out=0, simulations=1).next()
 
 
 def test_a_table_that_is_none_is_refused(tmp_path):
