@@ -5,15 +5,17 @@ from __future__ import annotations
 import faulthandler
 import logging
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from traceback import FrameSummary
-from typing import Any
+from typing import Any, BinaryIO
 
 from distributed import NannyPlugin
+from distributed.diskutils import DIR_LOCK_EXT, WorkSpace
 
 from surrogate_flow.fields.errors import UserError, line_in
 
@@ -47,24 +49,33 @@ class WorkerDied(UserError, RuntimeError):
         return cls(f"The worker's process has died {how}.{usual}{line}")
 
 
-def _path(folder: str | Path, study: str, address: str) -> Path:
-    return Path(folder) / f"{study}-{re.sub(r'[^0-9A-Za-z.]+', '-', address)}.running"
+# Processes have one handler; that of a later study hands it back.
+_FILES: list[BinaryIO] = []
+
+
+def _prefix(study: str, address: str) -> str:
+    return f"{study}-{re.sub(r'[^0-9A-Za-z.]+', '-', address)}-"
 
 
 class Recorder:
     """The attempts that run in a worker's process, in a file that outlives it.
 
-    If a signal ends the process, `faulthandler` adds what each thread was at. Without a
-    nanny nobody would read it, and nothing is written.
+    If a signal ends the process, `faulthandler` adds what each thread was at. The nanny
+    reads and removes it; without one nothing is written. What is killed with its nanny
+    leaves a folder of Dask's, which the next worker there removes.
     """
 
     def __init__(self, worker: Any, study: str) -> None:
-        self._file, self._running, self._lock = None, 0, threading.Lock()
+        self._running, self._lock = 0, threading.Lock()
+        self._file: BinaryIO | None = None
         if worker.nanny:
             # Beside the worker's folder, which its nanny removes when it has died.
-            folder = Path(worker.local_directory).parent
-            self._path = _path(folder, study, worker.address)
-            self._file = self._path.open("ab", buffering=0)
+            space = WorkSpace(str(Path(worker.local_directory).parent))
+            prefix = _prefix(study, worker.address)
+            self._folder = space.new_work_dir(prefix=prefix)
+            path = Path(self._folder.dir_path, "running")
+            self._file = path.open("ab", buffering=0)
+            _FILES.append(self._file)
             faulthandler.enable(self._file)
 
     @contextmanager
@@ -91,11 +102,18 @@ class Recorder:
 
     def close(self) -> None:
         """Remove the file."""
-        if self._file is not None:
-            faulthandler.disable()
-            self._file.close()
-            self._file = None
-            self._path.unlink(missing_ok=True)
+        with self._lock:
+            file, self._file = self._file, None
+        if file is None:
+            return
+        _FILES.remove(file)
+        faulthandler.disable()
+        if _FILES:
+            faulthandler.enable(_FILES[-1])
+        file.close()
+        # Where the nanny has removed it, Dask would complain.
+        Path(self._folder.dir_path).mkdir(exist_ok=True)
+        self._folder.release()
 
 
 class Reporter(NannyPlugin):
@@ -115,12 +133,27 @@ class Reporter(NannyPlugin):
             if nanny.process is not None:
                 nanny.process.on_exit = nanny._on_worker_exit_sync
 
-    def report(self, nanny: Any, code: int) -> None:
-        """Read what the process has left, and send it."""
-        path = _path(nanny.local_directory, self.name, nanny.worker_address)
-        text = path.read_text(errors="replace") if path.exists() else ""
-        path.unlink(missing_ok=True)
-        death = {"died": nanny.worker_address, "code": code, "ran": _to_blame(text)}
+    def teardown(self, nanny: Any) -> None:
+        """Remove what a worker leaves that did not close in time."""
+        self.read(nanny)
+
+    def read(self, nanny: Any) -> str:
+        """Return what the process has noted, and remove it."""
+        text = ""
+        # None if it has died before it was a worker.
+        prefix = _prefix(self.name, nanny.worker_address or "none")
+        for path in Path(nanny.local_directory).glob(f"{prefix}*"):
+            if not path.is_dir():
+                continue
+            with suppress(OSError):
+                text += (path / "running").read_text(errors="replace")
+            shutil.rmtree(path, ignore_errors=True)
+            Path(f"{path}{DIR_LOCK_EXT}").unlink(missing_ok=True)
+        return text
+
+    def report(self, nanny: Any, code: int, ran: dict[str, str]) -> None:
+        """Send it."""
+        death = {"died": nanny.worker_address, "code": code, "ran": ran}
         # RuntimeError (AsyncTaskGroupClosedError) if the nanny closes, too.
         with suppress(RuntimeError):
             nanny.log_event(self.name, death)
@@ -134,9 +167,12 @@ class _OnExit:
 
     def __call__(self, code: int) -> None:
         try:
-            for plugin in list(self._nanny.plugins.values()):
-                if isinstance(plugin, Reporter):
-                    plugin.report(self._nanny, code)
+            plugins = self._nanny.plugins.values()
+            reporters = [each for each in plugins if isinstance(each, Reporter)]
+            # The attempt of one study ends those of all others.
+            ran = _to_blame("".join([each.read(self._nanny) for each in reporters]))
+            for reporter in reporters:
+                reporter.report(self._nanny, code, ran)
         except Exception:
             logger.exception("How a worker has died is not known")
         finally:

@@ -8,6 +8,8 @@ import threading
 import time
 from functools import partial
 from multiprocessing import active_children, get_context
+from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -15,8 +17,11 @@ import psutil
 import pytest
 import xarray as xr
 from distributed import Client, LocalCluster
+from distributed.diskutils import WorkSpace
 from troubled import STEPS, Wave
 
+from surrogate_flow.ensemble.deaths import Recorder, Reporter, _OnExit
+from surrogate_flow.ensemble.places import Places
 from surrogate_flow.ensemble.task import SetupError, Task, on_workers, run
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.quantities import Simulation
@@ -424,3 +429,63 @@ def test_a_frozen_worker_holds_up_neither_begin_nor_end(inlet, tmp_path, caplog)
             os.kill(pid, signal.SIGCONT)
     assert "has not accepted the solver within 5 s" in caplog.text
     assert "has not closed its solver within 10 s" in caplog.text
+
+
+def test_nothing_is_left_of_what_runs_on_a_worker_that_does_not_close(
+    inlet, tmp_path, monkeypatch
+):
+    """Its nanny removes it with the study; the worker may end later, or be killed."""
+    monkeypatch.setattr("surrogate_flow.ensemble.task._REMOVE", 0.5)
+    local = tmp_path / "local"
+    with (
+        LOCAL(n_workers=1, threads_per_worker=1, local_directory=str(local)) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        with (
+            on_workers(client, Wave(), inlet.endpoint) as task,
+            Places(client, task.study),
+        ):
+            assert [*local.rglob(f"{task.study}-*")]
+            (pid,) = client.run(os.getpid).values()
+            os.kill(pid, signal.SIGSTOP)
+        left = [*local.rglob(f"{task.study}-*")]
+        os.kill(pid, signal.SIGCONT)
+        client.run(os.getpid)
+    assert not left
+    assert not [*local.rglob("surrogate-flow-*")]
+
+
+def records(local, address, study):
+    """Note an attempt and be killed, as a worker and its nanny with a machine."""
+    worker = SimpleNamespace(
+        nanny=True, local_directory=f"{local}/worker-1", address=address
+    )
+    with Recorder(worker, study).running("attempt"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_two_studies_on_a_worker_see_one_death(tmp_path):
+    """Each hears whose attempt it was; the next worker removes what nobody has read."""
+    nanny = SimpleNamespace(
+        local_directory=str(tmp_path),
+        worker_address="tcp://10.0.0.1:7",
+        plugins={n: Reporter(n) for n in "ab"},
+        _on_worker_exit_sync=mock.Mock(),
+        log_event=mock.Mock(),
+    )
+
+    def dies(address):
+        fork, given = get_context("fork"), (tmp_path, address, "a")
+        process = fork.Process(target=records, args=given)
+        process.start()
+        process.join()
+
+    dies(nanny.worker_address)
+    _OnExit(nanny)(-9)
+    dies("tcp://10.0.0.1:70")
+    told = {study: death["ran"] for (study, death), _ in nanny.log_event.call_args_list}
+    assert told == {"a": {"attempt": ""}, "b": {"attempt": ""}}
+    (left,) = filter(Path.is_dir, tmp_path.glob("a-*"))
+    assert left.name.startswith("a-tcp-10.0.0.1-70-")
+    WorkSpace(str(tmp_path)).new_work_dir(prefix="worker-").release()
+    assert not [*tmp_path.glob("a-*")]
