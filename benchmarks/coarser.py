@@ -20,7 +20,7 @@ Fields = Float[np.ndarray, "time channel *space"]
 
 def heat(solver: Heat2D) -> Iterator[tuple[str, GridSolver]]:
     """Yield coarser settings of the heat solver."""
-    (nx, ny), bounds = solver.cells, {"low": solver.low, "high": solver.high}
+    (nx, ny), names = solver.cells, ("low", "high", "conductivity_slope")
     for part, stretch in product((1, 2, 5, 10), (1, 2, 5, 10)):
         if nx % part == ny % part == 0 and _divides(stretch, solver.steps):
             coarse = Heat2D(
@@ -29,7 +29,7 @@ def heat(solver: Heat2D) -> Iterator[tuple[str, GridSolver]]:
                 steps=solver.steps // stretch,
                 time_step=solver.time_step * stretch,
                 diffusivity=solver.diffusivity,
-                **bounds,
+                **{name: getattr(solver, name) for name in names},
             )
             yield f"{nx // part} x {ny // part} cells, every {_every(stretch)}", coarse
 

@@ -1,9 +1,10 @@
-"""The heat equation on a rectangle, solved directly by sine transforms."""
+"""The heat equation on a rectangle, solved by sine transforms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -21,7 +22,9 @@ class Heat2D(GridSolver):
     u(x, y, t) is the temperature and a the diffusivity. The five parameters of a
     simulation are temperatures in K: ``initial``, uniform in space at t = 0, and those
     of the walls ``left`` (x = 0), ``right`` (x = Lx), ``bottom`` (y = 0) and ``top``
-    (y = Ly).
+    (y = Ly). The field is linear in them, unless the diffusivity depends on u,
+
+        ∂u/∂t = ∇·(a (1 + s (u - m)) ∇u),   m = (low + high) / 2.
 
     Parameters
     ----------
@@ -37,13 +40,16 @@ class Heat2D(GridSolver):
         ``(k + 1) * time_step``.
     diffusivity : float
         a, in m²/s; default 1.0.
+    conductivity_slope : float
+        s, in 1/K; default 0.0.
     low, high : float
         Bounds of all five temperatures, in K; default 100.0 and 500.0.
 
     Raises
     ------
     ArgumentError
-        If an argument is not positive, or the bounds are not ascending.
+        If an argument is not positive, the bounds are not ascending, or the diffusivity
+        is not positive at all temperatures of the bounds, or of a simulation.
 
     Notes
     -----
@@ -61,6 +67,14 @@ class Heat2D(GridSolver):
     coefficients û, which carry rounding errors from step to step, are kept in double
     precision. Only the inverse transform runs in the single precision of the stream,
     half as long: the temperatures are right to 2e-6 of the largest one at every step.
+
+    Where s is not zero, Kirchhoff's v(u) = w + s w²/2, w = u - m, takes the place of u
+    on the right, with the same L, so that s enters u(v) alone. A step is solved by
+
+        (c - aΔt L) v ← uᵐ + aΔt b + (c v - u(v)),   c a mean of du/dv,
+
+    which contracts the error, and is repeated until v changes by less than 1e-7 of the
+    range: five to ten times at slopes of 0.002 to 0.004 / K, and as much slower.
 
     References
     ----------
@@ -89,6 +103,7 @@ class Heat2D(GridSolver):
         diffusivity: float = 1.0,
         low: float = 100.0,
         high: float = 500.0,
+        conductivity_slope: float = 0.0,
     ) -> None:
         super().__init__(steps, time_step)
         nx, ny = self._pair("cells", cells)
@@ -100,6 +115,8 @@ class Heat2D(GridSolver):
         )
         self.diffusivity = self._positive("diffusivity", diffusivity, "m²/s")
         self.low, self.high = self._bounds("low and high", (low, high), "K")
+        self.conductivity_slope = float(conductivity_slope)
+        self._conductivity(np.array([self.low, self.high]))
 
     @cached_property
     def spec(self) -> FieldSpec:
@@ -124,8 +141,12 @@ class Heat2D(GridSolver):
         self, parameters: Mapping[str, float]
     ) -> Iterator[Float32[np.ndarray, "1 1 x y"]]:
         """Yield the temperature of each step; see `GridSolver.fields`."""
-        initial, left, right, bottom, top = self.spec.vector(parameters)
+        vector = self.spec.vector(parameters)
+        initial, left, right, bottom, top = vector
         (nx, ny), (hx, hy) = self.cells, np.divide(self.size, self.cells)
+        ends = np.array([vector.min(), vector.max()])
+        conductivity = self._conductivity(ends)
+        left, right, bottom, top = map(self._kirchhoff, (left, right, bottom, top))
 
         walls = np.zeros(self.cells)
         walls[0, :] += 2 * left / hx**2
@@ -135,6 +156,13 @@ class Heat2D(GridSolver):
 
         rate = self.diffusivity * self.time_step
         eigenvalues = np.add.outer(_eigenvalues(nx, hx), _eigenvalues(ny, hy))
+        if self.conductivity_slope:
+            source = fft.dstn(rate * walls, type=2)
+            capacity = float(np.mean(1 / conductivity))
+            rates, ends = rate * eigenvalues, self._kirchhoff(ends)
+            yield from self._nonlinear(initial, source, rates, capacity, ends)
+            return
+
         decay = 1 / (1 + rate * eigenvalues)
         coefficients = fft.dstn(np.full(self.cells, initial), type=2)
         source = fft.dstn(rate * walls, type=2)
@@ -144,6 +172,53 @@ class Heat2D(GridSolver):
             coefficients *= decay
             rounded = coefficients.astype(np.float32)
             yield fft.idstn(rounded, type=2, overwrite_x=True)[np.newaxis, np.newaxis]
+
+    def _nonlinear(
+        self,
+        initial: float,
+        source: Float[np.ndarray, "x y"],
+        rates: Float[np.ndarray, "x y"],
+        capacity: float,
+        ends: Float[np.ndarray, " end"],
+    ) -> Iterator[Float[np.ndarray, "1 1 x y"]]:
+        slope, middle = self.conductivity_slope, (self.low + self.high) / 2
+        temperature = np.full(self.cells, initial)
+        v = self._kirchhoff(temperature)
+        tolerance = 1e-7 * (self.high - self.low)
+        for _ in range(self.steps):
+            before, change = temperature, np.inf
+            while change > tolerance:
+                right = fft.dstn(before + capacity * v - temperature, type=2) + source
+                new = fft.idstn(right / (capacity + rates), type=2, overwrite_x=True)
+                new = new.clip(*ends)
+                change, v = np.abs(new - v).max(), new
+                temperature = middle + 2 * v / (1 + np.sqrt(1 + 2 * slope * v))
+            yield temperature[np.newaxis, np.newaxis]
+
+    def _kirchhoff(self, temperature: Any) -> Any:
+        """Return v(u), or u itself where the diffusivity is constant."""
+        if not self.conductivity_slope:
+            return temperature
+        above = temperature - (self.low + self.high) / 2
+        return above + self.conductivity_slope / 2 * above**2
+
+    def _conductivity(
+        self, temperatures: Float[np.ndarray, " temperature"]
+    ) -> Float[np.ndarray, " temperature"]:
+        """Return 1 + s (u - m), or refuse temperatures at which it is not positive."""
+        above = temperatures - (self.low + self.high) / 2
+        conductivity: Float[np.ndarray, " temperature"]
+        conductivity = 1 + self.conductivity_slope * above
+        if not 0 < conductivity.min() <= conductivity.max() < np.inf:
+            at = float(temperatures[conductivity.argmin()])
+            raise self._wrong(
+                "conductivity_slope",
+                f"a diffusivity > 0 at {at:g} K",
+                self.conductivity_slope,
+                f"From {self.low:g} to {self.high:g} K it has, nearer to zero than "
+                f"{2 / (self.high - self.low):g} per K.",
+            )
+        return conductivity
 
 
 def _eigenvalues(cells: int, width: float) -> Float[np.ndarray, " mode"]:

@@ -122,6 +122,7 @@ def test_every_workflow_composes_with_every_model(workflow, model):
 SMALL = {
     "heat2d": "--data.solver.cells=[12, 12]",
     "heat2d_large": "--data.solver.cells=[12, 12]",
+    "heat2d_nonlinear": "--data.solver.cells=[12, 12]",
     "gray_scott2d": "--data.solver.cells=16",
     "navier_stokes2d": "--data.solver.points=16",
     "heat_plate": "--data.solver.cells=[16, 3]",

@@ -9,8 +9,10 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from scipy.integrate import solve_ivp
 from scipy.sparse.linalg import splu
 
+from surrogate_flow.sampling import Uniform
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.testing import check_solver
 
@@ -120,7 +122,7 @@ def discrete(solver: Heat2D, parameters: dict) -> Iterator[np.ndarray]:
         yield temperature.reshape(solver.cells)
 
 
-def slope(widths: list[float], errors: list[float]) -> float:
+def slope_of(widths: list[float], errors: list[float]) -> float:
     """Measured order of convergence."""
     return np.polyfit(np.log(widths), np.log(errors), 1)[0]
 
@@ -131,8 +133,9 @@ def slope(widths: list[float], errors: list[float]) -> float:
         Heat2D(cells=(10, 10), steps=5),
         Heat2D(cells=(7, 4), size=(2.0, 0.5), steps=3, time_step=0.1),
         Heat2D(cells=(1, 3), steps=1),
+        Heat2D(cells=(6, 9), steps=3, conductivity_slope=0.004),
     ],
-    ids=["square", "rectangle", "one step"],
+    ids=["square", "rectangle", "one step", "not linear"],
 )
 def test_laws(solver: Heat2D) -> None:
     """The heat solver keeps the laws of all solvers."""
@@ -188,7 +191,7 @@ def test_first_order_in_time() -> None:
         *_, last = solver.solve(SYMMETRIC)
         difference = last.temperature[0].values - exact(solver, SYMMETRIC, count)
         errors.append(np.abs(difference).max())
-    assert slope([1 / n for n in steps], errors) == pytest.approx(1, abs=0.1)
+    assert slope_of([1 / n for n in steps], errors) == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,7 @@ def test_second_order_in_space(parameters: dict, inner: bool) -> None:
         difference = np.abs(last.temperature[0].values - truth)
         part = slice(n // 3, -(n // 3)) if inner else slice(None)
         errors.append(np.sqrt(np.mean(difference[part, part] ** 2)))
-    assert slope([1 / n for n in cells], errors) == pytest.approx(2, abs=0.1)
+    assert slope_of([1 / n for n in cells], errors) == pytest.approx(2, abs=0.1)
 
 
 def test_steady_state() -> None:
@@ -225,14 +228,19 @@ def test_steady_state() -> None:
     temperatures=st.tuples(*[st.floats(100, 500)] * 5),
     time_step=st.floats(1e-6, 10),
     cells=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    slope=st.sampled_from([0.0, 1e-12, -0.0049, 0.0049]),
 )
 @settings(max_examples=40, deadline=None)
-def test_maximum_principle(temperatures: tuple, time_step: float, cells: tuple) -> None:
+def test_maximum_principle(
+    temperatures: tuple, time_step: float, cells: tuple, slope: float
+) -> None:
     """No point is colder than the coldest or hotter than the hottest temperature given.
 
     That is also what walls and start of one temperature need in order to stay there.
     """
-    solver = Heat2D(cells, (1.0, 2.0), steps=4, time_step=time_step)
+    solver = Heat2D(
+        cells, (1.0, 2.0), steps=4, time_step=time_step, conductivity_slope=slope
+    )
     temperature = run(solver, dict(zip(TEMPERATURES, temperatures, strict=True)))
     rounding = 2e-6 * max(temperatures)
     assert temperature.min() >= min(temperatures) - rounding
@@ -313,6 +321,9 @@ def test_positions_and_times() -> None:
         ({"diffusivity": float("inf")}, "diffusivity: .* got inf"),
         ({"low": 500.0, "high": 100.0}, r"low < high, got \(500.0, 100.0\)"),
         ({"low": float("nan")}, r"low and high: .* got \(nan, 500.0\)"),
+        ({"conductivity_slope": 0.005}, "> 0 at 100 K, got 0.005.*than 0.005 per K"),
+        ({"conductivity_slope": -0.01}, "> 0 at 500 K, got -0.01"),
+        ({"conductivity_slope": float("nan")}, "conductivity_slope: .* got nan"),
     ],
 )
 def test_arguments_are_checked(arguments: dict, message: str) -> None:
@@ -325,3 +336,62 @@ def test_parameters_are_checked() -> None:
     """A misspelt wall is refused with the right name."""
     with pytest.raises(ValueError, match="mean 'bottom'"):
         next(Heat2D().solve({**TEMPERATURES, "botom": 1.0}))
+    with pytest.raises(ValueError, match="> 0 at 10 K"):
+        next(Heat2D(conductivity_slope=0.004).solve({**TEMPERATURES, "left": 10.0}))
+
+
+@pytest.mark.parametrize("conductivity_slope", [0.0, 0.004])
+def test_five_simulations_superposed(conductivity_slope: float) -> None:
+    """They give all others where the diffusivity is constant, and only there."""
+    solver = Heat2D(cells=(20, 20), steps=20, conductivity_slope=conductivity_slope)
+    drawn = Uniform(seed=0).ask(0, 15, solver.spec.parameters)
+    fields = [run(solver, dict(zip(TEMPERATURES, p, strict=True))) for p in drawn]
+    weights = np.linalg.solve(drawn[:5].T, drawn[5:].T).T
+    guess = np.tensordot(weights, np.array(fields[:5], dtype=np.float64), 1)
+    truth = np.array(fields[5:])
+    error = np.linalg.norm(guess - truth) / np.linalg.norm(truth)
+    assert error > 0.1 if conductivity_slope else error < 2e-6
+
+
+def test_the_heat_flows_by_the_mean_conductivity_between_two_cells() -> None:
+    """In time of first order towards the same cells integrated to 1e-8, by flux."""
+    slope, cells, (hx, hy) = 0.004, (6, 5), (1 / 6, 0.5 / 5)
+
+    def flow(_: float, flat: np.ndarray) -> np.ndarray:
+        u = flat.reshape(cells)
+        rate = np.zeros(cells)
+        for axis, h, low, high in ((0, hx, "left", "right"), (1, hy, "bottom", "top")):
+            w = np.moveaxis(u, axis, 0)
+            walls = [np.full_like(w[:1], TEMPERATURES[n]) for n in (low, high)]
+            all_u = np.concatenate([walls[0], w, walls[1]])
+            width = np.full((len(all_u) - 1, 1), h)
+            width[[0, -1]] = h / 2
+            mean = 1 + slope * ((all_u[1:] + all_u[:-1]) / 2 - 300)
+            flux = mean * np.diff(all_u, axis=0) / width
+            rate += np.moveaxis(np.diff(flux, axis=0) / h, 0, axis)
+        return rate.ravel()
+
+    start = np.full(math.prod(cells), TEMPERATURES["initial"])
+    exact = solve_ivp(flow, (0, 0.02), start, "LSODA", rtol=1e-8, atol=1e-8)
+    truth = exact.y[:, -1].reshape(cells)
+    counts, errors = [20, 40, 80, 160], []
+    for count in counts:
+        solver = Heat2D(
+            cells,
+            (1.0, 0.5),
+            steps=count,
+            time_step=0.02 / count,
+            conductivity_slope=slope,
+        )
+        errors.append(np.abs(run(solver, TEMPERATURES)[-1].values - truth).max())
+    assert slope_of(counts, errors) == pytest.approx(-1, abs=0.1)
+    assert errors[-1] < 1
+
+
+def test_in_the_end_the_middle_has_the_mean_of_the_walls() -> None:
+    """Of v = w + s w²/2, w = u - 300 K, which is harmonic then: by symmetry, exactly."""
+    solver = Heat2D((15, 15), steps=40, time_step=0.1, conductivity_slope=0.0049)
+    walls = np.array(list(TEMPERATURES.values()))[1:] - 300
+    v = (walls + 0.0049 / 2 * walls**2).mean()
+    middle = 300 + (np.sqrt(1 + 2 * 0.0049 * v) - 1) / 0.0049
+    assert float(run(solver, TEMPERATURES)[-1, 7, 7]) == pytest.approx(middle, abs=1e-3)
