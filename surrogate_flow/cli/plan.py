@@ -75,10 +75,13 @@ class Pace:
     steps : int
         That it made.
     seconds : float
+    lost : str
+        What single precision does not keep, in words; "" if it keeps all.
     """
 
     steps: int
     seconds: float
+    lost: str = ""
 
     def bytes_per_second(self, spec: FieldSpec) -> float:
         """Return what one simulation yields, in float32."""
@@ -147,7 +150,8 @@ def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace |
                 start = time.perf_counter()
                 for dataset in datasets:
                     steps += len(encoder.convert(dataset, steps))
-                    made.append(Pace(steps, time.perf_counter() - start))
+                    seconds = time.perf_counter() - start
+                    made.append(Pace(steps, seconds, encoder.lost))
                     if made[-1].seconds > longest:
                         return
         except Exception as error:
@@ -231,6 +235,8 @@ def _rows(
         return
     one, rate = pace.simulation(spec), pace.bytes_per_second(spec)
     yield "pace", f"{format_time(one)} for a simulation on this machine"
+    if pace.lost:
+        yield "note", pace.lost
     if not least:
         yield "note", "the scheduler has no workers yet"
         return

@@ -84,6 +84,7 @@ class Archive:
             self.simulations = int(self._state.shape[0])
             names = [p.name for p in self.spec.parameters]
             columns = layout.columns(path, self._group, names, self.simulations)
+            layout.require_coordinates(path, self._group, self.spec)
         except _DAMAGED as error:
             raise ArchiveError(
                 f"{path} is damaged ({type(error).__name__}: {error}): a part that all "

@@ -103,6 +103,24 @@ def _chunk_steps(spec: FieldSpec) -> int:
     return -(-spec.steps // chunks)
 
 
+def _coordinates(spec: FieldSpec) -> list[Coordinate]:
+    time = Coordinate("time", "time", spec.times, spec.time_units)
+    return [time, *spec.coordinates]
+
+
+def require_coordinates(path: Path, group: Any, spec: FieldSpec) -> None:
+    """Refuse coordinates that another program has changed: fields may be as well."""
+    for c in _coordinates(spec):
+        got = group[c.name][:]
+        if not np.array_equal(got, c.values):
+            raise ArchiveError(
+                f"{path}: coordinate {c.name!r} expected the {len(c.values)} values "
+                f"with which it was written, {c.values[0]:g} to {c.values[-1]:g}, got "
+                f"{len(got)}, {got[0]:g} to {got[-1]:g}. Another program has changed "
+                "it, and maybe the fields: copy the data set or generate it again."
+            )
+
+
 def _arrays(folder: Path, spec: FieldSpec, noted: Mapping[str, Any]) -> Any:
     """Create all arrays, without rows, and return their group."""
     group: Any = zarr.open_group(folder, mode="w-", zarr_format=3)
@@ -148,10 +166,7 @@ def _arrays(folder: Path, spec: FieldSpec, noted: Mapping[str, Any]) -> Any:
             "long_name": "whether all steps of the simulation are there",
         },
     )
-    for c in (
-        Coordinate("time", "time", spec.times, spec.time_units),
-        *spec.coordinates,
-    ):
+    for c in _coordinates(spec):
         create(
             c.name,
             data=np.array(c.values),

@@ -40,7 +40,7 @@ class Positions:
         self._dims = [
             (axis, dim, {c.name: np.array(c.values) for c in along})
             for axis, dim in enumerate(spec.dims)
-            if (along := [c for c in spec.coordinates if c.dim == dim])
+            for along in ([c for c in spec.coordinates if c.dim == dim],)
         ]
         # Variables that were compared: those of a dim never change.
         self._right: dict[str, xr.Variable] = {}
@@ -52,16 +52,18 @@ class Positions:
         """Return each axis whose points are not in order, and where each one is.
 
         A coordinate that is not given, or whose fields have another shape, does not
-        count.
+        count. Points along a dim without a known one are in order if they ascend.
 
         Raises
         ------
         Misplaced
-            If they are other points, by more than round-off.
+            If they are other points, by more than round-off, or in no known order.
         """
         orders = []
         for axis, dim, known in self._dims:
             got = {name: variables[name] for name in known if name in variables}
+            if not got:
+                self._require_ascending(dim, variables.get(dim))
             if all(self._same(dim, name, known[name], got[name]) for name in got):
                 continue
             if any(v.size != known[name].size for name, v in got.items()):
@@ -75,6 +77,23 @@ class Positions:
             if (np.diff(order) != 1).any():
                 orders.append((axis, order))
         return orders
+
+    def _require_ascending(self, dim: str, index: xr.Variable | None) -> None:
+        if (
+            index is None
+            or index is self._right.get(dim)
+            or index.dtype.kind not in "fiu"
+        ):
+            return
+        if not (np.diff(index.values) > 0).all():
+            raise Misplaced(
+                f"coordinate {dim!r} expected points in ascending order, as the spec "
+                f"has no coordinate of that name, got {_shown(index.values)}. Add "
+                f"Coordinate({dim!r}, {dim!r}, ...) with its values to the spec, by "
+                "which fields are put right, or drop it in the solver."
+            )
+        if isinstance(index, xr.IndexVariable):
+            self._right[dim] = index
 
     def _same(
         self, dim: str, name: str, known: np.ndarray, variable: xr.Variable
@@ -122,12 +141,13 @@ def _order(
         distance, place = cKDTree(expected).query(got)
         if (distance <= near).all() and len(np.unique(place)) == count:
             return np.argsort(place)
-    shown = [
-        np.array2string(x.squeeze(), threshold=6, edgeitems=2, precision=6)
-        for x in (expected, got)
-    ]
+    shown = [_shown(x.squeeze()) for x in (expected, got)]
     raise Misplaced(
         f"coordinate '{names}' expected the positions of the spec, in any order: "
         f"{shown[0]}, got {shown[1]}. Usual causes: other units, edges for centres, or "
         "-180 to 180 degrees for 0 to 360. Correct them in the solver or in its spec."
     )
+
+
+def _shown(points: np.ndarray) -> str:
+    return np.array2string(points, threshold=6, edgeitems=2, precision=6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import deque
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,10 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.sampling import Observations
 from surrogate_flow.surrogate.batch import Batch
 
-__all__ = ["Feedback", "TrainingData", "sample_losses"]
+__all__ = ["Feedback", "TrainingData", "require_finite", "sample_losses"]
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -39,6 +43,35 @@ class TrainingData(Protocol):
 
 
 @torch.no_grad()
+def require_finite(surrogate: Any, loss: Tensor, said: bool) -> bool:
+    """Say that a loss is not finite, once; refuse weights that are not.
+
+    All ranks have the same weights, and so end together.
+    """
+    steps = surrogate.trainer.global_step
+    remedy = "lower --model.optimizer.lr, or set --trainer.gradient_clip_val 1"
+    if surrogate.recipe["normalisation"] == "none":
+        remedy = (
+            "take --model.normalisation standard, or write a scale of each Variable in "
+            "the spec, Variable(..., scale=...)"
+        )
+    weights = sum(p.detach().sum() for p in surrogate.network.parameters())
+    if not torch.isfinite(torch.as_tensor(weights)):
+        raise ArgumentError(
+            f"Training has diverged: at batch {steps} weights of the network are "
+            f"NaN or infinite, and stay so. Usual remedy: {remedy}."
+        )
+    finite = bool(torch.isfinite(loss))
+    if not finite and not said:
+        logger.warning(
+            "The loss is %s at batch %d, of which nothing is learnt. Usual remedy: %s.",
+            float(loss),
+            steps,
+            remedy,
+        )
+    return said or not finite
+
+
 def sample_losses(
     loss: nn.Module,
     prediction: Float[Tensor, "batch time channel *space"],

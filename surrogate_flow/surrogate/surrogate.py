@@ -25,7 +25,12 @@ from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.metrics import StandardError, field_metrics
 from surrogate_flow.surrogate.normalisation import Normalisation
-from surrogate_flow.surrogate.observation import Feedback, TrainingData, sample_losses
+from surrogate_flow.surrogate.observation import (
+    Feedback,
+    TrainingData,
+    require_finite,
+    sample_losses,
+)
 from surrogate_flow.surrogate.prediction import (
     checked_history,
     checked_parameters,
@@ -138,6 +143,7 @@ class Surrogate(L.LightningModule):
         self._trained: tuple[Tensor, int] = torch.tensor(torch.nan), 0
         self._monitored = True
         self._said = False
+        self._diverged = False
         self.val_errors = field_metrics(spec, "val_")
         self.test_errors = field_metrics(spec, "test_", detailed=True)
         self.spreads = nn.ModuleDict(
@@ -218,6 +224,8 @@ class Surrogate(L.LightningModule):
         trainer: Any = self.trainer
         # Not of every step, which takes half a millisecond, unless somebody reads it.
         due = trainer.global_step % max(1, trainer.log_every_n_steps) == 0
+        if due or trainer.global_step == 1:
+            self._diverged = require_finite(self, self._trained[0], self._diverged)
         if not self._monitored and (due or trainer.should_stop):
             self._log_loss()
         if self._feedback is not None:

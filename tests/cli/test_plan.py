@@ -1,5 +1,6 @@
 """What `plan` says of a study, without submitting anything."""
 
+import re
 import time
 from functools import partial
 
@@ -15,6 +16,7 @@ from surrogate_flow.cluster import PBS, JobQueue, Slurm
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.stream import SpecMismatch
+from surrogate_flow.testing import LawBroken, check_solver
 
 
 class Stuck(Wave):
@@ -82,6 +84,23 @@ def test_a_solver_with_a_mistake():
     """The refusal that a worker would send."""
     with pytest.raises(SpecMismatch):
         measure(Troubled("nan", 0.0))
+
+
+class Faint(Wave):
+    """A sound in air, of which single precision keeps nothing."""
+
+    def solve(self, parameters):
+        for step in super().solve(parameters):
+            yield 101325 + 1e-4 * step
+
+
+def test_plan_and_check_say_what_single_precision_loses():
+    """With the offset and the scale that keep it."""
+    words = r"offset=101325, scale=\d"
+    assert re.search(words, measure(Faint()).lost)
+    assert not measure(Wave()).lost
+    with pytest.raises(LawBroken, match=words):
+        check_solver(Faint())
 
 
 class Broken(Wave):

@@ -1,5 +1,6 @@
 """The files of a data set: how it grows, and who may write it."""
 
+import dataclasses
 import errno
 import fcntl
 import os
@@ -164,3 +165,56 @@ def test_a_folder_that_was_made_for_it_is_as_good_as_none(tmp_path):
     with pytest.raises(ArchiveError, match=r"it has no zarr\.json"):
         again(other)
     assert [path.name for path in other.iterdir()] == ["mine.txt"]
+
+
+def test_coordinates_that_another_program_has_changed_are_refused(tmp_path):
+    """Fields would be learnt at other places than those that the spec has."""
+    path = write(tmp_path / "wave.zarr", Wave())
+    for name in ("time", *(c.name for c in Wave.spec.coordinates)):
+        stored = zarr.open_group(path)[name]
+        values = stored[:]
+        stored[:] = values[::-1]
+        with pytest.raises(ArchiveError, match=f"coordinate '{name}' expected the"):
+            Archive(path)
+        stored[:] = values
+        Archive(path)
+
+
+class Sound(Wave):
+    """Around a pressure that single precision cannot tell from the variation."""
+
+    spec = dataclasses.replace(
+        Wave.spec,
+        variables=tuple(
+            dataclasses.replace(v, offset=101325, scale=1e-4)
+            for v in Wave.spec.variables
+        ),
+    )
+
+    def solve(self, parameters):
+        for step in super().solve(parameters):
+            yield 101325 + 1e-4 * step
+
+
+def test_offset_and_scale_are_applied_by_whoever_reads_the_file(tmp_path):
+    """By xarray, as netCDF names them, and by a validation in units of the variable."""
+    path = write(tmp_path / "sound.zarr", Sound())
+    archive = Archive(path)
+    names = [p.name for p in Sound.spec.parameters]
+    exact = xr.concat(
+        Sound().solve(dict(zip(names, archive.parameters[1], strict=True))), "time"
+    )
+    with xr.open_zarr(path) as stored:
+        for variable in archive.spec.variables:
+            assert (variable.offset, variable.scale) == (101325, 1e-4)
+            got = stored[variable.name][1].values
+            assert got.dtype == np.float64
+            np.testing.assert_allclose(got, exact[variable.name], rtol=0, atol=1e-10)
+    kept = np.empty((archive.spec.steps, *archive.spec.step_shape), np.float32)
+    archive.read(1, 0, kept)
+    np.testing.assert_allclose(
+        archive.spec.physical(kept)[:, 0],
+        exact[archive.spec.variables[0].name],
+        rtol=0,
+        atol=1e-10,
+    )

@@ -303,3 +303,29 @@ def test_a_field_that_has_the_size_of_a_fill_value_is_one(values):
     """Such as a density of 1e20 inside and none outside."""
     fields = np.resize(values, (1, 2, 3, 4))
     Encoder(SPEC, 1).convert(SPEC.dataset(fields, SPEC.times[:1], {}), 0)
+
+
+@pytest.mark.parametrize("spec", [SPEC, LABELLED], ids=["none", "of others"])
+def test_an_index_that_the_spec_does_not_have_must_ascend(spec):
+    """Nothing says which of two orders is meant, and solvers may mix them."""
+    if spec is LABELLED:  # without the coordinate of y
+        spec = dataclasses.replace(spec, coordinates=spec.coordinates[:1])
+    step = spec.dataset(np.zeros((1, 2, 3, 4)), spec.times[:1], {})
+    encoder = Encoder(spec, 1)
+    encoder.convert(step.assign_coords(y=[0, 1, 2, 4]), 0)
+    encoder.convert(step.assign_coords(y=list("badc")), 0)
+    for values in ([4, 2, 1, 0], [0, 2, 1, 4], [0, 1, 1, 2]):
+        with pytest.raises(
+            SpecMismatch, match=r"'y' expected.*ascend.*Coordinate\('y'"
+        ):
+            encoder.convert(step.assign_coords(y=values), 0)
+
+
+def test_points_of_another_number_are_named():
+    """With the shape that was expected, whatever their coordinates."""
+    with pytest.raises(
+        SpecMismatch, match=r"shape \(2, 3, 4\) along .* got \(2, 3, 3\)"
+    ):
+        Encoder(dataclasses.replace(LABELLED, times=X[1:]), 1).convert(
+            labelled().isel(y=slice(3)), 0
+        )

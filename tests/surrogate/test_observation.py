@@ -1,5 +1,7 @@
 """The loss of each sample: their mean is what is trained on, and each has its own simulation."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import pytorch_lightning as L
@@ -7,7 +9,12 @@ import torch
 from filled import SIMULATIONS, SPEC, Filled, fit, parameters_of
 from torch import nn
 
-from surrogate_flow.surrogate.observation import Feedback, sample_losses
+from surrogate_flow.fields.errors import UserError
+from surrogate_flow.surrogate.observation import (
+    Feedback,
+    require_finite,
+    sample_losses,
+)
 from surrogate_flow.testing.store import trajectory
 
 
@@ -115,3 +122,26 @@ def test_padding_is_not_observed():
     losses.zero_()
     feedback.deliver(wait=True)
     assert data.seen[0].loss.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "remedy"), [("standard", "lower"), ("none", "scale of each")]
+)
+def test_a_loss_that_is_not_finite_is_said_once(normalisation, remedy, caplog):
+    """Weights that are not end the training: no batch changes them any more."""
+    surrogate = SimpleNamespace(
+        trainer=SimpleNamespace(global_step=1),
+        network=nn.Linear(2, 2),
+        recipe={"normalisation": normalisation},
+    )
+    assert not require_finite(surrogate, torch.tensor(1.0), False)
+    said = False
+    for value in (np.inf, np.nan, 1.0):
+        said = require_finite(surrogate, torch.tensor(value), said)
+        assert said
+    (record,) = caplog.records
+    assert record.getMessage().startswith("The loss is inf at batch 1,")
+    assert remedy in record.getMessage()
+    surrogate.network.weight.data[0, 1] = np.nan
+    with pytest.raises(UserError, match=f"diverged: at batch 1 weights.*{remedy}"):
+        require_finite(surrogate, torch.tensor(1.0), False)
