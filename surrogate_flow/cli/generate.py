@@ -185,10 +185,15 @@ def generate(data: OnlineData, path: Path, console: Console) -> int:
     archive, status = generation.archive, 0
     if generation.missing:
         line = LiveLine(generation.line, console, every=_EVERY)
+
+        def over() -> bool:
+            line.check()
+            return requested.is_set()
+
         with stop_requested() as requested:
             line.start()
             try:
-                failed = generation.run(requested.is_set).failed
+                failed = generation.run(over).failed
             finally:
                 line.stop()
             status = requested.status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import importlib.metadata
 import logging
 import os
@@ -273,12 +274,21 @@ def _graceful(trainer: L.Trainer, data: SurrogateData) -> Iterator[Request]:
     # Lightning's own would end it without a report, and save within a handler.
     signals: Any = trainer._signal_connector
     signals.register_signal_handlers = bool
+    defects: list[BaseException] = []
+
+    def stop_data() -> None:
+        try:
+            data.stop()
+        except BaseException as error:
+            defects.append(error)
+            # What waits for a batch would wait for ever.
+            _thread.interrupt_main()
 
     def stop() -> None:
         # Several ranks end together, at the next batch.
         trainer.should_stop = trainer.world_size == 1
         # In a thread: the interrupted code may hold the very locks that it needs.
-        threading.Thread(target=data.stop, name="stop", daemon=True).start()
+        threading.Thread(target=stop_data, name="stop", daemon=True).start()
 
     def is_true(record: logging.LogRecord) -> bool:
         # Lightning takes the end of the data for that of the last epoch.
@@ -292,6 +302,8 @@ def _graceful(trainer: L.Trainer, data: SurrogateData) -> Iterator[Request]:
             yield requested
         finally:
             log.removeFilter(is_true)
+            if defects:
+                raise defects[0]
 
 
 def _requeue(trainer: L.Trainer, number: int) -> None:

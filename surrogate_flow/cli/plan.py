@@ -133,7 +133,7 @@ def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace |
     spec = solver.spec
     parameters = {p.name: p.at(0.5) for p in spec.parameters}
     made: list[Pace] = []
-    errors: list[Exception] = []
+    errors: list[BaseException] = []
 
     def solve() -> None:
         encoder, steps = Encoder(spec, 0), 0
@@ -154,10 +154,13 @@ def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace |
                     made.append(Pace(steps, seconds, encoder.lost))
                     if made[-1].seconds > longest:
                         return
-        except Exception as error:
+        except BaseException as error:
             errors.append(error)
         finally:
-            type(solver).close(solver)
+            try:
+                type(solver).close(solver)
+            except BaseException as error:
+                errors.append(error)
 
     # A step may take hours, and nothing can interrupt it.
     thread = threading.Thread(target=solve, name="solver", daemon=True)

@@ -99,6 +99,7 @@ class LiveLine:
         self._live: Live | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+        self._defect: Exception | None = None
 
     def start(self) -> None:
         """Begin to show the line; may be called again."""
@@ -106,7 +107,7 @@ class LiveLine:
             return
         if self._console.is_terminal:
             self._live = Live(
-                get_renderable=self._line, console=self._console, refresh_per_second=4
+                get_renderable=self._text, console=self._console, refresh_per_second=4
             )
             self._live.start()
         else:
@@ -125,10 +126,24 @@ class LiveLine:
             self._thread.join()
         self._live = self._thread = None
 
+    def check(self) -> None:
+        """Raise what ended the line, if anything did."""
+        if self._defect is not None:
+            raise self._defect
+
+    def _text(self) -> Text:
+        if self._defect is None:
+            try:
+                return self._line()
+            except Exception as error:
+                # Raised by check() in the caller's thread.
+                self._defect = error
+        return Text("")
+
     def _print_lines(self) -> None:
         line = None
         while not self._over.wait(self._every):
-            line = self._line()
+            line = self._text()
             self._console.print(line, soft_wrap=True)
-        if (last := self._line()) != line:
+        if (last := self._text()) != line:
             self._console.print(last, soft_wrap=True)

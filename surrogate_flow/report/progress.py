@@ -64,6 +64,11 @@ class ProgressLine(ProgressBar):
         if self._enabled:
             self._line.start()
 
+    def on_train_batch_end(self, *arguments: Any, **more: Any) -> None:
+        """Raise what ended the line."""
+        super().on_train_batch_end(*arguments, **more)
+        self._line.check()
+
     def teardown(self, *_: Any, **__: Any) -> None:
         """Leave the last state of the line on the console."""
         self._line.stop()

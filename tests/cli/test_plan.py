@@ -51,6 +51,29 @@ def test_a_pace_is_taken_for_some_seconds_only():
     assert measure(Stuck(), 0.2) is None
 
 
+class Abrupt(Wave):
+    """A wave that does not close, or ends its thread."""
+
+    def __init__(self, where):
+        self.where = where
+
+    def solve(self, parameters):
+        if self.where == "solve":
+            raise GeneratorExit("no licence")
+        return super().solve(parameters)
+
+    def close(self):
+        if self.where == "close":
+            raise OSError("no licence")
+
+
+@pytest.mark.parametrize("where", ["solve", "close"])
+def test_what_ends_the_solver_s_thread_is_raised(where):
+    """Whatever it is, and when the solver closes, too."""
+    with pytest.raises(BaseException, match="no licence"):
+        measure(Abrupt(where))
+
+
 class Prepared(Wave):
     """A wave that a worker prepares, whose run knows its cores."""
 

@@ -1,15 +1,18 @@
 """What the command line makes of the trainer's arguments: ours stays beside the user's."""
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from surrogate_flow.cli.lightning import execute
+from surrogate_flow.cli.lightning import _graceful, execute
 from surrogate_flow.cli.loggers import MetricsTable
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.fields.errors import UserError
@@ -141,3 +144,12 @@ def test_what_cannot_be_trained_with_is_refused_in_a_sentence(words, said):
     """Before anything is simulated."""
     with pytest.raises(UserError, match=said):
         trainer_of(*(f"--trainer.{word}" for word in words))
+
+
+def test_a_stop_that_fails_ends_the_run_with_its_error():
+    """What waits for a batch would wait for ever."""
+    trainer, data = mock.Mock(world_size=1), mock.Mock()
+    data.stop.side_effect = ArithmeticError("no lock")
+    with pytest.raises(ArithmeticError, match="no lock"), _graceful(trainer, data):
+        signal.raise_signal(signal.SIGTERM)
+        threading.Event().wait(60)

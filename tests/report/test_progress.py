@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from batch import wait_until
 from rich.console import Console
 from rich.text import Text
@@ -32,3 +33,20 @@ def test_the_last_state_is_printed_once():
     assert printed == ["one"] * (asked - 1)
     _, printed = ticked("two")
     assert printed[-1] == "two"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_defect_of_the_line_is_raised_where_the_run_is(terminal):
+    """It ends no thread with a traceback of its own."""
+    asked, console = [], Console(file=io.StringIO(), force_terminal=terminal)
+
+    def line():
+        asked.append(1)
+        raise ArithmeticError("no rate")
+
+    live = LiveLine(line, console, every=0.01)
+    live.start()
+    wait_until(lambda: asked)
+    live.stop()
+    with pytest.raises(ArithmeticError, match="no rate"):
+        live.check()
