@@ -31,6 +31,10 @@ __all__ = ["Campaign", "found"]
 # Raised by xarray and the libraries below it for a file that is damaged or none.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, IndexError)
 
+# A column of such words has the numbers of files.
+_NUMBERS = {"case", "file", "id", "index", "no", "nr", "number", "run", "sim"}
+_NUMBERS |= {"simulation", "unnamed"}
+
 
 def found(patterns: Sequence[str]) -> list[Path]:
     """Return the files that patterns, folders and paths name, each once.
@@ -40,7 +44,7 @@ def found(patterns: Sequence[str]) -> list[Path]:
     ArchiveError
         If one names none.
     """
-    files: dict[Path, None] = {}
+    files: list[Path] = []
     for pattern in patterns:
         folder = Path(pattern).is_dir() and Path(pattern).suffix != ".zarr"
         some = (
@@ -53,8 +57,13 @@ def found(patterns: Sequence[str]) -> list[Path]:
                 f"There is no file {pattern!r} in {Path.cwd()}. Give files, a folder "
                 "of netCDF files, or a pattern in quotes, such as 'campaign/*.nc'."
             )
-        files |= dict.fromkeys(sorted(some))
-    return list(files)
+        files += sorted(some)
+    return _once(files)
+
+
+def _once(files: Sequence[Path]) -> list[Path]:
+    """Return each file under the first of its names: relative, absolute, a link."""
+    return list({path.resolve(): path for path in reversed(files)}.values())[::-1]
 
 
 class Campaign:
@@ -109,7 +118,7 @@ class Campaign:
         self.skip_damaged = skip_damaged
         self.left_out: dict[Path, str] = {}
         read = []
-        for path in files:
+        for path in _once(files):
             with self._taken(path), _opened(path) as dataset:
                 read.append(CampaignFile.of(path, dataset, time))
         _require_two(read)
@@ -131,6 +140,10 @@ class Campaign:
         self.spec = _spec(same[0], self.variables, self.parameters, same)
         given = held_out if isinstance(held_out, Sequence) else ()
         kept = {path.resolve() for path in given}
+        if others := kept - {path.resolve() for path in files}:
+            raise ArchiveError(
+                "held_out", "some of the files that are imported", min(others)
+            )
         order = [same[k] for k in np.random.default_rng(seed).permutation(len(same))]
         order.sort(key=lambda file: file.path.resolve() not in kept)
         count = held_out if isinstance(held_out, int) else None
@@ -260,26 +273,41 @@ def _varying(files: Sequence[CampaignFile]) -> list[str]:
 def _with_rows(files: Sequence[CampaignFile], path: Path) -> list[CampaignFile]:
     """Return the files with the numbers of their rows of a table."""
     table = read_table(path)
-    keys: list[Callable[[Path], Any]] = [
-        lambda p: p.name,
-        lambda p: p.stem,
-        str,
-        lambda p: int((re.findall(r"\d+$", p.stem) or [-1])[0]),
+    named = [
+        column
+        for column in table.columns
+        if {*re.findall("[a-z]+", str(column).lower())} <= _NUMBERS
     ]
-    for key in keys:
+    # A parameter may be 1, 2, 3, too: digits are those of a column that says so.
+    keys: list[tuple[Callable[[Path], Any], Sequence[Any]]] = [
+        (lambda p: p.name, table.columns),
+        (lambda p: p.stem, table.columns),
+        (str, table.columns),
+        (lambda p: int((re.findall(r"\d+$", p.stem) or [-1])[0]), named),
+    ]
+    for key, columns in keys:
         wanted = [key(file.path) for file in files]
-        for column in table.columns:
-            rows = table.set_index(column)
-            if rows.index.is_unique and set(wanted) <= set(rows.index):
-                numbers = rows.select_dtypes("number")
-                rows = numbers.loc[wanted].to_dict("records")
-                return [
-                    replace(file, quantities={str(n): (v, "") for n, v in row.items()})
-                    for file, row in zip(files, rows, strict=True)
-                ]
+        if len({*wanted}) < len(wanted):
+            continue
+        fitting = [
+            c for c in columns if table[c].is_unique and {*wanted} <= {*table[c]}
+        ]
+        if len(fitting) > 1:
+            raise ArchiveError(
+                f"{path}: expected one column that says which row is of which file, "
+                f"got {', '.join(map(str, fitting))}. Take the others out."
+            )
+        if fitting:
+            numbers = table.set_index(fitting[0]).select_dtypes("number")
+            rows = numbers.loc[wanted].to_dict("records")
+            return [
+                replace(file, quantities={str(n): (v, "") for n, v in row.items()})
+                for file, row in zip(files, rows, strict=True)
+            ]
     raise ArchiveError(
         f"{path}: expected a column with the name of each file, such as "
-        f"{files[0].path.name}, once, got {', '.join(map(str, table.columns))}."
+        f"{files[0].path.name}, or one 'run' with its number, each once, got "
+        f"{', '.join(map(str, table.columns))}."
     )
 
 

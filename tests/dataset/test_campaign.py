@@ -129,6 +129,39 @@ def test_held_out_files_and_parameters_are_named(campaign):
     assert sorted(archive.parameters[:2, 0]) == [4, 5]
 
 
+def test_a_row_is_of_the_file_that_one_column_names(campaign, capsys):
+    """No parameter is taken for the number of a file, and no column is preferred."""
+    rows = [(amplitude, k, nu) for k, (nu, amplitude) in enumerate(RUNS)]
+    rows = [(4 - a % 5, k, nu) for a, k, nu in rows]
+
+    def written(header):
+        lines = [header, *(",".join(map(str, row)) for row in rows)]
+        Path("t.csv").write_text("\n".join(lines))
+        return "--parameters=t.csv"
+
+    archive = imported(written("amplitude,case,nu"))
+    assert sorted(map(tuple, archive.parameters)) == sorted(
+        (a, nu) for a, _, nu in rows
+    )
+    assert "got run, case. " in refused(capsys, "runs", written("run,case,nu"))
+    assert "or one 'run'" in refused(capsys, "runs", written("modes,waves,nu"))
+
+
+def test_a_file_of_several_names_is_one_simulation(campaign, capsys):
+    """Relative, absolute, a link; and held out are files that are imported."""
+    Path("link.nc").symlink_to(Path("runs/run_001.nc"))
+    everywhere = ["link.nc", "runs", str(Path("runs").resolve())]
+    main(["import", *everywhere, "--output=c.zarr", "--held_out=runs/run_001.nc"])
+    archive = Archive(Path("c.zarr"))
+    assert sorted(map(tuple, archive.parameters.tolist())) == sorted(RUNS)
+    assert (archive.held_out, tuple(archive.parameters[0])) == (1, RUNS[1])
+    assert "5 of 5 simulations" in capsys.readouterr().out
+    campaign["runs/run_000.nc"].to_netcdf("other.nc")
+    error = refused(capsys, "runs", "--held_out=other.nc")
+    assert "held_out: expected some of the files that are imported" in error
+    assert "other.nc" in error
+
+
 DIFFERING = {
     "no file": (lambda d: "text", "cannot be read (ValueError"),
     "a variable less": (lambda d: d.drop_vars("p"), "there is no variable 'p'"),
