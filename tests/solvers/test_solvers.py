@@ -46,7 +46,7 @@ def test_steps_are_where_the_docstring_says(solver):
     (formula,) = re.findall(r"Step k is at ``(.+?)``", words)
     said = [eval(formula, {"k": k, "time_step": 0.25}) for k in range(3)]
     np.testing.assert_allclose(made.spec.times, said)
-    fields = made.solve({p.name: (p.low + p.high) / 2 for p in made.spec.parameters})
+    fields = made.solve({p.name: p.at(0.5) for p in made.spec.parameters})
     np.testing.assert_allclose(next(fields).time[0], said[0])
 
 
@@ -66,9 +66,7 @@ def named(*made: GridSolver) -> pytest.MarkDecorator:
 )
 def test_the_steps_already_yielded_stay_as_they_were(solver: GridSolver) -> None:
     """A step may be kept while the solver goes on."""
-    parameters = {
-        p.name: p.low + 0.3 * (p.high - p.low) for p in solver.spec.parameters
-    }
+    parameters = {p.name: p.at(0.3) for p in solver.spec.parameters}
     kept = list(solver.solve(parameters))
     for one, other in zip(kept, solver.solve(parameters), strict=True):
         xr.testing.assert_identical(one, other)
@@ -84,7 +82,7 @@ def test_the_steps_already_yielded_stay_as_they_were(solver: GridSolver) -> None
 def test_labels_cost_a_step_of_any_solver_little(solver: GridSolver) -> None:
     """They are those of the spec, and a step takes few calls once a simulation has run."""
     spec = solver.spec
-    parameters = {p.name: (p.low + p.high) / 2 for p in spec.parameters}
+    parameters = {p.name: p.at(0.5) for p in spec.parameters}
     arrays = list(solver.fields(parameters))
     bare = type(solver).fields
     calls = 0
