@@ -7,14 +7,20 @@ from argparse import Action, ArgumentError
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
+from jsonargparse import (
+    ArgumentParser,
+    DefaultHelpFormatter,
+    _typehints,
+    get_loader,
+    set_loader,
+)
 from yaml import YAMLError
 
 from surrogate_flow.cli import explain
 from surrogate_flow.cli.hints import known_classes
-from surrogate_flow.cli.recipes import CommandLine
+from surrogate_flow.cli.recipes import WRAPPING, CommandLine
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.names import with_present_names
+from surrogate_flow.fields.names import class_at, with_present_names
 
 __all__ = ["Parser", "parse"]
 
@@ -28,6 +34,22 @@ def _load(text: str) -> Any:
 
 
 set_loader("yaml", _load, (YAMLError,))
+
+
+def _discard(_: Any, before: Any, named: Any) -> None:
+    """Leave another class its own defaults; jsonargparse keeps all that it would take.
+
+    A capacity that is right for one policy, or a rate for one optimizer, would silently
+    be that of the next.
+    """
+    paths = (before or {}).get("class_path"), named["class_path"]
+    if paths[0] in (None, paths[1]) or class_at(paths[0]) is class_at(paths[1]):
+        return
+    for key in WRAPPING[1:]:
+        before.pop(key, None)
+
+
+_typehints.discard_init_args_on_class_path_change = _discard
 
 
 class _HelpFormatter(DefaultHelpFormatter):

@@ -116,7 +116,7 @@ class CommandLine:
             )
         line = cls([command_named(words[0])])
         passed: list[str] = []
-        given = [*pairs(words[1:])]
+        given = _classes_first([*pairs(words[1:])])
         for at, (option, value, joined) in enumerate(given):
             if line.command != "compare" and not option.startswith("-"):
                 before = given[at - 1] if at else ("", None, False)
@@ -211,6 +211,17 @@ class CommandLine:
                 "checkpoints in runs/<workflow>/<time>/checkpoints/; 'last' is the "
                 "newest."
             )
+
+
+def _classes_first(given: list[_Pair]) -> list[_Pair]:
+    """Put what names a recipe or a class before its arguments, which it would reset."""
+    for at, (option, value, _) in enumerate(given):
+        name = option.removesuffix(".class_path")
+        before = [other for other, _, _ in given[:at]]
+        mine = [n for n, other in enumerate(before) if other.startswith(f"{name}.")]
+        if value is not None and mine and not {name, option} & {*before}:
+            given.insert(mine[0], given.pop(at))
+    return given
 
 
 def _plain_words(given: Sequence[_Pair]) -> list[str]:

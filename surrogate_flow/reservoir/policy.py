@@ -220,7 +220,7 @@ class FIFO(Policy):
         Where the steps are: `HostMemory`, or `DeviceMemory` of a GPU.
     """
 
-    capacity: int | str
+    capacity: int | str = 6000
     memory: MemoryFactory = HostMemory
     in_order: ClassVar[bool] = True
 
@@ -260,8 +260,8 @@ class FIRO(Policy):
     Runs*, SC 2023, https://arxiv.org/abs/2309.16743
     """
 
-    capacity: int | str
-    threshold: int
+    capacity: int | str = 6000
+    threshold: int = 1000
     seed: int = 0
     memory: MemoryFactory = HostMemory
 

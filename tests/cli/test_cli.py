@@ -158,6 +158,77 @@ def test_whatever_names_a_class_may_be_given(word, shown, monkeypatch, capsys):
     assert shown in said.out
 
 
+MINE = """
+from dataclasses import dataclass
+from surrogate_flow.reservoir import FIFO
+
+@dataclass(frozen=True)
+class Mine(FIFO.__base__):
+    capacity: int = 77
+    threshold: int = 7
+    needed, take = FIFO.needed, FIFO.take
+"""
+PBS = "class_path: dask_jobqueue.PBSCluster, init_args: {n_workers: 3}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "shown"),
+    [
+        (  # Over the default instance of a signature, and over recipes.
+            "reservoir: mine.Mine\nsampler: {class_path: Sobol, init_args: {seed: 4}}",
+            ["--data.sampler=Halton", "--model.network=UNet"]
+            + ["--model.window=Direct", "--model.optimizer=Adadelta"],
+            {
+                "data.reservoir": {"capacity": 77, "threshold": 7},
+                "data.sampler": {"seed": 0},
+                "model.network": {"widths": [32, 64, 128, 256]},
+                "model.window": {"inputs": None},
+                "model.optimizer": {"lr": 1.0, "eps": 1e-6},
+            },
+        ),
+        (  # What is typed for a class is its own, behind its name or before.
+            f"cluster: {{{PBS}, dict_kwargs: {{cores: 3, memory: 2GB}}}}",
+            ["--data.reservoir.capacity=5", "--data.reservoir=mine.Mine"]
+            + ["--data.solver.class_path=HeatPlate", "--data.solver.steps=3"]
+            + ["--data.cluster=distributed.LocalCluster"],
+            {
+                "data.reservoir": {"capacity": 5, "threshold": 7},
+                "data.solver": {"cells": [64, 12], "steps": 3},
+                "data.cluster": {"n_workers": None, "cores": None, "memory": None},
+            },
+        ),
+        (
+            "reservoir: {class_path: FIRO, init_args: {seed: 3, threshold: 9}}",
+            ["--data.reservoir=Reservoir", "--data.reservoir.capacity=5"],
+            {"data.reservoir": {"capacity": 5, "seed": 0, "threshold": 1000}},
+        ),
+        (  # The same class by its other path.
+            "reservoir: {class_path: FIRO, init_args: {seed: 3, threshold: 9}}",
+            ["--data.reservoir=surrogate_flow.reservoir.policy.FIRO"],
+            {"data.reservoir": {"capacity": 6000, "seed": 3, "threshold": 9}},
+        ),
+    ],
+)
+def test_another_class_has_its_own_defaults(
+    recipe, words, shown, tmp_path, monkeypatch, capsys
+):
+    """No argument of the recipe's or the signature's class is that of the next one."""
+    (tmp_path / "mine.py").write_text(MINE)
+    heat = "solver: {class_path: Heat2D, init_args: {cells: [8, 8], steps: 9}}\n"
+    (tmp_path / "own.yaml").write_text(heat + recipe)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--model=message_passing", *words, "--data=own.yaml", "--print_config"]
+    code, said = run(["fit", *words], monkeypatch, capsys)
+    assert (code, said.err) == (0, "")
+    config = yaml.safe_load(said.out)
+    arguments = {"data": config["data"]["init_args"], "model": config["model"]}
+    for option, expected in shown.items():
+        section, name = option.split(".")
+        named = arguments[section][name]
+        got = {**named.get("init_args", {}), **named.get("dict_kwargs", {})}
+        assert {key: got.get(key) for key in expected} == expected
+
+
 QUEUE = "class_path: dask_jobqueue.SLURMCluster\n"
 
 
