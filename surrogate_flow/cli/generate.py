@@ -193,11 +193,14 @@ def generate(data: OnlineData, path: Path, console: Console) -> int:
         with stop_requested() as requested:
             line.start()
             try:
-                failed = generation.run(over).failed
+                ended = generation.run(over)
             finally:
                 line.stop()
             status = requested.status
-        if failed:
+        print_lines(
+            console, *(f"Attempts failed, set aside: {at}" for at in ended.set_aside)
+        )
+        if failed := ended.failed:
             table = generation.folder / "failures.csv"
             console.print(
                 f"{counted(failed, 'simulation')} failed permanently: {table}",

@@ -52,6 +52,8 @@ class Cost:
     samples: int
     #: Of all simulations together, without waiting for the trainer.
     solver_seconds: float
+    #: Workers and hosts that were set aside, where most attempts have failed.
+    set_aside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

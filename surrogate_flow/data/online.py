@@ -413,7 +413,8 @@ class OnlineData(SurrogateData):
             return Cost(0, 0, 0.0)
         stream = self.source.stream()
         drawn = 0 if self.store is None else sum(self.store.stats().times_seen[1:])
-        return Cost(stream.finished, drawn, stream.worked)
+        aside = self.source.stats().set_aside
+        return Cost(stream.finished, drawn, stream.worked, aside)
 
     def status(self) -> Status | None:
         """Return the state of the study, or None before it has started."""

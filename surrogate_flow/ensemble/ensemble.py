@@ -49,6 +49,8 @@ class EnsembleStats:
     failed: int
     retried: int
     workers: int
+    #: Workers and hosts that were set aside, in words.
+    set_aside: tuple[str, ...] = ()
 
 
 class Ensemble:
@@ -120,6 +122,7 @@ class Ensemble:
             failed=counts.failed,
             retried=self._retried,
             workers=threads,
+            set_aside=self._tasks.places.set_aside,
         )
 
     def waiting(self) -> str:

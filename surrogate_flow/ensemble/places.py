@@ -131,6 +131,8 @@ class Places:
         self._failed: dict[str, Place] = {}
         self._deaths: dict[str, Mapping[str, Any] | None] = {}
         self._rests: dict[tuple[str, str], float] = {}
+        #: Workers and hosts that have rested, in words.
+        self.set_aside: tuple[str, ...] = ()
         #: Name and host of the workers that are there, by their addresses.
         self.present: dict[str, tuple[str, str]] = {}
 
@@ -200,11 +202,12 @@ class Places:
                 continue
             pause = min(_REST * 2.0 ** min(in_row - _IN_ROW, 20), _LONGEST)
             self._rests[kind, name] = time.monotonic() + pause
+            described = f"{kind} {place if kind == 'Worker' else name}"
+            self.set_aside = (*dict.fromkeys((*self.set_aside, described)),)
             logger.warning(
-                "%s %s is set aside for %g s: the last %d attempts there have failed, "
+                "%s is set aside for %g s: the last %d attempts there have failed, "
                 "now with %s: %s.",
-                kind,
-                place if kind == "Worker" else name,
+                described,
                 pause,
                 in_row,
                 type(error).__name__,
@@ -244,8 +247,3 @@ class Places:
                 doubtful.append(place.host if several else place.worker)
         alone = len(set(doubtful)) == 1 and len(self.present) > 1
         return len(failures) - (len(doubtful) if alone else 0)
-
-    def set_aside(self) -> list[str]:
-        """Return the workers and hosts that rest now."""
-        now = time.monotonic()
-        return [f"{k} {n}" for (k, n), until in self._rests.items() if until > now]

@@ -70,6 +70,7 @@ class Report(Callback):
         self._lines += [
             *errors,
             *_best(trainer),
+            *(f"Attempts failed, set aside: {at}" for at in data.cost().set_aside),
             f"Run: {self.folder}",
             f"Next: {_next_command(self.folder, trainer, pl_module, held_out)}",
         ]

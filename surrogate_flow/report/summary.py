@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class RunSummary:
     validated : int, optional
         Held-out simulations of all ranks that the errors are averaged over, without
         those that failed. None in the files of older versions.
+    set_aside : list of str
+        Workers and hosts that began no attempts for a while, since those there failed.
     """
 
     batches: int
@@ -57,6 +59,7 @@ class RunSummary:
     samples_per_second: float
     errors: dict[str, float]
     validated: int | None = None
+    set_aside: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> RunSummary | None:
@@ -104,6 +107,7 @@ class WriteSummary(Callback):
             samples_per_second=self._samples / seconds if seconds else 0.0,
             errors={k: float(v) for k, v in metrics if k.startswith("val_")},
             validated=data.validated,
+            set_aside=[*cost.set_aside],
         )
         with tolerate_full_disk(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -374,6 +374,7 @@ def test_a_worker_where_all_fail_is_set_aside(client, tmp_path, caplog, retries)
     assert study.arrivals.seen == whole(set(range(12)) - set(study.failed))
     if len(rows) >= 3:
         assert "Worker 0 (127.0.0.1) is set aside for 1 s" in caplog.text
+        assert study.ensemble.stats().set_aside == ("Worker 0 (127.0.0.1)",)
 
 
 def place(name, in_row=1, succeeded=False, host="10.0.0.1"):
@@ -408,9 +409,11 @@ def test_a_worker_rests_after_three_failures_in_a_row():
     assert known.choose([]) is None
     alone = places(workers[0])
     alone.failed(place(1, in_row=9), error)
-    assert not alone.set_aside()
+    assert not alone.set_aside
     known.failed(place(1, in_row=1), error)
-    assert known.set_aside() == ["Worker 3", "Host 10.0.0.2"]
+    assert known.choose([]) == [w.address for w in workers[:2]]
+    named = ("Worker 1 (10.0.0.1)", "Host 10.0.0.1", "Worker 3 (10.0.0.2)")
+    assert known.set_aside == (*named, "Host 10.0.0.2")
 
 
 def test_failures_count_that_two_workers_confirm():
