@@ -14,6 +14,7 @@ from surrogate_flow.fields.spec import FieldSpec
 __all__ = ["Misplaced", "Positions"]
 
 _NEAR, _FAR = 0.01, 0.4  # of the distance between two points
+_NOTHING = object()
 
 
 class Misplaced(ValueError):
@@ -42,8 +43,11 @@ class Positions:
             for axis, dim in enumerate(spec.dims)
             for along in ([c for c in spec.coordinates if c.dim == dim],)
         ]
-        # Variables that were compared: those of a dim never change.
-        self._right: dict[str, xr.Variable] = {}
+        # What was given last, and its orders: the same with each step, mostly.
+        self._given: list[tuple[str, object]] = [
+            (name, _NOTHING) for _, dim, known in self._dims for name in {dim, *known}
+        ]
+        self._orders: list[tuple[int, Int[np.ndarray, " point"]]] = []
         self._last: dict[str, tuple[np.ndarray, Int[np.ndarray, " point"]]] = {}
 
     def orders(
@@ -59,12 +63,17 @@ class Positions:
         Misplaced
             If they are other points, by more than round-off, or in no known order.
         """
+        for name, last in self._given:
+            if variables.get(name) is not last:
+                break
+        else:
+            return self._orders
         orders = []
         for axis, dim, known in self._dims:
             got = {name: variables[name] for name in known if name in variables}
             if not got:
-                self._require_ascending(dim, variables.get(dim))
-            if all(self._same(dim, name, known[name], got[name]) for name in got):
+                _require_ascending(dim, variables.get(dim))
+            if all(_same(dim, known[name], variable) for name, variable in got.items()):
                 continue
             if any(v.size != known[name].size for name, v in got.items()):
                 continue
@@ -76,34 +85,28 @@ class Positions:
                 self._last[dim] = rows, order
             if (np.diff(order) != 1).any():
                 orders.append((axis, order))
+        given = [variables.get(name) for name, _ in self._given]
+        # Others may change.
+        if all(v is None or isinstance(v, xr.IndexVariable) for v in given):
+            self._given = [(n, v) for (n, _), v in zip(self._given, given, strict=True)]
+            self._orders = orders
         return orders
 
-    def _require_ascending(self, dim: str, index: xr.Variable | None) -> None:
-        if (
-            index is None
-            or index is self._right.get(dim)
-            or index.dtype.kind not in "fiu"
-        ):
-            return
-        if not (np.diff(index.values) > 0).all():
-            raise Misplaced(
-                f"coordinate {dim!r} expected points in ascending order, as the spec "
-                f"has no coordinate of that name, got {_shown(index.values)}. Add "
-                f"Coordinate({dim!r}, {dim!r}, ...) with its values to the spec, by "
-                "which fields are put right, or drop it in the solver."
-            )
-        if isinstance(index, xr.IndexVariable):
-            self._right[dim] = index
 
-    def _same(
-        self, dim: str, name: str, known: np.ndarray, variable: xr.Variable
-    ) -> bool:
-        if variable is self._right.get(name):
-            return True
-        same = variable.dims == (dim,) and np.array_equal(variable.values, known)
-        if same and isinstance(variable, xr.IndexVariable):
-            self._right[name] = variable
-        return same
+def _require_ascending(dim: str, index: xr.Variable | None) -> None:
+    if index is None or index.dtype.kind not in "fiu":
+        return
+    if not (np.diff(index.values) > 0).all():
+        raise Misplaced(
+            f"coordinate {dim!r} expected points in ascending order, as the spec "
+            f"has no coordinate of that name, got {_shown(index.values)}. Add "
+            f"Coordinate({dim!r}, {dim!r}, ...) with its values to the spec, by "
+            "which fields are put right, or drop it in the solver."
+        )
+
+
+def _same(dim: str, known: np.ndarray, variable: xr.Variable) -> bool:
+    return variable.dims == (dim,) and np.array_equal(variable.values, known)
 
 
 def _numbers(dim: str, name: str, variable: xr.Variable) -> Float[np.ndarray, " point"]:

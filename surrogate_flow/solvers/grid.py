@@ -94,6 +94,7 @@ class GridSolver(Solver):
             If `fields` yields another shape, no real numbers, or too many steps.
         """
         spec = self.spec
+        shape, most = spec.step_shape, spec.steps
         spec.vector(parameters)
         blank = np.broadcast_to(np.float32(0), (spec.steps, *spec.step_shape))
         labels = spec.dataset(blank, spec.times, parameters)
@@ -105,10 +106,10 @@ class GridSolver(Solver):
         for given in fields if isinstance(fields, Iterable) else [fields]:
             steps, got = _real(given)
             last = first + len(steps)
-            if steps.shape[1:] != spec.step_shape or last > spec.steps:
+            if steps.shape[1:] != shape or last > most:
                 raise SpecMismatch(
                     f"{type(self).__name__}.fields: expected (time, channel, *space) = "
-                    f"(up to {spec.steps - first}, {spec.step_shape}), got {got} after "
+                    f"(up to {most - first}, {shape}), got {got} after "
                     f"{first} steps. Usual causes: ghost cells, return in place of "
                     "yield, a step without its axis of time (yield u[None]), or an "
                     f"initial state that the spec's times lack.{line_at(fields)}"

@@ -232,6 +232,18 @@ def test_points_in_another_order_are_put_right(turn):
         np.testing.assert_array_equal(encoder.convert(step, k)[0], expected[k])
 
 
+def test_points_may_change_their_order_from_step_to_step():
+    """What was right with one step is looked at again with the next."""
+    spec = dataclasses.replace(LABELLED, times=X[1:])
+    expected = Encoder(spec, 1).convert(labelled(), 0)
+    for turns in ([None, "x"], ["x", None], ["x", "y"], ["y", "y"]):
+        encoder = Encoder(spec, 1)
+        for k, dim in enumerate(turns):
+            step = labelled().isel(time=[k])
+            step = step.isel({dim: slice(None, None, -1)}) if dim else step
+            np.testing.assert_array_equal(encoder.convert(step, k)[0], expected[k])
+
+
 def test_nodes_in_another_order_are_put_right():
     """By all of their coordinates together."""
     data = MESH.dataset(np.arange(5.0)[None, None], [0.1], {})
