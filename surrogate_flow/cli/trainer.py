@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 
 from surrogate_flow.cli.loggers import MetricsEvents, MetricsTable
@@ -25,6 +27,15 @@ from surrogate_flow.surrogate.schedule import require_metric
 __all__ = ["FolderTrainer", "as_list", "in_slurm", "loggers_of", "require_possible"]
 
 _BATCHES = "an int, the number of batches, or 1.0 for all of them"
+
+
+class _Unprofiled(PassThroughProfiler):
+    """Profiles nothing: a step of Lightning asks for that eighty times."""
+
+    _NOTHING = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self._NOTHING
 
 
 class FolderTrainer(L.Trainer):
@@ -52,6 +63,8 @@ class FolderTrainer(L.Trainer):
             cores, or the strategy would copy this process, with threads and sockets.
         """
         self.folder = folder
+        if type(self.profiler) is PassThroughProfiler:  # type: ignore[has-type]
+            self.profiler = _Unprofiled()
         for callback in self.callbacks:  # type: ignore[attr-defined]  # Lightning's
             monitor, name = getattr(callback, "monitor", None), type(callback).__name__
             if isinstance(monitor, str):

@@ -166,6 +166,14 @@ class Surrogate(L.LightningModule):
         )
         return out
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; torch takes long to see whether it is a module."""
+        # Lightning's note of its present hook, forty times a step.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def _data(self) -> TrainingData | None:
         """The data module, if it is one of simulations."""

@@ -11,6 +11,7 @@ import pytest
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.profilers import SimpleProfiler
 
 from surrogate_flow.cli.lightning import _graceful, execute
 from surrogate_flow.cli.loggers import MetricsTable
@@ -92,6 +93,15 @@ def test_checkpoints_of_the_user_s_lie_beside_ours():
 def test_a_progress_bar_takes_the_place_of_ours(words, kinds):
     bars = [c for c in trainer_of(*words).callbacks if isinstance(c, ProgressBar)]
     assert [type(bar) for bar in bars] == kinds
+
+
+def test_hooks_take_no_time_to_be_profiled_unless_a_profiler_is_named():
+    """Lightning asks for a context eighty times a step."""
+    profiler = trainer_of().profiler
+    with profiler.profile("outer") as outer, profiler.profile("inner") as inner:
+        assert outer is inner is None
+    theirs = trainer_of("--trainer.profiler=simple").profiler
+    assert type(theirs) is SimpleProfiler
 
 
 def test_one_process_trains_in_a_job_of_several_tasks_without_srun(monkeypatch):
