@@ -24,7 +24,7 @@ def held_out(steps: int) -> tuple[Surrogate, ValidationSet]:
     surrogate.normalisation.freeze(np.zeros(1), np.ones(1))
     kept = ValidationSet(spec, Direct(), 4, 0, 2)
     for number, share in enumerate((0.1, 0.9)):
-        vector = spec.low + share * (spec.high - spec.low)
+        vector = np.array([p.at(share) for p in spec.parameters])
         names = [p.name for p in spec.parameters]
         course = solver.solve(dict(zip(names, vector, strict=True)))
         for step, fields in enumerate(course):
