@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ from surrogate_flow.files import NETCDF
 from surrogate_flow.sampling.table import read_table
 
 __all__ = ["Campaign", "found"]
+
+logger = logging.getLogger(__name__)
 
 # Raised by xarray and the libraries below it for a file that is damaged or none.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, IndexError)
@@ -128,7 +131,6 @@ class Campaign:
             read = _with_rows(read, Path(table))
         usual = Counter(file.kind for file in read).most_common(1)[0][0]
         first = next(file for file in read if file.kind == usual)
-        self._time = first.time
         self.variables = _split(variables) or _usual_variables(first)
         self.parameters = names or _varying(read)
         same = []
@@ -156,6 +158,7 @@ class Campaign:
             )
         self.held_out = count
         self.files = [file.path for file in order]
+        self._times = {file.path: file.time for file in order}
         self.rows = [
             Simulation(
                 number,
@@ -185,6 +188,12 @@ class Campaign:
         archive = Archive.prepare(path, provenance, self.rows)
         try:
             archive.drop_incomplete()
+            if changed := archive.read_from([*map(_stamp, self.files)]):
+                logger.warning(
+                    "%s has changed since it was imported%s: written again.",
+                    self.files[changed[0]],
+                    f", as have {len(changed) - 1} more" * (len(changed) > 1),
+                )
             for number, file in enumerate(follow(self.files)):
                 with self._taken(file, partial(archive.fail, number)):
                     self._write(archive, number, file)
@@ -200,7 +209,9 @@ class Campaign:
         with _opened(path) as dataset:
             fields = dataset[self.variables].reset_coords(drop=True)
             # Coordinates are those of the first file, within rounding.
-            fields = fields.drop_vars(list(fields.coords)).rename({self._time: "time"})
+            fields = fields.drop_vars(list(fields.coords)).rename(
+                {self._times[path]: "time"}
+            )
             fields = fields.assign_coords(time=list(self.spec.times))
             for step in range(0, self.spec.steps, size):
                 part = fields.isel(time=slice(step, step + size))
@@ -233,6 +244,12 @@ def _require_two(files: Sequence[CampaignFile]) -> None:
         )
 
 
+def _stamp(path: Path) -> str:
+    """Return what changes with a file, or a folder of Zarr's."""
+    stats = [part.stat() for part in (path, *path.rglob("*"))]
+    return f"{sum(s.st_size for s in stats)} {max(s.st_mtime_ns for s in stats)}"
+
+
 def _opened(path: Path) -> Any:
     # Times stay numbers, whatever their units.
     return xr.open_dataset(path, decode_times=False)
@@ -243,13 +260,19 @@ def _split(names: str) -> list[str]:
 
 
 def _usual_variables(file: CampaignFile) -> list[str]:
-    dims = [set(sizes) for sizes, _ in file.variables.values()]
-    most = max(dims, key=len, default=set())
-    names = [n for n, (sizes, _) in file.variables.items() if set(sizes) == most]
+    dims = {name: frozenset(sizes) for name, (sizes, _) in file.variables.items()}
+    count = max(map(len, dims.values()), default=0)
+    names = [name for name, has in dims.items() if len(has) == count]
     if not names:
         raise ArchiveError(
             f"{file.path}: expected variables along the time axis, got none. Name the "
             "dim of the steps: --time DIM."
+        )
+    if len({dims[name] for name in names}) > 1:
+        grids = {dims[n]: f"{n} ({', '.join(file.variables[n][0])})" for n in names}
+        raise ArchiveError(
+            f"{file.path}: expected variables on one grid, got "
+            f"{', '.join(grids.values())}. Name those of one: --variables NAME,NAME."
         )
     return names
 

@@ -38,10 +38,17 @@ class CampaignFile:
         """Describe an open file; an ArchiveError if its steps cannot be told."""
         time, axis = _time_of(path, dataset, time)
         every = {str(name): v for name, v in dataset.variables.items()}
+        bounds = {
+            str(v.attrs.get(kind))
+            for v in every.values()
+            for kind in ("bounds", "climatology")
+        }
         fields = {
             name: ({str(k): n for k, n in v.sizes.items() if k != time}, _units(v))
             for name, v in every.items()
             if time in v.dims and name != axis and v.dtype.kind in "fiu"
+            # Edges of cells, by CF, are no field.
+            if name not in bounds and not name.lower().endswith(("_bnds", "_bounds"))
         }
         dims = {time, *(dim for sizes, _ in fields.values() for dim in sizes)}
         lines = {

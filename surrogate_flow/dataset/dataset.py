@@ -31,6 +31,7 @@ __all__ = ["Archive"]
 logger = logging.getLogger(__name__)
 
 _SPENT = "solver_seconds"
+_READ_FROM = "read_from"
 
 
 # Raised by zarr for a part that is missing or damaged.
@@ -229,6 +230,21 @@ class Archive:
                 f"{names[0]} of simulation {number} first. Copy it again, or type the "
                 "command that generated it, which adds what is missing."
             )
+
+    def read_from(self, stamps: Sequence[str]) -> list[int]:
+        """Note of what each simulation is read; mark those of another as absent.
+
+        Returns their numbers.
+        """
+        noted = json.loads(self.attributes.get(_READ_FROM, "[]"))
+        pairs = enumerate(zip(noted, stamps, strict=False))
+        changed = [n for n, (old, new) in pairs if old != new]
+        changed = sorted({*changed} & {*self.complete()})
+        for number in changed:
+            self._state[number] = ABSENT
+        self._group.attrs[_READ_FROM] = self.attributes[_READ_FROM] = json.dumps(stamps)
+        layout.consolidate(self.path)
+        return changed
 
     def drop_incomplete(self) -> list[int]:
         """Mark simulations that have lost chunks as absent; return their numbers."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from surrogate_flow.sampling.sampler import Sampler
 
 __all__ = ["Table", "read_table"]
 
+_BLANKS = r"\s+"
+
 
 def read_table(path: Path) -> pd.DataFrame:
     """Return a CSV file with a header; separated by commas, semicolons, tabs or blanks.
@@ -28,19 +33,37 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     try:
         # A byte order mark is Excel's.
-        return pd.read_csv(
-            path, sep=None, engine="python", encoding="utf-8-sig", skipinitialspace=True
-        )
+        text = path.read_text(encoding="utf-8-sig")
+        separator = _separator(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
+                io.StringIO(text),
+                sep=separator,
+                skipinitialspace=True,
+                # Else a row that is longer than the header moves by one column.
+                index_col=None if separator == _BLANKS else False,
+            )
     except FileNotFoundError as error:
         raise MissingFileError(
             f"No file {str(path)!r} in {Path.cwd()}: expected a CSV file with a header "
             "of parameters and a row for each simulation."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+        longer = isinstance(error, pd.errors.ParserWarning)
+        why = "its rows are longer than its header" if longer else error
         raise ArgumentError(
-            f"{path}: cannot be read as CSV ({error}). It needs a header of parameters "
+            f"{path}: cannot be read as CSV ({why}). It needs a header of parameters "
             "and a row for each simulation."
         ) from error
+
+
+def _separator(text: str) -> str:
+    """Return what the header of a CSV file separates; of one column, it has none."""
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    header = re.sub('"[^"]*"', "x", header).strip()
+    most = max(",;\t", key=header.count)
+    return most if most in header else _BLANKS if len(header.split()) > 1 else "\t"
 
 
 class Table(Sampler):

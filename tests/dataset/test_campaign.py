@@ -103,6 +103,24 @@ def test_again_only_what_is_missing_is_read(campaign, monkeypatch):
     assert len(before) < len(imported().complete()) == 5
 
 
+def test_a_file_that_has_changed_is_written_again(campaign, caplog):
+    """Simulated anew with the same parameters, it does not stay as it was."""
+    imported("--variables=u", "--held_out=runs/run_002.nc")
+    imported("--variables=u", "--held_out=runs/run_002.nc")
+    assert not caplog.messages
+    anew = campaign["runs/run_002.nc"]
+    anew["u"] = anew.u + 1
+    anew.to_netcdf("runs/run_002.nc")
+    archive = imported("--variables=u", "--held_out=runs/run_002.nc")
+    assert caplog.messages == [
+        "runs/run_002.nc has changed since it was imported: written again."
+    ]
+    u = np.empty((6, 1, 4, 5), np.float32)
+    archive.read(0, 0, u)
+    np.testing.assert_allclose(u[:, 0], anew.u, rtol=1e-6)
+    assert archive.complete() == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("key", ["file", "stem", "number"])
 def test_parameters_come_from_a_table(campaign, key):
     """Rows go by the name of the file, whole or not, or by its number; in any order."""
@@ -251,6 +269,30 @@ def test_a_time_of_another_name_and_a_mesh(tmp_path, monkeypatch):
     got = Archive(tmp_path / "plate.zarr").spec
     assert (got.cells, got.times, got.dims) == (spec.cells, spec.times, spec.dims)
     assert {c.name for c in got.coordinates} == {"x", "y"}
+
+
+def test_edges_are_no_fields_and_time_has_a_name_of_each_file(campaign, capsys):
+    """In 1D they have as many dims as fields; two grids are two data sets."""
+    edges = np.stack([T, T], axis=1)
+    for k, (path, dataset) in enumerate(campaign.items()):
+        one = dataset[["u", "amplitude"]].isel(y=2, drop=True)
+        one = xr.merge([{"edges": (("time", "b"), edges), "time_bnds": one.u}, one])
+        one["time_bnds"] = ("time", "b"), edges
+        one.time.attrs["bounds"] = "edges"
+        one = one.rename(time="t") if k == 2 else one
+        one.to_netcdf(path)
+    archive = imported()
+    assert [v.name for v in archive.spec.variables] == ["u"]
+    assert (archive.spec.dims, archive.complete()) == (("x",), [0, 1, 2, 3, 4])
+    u = np.empty((6, 1, 5), np.float32)
+    for row, (nu, amplitude) in enumerate(archive.parameters):
+        archive.read(row, 0, u)
+        truth = simulated(nu, amplitude).u[:, 2]
+        np.testing.assert_allclose(u[:, 0], truth, rtol=1e-6)
+    for path, dataset in campaign.items():
+        dataset["v"] = dataset.u.rename(x="face").drop_vars("face", errors="ignore")
+        dataset.to_netcdf(path)
+    assert "one grid, got p (x, y), v (y, face). Name" in refused(capsys, "runs")
 
 
 @pytest.mark.parametrize("given", ["runs", "runs/", "runs/run_000.nc"])

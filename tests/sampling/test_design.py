@@ -344,6 +344,32 @@ def test_rows_that_no_solver_takes_are_named(columns, expected):
         Design(box, Table(columns), held_out=0, simulations=1).next()
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("viscosity\n0.5\n0.25\n", [[0.5], [0.25]]),
+        ('"viscosity"\n0.5\n\n0.25', [[0.5], [0.25]]),
+        ("rate,viscosity\n1,0.5\n2,0.25\n", [[0.5], [0.25]]),
+        ("run number\tviscosity\n1\t0.5\n2\t0.25\n", [[0.5], [0.25]]),
+        ('"a, b";viscosity\n1;0.5\n2;0.25\n', [[0.5], [0.25]]),
+        ("  viscosity   rate\n  0.5  1\n  0.25  2\n", [[0.5], [0.25]]),
+        ("rate,viscosity\n1,0.5,\n2,0.25,\n", [[0.5], [0.25]]),
+        ("viscosity\n0,5\n0,25\n", "viscosity in row 1: .* got 0,5"),
+        ("rate,viscosity\n1,0,5\n2,0,25\n", "rows are longer than its header"),
+    ],
+)
+def test_a_table_is_separated_as_its_header_is(tmp_path, text, expected):
+    """No letter separates; one column needs no separator; rows are as long as it."""
+    (tmp_path / "runs.csv").write_text(text)
+    box = [Parameter("viscosity", 0.0, 1.0)]
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            Table(tmp_path / "runs.csv").ask(0, 2, box)
+    else:
+        table = Table(tmp_path / "runs.csv", shuffle=False)
+        assert table.ask(0, 2, box).tolist() == expected
+
+
 def test_a_table_that_is_none_is_refused(tmp_path):
     """No file, no rows, columns of two lengths, more rows asked for than there are."""
     (tmp_path / "empty.csv").write_text("initial,inflow\n")
