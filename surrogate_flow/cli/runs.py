@@ -140,8 +140,8 @@ def last_checkpoint(
         newer = trains and not ended and folder.name > found.parents[1].name
         if newer and folder != mine and not any(folder.glob("checkpoints/*.ckpt")):
             logger.warning(
-                "%s is newer, but was cut off before its first checkpoint: this goes "
-                "on with an older run.",
+                "%s is newer, but has no checkpoint: it runs, or was cut off before "
+                "its first. This goes on with an older run.",
                 folder,
             )
     return found

@@ -216,6 +216,11 @@ class SurrogateData(L.LightningDataModule, ABC):
     def observe(self, seen: Observations) -> None:
         """Take the loss of each sample of a training step; ignored by default."""
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to deliver no further batch."""
+        return self._stopped.is_set()
+
     def stop(self) -> None:
         """Deliver no further batch, and end what waits for one."""
         self._stopped.set()

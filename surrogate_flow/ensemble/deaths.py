@@ -27,7 +27,10 @@ _STACK = re.compile(r"^(Current thread|Thread) (0x\w+).*\n((?:  File .*\n?)*)", 
 _FRAME = re.compile(r'  File "(.+)", line (\d+) in (.+)')
 _USUAL = {
     signal.SIGKILL: "the machine, or the job, is out of memory",
-    signal.SIGTERM: "Dask ends a worker that holds more than its memory_limit",
+    signal.SIGTERM: (
+        "Dask ends a worker that holds more than its memory_limit, and a batch system "
+        "one whose time is up"
+    ),
 }
 
 

@@ -153,6 +153,8 @@ def _errors(
     baselines = _baselines(trainer, data.validation) if known else {}
     if held_out is None:
         return []
+    if not known and data.stopped:
+        return ["The run was ended before its first batch: nothing new is trained."]
     if not known:
         return [
             f"Nothing was left to train after {trainer.ckpt_path}. To go on with it: "

@@ -32,11 +32,11 @@ class Laws(list[str]):
         Raises
         ------
         LawBroken
-            With the sentence, and the message of any exception that the block raises.
+            With the sentence, and the message of what the block raises, SystemExit too.
         """
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             said = str(error).strip() or type(error).__name__
             if not isinstance(error, AssertionError | UserError):
                 said = f"{type(error).__name__}: {said}{line_of(error)}"
