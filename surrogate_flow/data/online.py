@@ -110,7 +110,7 @@ class OnlineData(SurrogateData):
         reservoir: Policy = Reservoir(),  # noqa: B008 - frozen
         cluster: ClusterConfig | Callable[[], Cluster] | None = None,
         cores_per_simulation: int = 1,
-        faults: Faults = Faults(),  # noqa: B008 - frozen
+        faults: Faults | None = Faults(),  # noqa: B008 - frozen
         checkpoint_reservoir: bool = False,
         deterministic: bool = False,
         archive: Path | None = None,

@@ -6,14 +6,19 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pickle import PicklingError
 
 __all__ = ["contained"]
 
 _here = threading.local()
-_HINT = (
+_SIGNALS = (
     "Solvers run in a thread of a worker, and Python sets signal handlers only in the "
     "main thread: switch them off there, or run that code in a process of its own, by "
     "multiprocessing."
+)
+_SCRIPT = (
+    "Workers do not run the script, whose functions reach no process of "
+    "multiprocessing: put what such a process runs into a module of its own."
 )
 
 
@@ -38,8 +43,13 @@ def contained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, ValueError | RuntimeError) and "main thread" in str(error):
-            error.args = (f"{str(error).rstrip('.')}. {_HINT}",)
+        said, hint = str(error), ""
+        if isinstance(error, ValueError | RuntimeError) and "main thread" in said:
+            hint = _SIGNALS
+        elif isinstance(error, PicklingError | AttributeError) and "__main__" in said:
+            hint = _SCRIPT
+        if hint:
+            error.args = (f"{said.rstrip('.')}. {hint}",)
         raise
     except SystemExit as error:
         raise RuntimeError(f"the solver called sys.exit({error.code!r})") from error

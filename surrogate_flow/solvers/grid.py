@@ -199,9 +199,9 @@ def _real(given: Any) -> tuple[np.ndarray, str]:
         array = np.empty(())
     if array.ndim and array.dtype.kind in "biuf":
         # In double precision a small variation around a large value is still there; a
-        # copy, because a solver may go on with its array.
+        # copy in both, because a solver may go on with its array.
         double = array.dtype == np.float64
-        array = array.copy() if double else array.astype(np.float32, copy=False)
+        array = array.astype(np.float64 if double else np.float32, order="C")
         return array, f"the shape {array.shape}"
     kind = f" of {array.dtype}" if isinstance(given, np.ndarray) else ""
     return np.empty((0,)), f"{type(given).__name__}{kind}"

@@ -141,7 +141,7 @@ class Surrogate(L.LightningModule):
         self.scheduler = scheduler
         self._feedback: Feedback | None = None
         self._trained: tuple[Tensor, int] = torch.tensor(torch.nan), 0
-        self._monitored = True
+        self._monitored = self._logs = True
         self._said = False
         self._diverged = False
         self.val_errors = field_metrics(spec, "val_")
@@ -181,11 +181,12 @@ class Surrogate(L.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         return data if isinstance(data, TrainingData) else None
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Have each fit flush subnormals: a callback also sees how it ends."""
+        return [_Flush()]
+
     def on_fit_start(self) -> None:
         """Freeze the normalisation, with the moments of the first fill."""
-        # Adam's moments of dead units become subnormal, and its step takes four times
-        # as long. Threads that torch starts from now on inherit it.
-        torch.set_flush_denormal(True)
         for errors in (self.val_errors, self.test_errors):
             # A validation before the fit leaves tensors that no fit may write to.
             errors.reset()
@@ -206,12 +207,19 @@ class Surrogate(L.LightningModule):
         target = self.normalisation.fields(batch.target)
         loss: Tensor = self.loss(prediction, target)
         self._trained = loss.detach(), len(batch.step) if batch.weight else 0
-        if self._monitored:
+        # Not of every step, which takes half a millisecond, unless somebody reads it;
+        # but before callbacks do, at the end of the batch.
+        self._logs = self._monitored or self._due(self.trainer.global_step + 1)
+        if self._logs:
             self._log_loss()
         if self._feedback is not None:
             losses = sample_losses(self.loss, prediction, target)
             self._feedback.add(batch, losses)
         return loss * batch.weight
+
+    def _due(self, step: int) -> bool:
+        trainer: Any = self.trainer
+        return bool(step % max(1, trainer.log_every_n_steps) == 0)
 
     def _log_loss(self) -> None:
         loss, samples = self._trained
@@ -224,17 +232,17 @@ class Surrogate(L.LightningModule):
         self._feedback = Feedback(data) if data and data.observes else None
         callbacks: Any = getattr(self.trainer, "callbacks", ())
         self._monitored = self.scheduler is not None or any(
-            getattr(callback, "monitor", None) == "train_loss" for callback in callbacks
+            "train_loss" in f"{getattr(callback, name, None)}"
+            for callback in callbacks
+            for name in ("monitor", "filename")
         )
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Log the loss, and pass on those that have reached the host's memory."""
-        trainer: Any = self.trainer
-        # Not of every step, which takes half a millisecond, unless somebody reads it.
-        due = trainer.global_step % max(1, trainer.log_every_n_steps) == 0
-        if due or trainer.global_step == 1:
+        """Log the last loss, and pass on those that have reached the host's memory."""
+        step: int = self.trainer.global_step
+        if self._due(step) or step == 1:
             self._diverged = require_finite(self, self._trained[0], self._diverged)
-        if not self._monitored and (due or trainer.should_stop):
+        if self.trainer.should_stop and not self._logs:
             self._log_loss()
         if self._feedback is not None:
             self._feedback.deliver(wait=False)
@@ -415,6 +423,28 @@ class Surrogate(L.LightningModule):
         checkpoint.require_tensors(surrogate.state_dict(), state, str(path))
         surrogate.load_state_dict(state)
         return surrogate.eval()
+
+
+class _Flush(L.Callback):
+    """Flush subnormals to zero while a fit runs, and no longer.
+
+    Adam's moments of dead units become subnormal, and its step takes four times as
+    long. Threads that torch starts meanwhile inherit it.
+    """
+
+    _before: bool | None = None
+
+    def on_fit_start(self, *_: Any) -> None:
+        self._before = not np.array([1e-310]) * 0.5
+        torch.set_flush_denormal(True)
+
+    def on_fit_end(self, *_: Any) -> None:
+        if self._before is not None:
+            torch.set_flush_denormal(self._before)
+        self._before = None
+
+    def on_exception(self, *_: Any) -> None:
+        self.on_fit_end()
 
 
 def _plain_window(window: Window) -> dict[str, Any]:

@@ -12,8 +12,10 @@ import yaml
 
 import surrogate_flow.ensemble.study
 from surrogate_flow.cli.app import main
+from surrogate_flow.cli.lightning import build
 from surrogate_flow.cli.pages import PAGES
 from surrogate_flow.cli.recipes import COMMANDS
+from surrogate_flow.ensemble.faults import Faults
 
 FIT = ["fit", "--data", "heat2d", "--model", "fully_connected"]
 SMALL = ["--data.solver.cells=[4,4]", "--data.solver.steps=2"]
@@ -468,6 +470,18 @@ def test_null_is_taken_within_a_class(null, monkeypatch, capsys):
     assert not ended.value.code
     faults = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["faults"]
     assert faults["step_timeout"] is None
+
+
+def test_null_for_faults_is_their_default(tmp_path, monkeypatch):
+    """As for the reservoir, and where a recipe has others."""
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("solver: surrogate_flow.solvers.Heat2D\nfaults: {retries: 7}\n")
+    words = ["fit", "--data", str(recipe), *FIT[3:]]
+    monkeypatch.setattr(sys, "argv", ["surrogate-flow"])
+    assert build([*words, "--data.faults.patience=9"])[0].faults == Faults(
+        retries=7, patience=9
+    )
+    assert build([*words, "--data.faults=null"])[0].faults == Faults()
 
 
 def test_text_is_utf_8_whatever_the_locale(tmp_path):

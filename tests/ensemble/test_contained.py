@@ -1,6 +1,8 @@
 """What a solver raises or expects of its process does not end a worker's."""
 
 import asyncio
+import multiprocessing
+import pickle
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,13 @@ def cancels():
 
 def sets_a_handler():
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def sends_a_function_of_the_script():
+    """As a worker does, where the script's functions are but not the script."""
+    piece = type(exits)(exits.__code__, {"__name__": "__main__"}, "piece")
+    piece.__qualname__ = "piece"
+    multiprocessing.get_context("spawn").Process(target=piece).start()
 
 
 def uses_the_loop():
@@ -51,6 +60,11 @@ def thread():
         (exits, RuntimeError, r"called sys.exit\('no licence'\)"),
         (cancels, RuntimeError, "raised CancelledError"),
         (sets_a_handler, ValueError, r"main thread of .* process of its own"),
+        (
+            sends_a_function_of_the_script,
+            (pickle.PicklingError, AttributeError),
+            "piece.*into a module of its own",
+        ),
     ],
 )
 def test_what_would_end_a_process_is_an_error(thread, call, error, words):

@@ -183,6 +183,21 @@ def test_arrays_become_datasets() -> None:
     check_solver(Squares(), {"a": 0.25})
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_a_solver_may_go_on_with_the_array_that_it_has_yielded(kind: type) -> None:
+    """In each precision."""
+
+    class Counts(Squares):
+        def fields(self, parameters: Mapping[str, float]) -> Iterator[np.ndarray]:
+            u = np.zeros((1, 2, self.cells), kind)
+            for _ in range(5):
+                u += 1
+                yield u
+
+    kept = list(Counts().solve({"a": 0.5}))
+    assert [float(step.u[0, 0]) for step in kept] == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
 import pytest
 import pytorch_lightning as L
 import torch
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
@@ -40,18 +42,21 @@ class Rows(Logger):
 class Steps(L.Callback):
     """The loss of each step, what callbacks are shown of it, and what is subnormal."""
 
-    def __init__(self):
+    def __init__(self, fails_at=None):
+        self.fails_at = fails_at
         self.losses, self.shown, self.subnormal = [], [], []
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
         self.losses.append(float(outputs["loss"]))
         self.shown.append(float(trainer.callback_metrics.get("train_loss", -1)))
         self.subnormal.append(float((torch.full((4,), 1e-40) * 0.5).sum()))
+        if index == self.fails_at:
+            raise ArithmeticError
         if index == BATCHES - 1:
             trainer.should_stop = True
 
 
-def trained(*callbacks):
+def trained(*callbacks, fails_at=None):
     """A fit of twelve batches of noise, of which every fifth is logged."""
     torch.manual_seed(0)
     batches = [
@@ -64,13 +69,13 @@ def trained(*callbacks):
         )
         for _ in range(BATCHES + 3)
     ]
-    rows, steps = Rows(), Steps()
+    rows, steps = Rows(), Steps(fails_at)
     trainer = L.Trainer(
         accelerator="cpu",
         logger=rows,
         log_every_n_steps=5,
         callbacks=[steps, *callbacks],
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         max_epochs=1,
@@ -90,10 +95,31 @@ def test_losses_are_logged_when_they_are_read():
         assert loss == pytest.approx(steps.losses[step])
     assert steps.subnormal == [0.0] * BATCHES
     # Without one that reads it, a callback is shown the last one that was logged.
-    assert len({*steps.shown}) == 3
+    logged = [-1.0] * 4 + [steps.losses[4]] * 5 + [steps.losses[9]] * 3
+    assert steps.shown == pytest.approx(logged)
 
 
-def test_a_callback_that_reads_the_loss_is_given_that_of_each_step():
-    stopping = EarlyStopping("train_loss", patience=99, check_on_train_epoch_end=True)
-    _, steps = trained(stopping)
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("fails_at", [None, 1])
+def test_a_process_has_its_subnormals_back(before, fails_at):
+    """Whether the fit ends or fails; one that flushed them goes on with that."""
+    torch.set_flush_denormal(before)
+    try:
+        with pytest.raises(ArithmeticError) if fails_at else nullcontext():
+            trained(fails_at=fails_at)
+        assert bool(np.array([1e-310]) * 0.5) is not before
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        EarlyStopping("train_loss", patience=99, check_on_train_epoch_end=True),
+        ModelCheckpoint(filename="{step}-{train_loss:.4f}", save_top_k=0),
+    ],
+    ids=["by its monitor", "by a file's name"],
+)
+def test_a_callback_that_reads_the_loss_is_given_that_of_each_step(reader):
+    _, steps = trained(reader)
     assert steps.shown == pytest.approx(steps.losses)
