@@ -326,6 +326,6 @@ def execute(words: Sequence[str], *, run: bool = True) -> SurrogateCLI:
     """Run one of Lightning's commands; only build what it needs if `run` is false."""
     # Lightning starts its other ranks with them.
     sys.argv = [sys.argv[0], *words]
-    # Before torch starts its threads, which inherit it; see `_Flush` of the surrogate.
+    # Before torch starts its threads, which inherit it; see `schedule.Flush`.
     torch.set_flush_denormal(True)
     return SurrogateCLI(run=run)

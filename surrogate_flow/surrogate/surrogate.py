@@ -39,6 +39,7 @@ from surrogate_flow.surrogate.prediction import (
 )
 from surrogate_flow.surrogate.rollout import pushed_forward, roll_out
 from surrogate_flow.surrogate.schedule import (
+    Flush,
     advance,
     built_optimizer,
     built_schedule,
@@ -183,7 +184,7 @@ class Surrogate(L.LightningModule):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Have each fit flush subnormals: a callback also sees how it ends."""
-        return [_Flush()]
+        return [Flush()]
 
     def on_fit_start(self) -> None:
         """Freeze the normalisation, with the moments of the first fill."""
@@ -423,28 +424,6 @@ class Surrogate(L.LightningModule):
         checkpoint.require_tensors(surrogate.state_dict(), state, str(path))
         surrogate.load_state_dict(state)
         return surrogate.eval()
-
-
-class _Flush(L.Callback):
-    """Flush subnormals to zero while a fit runs, and no longer.
-
-    Adam's moments of dead units become subnormal, and its step takes four times as
-    long. Threads that torch starts meanwhile inherit it.
-    """
-
-    _before: bool | None = None
-
-    def on_fit_start(self, *_: Any) -> None:
-        self._before = not np.array([1e-310]) * 0.5
-        torch.set_flush_denormal(True)
-
-    def on_fit_end(self, *_: Any) -> None:
-        if self._before is not None:
-            torch.set_flush_denormal(self._before)
-        self._before = None
-
-    def on_exception(self, *_: Any) -> None:
-        self.on_fit_end()
 
 
 def _plain_window(window: Window) -> dict[str, Any]:
