@@ -195,9 +195,7 @@ def test_coarser_solvers_come_near_the_full_one(monkeypatch):
         NavierStokes2D(24, steps=3, substep=0.2),
     ):
         chance = np.random.default_rng(1)
-        drawn = [
-            {p.name: chance.uniform(p.low, p.high) for p in solver.spec.parameters}
-        ]
+        drawn = [{p.name: p.at(chance.random()) for p in solver.spec.parameters}]
         courses, _ = solved(solver, drawn)
         truth = np.array(courses, dtype=np.float32)
         rungs = climbed(solver, drawn, truth, 0)

@@ -155,9 +155,9 @@ def test_every_sensible_pair_learns(workflow, model):
     crossing, steps = Encoder(solver.spec, 0), []
     for dataset in solver.solve(simulation.parameters):
         steps.extend(crossing.convert(dataset, len(steps)))
-        if len(steps) >= module.window.span + 4:
+        if len(steps) >= module.window.span + 5:
             break
-    steps = np.stack(steps[: module.window.span + 4])
+    steps = np.stack(steps[: module.window.span + 5])
     axes = (0, *range(2, steps.ndim))
     module.normalisation.freeze(
         steps.mean(axes, dtype=float), steps.std(axes, dtype=float)

@@ -40,7 +40,8 @@ def drawn(spec: FieldSpec, numbers: range = range(2)) -> tuple[Figure, Validatio
     held_out = ValidationSet(spec, Direct(), 4, first, len(numbers), stride=step)
     for simulation in numbers:
         steps = trajectory(spec, simulation, 0, spec.steps)
-        held_out.offer(simulation, 0, steps, (spec.low + spec.high) / 2)
+        middle = np.array([parameter.at(0.5) for parameter in spec.parameters])
+        held_out.offer(simulation, 0, steps, middle)
     return picture(surrogate, held_out), held_out
 
 
