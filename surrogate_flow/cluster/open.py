@@ -168,9 +168,6 @@ def _built(
     # Dask's default, which is every interface.
     if known.get("dashboard_address") == ":8787":
         chosen["dashboard_address"] = DASHBOARD
-    # Dask's default; the ensemble logs what fails.
-    if known.get("silence_logs") == logging.WARNING:
-        chosen["silence_logs"] = logging.CRITICAL
     with ExitStack() as resources:
         if "security" in known:
             keys = security.keys_for(known["security"], folder)
