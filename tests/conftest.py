@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from multiprocessing import forkserver
 
 import batch
@@ -55,6 +56,9 @@ def client(cluster):
 def no_run_outlives_its_test():
     """A test that fails half way does not leave its run to disturb the next ones."""
     yield
+    if "torch" in sys.modules:
+        # A command keeps this for its process, which tests share.
+        sys.modules["torch"].set_flush_denormal(False)
     programs.end_all()
     for child in psutil.Process().children():
         if (

@@ -90,7 +90,7 @@ def test_a_disk_that_gets_full_ends_no_run_and_is_told_at_its_end(tmp_path):
     assert {step for phase, step in trained if phase > 0.97} <= {0}
     assert sum(phase <= 0.97 for phase, _ in trained) == STEPS * len(phases)
     assert int(last[0]) - HELD_OUT <= len(phases) <= int(last[0])
-    assert output.count("ArithmeticError") == int(last[1])
+    assert int(last[1]) >= output.count("ArithmeticError") > 0
     (folder,) = (tmp_path / "out" / "tiny").iterdir()
     kept = folder / "checkpoints"
     checkpoint.read(kept / "last.ckpt")

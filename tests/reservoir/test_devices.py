@@ -54,7 +54,7 @@ def test_batches_arrive_whole_on_the_device(device, there):
         batches.append((batch.step, batch.target * 1.0))
         if len(batches) == 50:
             break
-    assert simulation >= 5
+    assert simulation >= 1
     for step, target in batches:
         rows = target.cpu().numpy()[:, 0, 0]
         number = np.floor(rows[:, 0] / 100_000).astype(int)

@@ -147,7 +147,7 @@ def test_names_times_and_units() -> None:
     assert [step.sizes["time"] for step in datasets] == [100, 100, 50]
     assert [p.name for p in solver.spec.parameters] == [*CLASSIC, *STATE]
     for name in "xyz":
-        assert datasets[0][name].dtype == np.float32
+        assert datasets[0][name].dtype == np.float64
         assert datasets[0][name].attrs["units"] == "1"
     assert datasets[1].time.values[0] == pytest.approx(1.01)
     assert datasets[0].time.attrs["units"] == "1"

@@ -13,7 +13,6 @@ from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.reservoir import Reservoir
 from surrogate_flow.sampling import Uniform
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.batch import Batch
@@ -321,7 +320,6 @@ def test_what_a_script_gives_wrong_is_named(arguments, expected):
     ("arguments", "expected"),
     [
         ({"solver": Heat2D}, "data.solver: expected a Solver, .* the class Heat2D"),
-        ({"reservoir": partial(Reservoir, capacity=9)}, "a Policy, .* got partial"),
         ({"sampler": Uniform}, "data.sampler: .* got the class Uniform"),
         ({"faults": {"retries": 2}}, "data.faults: .* got dict"),
     ],
