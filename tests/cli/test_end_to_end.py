@@ -269,7 +269,7 @@ def test_ctrl_c_before_the_first_batch_leaves_nothing(tmp_path):
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if "2 running" in line:
+        if "1 running" in line or "2 running" in line:
             break
     children = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
