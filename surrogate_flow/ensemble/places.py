@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -25,6 +26,7 @@ _IN_ROW = 3  # failures without a success, after which a worker rests
 _REST, _LONGEST = 1.0, 600.0  # seconds; twice as long for each further failure
 _ANSWER = 5.0  # seconds that scheduler and nannies have to accept what watches them
 _REPORT = 3.0  # seconds for a nanny to report how its worker has died
+_FRESH = 60.0  # seconds; an older report is of another worker at the same address
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Places:
         self._client, self._study, self.token = client, study, secrets.token_hex(3)
         self._changed = threading.Condition()
         self._failed: dict[str, Place] = {}
-        self._deaths: dict[str, Mapping[str, Any] | None] = {}
+        self._deaths: dict[str, tuple[float, Mapping[str, Any] | None]] = {}
         self._rests: dict[tuple[str, str], float] = {}
         #: Workers and hosts that have rested, in words.
         self.set_aside: tuple[str, ...] = ()
@@ -168,7 +170,7 @@ class Places:
         _, told = event
         with self._changed:
             if "died" in told:
-                self._deaths[told["died"]] = told
+                self._deaths[told["died"]] = time.monotonic(), told
             else:
                 self._failed[told["key"]] = Place(*told["place"])
             self._changed.notify_all()
@@ -185,10 +187,15 @@ class Places:
 
     def death(self, address: str) -> Mapping[str, Any] | None:
         """Return what the nanny reports of a worker that has died, if it comes soon."""
+
+        def known() -> bool:
+            came, _ = self._deaths.get(address, (-math.inf, None))
+            return time.monotonic() - came < _FRESH
+
         with self._changed:
-            if address not in self._deaths:
-                self._changed.wait_for(lambda: address in self._deaths, _REPORT)
-            return self._deaths.setdefault(address, None)
+            if not self._changed.wait_for(known, _REPORT):
+                self._deaths[address] = time.monotonic(), None
+            return self._deaths[address][1]
 
     def failed(self, place: Place, error: BaseException) -> None:
         """Have a worker, or a host, rest on which attempts fail in a row."""

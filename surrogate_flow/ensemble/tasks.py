@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _GRACE = 3.0  # seconds that tasks have to end by themselves
 _ELSEWHERE = 5.0  # seconds that an urgent attempt waits for a worker of its choice
+_SOON = 60.0  # seconds; later another worker may have the address of a restarted one
 _LOST = 3  # machines that may be lost with a simulation before it is charged
 
 Attempt = Callable[[Simulation, int], Summary]
@@ -82,7 +83,7 @@ class Tasks:
         self._in_flight: dict[str, tuple[Simulation, int, Future[Summary]]] = {}
         self._bound: dict[str, tuple[list[str], float]] = {}
         self._anywhere: set[int] = set()
-        self._restarted: set[str] = set()
+        self._restarted: dict[str, float] = {}
         self._lost: Counter[int] = Counter()
         self._ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         #: Tasks submitted so far.
@@ -139,8 +140,9 @@ class Tasks:
         self._cancel(key, error, place)
 
     def restarting(self, addresses: Collection[str]) -> None:
-        """Charge no attempt with the death of these workers."""
-        self._restarted.update(addresses)
+        """Charge no attempt with the death of these workers, which comes soon."""
+        until = time.monotonic() + _SOON
+        self._restarted.update(dict.fromkeys(addresses, until))
 
     def free(self) -> None:
         """Cancel what waits for workers that have gone, or for too long if urgent."""
@@ -252,7 +254,7 @@ class Tasks:
 
     def _died(self, key: str, number: int, worker: Any) -> tuple[WorkerDied, bool]:
         """Return why a worker has died, and whether the attempt is to blame."""
-        if worker.address in self._restarted:
+        if time.monotonic() < self._restarted.get(worker.address, 0.0):
             return WorkerDied("Another simulation on its worker hung."), False
         death = self.places.death(worker.address) if worker.nanny else None
         if death and death["ran"]:

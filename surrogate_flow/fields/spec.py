@@ -69,7 +69,7 @@ class FieldSpec:
     ------
     ArgumentError
         If names repeat, sizes disagree, times are not finite and ascending, or cells
-        are not of three or more different nodes.
+        are not of two or more different nodes.
     """
 
     parameters: tuple[Parameter, ...]

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -395,6 +396,25 @@ def test_retries_go_to_other_hosts_then_to_other_workers():
     assert places(*near).choose(near) is None
     assert places(near[0]).choose(near[:1]) is None
     assert places(*near, far).choose([None]) is None
+
+
+def test_a_death_is_of_the_present_worker_at_an_address(monkeypatch):
+    """A cluster with fixed ports gives one address to several, one after the other."""
+    known, tasks = places(), Tasks(None, None, "study", places())
+    worker = SimpleNamespace(address="tcp://10.0.0.1:1", nanny=False)
+    for code in (-11, -9):
+        known._note((0.0, {"died": worker.address, "code": code}))
+        assert known.death(worker.address)["code"] == code
+    tasks.restarting([worker.address])
+    _, charged = tasks._died("study-training-1-0", 1, worker)
+    assert not charged
+    monkeypatch.setattr("surrogate_flow.ensemble.places._FRESH", 0.0)
+    monkeypatch.setattr("surrogate_flow.ensemble.places._REPORT", 0.0)
+    assert known.death(worker.address) is None
+    monkeypatch.setattr("surrogate_flow.ensemble.tasks._SOON", 0.0)
+    tasks.restarting([worker.address])
+    _, charged = tasks._died("study-training-1-0", 1, worker)
+    assert charged
 
 
 def test_a_worker_rests_after_three_failures_in_a_row():

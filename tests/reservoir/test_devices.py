@@ -1,7 +1,5 @@
 """Batches that cross to the device, and a reservoir that lies there; on GPUs too, where there are any."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -45,16 +43,21 @@ def test_batches_arrive_whole_on_the_device(device, there):
 
     refill()
     refill()
-    # Between two draws, in the loader's thread.
-    source = SimpleNamespace(check=lambda waited: refill())
-    loader = OnlineLoader(store, pending=PendingBatches(), device=device, source=source)
+    draw = store.draw
+
+    def draw_after_refill(*arguments, **options):
+        refill()  # between two draws, in the loader's thread
+        return draw(*arguments, **options)
+
+    store.draw = draw_after_refill
+    loader = OnlineLoader(store, pending=PendingBatches(), device=device)
     for batch in loader:
         assert batch.target.device == batch.step.device == device
         # Used later, by what the training step submits.
         batches.append((batch.step, batch.target * 1.0))
         if len(batches) == 50:
             break
-    assert simulation >= 1
+    assert simulation >= 5
     for step, target in batches:
         rows = target.cpu().numpy()[:, 0, 0]
         number = np.floor(rows[:, 0] / 100_000).astype(int)
