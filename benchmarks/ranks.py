@@ -26,34 +26,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from row import Row
 
 BATCH = 64
 STEPS = 100
 HELD_OUT = 4
 TIMEOUT = 900.0
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    case: str
-    value: float
-    unit: str
-    peer: str
-    peer_value: float
-
-    @property
-    def ratio(self) -> float:
-        """Ours by the peer's."""
-        return self.value / self.peer_value
 
 
 def workflow(simulations: int, ranks: int) -> dict[str, Any]:
@@ -148,7 +133,7 @@ def main() -> None:
         )
     Console().print(table)
     if options.json is not None:
-        plain = [{**asdict(row), "ratio": row.ratio} for row in rows]
+        plain = [asdict(row) for row in rows]
         options.json.write_text(json.dumps(plain, indent=2))
 
 

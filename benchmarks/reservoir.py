@@ -45,6 +45,7 @@ import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
+from row import Row
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Direct
@@ -54,18 +55,6 @@ BATCH = 32
 PARAMETERS = 5
 MEMORY_LIMIT = 1.2
 _REMEDY = "torchrl is missing, its rows are left out: pip install '.[bench]'"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A measured case; `ratio` is value over peer_value."""
-
-    case: str
-    value: float
-    unit: str
-    peer: str
-    peer_value: float
-    ratio: float
 
 
 @dataclass(frozen=True)
@@ -248,7 +237,7 @@ def measure(case: Case, rounds: int) -> list[Row]:
         title = f"{('put', 'draw')[what]} {case.name}"
         for name in list(sides)[1:]:
             theirs = median[name, what]
-            rows.append(Row(title, ours, "GB/s", name, theirs, ours / theirs))
+            rows.append(Row(title, ours, "GB/s", name, theirs))
     return rows
 
 
@@ -289,7 +278,6 @@ def memory(megabytes: int) -> Row:
         "MB",
         f"{MEMORY_LIMIT} x capacity",
         limit / 1e6,
-        used / limit,
     )
 
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from dask.system import CPU_COUNT
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from row import Row
 
 __all__ = ["CASES"]
 
@@ -40,18 +41,6 @@ CASES = {
 }
 KEPT = 2000  # samples of the loop
 TIMEOUT = 600.0
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    case: str
-    value: float
-    unit: str
-    peer: str
-    peer_value: float
-    ratio: float
 
 
 def plain(words: list[str], batches: int, skipped: int) -> float:
@@ -130,24 +119,16 @@ def ours(words: list[str], batches: int, skipped: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "surrogate_flow", "fit", *words),
-                f"--trainer.max_steps={skipped + batches}",
-                f"--trainer.default_root_dir={folder}",
-                "--data.simulations=null",
-                "--trainer.callbacks+=stopwatch.Stopwatch",
-                f"--trainer.callbacks.folder={folder}",
-                f"--trainer.callbacks.skipped={skipped}",
-            ],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
+        _output(
+            *("-m", "surrogate_flow", "fit", *words),
+            f"--trainer.max_steps={skipped + batches}",
+            f"--trainer.default_root_dir={folder}",
+            "--data.simulations=null",
+            "--trainer.callbacks+=stopwatch.Stopwatch",
+            f"--trainer.callbacks.folder={folder}",
+            f"--trainer.callbacks.skipped={skipped}",
+            paths=paths,
         )
-        if done.returncode:
-            raise RuntimeError(f"A fit has failed:\n{done.stderr}")
         seconds = time.perf_counter() - begin
         times = json.loads((Path(folder) / "0.json").read_text())
     return batches / (times["last"] - times["first"]), seconds
@@ -155,21 +136,27 @@ def ours(words: list[str], batches: int, skipped: int) -> tuple[float, float]:
 
 def apart(words: list[str], batches: int, skipped: int) -> float:
     """Return what `plain` does in a process of its own."""
+    case = json.dumps([words, batches, skipped])
+    output = _output(
+        *(__file__, "--plain", case), paths=sys.path, OMP_WAIT_POLICY="PASSIVE"
+    )
+    return float(output.split()[-1])
+
+
+def _output(*words: str, paths: list[str], **variables: str) -> str:
+    """Run Python in a process of its own; return what it prints."""
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     done = subprocess.run(
-        [sys.executable, __file__, "--plain", json.dumps([words, batches, skipped])],
-        env={
-            **os.environ,
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        },
+        [sys.executable, *words],
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"The plain loop has failed:\n{done.stderr}")
-    return float(done.stdout.split()[-1])
+        raise RuntimeError(f"{' '.join(words)} has failed:\n{done.stderr}")
+    return done.stdout
 
 
 def measure(quick: bool, rounds: int) -> list[Row]:
@@ -183,15 +170,9 @@ def measure(quick: bool, rounds: int) -> list[Row]:
     rows = []
     for name, values in found.items():
         loop, rate, seconds = map(statistics.median, zip(*values, strict=True))
-        rows.append(
-            Row(f"{name}: training", rate, "batches/s", "plain loop", loop, rate / loop)
-        )
+        rows.append(Row(f"{name}: training", rate, "batches/s", "plain loop", loop))
         least = (25 if quick else CASES[name][0] + 100) / loop
-        rows.append(
-            Row(
-                f"{name}: whole run", seconds, "s", "plain loop", least, seconds / least
-            )
-        )
+        rows.append(Row(f"{name}: whole run", seconds, "s", "plain loop", least))
     return rows
 
 

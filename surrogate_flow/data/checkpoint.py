@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+import pytorch_lightning as L
 import torch
 from jaxtyping import Float, Float32, Int
 
@@ -26,6 +27,7 @@ from surrogate_flow.reservoir import PendingBatches, Snapshot, Store
 __all__ = [
     "CheckpointError",
     "StudyCheckpoint",
+    "folder_of",
     "is_steps_file",
     "read_steps",
     "steps_files",
@@ -356,3 +358,11 @@ def _array(value: Any) -> Any:
             remedy=_RESTART,
         )
     return value.numpy()
+
+
+def folder_of(trainer: L.Trainer) -> Path:
+    """Return where a trainer's checkpoints are written to."""
+    folder = Path(trainer.log_dir or ".") / "checkpoints"
+    for callback in trainer.checkpoint_callbacks:
+        folder = Path(getattr(callback, "dirpath", None) or folder)
+    return folder

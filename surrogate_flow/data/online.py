@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import pytorch_lightning as L
 from distributed.deploy.cluster import Cluster
 
 from surrogate_flow.cluster.batch import batch_system
 from surrogate_flow.cluster.config import ClusterConfig
 from surrogate_flow.data.archiving import Archiving, planned
-from surrogate_flow.data.checkpoint import StudyCheckpoint
+from surrogate_flow.data.checkpoint import StudyCheckpoint, folder_of
 from surrogate_flow.data.module import (
     Cost,
     Status,
@@ -289,7 +288,7 @@ class OnlineData(SurrogateData):
         with self.ranks.fail_together():
             trained = self._loader.trained() if self._loader else 0
             mine = self._checkpoint.save(
-                self.trainer.global_step, trained, _checkpoint_folder(self.trainer)
+                self.trainer.global_step, trained, folder_of(self.trainer)
             )
         self.ranks.gather_states(RankState.READY)
         state: dict[str, Any] = {"ranks": self.ranks.gather(mine)}
@@ -445,10 +444,3 @@ def require_reachable(store: Store, simulations: int | None, ranks: Ranks) -> No
             f"a threshold of {store.threshold}",
             "Lower it, or run more simulations.",
         )
-
-
-def _checkpoint_folder(trainer: L.Trainer) -> Path:
-    folder = Path(trainer.log_dir or ".") / "checkpoints"
-    for callback in trainer.checkpoint_callbacks:
-        folder = Path(getattr(callback, "dirpath", None) or folder)
-    return folder

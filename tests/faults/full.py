@@ -23,7 +23,7 @@ from surrogate_flow.cli.checkpoints import (
     FinalValidation,
     SafeCheckpoint,
 )
-from surrogate_flow.cli.loggers import MetricsTable
+from surrogate_flow.cli.trainer import MetricsTable
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.sampling import Sampler
