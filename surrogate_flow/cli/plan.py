@@ -23,7 +23,7 @@ from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import own_folder
 from surrogate_flow.report.console import print_lines, the_console
-from surrogate_flow.solvers.offspring import Offspring
+from surrogate_flow.solvers.child_processes import ChildProcesses
 from surrogate_flow.solvers.solver import Run, Solver, datasets_of
 from surrogate_flow.stream import Encoder
 from surrogate_flow.surrogate.prediction import require_shape
@@ -140,7 +140,7 @@ def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace |
         try:
             with (
                 contained(),
-                Offspring().marked(),
+                ChildProcesses().marked(),
                 own_folder("plan-") as folder,
                 closing(
                     datasets_of(solver, Run(parameters, folder=folder, cores=cores))

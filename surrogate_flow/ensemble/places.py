@@ -59,7 +59,7 @@ class Place:
         return self.in_row >= _IN_ROW or not self.succeeded
 
 
-class _Witness(SchedulerPlugin):
+class _OutcomeCounter(SchedulerPlugin):
     """Counts on the scheduler which attempts succeed where, and tells what fails."""
 
     def __init__(self, study: str, token: str) -> None:
@@ -142,7 +142,7 @@ class Places:
         ask: Any = self._client
         ask.subscribe_topic(self._study, self._note)
         for register, plugin in (
-            (ask._register_scheduler_plugin, _Witness(self._study, self.token)),
+            (ask._register_scheduler_plugin, _OutcomeCounter(self._study, self.token)),
             (ask._register_nanny_plugin, Reporter(self._study)),
         ):
             try:

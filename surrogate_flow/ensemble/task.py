@@ -31,7 +31,7 @@ from surrogate_flow.ensemble.packed import Packed
 from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
-from surrogate_flow.solvers.offspring import Offspring, end_with_parent
+from surrogate_flow.solvers.child_processes import ChildProcesses, end_with_parent
 from surrogate_flow.solvers.solver import Run, Solver, Stopped, datasets_of
 from surrogate_flow.stream import Encoder, Endpoint, Outlet, StreamStopped
 
@@ -224,7 +224,7 @@ class _SolverPlugin(WorkerPlugin):
         self.recorder = Recorder(worker, self._study)
         # None where workers are threads of the trainer, which has processes of its own.
         threads = self._trainer == (socket.gethostname(), os.getpid())
-        self._offspring = None if threads else Offspring()
+        self._children = None if threads else ChildProcesses()
         if self._ours and not threads:
             if worker.nanny is not None:
                 end_with_parent()
@@ -246,7 +246,7 @@ class _SolverPlugin(WorkerPlugin):
             idle, self._idle = self._idle, []
         for solver in idle:
             await asyncio.to_thread(self._close, solver)
-        await asyncio.to_thread(self._end_offspring)
+        await asyncio.to_thread(self._end_children)
         self.recorder.close()
 
     def run(self, simulation: Simulation, attempt: int, *, archives: bool) -> Summary:
@@ -278,17 +278,17 @@ class _SolverPlugin(WorkerPlugin):
             with self._lock:
                 self._busy -= 1
                 if not self._busy and not self._idle:
-                    self._end_offspring()
+                    self._end_children()
 
     def _marked(self) -> AbstractContextManager[None]:
-        return self._offspring.marked() if self._offspring else nullcontext()
+        return self._children.marked() if self._children else nullcontext()
 
-    def _end_offspring(self) -> None:
+    def _end_children(self) -> None:
         """End what solvers have started and left; a kept solver may need its own."""
-        if self._offspring is not None:
-            self._offspring.kill()
+        if self._children is not None:
+            self._children.kill()
             if self._ended and not self._busy:
-                self._offspring.close()
+                self._children.close()
 
     def _build(self) -> Solver:
         try:

@@ -104,7 +104,8 @@ def plan(seed: int) -> Plan:
         twice=twice,
         cuts=tuple(random.integers(300, length // 2, 3 * ("cut" in kinds)).tolist()),
         pause=_pause(seed, random) if "pause" in kinds else 0.0,
-        step_timeout=1.5 if {"hangs", "gil"} & set(kinds) else 20.0,
+        # Longer than a busy machine keeps a worker waiting.
+        step_timeout=4.0 if {"hangs", "gil"} & set(kinds) else 20.0,
         kinds=kinds,
     )
 

@@ -291,7 +291,7 @@ def test_names_positions_times_and_units() -> None:
         np.testing.assert_allclose(step.time, [0.5 * (k + 1)])
         assert [step[c].attrs["units"] for c in ("x", "y", "time")] == ["m", "m", "s"]
         assert step.vorticity.attrs["units"] == "1/s"
-        assert step.vorticity.dtype == np.float32
+        assert step.vorticity.dtype == np.float64
     names = [p.name for p in solver.spec.parameters]
     assert names == ["log10_viscosity", "mode_1", "mode_2"]
     assert {(p.low, p.high) for p in solver.spec.parameters[1:]} == {(0.001, 0.999)}

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["Offspring", "end_with_parent"]
+__all__ = ["ChildProcesses", "end_with_parent"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ _PATIENCE = 10.0  # seconds for killed processes to be gone
 _MARK = getattr(resource, "RLIMIT_RTTIME", None)  # None: not on Linux
 
 
-class Offspring:
-    """What is started while `marked`: children, and theirs, however far they go.
+class ChildProcesses:
+    """The processes that start while `marked`, and those that these start.
 
     Neither a process group nor the tree of parents finds all of them: programs call
     setsid, fork twice, or lose their parent. So a mark is set that every process

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import psutil
 
-from surrogate_flow.solvers.offspring import Offspring
+from surrogate_flow.solvers.child_processes import ChildProcesses
 
 LIMIT = resource.RLIMIT_RTTIME
 SLEEP = ["sleep", "7777"]
@@ -16,11 +16,11 @@ SLEEP = ["sleep", "7777"]
 # Prints the ids of processes that left their parent, session or environment.
 WORKER = """
 import multiprocessing, subprocess, time
-from surrogate_flow.solvers.offspring import Offspring
+from surrogate_flow.solvers.child_processes import ChildProcesses
 SLEEP = ["sleep", "7777"]
 DEAF = ["sh", "-c", "trap '' TERM HUP; sleep 7777"]
 DAEMON = ["sh", "-c", "setsid sleep 7777 >/dev/null & echo $!"]
-with Offspring().marked():
+with ChildProcesses().marked():
     forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=[7777])
     forked.start()
     daemon = subprocess.check_output(DAEMON, text=True)
@@ -60,7 +60,7 @@ def test_all_that_a_killed_worker_has_started_dies():
 def test_each_kills_its_own():
     """Not those of another solver, whose mark came before or meanwhile; then marks end."""
     before = resource.getrlimit(LIMIT)
-    first, second = Offspring(), Offspring()
+    first, second = ChildProcesses(), ChildProcesses()
     with ExitStack() as ended:
 
         def start():
@@ -88,7 +88,7 @@ def test_each_kills_its_own():
 def test_marks_that_overlap_end_in_any_order():
     """As those of threads do."""
     before = resource.getrlimit(LIMIT)
-    one, two = Offspring(), Offspring()
+    one, two = ChildProcesses(), ChildProcesses()
     with ExitStack() as first:
         first.enter_context(one.marked())
         with two.marked():
@@ -101,7 +101,7 @@ def test_marks_that_overlap_end_in_any_order():
 
 HOLDS_THE_GIL = """
 import ctypes
-from surrogate_flow.solvers.offspring import end_with_parent
+from surrogate_flow.solvers.child_processes import end_with_parent
 end_with_parent()
 print(flush=True)
 ctypes.PyDLL(None).sleep(7777)
