@@ -100,8 +100,6 @@ def open_cluster(
         {
             # A lost worker closes its connection, a stopped one only its heartbeat.
             "distributed.scheduler.worker-ttl": worker_ttl,
-            # The ensemble repeats what a dying worker ran, and counts each death.
-            "distributed.scheduler.allowed-failures": 0,
             # Otherwise a cluster gives up workers that their nannies are restarting.
             "distributed.deploy.lost-worker-timeout": "1 day",
         }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import faulthandler
 import logging
 import re
-import shutil
 import signal
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +15,7 @@ from traceback import FrameSummary
 from typing import Any, BinaryIO
 
 from distributed import NannyPlugin
-from distributed.diskutils import DIR_LOCK_EXT, WorkSpace
+from distributed.diskutils import WorkDir, WorkSpace
 
 from surrogate_flow.fields.errors import UserError, line_in
 
@@ -56,30 +56,28 @@ class WorkerDied(UserError, RuntimeError):
 _FILES: list[BinaryIO] = []
 
 
-def _prefix(study: str, address: str) -> str:
-    return f"{study}-{re.sub(r'[^0-9A-Za-z.]+', '-', address)}-"
+def _prefix(study: str, nanny: str) -> str:
+    return f"{study}-{re.sub(r'[^0-9A-Za-z.]+', '-', nanny)}-"
 
 
 class Recorder:
     """The attempts that run in a worker's process, in a file that outlives it.
 
-    If a signal ends the process, `faulthandler` adds what each thread was at. The nanny
-    reads and removes it; without one nothing is written. What is killed with its nanny
-    leaves a folder of Dask's, which the next worker there removes.
+    If a signal ends the process, `faulthandler` adds what each thread was at. The
+    nanny, whose folder it lies in, reads and removes it; without one there is none.
     """
 
     def __init__(self, worker: Any, study: str) -> None:
         self._running, self._lock = 0, threading.Lock()
         self._file: BinaryIO | None = None
-        if worker.nanny:
-            # Beside the worker's folder, which its nanny removes when it has died.
-            space = WorkSpace(str(Path(worker.local_directory).parent))
-            prefix = _prefix(study, worker.address)
-            self._folder = space.new_work_dir(prefix=prefix)
-            path = Path(self._folder.dir_path, "running")
-            self._file = path.open("ab", buffering=0)
-            _FILES.append(self._file)
-            faulthandler.enable(self._file)
+        # Beside the worker's folder, which its nanny removes when it has died.
+        beside = Path(worker.local_directory).parent
+        for folder in beside.glob(f"{_prefix(study, worker.nanny or 'none')}*"):
+            # The nanny may leave, or the disk be full, which costs no attempt.
+            with suppress(OSError):
+                self._file = (folder / worker.id).open("ab", buffering=0)
+                _FILES.append(self._file)
+                faulthandler.enable(self._file)
 
     @contextmanager
     def running(self, key: str) -> Iterator[None]:
@@ -114,23 +112,26 @@ class Recorder:
         if _FILES:
             faulthandler.enable(_FILES[-1])
         file.close()
-        # Where the nanny has removed it, Dask would complain.
-        Path(self._folder.dir_path).mkdir(exist_ok=True)
-        self._folder.release()
+        Path(file.name).unlink(missing_ok=True)
 
 
 class Reporter(NannyPlugin):
     """Tells a study's clients, as an event, how a worker's process has died.
 
-    The event has the worker's address, the exit code, and the line of each attempt that
+    The event has the worker's id, the exit code, and the line of each attempt that
     is to blame: the one that the signal was raised in, or else all that ran.
     """
+
+    _folder: WorkDir | None = None
 
     def __init__(self, study: str) -> None:
         self.name = study
 
     def setup(self, nanny: Any) -> None:
         """Have this called when the present and each later process has ended."""
+        # Dask removes it when a machine is lost, and not while this nanny lives.
+        space = WorkSpace(nanny.local_directory)
+        self._folder = space.new_work_dir(prefix=_prefix(self.name, nanny.address))
         if not isinstance(nanny._on_worker_exit_sync, _OnExit):
             nanny._on_worker_exit_sync = _OnExit(nanny)
             if nanny.process is not None:
@@ -138,28 +139,23 @@ class Reporter(NannyPlugin):
 
     def teardown(self, nanny: Any) -> None:
         """Remove what a worker leaves that did not close in time."""
-        self.read(nanny)
+        if self._folder is not None:
+            self._folder.release()
 
-    def read(self, nanny: Any) -> str:
-        """Return what the process has noted, and remove it."""
-        text = ""
-        # None if it has died before it was a worker.
-        prefix = _prefix(self.name, nanny.worker_address or "none")
-        for path in Path(nanny.local_directory).glob(f"{prefix}*"):
-            if not path.is_dir():
-                continue
-            with suppress(OSError):
-                text += (path / "running").read_text(errors="replace")
-            shutil.rmtree(path, ignore_errors=True)
-            Path(f"{path}{DIR_LOCK_EXT}").unlink(missing_ok=True)
-        return text
+    def read(self) -> dict[str, str]:
+        """Return what each process that has ended has noted, and remove it."""
+        noted = {}
+        folder = self._folder and Path(self._folder.dir_path)
+        for path in folder.iterdir() if folder else ():
+            noted[path.name] = path.read_text(errors="replace")
+            path.unlink()
+        return noted
 
-    def report(self, nanny: Any, code: int, ran: dict[str, str]) -> None:
+    def report(self, nanny: Any, worker: str, code: int, ran: dict[str, str]) -> None:
         """Send it."""
-        death = {"died": nanny.worker_address, "code": code, "ran": ran}
         # RuntimeError (AsyncTaskGroupClosedError) if the nanny closes, too.
         with suppress(RuntimeError):
-            nanny.log_event(self.name, death)
+            nanny.log_event(self.name, {"died": worker, "code": code, "ran": ran})
 
 
 class _OnExit:
@@ -172,10 +168,14 @@ class _OnExit:
         try:
             plugins = self._nanny.plugins.values()
             reporters = [each for each in plugins if isinstance(each, Reporter)]
-            # The attempt of one study ends those of all others.
-            ran = _to_blame("".join([each.read(self._nanny) for each in reporters]))
+            noted: defaultdict[str, str] = defaultdict(str)
             for reporter in reporters:
-                reporter.report(self._nanny, code, ran)
+                for worker, text in reporter.read().items():
+                    noted[worker] += text
+            # The attempt of one study ends those of all others.
+            for worker, text in noted.items():
+                for reporter in reporters:
+                    reporter.report(self._nanny, worker, code, _to_blame(text))
         except Exception:
             logger.exception("How a worker has died is not known")
         finally:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 import secrets
-import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -25,8 +23,6 @@ logger = logging.getLogger(__name__)
 _IN_ROW = 3  # failures without a success, after which a worker rests
 _REST, _LONGEST = 1.0, 600.0  # seconds; twice as long for each further failure
 _ANSWER = 5.0  # seconds that scheduler and nannies have to accept what watches them
-_REPORT = 3.0  # seconds for a nanny to report how its worker has died
-_FRESH = 60.0  # seconds; an older report is of another worker at the same address
 
 
 @dataclass(frozen=True)
@@ -62,8 +58,8 @@ class Place:
 class _OutcomeCounter(SchedulerPlugin):
     """Counts on the scheduler which attempts succeed where, and tells what fails."""
 
-    def __init__(self, study: str, token: str) -> None:
-        self.name, self._token = study, token
+    def __init__(self, study: str) -> None:
+        self.name = study
         self._done: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
         self._hosts: Counter[str] = Counter()
@@ -86,9 +82,15 @@ class _OutcomeCounter(SchedulerPlugin):
     def transition(
         self, key: Any, start: str, finish: str, *_: Any, **more: Any
     ) -> None:
-        """Count the end of an attempt."""
+        """Have an attempt die once only, and count its end."""
         address = more.get("worker")
-        if start != "processing" or not str(key).endswith(self._token) or not address:
+        if not str(key).endswith(self.name):
+            return
+        if finish == "processing":
+            # Dask runs it no second time, whatever the scheduler allows for others.
+            allowed = self._scheduler.allowed_failures
+            self._scheduler.tasks[key].suspicious = allowed
+        if start != "processing" or not address:
             return
         name, host = self._names.get(address, address), get_address_host(address)
         if finish == "memory":
@@ -118,20 +120,17 @@ class Places:
     Parameters
     ----------
     client : distributed.Client
-    study : str
-        As `on_workers` names it.
 
     Attributes
     ----------
-    token : str
-        With which the names of its tasks end.
+    study : str
+        Its name, with which the names of its tasks end, too.
     """
 
-    def __init__(self, client: Client, study: str) -> None:
-        self._client, self._study, self.token = client, study, secrets.token_hex(3)
-        self._changed = threading.Condition()
+    def __init__(self, client: Client) -> None:
+        self._client, self.study = client, f"surrogate-flow-{secrets.token_hex(4)}"
         self._failed: dict[str, Place] = {}
-        self._deaths: dict[str, tuple[float, Mapping[str, Any] | None]] = {}
+        self._deaths: dict[str, Mapping[str, Any]] = {}
         self._rests: dict[tuple[str, str], float] = {}
         #: Workers and hosts that have rested, in words.
         self.set_aside: tuple[str, ...] = ()
@@ -140,13 +139,13 @@ class Places:
 
     def __enter__(self) -> Self:
         ask: Any = self._client
-        ask.subscribe_topic(self._study, self._note)
+        ask.subscribe_topic(self.study, self._note)
         for register, plugin in (
-            (ask._register_scheduler_plugin, _OutcomeCounter(self._study, self.token)),
-            (ask._register_nanny_plugin, Reporter(self._study)),
+            (ask._register_scheduler_plugin, _OutcomeCounter(self.study)),
+            (ask._register_nanny_plugin, Reporter(self.study)),
         ):
             try:
-                ask.sync(register, plugin, self._study, False, callback_timeout=_ANSWER)
+                ask.sync(register, plugin, self.study, False, callback_timeout=_ANSWER)
             except Exception as error:
                 # A scheduler of others that takes no code; or nannies that start.
                 logger.debug("Failures are not watched everywhere: %r", error)
@@ -156,7 +155,7 @@ class Places:
         ask: Any = self._client
         if ask.status != "running":
             return
-        ask.unsubscribe_topic(self._study)
+        ask.unsubscribe_topic(self.study)
         scheduler = ask.scheduler
         for remove in (
             scheduler.unregister_scheduler_plugin,
@@ -164,38 +163,27 @@ class Places:
         ):
             # One that was never accepted, or a scheduler that is gone.
             with suppress(Exception):
-                ask.sync(remove, name=self._study, callback_timeout=_ANSWER)
+                ask.sync(remove, name=self.study, callback_timeout=_ANSWER)
 
     def _note(self, event: tuple[float, Mapping[str, Any]]) -> None:
         _, told = event
-        with self._changed:
-            if "died" in told:
-                self._deaths[told["died"]] = time.monotonic(), told
-            else:
-                self._failed[told["key"]] = Place(*told["place"])
-            self._changed.notify_all()
+        if "died" in told:
+            self._deaths[told["died"]] = told
+        else:
+            self._failed[told["key"]] = Place(*told["place"])
 
     def of(self, key: str) -> Place | None:
         """Return where a task has failed, once; None if that is not known."""
-        with self._changed:
-            return self._failed.pop(key, None)
+        return self._failed.pop(key, None)
 
     def at(self, address: str) -> Place | None:
         """Return a worker that is there."""
         known = self.present.get(address)
         return Place(known[0], address, known[1]) if known else None
 
-    def death(self, address: str) -> Mapping[str, Any] | None:
-        """Return what the nanny reports of a worker that has died, if it comes soon."""
-
-        def known() -> bool:
-            came, _ = self._deaths.get(address, (-math.inf, None))
-            return time.monotonic() - came < _FRESH
-
-        with self._changed:
-            if not self._changed.wait_for(known, _REPORT):
-                self._deaths[address] = time.monotonic(), None
-            return self._deaths[address][1]
+    def death(self, worker: str) -> Mapping[str, Any] | None:
+        """Return what the nanny has reported of a worker that died, by its id."""
+        return self._deaths.get(worker)
 
     def failed(self, place: Place, error: BaseException) -> None:
         """Have a worker, or a host, rest on which attempts fail in a row."""

@@ -167,6 +167,7 @@ class Study:
             self.cluster = cluster
             client = enter(cluster.address.client())
             self.dashboard_link: str = client.dashboard_link
+            places = enter(Places(client))
             spec = solver.spec if settings.streams else receipts(solver.spec)
             recorded = RecordingSink(self.ledger, sink)
             self.inlet = enter(Inlet(spec, recorded, host=cluster.address.interface))
@@ -179,10 +180,10 @@ class Study:
                     writer=settings.writer,
                     streams=settings.streams,
                     ours=cluster.address.ours,
+                    study=places.study,
                 )
             )
             unarchived = replace(task, archives=False) if settings.streams else None
-            places = enter(Places(client, task.study))
             tasks = Tasks(client, task, settings.name, places, unarchived)
             workers = Workers(
                 client,

@@ -140,6 +140,7 @@ def on_workers(
     writer: Writer | None = None,
     streams: bool = True,
     ours: bool = False,
+    study: str | None = None,
 ) -> Iterator[Task]:
     """Have all workers of a cluster, later ones too, keep a study's solver ready.
 
@@ -150,6 +151,8 @@ def on_workers(
         As `run`.
     ours : bool
         Whether the workers are the study's own, and end with it.
+    study : str, optional
+        Its name, as `Places` has it: what workers note of deaths is for its nannies.
 
     Yields
     ------
@@ -157,7 +160,7 @@ def on_workers(
         To be submitted for each attempt. On leaving, solvers are closed, each when the
         simulation that it works on has ended.
     """
-    study = f"surrogate-flow-{secrets.token_hex(4)}"
+    study = study or f"surrogate-flow-{secrets.token_hex(4)}"
     packed = Packed.of(solver)
     travels = len(packed.pickle) / _BANDWIDTH
     accept = _ACCEPT + travels

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 _GRACE = 3.0  # seconds that tasks have to end by themselves
 _ELSEWHERE = 5.0  # seconds that an urgent attempt waits for a worker of its choice
 _SOON = 60.0  # seconds; later another worker may have the address of a restarted one
+_REPORT = 3.0  # seconds for a nanny to report how its worker has died
+_LOOK = 0.1  # seconds between two looks whether it has
 _LOST = 3  # machines that may be lost with a simulation before it is charged
 
 Attempt = Callable[[Simulation, int], Summary]
@@ -85,6 +87,7 @@ class Tasks:
         self._anywhere: set[int] = set()
         self._restarted: dict[str, float] = {}
         self._lost: Counter[int] = Counter()
+        self._dying: dict[str, float] = {}
         self._ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         #: Tasks submitted so far.
         self.submitted = 0
@@ -95,7 +98,7 @@ class Tasks:
     def key(self, simulation: Simulation, attempt: int) -> str:
         """Return the name of a task, which no other study on the cluster shares."""
         number = f"{simulation.number}-{attempt}"
-        return f"{self._name}-{simulation.part}-{number}-{self.places.token}"
+        return f"{self._name}-{simulation.part}-{number}-{self.places.study}"
 
     def names(self) -> dict[tuple[int, int], str]:
         """Return the name of the task of each (simulation, attempt)."""
@@ -206,11 +209,15 @@ class Tasks:
             If the scheduler is gone.
         """
         with contextlib.suppress(queue.Empty):
-            key = self._ended.get(timeout=timeout)
+            wait = min(timeout, _LOOK) if self._dying else timeout
+            key = self._ended.get(timeout=wait)
             while True:
                 if key in self._in_flight and (ended := self._settle(key)):
                     yield ended
                 key = self._ended.get_nowait()
+        for key in list(self._dying):
+            if ended := self._settle(key):
+                yield ended
 
     def cancel(self) -> None:
         """Cancel what does not end within a moment."""
@@ -237,8 +244,21 @@ class Tasks:
             # Its worker died with the result, and Dask runs it again.
             future.add_done_callback(self._note)
             return None
+        error, charged = None, True
+        if ended is None and status == "error":
+            try:
+                error = future.exception(timeout=_GRACE)
+            except TimeoutError:
+                # The client is busy, and answers later.
+                future.add_done_callback(self._note)
+                return None
+            if isinstance(error, KilledWorker):
+                if self._unexplained(key, error.last_worker):
+                    return None
+                error, charged = self._died(key, simulation.number, error.last_worker)
         del self._in_flight[key]
         self._bound.pop(key, None)
+        self._dying.pop(key, None)
         if ended is not None:
             return ended
         if status == "cancelled":
@@ -247,16 +267,20 @@ class Tasks:
         if status == "finished":
             self._lost.pop(simulation.number, None)
             return Ended(simulation, attempt)
-        error, charged = future.exception(timeout=_GRACE), True
-        if isinstance(error, KilledWorker):
-            error, charged = self._died(key, simulation.number, error.last_worker)
         return Ended(simulation, attempt, error, self.places.of(key), charged)
+
+    def _unexplained(self, key: str, worker: Any) -> bool:
+        """Whether a nanny may still report how its worker has died."""
+        if not worker.nanny or self.places.death(worker.server_id):
+            return False
+        now = time.monotonic()
+        return now < self._dying.setdefault(key, now + _REPORT)
 
     def _died(self, key: str, number: int, worker: Any) -> tuple[WorkerDied, bool]:
         """Return why a worker has died, and whether the attempt is to blame."""
         if time.monotonic() < self._restarted.get(worker.address, 0.0):
             return WorkerDied("Another simulation on its worker hung."), False
-        death = self.places.death(worker.address) if worker.nanny else None
+        death = self.places.death(worker.server_id)
         if death and death["ran"]:
             error = WorkerDied.of(death["code"], death["ran"].get(key, ""))
             return error, key in death["ran"]

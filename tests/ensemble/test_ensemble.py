@@ -4,6 +4,7 @@ import collections
 import contextlib
 import csv
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -15,10 +16,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, KilledWorker, LocalCluster
 from troubled import STEPS, Leisurely, Returning, Troubled, Wave
 
-from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.ensemble.ensemble import Ensemble, EnsembleError, Tasks
 from surrogate_flow.ensemble.events import (
     Exhausted,
@@ -98,10 +98,10 @@ class Run:
         self.inlet = Inlet(solver.spec, recorded, **stream or {})
         self.inlet.__enter__()
         self.resources = contextlib.ExitStack()
+        places = self.resources.enter_context(Places(client))
         task = self.resources.enter_context(
-            on_workers(client, solver, self.inlet.endpoint)
+            on_workers(client, solver, self.inlet.endpoint, study=places.study)
         )
-        places = self.resources.enter_context(Places(client, task.study))
         self.tasks = Tasks(client, task, "wave", places)
         faults = Faults(**faults)
         self.ensemble = Ensemble(
@@ -337,13 +337,11 @@ def test_a_death_of_a_worker_is_one_attempt_of_what_it_ran(
     """Its error says how the process died, and where; nobody else is charged."""
     simulations = [Simulation(n, "training", {"phase": n / 10}) for n in range(8)]
     with (
-        open_cluster(
-            lambda: LocalCluster(
-                n_workers=1,
-                threads_per_worker=threads,
-                dashboard_address="127.0.0.1:0",
-                silence_logs=50,
-            )
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=threads,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=50,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
         Run(client, Troubled(fault, 0.65), simulations, tmp_path, retries=1) as study,
@@ -383,7 +381,7 @@ def place(name, in_row=1, succeeded=False, host="10.0.0.1"):
 
 
 def places(*workers):
-    known = Places(None, "study")
+    known = Places(None)
     known.present = {p.address: (p.worker, p.host) for p in workers}
     return known
 
@@ -398,23 +396,60 @@ def test_retries_go_to_other_hosts_then_to_other_workers():
     assert places(*near, far).choose([None]) is None
 
 
-def test_a_death_is_of_the_present_worker_at_an_address(monkeypatch):
-    """A cluster with fixed ports gives one address to several, one after the other."""
-    known, tasks = places(), Tasks(None, None, "study", places())
-    worker = SimpleNamespace(address="tcp://10.0.0.1:1", nanny=False)
+class Killed:
+    """A future whose worker has died; its client is too busy to say so at once."""
+
+    status = "error"
+
+    def __init__(self, key, worker, busy=False):
+        self.key, self.worker, self.busy = key, worker, busy
+
+    def exception(self, timeout):
+        if self.busy:
+            raise TimeoutError
+        return KilledWorker(self.key, self.worker, 0)
+
+    def add_done_callback(self, note):
+        self.busy = False
+        note(self)
+
+
+def test_deaths_wait_for_their_reports_and_hold_up_nothing_else(monkeypatch):
+    """Nor does a later worker at the same address take the report of an earlier one."""
+    known = places()
+    tasks, (first, *others) = Tasks(None, None, "study", known), planned(50)
+
+    def kill(simulation, identity, nanny, busy=False):
+        worker = SimpleNamespace(
+            address="tcp://10.0.0.1:1", nanny=nanny, server_id=identity
+        )
+        future = Killed(tasks.key(simulation, 0), worker, busy)
+        tasks._in_flight[future.key] = simulation, 0, future
+        future.add_done_callback(tasks._note) if not busy else tasks._note(future)
+
+    def ended():
+        return {each.simulation.number: each for each in tasks.wait(0.0)}
+
+    monkeypatch.setattr("surrogate_flow.ensemble.tasks._REPORT", math.inf)
+    for simulation in others:
+        kill(simulation, f"Worker-{simulation.number}", True)
+    kill(first, "Worker-0", False, busy=True)
+    assert {n: each.charged for n, each in ended().items()} == {0: True}
     for code in (-11, -9):
-        known._note((0.0, {"died": worker.address, "code": code}))
-        assert known.death(worker.address)["code"] == code
-    tasks.restarting([worker.address])
-    _, charged = tasks._died("study-training-1-0", 1, worker)
-    assert not charged
-    monkeypatch.setattr("surrogate_flow.ensemble.places._FRESH", 0.0)
-    monkeypatch.setattr("surrogate_flow.ensemble.places._REPORT", 0.0)
-    assert known.death(worker.address) is None
+        ran = {tasks.key(others[0], 0): "", tasks.key(others[1], 0): ""}
+        known._note((0.0, {"died": f"Worker-{-code}", "code": code, "ran": ran}))
+    told = ended()
+    assert {n: each.charged for n, each in told.items()} == {9: False, 11: False}
+    assert "SIGSEGV" in str(told[11].error)
+    tasks.restarting(["tcp://10.0.0.1:1"])
     monkeypatch.setattr("surrogate_flow.ensemble.tasks._SOON", 0.0)
-    tasks.restarting([worker.address])
-    _, charged = tasks._died("study-training-1-0", 1, worker)
-    assert charged
+    monkeypatch.setattr("surrogate_flow.ensemble.tasks._REPORT", 0.0)
+    tasks._dying = dict.fromkeys(tasks._dying, 0.0)
+    assert not any(each.charged for each in ended().values())
+    assert not len(tasks)
+    tasks.restarting(["tcp://10.0.0.1:1"])
+    kill(first, "Worker-0", False)
+    assert ended()[0].charged
 
 
 def test_a_worker_rests_after_three_failures_in_a_row():

@@ -99,7 +99,7 @@ class Trial:
             endpoint = replace(endpoint, address=self.proxy.address)
         faults = Faults(max_failures=plan.simulations, step_timeout=plan.step_timeout)
         # Without `on_workers` no death of a worker is charged to a simulation.
-        places = stack.enter_context(Places(self.client, "faults"))
+        places = stack.enter_context(Places(self.client))
         task = partial(run, self.solver, endpoint)
         tasks = Tasks(self.client, task, "faults", places)
         self.ensemble = Ensemble(
