@@ -196,6 +196,7 @@ def generate(data: OnlineData, path: Path, console: Console) -> int:
                 ended = generation.run(over)
             finally:
                 line.stop()
+            line.check()
             status = requested.status
         print_lines(
             console, *(f"Attempts failed, set aside: {at}" for at in ended.set_aside)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pickle import PicklingError
@@ -38,6 +39,7 @@ def contained() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         if not hasattr(_here, "loop"):
             _here.loop = asyncio.new_event_loop()
+            weakref.finalize(threading.current_thread(), _here.loop.close)
         # Again, since asyncio.run leaves none.
         asyncio.set_event_loop(_here.loop)
     try:

@@ -30,6 +30,7 @@ from surrogate_flow.ensemble.workers import EnsembleError, Workers
 from surrogate_flow.fields.quantities import Simulation, counted
 from surrogate_flow.sampling import Design
 from surrogate_flow.stream import SpecMismatch
+from surrogate_flow.threads import LoudThread
 
 __all__ = ["Ensemble", "EnsembleError", "EnsembleStats", "Tasks"]
 
@@ -90,8 +91,7 @@ class Ensemble:
         self._failures: list[list[Place | None]] = []
         self._retried = self._held_out = 0
         self._closing = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="ensemble", daemon=True)
+        self._thread = LoudThread(self._run, "ensemble")
 
     def start(self) -> None:
         """Begin to submit."""
@@ -104,8 +104,7 @@ class Ensemble:
 
     def check(self) -> None:
         """Raise what stopped the ensemble, if anything did."""
-        if self._error is not None:
-            raise self._error
+        self._thread.check()
         self._workers.check()
 
     @property
@@ -163,13 +162,13 @@ class Ensemble:
                     self._look()
                     self._workers.trim_scheduler(self._tasks.submitted)
                     checked = time.monotonic()
-        except BaseException as error:
-            # Raised again by check(), in the trainer's thread.
-            self._error = self._explained(error)
+        except Exception as error:
+            raise self._explained(error)  # noqa: B904 - or the error itself
 
     def _look(self) -> None:
         self._workers.wait(self._faults, self._closing, self._ahead)
         self._tasks.places.present = self._workers.present
+        self._tasks.places.check()
         self._tasks.free()
 
     def _end(self) -> None:

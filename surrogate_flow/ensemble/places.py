@@ -83,7 +83,13 @@ class _OutcomeCounter(SchedulerPlugin):
         self, key: Any, start: str, finish: str, *_: Any, **more: Any
     ) -> None:
         """Have an attempt die once only, and count its end."""
-        address = more.get("worker")
+        try:
+            self._count(key, start, finish, more.get("worker"))
+        except Exception as error:
+            # Dask would only log it.
+            self._scheduler.log_event(self.name, {"defect": repr(error)})
+
+    def _count(self, key: Any, start: str, finish: str, address: Any) -> None:
         if not str(key).endswith(self.name):
             return
         if finish == "processing":
@@ -129,7 +135,8 @@ class Places:
 
     def __init__(self, client: Client) -> None:
         self._client, self.study = client, f"surrogate-flow-{secrets.token_hex(4)}"
-        self._failed: dict[str, Place] = {}
+        self._failed: dict[str, Sequence[Any]] = {}
+        self._defect = ""
         self._deaths: dict[str, Mapping[str, Any]] = {}
         self._rests: dict[tuple[str, str], float] = {}
         #: Workers and hosts that have rested, in words.
@@ -166,15 +173,24 @@ class Places:
                 ask.sync(remove, name=self.study, callback_timeout=_ANSWER)
 
     def _note(self, event: tuple[float, Mapping[str, Any]]) -> None:
+        # In the thread of Dask's event loop, which would only log what is raised.
         _, told = event
         if "died" in told:
             self._deaths[told["died"]] = told
+        elif "defect" in told:
+            self._defect = told["defect"]
         else:
-            self._failed[told["key"]] = Place(*told["place"])
+            self._failed[told["key"]] = told["place"]
+
+    def check(self) -> None:
+        """Raise what has ended the counting on the scheduler, if anything has."""
+        if self._defect:
+            raise RuntimeError(f"Attempts are counted no more: {self._defect}")
 
     def of(self, key: str) -> Place | None:
         """Return where a task has failed, once; None if that is not known."""
-        return self._failed.pop(key, None)
+        told = self._failed.pop(key, None)
+        return Place(*told) if told else None
 
     def at(self, address: str) -> Place | None:
         """Return a worker that is there."""

@@ -13,6 +13,7 @@ from functools import partial
 from surrogate_flow.ensemble.ensemble import Tasks
 from surrogate_flow.ensemble.ledger import Ledger, SimulationState
 from surrogate_flow.stream import Inlet, SimulationProgress
+from surrogate_flow.threads import LoudThread
 
 __all__ = ["Watchdog"]
 
@@ -61,9 +62,8 @@ class Watchdog:
         self._active: set[str] = set()
         #: How often a silent attempt was found waiting for a thread, which is no hang.
         self.queued = 0
-        self._defect: BaseException | None = None
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._thread = LoudThread(self._run, "watchdog")
 
     def start(self) -> None:
         """Begin to watch."""
@@ -77,8 +77,7 @@ class Watchdog:
 
     def check(self) -> None:
         """Raise what ended the watch, if anything did."""
-        if self._defect is not None:
-            raise self._defect
+        self._thread.check()
 
     def _run(self) -> None:
         while not self._closing.wait(self._poll):
@@ -89,10 +88,6 @@ class Watchdog:
             except (OSError, TimeoutError) as error:
                 # The ensemble reports a lost scheduler; otherwise try again.
                 logger.debug("The watchdog has no answer: %r", error)
-            except BaseException as error:
-                # Of ours: `check` raises it in the trainer's thread.
-                self._defect = error
-                return
 
     def _silent(
         self, attempts: Mapping[tuple[int, int], str]

@@ -9,11 +9,15 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.logging import RichHandler
 from rich.text import Text
+
+from surrogate_flow.files import tolerate_full_disk
+from surrogate_flow.threads import LoudThread
 
 __all__ = ["LiveLine", "print_lines", "show_logs", "the_console"]
 
@@ -79,7 +83,7 @@ class LiveLine:
     """Shows what `line` returns, from `start` to `stop`.
 
     On a terminal it is rewritten four times a second; elsewhere (a batch job's log) it
-    is printed every `every` seconds, and once more at the end if it has changed.
+    is printed every `every` seconds and at the end, if it has changed.
 
     Parameters
     ----------
@@ -98,8 +102,8 @@ class LiveLine:
         self._every = every
         self._live: Live | None = None
         self._over = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._defect: Exception | None = None
+        self._thread: LoudThread | None = None
+        self._defect: BaseException | None = None
 
     def start(self) -> None:
         """Begin to show the line; may be called again."""
@@ -112,9 +116,7 @@ class LiveLine:
             self._live.start()
         else:
             self._over.clear()
-            self._thread = threading.Thread(
-                target=self._print_lines, name="progress", daemon=True
-            )
+            self._thread = LoudThread(self._print_lines, "progress")
             self._thread.start()
 
     def stop(self) -> None:
@@ -124,12 +126,15 @@ class LiveLine:
         if self._thread:
             self._over.set()
             self._thread.join()
+            self._defect = self._defect or self._thread.error
         self._live = self._thread = None
 
     def check(self) -> None:
         """Raise what ended the line, if anything did."""
         if self._defect is not None:
             raise self._defect
+        if self._thread is not None:
+            self._thread.check()
 
     def _text(self) -> Text:
         if self._defect is None:
@@ -141,9 +146,11 @@ class LiveLine:
         return Text("")
 
     def _print_lines(self) -> None:
-        line = None
-        while not self._over.wait(self._every):
-            line = self._text()
-            self._console.print(line, soft_wrap=True)
-        if (last := self._text()) != line:
-            self._console.print(last, soft_wrap=True)
+        line, over = None, False
+        while not over:
+            over = self._over.wait(self._every)
+            if (now := self._text()) != line:
+                line = now
+                # A log on a full disk, or a pipe that nobody reads, ends no run.
+                with tolerate_full_disk(Path("The progress")):
+                    self._console.print(line, soft_wrap=True)

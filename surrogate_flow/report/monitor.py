@@ -21,6 +21,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from surrogate_flow.data.module import Status, TrainingStats, data_of
 from surrogate_flow.files import tolerate_full_disk
+from surrogate_flow.threads import LoudThread
 
 __all__ = ["COLUMNS", "Clock", "Monitor", "StatusListener", "telemetry"]
 
@@ -146,7 +147,7 @@ class Monitor(Callback):
         self._begin = self._clock.now()
         self._table: _Table | None = None
         self._scalars: list[TensorBoardLogger] = []
-        self._thread: threading.Thread | None = None
+        self._thread: LoudThread | None = None
         self._over = threading.Event()
         self._trainer: L.Trainer | None = None
         self._stage = self._phase = ""
@@ -157,7 +158,6 @@ class Monitor(Callback):
         self._recent: deque[tuple[float, int]] = deque()
         self._lock = threading.Lock()
         self._final_rate: float | None = None
-        self._defect: BaseException | None = None
 
     def setup(
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
@@ -172,22 +172,25 @@ class Monitor(Callback):
         self._scalars = [*boards]
         self._trainer, self._stage = trainer, stage
         self._over.clear()
-        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
+        self._thread = LoudThread(self._watch, "monitor")
         self._thread.start()
 
     def teardown(self, *_: Any, **__: Any) -> None:
         """Take the last status, after the data have ended."""
+        thread = self._thread
+        self.on_exception()
+        if thread is not None:
+            thread.check()
+
+    def on_exception(self, *_: Any) -> None:
+        """Take the last status of a run that fails."""
         if self._thread is None:
             return
         self._over.set()
         self._thread.join()
-        self._thread, self._phase = None, ""
-        if self._defect is None:
+        thread, self._thread, self._phase = self._thread, None, ""
+        if thread.error is None:
             self.sample()
-
-    def on_exception(self, *_: Any) -> None:
-        """Take the last status of a run that fails."""
-        self.teardown()
 
     def on_validation_start(self, *_: Any) -> None:
         """Say what a wait is for."""
@@ -208,8 +211,8 @@ class Monitor(Callback):
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Note that a batch has been trained; raise what ended the thread."""
-        if self._defect is not None:
-            raise self._defect
+        if self._thread is not None:
+            self._thread.check()
         self._trained = self._clock.now(), self._trained[1] + len(batch.step)
         # Read once a second in the monitor's thread, since a GPU makes that wait.
         self._loss = outputs["loss"]
@@ -264,13 +267,8 @@ class Monitor(Callback):
         return status
 
     def _watch(self) -> None:
-        try:
-            while not self._clock.wait(self._over, _INTERVAL):
-                self.sample()
-        except BaseException as error:
-            # Raised in the trainer's thread, at its next batch.
-            self._defect = error
-            logger.exception("No further status of the run is taken.")
+        while not self._clock.wait(self._over, _INTERVAL):
+            self.sample()
 
     def _rate(self) -> float:
         recent, since = self._recent, self._clock.now() - _WINDOW

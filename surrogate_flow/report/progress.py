@@ -72,6 +72,7 @@ class ProgressLine(ProgressBar):
     def teardown(self, *_: Any, **__: Any) -> None:
         """Leave the last state of the line on the console."""
         self._line.stop()
+        self._line.check()
 
     def on_exception(self, *_: Any) -> None:
         """Leave the terminal as it was."""

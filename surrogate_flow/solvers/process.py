@@ -8,7 +8,6 @@ import dataclasses
 import os
 import signal
 import subprocess
-import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import final
 import xarray as xr
 
 from surrogate_flow.solvers.solver import Run, Solver
+from surrogate_flow.threads import LoudThread
 
 __all__ = ["ProcessError", "ProcessRun", "ProcessSolver"]
 
@@ -170,14 +170,16 @@ class _Program:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             raise
-        assert self.process.stderr is not None
-        self._reader = threading.Thread(
-            target=self._tail.extend, args=(self.process.stderr,), daemon=True
-        )
+        self._reader = LoudThread(self._drain, "stderr")
         self._reader.start()
+
+    def _drain(self) -> None:
+        assert self.process.stderr is not None
+        self._tail.extend(self.process.stderr)
 
     def check(self) -> None:
         """Raise if it has failed or takes too long."""
+        self._reader.check()
         code = self.process.poll()
         if code:
             names = {s.value: s.name for s in signal.Signals}

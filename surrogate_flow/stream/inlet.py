@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -29,10 +27,9 @@ from surrogate_flow.stream.protocol import HEADER_BYTES, Message, encode
 from surrogate_flow.stream.reception import Reception
 from surrogate_flow.stream.sink import Sink
 from surrogate_flow.stream.stats import SimulationProgress, StreamStats
+from surrogate_flow.threads import LoudThread
 
 __all__ = ["Inlet"]
-
-logger = logging.getLogger(__name__)
 
 BUDGET = 64 << 20
 BATCH = 64
@@ -134,10 +131,9 @@ class Inlet:
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._unreachable: list[bytes] = []
         self._stopping: str | None = None
-        self._error: BaseException | None = None
         self._endpoint: Endpoint | None = None
         self._resources = ExitStack()
-        self._thread: threading.Thread | None = None
+        self._thread: LoudThread | None = None
         self._room = False
         self._waker: Waker | None = None
 
@@ -155,7 +151,7 @@ class Inlet:
             self._resources.close()
             raise
         self._sink.on_room(self._retry_soon)
-        self._thread = threading.Thread(target=self._run, name="inlet", daemon=True)
+        self._thread = LoudThread(self._run, "inlet")
         self._thread.start()
         return self
 
@@ -184,8 +180,8 @@ class Inlet:
 
     def check(self) -> None:
         """Raise what ended the reception, if anything did."""
-        if self._error is not None:
-            raise self._error
+        if self._thread is not None:
+            self._thread.check()
 
     def give_up(self, simulation: int) -> None:
         """Accept no more steps of a simulation that has failed permanently.
@@ -232,9 +228,8 @@ class Inlet:
             self._receive()
             reason = self._stopping or reason
         except BaseException as error:
-            self._error = error
             reason = f"{reason}: {error!r}"
-            logger.exception("The inlet has failed")
+            raise
         finally:
             self._reception.stop(reason)
             self._socket.close()

@@ -20,6 +20,7 @@ from surrogate_flow.stream.connection import Connection
 from surrogate_flow.stream.endpoint import Endpoint
 from surrogate_flow.stream.errors import StreamError, StreamTimeout
 from surrogate_flow.stream.protocol import Steps
+from surrogate_flow.threads import LoudThread
 
 __all__ = ["Outlet"]
 
@@ -38,7 +39,7 @@ class _Flusher:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._periods: dict[Callable[[], None], float] = {}
-        self._thread: threading.Thread | None = None
+        self._thread: LoudThread | None = None
 
     def add(self, function: Callable[[], None], seconds: float) -> None:
         """Call `function` from now on, at least every so many `seconds`."""
@@ -46,9 +47,7 @@ class _Flusher:
             shorter = seconds < min(self._periods.values(), default=0.0)
             self._periods[function] = seconds
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="flusher", daemon=True
-                )
+                self._thread = LoudThread(self._run, "flusher")
                 self._thread.start()
             elif shorter:
                 self._changed.notify()
@@ -62,6 +61,11 @@ class _Flusher:
             self._changed.notify()
         if thread is not None:
             thread.join()
+
+    def check(self) -> None:
+        """Raise what ended the thread, if anything did."""
+        if (thread := self._thread) is not None:
+            thread.check()
 
     def _run(self) -> None:
         while True:
@@ -395,6 +399,7 @@ class Outlet:
         self._connection.abort(repr(error))
 
     def _raise_error(self) -> None:
+        _FLUSHER.check()
         if self._error is not None:
             raise self._error
 

@@ -156,7 +156,11 @@ class Job:
         self._job._call = partial(self._job._call, start_new_session=True)
         await self._job.start()
         if self._too_late:
-            await self._job.close()
+            # Nobody waits for this any more.
+            try:
+                await self._job.close()
+            except Exception as error:
+                logger.warning("%s: %r", self.cancel_command, error)
 
     def cancel(self) -> None:
         """Cancel it; whether it has ended, only the queue knows."""

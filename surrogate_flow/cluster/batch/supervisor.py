@@ -16,6 +16,7 @@ from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
 from surrogate_flow.cluster.batch.registry import Registry
 from surrogate_flow.cluster.batch.walltime import Drain, walltime_of
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.threads import LoudThread
 
 __all__ = ["JobError", "Supervisor"]
 
@@ -74,9 +75,8 @@ class Supervisor:
         self._submitted = self._failures = 0
         self._next_submit = 0.0
         self._refusal = ""
-        self._error: BaseException | None = None
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+        self._thread = LoudThread(self._run, "jobs")
         #: Jobs that were replaced, whatever the cause.
         self.replaced = 0
 
@@ -117,8 +117,7 @@ class Supervisor:
         JobError
             If jobs end again and again before they have a worker.
         """
-        if self._error is not None:
-            raise self._error
+        self._thread.check()
 
     @property
     def wanted(self) -> int:
@@ -145,16 +144,12 @@ class Supervisor:
         return {worker.address for job in jobs for worker in job.workers()}
 
     def _run(self) -> None:
-        try:
-            while not self._closing.wait(self._timing.poll):
-                try:
-                    self._tick()
-                except (OSError, TimeoutError) as error:
-                    # The scheduler or the batch system is too busy; try again.
-                    logger.debug("The jobs were not checked: %r", error)
-        except BaseException as error:
-            # Raised by check() in the trainer's thread.
-            self._error = error
+        while not self._closing.wait(self._timing.poll):
+            try:
+                self._tick()
+            except (OSError, TimeoutError) as error:
+                # The scheduler or the batch system is too busy; try again.
+                logger.debug("The jobs were not checked: %r", error)
 
     def _tick(self) -> None:
         registry, load = self._registry, self._load
