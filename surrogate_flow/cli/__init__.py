@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import locale
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
-from surrogate_flow.cli.signals import interrupted
+from surrogate_flow.cli.signals import end_at_once, interrupted
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``surrogate-flow COMMAND ...``; Ctrl-C ends it in one line, imports too."""
+    """Run ``surrogate-flow COMMAND ...``; a signal ends it in one line, imports too."""
     try:
         if arguments is None:
+            end_at_once()
             _speak_utf8()
         from surrogate_flow.cli import app
 
         app.main(arguments)
     except KeyboardInterrupt as error:
-        print("surrogate-flow: interrupted.", file=sys.stderr)
-        sys.exit(interrupted(error))
+        status = interrupted(error)
+        name = signal.Signals(status - 128).name
+        by = "" if name == "SIGINT" else f" by {name}"
+        print(f"surrogate-flow: interrupted{by}.", file=sys.stderr)
+        sys.exit(status)
 
 
 def _speak_utf8() -> None:

@@ -28,7 +28,7 @@ import os, signal, sys
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.{name})
 
 sys.meta_path.insert(0, Interrupt())
 """
@@ -283,10 +283,18 @@ def test_ctrl_c_before_the_first_batch_leaves_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("module", ["numpy", "jsonargparse"])
-def test_ctrl_c_while_the_program_starts_is_one_line(module, tmp_path):
+@pytest.mark.parametrize(
+    ("module", "name", "said"),
+    [
+        ("numpy", "SIGINT", "interrupted."),
+        ("jsonargparse", "SIGTERM", "interrupted by SIGTERM."),
+    ],
+)
+def test_a_signal_while_the_program_starts_is_one_line(module, name, said, tmp_path):
     """Whatever it imports at that moment."""
-    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS.format(module=module))
+    (tmp_path / "sitecustomize.py").write_text(
+        INTERRUPTS.format(module=module, name=name)
+    )
     env = environment()
     env["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{env['PYTHONPATH']}"
     done = subprocess.run(
@@ -297,8 +305,8 @@ def test_ctrl_c_while_the_program_starts_is_one_line(module, tmp_path):
         text=True,
         timeout=100,
     )
-    assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr == "surrogate-flow: interrupted.\n"
+    assert (done.returncode, done.stdout) == (128 + signal.Signals[name], "")
+    assert done.stderr == f"surrogate-flow: {said}\n"
 
 
 @pytest.mark.parametrize(("queue", "program"), [("pbs", "qsub"), ("slurm", "sbatch")])

@@ -141,11 +141,22 @@ def submit(queue, name, words, monkeypatch):
 
 
 def test_the_trainer_in_its_own_allocation(queue, site, monkeypatch):
-    """A job trains, others simulate; submitted again, it goes on where it was."""
+    """A job trains, others simulate; requeued or submitted again, it goes on where it was."""
     words = [*SMALL, "--data.cluster.cores=1"]
-    submit(queue, "trainer", [*words, "--trainer.max_steps=10"], monkeypatch)
-    (first,) = finish("runs", 1)
-    submit(queue, "trainer", [*words, "--ckpt_path=last"], monkeypatch)
+    if queue == "slurm":
+        submit(
+            queue, "trainer", [*words, "--trainer.val_check_interval=1"], monkeypatch
+        )
+        (first,) = batch.wait_until(lambda: checkpoints("runs"), ENOUGH)
+        (job,) = batch.call("squeue", "-h", "--name=surrogate", "-o", "%i").split()
+        # What --signal=B:USR1 has Slurm do before the walltime is over.
+        batch.call("scancel", "--batch", "--signal=USR1", job)
+        batch.wait_until(lambda: batch.jobs().get(job) == "PENDING", ENOUGH)
+        batch.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+    else:
+        submit(queue, "trainer", [*words, "--trainer.max_steps=10"], monkeypatch)
+        (first,) = finish("runs", 1)
+        submit(queue, "trainer", [*words, "--ckpt_path=last"], monkeypatch)
     finish("runs", 2)
     assert f"From the checkpoint {first}" in outputs()
 
