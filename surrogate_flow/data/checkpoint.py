@@ -20,9 +20,11 @@ from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.ledger import Ledger
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.int_set import IntSet
+from surrogate_flow.fields.names import first_difference
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import write_atomically
 from surrogate_flow.reservoir import PendingBatches, Snapshot, Store
+from surrogate_flow.surrogate.checkpoint import SAME_RECIPES
 
 __all__ = [
     "CheckpointError",
@@ -179,14 +181,11 @@ class StudyCheckpoint:
         self._ledger.restore({"complete": complete.ranges, "failed": failed.ranges})
 
     @staticmethod
-    def _require(argument: str, expected: object, got: object) -> None:
-        if expected != got:
+    def _require(argument: str, asked: object, has: object) -> None:
+        if asked != has:
             raise CheckpointError(
-                f"The checkpoint is of another data.{argument}",
-                expected,
-                got,
-                "Use the recipes that it was trained with (config.yaml in its run's "
-                "folder).",
+                f"The checkpoint is of another data.{argument}: "
+                f"{first_difference(has, asked)}. {SAME_RECIPES}"
             )
 
     def _read(self, state: _State, path: Path) -> Steps | None:

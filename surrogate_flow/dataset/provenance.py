@@ -94,13 +94,11 @@ class Provenance:
         theirs = with_present_names(noted)
         for name, mine in self._plain().items():
             if mine != theirs[name]:
-                has, _, asked = first_difference(theirs[name], mine).rpartition(
-                    ", got "
-                )
                 raise ArchiveError(
-                    f"{place} is of another {name}: it has {has}, asked for is "
-                    f"{asked}. It can be read and trained on, but not added to. Use "
-                    "its recipe and versions (its attributes 'command' and 'versions': "
+                    f"{place} is of another {name}: "
+                    f"{first_difference(theirs[name], mine)}. It can be read and "
+                    "trained on, but not added to. Use its recipe and versions (its "
+                    f"attributes 'command' and 'versions': "
                     f"{attributes.get('versions')}), or give another path."
                 )
 

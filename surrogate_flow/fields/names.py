@@ -184,31 +184,32 @@ def subclass_at(class_path: str, base: type, what: str = "class_path") -> Any:
     return kind
 
 
-def first_difference(mine: Any, theirs: Any, place: str = "") -> str:
-    """Return the first place where two plain values differ, and both values there.
+def first_difference(has: Any, asked: Any, place: str = "") -> str:
+    """Return where what is there first differs from what is asked for, and how.
 
     Examples
     --------
     >>> first_difference({"cells": [8, 8]}, {"cells": [8, 9]})
-    'cells[1] = 8, got 9'
+    'it has cells[1] = 8, asked for is 9'
     """
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        for key in {**mine, **theirs}:
-            a, b = mine.get(key), theirs.get(key)
+    if isinstance(has, dict) and isinstance(asked, dict):
+        for key in {**has, **asked}:
+            a, b = has.get(key), asked.get(key)
             if a != b:
                 return first_difference(a, b, f"{place}.{key}")
-    name = place.lstrip(".") or "value"
-    if isinstance(mine, list) and isinstance(theirs, list):
-        if len(mine) == len(theirs):
-            for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+    name = place.lstrip(".")
+    if isinstance(has, list) and isinstance(asked, list):
+        if len(has) == len(asked):
+            for i, (a, b) in enumerate(zip(has, asked, strict=True)):
                 if a != b:
                     return first_difference(a, b, f"{place}[{i}]")
-        elif len(str([mine, theirs])) > 2 * _SHOWN:
-            return f"{len(mine)} values of {name}, got {len(theirs)}"
-    show = repr if str(mine) == str(theirs) else str
-    texts = show(mine), show(theirs)
+        elif len(str([has, asked])) > 2 * _SHOWN:
+            of = name and f" of {name}"
+            return f"it has {len(has)} values{of}, asked for are {len(asked)}"
+    show = repr if str(has) == str(asked) else str
+    texts = show(has), show(asked)
     # Of long texts, from a bit before the place where they differ.
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*texts))  # noqa: B905
     first = max(0, len(list(same)) - _SHOWN // 2)
     a, b = (f"{'...' * (first > 0)}{text[first:][:_SHOWN]}" for text in texts)
-    return f"{name} = {a}, got {b}"
+    return f"it has {name and f'{name} = '}{a}, asked for is {b}"

@@ -304,8 +304,8 @@ class Contents:
         policy = type(self.policy).__name__
         if snapshot.policy != policy:
             raise UserError(
-                f"The checkpoint's reservoir is a {snapshot.policy}, expected a "
-                f"{policy}.",
+                "The checkpoint is of another data.reservoir: it has a "
+                f"{snapshot.policy}, asked for is a {policy}.",
                 remedy=f"Use --data.reservoir {snapshot.policy}.",
             )
 

@@ -22,6 +22,7 @@ from surrogate_flow.fields.names import (
 __all__ = [
     "FORMAT",
     "KEY",
+    "SAME_RECIPES",
     "plain_recipe",
     "read",
     "require_same",
@@ -30,6 +31,7 @@ __all__ = [
 
 KEY = "surrogate"  # of the surrogate's recipe, within Lightning's checkpoint
 FORMAT = 1
+SAME_RECIPES = "Use the recipes of that run (config.yaml in its folder)."
 _ENTRIES = {"spec", "network", "window", "normalisation"}
 
 
@@ -72,9 +74,8 @@ def require_same(
     for key, value in mine.items():
         if theirs.get(key) != value:
             raise ArgumentError(
-                f"{place} is of another {key}: expected "
-                f"{first_difference(value, theirs.get(key))}. Use the recipes that "
-                "it was trained with (config.yaml in its run's folder)."
+                f"{place} is of another {key}: "
+                f"{first_difference(theirs.get(key), value)}. {SAME_RECIPES}"
             )
 
 
@@ -106,9 +107,9 @@ def require_tensors(
         ]
         if shapes[0] != shapes[1]:
             raise ArgumentError(
-                f"{place}: its tensor {name} is not the network's: expected "
-                f"{shapes[0]}, got {shapes[1]}. It is damaged, or the network's class "
-                "has changed since."
+                f"{place}: its tensor {name} is not the network's: it has "
+                f"{shapes[1]}, asked for is {shapes[0]}. It is damaged, or the "
+                "network's class has changed since."
             )
 
 

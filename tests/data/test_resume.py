@@ -381,19 +381,19 @@ def without_unseen(saved, path):
         ([], {}, with_code, r"holds more than data, which is never executed"),
         ([], {}, of_another_version, r"expected a surrogate of format 1, got 99"),
         ([], {}, without_network, r"damaged: it has no network\."),
-        ([], {}, of_another_shape, r"not the network's: expected .*, got \[3, 5\]\."),
+        ([], {}, of_another_shape, r"not the network's: it has \[3, 5\], asked for is"),
         ([], {}, weights_alone, r"has the weights alone, .* no fit"),
         (
             [],
             {"solver": heat(steps=STEPS + 1)},
             None,
-            rf"another spec: expected {STEPS + 1} values of times, got {STEPS}\.",
+            rf"another spec: it has {STEPS} values of times, asked for are {STEPS + 1}\.",
         ),
         (
             ["--model.network.init_args.widths=[8]"],
             {},
             None,
-            r"another network: expected .*widths = \[8\], got",
+            r"another network: it has .*widths = .*, asked for is \[8\]",
         ),
         (
             [],
@@ -404,10 +404,20 @@ def without_unseen(saved, path):
                 }
             },
             None,
-            r"another data\.sampler .*: expected \{.*got \{",
+            r"another data\.sampler .*: it has \w+ = [\d.]+, asked for is \d",
         ),
-        ([], {"held_out": 3}, None, r"another data\.held_out: expected 3, got 2"),
-        ([], {"policy": "FIRO"}, None, r"reservoir is a FIFO, expected a FIRO"),
+        (
+            [],
+            {"held_out": 3},
+            None,
+            r"another data\.held_out: it has 2, asked for is 3",
+        ),
+        (
+            [],
+            {"policy": "FIRO"},
+            None,
+            r"reservoir: it has a FIFO, asked for is a FIRO",
+        ),
         ([], {}, cut_rows, r"cannot be read as a file of steps .* cut off"),
         (
             [],

@@ -184,7 +184,7 @@ def test_foreign_checkpoints_are_refused(tmp_path, checkpoint):
 def test_resuming_another_surrogate_names_the_difference(checkpoint):
     """A checkpoint of other widths or cells is refused, with both values."""
     saved = torch.load(checkpoint, weights_only=True)
-    with pytest.raises(ValueError, match=r"network.*widths\[0\] = 9, got 8"):
+    with pytest.raises(ValueError, match=r"network.*widths\[0\] = 8, asked for is 9"):
         Surrogate(SPEC, partial(FullyConnected, widths=(9,))).on_load_checkpoint(saved)
     other = Surrogate(Heat2D(cells=(6, 5), steps=5).spec, FullyConnected)
     with pytest.raises(ValueError, match="another spec"):
