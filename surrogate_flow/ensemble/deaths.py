@@ -19,12 +19,13 @@ from distributed.diskutils import WorkDir, WorkSpace
 
 from surrogate_flow.fields.errors import UserError, line_in
 
-__all__ = ["Recorder", "Reporter", "WorkerDied"]
+__all__ = ["Recorder", "Reporter", "WorkerDied", "dask_is_quiet"]
 
 logger = logging.getLogger(__name__)
 
 _STACK = re.compile(r"^(Current thread|Thread) (0x\w+).*\n((?:  File .*\n?)*)", re.M)
 _FRAME = re.compile(r'  File "(.+)", line (\d+) in (.+)')
+_LOGGERS = ("scheduler", "worker", "worker.state_machine")
 _USUAL = {
     signal.SIGKILL: "the machine, or the job, is out of memory",
     signal.SIGTERM: (
@@ -50,6 +51,23 @@ class WorkerDied(UserError, RuntimeError):
             if why := _USUAL.get(-code):  # type: ignore[call-overload]
                 usual = f" Usual cause: {why}."
         return cls(f"The worker's process has died {how}.{usual}{line}")
+
+
+@contextmanager
+def dask_is_quiet(study: str) -> Iterator[None]:
+    """Drop what Dask logs here of a study's tasks; the ensemble says it, once."""
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return study not in record.getMessage()
+
+    loggers = [logging.getLogger(f"distributed.{name}") for name in _LOGGERS]
+    for each in loggers:
+        each.addFilter(of_others)
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.removeFilter(of_others)
 
 
 # Processes have one handler; that of a later study hands it back.

@@ -14,7 +14,7 @@ from typing import Any, Self
 from distributed import Client, SchedulerPlugin
 from distributed.comm.addressing import get_address_host
 
-from surrogate_flow.ensemble.deaths import Reporter
+from surrogate_flow.ensemble.deaths import Reporter, dask_is_quiet
 
 __all__ = ["Place", "Places"]
 
@@ -146,6 +146,8 @@ class Places:
 
     def __enter__(self) -> Self:
         ask: Any = self._client
+        self._quiet = dask_is_quiet(self.study)
+        self._quiet.__enter__()
         ask.subscribe_topic(self.study, self._note)
         for register, plugin in (
             (ask._register_scheduler_plugin, _OutcomeCounter(self.study)),
@@ -159,6 +161,7 @@ class Places:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._quiet.__exit__(None, None, None)
         ask: Any = self._client
         if ask.status != "running":
             return

@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +26,16 @@ from distributed.protocol.pickle import loads
 from distributed.utils import sync
 
 from surrogate_flow.ensemble.contained import contained
-from surrogate_flow.ensemble.deaths import Recorder
+from surrogate_flow.ensemble.deaths import Recorder, dask_is_quiet
 from surrogate_flow.ensemble.packed import Packed
 from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
-from surrogate_flow.solvers.child_processes import ChildProcesses, end_with_parent
+from surrogate_flow.solvers.child_processes import (
+    ChildProcesses,
+    ThreadProcesses,
+    end_with_parent,
+)
 from surrogate_flow.solvers.solver import Run, Solver, Stopped, datasets_of
 from surrogate_flow.stream import Encoder, Endpoint, Outlet, StreamStopped
 
@@ -224,15 +228,17 @@ class _SolverPlugin(WorkerPlugin):
         self._idle: list[Solver] = []
         self._busy = 0
         self._ended = False
+        self._quiet = dask_is_quiet(self._study)
+        self._quiet.__enter__()
         self.recorder = Recorder(worker, self._study)
-        # None where workers are threads of the trainer, which has processes of its own.
+        # Of the trainer, which has processes of its own.
         threads = self._trainer == (socket.gethostname(), os.getpid())
-        self._children = None if threads else ChildProcesses()
+        self._children = ThreadProcesses() if threads else ChildProcesses()
         if self._ours and not threads:
             if worker.nanny is not None:
                 end_with_parent()
             # Pools start processes between simulations, too.
-            self._always = self._marked()
+            self._always = self._children.marked()
             self._always.__enter__()
         # Nannies' processes are daemons, which may not use multiprocessing.
         current: Any = multiprocessing.current_process()
@@ -251,6 +257,7 @@ class _SolverPlugin(WorkerPlugin):
             await asyncio.to_thread(self._close, solver)
         await asyncio.to_thread(self._end_children)
         self.recorder.close()
+        self._quiet.__exit__(None, None, None)
 
     def run(self, simulation: Simulation, attempt: int, *, archives: bool) -> Summary:
         """Solve a simulation with an idle solver, or a new one."""
@@ -259,7 +266,7 @@ class _SolverPlugin(WorkerPlugin):
             self._busy += 1
         keep = False
         try:
-            with self._marked():
+            with self._children.marked():
                 solver = self._build() if solver is None else solver
                 summary = run(
                     solver,
@@ -283,15 +290,11 @@ class _SolverPlugin(WorkerPlugin):
                 if not self._busy and not self._idle:
                     self._end_children()
 
-    def _marked(self) -> AbstractContextManager[None]:
-        return self._children.marked() if self._children else nullcontext()
-
     def _end_children(self) -> None:
         """End what solvers have started and left; a kept solver may need its own."""
-        if self._children is not None:
-            self._children.kill()
-            if self._ended and not self._busy:
-                self._children.close()
+        self._children.kill()
+        if self._ended and not self._busy:
+            self._children.close()
 
     def _build(self) -> Solver:
         try:
@@ -312,7 +315,7 @@ class _SolverPlugin(WorkerPlugin):
 
     def _close(self, solver: Solver) -> None:
         try:
-            with self._marked(), contained():
+            with self._children.marked(), contained():
                 type(solver).close(solver)
         except Exception:
             logger.exception("%s.close() has failed", self._name)

@@ -13,11 +13,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["ChildProcesses", "end_with_parent"]
+__all__ = ["ChildProcesses", "ThreadProcesses", "end_with_parent"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +81,8 @@ class ChildProcesses:
         These end with their pool, or with this process: a pool whose processes are
         killed starts others, or waits for ever.
         """
-        ours = [os.getpid(), *(p.pid or 0 for p in multiprocessing.active_children())]
-        if self._guard and (left := _kill(self._token, ours)):
-            logger.warning("Processes %s of a solver do not end when killed.", left)
+        if self._guard:
+            _kill(lambda: _marked(self._token), _spared())
 
     def close(self) -> None:
         """Kill what `kill` does; end the guard if that leaves it nothing to guard."""
@@ -97,6 +96,28 @@ class ChildProcesses:
             guard.wait()
             assert guard.stdin is not None
             guard.stdin.close()
+
+
+class ThreadProcesses:
+    """The processes that threads start while `marked`, where others start some, too.
+
+    These have no mark, and no guard: what has lost its parent is not found.
+    """
+
+    def __init__(self) -> None:
+        self._threads: set[Path] = set()
+
+    @contextmanager
+    def marked(self) -> Iterator[None]:
+        """Have those that this thread starts, and has started, be found."""
+        self._threads.add(Path(f"/proc/self/task/{threading.get_native_id()}"))
+        yield
+
+    def kill(self) -> None:
+        """Kill all but those that multiprocessing keeps for this process."""
+        _kill(lambda: _started(self._threads), _spared())
+
+    close = kill
 
 
 def end_with_parent() -> None:
@@ -123,35 +144,51 @@ def _guard(token: int) -> subprocess.Popen[bytes]:
     return guard
 
 
-def _kill(token: int, spared: Collection[int] | None) -> list[int]:
-    """Kill the processes with a mark, and what they start; return what is left."""
+def _spared() -> list[int]:
+    return [os.getpid(), *(p.pid or 0 for p in multiprocessing.active_children())]
+
+
+def _kill(found: Callable[[], Iterable[int]], spared: Collection[int] = ()) -> None:
+    """Kill processes until no more are found but those to be spared."""
     deadline = time.monotonic() + _PATIENCE
-    while found := _living(token, spared):
+    while left := [pid for pid in list(found()) if _lives(pid, spared)]:
         if time.monotonic() > deadline:
-            break
-        for pid in found:
+            logger.warning("Processes %s of a solver do not end when killed.", left)
+            return
+        for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.005)
-    return found
 
 
-def _living(token: int, spared: Collection[int] | None) -> list[int]:
+def _lives(pid: int, spared: Collection[int]) -> bool:
+    with suppress(OSError):
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        kept = bool(spared) and (pid in spared or _SERVER in command)
+        return state not in b"ZX" and not kept
+    return False
+
+
+def _marked(token: int) -> Iterator[int]:
     assert _MARK is not None
-    living = []
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         # It has ended, or is another user's.
         with suppress(OSError):
-            if resource.prlimit(pid, _MARK)[0] != token:
-                continue
-            state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            kept = spared is not None and (pid in spared or _SERVER in command)
-            if state not in b"ZX" and not kept:
-                living.append(pid)
-    return living
+            if resource.prlimit(pid, _MARK)[0] == token:
+                yield pid
+
+
+def _started(tasks: Iterable[Path]) -> Iterator[int]:
+    """Yield the processes that threads have started, and those that these have."""
+    for task in tasks:
+        # It has ended.
+        with suppress(OSError):
+            for pid in map(int, (task / "children").read_text().split()):
+                yield pid
+                yield from _started(Path(f"/proc/{pid}/task").iterdir())
 
 
 if __name__ == "__main__":
     sys.stdin.buffer.read()
-    _kill(int(sys.argv[1]), spared=None)
+    _kill(lambda: _marked(int(sys.argv[1])))

@@ -1,5 +1,6 @@
 """A solver on its worker: built once, kept for all simulations, closed at the end."""
 
+import logging
 import os
 import pickle
 import signal
@@ -19,7 +20,7 @@ import xarray as xr
 from distributed import Client, LocalCluster
 from troubled import STEPS, Wave
 
-from surrogate_flow.ensemble.deaths import Recorder, Reporter
+from surrogate_flow.ensemble.deaths import Recorder, Reporter, dask_is_quiet
 from surrogate_flow.ensemble.places import Places
 from surrogate_flow.ensemble.task import SetupError, Task, on_workers, run
 from surrogate_flow.fields.encoder import SpecMismatch
@@ -493,3 +494,22 @@ def test_two_studies_on_a_worker_see_one_death(tmp_path):
     for reporter in plugins.values():
         reporter.teardown(nanny)
     assert not [*tmp_path.glob("[ab]-*")]
+
+
+def test_dask_does_not_say_again_what_fails():
+    """In its own words, in the worker and at the scheduler; of other tasks it does."""
+    noisy = [logging.getLogger(f"distributed.{n}") for n in ("scheduler", "worker")]
+    keys = ["wave-training-1-0-study-a", "wave-training-1-0-study-b"]
+
+    def said():
+        heard = mock.Mock(level=logging.ERROR)
+        for each in noisy:
+            each.addHandler(heard)
+            for key in keys:
+                each.error("Compute Failed\nKey:       %s", key)
+            each.removeHandler(heard)
+        return [record.args[0] for (record,), _ in heard.handle.call_args_list]
+
+    with dask_is_quiet("study-a"):
+        assert said() == keys[1:] * 2
+    assert said() == keys * 2

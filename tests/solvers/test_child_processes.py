@@ -4,11 +4,12 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack
 
 import psutil
 
-from surrogate_flow.solvers.child_processes import ChildProcesses
+from surrogate_flow.solvers.child_processes import ChildProcesses, ThreadProcesses
 
 LIMIT = resource.RLIMIT_RTTIME
 SLEEP = ["sleep", "7777"]
@@ -16,7 +17,7 @@ SLEEP = ["sleep", "7777"]
 # Prints the ids of processes that left their parent, session or environment.
 WORKER = """
 import multiprocessing, subprocess, time
-from surrogate_flow.solvers.child_processes import ChildProcesses
+from surrogate_flow.solvers.child_processes import ChildProcesses, ThreadProcesses
 SLEEP = ["sleep", "7777"]
 DEAF = ["sh", "-c", "trap '' TERM HUP; sleep 7777"]
 DAEMON = ["sh", "-c", "setsid sleep 7777 >/dev/null & echo $!"]
@@ -97,6 +98,31 @@ def test_marks_that_overlap_end_in_any_order():
     assert resource.getrlimit(LIMIT) == before
     for each in (one, two):
         each.close()
+
+
+def test_a_thread_has_processes_of_its_own():
+    """And those that its processes start; what other threads have started lives on."""
+    programs = ThreadProcesses()
+    started, read = threading.Event(), []
+
+    def solve():
+        with programs.marked():
+            deaf = ["sh", "-c", "trap '' TERM; setsid -w sleep 7777 & echo $!; wait"]
+            with subprocess.Popen(deaf, stdout=subprocess.PIPE, text=True) as process:
+                read.extend((process, int(process.stdout.readline())))
+                started.set()
+
+    thread = threading.Thread(target=solve)
+    with subprocess.Popen(SLEEP) as other, ExitStack() as ended:
+        ended.callback(other.kill)
+        thread.start()
+        assert started.wait(60)
+        programs.kill()
+        thread.join(60)
+        process, grandchild = read
+        assert process.returncode == -signal.SIGKILL
+        assert gone(grandchild)
+        assert other.poll() is None
 
 
 HOLDS_THE_GIL = """
