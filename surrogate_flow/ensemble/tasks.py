@@ -150,11 +150,15 @@ class Tasks:
     def free(self) -> None:
         """Cancel what waits for workers that have gone, or for too long if urgent."""
         present = self.places.present.keys()
-        for key, (workers, until) in list(self._bound.items()):
+        for key in self._bound.keys() - self._dying.keys():
+            workers, until = self._bound[key]
             late = time.monotonic() > until
-            if late and self._executes(key):
+            if not late and present.isdisjoint(workers):
+                # If it had begun, it has ended by the next look.
+                self._bound[key] = workers, 0.0
+            elif late and self._executes(key):
                 del self._bound[key]
-            elif late or present.isdisjoint(workers):
+            elif late:
                 simulation = self._in_flight[key][0]
                 self._anywhere.add(simulation.number)
                 error = EnsembleError(f"It has not begun on {' or '.join(workers)}.")

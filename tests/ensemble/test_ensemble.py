@@ -435,12 +435,17 @@ def test_deaths_wait_for_their_reports_and_hold_up_nothing_else(monkeypatch):
         kill(simulation, f"Worker-{simulation.number}", True)
     kill(first, "Worker-0", False, busy=True)
     assert {n: each.charged for n, each in ended().items()} == {0: True}
+    began = tasks.key(others[8], 0)
+    # To this worker alone it was given, and that has gone.
+    tasks._bound[began] = ["tcp://10.0.0.1:1"], math.inf
+    for _ in range(2):
+        tasks.free()
     for code in (-11, -9):
-        ran = {tasks.key(others[0], 0): "", tasks.key(others[1], 0): ""}
+        ran = {began: ""}
         known._note((0.0, {"died": f"Worker-{-code}", "code": code, "ran": ran}))
     told = ended()
-    assert {n: each.charged for n, each in told.items()} == {9: False, 11: False}
-    assert "SIGSEGV" in str(told[11].error)
+    assert {n: each.charged for n, each in told.items()} == {9: True, 11: False}
+    assert "SIGKILL" in str(told[9].error)
     tasks.restarting(["tcp://10.0.0.1:1"])
     monkeypatch.setattr("surrogate_flow.ensemble.tasks._SOON", 0.0)
     monkeypatch.setattr("surrogate_flow.ensemble.tasks._REPORT", 0.0)
