@@ -18,7 +18,7 @@ from rich.table import Table
 from surrogate_flow.cluster.batch import Bounds, batch_system
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
-from surrogate_flow.ensemble.contained import contained
+from surrogate_flow.ensemble.user_code import user_code
 from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import own_folder
@@ -139,7 +139,7 @@ def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace |
         encoder, steps = Encoder(spec, 0), 0
         try:
             with (
-                contained(),
+                user_code(),
                 ChildProcesses().marked(),
                 own_folder("plan-") as folder,
                 closing(

@@ -24,7 +24,7 @@ from surrogate_flow.ensemble.events import (
 )
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, SimulationState
-from surrogate_flow.ensemble.places import Place
+from surrogate_flow.ensemble.placement import Place
 from surrogate_flow.ensemble.tasks import Ended, Tasks
 from surrogate_flow.ensemble.workers import EnsembleError, Workers
 from surrogate_flow.fields.quantities import Simulation, counted
@@ -121,7 +121,7 @@ class Ensemble:
             failed=counts.failed,
             retried=self._retried,
             workers=threads,
-            set_aside=self._tasks.places.set_aside,
+            set_aside=self._tasks.placement.set_aside,
         )
 
     def waiting(self) -> str:
@@ -167,8 +167,8 @@ class Ensemble:
 
     def _look(self) -> None:
         self._workers.wait(self._faults, self._closing, self._ahead)
-        self._tasks.places.present = self._workers.present
-        self._tasks.places.check()
+        self._tasks.placement.present = self._workers.present
+        self._tasks.placement.check()
         self._tasks.free()
 
     def _end(self) -> None:
@@ -231,7 +231,7 @@ class Ensemble:
             self._again.append((0.0, simulation, again))
             return
         if place:
-            self._tasks.places.failed(place, error)
+            self._tasks.placement.failed(place, error)
         tried = self._tried.setdefault(number, [])
         tried.append(place)
         # What a solver yields against its own spec, it will yield again.
@@ -247,7 +247,7 @@ class Ensemble:
             self._check_failures(simulation, error)
 
     def _check_failures(self, last: Simulation, error: BaseException) -> None:
-        if self._tasks.places.count(self._failures) > self._faults.max_failures:
+        if self._tasks.placement.count(self._failures) > self._faults.max_failures:
             failed, (first, line) = len(self._failures), described(error)
             raise EnsembleError(
                 f"{counted(failed, 'simulation')} failed permanently, more than "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from surrogate_flow.ensemble.places import Place
+from surrogate_flow.ensemble.placement import Place
 from surrogate_flow.fields.errors import line_of
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.files import tolerate_full_disk

@@ -23,7 +23,7 @@ from surrogate_flow.ensemble.events import Event, Failed, FailureLog, Listener
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, RecordingSink
 from surrogate_flow.ensemble.packed import Packed
-from surrogate_flow.ensemble.places import Places
+from surrogate_flow.ensemble.placement import Placement
 from surrogate_flow.ensemble.task import on_workers, receipts
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
@@ -167,7 +167,7 @@ class Study:
             self.cluster = cluster
             client = enter(cluster.address.client())
             self.dashboard_link: str = client.dashboard_link
-            places = enter(Places(client))
+            placement = enter(Placement(client))
             spec = solver.spec if settings.streams else receipts(solver.spec)
             recorded = RecordingSink(self.ledger, sink)
             self.inlet = enter(Inlet(spec, recorded, host=cluster.address.interface))
@@ -180,11 +180,11 @@ class Study:
                     writer=settings.writer,
                     streams=settings.streams,
                     ours=cluster.address.ours,
-                    study=places.study,
+                    study=placement.study,
                 )
             )
             unarchived = replace(task, archives=False) if settings.streams else None
-            tasks = Tasks(client, task, settings.name, places, unarchived)
+            tasks = Tasks(client, task, settings.name, placement, unarchived)
             workers = Workers(
                 client,
                 jobs=cluster.jobs,

@@ -25,9 +25,9 @@ from distributed import Client, WorkerPlugin, get_worker, warn
 from distributed.protocol.pickle import loads
 from distributed.utils import sync
 
-from surrogate_flow.ensemble.contained import contained
 from surrogate_flow.ensemble.deaths import Recorder, dask_is_quiet
 from surrogate_flow.ensemble.packed import Packed
+from surrogate_flow.ensemble.user_code import user_code
 from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
@@ -156,7 +156,7 @@ def on_workers(
     ours : bool
         Whether the workers are the study's own, and end with it.
     study : str, optional
-        Its name, as `Places` has it: what workers note of deaths is for its nannies.
+        Its name, as `Placement` has it: what workers note of deaths is for its nannies.
 
     Yields
     ------
@@ -300,7 +300,7 @@ class _SolverPlugin(WorkerPlugin):
         try:
             # Where Dask unpickles: modules may set signal handlers in the main thread.
             solver: Solver = sync(self._worker.loop, self._load)
-            with contained():
+            with user_code():
                 type(solver).setup(solver, self._cores)
         except Exception as error:
             raise SetupError(
@@ -310,12 +310,12 @@ class _SolverPlugin(WorkerPlugin):
         return solver
 
     async def _load(self) -> Any:
-        with contained():
+        with user_code():
             return loads(self._solver)
 
     def _close(self, solver: Solver) -> None:
         try:
-            with self._children.marked(), contained():
+            with self._children.marked(), user_code():
                 type(solver).close(solver)
         except Exception:
             logger.exception("%s.close() has failed", self._name)
@@ -375,7 +375,7 @@ def run(
     vector = spec.vector(simulation.parameters)
     try:
         with (
-            contained(),
+            user_code(),
             Outlet(endpoint, streamed, simulation.number, attempt, vector) as outlet,
         ):
             if outlet.complete:

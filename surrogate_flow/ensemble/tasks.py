@@ -16,7 +16,7 @@ from distributed import Client, Future, KilledWorker
 
 from surrogate_flow.dataset import ArchiveError
 from surrogate_flow.ensemble.deaths import WorkerDied
-from surrogate_flow.ensemble.places import Place, Places
+from surrogate_flow.ensemble.placement import Place, Placement
 from surrogate_flow.ensemble.task import Summary
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.quantities import Simulation
@@ -64,7 +64,7 @@ class Tasks:
     name : str
         Of the workflow; tasks are called
         ``<name>-<part>-<number>-<attempt>-<study>``.
-    places : Places
+    placement : Placement
         Where attempts may run, and why workers have died.
     unarchived : callable, optional
         The task from the moment that the data set cannot be written.
@@ -75,10 +75,10 @@ class Tasks:
         client: Client,
         task: Attempt,
         name: str,
-        places: Places,
+        placement: Placement,
         unarchived: Attempt | None = None,
     ) -> None:
-        self.client, self.places = client, places
+        self.client, self.placement = client, placement
         self._task, self._unarchived = task, unarchived
         self._name = name
         self._ends: dict[str, Ended] = {}
@@ -98,7 +98,7 @@ class Tasks:
     def key(self, simulation: Simulation, attempt: int) -> str:
         """Return the name of a task, which no other study on the cluster shares."""
         number = f"{simulation.number}-{attempt}"
-        return f"{self._name}-{simulation.part}-{number}-{self.places.study}"
+        return f"{self._name}-{simulation.part}-{number}-{self.placement.study}"
 
     def names(self) -> dict[tuple[int, int], str]:
         """Return the name of the task of each (simulation, attempt)."""
@@ -119,7 +119,7 @@ class Tasks:
         there may be held up until it has ended.
         """
         key, number = self.key(simulation, attempt), simulation.number
-        workers = None if number in self._anywhere else self.places.choose(tried)
+        workers = None if number in self._anywhere else self.placement.choose(tried)
         self._anywhere.discard(number)
         future = self.client.submit(
             self._task,
@@ -139,7 +139,7 @@ class Tasks:
 
     def cancel_hung(self, key: str, error: TimeoutError, address: str) -> None:
         """Cancel a hung task on a worker; it ends with this error."""
-        place = self.places.at(address)
+        place = self.placement.at(address)
         self._cancel(key, error, place)
 
     def restarting(self, addresses: Collection[str]) -> None:
@@ -149,7 +149,7 @@ class Tasks:
 
     def free(self) -> None:
         """Cancel what waits for workers that have gone, or for too long if urgent."""
-        present = self.places.present.keys()
+        present = self.placement.present.keys()
         for key in self._bound.keys() - self._dying.keys():
             workers, until = self._bound[key]
             late = time.monotonic() > until
@@ -271,11 +271,11 @@ class Tasks:
         if status == "finished":
             self._lost.pop(simulation.number, None)
             return Ended(simulation, attempt)
-        return Ended(simulation, attempt, error, self.places.of(key), charged)
+        return Ended(simulation, attempt, error, self.placement.of(key), charged)
 
     def _unexplained(self, key: str, worker: Any) -> bool:
         """Whether a nanny may still report how its worker has died."""
-        if not worker.nanny or self.places.death(worker.server_id):
+        if not worker.nanny or self.placement.death(worker.server_id):
             return False
         now = time.monotonic()
         return now < self._dying.setdefault(key, now + _REPORT)
@@ -284,7 +284,7 @@ class Tasks:
         """Return why a worker has died, and whether the attempt is to blame."""
         if time.monotonic() < self._restarted.get(worker.address, 0.0):
             return WorkerDied("Another simulation on its worker hung."), False
-        death = self.places.death(worker.server_id)
+        death = self.placement.death(worker.server_id)
         if death and death["ran"]:
             error = WorkerDied.of(death["code"], death["ran"].get(key, ""))
             return error, key in death["ran"]

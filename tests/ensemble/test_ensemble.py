@@ -30,7 +30,7 @@ from surrogate_flow.ensemble.events import (
 )
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, RecordingSink
-from surrogate_flow.ensemble.places import Place, Places
+from surrogate_flow.ensemble.placement import Place, Placement
 from surrogate_flow.ensemble.task import on_workers
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
@@ -98,11 +98,11 @@ class Run:
         self.inlet = Inlet(solver.spec, recorded, **stream or {})
         self.inlet.__enter__()
         self.resources = contextlib.ExitStack()
-        places = self.resources.enter_context(Places(client))
+        placement = self.resources.enter_context(Placement(client))
         task = self.resources.enter_context(
-            on_workers(client, solver, self.inlet.endpoint, study=places.study)
+            on_workers(client, solver, self.inlet.endpoint, study=placement.study)
         )
-        self.tasks = Tasks(client, task, "wave", places)
+        self.tasks = Tasks(client, task, "wave", placement)
         faults = Faults(**faults)
         self.ensemble = Ensemble(
             self.tasks,
@@ -380,8 +380,8 @@ def place(name, in_row=1, succeeded=False, host="10.0.0.1"):
     return Place(str(name), f"tcp://{host}:{name}", host, in_row, in_row, succeeded)
 
 
-def places(*workers):
-    known = Places(None)
+def placement(*workers):
+    known = Placement(None)
     known.present = {p.address: (p.worker, p.host) for p in workers}
     return known
 
@@ -389,11 +389,11 @@ def places(*workers):
 def test_retries_go_to_other_hosts_then_to_other_workers():
     """And to any, where there is no other."""
     near, far = [place(n) for n in (1, 2)], place(3, host="10.0.0.2")
-    assert places(*near, far).choose([near[0]]) == [far.address]
-    assert places(*near).choose([near[0]]) == [near[1].address]
-    assert places(*near).choose(near) is None
-    assert places(near[0]).choose(near[:1]) is None
-    assert places(*near, far).choose([None]) is None
+    assert placement(*near, far).choose([near[0]]) == [far.address]
+    assert placement(*near).choose([near[0]]) == [near[1].address]
+    assert placement(*near).choose(near) is None
+    assert placement(near[0]).choose(near[:1]) is None
+    assert placement(*near, far).choose([None]) is None
 
 
 class Killed:
@@ -416,7 +416,7 @@ class Killed:
 
 def test_deaths_wait_for_their_reports_and_hold_up_nothing_else(monkeypatch):
     """Nor does a later worker at the same address take the report of an earlier one."""
-    known = places()
+    known = placement()
     tasks, (first, *others) = Tasks(None, None, "study", known), planned(50)
 
     def kill(simulation, identity, nanny, busy=False):
@@ -460,14 +460,14 @@ def test_deaths_wait_for_their_reports_and_hold_up_nothing_else(monkeypatch):
 def test_a_worker_rests_after_three_failures_in_a_row():
     """So does a host, but not the last one; a failure after a success ends it."""
     workers = [place(1), place(2), place(3, host="10.0.0.2")]
-    known, error = places(*workers), OSError("no library")
+    known, error = placement(*workers), OSError("no library")
     known.failed(place(1, in_row=2), error)
     assert known.choose([]) is None
     known.failed(place(1, in_row=3), error)
     assert known.choose([]) == [workers[2].address]
     known.failed(place(3, in_row=3, host="10.0.0.2"), error)
     assert known.choose([]) is None
-    alone = places(workers[0])
+    alone = placement(workers[0])
     alone.failed(place(1, in_row=9), error)
     assert not alone.set_aside
     known.failed(place(1, in_row=1), error)
@@ -479,14 +479,14 @@ def test_a_worker_rests_after_three_failures_in_a_row():
 def test_failures_count_that_two_workers_confirm():
     """A defect of the solver fails everywhere; a bad worker, or host, alone."""
     one, two, far = place(1), place(2), place(3, host="10.0.0.2")
-    assert places(one, two).count([[one], [one]]) == 0
-    assert places(one, two).count([[one], [two]]) == 2
-    assert places(one, two).count([[one, two], [one]]) == 1
-    assert places(one).count([[one], [one]]) == 2
-    assert places(one, two).count([[place(1, succeeded=True)], [one]]) == 1
-    assert places(one, two).count([[None]]) == 1
-    assert places(one, two, far).count([[one], [two]]) == 0
-    assert places(one, two, far).count([[one], [far]]) == 2
+    assert placement(one, two).count([[one], [one]]) == 0
+    assert placement(one, two).count([[one], [two]]) == 2
+    assert placement(one, two).count([[one, two], [one]]) == 1
+    assert placement(one).count([[one], [one]]) == 2
+    assert placement(one, two).count([[place(1, succeeded=True)], [one]]) == 1
+    assert placement(one, two).count([[None]]) == 1
+    assert placement(one, two, far).count([[one], [two]]) == 0
+    assert placement(one, two, far).count([[one], [far]]) == 2
 
 
 def test_the_log_has_one_line_for_what_fails_alike(tmp_path, caplog):

@@ -21,7 +21,7 @@ from distributed import Client, LocalCluster
 from troubled import STEPS, Wave
 
 from surrogate_flow.ensemble.deaths import Recorder, Reporter, dask_is_quiet
-from surrogate_flow.ensemble.places import Places
+from surrogate_flow.ensemble.placement import Placement
 from surrogate_flow.ensemble.task import SetupError, Task, on_workers, run
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.quantities import Simulation
@@ -442,8 +442,8 @@ def test_nothing_is_left_of_what_runs_on_a_worker_that_does_not_close(
         Client(cluster, set_as_default=False) as client,
     ):
         with (
-            Places(client) as places,
-            on_workers(client, Wave(), inlet.endpoint, study=places.study) as task,
+            Placement(client) as placement,
+            on_workers(client, Wave(), inlet.endpoint, study=placement.study) as task,
         ):
             assert [*local.rglob(f"{task.study}-*/Worker-*")]
             (pid,) = client.run(os.getpid).values()

@@ -19,7 +19,7 @@ from surrogate_flow.ensemble.ensemble import Ensemble, Tasks
 from surrogate_flow.ensemble.events import Exhausted, Failed, FailureLog
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import RecordingSink, SimulationState
-from surrogate_flow.ensemble.places import Places
+from surrogate_flow.ensemble.placement import Placement
 from surrogate_flow.ensemble.task import run
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
@@ -99,9 +99,9 @@ class Trial:
             endpoint = replace(endpoint, address=self.proxy.address)
         faults = Faults(max_failures=plan.simulations, step_timeout=plan.step_timeout)
         # Without `on_workers` no death of a worker is charged to a simulation.
-        places = stack.enter_context(Places(self.client))
+        placement = stack.enter_context(Placement(self.client))
         task = partial(run, self.solver, endpoint)
-        tasks = Tasks(self.client, task, "faults", places)
+        tasks = Tasks(self.client, task, "faults", placement)
         self.ensemble = Ensemble(
             tasks,
             Workers(self.client),

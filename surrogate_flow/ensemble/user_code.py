@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pickle import PicklingError
 
-__all__ = ["contained"]
+__all__ = ["user_code"]
 
 _here = threading.local()
 _SIGNALS = (
@@ -24,7 +24,7 @@ _SCRIPT = (
 
 
 @contextmanager
-def contained() -> Iterator[None]:
+def user_code() -> Iterator[None]:
     """Run code of users; nothing that it raises ends the process.
 
     A thread has an event loop of its own, as a main thread has.

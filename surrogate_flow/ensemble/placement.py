@@ -16,7 +16,7 @@ from distributed.comm.addressing import get_address_host
 
 from surrogate_flow.ensemble.deaths import Reporter, dask_is_quiet
 
-__all__ = ["Place", "Places"]
+__all__ = ["Place", "Placement"]
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class _OutcomeCounter(SchedulerPlugin):
             self._scheduler.log_event(self.name, event)
 
 
-class Places:
+class Placement:
     """Where each attempt has failed, and where the next ones may run.
 
     Of a worker on which `_IN_ROW` attempts failed, and none succeeded in between, the

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from surrogate_flow.ensemble.contained import contained
+from surrogate_flow.ensemble.user_code import user_code
 
 
 def interrupts():
@@ -43,7 +43,7 @@ def uses_the_loop():
 
 
 def within(call):
-    with contained():
+    with user_code():
         return call()
 
 
