@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as L
+import torch
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
@@ -171,6 +172,10 @@ def _errors(
     skills = {n: 1 - (rmse[n] / c) ** 2 for n, c in constants.items() if c}
     skill = np.mean([*skills.values()]) if skills else 1.0
     beside = f", skill {skill:.3f} against a constant field" if skills else ""
+    # For outcome.json.
+    of = {f"relative_l2_of_{n.replace(' ', '_')}": e for n, e in baselines.items()}
+    numbers = {**of, "skill": skill} if skills else of
+    metrics.update({f"{stage}_{n}": torch.tensor(float(e)) for n, e in numbers.items()})
     estimated = spread >= 0  # not of one simulation
     lines = [
         f"{title} error: {error:.2%}{f' ± {spread:.2%}' if estimated else ''} "

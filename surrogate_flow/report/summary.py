@@ -42,7 +42,9 @@ class RunSummary:
     samples_per_second : float
         ``samples / training_seconds``.
     errors : dict of str to float
-        Every ``val_*`` metric of the last validation.
+        Every ``val_*`` metric of the last validation, the relative L2 errors of
+        guesses beside it, and ``val_skill``: ``1 - (rmse / rmse of the best constant
+        field)^2``, the mean over the variables.
     validated : int, optional
         Held-out simulations of all ranks that the errors are averaged over, without
         those that failed. None in the files of older versions.

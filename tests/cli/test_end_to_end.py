@@ -313,7 +313,7 @@ def test_a_signal_while_the_program_starts_is_one_line(module, name, said, tmp_p
 def test_a_machine_without_the_batch_system(
     queue, program, tmp_path, monkeypatch, capsys
 ):
-    """It is said, and the run leaves no folder."""
+    """It is said, and the run leaves no folder; so is, once, that it would leave no checkpoint."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit):
@@ -323,7 +323,10 @@ def test_a_machine_without_the_batch_system(
                 "--data=heat2d",
                 "--model=fully_connected",
                 f"--data.cluster={queue}",
+                "--trainer.enable_checkpointing=false",
             ]
         )
-    assert f"error: There is no {program} on this machine." in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert f"error: There is no {program} on this machine." in said.err
+    assert said.out.count("WARNING  No checkpoint is written") == 1
     assert not (tmp_path / "runs").exists()

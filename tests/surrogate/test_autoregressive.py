@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import json
 import re
 import subprocess
 
@@ -78,6 +79,12 @@ def test_leaves_what_a_user_looks_at(run):
     assert re.search(
         r"Validation error: [\d.]+% ± [\d.]+% relative .*skill 0\.[89]", output
     )
+    errors = json.loads((path / "outcome.json").read_text())["errors"]
+    assert f"skill {errors['val_skill']:.3f}" in output
+    guesses = ("no change", "linear extrapolation")
+    for guess in guesses[: 1 + (f"of {guesses[1]}" in output)]:
+        error = errors[f"val_relative_l2_of_{guess.replace(' ', '_')}"]
+        assert f"of {guess}: {error:.2%}" in output
     rollout, single = re.findall(r"  of no change: ([\d.]+)%", output)
     assert 0 < float(single) < float(rollout)
     assert "worse than no change" not in output
