@@ -12,7 +12,9 @@ from pytorch_lightning.callbacks import Callback
 
 
 class Stopwatch(Callback):
-    """Writes ``{"first", "last", "samples", "batches"}`` to ``<folder>/<rank>.json``.
+    """Writes ``{"first", "last", "paused", ...}`` to ``<folder>/<rank>.json``.
+
+    *paused* is how many seconds of these validations took, with their checkpoints.
 
     Parameters
     ----------
@@ -24,7 +26,7 @@ class Stopwatch(Callback):
     def __init__(self, folder: str, skipped: int = 0) -> None:
         self.folder, self._skipped = Path(folder), skipped
         self.samples = self.batches = 0
-        self.first = self.last = 0.0
+        self.first = self.last = self.paused = self._validates = 0.0
 
     def on_train_batch_start(
         self,
@@ -34,8 +36,16 @@ class Stopwatch(Callback):
         batch_idx: int,
     ) -> None:
         """Note when the first batch that counts is there."""
+        now = time.time()
+        if self.first and self._validates:
+            self.paused += now - self._validates
+        self._validates = 0.0
         if batch_idx >= self._skipped:
-            self.first = self.first or time.time()
+            self.first = self.first or now
+
+    def on_validation_start(self, *_: Any) -> None:
+        """Note when the training pauses."""
+        self._validates = time.time()
 
     def on_train_batch_end(
         self,
@@ -55,5 +65,5 @@ class Stopwatch(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the counts of this rank."""
         path = self.folder / f"{trainer.global_rank}.json"
-        words = ("first", "last", "samples", "batches")
+        words = ("first", "last", "paused", "samples", "batches")
         path.write_text(json.dumps({word: getattr(self, word) for word in words}))

@@ -5,8 +5,10 @@ recipe with its loss and its optimizer, on batches of the same size, with half o
 cores for torch's threads and denormals flushed. The loop has normalised samples of a
 few simulations in memory and draws from them; beside it a solver runs free on the
 other core, and its steps go nowhere. A fit simulates, streams, keeps and draws, on the
-same cores. *training* counts from the first hundred batches on; *whole run* is the
-seconds of the whole command, of which the peer would need those of its batches alone.
+same cores. *training* counts from the first hundred batches on, without validations, of
+which the loop has none; *with validations* counts these and their checkpoints, too, and
+*whole run* is the seconds of the whole command, of which the peer would need those of
+its batches alone.
 """
 
 from __future__ import annotations
@@ -114,8 +116,8 @@ def _solve_for_ever(solver: Any) -> None:
             pass
 
 
-def ours(words: list[str], batches: int, skipped: int) -> tuple[float, float]:
-    """Return batches/s of a fit, and the seconds of the command."""
+def ours(words: list[str], batches: int, skipped: int) -> tuple[float, float, float]:
+    """Return batches/s of a fit, the same with validations, and the seconds of all."""
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
@@ -131,7 +133,8 @@ def ours(words: list[str], batches: int, skipped: int) -> tuple[float, float]:
         )
         seconds = time.perf_counter() - begin
         times = json.loads((Path(folder) / "0.json").read_text())
-    return batches / (times["last"] - times["first"]), seconds
+    trained = times["last"] - times["first"]
+    return batches / (trained - times["paused"]), batches / trained, seconds
 
 
 def apart(words: list[str], batches: int, skipped: int) -> float:
@@ -161,7 +164,7 @@ def _output(*words: str, paths: list[str], **variables: str) -> str:
 
 def measure(quick: bool, rounds: int) -> list[Row]:
     """Run all cases in turn; return the rows of the table."""
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in CASES}
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in CASES}
     for _ in track(range(rounds), "rounds", transient=True):
         for name, (batches, words) in CASES.items():
             length = (20, 5) if quick else (batches, 100)
@@ -169,8 +172,9 @@ def measure(quick: bool, rounds: int) -> list[Row]:
             found[name].append((loop, *ours(words, *length)))
     rows = []
     for name, values in found.items():
-        loop, rate, seconds = map(statistics.median, zip(*values, strict=True))
-        rows.append(Row(f"{name}: training", rate, "batches/s", "plain loop", loop))
+        loop, *rates, seconds = map(statistics.median, zip(*values, strict=True))
+        for what, rate in zip(("training", "with validations"), rates, strict=True):
+            rows.append(Row(f"{name}: {what}", rate, "batches/s", "plain loop", loop))
         least = (25 if quick else CASES[name][0] + 100) / loop
         rows.append(Row(f"{name}: whole run", seconds, "s", "plain loop", least))
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterator
 from typing import Self
@@ -24,6 +25,8 @@ from surrogate_flow.surrogate.batch import Batch
 __all__ = ["ValidationSet"]
 
 logger = logging.getLogger(__name__)
+
+_VALUES = 2**18  # of a batch that is larger than those of the training
 
 
 class ValidationSet(Sink):
@@ -81,6 +84,9 @@ class ValidationSet(Sink):
     ) -> Self:
         """Return an empty set for this rank's share of `count` simulations.
 
+        Of small fields, batches are up to four times as large as those of the training:
+        no gradients take memory, and a forward pass takes as long for one sample.
+
         It is an ArgumentError if there is none for some rank.
         """
         rank, world = ranks.rank, ranks.world
@@ -91,7 +97,9 @@ class ValidationSet(Sink):
                 count,
             )
         share = len(range(rank, count, world))
-        return cls(spec, window, batch_size, rank, share, stride=world)
+        fitting = _VALUES // (window.span * math.prod(spec.step_shape))
+        size = max(batch_size, min(4 * batch_size, fitting))
+        return cls(spec, window, size, rank, share, stride=world)
 
     def validated(self, ranks: Ranks, count: int) -> int:
         """Return how many of the `count` simulations of all ranks are complete.

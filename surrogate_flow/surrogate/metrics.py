@@ -282,6 +282,10 @@ def field_metrics(
 class _Named(MetricCollection):
     """Metrics of variables that may have a dot in their name, as no submodule has."""
 
+    def update(self, *fields: Tensor) -> None:  # type: ignore[override]  # as theirs
+        """Add a batch, which is converted to double precision once for all metrics."""
+        super().update(*(each.double() for each in fields))
+
     def _set_name(self, base: str) -> str:
         return super()._set_name(base).replace(_DOT, ".")
 
@@ -289,4 +293,5 @@ class _Named(MetricCollection):
 def _channel(
     channel: int, scale: float, fields: Float[Tensor, "batch time channel *space"]
 ) -> Float[Tensor, "batch time 1 *space"]:
-    return fields[:, :, channel : channel + 1].double() * scale
+    one = fields[:, :, channel : channel + 1]
+    return one.contiguous() if scale == 1 else one * scale

@@ -267,13 +267,13 @@ class Surrogate(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the validation errors."""
-        self._evaluate("val", self.val_errors, batch)
+        self._evaluate("val", self.val_errors, batch, batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the test errors."""
-        self._evaluate("test", self.test_errors, batch)
+        self._evaluate("test", self.test_errors, batch, batch_idx)
 
-    def _evaluate(self, stage: str, errors: Any, batch: Batch) -> None:
+    def _evaluate(self, stage: str, errors: Any, batch: Batch, batch_idx: int) -> None:
         normalised = self._normalised(batch.parameters, batch.step, batch.history)
         target = batch.target[:, : self.window.outputs]
         loss = self.loss(normalised, self.normalisation.fields(target))
@@ -282,9 +282,10 @@ class Surrogate(L.LightningModule):
         spread: Any = self.spreads[stage]
         spread.update(prediction, target, batch.simulation)
         self.log(f"{stage}_loss", loss, batch_size=len(batch.step), sync_dist=True)
-        self.log_dict(errors, batch_size=len(batch.step))
-        name = f"{stage}_relative_l2_standard_error"
-        self.log(name, spread, batch_size=len(batch.step))
+        # Lightning keeps the metrics themselves, and computes them in the end.
+        if batch_idx == 0:
+            self.log_dict(errors)
+            self.log(f"{stage}_relative_l2_standard_error", spread)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Predict a batch, as `forward`."""

@@ -17,6 +17,7 @@ from distributed import LocalCluster
 from troubled import STEPS, FailsLate, Heavy, Hoarder, Troubled, Wave
 
 from surrogate_flow.data.online import OnlineData
+from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.ensemble import EnsembleError
 from surrogate_flow.ensemble.faults import Faults
@@ -86,7 +87,7 @@ def test_held_out_set_has_a_seed_of_its_own(opened):
     """The validation set is whole, of other parameters than training, the same every time."""
     data = opened(reservoir=POLICIES["FIFO"])
     held_out = data.val_dataloader()
-    assert len(held_out) == -(-3 * STEPS // 7)
+    assert len(held_out) == 1  # of up to four times 7
     got = samples(held_out)
     assert set(got) == expected(Uniform(SEEDS["validation"]), 3)
     assert set(got.values()) == {1}
@@ -383,6 +384,14 @@ def test_the_same_module_opens_again(opened):
     data.teardown("fit")
     data.setup("test")
     assert set(samples(data.test_dataloader())) == expected(Uniform(SEEDS["test"]), 3)
+
+
+@pytest.mark.parametrize(("cells", "largest"), [(4, 28), (2**14, 7)])
+def test_batches_of_small_fields_are_larger_in_a_validation(cells, largest):
+    """Of large ones, they have the size of those of the training."""
+    spec = Heat2D(cells=(cells, 4)).spec
+    held_out = ValidationSet.of_rank(Ranks(), spec, Direct(), 7, 1)
+    assert held_out.batch_size == largest
 
 
 def test_a_simulation_that_arrived_and_failed_counts_once():
