@@ -20,6 +20,7 @@ __all__ = [
     "NETCDF",
     "DirectoryLock",
     "log_unwritten",
+    "not_netcdf",
     "own_folder",
     "remedy",
     "tolerate_full_disk",
@@ -31,6 +32,13 @@ logger = logging.getLogger(__name__)
 LOCK = ".lock"
 #: How the names of netCDF files end.
 NETCDF = (".nc", ".nc4", ".cdf", ".h5", ".hdf5")
+
+
+def not_netcdf(error: BaseException) -> str:
+    """Return what is wrong with a file that xarray, by an error, cannot read."""
+    # xarray names its backends at length.
+    kind = type(error).__name__
+    return f"cannot be read as netCDF ({kind}): it is empty, cut off or no such file."
 
 
 class DirectoryLock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,9 @@ def run(words: Sequence[str]) -> None:
         held_out=held_out if held_out != [] else None,
         seed=options.seed,
         skip_damaged=options.skip_damaged,
+        follow=partial(track, console=console),
     )
-    archive = campaign.write(
-        options.output, lambda files: iter(track(files, "import", console=console))
-    )
+    archive = campaign.write(options.output)
     spec, complete = campaign.spec, len(archive.complete())
     bounds = (
         f"{p.name} ({p.low:g} to {in_units(p.high, p.units, 6)})"
@@ -64,9 +64,13 @@ def run(words: Sequence[str]) -> None:
         *(f"Left out: {why}" for why in campaign.left_out.values()),
         f"Data set: {archive.path}, {complete} of {len(files)} simulations, "
         f"{campaign.held_out} of them held out; {format_bytes(archive.size())} on disk",
-        f"  parameters: {', '.join(bounds)}",
+        f"  parameters: {', '.join(bounds)}"
+        + "; all numbers that differ: --parameters NAME,NAME takes others"
+        * (not options.parameters),
         f"  variables: {', '.join(variables)}, {spec.steps} steps of "
-        f"{dict(zip(spec.dims, spec.shape, strict=True))}",
+        f"{dict(zip(spec.dims, spec.shape, strict=True))}"
+        + f"; without {', '.join(campaign.not_taken)}"
+        * bool(campaign.not_taken),
         f"Next: surrogate-flow fit --data {archive.path} --model fully_connected "
         "--trainer.max_epochs 10",
     )

@@ -6,25 +6,28 @@ import glob
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
+from jaxtyping import Float32
 
-from surrogate_flow.dataset.campaign_file import CampaignFile
+from surrogate_flow.dataset.campaign_file import CampaignFile, Unfit
 from surrogate_flow.dataset.dataset import Archive
 from surrogate_flow.dataset.provenance import Provenance
 from surrogate_flow.dataset.writer import ArchiveError
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.fields.encoder import Encoder, SpecMismatch
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.names import nearest
+from surrogate_flow.fields.positions import Positions
 from surrogate_flow.fields.quantities import Simulation
-from surrogate_flow.files import NETCDF
+from surrogate_flow.files import NETCDF, not_netcdf
 from surrogate_flow.sampling.table import read_table
 
 __all__ = ["Campaign", "found"]
@@ -33,6 +36,11 @@ logger = logging.getLogger(__name__)
 
 # Raised by xarray and the libraries below it for a file that is damaged or none.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, IndexError)
+
+_NAMED = 10  # of the files that are damaged
+
+#: Items, and what is done with them -> the items.
+Follow = Callable[[Sequence[Any], str], Iterable[Any]]
 
 # A column of such words has the numbers of files.
 _NUMBERS = {"case", "file", "id", "index", "no", "nr", "number", "run", "sim"}
@@ -91,6 +99,8 @@ class Campaign:
         Of the order of the files.
     skip_damaged : bool
         Whether a file that cannot be read, or differs from the others, is left out.
+    follow : callable
+        Wraps files and what is done with them, such as in a progress bar.
 
     Attributes
     ----------
@@ -117,14 +127,16 @@ class Campaign:
         held_out: Sequence[Path] | int | None = None,
         seed: int = 0,
         skip_damaged: bool = False,
+        follow: Follow = lambda items, what: items,
     ) -> None:
         self.skip_damaged = skip_damaged
         self.left_out: dict[Path, str] = {}
+        self._follow = follow
         read = []
-        for path in _once(files):
-            with self._taken(path), _opened(path) as dataset:
+        for path in follow(_once(files), "read"):
+            with self._noted(path), _opened(path) as dataset:
                 read.append(CampaignFile.of(path, dataset, time))
-        _require_two(read)
+        self._require_two(read)
         table = parameters if parameters.lower().endswith((".csv", ".tsv")) else ""
         names = [] if table else _split(parameters)
         if table:
@@ -133,13 +145,25 @@ class Campaign:
         first = next(file for file in read if file.kind == usual)
         self.variables = _split(variables) or _usual_variables(first)
         self.parameters = names or _varying(read)
-        same = []
+        taken = {*self.variables, *self.parameters, *first.coordinates}
+        #: Variables that are not imported.
+        self.not_taken = sorted(first.names - taken)
+        grid = _grid(first, self.variables)
+        positions, same = Positions(grid), []
         for file in read:
-            with self._taken(file.path):
-                _require_same(file, first, self.variables, self.parameters)
+            with self._noted(file.path):
+                file.require_same(first, grid, positions, self.parameters)
+                more = {*file.on(grid)} - {*first.variables}
+                if more and not variables:
+                    raise Unfit(
+                        f"{file.path}: variable {min(more)!r} is not in {first.path}. "
+                        f"To leave it out: --variables {','.join(self.variables)}."
+                    )
                 same.append(file)
-        _require_two(same)
-        self.spec = _spec(same[0], self.variables, self.parameters, same)
+        self._require_two(same)
+        self.spec = replace(grid, parameters=_bounds(self.parameters, same))
+        self._require_none_left_out()
+        self.spec = self._kept(first)
         given = held_out if isinstance(held_out, Sequence) else ()
         kept = {path.resolve() for path in given}
         if others := kept - {path.resolve() for path in files}:
@@ -157,8 +181,8 @@ class Campaign:
                 "held_out", f"1 to {len(same) - 1} of the {len(same)} files", count
             )
         self.held_out = count
+        self._order = order
         self.files = [file.path for file in order]
-        self._times = {file.path: file.time for file in order}
         self.rows = [
             Simulation(
                 number,
@@ -168,18 +192,23 @@ class Campaign:
             for number, file in enumerate(order)
         ]
 
-    def write(
-        self, path: Path, follow: Callable[[list[Path]], Iterator[Path]] = iter
-    ) -> Archive:
-        """Write the fields that a data set does not have yet; return it.
+    def _kept(self, first: CampaignFile) -> FieldSpec:
+        """Return the spec with an offset for what single precision would lose."""
+        encoder = Encoder(self.spec, str(first.path))
+        with suppress(SpecMismatch):  # Said of it where it is written.
+            for _ in self._steps(encoder, first, 1):
+                pass
+        variables = tuple(encoder.kept(v) for v in self.spec.variables)
+        for v in {*variables} - {*self.spec.variables}:
+            logger.warning(
+                "%s is kept as (%s - %.6g) / %.0e: single precision holds little of "
+                "its variation.",
+                *(v.name, v.name, v.offset, v.scale),
+            )
+        return replace(self.spec, variables=variables)
 
-        Parameters
-        ----------
-        path : Path
-            Of the data set.
-        follow : callable
-            Wraps the files, such as in a progress bar.
-        """
+    def write(self, path: Path) -> Archive:
+        """Write the fields that a data set at `path` does not have yet; return it."""
         solver = {
             "class_path": "files",
             "init_args": {"files": [*map(str, self.files)]},
@@ -194,54 +223,72 @@ class Campaign:
                     self.files[changed[0]],
                     f", as have {len(changed) - 1} more" * (len(changed) > 1),
                 )
-            for number, file in enumerate(follow(self.files)):
-                with self._taken(file, partial(archive.fail, number)):
-                    self._write(archive, number, file)
+            lost: set[str] = set()
+            for number, file in enumerate(self._follow(self._order, "write")):
+                writing = archive.writer.begin(self.spec, number)
+                if writing.complete:
+                    continue
+                encoder = Encoder(self.spec, str(file.path))
+                with self._noted(file.path):
+                    for steps in self._steps(encoder, file, archive.chunk_steps):
+                        writing.write(steps)
+                if not writing.complete:
+                    archive.fail(number)
+                if encoder.lost and encoder.lost not in lost:
+                    lost.add(encoder.lost)
+                    logger.warning("%s: %s", file.path, encoder.lost)
+            self._require_none_left_out()
         finally:
             archive.release()
         return archive
 
-    def _write(self, archive: Archive, number: int, path: Path) -> None:
-        writing = archive.writer.begin(self.spec, number)
-        encoder, size = Encoder(self.spec, str(path)), archive.chunk_steps
-        if writing.complete:
-            return
-        with _opened(path) as dataset:
-            fields = dataset[self.variables].reset_coords(drop=True)
-            # Coordinates are those of the first file, within rounding.
-            fields = fields.drop_vars(list(fields.coords)).rename(
-                {self._times[path]: "time"}
-            )
-            fields = fields.assign_coords(time=list(self.spec.times))
+    def _steps(
+        self, encoder: Encoder, file: CampaignFile, size: int
+    ) -> Iterator[Float32[np.ndarray, "time channel *space"]]:
+        """Yield the steps of a file, `size` at a time."""
+        along = {c.name for c in self.spec.coordinates}
+        with _opened(file.path) as dataset:
+            fields = dataset[[*self.variables, *sorted(along & {*dataset.variables})]]
+            fields = fields.set_coords(along & {*fields.variables})
+            fields = fields.drop_vars({*fields.coords} - {*self.spec.dims} - along)
+            fields = fields.rename({file.time: "time"})
             for step in range(0, self.spec.steps, size):
-                part = fields.isel(time=slice(step, step + size))
-                writing.write(encoder.convert(part.load(), step))
+                part = fields.isel(time=file.order[step : step + size])
+                times = self.spec.times[step : step + size]
+                yield encoder.convert(part.load().assign_coords(time=list(times)), step)
 
     @contextmanager
-    def _taken(self, path: Path, failed: Callable[[], object] = bool) -> Iterator[None]:
-        """Name a file that is damaged or differs, or leave it out."""
+    def _noted(self, path: Path) -> Iterator[None]:
+        """Note a file that is damaged or differs, and why, among those left out."""
         try:
             yield
-        except (SpecMismatch, ArchiveError, *_UNREADABLE) as error:
+        except (Unfit, SpecMismatch) as error:
             # What a solver would mend is not for files.
-            why = str(error).partition(" Usual cause:")[0].strip()
-            engine = "dependencies may not be installed" in why
-            if not isinstance(error, SpecMismatch | ArchiveError):
-                said = f"{type(error).__name__}: {(why.splitlines() or [''])[0]}"
-                said = "netCDF 4 needs: pip install h5netcdf" if engine else said
-                why = f"{path} cannot be read ({said})."
-            if engine or not self.skip_damaged:
-                remedy = "" if engine else " Mend it, or add --skip_damaged true."
-                raise ArchiveError(why + remedy) from error
+            why, _, _ = str(error).partition(" Usual cause")
             self.left_out[path] = why
-            failed()
+        except ArchiveError:
+            raise
+        except _UNREADABLE as error:
+            self.left_out[path] = f"{path} {not_netcdf(error)}"
 
+    def _require_two(self, files: Sequence[CampaignFile]) -> None:
+        if len(files) < 2:
+            self._require_none_left_out()
+            raise ArchiveError(
+                f"A data set needs two files or more, one held out, got {len(files)}. "
+                "Of a file with many simulations write one each, such as "
+                "dataset.isel(sample=0).to_netcdf('run_0.nc')."
+            )
 
-def _require_two(files: Sequence[CampaignFile]) -> None:
-    if len(files) < 2:
-        raise ArchiveError(
-            f"A data set needs two files or more, one held out, got {len(files)}."
-        )
+    def _require_none_left_out(self) -> None:
+        """Name all files at once that are damaged, or differ."""
+        if self.left_out and not self.skip_damaged:
+            (_, why), *others = self.left_out.items()
+            more = len(others) - _NAMED
+            names = [str(path) for path, _ in others[:_NAMED]]
+            also = f" Not taken either: {', '.join(names)}" * bool(names)
+            also += f", and {more} more" * (more > 0) + "." * bool(names)
+            raise ArchiveError(f"{why}{also} Correct them, or add --skip_damaged true.")
 
 
 def _stamp(path: Path) -> str:
@@ -308,94 +355,82 @@ def _with_rows(files: Sequence[CampaignFile], path: Path) -> list[CampaignFile]:
         (str, table.columns),
         (lambda p: int((re.findall(r"\d+$", p.stem) or [-1])[0]), named),
     ]
+    best, wanted, fitting = 0, list[Any](), list[Any]()
     for key, columns in keys:
-        wanted = [key(file.path) for file in files]
-        if len({*wanted}) < len(wanted):
-            continue
-        fitting = [
-            c for c in columns if table[c].is_unique and {*wanted} <= {*table[c]}
-        ]
-        if len(fitting) > 1:
-            raise ArchiveError(
-                f"{path}: expected one column that says which row is of which file, "
-                f"got {', '.join(map(str, fitting))}. Take the others out."
-            )
-        if fitting:
-            numbers = table.set_index(fitting[0]).select_dtypes("number")
-            rows = numbers.loc[wanted].to_dict("records")
-            return [
-                replace(file, quantities={str(n): (v, "") for n, v in row.items()})
-                for file, row in zip(files, rows, strict=True)
-            ]
-    raise ArchiveError(
-        f"{path}: expected a column with the name of each file, such as "
-        f"{files[0].path.name}, or one 'run' with its number, each once, got "
-        f"{', '.join(map(str, table.columns))}."
-    )
-
-
-def _require_same(
-    file: CampaignFile,
-    first: CampaignFile,
-    variables: Sequence[str],
-    parameters: Sequence[str],
-) -> None:
-    """Refuse a file that is no simulation of the same fields as the first."""
-
-    def differs(what: str, expected: object, got: object) -> ArchiveError:
-        return ArchiveError(f"{file.path}: {what}", f"{expected} as {first.path}", got)
-
-    for name in variables:
-        if name not in file.variables:
-            near = nearest(name, file.variables)
-            raise ArchiveError(f"{file.path}: there is no variable {name!r}. {near}")
-        if file.variables[name] != first.variables[name]:
-            mine, theirs = (
-                f"{f.variables[name][0]} {f.variables[name][1]}".strip()
-                for f in (file, first)
-            )
-            raise differs(f"{name}", theirs, mine)
-    dims = {"time", *first.variables[variables[0]][0]}
-    for name, (dim, values, units) in first.coordinates.items():
-        if dim in dims:
-            other = file.coordinates.get(name, ("", np.empty(0), ""))
-            if len(other[1]) != len(values):
-                raise differs(f"{name}", f"{len(values)} positions", len(other[1]))
-            apart = np.abs(other[1] - values) > 1e-6 * (np.ptp(values) or 1.0)
-            if apart.any():
-                k = int(apart.argmax())
-                raise differs(f"{name}[{k}]", f"{values[k]:.9g}", f"{other[1][k]:.9g}")
-            if other[2].partition(" since ")[0] != units.partition(" since ")[0]:
-                raise differs(f"units of {name}", repr(units), repr(other[2]))
-    for name in parameters:
-        value = file.quantities.get(name, (np.nan, ""))[0]
-        if not np.isfinite(value):
-            near = nearest(name, file.quantities) if file is first else ""
-            raise ArchiveError(
-                f"{file.path}: no number {name!r} among its attributes and scalar "
-                f"variables, or in its row. {near}".rstrip()
-            )
-
-
-def _spec(
-    first: CampaignFile,
-    variables: Sequence[str],
-    parameters: Sequence[str],
-    files: Sequence[CampaignFile],
-) -> FieldSpec:
-    sizes = first.variables[variables[0]][0]
-    values = {n: [f.quantities[n][0] for f in files] for n in parameters}
-    if constant := [n for n, v in values.items() if min(v) == max(v)]:
+        names = [key(file.path) for file in files]
+        if len({*names}) == len(names):
+            for column in columns:
+                count = len({*names} & {*table[column]})
+                if count > best:
+                    best, wanted, fitting = count, names, []
+                if 0 < count == best and names == wanted:
+                    fitting.append(column)
+    if not best:
         raise ArchiveError(
-            f"{constant[0]} is {values[constant[0]][0]:g} in all files: a parameter "
-            "differs between simulations. Leave it out of --parameters."
+            f"{path}: expected a column with the name of each file, such as "
+            f"{files[0].path.name}, or one 'run' with its number, each once, got "
+            f"{', '.join(map(str, table.columns))}."
         )
+    if len(fitting) > 1:
+        raise ArchiveError(
+            f"{path}: expected one column that says which row is of which file, "
+            f"got {', '.join(map(str, fitting))}. Take the others out."
+        )
+    table = table.set_index(fitting[0])
+    table = table[table.index.isin(wanted)]
+    if (twice := table.index[table.index.duplicated()]).size:
+        raise ArchiveError(f"{path}: {fitting[0]}: {twice[0]} is in two rows.")
+    numbers = table.apply(pd.to_numeric, errors="coerce").dropna(axis=1, how="all")
+    wrong = numbers.isna() & table[numbers.columns].notna()
+    for name in numbers.columns[wrong.any()]:
+        row = wrong[name].idxmax()
+        raise ArchiveError(
+            f"{path}: {name} of {row}",
+            "a number",
+            repr(table[name][row]),
+            "Correct it, or take the column out.",
+        )
+    rows = numbers.to_dict("index")
+    return [
+        replace(file, quantities={str(n): (v, "") for n, v in rows[key].items()})
+        if key in rows
+        else replace(file, quantities={})
+        for file, key in zip(files, wanted, strict=True)
+    ]
+
+
+def _bounds(
+    names: Sequence[str], files: Sequence[CampaignFile]
+) -> tuple[Parameter, ...]:
+    """Return the parameters, between their extremes."""
+    bounds = []
+    for name in names:
+        values, units = zip(*(file.quantities[name] for file in files), strict=True)
+        others = ",".join(n for n in names if n != name)
+        remedy = f"Leave it out: --parameters {others or 'NAME'}."
+        if min(values) == max(values):
+            raise ArchiveError(
+                f"{name} is {values[0]:g} in all files: a parameter differs between "
+                f"simulations. {remedy}"
+            )
+        try:
+            bounds.append(Parameter(name, min(values), max(values), units[0]))
+        except ArgumentError as error:
+            what, _, _ = str(error).partition(" Take the distance")
+            raise ArchiveError(f"{what} {remedy}") from error
+    return tuple(bounds)
+
+
+def _grid(first: CampaignFile, variables: Sequence[str]) -> FieldSpec:
+    """Return what a file has, without parameters."""
+    for name in variables:
+        if name not in first.variables:
+            near = nearest(name, first.variables)
+            raise ArchiveError(f"{first.path}: there is no variable {name!r}. {near}")
+    sizes = first.variables[variables[0]][0]
     _, times, time_units = first.coordinates["time"]
     return FieldSpec(
-        parameters=tuple(
-            Parameter(n, min(v), max(v), first.quantities[n][1])
-            for n, v in values.items()
-        ),
+        parameters=(),
         variables=tuple(Variable(n, first.variables[n][1]) for n in variables),
         dims=tuple(sizes),
         shape=tuple(sizes.values()),

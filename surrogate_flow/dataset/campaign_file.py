@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,18 @@ import numpy as np
 import xarray as xr
 
 from surrogate_flow.dataset.writer import ArchiveError
+from surrogate_flow.fields.names import nearest
+from surrogate_flow.fields.positions import Misplaced, Positions
+from surrogate_flow.fields.spec import FieldSpec
 
-__all__ = ["CampaignFile"]
+__all__ = ["CampaignFile", "Unfit"]
 
 #: The dim of a mesh's nodes, and the nodes of each cell.
 Cells = tuple[str, tuple[tuple[int, ...], ...]]
+
+
+class Unfit(ArchiveError):
+    """A file is no simulation, or differs from the others."""
 
 
 @dataclass(frozen=True)
@@ -23,19 +30,23 @@ class CampaignFile:
     """What a file says of its simulation, without the fields."""
 
     path: Path
-    #: The dim of the steps.
+    #: The dim of the steps, and the order in which their times ascend.
     time: str
+    order: np.ndarray
     #: Of each variable along it: its other dims with their sizes, and its units.
     variables: Mapping[str, tuple[Mapping[str, int], str]]
     #: By name: the dim, positions along it, and their units; "time" is that of steps.
     coordinates: Mapping[str, tuple[str, np.ndarray, str]]
     #: Single numbers, and their units.
     quantities: Mapping[str, tuple[float, str]]
+    #: What else it has: all names, and positions in several dims as their hash.
+    names: frozenset[str]
+    curved: Mapping[str, int]
     cells: Cells | None = None
 
     @classmethod
     def of(cls, path: Path, dataset: xr.Dataset, time: str) -> CampaignFile:
-        """Describe an open file; an ArchiveError if its steps cannot be told."""
+        """Describe an open file; `Unfit` if its steps cannot be told."""
         time, axis = _time_of(path, dataset, time)
         every = {str(name): v for name, v in dataset.variables.items()}
         bounds = {
@@ -56,7 +67,16 @@ class CampaignFile:
             for name, v in every.items()
             if v.ndim == 1 and v.dtype.kind in "fiu" and v.dims[0] in dims - {time}
         }
-        lines["time"] = ("time", every[axis].values.astype(float), _units(every[axis]))
+        times = every[axis].values.astype(float)
+        order = np.argsort(times)
+        lines["time"] = ("time", times[order], _units(every[axis]))
+        if not (np.diff(lines["time"][1]) > 0).all():
+            raise Unfit(f"{path}: expected times that differ, got one twice, or NaN.")
+        curved = {
+            str(name): hash(c.values.astype("f4").tobytes())
+            for name, c in dataset.coords.items()
+            if c.ndim > 1 and c.dtype.kind in "fiu" and {*c.dims} <= dims - {time}
+        }
         alone = {n: v for n, v in every.items() if v.size == 1 and not dims & {*v.dims}}
         quantities = {
             name: (value, str(dataset.attrs.get(f"{name}_units", "")))
@@ -64,15 +84,82 @@ class CampaignFile:
         }
         numbers = _numbers({name: v.values for name, v in alone.items()})
         quantities |= {name: (value, _units(alone[name])) for name, value in numbers}
-        return cls(path, time, fields, lines, quantities, _cells(every))
+        others = frozenset(map(str, dataset.data_vars)) - bounds
+        return cls(
+            path, time, order, fields, lines, quantities, others, curved, _cells(every)
+        )
 
     @property
     def kind(self) -> str:
-        """What most files of a campaign have in common."""
-        lines = {
-            n: np.round(line[1], 6).tobytes() for n, line in self.coordinates.items()
-        }
-        return f"{dict(self.variables)} {lines} {[*self.quantities]}"
+        """What most files of a campaign have in common, in any order."""
+        lines = [
+            (name, np.sort(positions).astype("f4").tobytes())
+            for name, (_, positions, _) in sorted(self.coordinates.items())
+        ]
+        fields = [
+            (name, units, sorted(sizes.items()))
+            for name, (sizes, units) in sorted(self.variables.items())
+        ]
+        return f"{fields} {lines} {sorted(self.quantities)}"
+
+    def on(self, grid: FieldSpec) -> list[str]:
+        """Return its variables along the time axis and the dims of a grid."""
+        sizes = dict(zip(grid.dims, grid.shape, strict=True))
+        return [name for name, (own, _) in self.variables.items() if own == sizes]
+
+    def require_same(
+        self,
+        first: CampaignFile,
+        grid: FieldSpec,
+        positions: Positions,
+        parameters: Sequence[str],
+    ) -> None:
+        """Raise `Unfit` if it is no simulation of the same fields as the first."""
+
+        def differs(what: str, expected: object, got: object) -> Unfit:
+            return Unfit(f"{self.path}: {what}", f"{expected} as {first.path}", got)
+
+        for name in (v.name for v in grid.variables):
+            if name not in self.variables:
+                near = nearest(name, self.variables)
+                raise Unfit(f"{self.path}: there is no variable {name!r}. {near}")
+            if self.variables[name] != first.variables[name]:
+                mine, theirs = (
+                    f"{f.variables[name][0]} {f.variables[name][1]}".strip()
+                    for f in (self, first)
+                )
+                raise differs(name, theirs, mine)
+        for name in ("time", *(c.name for c in grid.coordinates)):
+            if name not in self.coordinates:
+                raise Unfit(f"{self.path}: there is no {name!r} as in {first.path}.")
+            units, own = (
+                f.coordinates[name][2].partition(" since ")[0] for f in (first, self)
+            )
+            if own != units:
+                raise differs(f"units of {name}", repr(units), repr(own))
+        times, own_times = first.coordinates["time"][1], self.coordinates["time"][1]
+        if len(own_times) != len(times):
+            raise differs("time", f"{len(times)} steps", len(own_times))
+        apart = np.abs(own_times - times) > 1e-6 * (np.ptp(times) or 1.0)
+        if apart.any():
+            k = int(apart.argmax())
+            raise differs(f"time[{k}]", f"{times[k]:.9g}", f"{own_times[k]:.9g}")
+        lines = self.coordinates.items()
+        try:
+            positions.orders({n: xr.Variable(dim, x) for n, (dim, x, _) in lines})
+        except Misplaced as error:
+            raise Unfit(f"{self.path}: {error}") from error
+        for name, values in first.curved.items():
+            if self.curved.get(name) != values:
+                raise Unfit(f"{self.path}: {name!r} is not that of {first.path}.")
+        for name in parameters:
+            if not np.isfinite(self.quantities.get(name, (np.nan, ""))[0]):
+                near = nearest(name, self.quantities) if self is first else ""
+                where = "among its attributes and scalar variables, or in its row"
+                where = where if self.quantities else "as it has no row"
+                raise Unfit(
+                    f"{self.path}: no number {name!r}, {where}. {near}".rstrip()
+                )
 
 
 def _time_of(path: Path, dataset: xr.Dataset, asked: str) -> tuple[str, str]:
@@ -91,10 +178,13 @@ def _time_of(path: Path, dataset: xr.Dataset, asked: str) -> tuple[str, str]:
     axis = marked.get(dims[0], dims[0]) if len(dims) == 1 else ""
     if lines.get(axis) == "".join(dims) and dataset.variables[axis].dtype.kind in "fiu":
         return dims[0], axis
-    raise ArchiveError(
+    what = f"the dims {', '.join(map(str, dataset.sizes))}"
+    remedy = "Name it: --time DIM; or give it a coordinate."
+    if not dataset.sizes:
+        what, remedy = "no dim", "What lies in groups is not read: write it to the top."
+    raise Unfit(
         f"{path}: expected a dim {asked or 'time'!r} with the times of its steps as "
-        f"numbers, got the dims {', '.join(map(str, dataset.sizes))}. Name it: --time "
-        "DIM."
+        f"numbers, got {what}. {remedy}"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import xarray as xr
 from jaxtyping import Float32
@@ -9,7 +11,7 @@ from jaxtyping import Float32
 from surrogate_flow.fields.errors import UserError, line_at
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.positions import Misplaced, Positions
-from surrogate_flow.fields.quantities import LEVELS
+from surrogate_flow.fields.quantities import LEVELS, Variable
 from surrogate_flow.fields.spec import FieldSpec
 
 __all__ = ["TIME_TOLERANCE", "Encoder", "SpecMismatch"]
@@ -135,23 +137,31 @@ class Encoder:
     @property
     def lost(self) -> str:
         """Which variable has varied by too little for single precision, or ""."""
-        for variable, (low, high, least, most) in zip(
-            self.spec.variables, self._extremes, strict=True
-        ):
-            spacing = np.spacing(np.float32(max(abs(low), abs(high))))
-            # Less than the rounding of double precision is no variation.
-            if high - low < LEVELS * spacing and most - least > 1e-12 * abs(most):
-                mean = variable.offset + variable.scale * (least + most) / 2
-                scale = 10.0 ** np.round(np.log10(variable.scale * (most - least)))
+        for variable in self.spec.variables:
+            kept = self.kept(variable)
+            if kept != variable:
+                offset, scale = f"{kept.offset:.6g}", f"{kept.scale:.0e}"
                 # Without a number that differs from simulation to simulation.
                 return (
-                    f"Variable {variable.name!r} varies by about {scale:.0e} around "
-                    f"{mean:.6g}, of which single precision keeps a few values at "
-                    f"most. Write Variable({variable.name!r}, ..., offset={mean:.6g}, "
-                    f"scale={scale:.0e}) in the solver's spec: it is then kept and "
-                    "learnt as (u - offset) / scale."
+                    f"Variable {variable.name!r} varies by about {scale} around "
+                    f"{offset}, of which single precision keeps a few values at most. "
+                    f"Write Variable({variable.name!r}, ..., offset={offset}, "
+                    f"scale={scale}) in the solver's spec: it is then kept and learnt "
+                    "as (u - offset) / scale."
                 )
         return ""
+
+    def kept(self, variable: Variable) -> Variable:
+        """Return it, with offset and scale if single precision loses its variation."""
+        channel = self.spec.variables.index(variable)
+        low, high, least, most = self._extremes[channel]
+        spacing = np.spacing(np.float32(max(abs(low), abs(high))))
+        # Less than the rounding of double precision is no variation.
+        if high - low >= LEVELS * spacing or most - least <= 1e-12 * abs(most):
+            return variable
+        mean = variable.offset + variable.scale * (least + most) / 2
+        scale = 10.0 ** round(np.log10(variable.scale * (most - least)))
+        return replace(variable, offset=float(f"{mean:.6g}"), scale=scale)
 
     def _extend(
         self, channel: int, low: float, high: float, values: np.ndarray

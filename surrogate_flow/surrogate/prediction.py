@@ -18,6 +18,7 @@ from surrogate_flow.fields.errors import ArgumentError, MissingFileError, line_o
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
+from surrogate_flow.files import not_netcdf
 
 __all__ = [
     "checked_history",
@@ -186,9 +187,8 @@ def read_history(path: Path) -> xr.Dataset:
         # Times stay numbers, whatever their units.
         return xr.load_dataset(path, decode_times=False)
     except Exception as error:
-        # Of any type, by the damage, and xarray names its backends at length.
+        # Of any type, by the damage.
         raise ArgumentError(
-            f"--history {path}: cannot be read as netCDF ({type(error).__name__}). "
-            "It is empty, cut off or of another kind, or for a netCDF4 that is not "
-            "installed. Write it with xarray's Dataset.to_netcdf."
+            f"--history {path} {not_netcdf(error)} Write it with xarray's "
+            "Dataset.to_netcdf."
         ) from error

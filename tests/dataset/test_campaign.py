@@ -181,7 +181,7 @@ def test_a_file_of_several_names_is_one_simulation(campaign, capsys):
 
 
 DIFFERING = {
-    "no file": (lambda d: "text", "cannot be read (ValueError"),
+    "no file": (lambda d: "text", "cannot be read as netCDF (ValueError)"),
     "a variable less": (lambda d: d.drop_vars("p"), "there is no variable 'p'"),
     "other units": (
         lambda d: d.assign(u=d.u.assign_attrs(units="km/s")),
@@ -190,15 +190,17 @@ DIFFERING = {
     "another grid": (lambda d: d.isel(x=slice(3)), "got {'y': 4, 'x': 3}"),
     "other positions": (
         lambda d: d.assign_coords(x=2 * d.x),
-        "x[1]: expected 0.25 as runs/run_001.nc, got 0.5",
+        "'x' expected the positions of the spec, in any order: [0.   0.25",
     ),
-    "the other way round": (lambda d: d.isel(y=slice(None, None, -1)), "y[0]: "),
-    "fewer steps": (lambda d: d.isel(time=slice(4)), "time: expected 6 positions"),
+    "no positions": (lambda d: d.drop_vars("x"), "no 'x' as in runs/run_001.nc"),
+    "a time twice": (lambda d: d.isel(time=[0, 1, 1, 2, 3, 4]), "times that differ"),
+    "fewer steps": (lambda d: d.isel(time=slice(4)), "time: expected 6 steps"),
+    "a variable more": (lambda d: d.assign(q=d.u), "'q' is not in runs/run_001.nc. To"),
     "other times": (lambda d: d.assign_coords(time=d.time + 0.1), "time[0]: expected"),
     "no parameter": (lambda d: d.drop_vars("amplitude"), "no number 'amplitude'"),
     "a parameter that is none": (
         lambda d: d.assign_attrs(nu=np.nan),
-        "no number 'nu' among",
+        "no number 'nu', among",
     ),
     "NaN": (lambda d: d.assign(u=d.u.where(d.x > 0.1)), "got 4 of 20 cells NaN"),
 }
@@ -224,6 +226,71 @@ def test_a_file_that_is_damaged_or_differs_is_named(campaign, capsys, name):
     assert "Left out: runs/run_000.nc" in capsys.readouterr().out
 
 
+def test_points_and_steps_in_another_order_are_put_right(campaign):
+    """Reversed, permuted, in single precision, along time, too."""
+    orders = [
+        lambda d: d.isel(x=slice(None, None, -1), time=[2, 0, 1, 5, 4, 3]),
+        lambda d: d.transpose("x", "time", "y").isel(y=[2, 0, 3, 1]),
+        lambda d: d.assign_coords(x=d.x.astype("f4"), y=d.y.astype("f4")),
+    ]
+    for (path, dataset), change in zip(campaign.items(), orders, strict=False):
+        change(dataset).assign_coords(
+            x=("x", change(dataset).x.values, {"units": "m"})
+        ).to_netcdf(path)
+    archive = imported()
+    with xr.open_zarr("c.zarr") as written:
+        for row, values in enumerate(archive.parameters):
+            one, truth = written.isel(simulation=row), simulated(*values)
+            for name in ("u", "p"):
+                at = dict(time=T, y=Y, x=X, method="nearest")
+                got = one[name].sel(**at).transpose(*truth[name].dims)
+                np.testing.assert_allclose(got, truth[name], rtol=1e-6, atol=1e-7)
+
+
+def test_all_damaged_files_are_named_at_once(campaign, capsys):
+    """Of whatever kind, after all others have been written."""
+    Path("runs/run_000.nc").write_bytes(b"")
+    campaign["runs/run_001.nc"].drop_vars("p").to_netcdf("runs/run_001.nc")
+    campaign["runs/run_003.nc"].isel(time=[0]).to_netcdf("runs/run_003.nc")
+    assert "Not taken either: runs/run_001.nc, runs/run_003.nc. " in refused(capsys)
+    for path, dataset in campaign.items():
+        dataset.assign(u=dataset.u * (np.nan if "2" in path else 1)).to_netcdf(path)
+    assert "run_002.nc, step 0: variable 'u' expected finite" in refused(capsys)
+    assert len(Archive(Path("c.zarr")).complete()) == 4
+
+
+def test_what_single_precision_loses_is_kept_with_an_offset(campaign, caplog):
+    """A pressure of 101325 Pa that varies by 1e-4 Pa comes back as it was."""
+    for path, dataset in campaign.items():
+        dataset.assign(p=101325 + 1e-4 * dataset.p).to_netcdf(path)
+    archive = imported("--variables=p")
+    assert "p is kept as (p - 101325) / 1e-04" in caplog.text
+    with xr.open_zarr("c.zarr") as written:
+        for row, values in enumerate(archive.parameters):
+            truth = 101325 + 1e-4 * simulated(*values).p
+            got = written.p.isel(simulation=row).transpose(*truth.dims)
+            np.testing.assert_allclose(got, truth, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda rows: rows[:-1], "run_004.nc: no number 'nu', as it has no row"),
+        (lambda rows: [*rows, rows[0]], "t.csv: file: run_000.nc is in two rows"),
+        (
+            lambda rows: [*rows[:-1], "run_004.nc,abc,5"],
+            "t.csv: nu of run_004.nc: expected a number, got 'abc'",
+        ),
+        (lambda rows: [*rows[:-1], "run_004.nc,,5"], "run_004.nc: no number 'nu'"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(campaign, capsys, change, expected):
+    """With the row and the parameter; rows of other files do not matter."""
+    rows = [f"run_{k:03d}.nc,{nu},{a}" for k, (nu, a) in enumerate(RUNS)]
+    Path("t.csv").write_text("\n".join(["file,nu,amplitude", *change(rows)]))
+    assert expected in refused(capsys, "runs", "--parameters=t.csv")
+
+
 def test_what_makes_no_data_set_is_refused(campaign, capsys):
     """No files, no parameters, a table of others, a dim that is none."""
     assert "no file 'nope/*.nc'" in refused(capsys, "nope/*.nc")
@@ -235,6 +302,13 @@ def test_what_makes_no_data_set_is_refused(campaign, capsys):
     assert "1 to 4 of the 5 files, got 5" in refused(capsys, "runs", "--held_out=5")
     Path("t.csv").write_text("file,nu\nother.nc,1\n")
     assert "the name of each file" in refused(capsys, "runs", "--parameters=t.csv")
+    for path, dataset in campaign.items():
+        dataset.assign_attrs(date=20240000 + int(path[9:12])).to_netcdf(path)
+    assert "Leave it out: --parameters nu,amplitude." in refused(capsys, "runs")
+    for k, (path, dataset) in enumerate(campaign.items()):
+        lat = ("y", "x"), np.full((4, 5), 1.0 + (k == 2))
+        dataset.assign_coords(lat=lat).to_netcdf(path)
+    assert "'lat' is not that of runs/run_000.nc" in refused(capsys, "runs")
     for path, dataset in campaign.items():
         dataset.assign_attrs(nu=1).drop_vars("amplitude").to_netcdf(path)
     assert "--parameters FILE.csv" in refused(capsys, "runs")
