@@ -13,7 +13,7 @@ from typing import Any
 
 from surrogate_flow.cli import help as help_
 from surrogate_flow.cli.recipes import CommandLine
-from surrogate_flow.fields.errors import user_error
+from surrogate_flow.fields.errors import raised_by_user, user_error
 
 __all__ = ["main"]
 
@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         # Seconds of imports, for a command line that makes sense so far.
         _run(CommandLine.of(words))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # jsonargparse wraps what a constructor raises.
-        advice = user_error(error)
+        advice = user_error(error) or raised_by_user(error)
         if advice is None:
             raise
         print(f"surrogate-flow: error: {advice}", file=sys.stderr)

@@ -334,6 +334,22 @@ class Complaint:
             )
         return ParserError(text, found["path"])
 
+    def _no_path(self, found: re.Match[str]) -> ParserError:
+        path = found["path"]
+        is_file = path.endswith(".py")
+        like = class_in(Path(path)) if is_file else "package.module.Class"
+        return ParserError(f"expected a class path such as {like}, got {path!r}.", path)
+
+    def _no_callable(self, found: re.Match[str]) -> ParserError | None:
+        for base in bases_of(self._hint):
+            path = re.findall(r"[\w.]+", found["value"])[-1]
+            return ParserError(
+                f"expected a subclass of {base.__name__}, or a function with the "
+                f"annotation -> {base.__name__}, got {path}.",
+                path,
+            )
+        return None
+
     def _no_subclass(self, found: re.Match[str]) -> ParserError:
         path = found["path"] or self._class_path() or "another class"
         name, base = path.rpartition(".")[2], found["base"]
@@ -404,6 +420,9 @@ _PATTERNS: dict[str, Callable[[Complaint, re.Match[str]], ParserError | None]] =
         Complaint._no_recipe
     ),
     r"Expected a dot import path string: (?P<name>.+)": Complaint._bare_name,
+    r"(?:Unexpected import path format|Config file loop detected): (?P<path>\S+)": (
+        Complaint._no_path
+    ),
     r"Import path (?:(?P<path>[\w.]+) )?does not correspond to a subclass of "
     r"(?P<base>\w+)": Complaint._no_subclass,
     r"Expected an instantiatable class, but (?P<path>[\w.]+) is abstract": (
@@ -411,6 +430,9 @@ _PATTERNS: dict[str, Callable[[Complaint, re.Match[str]], ParserError | None]] =
     ),
     r"NestedArg\(key='\w+', val='(?P<module>[\w.]+)\.(?P<name>\w+)'": (
         Complaint._not_importable
+    ),
+    r"expects a function or a callable class(?s:.+?)Got value: (?P<value>.+)": (
+        Complaint._no_callable
     ),
     rf"{EXPECTED}(?s:.+?)G(?:ot|iven) value: (?P<value>.*)": Complaint._wrong_type,
     r"Not of type \w+: (?P<value>.+?) does not conform to restriction v(?P<rule>.+)": (

@@ -38,7 +38,7 @@ from surrogate_flow.cli.trainer import (
     require_possible,
 )
 from surrogate_flow.data.module import SurrogateData
-from surrogate_flow.fields.errors import UserError, user_error
+from surrogate_flow.fields.errors import UserError, raised_by_user, user_error
 from surrogate_flow.report.console import the_console
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.surrogate import checkpoint
@@ -128,7 +128,7 @@ class SurrogateCLI(LightningCLI):
             known = (ImportError, MisconfigurationException)
             while cause is not None and not isinstance(cause, known):
                 cause = cause.__cause__
-            if user_error(error) or not isinstance(cause, known):
+            if user_error(error) or raised_by_user(error) or cause is None:
                 raise
             raise explain.refused_by_trainer(cause, sys.argv[1:]) from error
 
@@ -141,6 +141,9 @@ class SurrogateCLI(LightningCLI):
                 "--weights_only", "true", "false", "A checkpoint is never executed."
             )
         options["weights_only"] = True
+        seed = options["seed_everything"]
+        if not 0 <= seed < 2**32:
+            raise UserError("--seed_everything", "from 0 to 4294967295", seed)
 
     def _parse_ckpt_path(self) -> None:
         """Take no arguments from a checkpoint, as Lightning would: it has none."""

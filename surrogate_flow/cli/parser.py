@@ -19,7 +19,7 @@ from yaml import YAMLError
 from surrogate_flow.cli import explain
 from surrogate_flow.cli.hints import known_classes
 from surrogate_flow.cli.recipes import WRAPPING, CommandLine
-from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.errors import UserError, raised_by_user
 from surrogate_flow.fields.names import class_at, with_present_names
 
 __all__ = ["Parser", "parse"]
@@ -103,6 +103,8 @@ class Parser(ArgumentParser):
         """
         error = explain.innermost(message)
         parser = getattr(ex, "subcommand_parser", None) or self
+        theirs = None if "No module named" in message else raised_by_user(ex)
+        error = error or (explain.ParserError(str(theirs)) if theirs else None)
         error = error or explain.Complaint(message, parser, self.owner).explained()
         if self.owner is None:
             raise error from ex

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from dask.utils import format_bytes, format_time
 from distributed import Client
 from jsonargparse import ArgumentParser
@@ -64,6 +65,14 @@ def require_trained(surrogate: Surrogate) -> None:
     module = recipe["init_args"].get("module")  # of OnGrid
     name = recipe["class_path"] + (f" of {module}" if module else "")
     require_shape(surrogate.network, name, spec, window)
+    fields = torch.zeros(2, window.outputs, *spec.step_shape)
+    try:
+        got = f"{surrogate.loss(fields, fields).numel()} numbers"
+    except Exception as error:  # of any type: the class is the user's
+        got = f"{type(error).__name__} ({error}) {line_of(error).strip()}".rstrip()
+    if got != "1 numbers":
+        what = "one that is called as loss(prediction, target), for one number"
+        raise UserError("model.loss", what, got)
 
 
 @dataclass(frozen=True)

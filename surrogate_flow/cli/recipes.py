@@ -154,6 +154,9 @@ class CommandLine:
     def _add(
         self, option: str, value: str | None, joined: bool, after: Sequence[_Pair]
     ) -> None:
+        if re.match("-[^-].", option):
+            option = option.partition("=")[0]
+            raise RecipeError(f"unknown option {option!r}. Did you mean '-{option}'?")
         if value is None:
             if option.partition(".")[0].removeprefix("--") in SECTIONS:
                 word = "=".join(part for part in after[0][:2] if part) if after else ""
@@ -180,10 +183,11 @@ class CommandLine:
         path = Path(value) if option in CONFIG else given_recipe(option, value)
         if path is not None:
             recipe = read_recipe(path, of_class=option == "--data.cluster")
-            if option not in CONFIG and {"data", "model"} <= {*recipe}:
+            if option not in CONFIG and (parts := {*SECTIONS} & {*recipe}):
                 raise RecipeError(
-                    f"{option}: expected a recipe, got the settings of a whole run. "
-                    f"Type surrogate-flow {self.command} --config {path}."
+                    f"{path}: expected the arguments of {option} alone, got settings "
+                    f"of a run ({', '.join(sorted(parts))}). Type surrogate-flow "
+                    f"{self.command} --config {path}, or leave them out."
                 )
             self.files[option], value = path, str(path)
         elif option == "--ckpt_path" and _names_missing_file(value):

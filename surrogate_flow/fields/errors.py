@@ -14,9 +14,13 @@ __all__ = [
     "line_at",
     "line_in",
     "line_of",
+    "raised_by_user",
     "require_kind",
     "user_error",
 ]
+
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 class UserError(Exception):
@@ -95,6 +99,23 @@ def line_of(error: BaseException) -> str:
     return line_in(traceback.extract_tb(error.__traceback__))
 
 
+def raised_by_user(error: BaseException | None) -> UserError | None:
+    """Return what code of the user's has raised; what ours has is a defect."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__ if error else None)
+    ours = [i for i, f in enumerate(frames, 1) if f.filename.startswith(_PACKAGE)]
+    if not (line := line_in(frames[max(ours, default=0) :])):
+        return None
+    said = f"{type(error).__name__}: {error}."
+    if isinstance(error, SystemExit):
+        said = (
+            f"{error!r}: raise an error instead, or put what ends the process under "
+            "if __name__ == '__main__'."
+        )
+    return UserError(f"{said} {line.strip()}")
+
+
 def line_at(generator: object) -> str:
     """Return the line of the user's own code at which a generator waits, if any."""
     while (inner := getattr(generator, "gi_yieldfrom", None)) is not None:
@@ -105,10 +126,10 @@ def line_at(generator: object) -> str:
 
 def line_in(frames: Sequence[traceback.FrameSummary]) -> str:
     """Return the last line of the user's own code in a stack, outermost first."""
-    package = str(Path(__file__).parents[1])
     for frame in reversed(frames):
         name = frame.filename
         installed = "site-packages" in name or "/lib/python" in name
-        if not installed and not name.startswith((package, "<")):
+        installed = installed or name.endswith(".pyx")
+        if not installed and not name.startswith((_PACKAGE, "<")):
             return f"\nAt {name}:{frame.lineno}, in {frame.name}: {frame.line}"
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -158,6 +159,13 @@ def spec_of(solver: Solver) -> FieldSpec:
             "Write spec = FieldSpec(...) in the class, or a method that returns one, "
             "with @property above it.",
         )
+    for name, argument in {"solve": "parameters", "start": "run"}.items():
+        form = inspect.signature(getattr(solver, name))
+        try:
+            form.bind(argument)
+        except TypeError as error:
+            what = f"{type(solver).__name__}.{name}"
+            raise ArgumentError(what, f"(self, {argument})", f"{form}") from error
     return spec
 
 

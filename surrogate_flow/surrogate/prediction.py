@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float, Float32, Int
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from surrogate_flow.fields.encoder import TIME_TOLERANCE, Encoder, SpecMismatch
-from surrogate_flow.fields.errors import ArgumentError, MissingFileError, line_of
+from surrogate_flow.fields.errors import (
+    ArgumentError,
+    MissingFileError,
+    UserError,
+    line_of,
+)
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
@@ -34,38 +43,54 @@ def require_shape(
     network: nn.Module, name: str, spec: FieldSpec, window: Window
 ) -> None:
     """Refuse a network that does not map samples of zeros to their target's shape."""
-    count = 2  # A batch norm takes no single sample.
-    inputs = (
-        torch.zeros(count, len(spec.parameters)),
-        torch.zeros(count),
-        torch.zeros(count, window.inputs, *spec.step_shape),
-    )
-    if any(map(is_lazy, network.parameters())):
-        return
-    # Of copies, which a batch norm changes; and without a draw of a dropout.
-    state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    state = {key: value.detach().clone() for key, value in state.items()}
-    wanted, where = (count, window.outputs, *spec.step_shape), ""
+    count, remedy = 2, ""  # A batch norm takes no single sample.
+    wanted = (count, window.outputs, *spec.step_shape)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            out = torch.func.functional_call(network, state, inputs)
-        got: object = tuple(out.shape)
+        out = _tried(network, count, spec, window.inputs)
+        got = str(tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__)
+        if got == str(wanted) and not out.is_floating_point():
+            got = f"{out.dtype}"
+        elif got == str(wanted) and not out.requires_grad:
+            got = "one that does not depend on parameters that can be trained"
+    except UserError:
+        raise
     except Exception as error:
-        if "cuda" in str(error).lower():
+        if "cuda" in str(error).lower() and torch.cuda.is_available():
             return  # It needs the device that it will be trained on.
-        got, where = f"{type(error).__name__} ({error})", line_of(error).strip()
-        if not window.inputs:
-            where += (
+        got, remedy = f"{type(error).__name__} ({error})", line_of(error).strip()
+        with suppress(Exception):
+            _tried(network, count, spec, window.inputs + 1)
+            remedy += (
                 f" {window} gives it a history of no steps: for one that needs some, "
                 "set --model.window Autoregressive."
             )
-    if got != wanted:
+    if got != str(wanted):
         raise ArgumentError(
             f"{name}, called on {count} samples",
-            f"an output of shape {wanted}",
+            f"a tensor of shape {wanted}",
             got,
-            where,
+            remedy,
         )
+
+
+def _tried(network: nn.Module, count: int, spec: FieldSpec, steps: int) -> Any:
+    """Return the output of a copy, for a batch norm changes, and without a draw."""
+    if any(map(is_lazy, network.parameters())):
+        copied: Any = copy.deepcopy(network)
+    else:
+        state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        state = {
+            key: value.detach().clone().requires_grad_(value.requires_grad)
+            for key, value in state.items()
+        }
+        copied = partial(torch.func.functional_call, network, state)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        inputs = (
+            torch.zeros(count, len(spec.parameters)),
+            torch.zeros(count),
+            torch.zeros(count, steps, *spec.step_shape),
+        )
+        return copied(*inputs) if isinstance(copied, nn.Module) else copied(inputs)
 
 
 def checked_parameters(

@@ -25,6 +25,7 @@ __all__ = [
     "require_metric",
 ]
 
+_RATE = "model.optimizer.lr"
 _MONITOR = "val_loss"  # of a plateau that names none
 
 
@@ -36,10 +37,12 @@ def built_optimizer(build: Callable[[Any], Optimizer], parameters: Any) -> Optim
     ArgumentError
         If it refuses them, or a learning rate is not a number more than 0.
     """
+    if getattr(build, "keywords", {}).get("lr", 1) is None:
+        raise ArgumentError(_RATE, "a finite number above 0", "null")
     optimizer: Optimizer = _built("optimizer", build, parameters)
     for rate in (float(group.get("lr", 1.0)) for group in optimizer.param_groups):
         if not 0 < rate < math.inf:
-            raise ArgumentError("model.optimizer.lr", "a finite number above 0", rate)
+            raise ArgumentError(_RATE, "a finite number above 0", rate)
     return optimizer
 
 

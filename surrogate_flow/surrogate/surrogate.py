@@ -17,7 +17,12 @@ from jaxtyping import Float
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from surrogate_flow.fields.errors import ArgumentError, line_of, require_kind
+from surrogate_flow.fields.errors import (
+    ArgumentError,
+    UserError,
+    line_of,
+    require_kind,
+)
 from surrogate_flow.fields.names import subclass_at
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Direct, Window
@@ -121,13 +126,18 @@ class Surrogate(L.LightningModule):
         }
         try:
             self.network = network(spec, self.window)
-        except TypeError as error:
-            raise ArgumentError(
-                str(checkpoint.plain_recipe(network)["class_path"]),
-                "a class that is built as network(spec, window)",
-                f"{error}{line_of(error)}",
-                "surrogate_flow.nn.OnGrid(module=...) takes modules of libraries.",
-            ) from error
+        except UserError:
+            raise
+        except Exception as error:
+            # Of any type: the class is the user's, or of a library.
+            name = str(checkpoint.plain_recipe(network)["class_path"])
+            remedy = line_of(error).strip()
+            if not remedy and not name.startswith("surrogate_flow"):
+                remedy = (
+                    "surrogate_flow.nn.OnGrid(module=...) takes those of libraries."
+                )
+            built = f"{name}, built as network(spec, window)"
+            raise ArgumentError(f"{built}: {error}.", remedy=remedy) from error
         if normalisation not in ("standard", "none"):
             raise ArgumentError(
                 "normalisation", "'standard' or 'none'", repr(normalisation)

@@ -139,8 +139,95 @@ MISTAKES = {
     "a data set in the folder": (["fit", "--data=heat.zar", *MODEL], "'heat.zarr'"),
     "a network of another shape": (
         [*FIT, "--model.network=own_networks.Wrong"],
-        "own_networks.Wrong, called on 2 samples: expected an output of shape (2, 1, "
+        "own_networks.Wrong, called on 2 samples: expected a tensor of shape (2, 1, "
         "1, 100, 100), got (2, 1)",
+    ),
+    "a network that is lazy, of another shape": (
+        [*FIT, "--model.network=own_networks.Lazy"],
+        "expected a tensor of shape (2, 1, 1, 100, 100), got (2, 1, 1, 100, 7)",
+    ),
+    "a network of complex numbers": (
+        [*FIT, "--model.network=own_networks.Complex"],
+        "own_networks.Complex, called on 2 samples: ",
+        "got torch.complex64",
+    ),
+    "a network of two outputs": (
+        [*FIT, "--model.network=own_networks.Two"],
+        "own_networks.Two, called on 2 samples: ",
+        "got tuple",
+    ),
+    "a network that is not trained": (
+        [*FIT, "--model.network=own_networks.Detached"],
+        "got one that does not depend on parameters that can be trained",
+    ),
+    "a network that begins otherwise": (
+        [*FIT, "--model.network=own_networks.NoSuper"],
+        "own_networks.NoSuper, built as network(spec, window): cannot assign module "
+        "before Module.__init__() call. At ",
+        "own_networks.py:",
+    ),
+    "a module of a library for a network": (
+        [*FIT, "--model.network=torch.nn.Sequential"],
+        "surrogate_flow.nn.OnGrid(module=...)",
+    ),
+    "a function for a network": (
+        [*FIT, "--model.network=own_networks.function"],
+        "--model.network: expected a subclass of Module, or a function with the "
+        "annotation -> Module, got own_networks.function.",
+    ),
+    "a module of a library whose forward takes more": (
+        [
+            *(*FIT, "--model.network=OnGrid"),
+            "--model.network.module=own_networks.OfGraph",
+        ],
+        "missing 1 required positional argument: 'edges'",
+    ),
+    "a loss of three": (
+        [*FIT, "--model.loss=torch.nn.GaussianNLLLoss"],
+        "model.loss: expected one that is called as loss(prediction, target)",
+        "'var'",
+    ),
+    "a solver that cannot be built": (
+        [*FIT, "--data.solver=own_solvers.Fails"],
+        "FileNotFoundError: [Errno 2] No such file or directory: 'no.msh'. At ",
+        "own_solvers.py:",
+    ),
+    "a solver that takes other arguments": (
+        [*FIT, "--data.solver=own_solvers.Stepping"],
+        "Stepping.solve: expected (self, parameters), got (parameters, dt)",
+    ),
+    "a solver that ends the process": (
+        [*FIT, "--data.solver=own_solvers.Exits"],
+        "SystemExit(0): raise an error instead",
+        "own_solvers.py:",
+    ),
+    "plan: a solver whose spec fails": (
+        ["plan", *DATA, "--data.solver=own_solvers.Unset"],
+        "AttributeError: 'Unset' object has no attribute 'mesh'. At ",
+    ),
+    "a module that reads the words": (
+        [*FIT, "--data.solver=broken_words.Wave"],
+        "SystemExit(2): raise an error instead, or put what ends the process under if "
+        "__name__ == '__main__'. At ",
+        "broken_words.py:2",
+    ),
+    "a module that needs a variable": (
+        [*FIT, "--data.solver=broken_variable.Wave"],
+        "KeyError: 'NOT_SET'. At ",
+        "broken_variable.py:2",
+    ),
+    "a class that is called": (
+        [*FIT, "--data.solver=own_solvers.Own()"],
+        "expected a class path such as package.module.Class, got 'own_solvers.Own()'",
+    ),
+    "one dash": (
+        [*FIT, "-data.simulations=3"],
+        "unknown option '-data.simulations'. Did you mean '--data.simulations'?",
+    ),
+    "no seed": ([*FIT, "--seed_everything=-1"], "--seed_everything: expected from 0"),
+    "no rate at all": (
+        [*FIT, "--model.optimizer.lr=null"],
+        "model.optimizer.lr: expected a finite number above 0, got null",
     ),
     "no model": (["fit", *DATA], "fit needs --model"),
     "generate: no data": (["generate", "--output=x.zarr"], "generate needs --data"),
@@ -607,6 +694,10 @@ RECIPES = {
     "nothing": ("", "expected a mapping of names to values, got NoneType"),
     "a list": ("- 1", "expected a mapping of names to values, got list"),
     "no YAML": ("a: [1", "not valid YAML", "line 1"),
+    "settings of the trainer": (
+        f"solver: {HEAT}\ntrainer: {{max_epochs: 3}}",
+        "expected the arguments of --data alone, got settings of a run (trainer)",
+    ),
     "a key that is no text": (
         "1: 2",
         "expected a mapping of names to values, got dict",
@@ -730,6 +821,23 @@ class NoSpec(Solver):
 class Text(NoSpec):
     spec = "nothing"
 
+class Stepping(Heat2D):
+    def solve(self, parameters, dt):
+        yield
+
+class Unset(NoSpec):
+    @property
+    def spec(self):
+        return self.mesh
+
+class Fails(Heat2D):
+    def __init__(self):
+        open("no.msh")
+
+class Exits(Heat2D):
+    def __init__(self):
+        raise SystemExit(0)
+
 class Method(NoSpec):
     def spec(self):
         return None
@@ -755,6 +863,8 @@ BROKEN = {
     "broken_syntax": "class Wave\n",
     "broken_import": "import pandass\n",
     "broken_name": "nothing\n",
+    "broken_variable": "import os\nos.environ['NOT_SET']\n",
+    "broken_words": "import sys\nsys.exit(2)\n",
     "wave": "class Wave: ...\n",
     "own_networks": """
 import torch
@@ -763,6 +873,37 @@ class Wrong(torch.nn.Linear):
         super().__init__(len(spec.parameters), 1)
     def forward(self, parameters, step, history):
         return super().forward(parameters)
+class Lazy(torch.nn.Module):
+    def __init__(self, spec, window):
+        super().__init__()
+        self.layer = torch.nn.LazyLinear(7)
+    def forward(self, parameters, step, history):
+        field = torch.zeros(len(step), 1, 1, 100, 5) + parameters[:, :1, None, None, None]
+        return self.layer(field)
+class Two(torch.nn.Module):
+    def __init__(self, spec, window):
+        super().__init__()
+        self.layer = torch.nn.Linear(5, 10000)
+    def forward(self, parameters, step, history):
+        return self.field(parameters), step
+    def field(self, parameters):
+        return self.layer(parameters).reshape(-1, 1, 1, 100, 100)
+class Complex(Two):
+    def forward(self, parameters, step, history):
+        return 1j * self.field(parameters)
+class Detached(Two):
+    def forward(self, parameters, step, history):
+        return self.field(parameters).detach()
+class NoSuper(torch.nn.Module):
+    def __init__(self, spec, window):
+        self.layer = torch.nn.Linear(5, 10000)
+class OfGraph(torch.nn.Conv2d):
+    def __init__(self, in_channels, out_channels):
+        super().__init__(in_channels, out_channels, 1)
+    def forward(self, x, edges):
+        return super().forward(x)
+def function(spec, window):
+    return Two(spec, window)
 """,
 }
 
@@ -828,7 +969,7 @@ def test_a_dry_run_tries_the_network(capsys):
     """As a fit would."""
     Path("other.yaml").write_text("network: own_networks.Wrong")
     error = error_of(["plan", *DATA, "--model=other.yaml"], capsys)
-    assert error.startswith("own_networks.Wrong, called on 2 samples: expected an out")
+    assert error.startswith("own_networks.Wrong, called on 2 samples: expected a tens")
 
 
 def test_a_gpu_that_is_not_there_is_a_mistake(capsys, monkeypatch):
