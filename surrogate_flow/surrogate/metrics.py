@@ -294,4 +294,5 @@ def _channel(
     channel: int, scale: float, fields: Float[Tensor, "batch time channel *space"]
 ) -> Float[Tensor, "batch time 1 *space"]:
     one = fields[:, :, channel : channel + 1]
-    return one.contiguous() if scale == 1 else one * scale
+    # torchmetrics views fields as vectors, whatever order a network leaves them in.
+    return (one if scale == 1 else one * scale).contiguous()

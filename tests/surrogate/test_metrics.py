@@ -122,6 +122,15 @@ def test_reset_forgets(fields):
     )
 
 
+def test_a_network_may_leave_its_fields_in_any_order(fields):
+    """Such as one that computes with points first."""
+    guess, target = map(torch.from_numpy, fields)
+    metrics = field_metrics(spec(), "", detailed=True)
+    in_order = metrics(guess, target)
+    other = metrics(guess.movedim(-1, 0).contiguous().movedim(0, -1), target)
+    assert other == in_order
+
+
 @pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e-20, 1e20, 1e25, 1e37])
 def test_no_error_depends_on_the_scale_of_the_fields(fields, scale):
     """Ratios are those at order one, and the others are as much larger."""
