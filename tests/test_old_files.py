@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from surrogate_flow import Archive, Surrogate
-from surrogate_flow.cli.checkpoints import SafeCheckpoint
+from surrogate_flow.cli.callbacks import SafeCheckpoint
 from surrogate_flow.fields.names import public_path
 from surrogate_flow.nn import FNO
 

@@ -24,8 +24,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from surrogate_flow import nn, solvers
 from surrogate_flow.cli import explain, runs
-from surrogate_flow.cli.callbacks import run_callbacks
-from surrogate_flow.cli.checkpoints import AtomicCheckpoints
+from surrogate_flow.cli.callbacks import AtomicCheckpoints, run_callbacks
 from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.plan import require_trained
 from surrogate_flow.cli.recipes import CommandLine

@@ -8,6 +8,7 @@ import datetime
 import logging
 import os
 import re
+import textwrap
 import traceback
 from collections import Counter
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_SHORT = 100  # characters of an error that was logged before
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,8 @@ class FailureLog:
                 line,
             )
         elif count == 10 ** (len(str(count)) - 1):
-            logger.warning("%d attempts have failed so: %s%s", count, first, line)
+            short = textwrap.shorten(first, _SHORT, placeholder=" ...")
+            logger.warning("%d attempts have failed so: %s", count, short)
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

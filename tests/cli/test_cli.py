@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -552,3 +553,32 @@ def test_errors_for_users_are_a_line_and_defects_a_traceback(
     assert "error: speed: expected at least 1, got 0. Raise it.\n" in said.err
     with pytest.raises(ValueError, match="cells, of all things"):
         main([*FIT, f"{solver}.Defect"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_that_awaits_none(number, tmp_path):
+    """In order: the solver's folder is gone, and the status says which signal."""
+    (tmp_path / "waits.py").write_text(
+        "import time\n"
+        "from surrogate_flow.solvers import Heat2D\n"
+        "class Waits(Heat2D):\n"
+        "    def start(self, run):\n"
+        "        print(run.folder, flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "surrogate_flow", "check", "waits.Waits"],
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "waits.Waits:\n"
+    folder = Path(process.stdout.readline().strip())
+    assert folder.is_dir()
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == "surrogate-flow: interrupted.\n"
+    assert process.returncode == 128 + number
+    assert not folder.exists()

@@ -503,6 +503,7 @@ def test_the_log_has_one_line_for_what_fails_alike(tmp_path, caplog):
     assert "troubled.py:" in first
     assert "in raises: raise ArithmeticError" in first
     assert "10 attempts have failed so: ArithmeticError: negative density" in ten
+    assert "troubled.py:" not in ten
     assert "25 attempts failed with ArithmeticError in all" in total
     assert log.path.read_text().count("\nArithmeticError: negative") == 25
 

@@ -18,7 +18,7 @@ from faults.audit import Audit, table
 from faults.faulty import Faulty
 from faults.ledger import Ledger
 from faults.leftovers import Leftovers
-from surrogate_flow.cli.checkpoints import (
+from surrogate_flow.cli.callbacks import (
     AtomicCheckpoints,
     FinalValidation,
     SafeCheckpoint,

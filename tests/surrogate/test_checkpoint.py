@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from surrogate_flow.cli import runs
 from surrogate_flow.cli.app import main
-from surrogate_flow.cli.checkpoints import AtomicCheckpoints, SafeCheckpoint
+from surrogate_flow.cli.callbacks import AtomicCheckpoints, SafeCheckpoint
 from surrogate_flow.data.checkpoint import StudyCheckpoint, read_steps
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.ledger import Ledger
