@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -144,13 +145,12 @@ def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace |
     made: list[Pace] = []
     errors: list[BaseException] = []
 
-    def solve() -> None:
+    def solve(folder: Path) -> None:
         encoder, steps = Encoder(spec, 0), 0
         try:
             with (
                 user_code(),
                 ChildProcesses().marked(),
-                own_folder("plan-") as folder,
                 closing(
                     datasets_of(solver, Run(parameters, folder=folder, cores=cores))
                 ) as datasets,
@@ -172,12 +172,13 @@ def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace |
                 errors.append(error)
 
     # A step may take hours, and nothing can interrupt it.
-    thread = threading.Thread(target=solve, name="solver", daemon=True)
-    thread.start()
-    thread.join(longest)
-    if errors:
-        raise errors[0]
-    return made[-1] if made else None
+    with own_folder("plan-") as folder:
+        thread = threading.Thread(None, solve, "solver", [folder], daemon=True)
+        thread.start()
+        thread.join(longest)
+        if errors:
+            raise errors[0]
+        return made[-1] if made else None
 
 
 def places(data: OnlineData) -> Places:
