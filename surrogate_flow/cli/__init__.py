@@ -19,7 +19,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if arguments is None:
             end_at_once()
             _speak_utf8()
-            end_at_once()
         from surrogate_flow.cli import app
 
         app.main(arguments)
