@@ -529,29 +529,38 @@ def test_the_options_that_help_names_are_there(monkeypatch, capsys):
 
 OWN_ERRORS = """
 from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.fields.names import closest
 from surrogate_flow.solvers import Heat2D
 
 class Advice(Heat2D):
     def __init__(self):
         raise ArgumentError("speed", "at least 1", 0, "Raise it.")
 
-class Defect(Heat2D):
+class Own(Heat2D):
     def __init__(self):
         raise ValueError("cells, of all things")
+
+class Defect(Heat2D):
+    def __init__(self):
+        closest(3, ["cells"])
 """
 
 
-def test_errors_for_users_are_a_line_and_defects_a_traceback(
+def test_errors_for_users_are_a_line_and_our_defects_a_traceback(
     tmp_path, monkeypatch, capsys
 ):
-    """By their class, in whichever module they are raised."""
+    """By their class; and what code of the user's raises names its line."""
     (tmp_path / "own_errors.py").write_text(OWN_ERRORS)
     monkeypatch.syspath_prepend(tmp_path)
     solver = "--data.solver=own_errors"
     code, said = run([*FIT, f"{solver}.Advice"], monkeypatch, capsys)
     assert code == 2
     assert "error: speed: expected at least 1, got 0. Raise it.\n" in said.err
-    with pytest.raises(ValueError, match="cells, of all things"):
+    code, said = run([*FIT, f"{solver}.Own"], monkeypatch, capsys)
+    assert code == 2
+    assert "error: ValueError: cells, of all things. At " in said.err
+    assert "own_errors.py:12, in __init__" in said.err
+    with pytest.raises(AttributeError, match="lower"):
         main([*FIT, f"{solver}.Defect"])
 
 
