@@ -26,7 +26,7 @@ _PACKAGE = str(Path(__file__).parents[1])
 class UserError(Exception):
     """What is wrong, what was expected, what was got, and what to do about it.
 
-    The command line shows these without a traceback, what code of the user's raises with
+    The command line shows these without a traceback, what a user's code raises with
     its line, and all other exceptions, which are defects of this package, with one.
 
     Parameters
