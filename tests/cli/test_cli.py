@@ -560,7 +560,7 @@ def test_errors_for_users_are_a_line_and_our_defects_a_traceback(
     assert code == 2
     assert "error: ValueError: cells, of all things. At " in said.err
     assert "own_errors.py:12, in __init__" in said.err
-    with pytest.raises(AttributeError, match="lower"):
+    with pytest.raises(ValueError, match="no attribute 'lower'"):
         main([*FIT, f"{solver}.Defect"])
 
 
