@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pickle import PicklingError
@@ -23,6 +22,16 @@ _SCRIPT = (
 )
 
 
+class _Loop:
+    """An event loop that closes with its thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+
+    def __del__(self) -> None:
+        self.loop.close()
+
+
 @contextmanager
 def user_code() -> Iterator[None]:
     """Run code of users; nothing that it raises ends the process.
@@ -37,11 +46,11 @@ def user_code() -> Iterator[None]:
         Whatever else the code raises.
     """
     if threading.current_thread() is not threading.main_thread():
-        if not hasattr(_here, "loop"):
-            _here.loop = asyncio.new_event_loop()
-            weakref.finalize(threading.current_thread(), _here.loop.close)
+        kept = getattr(_here, "kept", None)
+        if kept is None or kept.loop.is_closed():
+            kept = _here.kept = _Loop()
         # Again, since asyncio.run leaves none.
-        asyncio.set_event_loop(_here.loop)
+        asyncio.set_event_loop(kept.loop)
     try:
         yield
     except Exception as error:

@@ -74,7 +74,17 @@ def test_what_would_end_a_process_is_an_error(thread, call, error, words):
 
 
 def test_a_thread_has_an_event_loop(thread):
-    """The same for one simulation after another, whatever the last one left."""
-    first, second = (thread.submit(within, uses_the_loop).result() for _ in range(2))
+    """The same for one simulation after another, until one closes it."""
+
+    def runs():
+        return thread.submit(within, uses_the_loop).result()
+
+    first, second = runs(), runs()
     assert first is second
-    thread.submit(first.close).result()
+    thread.submit(within, first.close).result()
+    last = runs()
+    assert last is not first
+    assert not last.is_closed()
+    thread.shutdown()
+    # What held it is gone with its thread.
+    assert last.is_closed()
