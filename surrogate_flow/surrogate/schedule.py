@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -11,7 +12,13 @@ import pytorch_lightning as L
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 
 from surrogate_flow.fields.errors import ArgumentError, line_of
 from surrogate_flow.fields.names import closest, nearest
@@ -111,20 +118,35 @@ def advance(
     if monitor is None:
         if validated:
             return ""
-        rates, last = schedule.get_last_lr(), schedule.last_epoch
+        groups = schedule.optimizer.param_groups
+        kept = [{k: v for k, v in g.items() if k != "params"} for g in groups]
+        rates = [group["lr"] for group in groups]
         # Online, the number of batches is not known beforehand.
-        ran_out = f"The schedule {kind} has run out after {last} batches"
-        ran_out += f": the learning rate stays {rates[0]:.3g}. Give it more steps."
-        # torch's own makes one step too many, and goes up again with it.
-        if isinstance(schedule, OneCycleLR) and last + 1 >= schedule.total_steps:
-            return ran_out
+        ran_out = (
+            f"The schedule {kind} has run out after {_count(schedule)} batches: the "
+            f"learning rate stays {rates[0]:.3g}. Give it more steps."
+        )
+        spent = _spent(schedule)
         try:
+            # Another within it may follow.
             schedule.step()
-        except ValueError as error:
-            # Of one within another, whose turn may end.
-            if "Tried to step" not in str(error):
+        except (ValueError, LookupError) as error:
+            # A table of the user's ends with a LookupError.
+            if isinstance(error, ValueError) and "Tried to step" not in str(error):
                 raise
+            spent = True
+        if spent:
+            for group, values in zip(groups, kept, strict=True):
+                group.update(values)
             return ran_out
+        if (
+            isinstance(schedule, CosineAnnealingLR)
+            and _count(schedule) > schedule.T_max
+        ):
+            return (
+                f"The schedule {kind} has come to its end, T_max = {schedule.T_max}: "
+                "from here on its learning rate rises again. Give it more steps."
+            )
         if not any(map(float, (*rates, *schedule.get_last_lr()))):
             return (
                 f"The schedule {kind} holds the learning rate at 0: nothing is learned."
@@ -138,6 +160,27 @@ def advance(
                 f"{nearest(monitor, [*metrics])}"
             )
     return ""
+
+
+def _active(schedule: LRScheduler) -> list[LRScheduler]:
+    """Return a schedule and those within it that act on the next batch."""
+    parts = getattr(schedule, "_schedulers", [])
+    if isinstance(schedule, SequentialLR):
+        parts = [parts[bisect_right(schedule._milestones, schedule.last_epoch + 1)]]
+    return [schedule, *(inner for part in parts for inner in _active(part))]
+
+
+def _count(schedule: LRScheduler) -> int:
+    """Return the batches that a schedule has seen; ChainedScheduler itself has none."""
+    return max(getattr(part, "last_epoch", 0) for part in _active(schedule))
+
+
+def _spent(schedule: LRScheduler) -> bool:
+    # torch's own makes one step too many, and goes up again with it.
+    return any(
+        isinstance(part, OneCycleLR) and part.last_epoch + 1 >= part.total_steps
+        for part in _active(schedule)
+    )
 
 
 class Flush(L.Callback):

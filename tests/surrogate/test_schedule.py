@@ -133,6 +133,39 @@ def test_a_schedule_that_runs_out_holds_its_last_rate(tmp_path, caplog):
     assert rates[5] == rates[6] != rates[7] == rates[11]
 
 
+def behind_another(optimizer):
+    parts = [schedules.LinearLR(optimizer, 0.5, total_iters=3), one_cycle(optimizer)]
+    return schedules.SequentialLR(optimizer, parts, milestones=[3])
+
+
+def in_chain(optimizer):
+    parts = [schedules.ConstantLR(optimizer, 1.0), one_cycle(optimizer)]
+    return schedules.ChainedScheduler(parts, optimizer)
+
+
+def of_a_table(optimizer):
+    return schedules.LambdaLR(optimizer, lambda k: [1.0, 0.5, 0.25, 1.6e-5][k])
+
+
+@pytest.mark.parametrize("scheduler", [behind_another, in_chain, of_a_table])
+def test_a_schedule_within_another_holds_its_last_rate(scheduler, tmp_path, caplog):
+    """As it does alone: the lowest."""
+    rates = trained(tmp_path, scheduler).rates
+    assert rates[-1] == pytest.approx(1.6e-6) == min(rates)
+    (said,) = warnings_of(caplog)
+    assert "has run out after" in said
+    assert "stays 1.6e-06" in said
+
+
+def test_a_cosine_that_rises_again_is_said(tmp_path, caplog):
+    """At the batch at which it begins to."""
+    rates = trained(tmp_path, partial(schedules.CosineAnnealingLR, T_max=8)).rates
+    assert rates[7] == pytest.approx(0, abs=1e-9)
+    assert rates[8] > rates[7]
+    (said,) = warnings_of(caplog)
+    assert "T_max = 8: from here on its learning rate rises again" in said
+
+
 def test_a_rate_that_stays_at_zero_is_said(tmp_path, caplog):
     """Nothing is learned from there on."""
     ends = partial(schedules.LinearLR, start_factor=1.0, end_factor=0.0, total_iters=4)
