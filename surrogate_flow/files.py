@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
 import socket
 import stat
@@ -30,6 +31,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+# Only temporary folders have it: data sets may lie beside them, and be called alike.
+_OWNER, _OWN = ".flow-owner", re.compile(r"flow-([a-z]+-)?[a-z0-9_]{8}")
 #: How the names of netCDF files end.
 NETCDF = (".nc", ".nc4", ".cdf", ".h5", ".hdf5")
 
@@ -47,7 +50,9 @@ class DirectoryLock:
     Parameters
     ----------
     folder : Path
-        Of a directory that exists; the lock is the file `LOCK` in it.
+        Of a directory that exists.
+    name : str
+        Of the file in it that is locked.
 
     Attributes
     ----------
@@ -58,8 +63,8 @@ class DirectoryLock:
         on a file system without locks or without room for one.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / LOCK
+    def __init__(self, folder: Path, name: str = LOCK) -> None:
+        self._path = folder / name
         self._lock = FileLock(self._path, thread_local=False)
         self.acquired = False
         self.holder = ""
@@ -97,8 +102,8 @@ class DirectoryLock:
 def own_folder(kind: str, parent: str | None = None) -> Iterator[Path]:
     """Yield a new temporary folder that only this user may enter; remove it in the end.
 
-    What processes that were killed have left there is removed first: folders of this
-    user and machine, which nobody locks any more.
+    What processes that were killed have left there is removed first: folders that this
+    function made for this user, on this machine, and which nobody locks any more.
 
     Parameters
     ----------
@@ -114,10 +119,11 @@ def own_folder(kind: str, parent: str | None = None) -> Iterator[Path]:
     """
     parent = parent or tempfile.gettempdir()
     for left in Path(parent).glob("flow-*"):
-        with suppress(OSError, Timeout):
-            _remove_abandoned(left)
+        if _OWN.fullmatch(left.name):
+            with suppress(OSError, Timeout):
+                _remove_abandoned(left)
     folder = Path(tempfile.mkdtemp(prefix=f"flow-{kind}", dir=parent))
-    lock = DirectoryLock(folder)
+    lock = DirectoryLock(folder, _OWNER)
     try:
         yield folder
     finally:
@@ -126,7 +132,7 @@ def own_folder(kind: str, parent: str | None = None) -> Iterator[Path]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    found, lock = folder.lstat(), folder / LOCK
+    found, lock = folder.lstat(), folder / _OWNER
     mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
     # Its process has written that behind its lock, which other machines may not see.
     if mine and lock.read_text("utf-8").endswith(f" on {socket.gethostname()}"):

@@ -1,11 +1,15 @@
 """Folders that one process writes into, and files that are complete or absent."""
 
+import os
+import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from surrogate_flow.files import LOCK, DirectoryLock, write_atomically
+from surrogate_flow.files import LOCK, DirectoryLock, own_folder, write_atomically
 
 HOLD = """
 import sys
@@ -50,6 +54,62 @@ def test_a_folder_without_room_for_a_lock_has_no_holder(tmp_path):
     lock = DirectoryLock(tmp_path / "file" / "folder")
     assert (lock.acquired, lock.holder) == (False, "")
     lock.release()
+
+
+OWN = """
+import sys
+from surrogate_flow.files import own_folder
+with own_folder(sys.argv[2], sys.argv[1]) as folder:
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_folders_of_killed_processes_go_with_the_next_run(tmp_path, monkeypatch):
+    """Not those of living ones, others, or other machines, nor data sets called so."""
+    with ExitStack() as ended:
+
+        def own(kind):
+            process = ended.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", OWN, str(tmp_path), kind],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            ended.callback(process.kill)
+            return process, Path(process.stdout.readline().strip())
+
+        (first, left), (second, also) = own("plan-"), own("")
+        _, lives = own("plan-")
+        for killed in (first, second):
+            killed.kill()
+            killed.wait()
+        (owner,) = left.iterdir()
+        elsewhere, renamed, data, results = (
+            tmp_path / f"flow-{name}"
+            for name in ("plan-elsewher", "renamed", "held_out", "results")
+        )
+        for folder in (elsewhere, renamed):
+            shutil.copytree(left, folder)
+        (elsewhere / owner.name).write_text("process 1 on another.machine")
+        for folder in (data, results):
+            folder.mkdir()
+            # As an import leaves it that was killed.
+            shutil.copy(owner, folder / LOCK)
+        kept = {lives, elsewhere, renamed, data, results}
+        with monkeypatch.context() as patch, own_folder("", str(tmp_path)) as mine:
+            assert set(tmp_path.iterdir()) == {*kept, mine}
+            shutil.copytree(elsewhere, left)
+            shutil.copy(lives / owner.name, left)
+            other = os.getuid() + 1
+            patch.setattr(os, "getuid", lambda: other)
+            with own_folder("", str(tmp_path)):
+                assert left.is_dir()
+        with own_folder("", str(tmp_path)) as mine:
+            assert set(tmp_path.iterdir()) == {*kept, mine}
+        assert not also.exists()
 
 
 @pytest.mark.parametrize("linked", [False, True])

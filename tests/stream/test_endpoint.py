@@ -2,14 +2,9 @@
 
 import os
 import pickle
-import shutil
 import stat
-import subprocess
-import sys
 import tempfile
 from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
 
 import pytest
 import zmq
@@ -34,38 +29,6 @@ def test_the_folder_is_private_and_goes_away():
         folder = socket_folder(resources)
         assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
     assert not os.path.exists(folder)
-
-
-def test_folders_of_killed_processes_go_with_the_next_run(tmp_path, monkeypatch):
-    """Not those of living ones, other machines, or programs that happen to be called so."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    code = (
-        "import sys; from surrogate_flow.files import own_folder\n"
-        "with own_folder('plan-', sys.argv[1]) as folder:\n"
-        "    print(folder, flush=True); input()"
-    )
-    start = partial(subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with ExitStack() as ended:
-        folders = []
-        for killed in (True, False):
-            process = ended.enter_context(
-                start([sys.executable, "-c", code, str(tmp_path)], text=True)
-            )
-            ended.callback(process.kill)
-            folders.append(Path(process.stdout.readline().strip()))
-            if killed:
-                (folders[0] / "inlet").touch()
-                process.kill()
-                process.wait()
-                elsewhere = tmp_path / "flow-elsewhere"
-                shutil.copytree(folders[0], elsewhere)
-                (elsewhere / ".lock").write_text("process 1 on another.machine")
-        foreign = tmp_path / "flow-chart"
-        foreign.mkdir()
-        mine = Path(socket_folder(ended))
-        assert set(tmp_path.iterdir()) == {folders[1], elsewhere, foreign, mine}
-        socket_folder(ended)
-        assert mine.is_dir()
 
 
 def test_a_long_path_is_avoided(tmp_path, monkeypatch):
