@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from surrogate_flow.cli.callbacks import run_callbacks
     from surrogate_flow.cluster.existing import ExistingScheduler
     from surrogate_flow.data.online import OnlineData
     from surrogate_flow.data.stored import StoredData
     from surrogate_flow.dataset import Archive
     from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
     from surrogate_flow.fields.window import Autoregressive, Direct
+    from surrogate_flow.report.callbacks import run_callbacks
     from surrogate_flow.solvers.solver import Solver
     from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -45,7 +45,7 @@ _FILES = {
     "StoredData": "data.stored",
     "Surrogate": "surrogate.surrogate",
     "Variable": "fields",
-    "run_callbacks": "cli.callbacks",
+    "run_callbacks": "report.callbacks",
 }
 
 

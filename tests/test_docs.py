@@ -24,19 +24,26 @@ def test_pages_name_files_that_exist(page):
         assert any(p.is_file() for p in found), path
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/python.ipynb"])
+def training(page):
+    """The script of a page that trains."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    (script,) = (block for block in blocks if "run_callbacks" in block)
+    return script
+
+
+def test_the_page_has_the_script_of_readme():
+    assert training("docs/python.md") == training("README.md")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.ipynb"])
 def test_training_from_python_runs(page, tmp_path):
-    """The script as it stands, and the notebook cell by cell; the page has README's."""
-    text = (ROOT / page).read_text("utf-8")
+    """The script as it stands, and the notebook cell by cell."""
     if page.endswith("ipynb"):
-        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+        cells = json.loads((ROOT / page).read_text("utf-8"))["cells"]
+        cells = [c for c in cells if c["cell_type"] == "code"]
         script = "\n".join("".join(cell["source"]) for cell in cells)
     else:
-        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-        (script,) = (block for block in blocks if "run_callbacks" in block)
-        if page != "README.md":
-            assert script in (ROOT / "README.md").read_text("utf-8")
-            return
+        script = training(page)
     (tmp_path / "train.py").write_text(script)
     done = subprocess.run(
         [sys.executable, "train.py"],
@@ -49,5 +56,7 @@ def test_training_from_python_runs(page, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Validation error: " in done.stdout
     run = tmp_path / "runs" / "python"
-    for name in ("checkpoints/best.ckpt", "prediction.png", "telemetry.csv"):
+    left = ("checkpoints/best.ckpt", "prediction.png", "telemetry.csv", "metrics.csv")
+    for name in left:
         assert (run / name).is_file(), name
+    assert {path.name for path in tmp_path.iterdir()} == {"train.py", "runs"}

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from surrogate_flow import Archive, Surrogate
-from surrogate_flow.cli.callbacks import SafeCheckpoint
 from surrogate_flow.fields.names import public_path
 from surrogate_flow.nn import FNO
+from surrogate_flow.report.callbacks import SafeCheckpoint
 
 DATA = Path(__file__).parent / "data"
 VERSIONS = sorted(DATA.glob("v*"))

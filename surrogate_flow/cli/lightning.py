@@ -24,7 +24,6 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from surrogate_flow import nn, solvers
 from surrogate_flow.cli import explain, runs
-from surrogate_flow.cli.callbacks import AtomicCheckpoints, run_callbacks
 from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.plan import require_trained
 from surrogate_flow.cli.recipes import CommandLine
@@ -38,6 +37,7 @@ from surrogate_flow.cli.trainer import (
 )
 from surrogate_flow.data.module import SurrogateData
 from surrogate_flow.fields.errors import UserError, raised_by_user, user_error
+from surrogate_flow.report.callbacks import AtomicCheckpoints, run_callbacks
 from surrogate_flow.report.console import the_console
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.surrogate import checkpoint

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,18 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.utilities import rank_zero_only
 
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.files import log_unwritten, write_atomically
+from surrogate_flow.report.monitor import MetricsTable
 from surrogate_flow.surrogate.schedule import require_metric
 
 __all__ = [
     "FolderTrainer",
     "MetricsEvents",
-    "MetricsTable",
     "as_list",
     "in_slurm",
     "loggers_of",
@@ -185,48 +183,6 @@ def in_slurm(config: Mapping[str, Any]) -> list[ClusterEnvironment]:
             "Write srun before the command in the job's script.",
         )
     return [_OneTask()]
-
-
-class MetricsTable(CSVLogger):
-    """metrics.csv; rows that a full disk has no room for stay in memory until it has.
-
-    A full disk is logged once, and training goes on.
-    """
-
-    _full = False
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Append the rows that are not in the file yet."""
-        writer = self.experiment
-        path, known = Path(writer.metrics_file_path), list(writer.metrics_keys)
-        size = path.stat().st_size if path.is_file() else 0
-        try:
-            if size and not set().union(*writer.metrics) - set(known):
-                super().save()
-            elif writer.metrics:
-                self._replace(path)
-            self._full = False
-        except OSError as error:
-            writer.metrics_keys = known
-            with suppress(OSError):
-                # Without the part of a row; the row is written again by the next save.
-                os.truncate(path, min(size, path.stat().st_size))
-            if not self._full:
-                log_unwritten(path, error)
-            self._full = True
-
-    def _replace(self, path: Path) -> None:
-        """Write all rows, old and new, under a new header."""
-        writer = self.experiment
-        try:
-            with write_atomically(path) as part:
-                if path.is_file():
-                    shutil.copyfile(path, part)
-                writer.metrics_file_path = str(part)
-                super().save()
-        finally:
-            writer.metrics_file_path = str(path)
 
 
 class MetricsEvents(TensorBoardLogger):

@@ -16,6 +16,7 @@ import pytorch_lightning as L
 import torch
 from jaxtyping import Float, Float32, Int
 
+from surrogate_flow.data.module import run_folder
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.ledger import Ledger
 from surrogate_flow.fields.errors import UserError
@@ -361,7 +362,7 @@ def _array(value: Any) -> Any:
 
 def folder_of(trainer: L.Trainer) -> Path:
     """Return where a trainer's checkpoints are written to."""
-    folder = Path(trainer.log_dir or ".") / "checkpoints"
+    folder = run_folder(trainer) / "checkpoints"
     for callback in trainer.checkpoint_callbacks:
         folder = Path(getattr(callback, "dirpath", None) or folder)
     return folder

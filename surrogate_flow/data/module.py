@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +28,7 @@ from surrogate_flow.surrogate.batch import Batch
 __all__ = [
     "Cost",
     "DatasetStats",
+    "RunCallback",
     "Status",
     "SurrogateData",
     "TrainingStats",
@@ -34,6 +36,7 @@ __all__ = [
     "at_least",
     "data_of",
     "require_setup",
+    "run_folder",
 ]
 
 Part = TypeVar("Part")
@@ -269,6 +272,25 @@ def data_of(trainer: L.Trainer) -> SurrogateData | None:
     # Lightning sets the attribute where there is a data module, and only there.
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, SurrogateData) else None
+
+
+class RunCallback(L.Callback):
+    """One of a run, which has a folder.
+
+    Attributes
+    ----------
+    folder : Path
+    """
+
+    folder: Path
+
+
+def run_folder(trainer: L.Trainer | None) -> Path:
+    """Return the folder of a run: that of its callbacks, or where its loggers write."""
+    for callback in getattr(trainer, "callbacks", ()):
+        if isinstance(callback, RunCallback):
+            return callback.folder
+    return Path((trainer and trainer.log_dir) or ".")
 
 
 def require_setup(part: Part | None) -> Part:

@@ -22,6 +22,7 @@ from surrogate_flow.data.module import (
     Vector,
     at_least,
     require_setup,
+    run_folder,
 )
 from surrogate_flow.data.online_loader import AppliedBatches, OnlineLoader
 from surrogate_flow.data.ranks import Ranks, RankState
@@ -251,7 +252,7 @@ class OnlineData(SurrogateData):
             faults=self.faults,
             settings=StudySettings(
                 self.workflow,
-                Path((self.trainer.log_dir if self.trainer else None) or "."),
+                run_folder(self.trainer),
                 cores=self.cores_per_simulation,
                 # A retry must find a free worker, or the others wait for its turn for
                 # ever.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
+import shutil
 import threading
 import time
 from collections import deque
@@ -15,15 +17,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pytorch_lightning as L
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_only
 
-from surrogate_flow.data.module import Status, TrainingStats, data_of
-from surrogate_flow.files import tolerate_full_disk
+from surrogate_flow.data.module import RunCallback, Status, TrainingStats, data_of
+from surrogate_flow.files import log_unwritten, tolerate_full_disk, write_atomically
 from surrogate_flow.threads import LoudThread
 
-__all__ = ["COLUMNS", "Clock", "Monitor", "StatusListener", "telemetry"]
+__all__ = ["COLUMNS", "Clock", "MetricsTable", "Monitor", "StatusListener", "telemetry"]
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +113,12 @@ class Clock:
         return over.wait(seconds)
 
 
-class Monitor(Callback):
+class Monitor(RunCallback):
     """Makes one `Status` a second while Lightning runs, and a last one at its end.
 
     Each goes into a ring of bounded length, into telemetry.csv (telemetry_1.csv for
     rank 1), to TensorBoard if that is a logger of the trainer, and to the listeners.
+    What the surrogate logs goes into metrics.csv beside it.
 
     Parameters
     ----------
@@ -168,6 +171,10 @@ class Monitor(Callback):
         rank = trainer.global_rank
         name = f"telemetry{f'_{rank}' if rank else ''}.csv"
         self._table = _Table(self.folder / name)
+        tables = any(isinstance(logger, MetricsTable) for logger in trainer.loggers)
+        if stage == "fit" and not (tables or trainer.barebones):
+            table = MetricsTable(self.folder, name="", version="")
+            trainer.loggers = [*trainer.loggers, table]
         boards = (b for b in trainer.loggers if isinstance(b, TensorBoardLogger))
         self._scalars = [*boards]
         self._trainer, self._stage = trainer, stage
@@ -307,6 +314,48 @@ class _Table:
                 file.write(text.getvalue().encode())
             self._size = self._path.stat().st_size
             self._full = False
+
+
+class MetricsTable(CSVLogger):
+    """metrics.csv; rows that a full disk has no room for stay in memory until it has.
+
+    A full disk is logged once, and training goes on.
+    """
+
+    _full = False
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Append the rows that are not in the file yet."""
+        writer = self.experiment
+        path, known = Path(writer.metrics_file_path), list(writer.metrics_keys)
+        size = path.stat().st_size if path.is_file() else 0
+        try:
+            if size and not set().union(*writer.metrics) - set(known):
+                super().save()
+            elif writer.metrics:
+                self._replace(path)
+            self._full = False
+        except OSError as error:
+            writer.metrics_keys = known
+            with suppress(OSError):
+                # Without the part of a row; the row is written again by the next save.
+                os.truncate(path, min(size, path.stat().st_size))
+            if not self._full:
+                log_unwritten(path, error)
+            self._full = True
+
+    def _replace(self, path: Path) -> None:
+        """Write all rows, old and new, under a new header."""
+        writer = self.experiment
+        try:
+            with write_atomically(path) as part:
+                if path.is_file():
+                    shutil.copyfile(path, part)
+                writer.metrics_file_path = str(part)
+                super().save()
+        finally:
+            writer.metrics_file_path = str(path)
 
 
 def telemetry(status: Status) -> dict[str, Any]:

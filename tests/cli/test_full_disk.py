@@ -136,7 +136,7 @@ def test_a_new_column_costs_no_row_on_a_full_disk(tmp_path):
     """
     code = """if True:
         from pathlib import Path
-        from surrogate_flow.cli.trainer import MetricsTable
+        from surrogate_flow.report.monitor import MetricsTable
         table, filler = MetricsTable("disk", name="", version=""), Path("disk/filler")
         def log(step, **metrics):
             table.log_metrics(metrics, step)

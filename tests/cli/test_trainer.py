@@ -15,8 +15,8 @@ from pytorch_lightning.profilers import SimpleProfiler
 
 from surrogate_flow.cli.lightning import _graceful, execute
 from surrogate_flow.cli.recipes import CommandLine
-from surrogate_flow.cli.trainer import MetricsTable
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.report.monitor import MetricsTable
 from surrogate_flow.report.progress import ProgressLine
 
 FIT = ["fit", "--data", "heat2d", "--model", "fully_connected"]

@@ -23,6 +23,7 @@ from surrogate_flow.ensemble.ensemble import EnsembleError
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
+from surrogate_flow.report.callbacks import run_callbacks
 from surrogate_flow.reservoir import FIFO, FIRO, DeviceMemory, Reservoir
 from surrogate_flow.sampling import Sobol, Uniform
 from surrogate_flow.sampling.design import SEEDS
@@ -43,9 +44,10 @@ def opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     modules, before = [], set(multiprocessing.active_children())
 
-    def make(solver=None, **kwargs):
+    def make(solver=None, trainer=None, **kwargs):
         defaults = {"simulations": 30, "held_out": 3, "batch_size": 7}
         data = OnlineData(solver or Wave(), **{**defaults, **kwargs})
+        data.trainer = trainer
         modules.append(data)
         data.setup("fit")
         return data
@@ -327,16 +329,22 @@ def test_workers_that_are_paused_for_want_of_memory_are_told_of(opened, tmp_path
 
 
 def test_no_held_out_simulation_is_an_error(opened):
-    """If all of the validation set fail there is nothing to validate with, and it says so."""
+    """If all of the validation set fail there is nothing to validate with, and it says so.
+
+    Why lies in the folder of the run, whoever logs.
+    """
+    callbacks = run_callbacks("mine")
     data = opened(
         Troubled("nothing", above=0.0),
+        L.Trainer(logger=False, callbacks=callbacks, accelerator="cpu"),
         simulations=1,
         reservoir=POLICIES["FIFO"],
         faults=Faults(retries=0),
     )
     with pytest.raises(EnsembleError, match=r"None of the 3 held-out.*failures\.csv"):
         data.val_dataloader()
-    assert Path("failures.csv").exists()
+    assert Path("mine/failures.csv").exists()
+    assert not Path("failures.csv").exists()
     with pytest.raises(EnsembleError, match="before a single sample"):
         data.moments()
 

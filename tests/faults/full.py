@@ -18,14 +18,14 @@ from faults.audit import Audit, table
 from faults.faulty import Faulty
 from faults.ledger import Ledger
 from faults.leftovers import Leftovers
-from surrogate_flow.cli.callbacks import (
+from surrogate_flow.data.online import OnlineData
+from surrogate_flow.nn import FullyConnected
+from surrogate_flow.report.callbacks import (
     AtomicCheckpoints,
     FinalValidation,
     SafeCheckpoint,
 )
-from surrogate_flow.cli.trainer import MetricsTable
-from surrogate_flow.data.online import OnlineData
-from surrogate_flow.nn import FullyConnected
+from surrogate_flow.report.monitor import MetricsTable
 from surrogate_flow.sampling import Sampler
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.surrogate import Surrogate

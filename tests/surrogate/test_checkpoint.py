@@ -20,13 +20,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from surrogate_flow.cli import runs
 from surrogate_flow.cli.app import main
-from surrogate_flow.cli.callbacks import AtomicCheckpoints, SafeCheckpoint
 from surrogate_flow.data.checkpoint import StudyCheckpoint, read_steps
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.ledger import Ledger
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.window import Autoregressive
 from surrogate_flow.nn import FullyConnected
+from surrogate_flow.report.callbacks import AtomicCheckpoints, SafeCheckpoint
 from surrogate_flow.reservoir import FIRO, Store
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate import checkpoint

@@ -148,6 +148,12 @@ class SafeCheckpoint(ModelCheckpoint):
         """Its name in a checkpoint, which is that of version 0.1."""
         return super().state_key.replace(type(self).__qualname__, "Kept", 1)
 
+    def setup(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Have files replaced whole, unless the user has another way."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpoints()
+        super().setup(trainer, *args, **kwargs)
+
     def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
         """Save the state of a run that fails."""
         if trainer.world_size == 1:
