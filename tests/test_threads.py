@@ -29,7 +29,7 @@ FAULTS = {
     "inlet, its tick": "stream.reception.Reception.tick",
     "inlet, the reservoir": "reservoir.store.Store.offer",
     "watchdog": "ensemble.watchdog.Watchdog._silent",
-    "scheduler's loop": "ensemble.placement._OutcomeCounter._count",
+    "scheduler's loop": "ensemble.placement._Watcher._tell",
     "prefetch, a draw": "reservoir.store.Store.draw",
     "prefetch, a batch": "data.prefetch.Batch.from_draw",
     "monitor": "report.monitor.Monitor.sample",

@@ -88,8 +88,7 @@ class Ensemble:
         # When, which attempt, and where those before have failed.
         self._again: list[tuple[float, Simulation, int]] = []
         self._tried: dict[int, list[Place | None]] = {}
-        self._failures: list[list[Place | None]] = []
-        self._retried = self._held_out = 0
+        self._failed = self._retried = self._held_out = 0
         self._closing = threading.Event()
         self._thread = LoudThread(self._run, "ensemble")
 
@@ -208,6 +207,8 @@ class Ensemble:
     def _settle(self, ended: Ended) -> None:
         simulation, attempt, error = ended.simulation, ended.attempt, ended.error
         number, place = simulation.number, ended.place
+        if place and error is None:
+            self._tasks.placement.succeeded(place)
         if self._ledger.state(number) is SimulationState.COMPLETE:
             if error is not None:
                 logger.warning("Simulation %d is complete, but: %s", number, error)
@@ -241,16 +242,17 @@ class Ensemble:
             self._again.append((time.monotonic() + pause, simulation, again))
             self._emit(Retried(simulation, attempt, error, place))
         else:
-            self._failures.append(self._tried.pop(number))
+            self._failed += 1
+            self._tasks.placement.give_up(self._tried.pop(number))
             self._held_out -= simulation.part != "training"
             self._emit(Failed(simulation, attempt, error, place))
             self._check_failures(simulation, error)
 
     def _check_failures(self, last: Simulation, error: BaseException) -> None:
-        if self._tasks.placement.count(self._failures) > self._faults.max_failures:
-            failed, (first, line) = len(self._failures), described(error)
+        if self._tasks.placement.count() > self._faults.max_failures:
+            first, line = described(error)
             raise EnsembleError(
-                f"{counted(failed, 'simulation')} failed permanently, more than "
+                f"{counted(self._failed, 'simulation')} failed permanently, more than "
                 f"max_failures={self._faults.max_failures}; the last was "
                 f"{last.number} with {dict(last.parameters)}: {first.rstrip('.')}. "
                 f"All are listed in failures.csv in the run's folder.{line}"

@@ -35,6 +35,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _SHORT = 100  # characters of an error that was logged before
+_KINDS = 100  # of failures that the log tells apart
+_RANDOM = re.compile(r"\S*[\d/\\]\S*")
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,11 @@ class FailureLog:
 
     def _log(self, event: Retried | Failed, outcome: str) -> None:
         first, line = described(event.error)
-        # Without a line, one kind of message is one defect, whatever its numbers.
-        alike = type(event.error).__name__, line or re.sub(r"\d+", "", first)
+        # Without a line, one kind of message is one defect, whatever numbers and paths.
+        kind, said = type(event.error).__name__, _RANDOM.sub("", str(event.error))
+        alike = kind, line_of(event.error) or said
+        if alike not in self._alike and len(self._alike) >= _KINDS:
+            alike = kind, ""
         self._alike[alike] += 1
         count = self._alike[alike]
         if count == 1:

@@ -6,15 +6,14 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
 from distributed import Client, SchedulerPlugin
-from distributed.comm.addressing import get_address_host
 
-from surrogate_flow.ensemble.deaths import Reporter, dask_is_quiet
+from surrogate_flow.ensemble.deaths import Reporter, WorkerDied, dask_is_quiet
 
 __all__ = ["Place", "Placement"]
 
@@ -22,96 +21,53 @@ logger = logging.getLogger(__name__)
 
 _IN_ROW = 3  # failures without a success, after which a worker rests
 _REST, _LONGEST = 1.0, 600.0  # seconds; twice as long for each further failure
+_DEATHS = 1000  # that are remembered until their attempts have ended
 _ANSWER = 5.0  # seconds that scheduler and nannies have to accept what watches them
 
 
 @dataclass(frozen=True)
 class Place:
-    """A worker, and what has become of the attempts there until one failed.
-
-    Attributes
-    ----------
-    worker, address, host : str
-        Its name, which it keeps when its process is restarted, and where it was.
-    in_row, host_in_row : int
-        Attempts that failed there since the last that succeeded, this one included.
-    succeeded : bool
-        Whether any attempt of the study has succeeded there.
-    """
+    """A worker: its name, which outlives its process, and where it was."""
 
     worker: str
     address: str
     host: str
-    in_row: int = 1
-    host_in_row: int = 1
-    succeeded: bool = False
 
     def __str__(self) -> str:
         return f"{self.worker} ({self.host})"
 
-    @property
-    def doubtful(self) -> bool:
-        """Whether the worker may be to blame, rather than the simulation."""
-        return self.in_row >= _IN_ROW or not self.succeeded
 
-
-class _OutcomeCounter(SchedulerPlugin):
-    """Counts on the scheduler which attempts succeed where, and tells what fails."""
+class _Watcher(SchedulerPlugin):
+    """Tells from the scheduler where attempts end, and has each die only once."""
 
     def __init__(self, study: str) -> None:
         self.name = study
-        self._done: Counter[str] = Counter()
-        self._failed: Counter[str] = Counter()
-        self._hosts: Counter[str] = Counter()
 
     async def start(self, scheduler: Any) -> None:
         """Begin on the scheduler."""
         self._scheduler = scheduler
-        self._names = {a: str(w.name) for a, w in scheduler.workers.items()}
-        self._dead: set[str] = set()
-
-    def add_worker(self, scheduler: Any, worker: str) -> None:
-        """Note the name of a worker; it has left the scheduler when tasks fail so."""
-        self._names[worker] = str(scheduler.workers[worker].name)
-
-    def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
-        """Forget a worker, after its tasks have failed."""
-        self._names.pop(worker, None)
-        self._dead.discard(worker)
 
     def transition(
         self, key: Any, start: str, finish: str, *_: Any, **more: Any
     ) -> None:
-        """Have an attempt die once only, and count its end."""
+        """Note the end of an attempt whose worker is there."""
         try:
-            self._count(key, start, finish, more.get("worker"))
+            self._tell(key, start, finish, more.get("worker"))
         except Exception as error:
             # Dask would only log it.
             self._scheduler.log_event(self.name, {"defect": repr(error)})
 
-    def _count(self, key: Any, start: str, finish: str, address: Any) -> None:
+    def _tell(self, key: Any, start: str, finish: str, address: Any) -> None:
         if not str(key).endswith(self.name):
             return
         if finish == "processing":
             # Dask runs it no second time, whatever the scheduler allows for others.
             allowed = self._scheduler.allowed_failures
             self._scheduler.tasks[key].suspicious = allowed
-        if start != "processing" or not address:
-            return
-        name, host = self._names.get(address, address), get_address_host(address)
-        if finish == "memory":
-            self._done[name] += 1
-            self._failed[name] = self._hosts[host] = 0
-        elif finish == "erred":
-            # All tasks of a worker that dies fail, and one of them has run.
-            again = address in self._dead
-            if address not in self._scheduler.workers:
-                self._dead.add(address)
-            self._failed[name] += not again
-            self._hosts[host] += not again
-            place = (name, address, host, self._failed[name], self._hosts[host])
-            event = {"key": key, "place": (*place, self._done[name] > 0)}
-            self._scheduler.log_event(self.name, event)
+        worker = self._scheduler.workers.get(address)
+        if start == "processing" and finish in ("memory", "erred") and worker:
+            place = str(worker.name), address, worker.host
+            self._scheduler.log_event(self.name, {"key": key, "place": place})
 
 
 class Placement:
@@ -121,7 +77,7 @@ class Placement:
     next ones are kept away for a second, and for twice as long after each further
     failure; so of a host. A success ends that, and while all would rest none does.
 
-    A context manager. Its methods may be called from any thread.
+    A context manager; one thread calls `succeeded`, `failed` and what comes behind.
 
     Parameters
     ----------
@@ -135,10 +91,17 @@ class Placement:
 
     def __init__(self, client: Client) -> None:
         self._client, self.study = client, f"surrogate-flow-{secrets.token_hex(4)}"
-        self._failed: dict[str, Sequence[Any]] = {}
+        self._places: dict[str, Sequence[str]] = {}
         self._defect = ""
         self._deaths: dict[str, Mapping[str, Any]] = {}
         self._rests: dict[tuple[str, str], float] = {}
+        # Attempts that have failed in a row, by worker and by host.
+        self._rows: Counter[tuple[str, str]] = Counter()
+        self._succeeded: set[str] = set()
+        self._dead: dict[str, str] = {}
+        # Failed simulations: those in the row of a worker alone, and all others.
+        self._alone: Counter[tuple[str, str]] = Counter()
+        self._sure = 0
         #: Workers and hosts that have rested, in words.
         self.set_aside: tuple[str, ...] = ()
         #: Name and host of the workers that are there, by their addresses.
@@ -150,7 +113,7 @@ class Placement:
         self._quiet.__enter__()
         ask.subscribe_topic(self.study, self._note)
         for register, plugin in (
-            (ask._register_scheduler_plugin, _OutcomeCounter(self.study)),
+            (ask._register_scheduler_plugin, _Watcher(self.study)),
             (ask._register_nanny_plugin, Reporter(self.study)),
         ):
             try:
@@ -180,19 +143,21 @@ class Placement:
         _, told = event
         if "died" in told:
             self._deaths[told["died"]] = told
+            if len(self._deaths) > _DEATHS:
+                del self._deaths[next(iter(self._deaths))]
         elif "defect" in told:
             self._defect = told["defect"]
         else:
-            self._failed[told["key"]] = told["place"]
+            self._places[told["key"]] = told["place"]
 
     def check(self) -> None:
-        """Raise what has ended the counting on the scheduler, if anything has."""
+        """Raise what has ended the watch on the scheduler, if anything has."""
         if self._defect:
-            raise RuntimeError(f"Attempts are counted no more: {self._defect}")
+            raise RuntimeError(f"Attempts are watched no more: {self._defect}")
 
     def of(self, key: str) -> Place | None:
-        """Return where a task has failed, once; None if that is not known."""
-        told = self._failed.pop(key, None)
+        """Return where a task has ended, once; None if that is not known."""
+        told = self._places.pop(key, None)
         return Place(*told) if told else None
 
     def at(self, address: str) -> Place | None:
@@ -204,13 +169,30 @@ class Placement:
         """Return what the nanny has reported of a worker that died, by its id."""
         return self._deaths.get(worker)
 
+    def succeeded(self, place: Place) -> None:
+        """End the row of failures of a worker, and of its host."""
+        worker, at = ("Worker", place.worker), (place.worker, place.host)
+        if alone := self._alone.pop(at, 0):
+            # Its own failures, rather than bad luck: others have done better meanwhile.
+            excused = self._rows[worker] >= _IN_ROW and self._excused(*at)
+            self._sure += 0 if excused else alone
+        self._succeeded.add(place.worker)
+        self._rows[worker] = self._rows["Host", place.host] = 0
+
     def failed(self, place: Place, error: BaseException) -> None:
         """Have a worker, or a host, rest on which attempts fail in a row."""
+        if isinstance(error, WorkerDied):
+            # All attempts of a worker die at once.
+            if self._dead.get(place.worker) == place.address:
+                return
+            self._dead[place.worker] = place.address
         hosts = {host for _, host in self.present.values()}
-        for kind, name, in_row, others in (
-            ("Worker", place.worker, place.in_row, len(self.present) > 1),
-            ("Host", place.host, place.host_in_row, len(hosts) > 1),
+        for kind, name, others in (
+            ("Worker", place.worker, len(self.present) > 1),
+            ("Host", place.host, len(hosts) > 1),
         ):
+            self._rows[kind, name] += 1
+            in_row = self._rows[kind, name]
             self._rests.pop((kind, name), None)
             if in_row < _IN_ROW or not others:
                 continue
@@ -247,17 +229,34 @@ class Placement:
             } or chosen
         return None if len(chosen) == len(present) else sorted(chosen)
 
-    def count(self, failures: Collection[Sequence[Place | None]]) -> int:
-        """Count simulations that failed, without those that one bad worker may explain.
+    def give_up(self, tried: Sequence[Place | None]) -> None:
+        """Note a simulation that has failed, and where each attempt was."""
+        place = tried[-1]
+        if place and {at and at.worker for at in tried} == {place.worker}:
+            self._alone[place.worker, place.host] += 1
+        else:
+            self._sure += 1
 
-        That is a worker, or host, beside others, where nothing succeeds, and which
-        alone has failed them.
+    def count(self) -> int:
+        """Count simulations that failed, without those that a bad worker explains.
+
+        That is one which alone has failed them, and where nothing succeeds, while
+        elsewhere fewer than a third as many attempts fail in a row, and than three.
         """
-        several = len({host for _, host in self.present.values()}) > 1
-        doubtful = []
-        for tried in failures:
-            place, workers = tried[-1], {at and at.worker for at in tried}
-            if place and len(workers) == 1 and place.doubtful:
-                doubtful.append(place.host if several else place.worker)
-        alone = len(set(doubtful)) == 1 and len(self.present) > 1
-        return len(failures) - (len(doubtful) if alone else 0)
+        alone = self._alone.items()
+        return self._sure + sum(n for at, n in alone if not self._excused(*at))
+
+    def _excused(self, worker: str, host: str) -> bool:
+        in_row = self._rows["Worker", worker]
+        if in_row < _IN_ROW and worker in self._succeeded:
+            return False
+        # Where there are several hosts, all workers of one may be bad.
+        several = len({at for _, at in self.present.values()}) > 1
+        others = {
+            name
+            for name, at in self.present.values()
+            if (at != host if several else name != worker)
+        }
+        rows = [self._rows["Worker", name] for name in others & self._succeeded]
+        least = min(rows) if rows else sum(self._rows["Worker", n] for n in others)
+        return bool(others) and least < _IN_ROW and _IN_ROW * least < in_row

@@ -144,8 +144,9 @@ class Tasks:
 
     def restarting(self, addresses: Collection[str]) -> None:
         """Charge no attempt with the death of these workers, which comes soon."""
-        until = time.monotonic() + _SOON
-        self._restarted.update(dict.fromkeys(addresses, until))
+        now = time.monotonic()
+        recent = {at: until for at, until in self._restarted.items() if until > now}
+        self._restarted = recent | dict.fromkeys(addresses, now + _SOON)
 
     def free(self) -> None:
         """Cancel what waits for workers that have gone, or for too long if urgent."""
@@ -248,7 +249,7 @@ class Tasks:
             # Its worker died with the result, and Dask runs it again.
             future.add_done_callback(self._note)
             return None
-        error, charged = None, True
+        error, charged, died = None, True, None
         if ended is None and status == "error":
             try:
                 error = future.exception(timeout=_GRACE)
@@ -259,10 +260,13 @@ class Tasks:
             if isinstance(error, KilledWorker):
                 if self._unexplained(key, error.last_worker):
                     return None
-                error, charged = self._died(key, simulation.number, error.last_worker)
+                at = error.last_worker
+                died = Place(str(at.name), at.address, at.host)
+                error, charged = self._died(key, simulation.number, at)
         del self._in_flight[key]
         self._bound.pop(key, None)
         self._dying.pop(key, None)
+        place = self.placement.of(key) or died
         if ended is not None:
             return ended
         if status == "cancelled":
@@ -270,8 +274,7 @@ class Tasks:
             raise ConnectionError(f"task {key} was cancelled")
         if status == "finished":
             self._lost.pop(simulation.number, None)
-            return Ended(simulation, attempt)
-        return Ended(simulation, attempt, error, self.placement.of(key), charged)
+        return Ended(simulation, attempt, error, place, charged)
 
     def _unexplained(self, key: str, worker: Any) -> bool:
         """Whether a nanny may still report how its worker has died."""

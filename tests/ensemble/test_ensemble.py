@@ -19,6 +19,7 @@ import pytest
 from distributed import Client, KilledWorker, LocalCluster
 from troubled import STEPS, Leisurely, Returning, Troubled, Wave
 
+from surrogate_flow.ensemble.deaths import WorkerDied
 from surrogate_flow.ensemble.ensemble import Ensemble, EnsembleError, Tasks
 from surrogate_flow.ensemble.events import (
     Exhausted,
@@ -376,8 +377,15 @@ def test_a_worker_where_all_fail_is_set_aside(client, tmp_path, caplog, retries)
         assert study.ensemble.stats().set_aside == ("Worker 0 (127.0.0.1)",)
 
 
-def place(name, in_row=1, succeeded=False, host="10.0.0.1"):
-    return Place(str(name), f"tcp://{host}:{name}", host, in_row, in_row, succeeded)
+def at(name):
+    """Worker 3 is on another host than all others."""
+    host = "10.0.0.2" if str(name) == "3" else "10.0.0.1"
+    return Place(str(name), f"tcp://{host}:{name}", host)
+
+
+def fail(known, *names):
+    for name in names:
+        known.failed(at(name), OSError("no library"))
 
 
 def placement(*workers):
@@ -388,7 +396,7 @@ def placement(*workers):
 
 def test_retries_go_to_other_hosts_then_to_other_workers():
     """And to any, where there is no other."""
-    near, far = [place(n) for n in (1, 2)], place(3, host="10.0.0.2")
+    near, far = [at(n) for n in (1, 2)], at(3)
     assert placement(*near, far).choose([near[0]]) == [far.address]
     assert placement(*near).choose([near[0]]) == [near[1].address]
     assert placement(*near).choose(near) is None
@@ -421,7 +429,11 @@ def test_deaths_wait_for_their_reports_and_hold_up_nothing_else(monkeypatch):
 
     def kill(simulation, identity, nanny, busy=False):
         worker = SimpleNamespace(
-            address="tcp://10.0.0.1:1", nanny=nanny, server_id=identity
+            address="tcp://10.0.0.1:1",
+            name=1,
+            host="10.0.0.1",
+            nanny=nanny,
+            server_id=identity,
         )
         future = Killed(tasks.key(simulation, 0), worker, busy)
         tasks._in_flight[future.key] = simulation, 0, future
@@ -459,34 +471,65 @@ def test_deaths_wait_for_their_reports_and_hold_up_nothing_else(monkeypatch):
 
 def test_a_worker_rests_after_three_failures_in_a_row():
     """So does a host, but not the last one; a failure after a success ends it."""
-    workers = [place(1), place(2), place(3, host="10.0.0.2")]
-    known, error = placement(*workers), OSError("no library")
-    known.failed(place(1, in_row=2), error)
+    workers = [at(n) for n in (1, 2, 3)]
+    known = placement(*workers)
+    fail(known, 1, 1)
     assert known.choose([]) is None
-    known.failed(place(1, in_row=3), error)
+    fail(known, 1)
     assert known.choose([]) == [workers[2].address]
-    known.failed(place(3, in_row=3, host="10.0.0.2"), error)
+    fail(known, 3, 3, 3)
     assert known.choose([]) is None
     alone = placement(workers[0])
-    alone.failed(place(1, in_row=9), error)
+    fail(alone, *9 * [1])
     assert not alone.set_aside
-    known.failed(place(1, in_row=1), error)
+    known.succeeded(workers[0])
+    fail(known, 1)
     assert known.choose([]) == [w.address for w in workers[:2]]
     named = ("Worker 1 (10.0.0.1)", "Host 10.0.0.1", "Worker 3 (10.0.0.2)")
     assert known.set_aside == (*named, "Host 10.0.0.2")
+    # Two attempts that one death has ended.
+    for _ in range(2):
+        known.failed(workers[0], WorkerDied.of(-11))
+    assert known.choose([]) == [w.address for w in workers[:2]]
 
 
-def test_failures_count_that_two_workers_confirm():
+@pytest.mark.parametrize(
+    ("present", "failures", "count"),
+    [
+        ("12", "1 1", 0),
+        ("12", "1 2", 2),
+        ("12", "12 1", 2),
+        ("1", "1 1", 2),
+        ("12", "1+ 1 1", 2),
+        ("12", "1+ 1 1 1", 0),
+        ("12", "?", 1),
+        ("123", "1 2", 0),
+        ("123", "1 3", 2),
+        # One early failure of the other, before or after its first success.
+        ("12", "1 1 1 1 2", 1),
+        ("12", "2 1 1 1 1 2+", 1),
+        ("12", "2 1 1 1 1 2+ 2", 2),
+        # What it has failed until it recovers stays its own; all later ones do not.
+        ("12", "1 1 1 1+", 0),
+        ("12", "1 1 1 1+ 1", 1),
+        ("12", "1 1 1+", 2),
+        # Two of them are bad, and one is not; then all are.
+        ("12456", "4+ 1 1 1 2 2 2", 0),
+        ("124", "4+ 1 1 1 2 2 2 4 4 4", 9),
+        ("12", "1 1 1 1 1 1 1 1 1 1 2 2 2", 13),
+    ],
+)
+def test_failures_count_that_others_confirm(present, failures, count):
     """A defect of the solver fails everywhere; a bad worker, or host, alone."""
-    one, two, far = place(1), place(2), place(3, host="10.0.0.2")
-    assert placement(one, two).count([[one], [one]]) == 0
-    assert placement(one, two).count([[one], [two]]) == 2
-    assert placement(one, two).count([[one, two], [one]]) == 1
-    assert placement(one).count([[one], [one]]) == 2
-    assert placement(one, two).count([[place(1, succeeded=True)], [one]]) == 1
-    assert placement(one, two).count([[None]]) == 1
-    assert placement(one, two, far).count([[one], [two]]) == 0
-    assert placement(one, two, far).count([[one], [far]]) == 2
+    known = placement(*map(at, present))
+    for tried in failures.split():
+        if tried.endswith("+"):
+            known.succeeded(at(tried[0]))
+            continue
+        places = [None if name == "?" else at(name) for name in tried]
+        fail(known, *tried.strip("?"))
+        known.give_up(places)
+    assert known.count() == count
 
 
 def test_the_log_has_one_line_for_what_fails_alike(tmp_path, caplog):
@@ -496,7 +539,7 @@ def test_the_log_has_one_line_for_what_fails_alike(tmp_path, caplog):
         try:
             list(Troubled("raises", above=-1.0).solve(simulation.parameters))
         except ArithmeticError as error:
-            log(Failed(simulation, 0, error, place(1)))
+            log(Failed(simulation, 0, error, at(1)))
     log(Exhausted())
     first, ten, total = (record.getMessage() for record in caplog.records)
     assert "Simulation 0 (training), attempt 0, failed on worker 1 (10.0.0.1)" in first
@@ -506,6 +549,16 @@ def test_the_log_has_one_line_for_what_fails_alike(tmp_path, caplog):
     assert "troubled.py:" not in ten
     assert "25 attempts failed with ArithmeticError in all" in total
     assert log.path.read_text().count("\nArithmeticError: negative") == 25
+    caplog.clear()
+    for n in range(300):
+        # Its solver wrote into temporary folders; then words that tell nothing apart.
+        path = f"/tmp/{chr(97 + n % 26)}x{n}" if n < 100 else "x" * n
+        said = f"The program failed.\nNo such file: {path}"
+        log(Failed(Simulation(n, "training", {}), 0, OSError(said), None))
+    first, ten, hundred, *more = (record.getMessage() for record in caplog.records)
+    assert "No such file: /tmp/ax0" in first
+    assert (ten[:9], hundred[:10]) == ("10 attemp", "100 attemp")
+    assert len(more) <= 102
 
 
 def test_workers_that_are_gone_for_good_end_the_study(tmp_path):
