@@ -67,6 +67,11 @@ def run(words: Sequence[str]) -> None:
         f"  parameters: {', '.join(bounds)}"
         + "; all numbers that differ: --parameters NAME,NAME takes others"
         * (not options.parameters),
+        *[
+            "  differ between files, but are no numbers in each, left out: "
+            f"{', '.join(campaign.differing)}"
+        ]
+        * bool(campaign.differing),
         f"  variables: {', '.join(variables)}, {spec.steps} steps of "
         f"{dict(zip(spec.dims, spec.shape, strict=True))}"
         + f"; without {', '.join(campaign.not_taken)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 from jaxtyping import Float32
 
 from surrogate_flow.dataset.campaign_file import CampaignFile, Unfit
+from surrogate_flow.dataset.campaign_table import with_rows
 from surrogate_flow.dataset.dataset import Archive
 from surrogate_flow.dataset.provenance import Provenance
 from surrogate_flow.dataset.writer import ArchiveError
@@ -28,7 +27,6 @@ from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.positions import Positions
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.files import NETCDF, not_netcdf
-from surrogate_flow.sampling.table import read_table
 
 __all__ = ["Campaign", "found"]
 
@@ -41,10 +39,6 @@ _NAMED = 10  # of the files that are damaged
 
 #: Items, and what is done with them -> the items.
 Follow = Callable[[Sequence[Any], str], Iterable[Any]]
-
-# A column of such words has the numbers of files.
-_NUMBERS = {"case", "file", "id", "index", "no", "nr", "number", "run", "sim"}
-_NUMBERS |= {"simulation", "unnamed"}
 
 
 def found(patterns: Sequence[str]) -> list[Path]:
@@ -140,11 +134,13 @@ class Campaign:
         table = parameters if parameters.lower().endswith((".csv", ".tsv")) else ""
         names = [] if table else _split(parameters)
         if table:
-            read = _with_rows(read, Path(table))
+            read = with_rows(read, Path(table))
         usual = Counter(file.kind for file in read).most_common(1)[0][0]
         first = next(file for file in read if file.kind == usual)
         self.variables = _split(variables) or _usual_variables(first)
-        self.parameters = names or _varying(read)
+        #: What differs between files and is no number, or only some have.
+        self.differing = _differing(read)
+        self.parameters = names or _varying(read, self.differing)
         taken = {*self.variables, *self.parameters, *first.coordinates}
         #: Variables that are not imported.
         self.not_taken = sorted(first.names - taken)
@@ -324,7 +320,7 @@ def _usual_variables(file: CampaignFile) -> list[str]:
     return names
 
 
-def _varying(files: Sequence[CampaignFile]) -> list[str]:
+def _varying(files: Sequence[CampaignFile], differing: Sequence[str]) -> list[str]:
     """Return the names of the numbers that differ between files."""
     values: dict[str, set[float]] = {}
     for file in files:
@@ -332,70 +328,25 @@ def _varying(files: Sequence[CampaignFile]) -> list[str]:
             values.setdefault(name, set()).add(value)
     names = [name for name, different in values.items() if len(different) > 1]
     if not names:
+        texts = f"; {', '.join(differing)} differ, but are none" * bool(differing)
         raise ArchiveError(
             "No attribute and no scalar variable of the files is a number that differs "
-            "between them, as a parameter does. Give a table: --parameters FILE.csv, "
-            "with the column 'file' and one for each parameter."
+            f"between them, as a parameter does{texts}. Give a table: --parameters "
+            "FILE.csv, with the column 'file' and one for each parameter."
         )
     return names
 
 
-def _with_rows(files: Sequence[CampaignFile], path: Path) -> list[CampaignFile]:
-    """Return the files with the numbers of their rows of a table."""
-    table = read_table(path)
-    named = [
-        column
-        for column in table.columns
-        if {*re.findall("[a-z]+", str(column).lower())} <= _NUMBERS
-    ]
-    # A parameter may be 1, 2, 3, too: digits are those of a column that says so.
-    keys: list[tuple[Callable[[Path], Any], Sequence[Any]]] = [
-        (lambda p: p.name, table.columns),
-        (lambda p: p.stem, table.columns),
-        (str, table.columns),
-        (lambda p: int((re.findall(r"\d+$", p.stem) or [-1])[0]), named),
-    ]
-    best, wanted, fitting = 0, list[Any](), list[Any]()
-    for key, columns in keys:
-        names = [key(file.path) for file in files]
-        if len({*names}) == len(names):
-            for column in columns:
-                count = len({*names} & {*table[column]})
-                if count > best:
-                    best, wanted, fitting = count, names, []
-                if 0 < count == best and names == wanted:
-                    fitting.append(column)
-    if not best:
-        raise ArchiveError(
-            f"{path}: expected a column with the name of each file, such as "
-            f"{files[0].path.name}, or one 'run' with its number, each once, got "
-            f"{', '.join(map(str, table.columns))}."
-        )
-    if len(fitting) > 1:
-        raise ArchiveError(
-            f"{path}: expected one column that says which row is of which file, "
-            f"got {', '.join(map(str, fitting))}. Take the others out."
-        )
-    table = table.set_index(fitting[0])
-    table = table[table.index.isin(wanted)]
-    if (twice := table.index[table.index.duplicated()]).size:
-        raise ArchiveError(f"{path}: {fitting[0]}: {twice[0]} is in two rows.")
-    numbers = table.apply(pd.to_numeric, errors="coerce").dropna(axis=1, how="all")
-    wrong = numbers.isna() & table[numbers.columns].notna()
-    for name in numbers.columns[wrong.any()]:
-        row = wrong[name].idxmax()
-        raise ArchiveError(
-            f"{path}: {name} of {row}",
-            "a number",
-            repr(table[name][row]),
-            "Correct it, or take the column out.",
-        )
-    rows = numbers.to_dict("index")
+def _differing(files: Sequence[CampaignFile]) -> list[str]:
+    """Return the names of what differs between files and is no number in all."""
+    words: dict[str, list[str]] = {}
+    held = Counter(name for file in files for name in file.quantities)
+    for file in files:
+        for name, text in file.texts.items():
+            words.setdefault(name, []).append(text)
     return [
-        replace(file, quantities={str(n): (v, "") for n, v in rows[key].items()})
-        if key in rows
-        else replace(file, quantities={})
-        for file, key in zip(files, wanted, strict=True)
+        *(n for n, has in words.items() if n not in held and {*has} != {has[0]}),
+        *(n for n, count in held.items() if count < len(files) and n not in words),
     ]
 
 
@@ -431,13 +382,17 @@ def _grid(first: CampaignFile, variables: Sequence[str]) -> FieldSpec:
     _, times, time_units = first.coordinates["time"]
     return FieldSpec(
         parameters=(),
-        variables=tuple(Variable(n, first.variables[n][1]) for n in variables),
+        variables=tuple(
+            Variable(n, first.variables[n][1], first.long_names[n]) for n in variables
+        ),
         dims=tuple(sizes),
         shape=tuple(sizes.values()),
         times=tuple(times.tolist()),
         time_units=time_units,
         coordinates=tuple(
-            Coordinate(name, dim, tuple(positions.tolist()), units)
+            Coordinate(
+                *(name, dim, tuple(positions.tolist()), units, first.long_names[name])
+            )
             for name, (dim, positions, units) in first.coordinates.items()
             if dim in sizes
         ),

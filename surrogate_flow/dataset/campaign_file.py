@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,15 @@ from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.positions import Misplaced, Positions
 from surrogate_flow.fields.spec import FieldSpec
 
-__all__ = ["CampaignFile", "Unfit"]
+__all__ = ["CampaignFile", "Unfit", "quantity"]
+
+# 2.8 m2/s, 2.8 [m2 s-1], 20 %; no date, no hash, no "12 of 20".
+_UNIT = r"[^\W\d_]+(?:\^|\*\*)?[-+]?\d?"
+_UNITS = rf"(?:1/)?(?:{_UNIT}|[%°][^\W\d_]?)(?:[ */.·]\(?{_UNIT}\)?)*"
+_QUANTITY = re.compile(
+    rf"(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+    rf"\s+(?P<units>{_UNITS}|\[{_UNITS}\]|\({_UNITS}\))"
+)
 
 #: The dim of a mesh's nodes, and the nodes of each cell.
 Cells = tuple[str, tuple[tuple[int, ...], ...]]
@@ -39,6 +49,10 @@ class CampaignFile:
     coordinates: Mapping[str, tuple[str, np.ndarray, str]]
     #: Single numbers, and their units.
     quantities: Mapping[str, tuple[float, str]]
+    #: Attributes and scalar variables that are no number.
+    texts: Mapping[str, str]
+    #: By the names of variables and coordinates.
+    long_names: Mapping[str, str]
     #: What else it has: all names, and positions in several dims as their hash.
     names: frozenset[str]
     curved: Mapping[str, int]
@@ -78,16 +92,28 @@ class CampaignFile:
             if c.ndim > 1 and c.dtype.kind in "fiu" and {*c.dims} <= dims - {time}
         }
         alone = {n: v for n, v in every.items() if v.size == 1 and not dims & {*v.dims}}
+        # What variables say of a quantity goes before what attributes do.
+        said = {**dataset.attrs, **{name: v.values for name, v in alone.items()}}
+        numbers = {str(name): quantity(value) for name, value in said.items()}
+        own = {f"{n}_units": _units(v) for n, v in alone.items() if _units(v)}
+        units = {**dataset.attrs, **own}
         quantities = {
-            name: (value, str(dataset.attrs.get(f"{name}_units", "")))
-            for name, value in _numbers(dataset.attrs)
+            name: (one[0], one[1] or str(units.get(f"{name}_units", "")))
+            for name, one in numbers.items()
+            if one
         }
-        numbers = _numbers({name: v.values for name, v in alone.items()})
-        quantities |= {name: (value, _units(alone[name])) for name, value in numbers}
+        texts = {str(n): str(v) for n, v in said.items() if not numbers[str(n)]}
+        long_names = {n: str(v.attrs.get("long_name", "")) for n, v in every.items()}
+        long_names["time"] = long_names[axis]
         others = frozenset(map(str, dataset.data_vars)) - bounds
         return cls(
-            path, time, order, fields, lines, quantities, others, curved, _cells(every)
+            *(path, time, order, fields, lines, quantities, texts, long_names),
+            *(others, curved, _cells(every)),
         )
+
+    def label(self, name: str) -> str | float | None:
+        """Return what it says of itself by a name: a text, or a number."""
+        return self.texts.get(name, self.quantities.get(name, (None, ""))[0])
 
     @property
     def kind(self) -> str:
@@ -160,6 +186,9 @@ class CampaignFile:
                 raise Unfit(
                     f"{self.path}: no number {name!r}, {where}. {near}".rstrip()
                 )
+            units, own = (f.quantities[name][1] for f in (first, self))
+            if own != units:
+                raise differs(f"units of {name}", repr(units), repr(own))
 
 
 def _time_of(path: Path, dataset: xr.Dataset, asked: str) -> tuple[str, str]:
@@ -206,11 +235,19 @@ def _units(variable: Any) -> str:
     return str(variable.attrs.get("units", ""))
 
 
-def _numbers(values: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
-    """Yield what is a single number, or a text that is one."""
-    for name, value in values.items():
-        if np.size(value) == 1 and not isinstance(value, bool | np.bool_):
-            try:
-                yield str(name), float(np.asarray(value).reshape(()).item())
-            except (TypeError, ValueError):
-                continue
+def quantity(value: Any) -> tuple[float, str] | None:
+    """Return a number and its units, also from a text; None if it is none.
+
+    Examples
+    --------
+    >>> quantity("2.8e-3 m2/s"), quantity("0.5"), quantity("12 of 20")
+    ((0.0028, 'm2/s'), (0.5, ''), None)
+    """
+    if np.size(value) != 1 or isinstance(value, bool | np.bool_):
+        return None
+    value, units = np.asarray(value).reshape(()).item(), ""
+    if isinstance(value, str) and (match := _QUANTITY.fullmatch(value.strip())):
+        value, units = match["number"], match["units"].strip("[]()")
+    with suppress(TypeError, ValueError):
+        return float(value), units
+    return None

@@ -172,7 +172,7 @@ def _arrays(folder: Path, spec: FieldSpec, noted: Mapping[str, Any]) -> Any:
             data=np.array(c.values),
             chunks=(len(c.values),),
             dimension_names=(c.dim,),
-            attributes=attributes(c.units, c.name),
+            attributes=attributes(c.units, c.long_name or c.name),
         )
     held_out = {"long_name": "kept apart from training, for validation"}
     rows: dict[str, tuple[str, dict[str, Any]]] = {

@@ -222,6 +222,7 @@ class Coordinate:
     dim: str
     values: tuple[float, ...]
     units: str = ""
+    long_name: str = ""
 
     def __post_init__(self) -> None:
         named(self.name, self.units, "Coordinate")

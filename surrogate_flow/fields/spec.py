@@ -291,7 +291,11 @@ class FieldSpec:
             coords={
                 "time": ("time", list(times), attributes(self.time_units, "time")),
                 **{
-                    c.name: (c.dim, list(c.values), attributes(c.units, c.name))
+                    c.name: (
+                        c.dim,
+                        list(c.values),
+                        attributes(c.units, c.long_name or c.name),
+                    )
                     for c in self.coordinates
                 },
                 **{
@@ -308,6 +312,9 @@ class FieldSpec:
             # Without them a spec is what it was before there were any.
             if (variable["offset"], variable["scale"]) == (0, 1):
                 del variable["offset"], variable["scale"]
+        for coordinate in plain["coordinates"]:
+            if not coordinate["long_name"]:
+                del coordinate["long_name"]
         for parameter in plain["parameters"]:
             if not parameter["whole"]:
                 del parameter["whole"]

@@ -236,7 +236,7 @@ class ErrorCurve:
             for axis, error, label in zip(
                 axes[channel],
                 (self.relative_l2, self.rmse),
-                ("RMSE of {} / its RMS over all steps [1]", "RMSE of {} [{}]"),
+                ("relative L2 error of {} [1]", "RMSE of {} [{}]"),
                 strict=True,
             ):
                 values = error[:, channel]

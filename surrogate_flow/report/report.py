@@ -59,8 +59,8 @@ class Report(Callback):
         data, held_out = data_of(trainer), _held_out(trainer)
         if data is None or not isinstance(pl_module, Surrogate):
             return
-        self._roll_out(trainer, pl_module, data)
-        errors = _errors("val", trainer, data, held_out)
+        curve = self._roll_out(trainer, pl_module, data)
+        errors = _errors("val", trainer, data, held_out, curve)
         if held_out is None:
             return
         self._draw("prediction.png", partial(picture, pl_module, held_out))
@@ -87,8 +87,8 @@ class Report(Callback):
         data, held_out = data_of(trainer), _held_out(trainer)
         if data is None or not isinstance(pl_module, Surrogate):
             return
-        self._roll_out(trainer, pl_module, data)
-        self._lines += _errors("test", trainer, data, held_out)
+        curve = self._roll_out(trainer, pl_module, data)
+        self._lines += _errors("test", trainer, data, held_out, curve)
 
     def teardown(self, *_: Any, **__: Any) -> None:
         """Print the lines."""
@@ -97,10 +97,10 @@ class Report(Callback):
 
     def _roll_out(
         self, trainer: L.Trainer, surrogate: Surrogate, data: SurrogateData
-    ) -> None:
+    ) -> ErrorCurve | None:
         """Write the error along the rollouts of all ranks, which call this together."""
         if data.validation is None:
-            return
+            return None
         held_out, ranks = data.validation, data.ranks
         curve = ErrorCurve.of(surrogate, held_out).of_all(ranks)
         baselines = {
@@ -109,18 +109,22 @@ class Report(Callback):
             if order < curve.start
         }
         if not (trainer.is_global_zero and len(curve.squares)):
-            return
+            return None
         self._write("rollout.csv", curve.write)
         self._draw("rollout.png", curve.draw)
         if surrogate.window.inputs:
             relative = np.nanmean(curve.relative_l2, axis=1)
+            worst = int(relative.argmax())
+            at = in_units(curve.times[worst], held_out.spec.time_units)
             self._lines += [
                 f"Rollout error over {counted(len(relative), 'step')}: "
                 f"{curve.mean:.2%} relative (L2, to the size of whole rollouts), "
+                f"{relative[worst]:.2%} at time {at}, where it is largest, "
                 f"{relative[-1]:.2%} at the last step "
                 f"(mean over {counted(len(curve.squares), 'simulation')})",
                 _beside(curve.mean, {k: b.mean for k, b in baselines.items()}),
             ]
+        return curve
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         path = self.folder / name
@@ -146,7 +150,11 @@ def _held_out(trainer: L.Trainer) -> ValidationSet | None:
 
 
 def _errors(
-    stage: str, trainer: L.Trainer, data: SurrogateData, held_out: ValidationSet | None
+    stage: str,
+    trainer: L.Trainer,
+    data: SurrogateData,
+    held_out: ValidationSet | None,
+    curve: ErrorCurve | None = None,
 ) -> list[str]:
     """Return the errors in words, on the first rank; a collective call."""
     metrics = trainer.callback_metrics
@@ -172,6 +180,8 @@ def _errors(
     skills = {n: 1 - (rmse[n] / c) ** 2 for n, c in constants.items() if c}
     skill = np.mean([*skills.values()]) if skills else 1.0
     beside = f", skill {skill:.3f} against a constant field" if skills else ""
+    if skills:
+        beside += _despite_mean(error, {n: rmse[n] / constants[n] for n in skills})
     # For outcome.json.
     of = {f"relative_l2_of_{n.replace(' ', '_')}": e for n, e in baselines.items()}
     numbers = {**of, "skill": skill} if skills else of
@@ -191,16 +201,31 @@ def _errors(
             "  of the held-out simulations by which best.ckpt was chosen; for fresh "
             "ones test with a workflow as --data, without a held_out_sampler"
         )
-    for name, constant in constants.items():
+    for channel, (name, constant) in enumerate(constants.items()):
         least, worst, of_constant = (
             in_units(value, units[name], 3)
             for value in (rmse[name], float(metrics[f"{stage}_max_{name}"]), constant)
         )
+        at = ""
+        # A rollout's errors are others than those of single predictions.
+        if curve and not curve.start and len(curve.times) > 1:
+            step = int(curve.rmse[:, channel].argmax())
+            most = in_units(curve.rmse[step, channel], units[name], 3)
+            time = in_units(curve.times[step], curve.spec.time_units)
+            at = f", {most} at time {time}, where it is largest;"
         lines.append(
-            f"  {name}: {least} root mean square (of a constant field: {of_constant}), "
-            f"{worst} at most"
+            f"  {name}: {least} root mean square (of a constant field: {of_constant})"
+            f"{at or ','} {worst} at most"
         )
     return lines
+
+
+def _despite_mean(error: float, shares: Mapping[str, float]) -> str:
+    """Say what share of the variation remains, if the mean makes the error small."""
+    name = max(shares, key=lambda n: shares[n])
+    if not shares[name] > 2 * error:
+        return ""
+    return f"; small beside a large mean: {shares[name]:.1%} of {name}'s variation"
 
 
 def _baselines(trainer: L.Trainer, held_out: ValidationSet | None) -> dict[str, float]:
@@ -225,7 +250,10 @@ def _best(trainer: L.Trainer) -> list[str]:
             continue
         score = callback.best_model_score
         if callback.filename == "best" and score is not None:
-            return [f"  best.ckpt had {float(score):.2%}"]
+            return [
+                "  of the last weights, as are last.ckpt, prediction.png, rollout.png "
+                f"and outcome.json; best.ckpt had {float(score):.2%}"
+            ]
     return []
 
 
@@ -233,7 +261,9 @@ def _next_command(
     folder: Path, trainer: L.Trainer, surrogate: Surrogate, held_out: ValidationSet
 ) -> str:
     kept = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
-    kept += [Path(trainer.ckpt_path)] if trainer.ckpt_path else []
+    if trainer.ckpt_path:
+        last = Path(trainer.ckpt_path)
+        kept += [last.with_name("best.ckpt")] * (last.name == "last.ckpt") + [last]
     path = next((path for path in kept if path.is_file()), None)
     if path is None:
         return "fit again with checkpoints, to predict from one"

@@ -21,10 +21,13 @@ from surrogate_flow.sampling.sampler import Sampler
 __all__ = ["Table", "read_table"]
 
 _BLANKS = r"\s+"
+_HEADER = re.compile(r"(?P<name>.*\S)(?:\s*\[|\s+\()(?P<units>[^\[\]]*)[\])]")
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """Return a CSV file with a header; separated by commas, semicolons, tabs or blanks.
+
+    The units of a column ``speed [m/s]`` or ``speed (m/s)`` are in ``attrs["units"]``.
 
     Raises
     ------
@@ -37,13 +40,21 @@ def read_table(path: Path) -> pd.DataFrame:
         separator = _separator(text)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(
+            table = pd.read_csv(
                 io.StringIO(text),
                 sep=separator,
                 skipinitialspace=True,
                 # Else a row that is longer than the header moves by one column.
                 index_col=None if separator == _BLANKS else False,
             )
+        headers = {c: _HEADER.fullmatch(str(c)) for c in table.columns}
+        bare = {c: h["name"] for c, h in headers.items() if h}
+        if len({*table.columns.map(lambda c: bare.get(c, c))}) == len(headers):
+            table = table.rename(columns=bare)
+            table.attrs["units"] = {
+                h["name"]: h["units"] for h in headers.values() if h
+            }
+        return table
     except FileNotFoundError as error:
         raise MissingFileError(
             f"No file {str(path)!r} in {Path.cwd()}: expected a CSV file with a header "

@@ -1,5 +1,6 @@
 """A data set read to train on: each sample once an epoch, each byte once, and what is damaged is named."""
 
+import csv
 import json
 import shutil
 import sys
@@ -433,6 +434,11 @@ def test_fit_from_a_data_set_by_the_command_line(tmp_path, monkeypatch, capsys):
         float(found.split("field: ")[1].split()[0]),
     )
     assert rmse < constant / 3
+    with (run / "rollout.csv").open() as file:
+        rows = [*csv.DictReader(file)]
+    worst = max(rows, key=lambda row: float(row["rmse_temperature"]))
+    most = f"{float(worst['rmse_temperature']):.3g} K at time {worst['time']} s, where"
+    assert most in found
     assert "mean over 3 simulations" in printed
     error = next(line for line in printed.splitlines() if "Validation error" in line)
     for again in ("validate", "test"):

@@ -162,7 +162,62 @@ def test_a_row_is_of_the_file_that_one_column_names(campaign, capsys):
         (a, nu) for a, _, nu in rows
     )
     assert "got run, case. " in refused(capsys, "runs", written("run,case,nu"))
-    assert "or one 'run'" in refused(capsys, "runs", written("modes,waves,nu"))
+    assert "one 'run' with" in refused(capsys, "runs", written("modes,waves,nu"))
+
+
+def test_numbers_and_units_come_of_texts(campaign, capsys):
+    """What is left out although it differs is named; long names stay."""
+    said = ["2.8 m2/s", "3e-1 m2/s", "4. m2/s", "1 m2/s", "+.5 m2/s"]
+    units = ["m s-1", "kg m**-2", "%", "[1/s]", "°C"]
+    for k, (path, dataset) in enumerate(campaign.items()):
+        dataset.attrs |= {f"q{i}": f"{k} {u}" for i, u in enumerate(units)}
+        dataset.attrs |= {"nu": said[k], "created": f"2024-01-0{k + 1} 10:00"}
+        dataset.attrs |= {"run_id": f"{k}af", "scheme": f"{k} of 9", "only": 3}
+        if k:
+            del dataset.attrs["only"]
+        dataset.u.attrs["long_name"] = "speed of the flow"
+        dataset.x.attrs["long_name"] = "distance"
+        dataset.to_netcdf(path)
+    spec = imported("--variables=u").spec
+    assert [(p.name, p.low, p.high, p.units) for p in spec.parameters] == [
+        ("nu", 0.3, 4, "m2/s"),
+        *((f"q{i}", 0, 4, unit.strip("[]")) for i, unit in enumerate(units)),
+        ("amplitude", 1, 5, "m/s"),
+    ]
+    left_out = "numbers in each, left out: created, run_id, scheme, only"
+    assert left_out in " ".join(capsys.readouterr().out.split())
+    with xr.open_zarr("c.zarr") as written:
+        names = [written[name].attrs["long_name"] for name in ("u", "x", "y")]
+    assert names == ["speed of the flow", "distance", "y"]
+    campaign["runs/run_003.nc"].assign_attrs(nu="1 mm2/s").to_netcdf("runs/run_003.nc")
+    error = refused(capsys)
+    assert "run_003.nc: units of nu: expected 'm2/s' as runs/run_00" in error
+
+
+def test_a_table_has_units_and_goes_by_what_files_say(campaign, capsys):
+    """Units in the header or in the cells; the key is an attribute of that name."""
+    for k, (path, dataset) in enumerate(campaign.items()):
+        dataset.assign_attrs(run_id=f"r{4 - k}").to_netcdf(path)
+    rows = [f"r{4 - k},{nu},{a} K,n{k}" for k, (nu, a) in enumerate(RUNS)]
+
+    def written(header):
+        Path("t.csv").write_text("\n".join([header, *sorted(rows)]))
+        return "runs", "--parameters=t.csv"
+
+    main(["import", *written("run_id,nu [m2/s],rise,note"), "--output=c.zarr"])
+    archive = Archive(Path("c.zarr"))
+    assert [(p.name, p.units) for p in archive.spec.parameters] == [
+        ("nu", "m2/s"),
+        ("rise", "K"),
+    ]
+    assert sorted(map(tuple, archive.parameters.tolist())) == sorted(RUNS)
+    assert "left out: note" in capsys.readouterr().out
+    u = np.empty((6, 2, 4, 5), np.float32)
+    for row, values in enumerate(archive.parameters):
+        archive.read(row, 0, u)
+        truth = simulated(*values).u
+        np.testing.assert_allclose(u[:, 0], truth, rtol=1e-6, atol=1e-7)
+    assert "t.csv: column 'nu/s'" in refused(capsys, *written("run_id,nu/s,rise,note"))
 
 
 def test_a_file_of_several_names_is_one_simulation(campaign, capsys):

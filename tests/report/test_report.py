@@ -14,7 +14,7 @@ from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variabl
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.picture import picture
-from surrogate_flow.report.report import Report, _best
+from surrogate_flow.report.report import Report, _best, _despite_mean, _next_command
 from surrogate_flow.solvers import Combined1D, Lorenz, NavierStokes2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 from surrogate_flow.testing.store import trajectory
@@ -53,8 +53,26 @@ def test_best_is_shown_with_its_own_error():
     )
     theirs.best_model_score, ours.best_model_score = torch.tensor([0.03, 0.0931])
     shown = _best(SimpleNamespace(checkpoint_callbacks=[theirs, ours]))
-    assert shown == ["  best.ckpt had 9.31%"]
+    assert shown[0].endswith("outcome.json; best.ckpt had 9.31%")
     assert not _best(SimpleNamespace(checkpoint_callbacks=[theirs]))
+
+
+def test_a_mean_does_not_hide_an_error():
+    """The share of the variation is said where it is far above the relative error."""
+    said = _despite_mean(0.0014, {"T2m": 0.371, "u": 0.1})
+    assert said == "; small beside a large mean: 37.1% of T2m's variation"
+    assert _despite_mean(0.2, {"u": 0.25}) == ""
+
+
+def test_the_next_command_takes_the_best_beside_the_last(tmp_path):
+    """Of a run that was finished already, too; of another checkpoint that one."""
+    surrogate = Surrogate(LINE, partial(FullyConnected, widths=(4,)))
+    for name in ("best", "last", "mine"):
+        (tmp_path / f"{name}.ckpt").touch()
+    for asked, taken in (("last", "best"), ("mine", "mine")):
+        trainer = SimpleNamespace(ckpt_path=tmp_path / f"{asked}.ckpt")
+        command = _next_command(tmp_path / "run", trainer, surrogate, None)
+        assert f"--ckpt_path {tmp_path}/{taken}.ckpt" in command
 
 
 def test_a_picture_that_cannot_be_drawn_takes_nothing_with_it(tmp_path, caplog):
