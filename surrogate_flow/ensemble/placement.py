@@ -22,6 +22,11 @@ logger = logging.getLogger(__name__)
 _IN_ROW = 3  # failures without a success, after which a worker rests
 _REST, _LONGEST = 1.0, 600.0  # seconds; twice as long for each further failure
 _DEATHS = 1000  # that are remembered until their attempts have ended
+_UNWATCHED = (
+    "no worker or host is set aside where all attempts fail, and what crashes its "
+    "worker may run several times before that is an attempt"
+)
+_UNREPORTED = "no error says how the process of a worker has died"
 _ANSWER = 5.0  # seconds that scheduler and nannies have to accept what watches them
 
 
@@ -112,15 +117,23 @@ class Placement:
         self._quiet = dask_is_quiet(self.study)
         self._quiet.__enter__()
         ask.subscribe_topic(self.study, self._note)
-        for register, plugin in (
-            (ask._register_scheduler_plugin, _Watcher(self.study)),
-            (ask._register_nanny_plugin, Reporter(self.study)),
+        for who, register, plugin, less in (
+            ("scheduler", ask._register_scheduler_plugin, _Watcher, _UNWATCHED),
+            ("nannies", ask._register_nanny_plugin, Reporter, _UNREPORTED),
         ):
             try:
-                ask.sync(register, plugin, self.study, False, callback_timeout=_ANSWER)
+                watching, name = plugin(self.study), self.study
+                ask.sync(register, watching, name, False, callback_timeout=_ANSWER)
+            except (OSError, TimeoutError) as error:
+                logger.debug("The %s may be late to watch failures: %r", who, error)
             except Exception as error:
-                # A scheduler of others that takes no code; or nannies that start.
-                logger.debug("Failures are not watched everywhere: %r", error)
+                logger.warning(
+                    "The %s of this cluster cannot load surrogate_flow (%s), so %s. "
+                    "Install it there, in this version.",
+                    who,
+                    str(error).rstrip("."),
+                    less,
+                )
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -402,6 +403,24 @@ def test_retries_go_to_other_hosts_then_to_other_workers():
     assert placement(*near).choose(near) is None
     assert placement(near[0]).choose(near[:1]) is None
     assert placement(*near, far).choose([None]) is None
+
+
+def test_a_scheduler_without_this_package_is_said_once(caplog):
+    """With what that means; nannies that only start are late, and no trouble."""
+
+    def sync(register, plugin, study, idempotent, callback_timeout):
+        if register == "scheduler":
+            raise ModuleNotFoundError("No module named 'surrogate_flow'")
+        raise TimeoutError
+
+    client = mock.Mock(sync=sync, status="closed")
+    client._register_scheduler_plugin = "scheduler"
+    with Placement(client):
+        (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "scheduler of this cluster cannot load surrogate_flow" in record.message
+    assert "several times" in record.message
+    assert "Install it there" in record.message
 
 
 class Killed:
