@@ -58,7 +58,7 @@ def run(words: Sequence[str]) -> None:
         f"{p.name} ({p.low:g} to {in_units(p.high, p.units, 6)})"
         for p in spec.parameters
     )
-    variables = (f"{v.name} [{v.units or '1'}]" for v in spec.variables)
+    variables = (f"{v.name} [{v.units}]" if v.units else v.name for v in spec.variables)
     print_lines(
         console,
         *(f"Left out: {why}" for why in campaign.left_out.values()),

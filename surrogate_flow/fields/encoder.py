@@ -18,12 +18,12 @@ __all__ = ["TIME_TOLERANCE", "Encoder", "SpecMismatch"]
 
 TIME_TOLERANCE = 0.01  # of the distance between steps
 
-# What codes write where a field is not defined: netCDF, CMIP, MERRA, GRIB and others.
-_FILLS: list[float] = [
-    *np.array([9.969209968386869e36, 1e36, 1e35, 1e34, 1e30], np.float32).tolist(),
-    *np.array([9.999e20, 1e20, 1e15, -1e34, -1e30, -(2**31)], np.float32).tolist(),
-    *(-32768.0, -32767.0, -9999.0, -999.0),
-]
+# What codes write where a field is not defined: netCDF, CMIP, MERRA, GRIB, GeoTIFF and
+# others, as kept in single precision.
+_FILLS = [9.969209968386869e36, 3.4028234663852886e38, 3.4e38, 1e37, 1e36, 1e35]
+_FILLS += [1e34, 1e30, 9.999e20, 1e20, 1e15, 2147483648.0]
+_FILLS += [-fill for fill in _FILLS] + [-32767.0, -32768.0, -999.0, -9999.0, -99999.0]
+_KNOWN = frozenset(np.array([*_FILLS, 9999.0, 99999.0], np.float32).tolist())
 
 
 class SpecMismatch(UserError, ValueError):
@@ -121,14 +121,12 @@ class Encoder:
                 values = self._values(name, variables[name], step, count)
                 for axis, order in orders:
                     values = values.take(order, axis + 1)
-                of_one = steps[:, channel]
-                of_one[...] = self.spec.variables[channel].normalised(values)
-                low = float(np.minimum.reduce(of_one, axis=None))
-                high = float(np.maximum.reduce(of_one, axis=None))
-                # A NaN is the smallest and the largest number.
+                variable, of_one = self.spec.variables[channel], steps[:, channel]
+                of_one[...] = variable.normalised(values)
+                low, high = _ends(of_one)
                 finite &= -np.inf < low <= high < np.inf
-                if low in _FILLS or high in _FILLS:
-                    self._require_no_fill(name, of_one, step)
+                ends = (low, high) if variable.plain else _ends(values)
+                self._require_no_fill(name, variables[name], values, ends, step)
                 self._extend(channel, low, high, values)
         if not finite:
             raise self._not_finite(dataset, step, steps)
@@ -303,18 +301,67 @@ class Encoder:
             f"{what} (the first: {got:.6g}). Usual cause: {remedy}",
         )
 
-    def _require_no_fill(self, name: str, values: np.ndarray, step: int) -> None:
-        """Refuse what only marks points, far from all values that are not zero."""
-        for fill in _FILLS:
-            marked = values == np.float32(fill)
-            others = np.abs(values[~marked]).max(initial=0.0)
-            if marked.any() and 0 < others < abs(fill) * (0.1 if fill < 0 else 1e-3):
-                raise self._mismatch(
-                    step,
-                    f"variable {name!r} expected numbers at every point, got the fill "
-                    f"value {fill:.6g} at {marked[0].sum()} of {marked[0].size}, where "
-                    f"the field is not defined (a mask). {_MASK}",
+    def _require_no_fill(
+        self,
+        name: str,
+        given: xr.Variable,
+        values: np.ndarray,
+        ends: tuple[float, float],
+        step: int,
+    ) -> None:
+        """Refuse what is declared to mark points, or is known to and far from all."""
+        attrs, encoding = given.attrs, given.encoding
+        declared: set[float] = set()
+        for place in (attrs, encoding):
+            packed = "scale_factor" in encoding or "add_offset" in encoding
+            for key in ("_FillValue", "missing_value"):
+                if key in place and not (packed and place is encoding):
+                    declared |= _numbers(place[key])
+        guessed = set() if "_FillValue" in attrs else {*ends} & _KNOWN
+        for fill in declared | guessed:
+            marked = values.astype(np.float32) == fill
+            counts = marked.reshape(len(marked), -1).sum(axis=1)
+            if fill in declared:
+                wrong = counts.any()
+            else:
+                wrong = _only_marks(
+                    fill, counts.max() > 1, values[~marked].astype(float)
                 )
+            if wrong:
+                row = int(counts.argmax())
+                raise self._mismatch(
+                    step + row,
+                    f"variable {name!r} expected numbers at every point, got the fill "
+                    f"value {fill:.6g} at {counts[row]} of {marked[0].size} (a mask). "
+                    f"{_MASK} A field in which it is a number has "
+                    "attrs={'_FillValue': np.nan}.",
+                )
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    low = np.minimum.reduce(values, axis=None)
+    high = np.maximum.reduce(values, axis=None)
+    return float(np.float32(low)), float(np.float32(high))
+
+
+def _numbers(fill: object) -> set[float]:
+    fills = np.ravel(np.asarray(fill))
+    real = fills.dtype.kind in "fiu"
+    # Zero is what points are filled with that do not matter.
+    return set(fills[fills != 0].astype(np.float32).tolist()) if real else set()
+
+
+def _only_marks(fill: float, repeated: bool, others: np.ndarray) -> bool:
+    """Whether a known fill value is far from all that a field else has."""
+    others = others.astype(np.float64)
+    low, high = others.min(initial=np.inf), others.max(initial=-np.inf)
+    if abs(fill) < 1e10:
+        negative = fill < 0 <= low
+        far = max(low - fill, fill - high) > high - low
+        return repeated and bool(others.size) and bool(negative or far)
+    most = max(abs(low), abs(high)) if others.size else 0.0
+    # A density may be 1e20 inside, and 0 outside.
+    return bool(most < 1e-9 * abs(fill) and (abs(fill) > 1e29 or (repeated and most)))
 
 
 _MASK = (

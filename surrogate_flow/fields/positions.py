@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,10 +43,11 @@ class Positions:
             for axis, dim in enumerate(spec.dims)
             for along in ([c for c in spec.coordinates if c.dim == dim],)
         ]
+        self._known = {c.name for c in spec.coordinates}
+        self._others = {v.name for v in spec.variables} | {"time"}
+        self._others |= {p.name for p in spec.parameters}
         # What was given last, and its orders: the same with each step, mostly.
-        self._given: list[tuple[str, object]] = [
-            (name, _NOTHING) for _, dim, known in self._dims for name in {dim, *known}
-        ]
+        self._given = dict[Any, xr.Variable]()
         self._orders: list[tuple[int, Int[np.ndarray, " point"]]] = []
         self._last: dict[str, tuple[np.ndarray, Int[np.ndarray, " point"]]] = {}
 
@@ -55,29 +56,30 @@ class Positions:
     ) -> list[tuple[int, Int[np.ndarray, " point"]]]:
         """Return each axis whose points are not in order, and where each one is.
 
-        A coordinate that is not given, or whose fields have another shape, does not
-        count. Points along a dim without a known one are in order if they ascend.
+        Coordinates of another length do not count: nor do fields have their shape.
+        Points along a dim without a known one are in order if they ascend.
 
         Raises
         ------
         Misplaced
             If they are other points, by more than round-off, or in no known order.
         """
-        for name, last in self._given:
-            if variables.get(name) is not last:
-                break
-        else:
+        # `items` of a data set's variables take as long as the rest.
+        given = {n: variables[n] for n in variables if n not in self._others}
+        last = self._given
+        if [*given, *map(id, given.values())] == [*last, *map(id, last.values())]:
             return self._orders
         orders = []
         for axis, dim, known in self._dims:
-            got = {name: variables[name] for name in known if name in variables}
+            got = {n: _line(dim, n, given[n]) for n in known if n in given}
             if not got:
-                _require_ascending(dim, variables.get(dim))
-            if all(_same(dim, known[name], variable) for name, variable in got.items()):
+                others = {n: v for n, v in given.items() if n not in self._known}
+                _require_ascending(dim, others, [*known])
+            if all(np.array_equal(x, known[name]) for name, x in got.items()):
                 continue
-            if any(v.size != known[name].size for name, v in got.items()):
+            if any(len(x) != len(known[name]) for name, x in got.items()):
                 continue
-            rows = np.stack([_numbers(dim, *item) for item in got.items()], axis=-1)
+            rows = np.stack([*got.values()], axis=-1)
             seen, order = self._last.get(dim, (np.empty(0), np.empty(0, np.int64)))
             if not np.array_equal(seen, rows):
                 expected = np.stack([known[name] for name in got], axis=-1)
@@ -85,39 +87,45 @@ class Positions:
                 self._last[dim] = rows, order
             if (np.diff(order) != 1).any():
                 orders.append((axis, order))
-        given = [variables.get(name) for name, _ in self._given]
         # Others may change.
-        if all(v is None or isinstance(v, xr.IndexVariable) for v in given):
-            self._given = [(n, v) for (n, _), v in zip(self._given, given, strict=True)]
-            self._orders = orders
+        lasting = all(isinstance(v, xr.IndexVariable) for v in given.values())
+        self._given, self._orders = (given, orders) if lasting else ({}, [])
         return orders
 
 
-def _require_ascending(dim: str, index: xr.Variable | None) -> None:
-    if index is None or index.dtype.kind not in "fiu":
-        return
-    if not (np.diff(index.values) > 0).all():
+def _require_ascending(
+    dim: str, given: Mapping[Any, xr.Variable], known: Sequence[str]
+) -> None:
+    for name, variable in given.items():
+        if variable.dims != (dim,) or variable.dtype.kind not in "fiu":
+            continue
+        steps = np.diff(variable.values)
+        # Any number may lie along a dim, such as a mask; descending ones are positions.
+        if (steps > 0).all() or (name != dim and not (steps < 0).all()):
+            continue
+        has = f"has {', '.join(map(repr, known))}" if known else "has none"
         raise Misplaced(
-            f"coordinate {dim!r} expected points in ascending order, as the spec "
-            f"has no coordinate of that name, got {_shown(index.values)}. Add "
-            f"Coordinate({dim!r}, {dim!r}, ...) with its values to the spec, by "
-            "which fields are put right, or drop it in the solver."
+            f"coordinate {name!r} expected points in ascending order, as the spec "
+            f"{has} along {dim!r}, got {_shown(variable.values)}. Add "
+            f"Coordinate({name!r}, {dim!r}, ...) with its values to the spec, by "
+            "which fields are put right, or rename or drop it in the solver."
         )
 
 
-def _same(dim: str, known: np.ndarray, variable: xr.Variable) -> bool:
-    return variable.dims == (dim,) and np.array_equal(variable.values, known)
-
-
-def _numbers(dim: str, name: str, variable: xr.Variable) -> Float[np.ndarray, " point"]:
-    if variable.dims != (dim,) or variable.dtype.kind not in "fiu":
-        raise Misplaced(
-            f"coordinate {name!r} expected numbers along {dim!r}, as the spec has it, "
-            f"got the dims {variable.dims} and dtype {variable.dtype}. Drop it, or "
-            "rename it in the solver."
-        )
-    numbers: Float[np.ndarray, " point"] = variable.values.astype(np.float64)
-    return numbers
+def _line(dim: str, name: str, variable: xr.Variable) -> Float[np.ndarray, " point"]:
+    """Return positions along a dim; those along others too may not differ there."""
+    dims, values = variable.dims, variable.values
+    if dim in dims and values.dtype.kind in "fiu":
+        rows = values if len(dims) == 1 else np.moveaxis(values, dims.index(dim), 0)
+        rows = rows.reshape(len(rows), -1).astype(np.float64)
+        if rows.shape[1] == 1 or (rows == rows[:, :1]).all():
+            line: Float[np.ndarray, " point"] = rows[:, 0]
+            return line
+    raise Misplaced(
+        f"coordinate {name!r} expected numbers along {dim!r}, as the spec has it, "
+        f"got the dims {dims} and dtype {values.dtype}. Drop it, or "
+        "rename it in the solver."
+    )
 
 
 def _order(

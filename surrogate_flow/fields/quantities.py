@@ -201,9 +201,14 @@ class Variable:
                 f"offset={self.offset}, scale={self.scale}",
             )
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is kept as it is: without offset and scale."""
+        return (self.offset, self.scale) == (0, 1)
+
     def normalised(self, values: np.ndarray) -> np.ndarray:
         """Return ``(values - offset) / scale``, in double precision if it has any."""
-        if self.offset == 0 and self.scale == 1:
+        if self.plain:
             return values
         return (values.astype(np.float64, copy=False) - self.offset) / self.scale
 
@@ -286,6 +291,6 @@ def attributes(units: str, long_name: str = "") -> dict[str, str]:
 
 def packing(variable: Variable) -> dict[str, float]:
     """Return offset and scale as netCDF names them; xarray applies both."""
-    if (variable.offset, variable.scale) == (0, 1):
+    if variable.plain:
         return {}
     return {"add_offset": variable.offset, "scale_factor": variable.scale}

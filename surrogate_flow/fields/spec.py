@@ -265,7 +265,7 @@ class FieldSpec:
 
         In double precision, if there are any offsets and scales.
         """
-        if all((v.offset, v.scale) == (0, 1) for v in self.variables):
+        if all(v.plain for v in self.variables):
             return fields
         channels = (-1, *(1 for _ in self.dims))
         offset, scale = (
@@ -308,9 +308,9 @@ class FieldSpec:
     def to_plain(self) -> dict[str, Any]:
         """Return the spec as dicts, lists, strings and numbers."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        for variable in plain["variables"]:
+        for own, variable in zip(self.variables, plain["variables"], strict=True):
             # Without them a spec is what it was before there were any.
-            if (variable["offset"], variable["scale"]) == (0, 1):
+            if own.plain:
                 del variable["offset"], variable["scale"]
         for coordinate in plain["coordinates"]:
             if not coordinate["long_name"]:

@@ -300,21 +300,87 @@ def test_a_constant_field_has_lost_nothing():
     assert not encoder.lost
 
 
-@pytest.mark.parametrize("fill", [np.nan, 9.969209968386869e36, 1e20, -9999.0])
-def test_points_without_a_field_are_told_from_an_unstable_solver(fill):
-    """The message says mask, and names the fill value."""
-    data = dataset(0, 1)
-    data["speed"][0, :2, 0] = fill
-    with pytest.raises(SpecMismatch, match=r"not defined .a mask.*Leave them out") as e:
-        Encoder(SPEC, 1).convert(data, 0)
-    assert np.isnan(fill) or f"the fill value {fill:.6g} at 2 of 12" in str(e.value)
+@pytest.mark.parametrize("kind", [{}, {"offset": 280.0, "scale": 9.0}])
+@pytest.mark.parametrize(
+    ("fill", "values"),
+    [
+        (np.nan, [1.0, 2.0]),
+        (9.969209968386869e36, [0.0]),
+        (9.969209968386869e36, [np.float32(9.969209968386869e36)]),
+        (1e20, [1.0, 2e9]),
+        (-1e20, [280.0]),
+        (1e15, [1e5, 9e4]),
+        (1e37, [280.0, -280.0]),
+        (3.4e38, [280.0]),
+        (-float(np.finfo("f4").max), [280.0]),
+        (-999.0, [271.0, 302.0]),
+        (-999.0, [0.0, 1500.0]),
+        (-999.0, [-30.0, 40.0]),
+        (-9999.0, [1.01e5, 9.5e4]),
+        (-9999.0, [1500.0, 900.0]),
+        (-9999.0, [0.0]),
+        (-99999.0, [280.0, -5.0]),
+        (9999.0, [271.0, 302.0]),
+        (2147483647, [3, 8]),
+        (-32768, [3, -8]),
+    ],
+)
+def test_points_without_a_field_are_told_from_an_unstable_solver(fill, values, kind):
+    """The message says mask, and names the fill value, whatever offset and scale."""
+    spec = dataclasses.replace(SPEC, variables=(Variable("u", **kind),))
+    data = spec.dataset(np.resize(values, (2, 1, 3, 4)), spec.times[:2], {})
+    data["u"][0, :2, 0] = fill
+    with pytest.raises(SpecMismatch, match=r".a mask..*Leave them out") as e:
+        Encoder(spec, 1).convert(data, 0)
+    count = 12 if fill in values else 2
+    text = f"the fill value {np.float32(fill):.6g} at {count} of 12"
+    assert np.isnan(fill) or text in str(e.value)
 
 
-@pytest.mark.parametrize("values", [[1e20, 0.0], [1e20, 3e19], [-9999.0, 9000.0]])
-def test_a_field_that_has_the_size_of_a_fill_value_is_one(values):
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1e20, 0.0],
+        [1e20, 3e19],
+        [1e15, 1e11],
+        [-9999.0, -9000.0, 9000.0],
+        [50.0, 20.0, -999.0, 3.0, *[0.0] * 7, 1.0],
+        [-999.0],
+        [999.0, 1.2],
+        [9999.0, 9998.0, 1.0],
+    ],
+)
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_a_field_that_has_the_size_of_a_fill_value_is_one(values, dtype):
     """Such as a density of 1e20 inside and none outside."""
-    fields = np.resize(values, (1, 2, 3, 4))
+    fields = np.resize(values, (1, 2, 3, 4)).astype(dtype)
     Encoder(SPEC, 1).convert(SPEC.dataset(fields, SPEC.times[:1], {}), 0)
+
+
+@pytest.mark.parametrize("place", ["attrs", "encoding"])
+@pytest.mark.parametrize("name", ["_FillValue", "missing_value"])
+def test_a_fill_value_that_is_declared_is_one(name, place):
+    """Once and amid the others, too; of packed values it is no fill value as read."""
+    for fill, words in ((17.0, "step 0.*17"), ([5, 40], "step 1.*40"), ("17", "")):
+        data = dataset(0, 2)
+        getattr(data["speed"], place).update({name: fill})
+        if words:
+            words += " at 1 of 12"
+            with pytest.raises(SpecMismatch, match=f"{words}.*Leave them out"):
+                Encoder(SPEC, 1).convert(data, 0)
+            data["speed"].encoding["scale_factor"] = 0.1
+        if place == "encoding" or not words:
+            Encoder(SPEC, 1).convert(data, 0)
+
+
+def test_a_field_may_say_that_it_has_no_fill_value():
+    """Then what looks like one is a value."""
+    data = dataset(0, 1)
+    data["speed"][0, :2] = -9999.0
+    with pytest.raises(SpecMismatch, match="attrs"):
+        Encoder(SPEC, 1).convert(data, 0)
+    data["speed"].attrs["_FillValue"] = np.nan
+    Encoder(SPEC, 1).convert(data, 0)
 
 
 @pytest.mark.parametrize("spec", [SPEC, LABELLED], ids=["none", "of others"])
@@ -331,6 +397,61 @@ def test_an_index_that_the_spec_does_not_have_must_ascend(spec):
             SpecMismatch, match=r"'y' expected.*ascend.*Coordinate\('y'"
         ):
             encoder.convert(step.assign_coords(y=values), 0)
+
+
+@pytest.mark.parametrize("far", [0.0, 1e7], ids=["near zero", "far from it"])
+def test_points_may_be_off_by_round_off_alone(far):
+    """By a hundredth of their distance; by less than half where they are rounded."""
+    y = far + np.arange(4.0)
+    spec = dataclasses.replace(SPEC, coordinates=(Coordinate("y", "y", tuple(y)),))
+    step = spec.dataset(np.zeros((1, 2, 3, 4)), spec.times[:1], {})
+    little, much = (0.35, 0.45) if far else (0.009, 0.02)
+    Encoder(spec, 1).convert(step.assign_coords(y=y[::-1] + little), 0)
+    with pytest.raises(SpecMismatch, match="'y' expected the positions"):
+        Encoder(spec, 1).convert(step.assign_coords(y=y[::-1] + much), 0)
+
+
+LATITUDES = [0.0, 1.0, 2.5, 4.0]
+GLOBE = dataclasses.replace(
+    SPEC, dims=("i", "j"), coordinates=(Coordinate("lat", "j", LATITUDES),)
+)
+
+
+@pytest.mark.parametrize(
+    ("coords", "words"),
+    [
+        ({"lat": (("i", "j"), np.tile(LATITUDES, (3, 1)))}, ""),
+        ({"lat": (("j", "i"), np.tile(LATITUDES[::-1], (3, 1)).T)}, ""),
+        (
+            {"lat": (("i", "j"), np.arange(12.0).reshape(3, 4))},
+            "'lat' expected numbers",
+        ),
+        (
+            {"lat": ("i", [2.0, 1.0, 0.0])},
+            r"'lat' expected numbers along 'j'.*\('i',\)",
+        ),
+        ({"lat": 3.0}, r"'lat' expected numbers along 'j'.*\(\)"),
+        ({"latitude": ("j", LATITUDES[::-1])}, r"'latitude' .*ascend.*has 'lat'"),
+        ({"latitude": ("j", LATITUDES)}, ""),
+        ({"land": ("j", [0, 1, 1, 0])}, ""),
+        ({"latitude": ("i", LATITUDES[2::-1])}, r"'latitude' .*Coordinate\('latitude'"),
+        ({"lat": ("j", LATITUDES), "depth": ("j", LATITUDES[::-1])}, ""),
+    ],
+)
+def test_coordinates_of_another_shape_or_name_are_looked_at(coords, words):
+    """They put fields right, or are refused: a field is not taken as it lies."""
+    fields = np.random.default_rng(1).normal(size=(1, 2, 3, 4))
+    step = GLOBE.dataset(fields, SPEC.times[:1], {}).drop_vars("lat")
+    encoder = Encoder(GLOBE, 1)
+    encoder.convert(step, 0)  # what was right with one step is looked at again
+    if words:
+        with pytest.raises(SpecMismatch, match=f"step 0: coordinate {words}"):
+            encoder.convert(step.assign_coords(coords), 0)
+        return
+    got = encoder.convert(step.assign_coords(coords), 0)
+    turned = np.ravel(coords.get("lat", (0, [0]))[1])[0] == LATITUDES[-1]
+    expected = fields[..., ::-1] if turned else fields
+    np.testing.assert_array_equal(got, expected.astype(np.float32))
 
 
 def test_points_of_another_number_are_named():
