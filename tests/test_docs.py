@@ -1,13 +1,21 @@
 """The pages name files that are there."""
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 from programs import environment
+
+from surrogate_flow.cli.app import main
+from surrogate_flow.dataset import Archive
+from surrogate_flow.report.summary import RunSummary
+from surrogate_flow.solvers import Heat2D
+from surrogate_flow.surrogate.metrics import field_metrics
 
 ROOT = Path(__file__).parents[1]
 # The changelog also names what is gone.
@@ -29,6 +37,35 @@ def training(page):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     (script,) = (block for block in blocks if "run_callbacks" in block)
     return script
+
+
+def test_the_campaign_of_the_page_is_imported(tmp_path, monkeypatch, capsys):
+    """As its attributes say, and as its table says."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "import.md").read_text("utf-8")
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+    (table,) = re.findall(r"( {4}run_id,.*?)\n\n", page, re.DOTALL)
+    Path("runs.csv").write_text(textwrap.dedent(table))
+    main(["import", "run_*.nc", "--output", "plume.zarr"])
+    (shown,) = re.findall(r"( {4}Data set: .*?)\n\n", page, re.DOTALL)
+    printed = " ".join(capsys.readouterr().out.split())
+    for line in textwrap.dedent(shown).split("\n  ")[1:]:
+        assert " ".join(line.split()) in printed
+    main(["import", "run_*.nc", "--output", "t.zarr", "--parameters", "runs.csv"])
+    both = [
+        Archive(tmp_path / f"{name}.zarr").spec.parameters for name in ("plume", "t")
+    ]
+    for of_files, of_table in zip(*both, strict=True):
+        assert (of_files.name, of_files.low) == (of_table.name, of_table.low)
+
+
+def test_the_page_has_all_names_of_an_outcome():
+    """Of the file, and of the errors in it."""
+    page = (ROOT / "docs" / "outcome.md").read_text("utf-8")
+    spec = Heat2D(cells=(4, 4)).spec
+    errors = {name.replace("temperature", "u") for name in field_metrics(spec, "val_")}
+    for name in {field.name for field in dataclasses.fields(RunSummary)} | errors:
+        assert f"`{name}`" in page
 
 
 def test_the_page_has_the_script_of_readme():

@@ -345,7 +345,7 @@ def find_recipe(kind: str, name: str) -> Path:
     own = [file.name for file in _files(Path()) if kind == FOLDERS["--data"]]
     raise RecipeError(
         f"No recipe {name!r}: there is no such file in {Path.cwd()}, and none of that "
-        f"name is shipped in {kind}. {nearest(path.name, [*recipes, *own])} Give a "
+        f"name is shipped in {kind}. {nearest(path.name, recipes, own)} Give a "
         "path to your own YAML file, or one of these names."
     )
 

@@ -54,17 +54,21 @@ _MOVED = {
 }
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def nearest(name: str, valid: Iterable[str], here: Iterable[str] = ()) -> str:
     """Return the valid names as text, with the one closest to `name` as a question.
 
-    Of more than 40 names only the nearest are shown. Case does not matter.
+    Then those of files in this folder. Of more than 40 names only the nearest are
+    shown. Case does not matter.
     """
-    names = list(valid)
-    close = closest(name, names)
-    if len(names) > 40:
-        names = close or names[:5]
+    names, files = list(valid), list(here)
+    close = closest(name, [*names, *files])
+    names, files = (
+        some if len(some) <= 40 else [n for n in close if n in some] or some[:5]
+        for some in (names, files)
+    )
     hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Valid names: {', '.join(names) or 'none'}."
+    also = f", and in this folder: {', '.join(files)}" * bool(files)
+    return f"{hint}Valid names: {', '.join(names) or 'none'}{also}."
 
 
 def closest(name: str, valid: Iterable[str]) -> list[str]:

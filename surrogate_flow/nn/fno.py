@@ -99,6 +99,6 @@ def _spectral() -> Any:
     except ImportError as error:
         raise MissingPackageError(
             f"FNO needs neuraloperator, which cannot be imported ({error}). Type "
-            "pip install 'surrogate-flow[networks]', or use UNet (--model unet)."
+            "pip install 'neuraloperator>=2.0', or use UNet (--model unet)."
         ) from error
     return AnySizeSpectralConv

@@ -90,7 +90,7 @@ COLUMNS: Mapping[str, Column] = {
     ),
     "epoch": Column("dataset.epoch", "number of the pass over the data set, from 0"),
     "bytes_read": Column("dataset.read", "from the data set, in bytes"),
-    "waiting": Column("waiting", "who waits for whom, in words"),
+    "waiting": Column("waiting", "which side waits for the other, in words"),
 }
 
 

@@ -260,6 +260,9 @@ def test_nearest_lists_all_names() -> None:
     assert nearest("inflwo", ["inflow", "angle"]).startswith("Did you mean 'inflow'?")
     assert nearest("zzz", ["inflow"]) == "Valid names: inflow."
     assert nearest("zzz", []) == "Valid names: none."
+    said = nearest("rd.yml", ["heat2d"], here=["rd.yaml", "c.zarr"])
+    assert said.startswith("Did you mean 'rd.yaml'? Valid names: heat2d, and in this")
+    assert said.endswith("folder: rd.yaml, c.zarr.")
 
 
 def test_dataset_has_coordinates_and_units() -> None:

@@ -335,7 +335,7 @@ def test_a_missing_neuralop_names_the_extra(monkeypatch):
     for name in [n for n in sys.modules if n.split(".")[0] == "neuralop"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "neuralop", None)
-    with pytest.raises(ImportError, match=r"pip install 'surrogate-flow\[networks\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'neuraloperator>=2.0'"):
         FNO(LINE, Direct())
 
 
