@@ -56,7 +56,7 @@ def _run(line: CommandLine) -> None:
     from surrogate_flow.cli.compare import command as compare
     from surrogate_flow.cli.lightning import LightningParser, build, execute
     from surrogate_flow.cli.parser import parse
-    from surrogate_flow.report.console import show_logs
+    from surrogate_flow.report.console import print_lines, show_logs, the_console
 
     show_logs()  # after the import of Lightning, which adds a handler of its own
     own = {"plan": plan, "generate": generate, "compare": compare}
@@ -70,5 +70,7 @@ def _run(line: CommandLine) -> None:
         command.run(parser.instantiate(parser.parse_args(words[1:])))
 
     if command is plan and any(w.partition("=")[0] == "--model" for w in line.words):
-        plan.require_trained(build(["fit", *line.words[1:]])[1])
+        data, surrogate = build(["fit", *line.words[1:]])
+        plan.require_trained(surrogate)
+        print_lines(the_console(), plan.size(surrogate, data))
     parse(line, run_own if command else execute)

@@ -40,6 +40,7 @@ __all__ = [
     "require_trained",
     "run",
     "show",
+    "size",
 ]
 
 _LONGEST = 10.0  # seconds that a solver runs here
@@ -74,6 +75,20 @@ def require_trained(surrogate: Surrogate) -> None:
     if got != "1 numbers":
         what = "one that is called as loss(prediction, target), for one number"
         raise UserError("model.loss", what, got)
+
+
+def size(surrogate: Surrogate, data: Any) -> str:
+    """Return in words how large a model is, and how long its training."""
+    count = sum(weights.numel() for weights in surrogate.network.parameters())
+    words = (
+        f"Model: {type(surrogate.network).__name__}, {count:,} parameters, "
+        f"{format_bytes(16 * count)} with gradients and Adam's two moments"
+    )
+    if not isinstance(data, OnlineData) or data.simulations is None:
+        return words
+    samples = data.simulations * surrogate.window.samples(surrogate.spec.steps)
+    batches = -(-samples // data.batch_size)
+    return f"{words}; {batches:,} batches of {data.batch_size} have each sample once"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from surrogate_flow.cli.plan import measure, places, show
 from surrogate_flow.cluster import PBS, JobQueue, Slurm
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.window import Direct
+from surrogate_flow.nn import FullyConnected
+from surrogate_flow.solvers import Heat2D
 from surrogate_flow.stream import SpecMismatch
 from surrogate_flow.testing import LawBroken, check_solver
 
@@ -214,7 +217,11 @@ def test_by_the_command_line(monkeypatch, capsys, tmp_path):
         "--data.cluster.interface lo"
     )
     main([*words.split(), "--data.solver.steps=3"])
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    spec = Heat2D(steps=3).spec
+    count = sum(w.numel() for w in FullyConnected(spec, Direct()).parameters())
+    assert f"Model: FullyConnected, {count:,} parameters, " in printed
+    assert "; 57 batches of 32 have each sample once" in printed
     assert "#SBATCH -t 04:00:00" in printed
     assert "nothing was submitted" in printed
     assert "1 to 8, each with 2 cores, 4 GB, walltime 4:00:00" in printed
