@@ -36,6 +36,7 @@ from surrogate_flow.solvers.child_processes import (
     ThreadProcesses,
     end_with_parent,
 )
+from surrogate_flow.solvers.grid import GridSolver
 from surrogate_flow.solvers.solver import Run, Solver, Stopped, datasets_of
 from surrogate_flow.stream import Encoder, Endpoint, Outlet, StreamStopped
 
@@ -426,7 +427,7 @@ def _solution(solver: Solver, run: Run) -> Iterator[xr.Dataset]:
     """
     with ExitStack() as resources:
         try:
-            if type(solver).start is not Solver.start:
+            if type(solver).start not in (Solver.start, GridSolver.start):
                 folder = tempfile.TemporaryDirectory(
                     prefix=f"simulation-{run.simulation}-", dir=_local_directory()
                 )

@@ -8,6 +8,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,14 @@ from jaxtyping import Float
 
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError, line_at
-from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.solvers.solver import Run, Solver
 
 __all__ = ["GridSolver"]
+
+# Steps go to the trainer together if they take less time and room than this: labels
+# and conversion of one alone would take as long as a step of `Heat2D`.
+_TOGETHER = 0.05  # seconds
+_SMALL = 2**18  # bytes
 
 
 def _reduced(made: cached_property[Any]) -> tuple[Any, ...]:
@@ -93,8 +99,18 @@ class GridSolver(Solver):
         SpecMismatch
             If `fields` yields another shape, no real numbers, or too many steps.
         """
+        yield from self._labelled(parameters, 0.0)
+
+    def start(self, run: Run) -> Iterator[xr.Dataset]:
+        """Yield what `solve` does, small steps that take little time together."""
+        if type(self).solve is not GridSolver.solve:
+            return self.solve(run.parameters)
+        return self._labelled(run.parameters, _TOGETHER)
+
+    def _labelled(
+        self, parameters: Mapping[str, float], seconds: float
+    ) -> Iterator[xr.Dataset]:
         spec = self.spec
-        shape, most = spec.step_shape, spec.steps
         spec.vector(parameters)
         blank = np.broadcast_to(np.float32(0), (spec.steps, *spec.step_shape))
         labels = spec.dataset(blank, spec.times, parameters)
@@ -102,18 +118,8 @@ class GridSolver(Solver):
         coords, sizes = set(labels.coords), dict(labels.sizes)
         named = [(name, labels[name].dims, labels[name].attrs) for name in labels]
         first = 0
-        fields = self.fields(parameters)
-        for given in fields if isinstance(fields, Iterable) else [fields]:
-            steps, got = _real(given)
+        for steps in self._blocks(self.fields(parameters), seconds):
             last = first + len(steps)
-            if steps.shape[1:] != shape or last > most:
-                raise SpecMismatch(
-                    f"{type(self).__name__}.fields: expected (time, channel, *space) = "
-                    f"(up to {most - first}, {shape}), got {got} after "
-                    f"{first} steps. Usual causes: ghost cells, return in place of "
-                    "yield, a step without its axis of time (yield u[None]), or an "
-                    f"initial state that the spec's times lack.{line_at(fields)}"
-                )
             if (first, last) not in self._times:
                 time = labels["time"][first:last].to_dataset(name="_")
                 self._times[first, last] = (
@@ -130,6 +136,38 @@ class GridSolver(Solver):
                 dict(variables), set(coords), dict(sizes), indexes=dict(indexes)
             )
             first = last
+
+    def _blocks(
+        self, fields: Iterator[np.ndarray], seconds: float
+    ) -> Iterator[Float[np.ndarray, "time channel *space"]]:
+        """Yield checked steps: those of so many seconds together, as far as small."""
+        shape, most = self.spec.step_shape, self.spec.steps
+        held: list[np.ndarray] = []
+        count, begin = 0, perf_counter()
+        try:
+            for given in fields if isinstance(fields, Iterable) else [fields]:
+                steps, got = _real(given)
+                if steps.shape[1:] != shape or count + len(steps) > most:
+                    raise SpecMismatch(
+                        f"{type(self).__name__}.fields: expected (time, channel, "
+                        f"*space) = (up to {most - count}, {shape}), got {got} after "
+                        f"{count} steps. Usual causes: ghost cells, return in place of "
+                        "yield, a step without its axis of time (yield u[None]), or an "
+                        f"initial state that the spec's times lack.{line_at(fields)}"
+                    )
+                count += len(steps)
+                held.append(steps)
+                full = steps.nbytes * (len(held) + 1) > _SMALL
+                if full or perf_counter() - begin >= seconds:
+                    block, held = held, []
+                    yield block[0] if len(block) == 1 else np.concatenate(block)
+                    begin = perf_counter()
+        except Exception:
+            if held:
+                yield np.concatenate(held)
+            raise
+        if held:
+            yield np.concatenate(held)
 
     @cached_property
     def _times(self) -> dict[tuple[int, int], tuple[xr.Variable, xr.Index]]:

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import itertools
+import math
 import pickle
 import re
 import sys
@@ -26,8 +28,9 @@ from surrogate_flow.solvers import (
     HeatPlate,
     Lorenz,
     NavierStokes2D,
+    grid,
 )
-from surrogate_flow.solvers.solver import Solver, spec_of
+from surrogate_flow.solvers.solver import Run, Solver, spec_of
 from surrogate_flow.testing import check_solver
 
 EXPORTED = [getattr(solvers, name) for name in solvers.__all__]
@@ -131,6 +134,44 @@ def test_a_large_solver_is_a_small_message(solver: GridSolver) -> None:
     message = pickle.dumps(solver)
     assert len(message) < 600
     assert pickle.loads(message).spec.digest() == digest
+
+
+class Breaks(Heat2D):
+    """Ends with an error of its own behind its fourth step."""
+
+    def fields(self, parameters: Mapping[str, float]) -> Iterator[np.ndarray]:
+        yield from itertools.islice(super().fields(parameters), 4)
+        raise FloatingPointError("blown up")
+
+
+class Doubled(Heat2D):
+    """Has its own `solve`."""
+
+    def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
+        for step in super().solve(parameters):
+            yield 2 * step
+
+
+def test_small_steps_go_together_and_large_ones_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A study has the same steps as `solve`, those before an error, too."""
+    monkeypatch.setattr(grid, "_TOGETHER", math.inf)
+    solver = Heat2D((100, 50), steps=30)
+    run = Run({p.name: p.at(0.3) for p in solver.spec.parameters})
+    blocks = [*solver.start(run)]
+    assert {step.nbytes for step in blocks[:-1]} == {blocks[0].nbytes}
+    assert blocks[0].temperature.nbytes <= grid._SMALL < 1.2 * blocks[0].nbytes
+    steps = xr.concat(solver.solve(run.parameters), "time")
+    xr.testing.assert_identical(xr.concat(blocks, "time"), steps)
+    doubled = Doubled((100, 50), steps=30).start(run)
+    xr.testing.assert_equal(xr.concat(doubled, "time"), 2 * steps)
+    large = Heat2D((400, 200), steps=3).start(run)
+    assert [step.sizes["time"] for step in large] == [1, 1, 1]
+    broken = Breaks((100, 50), steps=30).start(run)
+    xr.testing.assert_identical(next(broken), steps.isel(time=slice(4)))
+    with pytest.raises(FloatingPointError, match="blown up"):
+        next(broken)
 
 
 def test_a_solver_of_a_script_goes_to_a_worker_by_value() -> None:
