@@ -360,7 +360,8 @@ class Complaint:
         )
 
     def _abstract(self, found: re.Match[str]) -> ParserError:
-        kind = class_at(found["path"])
+        path = found["path"] or self._class_path() or ""
+        kind = class_at(path)
         if kind in bases_of(self._hint):
             valid = ", ".join(sorted(subclasses_of(kind)))
             return ParserError(
@@ -372,7 +373,7 @@ class Complaint:
         return ParserError(
             f"{kind.__name__} has no {missing} yet, and so cannot be built. Name a "
             "class that has all that its base asks for, or write it.",
-            found["path"],
+            path,
         )
 
     def _wrong_type(self, found: re.Match[str]) -> ParserError | None:
@@ -425,7 +426,7 @@ _PATTERNS: dict[str, Callable[[Complaint, re.Match[str]], ParserError | None]] =
     ),
     r"Import path (?:(?P<path>[\w.]+) )?does not correspond to a subclass of "
     r"(?P<base>\w+)": Complaint._no_subclass,
-    r"Expected an instantiatable class, but (?P<path>[\w.]+) is abstract": (
+    r"Expected an instantiatable class, but (?:(?P<path>[\w.]+) )?is abstract": (
         Complaint._abstract
     ),
     r"NestedArg\(key='\w+', val='(?P<module>[\w.]+)\.(?P<name>\w+)'": (

@@ -268,13 +268,28 @@ class Design:
     def _ask(
         self, sampler: Sampler, first: int, count: int
     ) -> Float[np.ndarray, "point parameter"]:
-        points = sampler.ask(first, count, self._bounds)
-        if np.shape(points) != (count, len(self._bounds)):
+        points = np.asarray(sampler.ask(first, count, self._bounds))
+        asked = f"{type(sampler).__name__}.ask({first}, {count}, bounds)"
+        shape = (count, len(self._bounds))
+        if points.shape != shape or points.dtype.kind not in "fiu":
             raise ArgumentError(
-                f"{type(sampler).__name__}.ask({first}, {count}, bounds)",
-                f"an array of shape {(count, len(self._bounds))}",
-                np.shape(points),
+                asked,
+                f"an array of numbers of shape {shape}",
+                f"the shape {points.shape} and dtype {points.dtype}",
             )
+        points = points.astype(np.float64)
+        for p, column in zip(self._bounds, points.T, strict=True):
+            # As far as rounding may have carried them.
+            near = 1e-9 * (p.high - p.low)
+            wrong = ~((p.low - near <= column) & (column <= p.high + near))
+            if wrong.any():
+                raise ArgumentError(
+                    f"{asked}: {p.name}",
+                    f"values from {p.low:g} to {p.high:g}",
+                    f"{column[wrong][0]:g}",
+                    f"Scale points to bounds[{self._bounds.index(p)}].low and .high.",
+                )
+            column.clip(p.low, p.high, out=column)
         return rounded(points, self._bounds)
 
     def _warn_of_repetition(

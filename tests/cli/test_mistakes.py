@@ -763,6 +763,10 @@ RECIPES = {
         "solver: own_solvers.NoSolve",
         "NoSolve has no solve yet",
     ),
+    "abstract, or null": (
+        f"solver: {HEAT}\nsampler: own_solvers.NoAsk",
+        "NoAsk has no ask yet",
+    ),
     "required": (
         "solver: own_solvers.Sized",
         "solver: Sized needs 'size', which has no default",
@@ -806,6 +810,7 @@ CLUSTERS = {
 MODULE = """
 import typing
 from surrogate_flow import Solver
+from surrogate_flow.sampling import Sampler
 from surrogate_flow.solvers import Heat2D
 
 class NoSolver:
@@ -813,6 +818,10 @@ class NoSolver:
 
 class NoSolve(Solver):
     spec = None
+
+class NoAsk(Sampler):
+    def block(self, index, dimensions):
+        return []
 
 class NoSpec(Solver):
     def solve(self, parameters):

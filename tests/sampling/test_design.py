@@ -134,16 +134,41 @@ def test_losses_change_what_was_not_taken_and_nothing_else():
     assert taken(again) == [before[1], before[3], *after]
 
 
-def test_points_of_another_shape_are_refused():
-    """By the name of the sampler, and with what it was asked for."""
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda points: points.ravel(), r": expected .*\(8, "),
+        (lambda points: points.astype(str), "array of numbers.*dtype <U"),
+        (
+            lambda points: points * np.nan,
+            "initial: expected .*from 100 to 500, got nan",
+        ),
+        (lambda points: points + [999, 0], r"initial: .*bounds\[0\].low"),
+        (lambda points: points - [0, 99], r"inflow: .*bounds\[1\].low"),
+    ],
+)
+def test_points_that_are_none_of_the_box_are_refused(change, words):
+    """By the name of the sampler, and with what it was asked for; held out or not."""
 
-    class Flat(Sampler):
+    class Own(Sampler):
         def ask(self, first, count, bounds):
-            return Uniform().ask(first, count, bounds).ravel()
+            return change(Uniform().ask(first, count, bounds))
 
-    design = Design(BOX, Flat(), held_out=0, simulations=8)
-    with pytest.raises(UserError, match=r"Flat.ask\(0, 8, bounds\): expected .*\(8, "):
-        design.next()
+    with pytest.raises(UserError, match=rf"Own.ask\(0, 8, bounds\).*{words}"):
+        Design(BOX, Own(), held_out=0, simulations=8).next()
+    with pytest.raises(UserError, match=r"Own.ask\(0, 1, bounds\): "):
+        Design(BOX, Uniform(), held_out=1, fixed=Own(), simulations=8).next()
+
+
+def test_points_may_be_past_a_bound_by_rounding():
+    """They are then at it."""
+
+    class Ends(Sampler):
+        def ask(self, first, count, bounds):
+            return [[p.high * (1 + 1e-14) for p in bounds]] * count
+
+    design = Design(BOX, Ends(), held_out=0, simulations=8)
+    assert list(design.next().parameters.values()) == [500.0, -1.0 * (1 + 1e-14)]
 
 
 def test_a_sampler_that_adapts_is_asked_for_what_is_needed():
