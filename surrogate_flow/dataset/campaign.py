@@ -328,7 +328,7 @@ def _varying(files: Sequence[CampaignFile], differing: Sequence[str]) -> list[st
             values.setdefault(name, set()).add(value)
     names = [name for name, different in values.items() if len(different) > 1]
     if not names:
-        texts = f"; {', '.join(differing)} differ, but are none" * bool(differing)
+        texts = f"; what differs is text: {', '.join(differing)}" * bool(differing)
         raise ArchiveError(
             "No attribute and no scalar variable of the files is a number that differs "
             f"between them, as a parameter does{texts}. Give a table: --parameters "

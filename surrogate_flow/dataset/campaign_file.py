@@ -24,7 +24,7 @@ _UNIT = r"[^\W\d_]+(?:\^|\*\*)?[-+]?\d?"
 _UNITS = rf"(?:1/)?(?:{_UNIT}|[%°][^\W\d_]?)(?:[ */.·]\(?{_UNIT}\)?)*"
 _QUANTITY = re.compile(
     rf"(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
-    rf"\s+(?P<units>{_UNITS}|\[{_UNITS}\]|\({_UNITS}\))"
+    rf"(?:\s+|(?=[%°]))(?P<bracket>[\[(])?(?P<units>{_UNITS})(?(bracket)[\])])"
 )
 
 #: The dim of a mesh's nodes, and the nodes of each cell.
@@ -183,6 +183,7 @@ class CampaignFile:
                 near = nearest(name, self.quantities) if self is first else ""
                 where = "among its attributes and scalar variables, or in its row"
                 where = where if self.quantities else "as it has no row"
+                where = f"but {self.texts[name]!r}" if name in self.texts else where
                 raise Unfit(
                     f"{self.path}: no number {name!r}, {where}. {near}".rstrip()
                 )
@@ -247,7 +248,7 @@ def quantity(value: Any) -> tuple[float, str] | None:
         return None
     value, units = np.asarray(value).reshape(()).item(), ""
     if isinstance(value, str) and (match := _QUANTITY.fullmatch(value.strip())):
-        value, units = match["number"], match["units"].strip("[]()")
+        value, units = match["number"], match["units"]
     with suppress(TypeError, ValueError):
         return float(value), units
     return None

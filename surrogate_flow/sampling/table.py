@@ -51,9 +51,8 @@ def read_table(path: Path) -> pd.DataFrame:
         bare = {c: h["name"] for c, h in headers.items() if h}
         if len({*table.columns.map(lambda c: bare.get(c, c))}) == len(headers):
             table = table.rename(columns=bare)
-            table.attrs["units"] = {
-                h["name"]: h["units"] for h in headers.values() if h
-            }
+        units = {h["name"]: h["units"] for h in headers.values() if h}
+        table.attrs["units"] = {c: u for c, u in units.items() if c in table.columns}
         return table
     except FileNotFoundError as error:
         raise MissingFileError(
@@ -72,7 +71,7 @@ def read_table(path: Path) -> pd.DataFrame:
 def _separator(text: str) -> str:
     """Return what the header of a CSV file separates; of one column, it has none."""
     header = next((line for line in text.splitlines() if line.strip()), "")
-    header = re.sub('"[^"]*"', "x", header).strip()
+    header = re.sub(r'"[^"]*"|\s*\[[^\[]*\]|\s\([^(]*\)', "x", header).strip()
     most = max(",;\t", key=header.count)
     return most if most in header else _BLANKS if len(header.split()) > 1 else "\t"
 
@@ -150,6 +149,14 @@ class Table(Sampler):
         column: Float[np.ndarray, " point"] = pd.to_numeric(
             self._rows[name], errors="coerce"
         ).to_numpy(np.float64)
+        units = self._rows.attrs.get("units", {}).get(name, parameter.units)
+        if parameter.units and units != parameter.units:
+            raise ArgumentError(
+                f"{self.name}: {name}",
+                f"the units of the spec, {parameter.units}",
+                units,
+                "Convert the column, or correct its header.",
+            )
         low, high = parameter.low, parameter.high
         outside = ~((low <= column) & (column <= high))
         if parameter.whole:

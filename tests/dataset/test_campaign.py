@@ -168,7 +168,7 @@ def test_a_row_is_of_the_file_that_one_column_names(campaign, capsys):
 def test_numbers_and_units_come_of_texts(campaign, capsys):
     """What is left out although it differs is named; long names stay."""
     said = ["2.8 m2/s", "3e-1 m2/s", "4. m2/s", "1 m2/s", "+.5 m2/s"]
-    units = ["m s-1", "kg m**-2", "%", "[1/s]", "°C"]
+    units = ["m s-1", "kg m**-2", "%", "[1/s]", "W/(m K)"]
     for k, (path, dataset) in enumerate(campaign.items()):
         dataset.attrs |= {f"q{i}": f"{k} {u}" for i, u in enumerate(units)}
         dataset.attrs |= {"nu": said[k], "created": f"2024-01-0{k + 1} 10:00"}

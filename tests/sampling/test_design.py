@@ -379,6 +379,8 @@ def test_rows_that_no_solver_takes_are_named(columns, expected):
         ('"a, b";viscosity\n1;0.5\n2;0.25\n', [[0.5], [0.25]]),
         ("  viscosity   rate\n  0.5  1\n  0.25  2\n", [[0.5], [0.25]]),
         ("rate,viscosity\n1,0.5,\n2,0.25,\n", [[0.5], [0.25]]),
+        ("rate (1/s),viscosity [m2/s]\n1,0.5\n2,0.25\n", [[0.5], [0.25]]),
+        ("viscosity [mm2/s]\n0.5\n0.25\n", "viscosity: .* m2/s, got mm2/s"),
         ("viscosity\n0,5\n0,25\n", "viscosity in row 1: .* got 0,5"),
         ("rate,viscosity\n1,0,5\n2,0,25\n", "rows are longer than its header"),
     ],
@@ -386,7 +388,7 @@ def test_rows_that_no_solver_takes_are_named(columns, expected):
 def test_a_table_is_separated_as_its_header_is(tmp_path, text, expected):
     """No letter separates; one column needs no separator; rows are as long as it."""
     (tmp_path / "runs.csv").write_text(text)
-    box = [Parameter("viscosity", 0.0, 1.0)]
+    box = [Parameter("viscosity", 0.0, 1.0, "m2/s")]
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
             Table(tmp_path / "runs.csv").ask(0, 2, box)
