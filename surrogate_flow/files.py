@@ -77,7 +77,7 @@ class DirectoryLock:
             return
         else:
             self.acquired = True
-            # A full disk takes the lock away from nobody.
+            # Without room for the holder's name the lock is held all the same.
             with suppress(OSError):
                 self._path.write_text(
                     f"process {os.getpid()} on {socket.gethostname()}", "utf-8"

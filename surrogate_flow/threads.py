@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
-__all__ = ["LoudThread"]
+__all__ = ["LoudThread", "repeat"]
+
+logger = logging.getLogger(__name__)
+
+_LASTING = 3  # failures in a row until they are said
 
 
 class LoudThread(threading.Thread):
@@ -46,3 +51,29 @@ class LoudThread(threading.Thread):
         """Raise what ended it, if anything did."""
         if self.error is not None:
             raise self.error
+
+
+def repeat(
+    act: Callable[[], object], closing: threading.Event, seconds: float, failing: str
+) -> None:
+    """Act every so many seconds until an event is set, whoever does not answer.
+
+    Who is too busy is asked again; where that lasts, one warning says so.
+
+    Parameters
+    ----------
+    act : callable
+    closing : threading.Event
+    seconds : float
+    failing : str
+        What an OSError of `act`, such as a TimeoutError, means, in words.
+    """
+    failures = 0
+    while not closing.wait(seconds):
+        try:
+            act()
+            failures = 0
+        except OSError as error:
+            failures += 1
+            level = logging.WARNING if failures == _LASTING else logging.DEBUG
+            logger.log(level, "%s, %d times in a row: %r", failing, failures, error)

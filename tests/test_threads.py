@@ -2,6 +2,7 @@
 
 import stat
 import sys
+import threading
 from functools import partial
 
 import pytest
@@ -20,6 +21,7 @@ from surrogate_flow.reservoir import FIFO
 from surrogate_flow.solvers import ProcessSolver
 from surrogate_flow.stream import Outlet
 from surrogate_flow.surrogate.surrogate import Surrogate
+from surrogate_flow.threads import repeat
 
 OURS = "surrogate_flow."
 FAULTS = {
@@ -76,6 +78,22 @@ def deaf_slurm(folder, monkeypatch):
     )
     system.timing = JobTiming(poll=0.1, cancel=0.1)
     return system
+
+
+def test_a_failure_that_lasts_is_said_once(caplog):
+    """Others are tried again, and nobody is told."""
+    closing, outcomes = threading.Event(), list("0010010000")
+
+    def act():
+        if len(outcomes) == 1:
+            closing.set()
+        if outcomes.pop(0) == "0":
+            raise TimeoutError
+
+    repeat(act, closing, 0.0, "Nobody answers")
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        "Nobody answers, 3 times in a row: TimeoutError()"
+    ]
 
 
 @pytest.mark.timeout(120)

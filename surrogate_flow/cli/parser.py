@@ -49,9 +49,6 @@ def _discard(_: Any, before: Any, named: Any) -> None:
         before.pop(key, None)
 
 
-_typehints.discard_init_args_on_class_path_change = _discard
-
-
 class _HelpFormatter(DefaultHelpFormatter):
     def _get_help_string(self, action: Action) -> str:
         """Name the classes that matter, of hundreds."""
@@ -119,10 +116,14 @@ def parse(line: CommandLine, act: Callable[[list[str]], Any]) -> Any:
     UserError
         If something in it is wrong.
     """
+    theirs = _typehints.discard_init_args_on_class_path_change
     try:
+        _typehints.discard_init_args_on_class_path_change = _discard
         return act(line.words)
     except explain.ParserError as error:
         again = line.with_dict_kwargs(error.word) if error.passes_on else line
         if again == line:
             raise UserError(explain.placed(error, line)) from error
+    finally:
+        _typehints.discard_init_args_on_class_path_change = theirs
     return parse(again, act)

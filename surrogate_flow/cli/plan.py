@@ -28,7 +28,13 @@ from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.solvers.child_processes import ChildProcesses
 from surrogate_flow.solvers.solver import Run, Solver, datasets_of
 from surrogate_flow.stream import Encoder
-from surrogate_flow.surrogate.prediction import require_shape
+from surrogate_flow.surrogate.prediction import needs_gpu, require_shape
+from surrogate_flow.surrogate.schedule import (
+    advance,
+    built_optimizer,
+    built_schedule,
+    monitor_of,
+)
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = [
@@ -60,21 +66,47 @@ def run(options: Any) -> None:
 
 
 def require_trained(surrogate: Surrogate) -> None:
-    """Refuse a model that ``fit`` could not train."""
-    surrogate.configure_optimizers()
+    """Refuse a model that ``fit`` could not train: make one step with a copy of it."""
     recipe: Any = surrogate.recipe["network"]
     spec, window = surrogate.spec, surrogate.window
     module = recipe["init_args"].get("module")  # of OnGrid
     name = recipe["class_path"] + (f" of {module}" if module else "")
-    require_shape(surrogate.network, name, spec, window)
-    fields = torch.zeros(2, window.outputs, *spec.step_shape)
+    tried = require_shape(surrogate.network, name, spec, window)
+    if tried is None:
+        surrogate.configure_optimizers()
+        return
+    out, weights = tried
+    # As fields are: of a zero mean, some are below it.
+    standard = surrogate.recipe["normalisation"] == "standard"
+    target = torch.full_like(out, -1.0 if standard else 0.0)
+    what = "model.loss"
+    expected = "one that is called as loss(prediction, target), for one number"
     try:
-        got = f"{surrogate.loss(fields, fields).numel()} numbers"
-    except Exception as error:  # of any type: the class is the user's
-        got = f"{type(error).__name__} ({error}) {line_of(error).strip()}".rstrip()
-    if got != "1 numbers":
-        what = "one that is called as loss(prediction, target), for one number"
-        raise UserError("model.loss", what, got)
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            loss = surrogate.loss(out, target)
+            if loss.numel() != 1:
+                raise UserError(what, expected, f"{loss.numel()} numbers")
+            what, expected = f"model.loss of {name}", "one that can be differentiated"
+            loss.backward()
+            optimizer = built_optimizer(surrogate.optimizer, weights)
+            build, schedule = surrogate.scheduler, None
+            follows = "model.scheduler", "one that follows the batches"
+            if build is not None:
+                what, expected = follows
+                schedule = built_schedule(build, optimizer, surrogate.metrics)
+            what, expected = "model.optimizer", "one that trains such networks"
+            optimizer.step(lambda: loss.item())
+            if schedule is not None:
+                what, expected = follows
+                metrics = {monitor_of(schedule) or "": torch.ones(())}
+                for validated in (False, True):
+                    advance(schedule, metrics, validated=validated)
+    except UserError:
+        raise
+    except Exception as error:  # of any type: the class is the user's, or torch's
+        if not needs_gpu(error):
+            got = f"{type(error).__name__} ({error}) {line_of(error).strip()}"
+            raise UserError(what, expected, got.rstrip()) from error
 
 
 def size(surrogate: Surrogate, data: Any) -> str:

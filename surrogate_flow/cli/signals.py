@@ -44,7 +44,7 @@ def stop_requested(stop: Callable[[], object] = bool) -> Iterator[Request]:
 
     A second Ctrl-C raises KeyboardInterrupt, and so does what leaves because of the
     first. A batch system sends SIGTERM before it kills, and often more than once. A
-    command that does not hear SIGHUP, under ``nohup``, goes on.
+    command that ignores SIGHUP, as under ``nohup``, goes on.
 
     Parameters
     ----------

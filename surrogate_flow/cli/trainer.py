@@ -15,8 +15,15 @@ from dask.system import CPU_COUNT
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    LearningRateFinder,
+    ModelCheckpoint,
+    Timer,
+)
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
@@ -37,6 +44,12 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# Those that fit several times, or want a network in two parts.
+_FIT_AGAIN: dict[type, str] = {
+    BatchSizeFinder: "Set --data.batch_size.",
+    LearningRateFinder: "Set --model.optimizer.lr; 'compare' fits with several.",
+    BackboneFinetuning: "The network is trained as a whole.",
+}
 _BATCHES = "an int, the number of batches, or 1.0 for all of them"
 
 
@@ -78,6 +91,14 @@ class FolderTrainer(L.Trainer):
             self.profiler = _Unprofiled()
         for callback in self.callbacks:  # type: ignore[attr-defined]  # Lightning's
             monitor, name = getattr(callback, "monitor", None), type(callback).__name__
+            for refused, remedy in _FIT_AGAIN.items():
+                if isinstance(callback, refused):
+                    raise UserError(
+                        "--trainer.callbacks",
+                        "callbacks of one fit of a surrogate",
+                        name,
+                        remedy,
+                    )
             if isinstance(monitor, str):
                 what = f"--trainer.callbacks: monitor of {name}"
                 require_metric(what, monitor, metrics)
@@ -137,6 +158,11 @@ def require_possible(config: Mapping[str, Any], *, stream: bool) -> None:
         # Lightning would divide by it.
         if isinstance(config[name], (int, float)) and config[name] <= 0:
             raise UserError(f"--trainer.{name}", "more than 0", config[name])
+    try:
+        Timer(config["max_time"])
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        days = "days:hours:minutes:seconds, such as 00:12:00:00"
+        raise UserError("--trainer.max_time", days, config["max_time"]) from error
     for name in ("limit_train_batches", "overfit_batches") if stream else ():
         value = config[name]
         if isinstance(value, float) and value not in (0.0, 1.0):

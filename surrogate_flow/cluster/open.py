@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -42,20 +43,33 @@ dask.config.update_defaults({"distributed": {"admin": _SHORT_LOGS}})
 
 
 _prepared: Any = spawn.get_preparation_data
+_opened = 0  # clusters of ours that are open
+_opening = threading.Lock()
 
 
 def _without_script(name: str) -> dict[str, Any]:
-    """Have Dask's workers not import the script that runs, at no start.
-
-    It may lack `if __name__ == "__main__"`, and imports torch. What it defines is
-    pickled by value.
-    """
     script = "init_main" if name.startswith("Dask Worker") else "nothing"
     return {k: v for k, v in _prepared(name).items() if not k.startswith(script)}
 
 
-# At the import: a script may open a cluster itself.
-vars(spawn)["get_preparation_data"] = _without_script
+@contextmanager
+def _no_scripts() -> Iterator[None]:
+    """Have Dask's workers not import the script that runs, at no start, for a while.
+
+    It may lack `if __name__ == "__main__"`, and imports torch. What it defines is
+    pickled by value.
+    """
+    global _opened
+    with _opening:
+        _opened += 1
+        vars(spawn)["get_preparation_data"] = _without_script
+    try:
+        yield
+    finally:
+        with _opening:
+            _opened -= 1
+            if not _opened:
+                vars(spawn)["get_preparation_data"] = _prepared
 
 
 @contextmanager
@@ -118,8 +132,8 @@ def open_cluster(
     with opened as cluster:
         if not security.requires_keys(cluster):
             logger.warning(
-                "Nothing guards the scheduler at %s: whoever reaches this address can "
-                "run code as you on every worker%s. Expected a cluster that takes "
+                "The scheduler at %s asks for no keys: whoever reaches this address "
+                "can run code as you on every worker%s. Expected a cluster that takes "
                 "`security`, and a recipe without `security: false`, in a queue's "
                 "options either.",
                 cluster.scheduler_address,
@@ -167,6 +181,8 @@ def _built(
     if known.get("dashboard_address") == ":8787":
         chosen["dashboard_address"] = DASHBOARD
     with ExitStack() as resources:
+        # As long as nannies may start workers anew.
+        resources.enter_context(_no_scripts())
         if "security" in known:
             keys = security.keys_for(known["security"], folder)
             chosen["security"] = resources.enter_context(keys)

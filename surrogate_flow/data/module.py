@@ -224,6 +224,10 @@ class SurrogateData(L.LightningDataModule, ABC):
         """Whether it was told to deliver no further batch."""
         return self._stopped.is_set()
 
+    def ended_untrained(self, trained: bool) -> bool:
+        """Whether a fit was ended before its first batch; all ranks ask together."""
+        return not trained and any(self.ranks.gather(self.stopped))
+
     def stop(self) -> None:
         """Deliver no further batch, and end what waits for one."""
         self._stopped.set()

@@ -34,7 +34,7 @@ from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.errors import ArgumentError, UserError, require_kind
-from surrogate_flow.fields.quantities import Simulation
+from surrogate_flow.fields.quantities import Simulation, named
 from surrogate_flow.reservoir import Policy, Reservoir, Store
 from surrogate_flow.sampling import Design, Observations, Sampler, Uniform
 from surrogate_flow.sampling.design import shared_points
@@ -63,9 +63,10 @@ class OnlineData(SurrogateData):
         (``trainer.max_steps``). No more than the sampler has points.
     held_out : int, optional
         Simulations of the validation set (and of the test set, in ``test``), with a
-        seed of their own. They run first and never enter the reservoir. By default 30
-        where these have at most 64 MiB of fields, and 10 of larger ones; a fifth of a
-        sampler's points at most.
+        seed of their own. They run first and never enter the reservoir; without
+        validation (``trainer.limit_val_batches 0``), too, for the rollouts and the
+        picture at the end: 1 is the least. By default 30 where these have at most 64
+        MiB of fields, and 10 of larger ones; a fifth of a sampler's points at most.
     held_out_sampler : Sampler or "same", optional
         Which parameters these have: those of a sampler, such as `sampling.Table`, or
         the first ones of `sampler`. Uniform by default, or the same where `sampler` has
@@ -118,7 +119,10 @@ class OnlineData(SurrogateData):
     ) -> None:
         super().__init__()
         if held_out is not None and held_out < 1:
-            remedy = "Validation is left out with --trainer.limit_val_batches 0."
+            remedy = (
+                "--trainer.limit_val_batches 0 leaves validation out; the pictures at "
+                "the end still need one."
+            )
             raise UserError("data.held_out", "at least 1", held_out, remedy)
         at_least(
             1,
@@ -132,6 +136,9 @@ class OnlineData(SurrogateData):
             reservoir = reservoir()  # In version 0.1 it was what makes one.
         require_kind("data.reservoir", reservoir, Policy, "Reservoir(capacity=2000)")
         require_kind("data.sampler", sampler or Uniform(), Sampler, "Sobol(seed=1)")
+        if held_out_sampler not in (None, "same"):
+            example = "Sobol(seed=1), or 'same'"
+            require_kind("data.held_out_sampler", held_out_sampler, Sampler, example)
         require_kind("data.faults", faults, Faults, "Faults(retries=2)")
         self.solver = solver
         self.spec = spec_of(solver)
@@ -168,6 +175,7 @@ class OnlineData(SurrogateData):
         self.deterministic = deterministic
         self.archive = None if archive is None else Path(archive)
         self.workflow = name or type(solver).__name__.lower()
+        named(self.workflow, "", "data")
         self.store: Store | None = None
         self.source: Source | None = None
         self._checkpoint: StudyCheckpoint | None = None

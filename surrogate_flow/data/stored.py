@@ -30,6 +30,7 @@ from surrogate_flow.data.shuffle import ShuffledReader
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.quantities import named
 from surrogate_flow.surrogate.batch import Batch
 
 __all__ = ["StoredData", "StoredLoader"]
@@ -97,6 +98,7 @@ class StoredData(SurrogateData):
         self.threads = threads or min(8, os.cpu_count() or 1)
         self.seed = seed
         self.workflow = name or f"{self.path.stem}_stored"
+        named(self.workflow, "", "data")
         self._samples: ShuffledReader | None = None
         self._loader: StoredLoader | None = None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import pickle
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from distributed.protocol.pickle import dumps
@@ -72,6 +74,13 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"{name}[{key!r}]", entry) for key, entry in value.items())
     elif isinstance(value, list | tuple | set):
         yield from ((f"{name}[{i}]", entry) for i, entry in enumerate(value))
+    elif isinstance(value, partial):
+        for part in ("func", "args", "keywords"):
+            yield f"{name}.{part}", getattr(value, part)
+    elif inspect.isfunction(value):
+        seen = inspect.getclosurevars(value)
+        for variable, entry in {**seen.globals, **seen.nonlocals}.items():
+            yield f"{name}'s {variable}", entry
     elif hasattr(value, "__wrapped__"):
         yield f"{name}.__wrapped__", value.__wrapped__
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -13,11 +12,9 @@ from functools import partial
 from surrogate_flow.ensemble.ensemble import Tasks
 from surrogate_flow.ensemble.ledger import Ledger, SimulationState
 from surrogate_flow.stream import Inlet, SimulationProgress
-from surrogate_flow.threads import LoudThread
+from surrogate_flow.threads import LoudThread, repeat
 
 __all__ = ["Watchdog"]
-
-logger = logging.getLogger(__name__)
 
 _RESTART = 30.0  # seconds for a nanny to kill a worker and start the next
 _FRAMES = 4  # of the stack, innermost last, that a failure shows
@@ -80,14 +77,14 @@ class Watchdog:
         self._thread.check()
 
     def _run(self) -> None:
-        while not self._closing.wait(self._poll):
-            try:
-                silent = self._silent(self._tasks.names())
-                if silent and not self._closing.is_set():
-                    self._stop(silent)
-            except (OSError, TimeoutError) as error:
-                # The ensemble reports a lost scheduler; otherwise try again.
-                logger.debug("The watchdog has no answer: %r", error)
+        # The ensemble reports a lost scheduler.
+        what = "The watchdog has no answer, so solvers may hang unnoticed"
+        repeat(self._look, self._closing, self._poll, what)
+
+    def _look(self) -> None:
+        silent = self._silent(self._tasks.names())
+        if silent and not self._closing.is_set():
+            self._stop(silent)
 
     def _silent(
         self, attempts: Mapping[tuple[int, int], str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from numbers import Real
@@ -62,7 +63,8 @@ def numbers(values: Any, what: str) -> tuple[float, ...]:
     except ValueError:  # vectors of several lengths
         array = np.array(None)
     if array.dtype == object and all(isinstance(v, Real | Decimal) for v in given):
-        array = array.astype(np.float64)
+        with suppress(OverflowError):
+            array = array.astype(np.float64)
     if array.ndim == 1 and array.dtype.kind in "fiub":
         # Adding zero turns -0.0 into 0.0, which equals it but is written differently.
         return tuple((array.astype(np.float64) + 0.0).tolist()[: len(given)])
@@ -80,9 +82,9 @@ def numbers(values: Any, what: str) -> tuple[float, ...]:
 
 def named(name: Any, units: Any, what: str) -> None:
     """Refuse units that are no text, and a name that is none or cannot be in files."""
-    words = "text without '/', and without blanks around it"
+    words = "text without '/', of more than dots, and without blanks around it"
     valid = isinstance(name, str) and name.isprintable() and "/" not in name
-    if not (valid and name and name.strip() == name):
+    if not (valid and name.strip(".") and name.strip() == name):
         raise ArgumentError(f"{what}: name", words, repr(name), "Rename it.")
     if not isinstance(units, str):
         raise ArgumentError(f"{what} {name!r}: units", "text", repr(units))

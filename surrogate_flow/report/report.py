@@ -53,14 +53,29 @@ class Report(Callback):
         self.console = console or Console()
         # Printed after the progress line has ended.
         self._lines: list[str] = []
+        self._trained = False
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Note that there is something to report."""
+        self._trained = True
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write all files."""
         data, held_out = data_of(trainer), _held_out(trainer)
         if data is None or not isinstance(pl_module, Surrogate):
             return
+        if data.ended_untrained(self._trained):
+            if held_out is not None:
+                self._lines = ["The run was ended before its first batch."]
+            return
         curve = self._roll_out(trainer, pl_module, data)
         errors = _errors("val", trainer, data, held_out, curve)
+        if not self._trained and trainer.ckpt_path:
+            errors = [
+                f"Nothing was left to train after {trainer.ckpt_path}. To go on "
+                "with it: more --data.simulations, --trainer.max_steps or "
+                "--trainer.max_epochs."
+            ]
         if held_out is None:
             return
         self._draw("prediction.png", partial(picture, pl_module, held_out))
@@ -162,15 +177,8 @@ def _errors(
     baselines = _baselines(trainer, data.validation) if known else {}
     if held_out is None:
         return []
-    if not known and data.stopped:
-        return ["The run was ended before its first batch: nothing new is trained."]
     if not known:
-        return [
-            f"Nothing was left to train after {trainer.ckpt_path}. To go on with it: "
-            "more --data.simulations, --trainer.max_steps or --trainer.max_epochs."
-            if trainer.ckpt_path
-            else "No validation has run."
-        ]
+        return ["No validation has run."]
     units = {v.name: v.units for v in held_out.spec.variables}
     title = "Validation" if stage == "val" else "Test"
     error = float(metrics[f"{stage}_relative_l2"])

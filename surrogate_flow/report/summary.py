@@ -93,7 +93,9 @@ class WriteSummary(Callback):
     def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Write the file."""
         data = data_of(trainer)
-        if data is None or not trainer.is_global_zero:
+        if data is None or data.ended_untrained(self._samples > 0):
+            return
+        if not trainer.is_global_zero:
             return
         cost = data.cost()
         seconds = self._last - self._first if self._samples else 0.0

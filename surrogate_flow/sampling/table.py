@@ -176,6 +176,10 @@ class Table(Sampler):
 
 def _frame(points: Path | Mapping[str, Sequence[float]]) -> pd.DataFrame:
     if not isinstance(points, Mapping):
+        what = "a CSV file, or columns by name such as {'rate': [0.5, 1.0]}"
+        if not isinstance(points, str | Path):
+            remedy = "Of a DataFrame: Table(frame.to_dict('list'))."
+            raise ArgumentError("Table: points", what, type(points).__name__, remedy)
         return read_table(Path(points))
     try:
         return pd.DataFrame(points)

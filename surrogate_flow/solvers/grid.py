@@ -6,7 +6,7 @@ import copyreg
 import math
 import sys
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from time import perf_counter
 from typing import Any
@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError, line_at
+from surrogate_flow.fields.quantities import number
 from surrogate_flow.solvers.solver import Run, Solver
 
 __all__ = ["GridSolver"]
@@ -189,24 +190,28 @@ class GridSolver(Solver):
         name = f"{type(self).__name__}: {argument}"
         return ArgumentError(name, expected, got, remedy)
 
+    def _number(self, name: str, value: float) -> float:
+        return number(value, f"{type(self).__name__}: {name}")
+
     def _count(self, name: str, value: float) -> int:
         """Check and return a whole number >= 1."""
-        if not (value >= 1 and value % 1 == 0):
+        if not (self._number(name, value) >= 1 and value % 1 == 0):
             raise self._wrong(name, "a whole number >= 1", value)
         return int(value)
 
     def _positive(self, name: str, value: float, units: str) -> float:
         """Check and return a finite quantity > 0."""
-        if not 0 < value < math.inf:
+        if not 0 < self._number(name, value) < math.inf:
             remedy = f"Give it in {units}." if units else ""
             raise self._wrong(name, "finite and > 0", value, remedy)
         return float(value)
 
     def _pair(self, name: str, values: tuple[float, float]) -> tuple[float, float]:
         """Check that there are two values, and return them."""
-        if len(values) != 2:
-            raise self._wrong(name, "two values", tuple(values))
-        return values
+        if not isinstance(values, Sequence | np.ndarray) or len(values) != 2:
+            got = tuple(values) if isinstance(values, Iterable) else values
+            raise self._wrong(name, "two values", got)
+        return values[0], values[1]
 
     def _bounds(
         self,
@@ -218,7 +223,7 @@ class GridSolver(Solver):
         may_be_equal: bool = False,
     ) -> tuple[float, float]:
         """Check and return a lower and an upper bound, in that order."""
-        low, high = map(float, self._pair(name, values))
+        low, high = (self._number(name, v) for v in self._pair(name, values))
         ordered = low <= high if may_be_equal else low < high
         if not (ordered and least <= low and -math.inf < low and high < math.inf):
             expected = f"finite, low {'<=' if may_be_equal else '<'} high"

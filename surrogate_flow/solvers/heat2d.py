@@ -118,7 +118,7 @@ class Heat2D(GridSolver):
         )
         self.diffusivity = self._positive("diffusivity", diffusivity, "m²/s")
         self.low, self.high = self._bounds("low and high", (low, high), "K")
-        self.conductivity_slope = float(conductivity_slope)
+        self.conductivity_slope = self._number("conductivity_slope", conductivity_slope)
         self._conductivity(np.array([self.low, self.high]))
 
     @cached_property

@@ -115,7 +115,7 @@ class NavierStokes2D(GridSolver):
         self.modes = self._count("modes", modes)
         low, high = self._bounds("viscosity", viscosity, "m²/s")
         self.viscosity = self._positive("viscosity[0]", low, "m²/s"), high
-        self.forcing = float(forcing)
+        self.forcing = self._number("forcing", forcing)
         self.substep = self._positive("substep", substep, "s")
         if not math.isfinite(forcing):
             raise self._wrong("forcing", "a finite value, in 1/s²", forcing)

@@ -48,7 +48,8 @@ class Normalisation(nn.Module):
             ("field_scale", torch.ones(channels)),
         ):
             self.register_buffer(name, value.to(torch.float32))
-        self.register_buffer("frozen", torch.tensor(False))
+        # A number, as all that is averaged with the weights; it was a bool.
+        self.register_buffer("frozen", torch.tensor(0.0))
 
     @classmethod
     def identity(cls, spec: FieldSpec) -> Normalisation:

@@ -23,8 +23,9 @@ from surrogate_flow.fields.errors import (
     MissingFileError,
     UserError,
     line_of,
+    require_kind,
 )
-from surrogate_flow.fields.quantities import counted
+from surrogate_flow.fields.quantities import counted, numbers
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.files import not_netcdf
@@ -32,6 +33,7 @@ from surrogate_flow.files import not_netcdf
 __all__ = [
     "checked_history",
     "checked_parameters",
+    "needs_gpu",
     "positions",
     "read_history",
     "require_shape",
@@ -41,12 +43,15 @@ __all__ = [
 
 def require_shape(
     network: nn.Module, name: str, spec: FieldSpec, window: Window
-) -> None:
-    """Refuse a network that does not map samples of zeros to their target's shape."""
+) -> tuple[Tensor, list[Tensor]] | None:
+    """Refuse a network that does not map samples of zeros to their target's shape.
+
+    Return what a copy makes of them, and its weights; None if it needs a GPU.
+    """
     count, remedy = 2, ""  # A batch norm takes no single sample.
     wanted = (count, window.outputs, *spec.step_shape)
     try:
-        out = _tried(network, count, spec, window.inputs)
+        out, weights = _tried(network, count, spec, window.inputs)
         got = str(tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__)
         if got == str(wanted) and not out.is_floating_point():
             got = f"{out.dtype}"
@@ -55,8 +60,8 @@ def require_shape(
     except UserError:
         raise
     except Exception as error:
-        if "cuda" in str(error).lower() and torch.cuda.is_available():
-            return  # It needs the device that it will be trained on.
+        if needs_gpu(error):
+            return None
         got, remedy = f"{type(error).__name__} ({error})", line_of(error).strip()
         with suppress(Exception):
             _tried(network, count, spec, window.inputs + 1)
@@ -71,9 +76,17 @@ def require_shape(
             got,
             remedy,
         )
+    return out, weights
 
 
-def _tried(network: nn.Module, count: int, spec: FieldSpec, steps: int) -> Any:
+def needs_gpu(error: Exception) -> bool:
+    """Whether something failed for want of the device that it will be trained on."""
+    return "cuda" in str(error).lower() and torch.cuda.is_available()
+
+
+def _tried(
+    network: nn.Module, count: int, spec: FieldSpec, steps: int
+) -> tuple[Any, list[Tensor]]:
     """Return the output of a copy, for a batch norm changes, and without a draw."""
     if any(map(is_lazy, network.parameters())):
         copied: Any = copy.deepcopy(network)
@@ -90,7 +103,9 @@ def _tried(network: nn.Module, count: int, spec: FieldSpec, steps: int) -> Any:
             torch.zeros(count),
             torch.zeros(count, steps, *spec.step_shape),
         )
-        return copied(*inputs) if isinstance(copied, nn.Module) else copied(inputs)
+        if isinstance(copied, nn.Module):
+            return copied(*inputs), [*copied.parameters()]
+        return copied(inputs), [state[name] for name, _ in network.named_parameters()]
 
 
 def checked_parameters(
@@ -111,7 +126,7 @@ def checked_parameters(
 
 def positions(spec: FieldSpec, times: Sequence[float]) -> Float[np.ndarray, " time"]:
     """Return times within the spec's as step indices, fractions between two steps."""
-    known, wanted = np.asarray(spec.times), np.atleast_1d(np.asarray(times, float))
+    known, wanted = np.asarray(spec.times), np.array(numbers(times, "predict: times"))
     if not wanted.size:
         raise ArgumentError(
             f"predict: expected at least one time, got none ({times}). Leave times out "
@@ -167,6 +182,7 @@ def checked_history(
     units = f" {spec.time_units}".rstrip()
     fields, after = np.zeros((0, *spec.step_shape), dtype=np.float32), 0
     if history is not None:
+        require_kind("predict: history", history, xr.Dataset, "xr.load_dataset(path)")
         first = _first(spec, history)
         try:
             fields = Encoder(spec, "history").convert(history, first)

@@ -187,6 +187,29 @@ MISTAKES = {
         "model.loss: expected one that is called as loss(prediction, target)",
         "'var'",
     ),
+    "a loss of many numbers": (
+        [*FIT, "--model.loss=MSELoss", "--model.loss.reduction=none", *SMALL],
+        "model.loss: expected one that is called as loss(prediction, target), for one "
+        "number, got 32 numbers",
+    ),
+    "a loss of probabilities": (
+        [*FIT, "--model.loss=BCELoss"],
+        "model.loss: expected one that is called as loss(prediction, target), for one "
+        "number, got RuntimeError (all elements of ",
+    ),
+    "an optimizer of sparse gradients": (
+        [*FIT, "--model.optimizer=SparseAdam"],
+        "model.optimizer: expected one that trains such networks, got RuntimeError "
+        "(SparseAdam does not support dense gradients",
+    ),
+    "a schedule in steps of no batch": (
+        [*FIT, "--model.scheduler=StepLR", "--model.scheduler.step_size=0"],
+        "model.scheduler: expected one that follows the batches, got ZeroDivisionError",
+    ),
+    "a schedule of no length": (
+        [*FIT, "--model.scheduler=CosineAnnealingLR", "--model.scheduler.T_max=0"],
+        "model.scheduler: expected one that follows the batches, got ZeroDivisionError",
+    ),
     "a solver that cannot be built": (
         [*FIT, "--data.solver=own_solvers.Fails"],
         "FileNotFoundError: [Errno 2] No such file or directory: 'no.msh'. At ",
@@ -592,6 +615,12 @@ MISTAKES = {
         [*FIT, "--data.held_out", "1e1"],
         "--data.held_out: expected int or null, got '10.0'",
     ),
+    "a workflow in another folder": (
+        [*FIT, "--data.name=.."],
+        "data: name: expected text without '/', of more than dots, and without blanks "
+        "around it, got '..'. Rename it.",
+    ),
+    "a workflow within another": ([*FIT, "--data.name=a/b"], "data: name: expected"),
     "no held-out simulation": (
         [*FIT, "--data.held_out=0"],
         "expected at least 1, got 0",

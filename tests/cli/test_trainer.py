@@ -8,12 +8,14 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from jsonargparse import _typehints
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.profilers import SimpleProfiler
 
 from surrogate_flow.cli.lightning import _graceful, execute
+from surrogate_flow.cli.parser import parse
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.report.monitor import MetricsTable
@@ -33,7 +35,12 @@ def folder(tmp_path, monkeypatch):
 
 def trainer_of(*words):
     line = CommandLine.of([*FIT, "--trainer.accelerator=cpu", *words])
-    return execute(line.words[1:], run=False).trainer
+    before = _typehints.discard_init_args_on_class_path_change
+    cli = parse(line, lambda words: execute(words[1:], run=False))
+    # Other programs in this process parse as jsonargparse does.
+    assert before.__module__ == _typehints.__name__
+    assert _typehints.discard_init_args_on_class_path_change is before
+    return cli.trainer
 
 
 @pytest.mark.parametrize(
@@ -148,6 +155,11 @@ def test_one_process_trains_in_a_job_of_several_tasks_without_srun(monkeypatch):
             "filename of ModelCheckpoint: expected another than the run's own best",
         ),
         (["barebones=true", "profiler=simple"], "--trainer.barebones"),
+        (["max_time=abc"], "--trainer.max_time: expected days:hours.* got abc"),
+        (["max_time={hour: 1}"], "--trainer.max_time: expected days:hours"),
+        (["callbacks+=LearningRateFinder"], "got LearningRateFinder. Set --model.opti"),
+        (["callbacks+=BatchSizeFinder"], "got BatchSizeFinder. Set --data.batch_size"),
+        (["callbacks+=BackboneFinetuning"], "got BackboneFinetuning. The network"),
     ],
 )
 def test_what_cannot_be_trained_with_is_refused_in_a_sentence(words, said):

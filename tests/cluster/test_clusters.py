@@ -228,6 +228,8 @@ def test_an_import_leaves_ctrl_c_as_it_was(first):
 
 SCRIPT = """
 import sys
+from functools import partial
+from multiprocessing import spawn
 from pathlib import Path
 from distributed import Client, LocalCluster
 from surrogate_flow.cluster.open import open_cluster
@@ -236,13 +238,18 @@ class Mine:
     def where(self):
         return sys.argv[1:], "torch" in sys.modules
 import torch
-given = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0")
-with open_cluster(given, Path(sys.argv[1])) as cluster:
-    with Client(cluster, set_as_default=False) as client:
+def changed():
+    return spawn.get_preparation_data.__module__ != "multiprocessing.spawn"
+options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
+given = LocalCluster(**options, processes=False)
+with open_cluster(given, Path(sys.argv[1])):
+    print(changed())
+with open_cluster(partial(LocalCluster, **options), Path(sys.argv[1])) as cluster:
+    with Client(cluster, security=cluster.security, set_as_default=False) as client:
         print(client.submit(Mine().where).result(60))
         client.restart_workers(list(client.scheduler_info()["workers"]))
         print(client.submit(Mine().where, pure=False).result(60))
-print(given.status.name)
+print(changed(), given.status.name)
 given.close()
 """
 
@@ -250,7 +257,7 @@ given.close()
 def test_workers_do_not_run_the_script_again(tmp_path):
     """Which needs no `if __name__ == "__main__"`, and whose torch they do not import.
 
-    A cluster that it has opened stays open.
+    A cluster that it has opened stays open, and what it starts there is as Dask has it.
     """
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -261,5 +268,5 @@ def test_workers_do_not_run_the_script_again(tmp_path):
         timeout=120,
     )
     place = f"(['{tmp_path}'], False)"
-    lines = ["script", place, place, "running"]
+    lines = ["script", "False", place, place, "False running"]
     assert done.stdout.splitlines() == lines, done.stderr

@@ -21,6 +21,7 @@ from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.ensemble import EnsembleError
 from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.callbacks import run_callbacks
@@ -365,6 +366,11 @@ def test_stop_wakes_the_trainer(opened):
     timer.start()
     assert list(data.train_dataloader()) == []
     timer.join()
+
+
+def test_a_misspelt_sampler_is_refused():
+    with pytest.raises(UserError, match=r"held_out_sampler: .* or 'same', got 'sam'"):
+        OnlineData(Wave(), held_out_sampler="sam")
 
 
 def test_what_makes_a_policy_is_one_too():

@@ -1,6 +1,7 @@
 """A solver that cannot be sent to workers is named before there are any."""
 
 import threading
+from functools import partial
 
 import pytest
 from troubled import Wave
@@ -34,10 +35,20 @@ class Refuses(Wave):
         raise TypeError("no default __reduce__ due to non-trivial __cinit__")
 
 
+def closure():
+    guard = threading.Lock()
+    return lambda: guard
+
+
 SOLVERS = {
     "Holds.held: .* a lock": lambda: Holds(threading.Lock()),
     "Holds.held: .* a generator": lambda: Holds(i for i in range(3)),
     r"Holds.held.parts\[1\]\['guard'\]: .* a lock": lambda: Holds(Mesh()),
+    "Holds.held's guard: .* a lock": lambda: Holds(closure()),
+    r"Holds.held.args\[1\]: .* a lock": lambda: Holds(
+        partial(max, 1, threading.Lock())
+    ),
+    r"Holds.held.func's guard: .* a lock": lambda: Holds(partial(closure())),
     "Slotted.lock: .* a lock": Slotted,
     "Refuses: .* a Refuses .*non-trivial __cinit__": Refuses,
 }

@@ -36,6 +36,7 @@ units = st.text(max_size=5)
 name = st.text(min_size=1).filter(
     lambda name: name.isprintable() and name == name.strip() and "/" not in name
 )
+name = name.filter(lambda name: name.strip("."))
 
 
 @st.composite

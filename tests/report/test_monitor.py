@@ -134,20 +134,6 @@ def raising(error):
     return fail
 
 
-def test_a_defect_in_its_thread_ends_the_run(tmp_path, monkeypatch):
-    """The trainer raises it at its next batch, and the monitor still ends."""
-    clock, defect = Scripted(until=1.0), ZeroDivisionError("of ours")
-    monitor = Monitor(tmp_path, clock=clock)
-    monkeypatch.setattr(monitor, "sample", raising(defect))
-    trainer, module = L.Trainer(logger=False, accelerator="cpu"), L.LightningModule()
-    monitor.setup(trainer, module, "fit")
-    monitor._thread.join()
-    with pytest.raises(ZeroDivisionError, match="of ours"):
-        monitor.on_train_batch_end(trainer, module, {}, None)
-    monitor.on_exception()
-    assert monitor._thread is None
-
-
 @pytest.mark.parametrize("way", ["end", "error", "Ctrl-C", "setup", "moments"])
 def test_it_ends_with_the_run(way, tmp_path):
     """Whatever ends it, no thread is left, and what there was has its last row."""

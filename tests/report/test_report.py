@@ -9,12 +9,14 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.picture import picture
 from surrogate_flow.report.report import Report, _best, _despite_mean, _next_command
+from surrogate_flow.report.summary import WriteSummary
 from surrogate_flow.solvers import Combined1D, Lorenz, NavierStokes2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 from surrogate_flow.testing.store import trajectory
@@ -83,6 +85,30 @@ def test_a_picture_that_cannot_be_drawn_takes_nothing_with_it(tmp_path, caplog):
     Report(tmp_path)._draw("prediction.png", lambda: figure)
     assert "prediction.png was not made" in caplog.text
     assert "nomath" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("of_others", [True, False])
+def test_a_run_that_is_ended_before_its_first_batch_leaves_nothing(of_others, tmp_path):
+    """Though its held-out simulations have arrived, and whichever rank is stopped."""
+    data = OnlineData(Lorenz(steps=4), name="mine")
+    surrogate = Surrogate(data.spec, partial(FullyConnected, widths=(4,)))
+    surrogate.normalisation.freeze(np.zeros(3), np.ones(3))
+    data.validation = ValidationSet(data.spec, Direct(), 4, 0, 1)
+    middle = np.array([p.at(0.5) for p in data.spec.parameters])
+    data.validation.offer(0, 0, trajectory(data.spec, 0, 0, 4), middle)
+    if of_others:
+        data.ranks.gather = lambda stopped: [stopped, True]
+    else:
+        data.stop()
+    trainer = SimpleNamespace(
+        **{"datamodule": data, "is_global_zero": True, "ckpt_path": "last.ckpt"},
+        **{"callback_metrics": {}, "checkpoint_callbacks": [], "global_step": 7},
+    )
+    report = Report(tmp_path)
+    for callback in (report, WriteSummary(tmp_path)):
+        callback.on_fit_end(trainer, surrogate)
+    assert report._lines == ["The run was ended before its first batch."]
     assert not list(tmp_path.iterdir())
 
 

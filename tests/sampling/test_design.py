@@ -6,6 +6,7 @@ import threading
 import tracemalloc
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from surrogate_flow.fields.errors import UserError
@@ -352,6 +353,8 @@ def test_a_table_has_each_row_once(table):
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
+        ([[0.5]], "Table: points: expected a CSV file, or columns by .* got list"),
+        (pd.DataFrame(ROWS), r"got DataFrame. .* Table\(frame.to_dict\('list'\)\)"),
         ({"initial": [200]}, r"'inflow' is one, got the columns initial"),
         ({**ROWS, "inflow": [-1.5, None, -1.5, -1, -1]}, "inflow in row 2: .* got nan"),
         ({**ROWS, "inflow": ["-1,5"] * 5}, "inflow in row 1: .* got -1,5"),

@@ -113,6 +113,7 @@ MISTAKES = {
         "expected time 0.01 s, got 0.5 s, no time of the spec",
     ),
     "NaN": (TRUTH.isel(time=slice(2)) * np.nan, None, "NaN or infinite"),
+    "no dataset": ({"temperature": [1.0]}, None, "a Dataset, such as .*, got dict"),
     "between": (
         TRUTH.isel(time=slice(2)),
         [0.055],

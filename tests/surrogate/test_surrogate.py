@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as L
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.errors import UserError
@@ -76,6 +77,19 @@ def test_a_trial_of_a_network_changes_nothing(last):
     assert torch.equal(torch.rand(3), expected)
     for name, value in network.layers[1].state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("average", [None, get_ema_multi_avg_fn(0.9)])
+def test_weights_may_be_averaged_with_all_buffers(average):
+    """As `WeightAveraging` does, the normalisation included, which stays frozen."""
+    surrogate = Surrogate(TWO_FIELDS, FullyConnected)
+    averaged = AveragedModel(surrogate, multi_avg_fn=average, use_buffers=True)
+    surrogate.normalisation.freeze(np.arange(2.0), np.ones(2))
+    for _ in range(3):
+        averaged.update_parameters(surrogate)
+    assert averaged.module.normalisation.frozen
+    for name, value in surrogate.state_dict().items():
+        torch.testing.assert_close(averaged.module.state_dict()[name], value)
 
 
 class Continuing(torch.nn.Module):
@@ -156,6 +170,8 @@ def test_direct_times_are_predicted_in_bounded_batches(surrogate):
         ({**WALLS, "left": float("nan")}, None, "finite"),
         (WALLS, [9.0], r"expected times in \[0.01, 0.05\] s, got 9"),
         (WALLS, [float("nan")], "expected times"),
+        (WALLS, "abc", "predict: times: expected numbers, got 'abc'"),
+        (WALLS, [10**400], "predict: times: expected numbers, got 1000"),
     ],
 )
 def test_bad_predictions_are_refused(surrogate, parameters, times, message):

@@ -16,7 +16,7 @@ from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster
 from surrogate_flow.cluster.batch.registry import Registry
 from surrogate_flow.cluster.batch.walltime import Drain, walltime_of
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.threads import LoudThread
+from surrogate_flow.threads import LoudThread, repeat
 
 __all__ = ["JobError", "Supervisor"]
 
@@ -144,12 +144,8 @@ class Supervisor:
         return {worker.address for job in jobs for worker in job.workers()}
 
     def _run(self) -> None:
-        while not self._closing.wait(self._timing.poll):
-            try:
-                self._tick()
-            except (OSError, TimeoutError) as error:
-                # The scheduler or the batch system is too busy; try again.
-                logger.debug("The jobs were not checked: %r", error)
+        what = "The scheduler or the batch system did not answer: jobs are not checked"
+        repeat(self._tick, self._closing, self._timing.poll, what)
 
     def _tick(self) -> None:
         registry, load = self._registry, self._load
