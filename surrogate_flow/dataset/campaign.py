@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float32
 
-from surrogate_flow.dataset.campaign_file import CampaignFile, Unfit
+from surrogate_flow.dataset.campaign_file import CampaignFile, Unfit, cells_of
 from surrogate_flow.dataset.campaign_table import with_rows
 from surrogate_flow.dataset.dataset import Archive
 from surrogate_flow.dataset.provenance import Provenance
@@ -380,6 +380,9 @@ def _grid(first: CampaignFile, variables: Sequence[str]) -> FieldSpec:
             raise ArchiveError(f"{first.path}: there is no variable {name!r}. {near}")
     sizes = first.variables[variables[0]][0]
     _, times, time_units = first.coordinates["time"]
+    with _opened(first.path) as dataset:
+        _, dim, every = cells_of(dataset)
+        cells = tuple(tuple(cell[cell >= 0].tolist()) for cell in every)
     return FieldSpec(
         parameters=(),
         variables=tuple(
@@ -396,5 +399,5 @@ def _grid(first: CampaignFile, variables: Sequence[str]) -> FieldSpec:
             for name, (dim, positions, units) in first.coordinates.items()
             if dim in sizes
         ),
-        cells=first.cells[1] if first.cells and [first.cells[0]] == [*sizes] else None,
+        cells=cells if [dim] == [*sizes] else None,
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Int
 
 from surrogate_flow.dataset.writer import ArchiveError
 from surrogate_flow.fields.names import nearest
@@ -26,9 +27,6 @@ _QUANTITY = re.compile(
     rf"(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
     rf"(?:\s+|(?=[%°]))(?P<bracket>[\[(])?(?P<units>{_UNITS})(?(bracket)[\])])"
 )
-
-#: The dim of a mesh's nodes, and the nodes of each cell.
-Cells = tuple[str, tuple[tuple[int, ...], ...]]
 
 
 class Unfit(ArchiveError):
@@ -53,10 +51,10 @@ class CampaignFile:
     texts: Mapping[str, str]
     #: By the names of variables and coordinates.
     long_names: Mapping[str, str]
-    #: What else it has: all names, and positions in several dims as their hash.
+    #: What else it has: all names, and as hashes positions in several dims and a mesh.
     names: frozenset[str]
     curved: Mapping[str, int]
-    cells: Cells | None = None
+    mesh: int
 
     @classmethod
     def of(cls, path: Path, dataset: xr.Dataset, time: str) -> CampaignFile:
@@ -108,7 +106,7 @@ class CampaignFile:
         others = frozenset(map(str, dataset.data_vars)) - bounds
         return cls(
             *(path, time, order, fields, lines, quantities, texts, long_names),
-            *(others, curved, _cells(every)),
+            *(others, curved, _mesh(dataset)),
         )
 
     def label(self, name: str) -> str | float | None:
@@ -126,7 +124,7 @@ class CampaignFile:
             (name, units, sorted(sizes.items()))
             for name, (sizes, units) in sorted(self.variables.items())
         ]
-        return f"{fields} {lines} {sorted(self.quantities)}"
+        return f"{fields} {lines} {sorted(self.quantities)} {self.mesh}"
 
     def on(self, grid: FieldSpec) -> list[str]:
         """Return its variables along the time axis and the dims of a grid."""
@@ -178,6 +176,8 @@ class CampaignFile:
         for name, values in first.curved.items():
             if self.curved.get(name) != values:
                 raise Unfit(f"{self.path}: {name!r} is not that of {first.path}.")
+        if grid.cells is not None and self.mesh != first.mesh:
+            raise Unfit(f"{self.path}: the cells of its mesh are not {first.path}'s.")
         for name in parameters:
             if not np.isfinite(self.quantities.get(name, (np.nan, ""))[0]):
                 near = nearest(name, self.quantities) if self is first else ""
@@ -218,18 +218,32 @@ def _time_of(path: Path, dataset: xr.Dataset, asked: str) -> tuple[str, str]:
     )
 
 
-def _cells(variables: Mapping[str, Any]) -> Cells | None:
-    """Return the dim of a mesh's nodes and the nodes of each face, by UGRID."""
-    for mesh in variables.values():
+def cells_of(dataset: xr.Dataset) -> tuple[str, str, Int[np.ndarray, "cell node"]]:
+    """Return the coordinates and dim of nodes, and those of each face, by UGRID, or -1.
+
+    Both names are empty where there is no mesh.
+    """
+    for mesh in dataset.variables.values():
         if mesh.attrs.get("cf_role") == "mesh_topology":
-            faces = variables[mesh.attrs["face_node_connectivity"]]
-            node = variables[mesh.attrs["node_coordinates"].split()[0]]
+            faces = dataset.variables[mesh.attrs["face_node_connectivity"]]
+            names = mesh.attrs["node_coordinates"]
             first = int(faces.attrs.get("start_index", 0))
             # Faces of fewer nodes than others are filled up.
-            rows = [row[np.isfinite(row) & (row >= first)] for row in faces.values]
-            cells = tuple(tuple((row - first).astype(int).tolist()) for row in rows)
-            return str(node.dims[0]), cells
-    return None
+            nodes = np.where(faces.values >= first, faces.values - first, -1)
+            (dim,) = dataset.variables[names.split()[0]].dims
+            return names, str(dim), nodes.astype(np.int64)
+    return "", "", np.empty((0, 0), np.int64)
+
+
+def _mesh(dataset: xr.Dataset) -> int:
+    """Return what meshes share whose nodes or cells are in another order."""
+    names, dim, cells = cells_of(dataset)
+    if not dim:
+        return 0
+    positions = [dataset.variables[n].values.astype("f4") for n in names.split()]
+    rank = np.argsort(np.lexsort(positions))
+    ranks = np.where(cells < 0, cells, rank.take(cells, mode="clip"))
+    return hash(np.unique(np.sort(ranks, axis=1), axis=0).tobytes())
 
 
 def _units(variable: Any) -> str:

@@ -369,7 +369,7 @@ def test_what_makes_no_data_set_is_refused(campaign, capsys):
     assert "--parameters FILE.csv" in refused(capsys, "runs")
 
 
-def test_a_time_of_another_name_and_a_mesh(tmp_path, monkeypatch):
+def test_a_time_of_another_name_and_a_mesh(tmp_path, monkeypatch, capsys):
     """Steps along `step`, whose times have a name of their own; cells as UGRID has them."""
     monkeypatch.chdir(tmp_path)
     solver = HeatPlate(cells=(16, 3), steps=4)
@@ -390,14 +390,27 @@ def test_a_time_of_another_name_and_a_mesh(tmp_path, monkeypatch):
                 "node_coordinates": "x y",
             },
         )
-        cells = np.array(spec.cells) + 1
-        fields["faces"] = (("face", "corner"), cells, {"start_index": 1})
+        # The same mesh, whose nodes and cells are in another order in each file.
+        order = np.random.default_rng(k).permutation(spec.shape[0])
+        cells = np.argsort(order)[np.array(spec.cells)][:: 1 - 2 * (k % 2)]
+        fields = fields.isel({spec.dims[0]: order if k else slice(None)})
+        cells = cells if k else np.array(spec.cells)
+        fields["faces"] = (("face", "corner"), cells + 1, {"start_index": 1})
         fields.attrs[middle.name] = one[middle.name]
         fields.to_netcdf(f"plate_{k}.nc")
-    main(["import", "plate_*.nc", "--output=plate.zarr"])
-    got = Archive(tmp_path / "plate.zarr").spec
+    truth = xr.concat(solver.solve(one), "time").temperature.values
+    main(["import", "plate_*.nc", "--output=plate.zarr", "--held_out=plate_2.nc"])
+    archive = Archive(tmp_path / "plate.zarr")
+    got = archive.spec
+    u = np.empty((4, 1, *spec.shape), np.float32)
+    archive.read(0, 0, u)
+    np.testing.assert_allclose(u[:, 0], truth, rtol=1e-6)
     assert (got.cells, got.times, got.dims) == (spec.cells, spec.times, spec.dims)
     assert {c.name for c in got.coordinates} == {"x", "y"}
+    fields["faces"][0, 0] = 1 + (fields.faces[0, 0] % 3)
+    fields.to_netcdf("plate_0.nc")
+    error = refused(capsys, "plate_*.nc")
+    assert "plate_0.nc: the cells of its mesh are not plate_1.nc's." in error
 
 
 def test_edges_are_no_fields_and_time_has_a_name_of_each_file(campaign, capsys):
