@@ -233,7 +233,8 @@ def _despite_mean(error: float, shares: Mapping[str, float]) -> str:
     name = max(shares, key=lambda n: shares[n])
     if not shares[name] > 2 * error:
         return ""
-    return f"; small beside a large mean: {shares[name]:.1%} of {name}'s variation"
+    share = f"{shares[name]:.1%} of the variation of {name}"
+    return f"; that is {share}, since its mean is large"
 
 
 def _baselines(trainer: L.Trainer, held_out: ValidationSet | None) -> dict[str, float]:

@@ -62,7 +62,7 @@ def test_best_is_shown_with_its_own_error():
 def test_a_mean_does_not_hide_an_error():
     """The share of the variation is said where it is far above the relative error."""
     said = _despite_mean(0.0014, {"T2m": 0.371, "u": 0.1})
-    assert said == "; small beside a large mean: 37.1% of T2m's variation"
+    assert said == "; that is 37.1% of the variation of T2m, since its mean is large"
     assert _despite_mean(0.2, {"u": 0.25}) == ""
 
 
