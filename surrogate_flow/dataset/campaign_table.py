@@ -46,7 +46,9 @@ def with_rows(files: Sequence[CampaignFile], path: Path) -> list[CampaignFile]:
             count = len(distinct & {*table[column]}) * (len(distinct) == len(labels))
             if count > best:
                 best, by, fitting = count, key, {}
-            if 0 < count == best and key is by:
+            # What a file says of itself is no chance, whatever its name is.
+            own = key is keys[-1][0] and column in texts
+            if 0 < count == best and (key is by or own):
                 fitting[column] = labels
     if not best:
         raise ArchiveError(
@@ -75,9 +77,9 @@ def with_rows(files: Sequence[CampaignFile], path: Path) -> list[CampaignFile]:
         for label, file in zip(labels, files, strict=True)
     }
     for column in table.columns:
-        cells = table[column].dropna().to_dict()
+        cells = table[column].to_dict()
         numbers = {label: quantity(cell) for label, cell in cells.items()}
-        words = not any(numbers.values())
+        words = table[column].map(quantity).isna()[table[column].notna()].all()
         if not words:
             named(column, "", f"{path}: column {column!r}")
         for label, one in numbers.items():

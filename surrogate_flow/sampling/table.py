@@ -38,6 +38,8 @@ def read_table(path: Path) -> pd.DataFrame:
         # A byte order mark is Excel's.
         text = path.read_text(encoding="utf-8-sig")
         separator = _separator(text)
+        if separator == _BLANKS:
+            text = re.sub(r"[ \t]+\[", "[", text)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(

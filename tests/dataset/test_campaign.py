@@ -217,6 +217,11 @@ def test_a_table_has_units_and_goes_by_what_files_say(campaign, capsys):
         archive.read(row, 0, u)
         truth = simulated(*values).u
         np.testing.assert_allclose(u[:, 0], truth, rtol=1e-6, atol=1e-7)
+    rows = [f"{row},run_{4 - k:03d}" for k, row in enumerate(rows)]
+    error = refused(capsys, *written("run_id,nu,rise,note,file"))
+    assert "t.csv: expected one column that says which" in error
+    assert "got file, run_id." in error
+    rows = [",".join(row.split(",")[:3]) + ",x" for row in rows]
     assert "t.csv: column 'nu/s'" in refused(capsys, *written("run_id,nu/s,rise,note"))
 
 

@@ -383,6 +383,7 @@ def test_rows_that_no_solver_takes_are_named(columns, expected):
         ("  viscosity   rate\n  0.5  1\n  0.25  2\n", [[0.5], [0.25]]),
         ("rate,viscosity\n1,0.5,\n2,0.25,\n", [[0.5], [0.25]]),
         ("rate (1/s),viscosity [m2/s]\n1,0.5\n2,0.25\n", [[0.5], [0.25]]),
+        ("rate [1/s] viscosity [m2/s]\n1 0.5\n2 0.25\n", [[0.5], [0.25]]),
         ("viscosity [mm2/s]\n0.5\n0.25\n", "viscosity: .* m2/s, got mm2/s"),
         ("viscosity\n0,5\n0,25\n", "viscosity in row 1: .* got 0,5"),
         ("rate,viscosity\n1,0,5\n2,0,25\n", "rows are longer than its header"),
