@@ -88,13 +88,15 @@ def require_trained(surrogate: Surrogate) -> None:
                 raise UserError(what, expected, f"{loss.numel()} numbers")
             what, expected = f"model.loss of {name}", "one that can be differentiated"
             loss.backward()
+            trains = "model.optimizer", "one that trains such networks"
+            follows = "model.scheduler", "one that follows the batches"
+            what, expected = trains
             optimizer = built_optimizer(surrogate.optimizer, weights)
             build, schedule = surrogate.scheduler, None
-            follows = "model.scheduler", "one that follows the batches"
             if build is not None:
                 what, expected = follows
                 schedule = built_schedule(build, optimizer, surrogate.metrics)
-            what, expected = "model.optimizer", "one that trains such networks"
+            what, expected = trains
             optimizer.step(lambda: loss.item())
             if schedule is not None:
                 what, expected = follows
