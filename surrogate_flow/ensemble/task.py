@@ -33,7 +33,6 @@ from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.solvers.child_processes import (
     ChildProcesses,
-    ThreadProcesses,
     end_with_parent,
 )
 from surrogate_flow.solvers.grid import GridSolver
@@ -234,13 +233,12 @@ class _SolverPlugin(WorkerPlugin):
         self.recorder = Recorder(worker, self._study)
         # Of the trainer, which has processes of its own.
         threads = self._trainer == (socket.gethostname(), os.getpid())
-        self._children = ThreadProcesses() if threads else ChildProcesses()
+        self._children = ChildProcesses(marks=not threads)
         if self._ours and not threads:
             if worker.nanny is not None:
                 end_with_parent()
             # Pools start processes between simulations, too.
-            self._always = self._children.marked()
-            self._always.__enter__()
+            self._children.mark()
         # Nannies' processes are daemons, which may not use multiprocessing.
         current: Any = multiprocessing.current_process()
         current._config["daemon"] = False
@@ -293,9 +291,10 @@ class _SolverPlugin(WorkerPlugin):
 
     def _end_children(self) -> None:
         """End what solvers have started and left; a kept solver may need its own."""
-        self._children.kill()
         if self._ended and not self._busy:
             self._children.close()
+        else:
+            self._children.kill()
 
     def _build(self) -> Solver:
         try:

@@ -319,6 +319,7 @@ def test_what_a_solver_starts_ends_with_it(inlet, tmp_path):
                 time.sleep(0.01)
         # The worker lives, as one of others' clusters does.
         assert waits.result().steps == STEPS
+        await_end(pid for line in words(path) for pid in line)
         with on_workers(client, Starts(path), inlet.endpoint, ours=True) as task:
             client.submit(task, simulation(4), 0).result()
             # Its pool starts another.

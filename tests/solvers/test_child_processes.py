@@ -1,15 +1,20 @@
 """What a solver has started ends with it, however far it has gone."""
 
+import os
 import resource
 import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from multiprocessing import get_context, resource_tracker
 
 import psutil
+import pytest
 
-from surrogate_flow.solvers.child_processes import ChildProcesses, ThreadProcesses
+from surrogate_flow.solvers.child_processes import ChildProcesses
 
 LIMIT = resource.RLIMIT_RTTIME
 SLEEP = ["sleep", "7777"]
@@ -17,7 +22,7 @@ SLEEP = ["sleep", "7777"]
 # Prints the ids of processes that left their parent, session or environment.
 WORKER = """
 import multiprocessing, subprocess, time
-from surrogate_flow.solvers.child_processes import ChildProcesses, ThreadProcesses
+from surrogate_flow.solvers.child_processes import ChildProcesses
 SLEEP = ["sleep", "7777"]
 DEAF = ["sh", "-c", "trap '' TERM HUP; sleep 7777"]
 DAEMON = ["sh", "-c", "setsid sleep 7777 >/dev/null & echo $!"]
@@ -58,32 +63,108 @@ def test_all_that_a_killed_worker_has_started_dies():
         assert all(gone(pid) for pid in (*pids, guard))
 
 
-def test_each_kills_its_own():
-    """Not those of another solver, whose mark came before or meanwhile; then marks end."""
-    before = resource.getrlimit(LIMIT)
-    first, second = ChildProcesses(), ChildProcesses()
+@pytest.fixture
+def ended():
     with ExitStack() as ended:
+        yield ended
 
-        def start():
-            return subprocess.Popen(SLEEP)
 
-        with first.marked():
-            mine = [start()]
-            with second.marked():
-                other = start()
-            mine.append(start())
-        free = start()
-        for process in (*mine, other, free):
-            ended.callback(process.wait)
-            ended.callback(process.kill)
-        assert resource.getrlimit(LIMIT) == before
-        first.kill()
-        assert [p.wait() for p in mine] == 2 * [-signal.SIGKILL]
-        assert other.poll() is None
+def start(ended, command=SLEEP):
+    process = subprocess.Popen(command)
+    ended.callback(process.wait)
+    ended.callback(process.kill)
+    return process
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_each_kills_its_own(marks, ended):
+    """Not those of another solver at the same time, nor what its thread had started."""
+    limit = resource.getrlimit(LIMIT)
+    first, second = ChildProcesses(marks=marks), ChildProcesses(marks=marks)
+    ended.callback(second.close)
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+
+        def run(thread, call, *arguments):
+            return thread.submit(call, *arguments).result()
+
+        before = run(one, start, ended)
+        marked, also = first.marked(), second.marked()
+        run(one, marked.__enter__)
+        mine = [run(one, start, ended)]
+        run(other, also.__enter__)
+        theirs = run(other, start, ended)
+        # The other's mark is the last that was set.
+        mine.append(run(one, start, ended))
+        run(one, marked.__exit__, None, None, None)
+        if marks:
+            assert resource.getrlimit(LIMIT) != limit
+        run(other, also.__exit__, None, None, None)
+        # The thread goes on with others.
+        free = run(one, start, ended)
+        assert resource.getrlimit(LIMIT) == limit
         first.close()
-        second.close()
-        assert other.wait() == -signal.SIGKILL
-        assert free.poll() is None
+        assert [p.wait() for p in mine] == 2 * [-signal.SIGKILL]
+        assert theirs.poll() is before.poll() is free.poll() is None
+        second.kill()
+        assert theirs.wait() == -signal.SIGKILL
+        assert before.poll() is free.poll() is None
+
+
+# An orphan that multiprocessing has spawned.
+ORPHAN = """
+import multiprocessing, os, time
+child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=[7777])
+child.start()
+print(child.pid, flush=True)
+os._exit(0)
+"""
+
+
+def test_what_multiprocessing_keeps_ends_at_the_close(ended):
+    """With its pool, which starts no others; what shares memory with others lives on."""
+    spawn, fork = get_context("spawn"), get_context("fork")
+    before = fork.Process(target=time.sleep, args=[7777])
+    before.start()
+    ended.callback(before.kill)
+    children = ChildProcesses()
+    with children.marked():
+        pool = fork.Pool(1)
+        kept = [c.Process(target=time.sleep, args=[7777]) for c in (spawn, fork)]
+        for process in kept:
+            process.start()
+        parent = subprocess.Popen(
+            [sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True
+        )
+        with parent:
+            orphan = int(parent.stdout.readline())
+    pids = [process.pid for process in kept]
+    pids.append(pool.apply(os.getpid))
+    children.kill()
+    assert gone(orphan)
+    assert not any(psutil.Process(p).status() == "zombie" for p in pids)
+    children.close()
+    assert all(map(gone, pids))
+    assert not pool._pool or all(gone(process.pid) for process in pool._pool)
+    assert before.is_alive()
+    assert psutil.pid_exists(resource_tracker._resource_tracker._pid)
+
+
+NO_ROOM = """
+import resource, subprocess
+resource.setrlimit(resource.RLIMIT_RTTIME, (0, 0))
+from surrogate_flow.solvers.child_processes import ChildProcesses
+children = ChildProcesses()
+with children.marked():
+    process = subprocess.Popen(["sleep", "7777"])
+children.close()
+print(process.wait())
+"""
+
+
+def test_without_room_for_a_mark_there_is_none():
+    """What has not left its parent is found without."""
+    command = [sys.executable, "-c", NO_ROOM]
+    assert subprocess.check_output(command, text=True) == "-9\n"
 
 
 def test_marks_that_overlap_end_in_any_order():
@@ -102,7 +183,7 @@ def test_marks_that_overlap_end_in_any_order():
 
 def test_a_thread_has_processes_of_its_own():
     """And those that its processes start; what other threads have started lives on."""
-    programs = ThreadProcesses()
+    programs = ChildProcesses(marks=False)
     started, read = threading.Event(), []
 
     def solve():
