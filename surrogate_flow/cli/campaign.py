@@ -59,6 +59,7 @@ def run(words: Sequence[str]) -> None:
         for p in spec.parameters
     )
     variables = (f"{v.name} [{v.units}]" if v.units else v.name for v in spec.variables)
+    left_out = [n for n in campaign.differing if n not in campaign.parameters]
     print_lines(
         console,
         *(f"Left out: {why}" for why in campaign.left_out.values()),
@@ -68,10 +69,10 @@ def run(words: Sequence[str]) -> None:
         + "; all numbers that differ: --parameters NAME,NAME takes others"
         * (not options.parameters),
         *[
-            "  differ between files, but are no numbers in each, left out: "
-            f"{', '.join(campaign.differing)}"
+            "  differ between files, but are no numbers in each, or of a run (its id, "
+            f"seed, date, duration), left out: {', '.join(left_out)}"
         ]
-        * bool(campaign.differing),
+        * bool(left_out),
         f"  variables: {', '.join(variables)}, {spec.steps} steps of "
         f"{dict(zip(spec.dims, spec.shape, strict=True))}"
         + f"; without {', '.join(campaign.not_taken)}"

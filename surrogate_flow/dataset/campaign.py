@@ -16,7 +16,7 @@ import xarray as xr
 from jaxtyping import Float32
 
 from surrogate_flow.dataset.campaign_file import CampaignFile, Unfit, cells_of
-from surrogate_flow.dataset.campaign_table import with_rows
+from surrogate_flow.dataset.campaign_table import of_the_run, with_rows
 from surrogate_flow.dataset.dataset import Archive
 from surrogate_flow.dataset.provenance import Provenance
 from surrogate_flow.dataset.writer import ArchiveError
@@ -326,7 +326,7 @@ def _varying(files: Sequence[CampaignFile], differing: Sequence[str]) -> list[st
     for file in files:
         for name, (value, _) in file.quantities.items():
             values.setdefault(name, set()).add(value)
-    names = [name for name, different in values.items() if len(different) > 1]
+    names = [n for n, differ in values.items() if len(differ) > 1 and not of_the_run(n)]
     if not names:
         texts = f"; what differs is text: {', '.join(differing)}" * bool(differing)
         raise ArchiveError(
@@ -338,7 +338,7 @@ def _varying(files: Sequence[CampaignFile], differing: Sequence[str]) -> list[st
 
 
 def _differing(files: Sequence[CampaignFile]) -> list[str]:
-    """Return the names of what differs between files and is no number in all."""
+    """Return what differs between files and is no number in all, or says its run."""
     words: dict[str, list[str]] = {}
     held = Counter(name for file in files for name in file.quantities)
     for file in files:
@@ -346,8 +346,17 @@ def _differing(files: Sequence[CampaignFile]) -> list[str]:
             words.setdefault(name, []).append(text)
     return [
         *(n for n, has in words.items() if n not in held and {*has} != {has[0]}),
-        *(n for n, count in held.items() if count < len(files) and n not in words),
+        *(
+            name
+            for name, count in held.items()
+            if name not in words
+            and (count < len(files) or (of_the_run(name) and _differs(name, files)))
+        ),
     ]
+
+
+def _differs(name: str, files: Sequence[CampaignFile]) -> bool:
+    return len({file.quantities[name][0] for file in files}) > 1
 
 
 def _bounds(

@@ -91,7 +91,7 @@ class CampaignFile:
         }
         alone = {n: v for n, v in every.items() if v.size == 1 and not dims & {*v.dims}}
         # What variables say of a quantity goes before what attributes do.
-        said = {**dataset.attrs, **{name: v.values for name, v in alone.items()}}
+        said = {**_single(dataset.attrs), **{n: v.values for n, v in alone.items()}}
         numbers = {str(name): quantity(value) for name, value in said.items()}
         own = {f"{n}_units": _units(v) for n, v in alone.items() if _units(v)}
         units = {**dataset.attrs, **own}
@@ -248,6 +248,18 @@ def _mesh(dataset: xr.Dataset) -> int:
 
 def _units(variable: Any) -> str:
     return str(variable.attrs.get("units", ""))
+
+
+def _single(attributes: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return each with its name, and each number of a vector with its place, from 0."""
+    single: dict[str, Any] = {}
+    for name, value in attributes.items():
+        vector = np.ndim(value) == 1 and np.asarray(value).dtype.kind in "fiu"
+        if vector and np.size(value) > 1:
+            single |= {f"{name}_{k}": number for k, number in enumerate(value)}
+        else:
+            single[str(name)] = value
+    return single
 
 
 def quantity(value: Any) -> tuple[float, str] | None:

@@ -13,22 +13,41 @@ from surrogate_flow.dataset.writer import ArchiveError
 from surrogate_flow.fields.quantities import named
 from surrogate_flow.sampling.table import read_table
 
-__all__ = ["with_rows"]
+__all__ = ["of_the_run", "with_rows"]
 
 # A column of such words has the numbers of files.
 _NUMBERS = {"case", "file", "id", "index", "no", "nr", "number", "run", "sim"}
 _NUMBERS |= {"simulation", "unnamed"}
+# With these, a name says how and when it ran; with the others, no less.
+_RUNS = _NUMBERS | {"created", "creation", "date", "elapsed", "job", "pid", "rng"}
+_RUNS |= {"runtime", "seed", "timestamp", "version", "wall", "wallclock", "walltime"}
+_MORE = {"at", "clock", "code", "cpu", "end", "hours", "in", "minutes", "of", "random"}
+_MORE |= {"s", "sec", "seconds", "slurm", "start", "time"}
+
+
+def of_the_run(name: str) -> bool:
+    """Whether a name is of a run's number, seed, date or duration, and no physics.
+
+    Examples
+    --------
+    >>> [*map(of_the_run, ["run_id", "wall_time_seconds", "wall_temperature", "time"])]
+    [True, True, False, False]
+    """
+    words = _words(name)
+    return bool(words & _RUNS) and words <= _RUNS | _MORE
+
+
+def _words(name: str) -> set[str]:
+    # camelCase, too
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    return set(re.findall(r"[^\W\d_]+", parted))
 
 
 def with_rows(files: Sequence[CampaignFile], path: Path) -> list[CampaignFile]:
     """Return the files with the numbers of their rows of a table."""
     table = read_table(path)
     units = table.attrs["units"]
-    numbered = [
-        column
-        for column in table.columns
-        if {*re.findall("[a-z]+", str(column).lower())} <= _NUMBERS
-    ]
+    numbered = [column for column in table.columns if _words(str(column)) <= _NUMBERS]
     texts = {name for file in files for name in file.texts}
     # A parameter may be 1, 2, 3, too: digits are those of a column that says so.
     keys: list[tuple[Callable[[CampaignFile, str], Any], Iterable[str]]] = [
@@ -36,6 +55,8 @@ def with_rows(files: Sequence[CampaignFile], path: Path) -> list[CampaignFile]:
         (lambda file, _: file.path.stem, table.columns),
         (lambda file, _: str(file.path), table.columns),
         (lambda file, _: _last_digits(file.path.stem), numbered),
+        (lambda file, _: file.path.absolute().parent.name, table.columns),
+        (lambda file, _: _last_digits(file.path.absolute().parent.name), numbered),
         (lambda file, name: file.label(name), [*texts & {*table.columns}, *numbered]),
     ]
     best, by, fitting = 0, keys[0][0], dict[str, list[Any]]()

@@ -165,6 +165,25 @@ def test_a_row_is_of_the_file_that_one_column_names(campaign, capsys):
     assert "one 'run' with" in refused(capsys, "runs", written("modes,waves,nu"))
 
 
+@pytest.mark.parametrize("column", ["case", "folder"])
+def test_rows_go_by_folders_where_all_files_have_one_name(campaign, column):
+    """By their names, or their numbers in a column that says so."""
+    rows = [f"{column},nu,amplitude"]
+    for k, (path, run) in enumerate(zip(campaign, RUNS, strict=True)):
+        Path(f"case_{k:03d}").mkdir()
+        Path(path).rename(f"case_{k:03d}/out.nc")
+        key = k if column == "case" else f"case_{k:03d}"
+        rows.append(f"{key},{run[0]},{run[1]}")
+    Path("t.csv").write_text("\n".join(rows))
+    main(["import", "case_*/out.nc", "--output=c.zarr", "--parameters=t.csv"])
+    archive = Archive(Path("c.zarr"))
+    assert sorted(map(tuple, archive.parameters.tolist())) == sorted(RUNS)
+    u = np.empty((6, 2, 4, 5), np.float32)
+    for row, values in enumerate(archive.parameters):
+        archive.read(row, 0, u)
+        np.testing.assert_allclose(u[:, 0], simulated(*values).u, rtol=1e-6)
+
+
 def test_numbers_and_units_come_of_texts(campaign, capsys):
     """What is left out although it differs is named; long names stay."""
     said = ["2.8 m2/s", "3e-1 m2/s", "4. m2/s", "1 m2/s", "+.5 m2/s"]
@@ -173,6 +192,8 @@ def test_numbers_and_units_come_of_texts(campaign, capsys):
         dataset.attrs |= {f"q{i}": f"{k} {u}" for i, u in enumerate(units)}
         dataset.attrs |= {"nu": said[k], "created": f"2024-01-0{k + 1} 10:00"}
         dataset.attrs |= {"run_id": f"{k}af", "scheme": f"{k} of 9", "only": 3}
+        dataset.attrs |= {"seed": 7 + k, "wallTimeSeconds": 2.5 * k, "jobID": k}
+        dataset.attrs |= {"date": 20260101 + k, "forcing": [2.0 * k, 3.0]}
         if k:
             del dataset.attrs["only"]
         dataset.u.attrs["long_name"] = "speed of the flow"
@@ -182,10 +203,16 @@ def test_numbers_and_units_come_of_texts(campaign, capsys):
     assert [(p.name, p.low, p.high, p.units) for p in spec.parameters] == [
         ("nu", 0.3, 4, "m2/s"),
         *((f"q{i}", 0, 4, unit.strip("[]")) for i, unit in enumerate(units)),
+        ("forcing_0", 0, 8, ""),
         ("amplitude", 1, 5, "m/s"),
     ]
-    left_out = "numbers in each, left out: created, run_id, scheme, only"
+    left_out = (
+        "left out: created, run_id, scheme, only, seed, wallTimeSeconds, jobID, date"
+    )
     assert left_out in " ".join(capsys.readouterr().out.split())
+    main(["import", "runs", "--output=d.zarr", "--parameters=nu,seed"])
+    assert Archive(Path("d.zarr")).spec.parameters[1].high == 11
+    assert "only, wallTimeSeconds" in " ".join(capsys.readouterr().out.split())
     with xr.open_zarr("c.zarr") as written:
         names = [written[name].attrs["long_name"] for name in ("u", "x", "y")]
     assert names == ["speed of the flow", "distance", "y"]
@@ -363,7 +390,7 @@ def test_what_makes_no_data_set_is_refused(campaign, capsys):
     Path("t.csv").write_text("file,nu\nother.nc,1\n")
     assert "the name of each file" in refused(capsys, "runs", "--parameters=t.csv")
     for path, dataset in campaign.items():
-        dataset.assign_attrs(date=20240000 + int(path[9:12])).to_netcdf(path)
+        dataset.assign_attrs(Ra=20240000 + int(path[9:12])).to_netcdf(path)
     assert "Leave it out: --parameters nu,amplitude." in refused(capsys, "runs")
     for k, (path, dataset) in enumerate(campaign.items()):
         lat = ("y", "x"), np.full((4, 5), 1.0 + (k == 2))
