@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -22,9 +23,18 @@ __all__ = ["picture"]
 # Rows of the picture: another simulation, and another share of the time axis, each.
 _MOMENTS = (0.03, 0.1, 0.5)
 
-# Across, up, and out of the picture.
-_DIRECTIONS = {"x": 0, "lon": 0, "longitude": 0, "y": 1, "lat": 1, "latitude": 1}
-_DIRECTIONS |= {"z": 2, "depth": 2, "height": 2, "level": 2, "lev": 2, "altitude": 2}
+# Across, up, and out of the picture, by words in the names or units of coordinates.
+_DIRECTIONS = {
+    word: direction
+    for direction, words in enumerate(
+        (
+            "x nx ix xc rlon lon longitude east easting west",
+            "y ny iy yc rlat lat latitude north northing south",
+            "z nz iz zc depth height level lev altitude bottom plev",
+        )
+    )
+    for word in words.split()
+}
 
 # How many times longer than wide a domain is drawn, at most.
 _LONG = 5.0
@@ -59,7 +69,9 @@ def picture(surrogate: Surrogate, held_out: ValidationSet) -> Figure:
     # What is left of a third of the width beside a bar, and of the height below titles.
     across, up = (rows and _extents(rows[0][0], cells)) or (1.0, 1.0)
     height = float(np.clip(2.7 * up / across + 1.2, 1.8, 4.0))
-    figure = Figure(figsize=(12, height * len(rows)), layout="constrained", dpi=120)
+    figure = Figure(figsize=(12, height * len(rows)), dpi=120)
+    # Else the label of a bar touches that of the panel beside it.
+    figure.set_layout_engine("constrained", w_pad=0.12)
     FigureCanvasAgg(figure)
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for part, (truth, guess, error, title) in zip(parts, rows, strict=True):
@@ -120,7 +132,7 @@ def _flat(
         words = f" at {in_units(float(time[0]), time.attrs.get('units', ''))}"
         truth, guess = truth.isel(time=0), guess.isel(time=0)
     if truth.ndim > 1:
-        dims = _across_up_and_cut(truth.dims)
+        dims = _across_up_and_cut(truth)
         for dim in dims[2:]:
             middle = {dim: truth.sizes[dim] // 2}
             truth, guess = truth.isel(middle), guess.isel(middle)
@@ -133,17 +145,25 @@ def _flat(
     return truth, guess, words
 
 
-def _across_up_and_cut(dims: Sequence[Any]) -> list[Any]:
+def _across_up_and_cut(field: xr.DataArray) -> list[Any]:
     """Return the horizontal dim, the vertical one, and those that are cut.
 
-    By their names, if these say it; else the last is horizontal, as of an image.
+    By their names or coordinates, if these say it; else the last is horizontal, as of
+    an image.
     """
-    names = [str(dim).lower().partition("_")[0] for dim in dims]
+    dims = list(field.dims)
     if dims[0] == "time":
-        return list(dims)
-    if len({_DIRECTIONS.get(name) for name in names} - {None}) == len(names):
-        return sorted(dims, key=lambda dim: _DIRECTIONS[names[dims.index(dim)]])
-    return list(dims[::-1])
+        return dims
+    directions = {}
+    for dim in dims:
+        along = [c for c in field.coords.values() if c.dims == (dim,)]
+        said = [dim, *(c.name for c in along), *(c.attrs.get("units") for c in along)]
+        words = re.findall("[a-z]+", " ".join(map(str, said)).lower())
+        known = [_DIRECTIONS[word] for word in words if word in _DIRECTIONS]
+        directions[dim] = known[0] if known else None
+    if len({*directions.values()} - {None}) == len(dims):
+        return sorted(dims, key=lambda dim: directions[dim] or 0)
+    return dims[::-1]
 
 
 def _extents(

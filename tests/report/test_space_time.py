@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import xarray as xr
 from matplotlib.figure import Figure
 
 from surrogate_flow.data.validation import ValidationSet
@@ -66,11 +67,40 @@ def test_a_line_with_one_step_is_a_curve():
 
 @pytest.mark.parametrize(
     ("dims", "drawn"),
-    [("yx", "xy"), ("xy", "xy"), ("zyx", "xyz"), ("xyz", "xyz"), ("kji", "ijk")],
+    [
+        ("y x", "x y"),
+        ("x y", "x y"),
+        ("z y x", "x y z"),
+        ("x y z", "x y z"),
+        ("k j i", "i j k"),
+        ("west_east south_north", "west_east south_north"),
+        ("easting northing", "easting northing"),
+        ("nx ny", "nx ny"),
+        ("ix iy", "ix iy"),
+        ("yc xc", "xc yc"),
+        ("lon_2 grid_latitude", "lon_2 grid_latitude"),
+        ("a b", "b a"),
+    ],
 )
 def test_x_is_horizontal_and_y_vertical(dims, drawn):
     """By the names of the dims, or as an image; what is left is cut."""
-    assert "".join(_across_up_and_cut(list(dims))) == drawn
+    field = xr.DataArray(np.zeros([2] * len(dims.split())), dims=dims.split())
+    assert " ".join(_across_up_and_cut(field)) == drawn
+
+
+def test_coordinates_say_what_is_horizontal():
+    """Where the dims do not: by their names, or their units."""
+    for across, up in (
+        (xr.Variable("a", [0, 1]), xr.Variable("b", [0, 1])),
+        (
+            xr.Variable("a", [0, 1], {"units": "degrees_east"}),
+            xr.Variable("b", [0, 1], {"units": "degrees_north"}),
+        ),
+    ):
+        names = ("p", "q") if across.attrs else ("lon", "lat")
+        coords = dict(zip(names, (across, up), strict=True))
+        field = xr.DataArray(np.zeros((2, 2)), coords, dims=("a", "b"))
+        assert _across_up_and_cut(field) == ["a", "b"]
 
 
 def maps(x: tuple[float, ...], y: tuple[float, ...]) -> Figure:
