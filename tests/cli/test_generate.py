@@ -164,7 +164,7 @@ OTHERS = {
         partial(study, sampler=Uniform(2)),
         "sampler.*Sobol, asked for is .*Uniform",
     ),
-    "held out": (partial(study, held_out=3), "held_out.* = 2, asked for is 3"),
+    "held out": (partial(study, held_out=3), "held_out: it has 2, asked for is 3"),
 }
 
 

@@ -222,7 +222,7 @@ def test_another_policy_or_capacity_is_refused():
     run = Run(make_store("Reservoir", WINDOWS[0], STEPS))
     run.feed(15)
     snapshot, rows = saved(run)
-    with pytest.raises(UserError, match=r"is a Reservoir, expected a FIFO"):
+    with pytest.raises(UserError, match=r"it has a Reservoir, asked for is a FIFO"):
         make_store("FIFO", WINDOWS[0], STEPS).restore(snapshot, rows)
     with pytest.raises(UserError, match=r"expected at most capacity = 8"):
         make_store("Reservoir", WINDOWS[0], STEPS, capacity=8).restore(snapshot, rows)
