@@ -231,9 +231,10 @@ class Ensemble:
             logger.info("Simulation %d begins again. %s", number, error)
             self._again.append((0.0, simulation, again))
             return
-        if place:
-            self._tasks.placement.failed(place, error)
         tried = self._tried.setdefault(number, [])
+        # What has failed on another worker, too, says little of this one.
+        if place and all(at and at.worker == place.worker for at in tried):
+            self._tasks.placement.failed(place, error)
         tried.append(place)
         # What a solver yields against its own spec, it will yield again.
         if len(tried) <= self._faults.retries and not isinstance(error, SpecMismatch):

@@ -378,6 +378,18 @@ def test_a_worker_where_all_fail_is_set_aside(client, tmp_path, caplog, retries)
         assert study.ensemble.stats().set_aside == ("Worker 0 (127.0.0.1)",)
 
 
+def test_a_simulation_that_fails_everywhere_sets_no_worker_aside(
+    client, tmp_path, monkeypatch
+):
+    """The workers are not to blame."""
+    monkeypatch.setattr("surrogate_flow.ensemble.ensemble._PAUSE", 0.0)
+    solver = Troubled("raises", above=-1.0)
+    with Run(client, solver, planned(1), tmp_path, retries=5) as study:
+        study.wait()
+    assert {row["worker"] for row in study.rows()} == {"0", "1"}
+    assert study.ensemble.stats().set_aside == ()
+
+
 def at(name):
     """Worker 3 is on another host than all others."""
     host = "10.0.0.2" if str(name) == "3" else "10.0.0.1"
