@@ -120,13 +120,7 @@ def advance(
             return ""
         groups = schedule.optimizer.param_groups
         kept = [{k: v for k, v in g.items() if k != "params"} for g in groups]
-        rates = [group["lr"] for group in groups]
-        # Online, the number of batches is not known beforehand.
-        ran_out = (
-            f"The schedule {kind} has run out after {_count(schedule)} batches: the "
-            f"learning rate stays {rates[0]:.3g}. Give it more steps."
-        )
-        spent = _spent(schedule)
+        spent, last = _spent(schedule), _count(schedule)
         try:
             # Another within it may follow.
             schedule.step()
@@ -138,15 +132,17 @@ def advance(
         if spent:
             for group, values in zip(groups, kept, strict=True):
                 group.update(values)
-            return ran_out
-        if (
-            isinstance(schedule, CosineAnnealingLR)
-            and _count(schedule) > schedule.T_max
-        ):
+            # Online, the number of batches is not known beforehand.
+            return (
+                f"The schedule {kind} has run out after {last} batches: the learning "
+                f"rate stays {kept[0]['lr']:.3g}. Give it more steps."
+            )
+        if isinstance(schedule, CosineAnnealingLR) and last >= schedule.T_max:
             return (
                 f"The schedule {kind} has come to its end, T_max = {schedule.T_max}: "
                 "from here on its learning rate rises again. Give it more steps."
             )
+        rates = [g["lr"] for g in kept]
         if not any(map(float, (*rates, *schedule.get_last_lr()))):
             return (
                 f"The schedule {kind} holds the learning rate at 0: nothing is learned."
