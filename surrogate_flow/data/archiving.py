@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
-from surrogate_flow.data.ranks import RankError, Ranks
+from surrogate_flow.data.ranks import RankError, Ranks, RankState
 from surrogate_flow.dataset import Archive, ArchiveError, Writer
 from surrogate_flow.dataset.provenance import Provenance
 from surrogate_flow.ensemble.events import Event, Failed
@@ -14,7 +15,7 @@ from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.sampling import Design, Sampler
 from surrogate_flow.solvers.solver import Solver
 
-__all__ = ["Archiving", "planned"]
+__all__ = ["Archiving", "planned", "shared"]
 
 # Of files, where a data set is a folder.
 _FILES = {
@@ -84,6 +85,17 @@ def planned(
     rows = list(design)
     provenance = Provenance.of(solver, sampler, held_out, workflow)
     return Archive.prepare(path, provenance, rows), rows
+
+
+def shared(path: Path, ranks: Ranks, create: Callable[[], Archive]) -> Archive:
+    """Return a data set that the first rank creates, or opens to go on, for all."""
+    archive = None
+    with ranks.fail_together():
+        if ranks.rank == 0:
+            archive = create()
+    ranks.gather_states(RankState.READY)
+    with ranks.fail_together():
+        return archive or Archive(path)
 
 
 class Archiving:

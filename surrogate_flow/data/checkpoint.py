@@ -30,7 +30,7 @@ from surrogate_flow.surrogate.checkpoint import SAME_RECIPES
 __all__ = [
     "CheckpointError",
     "StudyCheckpoint",
-    "folder_of",
+    "checkpoint_folder",
     "is_steps_file",
     "read_steps",
     "steps_files",
@@ -360,7 +360,7 @@ def _array(value: Any) -> Any:
     return value.numpy()
 
 
-def folder_of(trainer: L.Trainer) -> Path:
+def checkpoint_folder(trainer: L.Trainer) -> Path:
     """Return where a trainer's checkpoints are written to."""
     folder = run_folder(trainer) / "checkpoints"
     for callback in trainer.checkpoint_callbacks:

@@ -13,8 +13,8 @@ from distributed.deploy.cluster import Cluster
 
 from surrogate_flow.cluster.batch import batch_system
 from surrogate_flow.cluster.config import ClusterConfig
-from surrogate_flow.data.archiving import Archiving, planned
-from surrogate_flow.data.checkpoint import StudyCheckpoint, folder_of
+from surrogate_flow.data.archiving import Archiving, planned, shared
+from surrogate_flow.data.checkpoint import StudyCheckpoint, checkpoint_folder
 from surrogate_flow.data.module import (
     Cost,
     Status,
@@ -213,7 +213,9 @@ class OnlineData(SurrogateData):
                     self.spec, self.window, self.batch_size, self.reservoir
                 )
                 require_reachable(self.store, self.simulations, self.ranks)
-        archive = self._shared_archive(self.archive) if fit and self.archive else None
+        archive = None
+        if fit and (path := self.archive):
+            archive = shared(path, self.ranks, lambda: self.planned(path)[0])
         self._archiving = Archiving(archive, self.ranks)
         self.source = self._local(self._archiving, self.validation)
         if self.store is not None:
@@ -227,17 +229,6 @@ class OnlineData(SurrogateData):
         # What a checkpoint says that has ended is there before the first is taken.
         self.design.skip(self.source.ledger)
         self._open = True
-
-    def _shared_archive(self, path: Path) -> Archive:
-        """Create the data set, or open it to go on: the first rank does it for all."""
-        archive = None
-        with self.ranks.fail_together():
-            if self.ranks.rank == 0:
-                archive, _ = self.planned(path)
-        self.ranks.gather_states(RankState.READY)
-        with self.ranks.fail_together():
-            archive = archive or Archive(path)
-        return archive
 
     def planned(self, path: Path) -> tuple[Archive, list[Simulation]]:
         """Return a data set of this study, and its simulations; as `planned`."""
@@ -297,7 +288,7 @@ class OnlineData(SurrogateData):
         with self.ranks.fail_together():
             trained = self._loader.trained() if self._loader else 0
             mine = self._checkpoint.save(
-                self.trainer.global_step, trained, folder_of(self.trainer)
+                self.trainer.global_step, trained, checkpoint_folder(self.trainer)
             )
         self.ranks.gather_states(RankState.READY)
         state: dict[str, Any] = {"ranks": self.ranks.gather(mine)}
