@@ -229,7 +229,7 @@ class ErrorCurve:
     def draw(self) -> Figure:
         """Draw both errors of each variable against the time of the solver."""
         count = len(self.spec.variables)
-        figure = Figure(figsize=(12, 4 * count), layout="constrained", dpi=120)
+        figure = Figure(figsize=(11.5, 3.2 * count), layout="constrained", dpi=130)
         FigureCanvasAgg(figure)
         axes = figure.subplots(count, 2, squeeze=False, sharex=True)
         for channel, variable in enumerate(self.spec.variables):
@@ -241,14 +241,16 @@ class ErrorCurve:
             ):
                 values = error[:, channel]
                 # With marks where there are few: a single step makes no line.
-                axis.plot(self.times, values, marker="." if len(values) < 50 else "")
+                marker = "." if len(values) < 50 else ""
+                axis.plot(self.times, values, marker=marker, linewidth=2)
                 if channel == count - 1:
                     axis.set_xlabel(f"time [{self.spec.time_units or '1'}]")
                 axis.set_ylabel(label.format(variable.name, variable.units or "1"))
                 axis.set_ylim(bottom=0)
                 axis.grid(visible=True, alpha=0.3)
         how = "rolled out" if self.start else "predicted"
-        figure.suptitle(f"{len(self.squares)} held-out simulations, {how}")
+        title = f"{len(self.squares)} held-out\nsimulations,\n{how}"
+        figure.supylabel(title, rotation=0, ha="left", fontsize=10.5)
         return figure
 
 

@@ -139,7 +139,7 @@ def test_numbers_are_curves_over_time():
 def test_titles_name_the_simulations_of_a_rank():
     """Those of one rank of three have every third number."""
     figure, _ = drawn(LINE, range(1, 7, 3))
-    titles = [part.get_suptitle() for part in figure.subfigs]
+    titles = [part.get_supylabel() for part in figure.subfigs]
     assert [title.split()[:2] for title in titles] == [
         ["simulation", "1"],
         ["simulation", "4"],
@@ -147,14 +147,14 @@ def test_titles_name_the_simulations_of_a_rank():
 
 
 def test_two_dims_are_maps():
-    """A field in the plane: three maps with their scales, and a title that fits."""
+    """A field in the plane: three maps with their scales, and a title in short lines."""
     figure, held_out = drawn(NavierStokes2D(points=8, steps=3).spec)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert titles == ["solver", "surrogate", "surrogate - solver"] * 2
     solver = figure.axes[0].collections[0].get_array()
     np.testing.assert_array_equal(np.ravel(solver), held_out.fields[0, 0, 0].T.ravel())
-    title = figure.subfigs[0].get_suptitle()
-    assert max(map(len, title.split("\n"))) <= 100
+    title = figure.subfigs[0].get_supylabel()
+    assert max(map(len, title.split("\n"))) <= 24
 
 
 def test_a_title_names_some_of_many_parameters_and_says_so(tmp_path):
@@ -162,15 +162,17 @@ def test_a_title_names_some_of_many_parameters_and_says_so(tmp_path):
     figure, _ = drawn(Combined1D(cells=8, fine_cells=8, steps=3).spec)
     figure.savefig(tmp_path / "prediction.png")
     (part, *_) = figure.subfigs
-    title = part.get_suptitle()
-    shown = title.replace("\xa0", " ").replace("\n", " ")
+    first, *lines, last = part.get_supylabel().split("\n")
     count = len(Combined1D().spec.parameters)
-    assert f"and {count - 7} more)" in shown
-    assert shown.count("m/s2") == 5
+    assert (first, last) == ("simulation 0", f"and {count - 7} more")
     # A number stays beside its name and its units.
-    assert all(line.endswith((",", ")")) for line in title.split("\n"))
-    width = part._suptitle.get_window_extent().width
-    assert width < figure.bbox.width
+    assert [line.split()[0] for line in lines[:2]] == ["A_1", "A_2"]
+    assert sum(line.endswith("m/s2") for line in lines) == 5
+    # Beside the panels, not over them.
+    title = part._supylabel.get_window_extent()
+    left = min(axis.get_tightbbox().x0 for axis in part.axes)
+    assert 0 <= title.x0 < title.x1 < left
+    assert title.height < part.bbox.height
     assert max(len(axis.get_xticks()) for axis in figure.axes) <= 7
 
 

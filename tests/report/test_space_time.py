@@ -12,7 +12,8 @@ from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.report.picture import _across_up_and_cut, picture
+from surrogate_flow.report.drawing import _across_up_and_cut
+from surrogate_flow.report.picture import picture
 from surrogate_flow.solvers import Combined1D
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -52,7 +53,7 @@ def test_a_line_is_drawn_over_space_and_time(tmp_path):
         assert solver.get_xlim() == pytest.approx((0.25, 2.75))
         assert solver.get_ylim() == pytest.approx((0, 16))
         assert solver.get_aspect() == "auto"
-    assert " at " not in figure.subfigs[0].get_suptitle().split("(")[0]
+    assert figure.subfigs[0].get_supylabel().startswith("simulation 0\n")
     figure.savefig(tmp_path / "prediction.png")
     assert (tmp_path / "prediction.png").stat().st_size > 10_000
 
@@ -62,7 +63,7 @@ def test_a_line_with_one_step_is_a_curve():
     figure = picture(*held_out(steps=1))
     line, _ = figure.axes[0].lines
     np.testing.assert_allclose(line.get_xdata(), np.arange(1, 16, 2))
-    assert figure.subfigs[0].get_suptitle().startswith("simulation 0 at 0.5 s (")
+    assert figure.subfigs[0].get_supylabel().startswith("simulation 0 at 0.5 s\n")
 
 
 @pytest.mark.parametrize(
@@ -133,18 +134,17 @@ def test_differences_of_a_variable_have_one_scale():
 @pytest.mark.parametrize(
     ("x", "y", "drawn"), [(3, 1, "equal"), (1, 3, "equal"), (1, 400, "auto")]
 )
-def test_titles_stand_at_their_panels(x, y, drawn):
+def test_titles_stand_beside_their_panels(x, y, drawn):
     """Rows are as high as their domain needs, and one that is too long is stretched."""
     line = np.linspace(0, 1, 4)
     figure = maps(tuple(x * line), tuple(y * line))
     figure.canvas.draw()
     for part in figure.subfigs:
-        title = part._suptitle.get_window_extent()
+        title = part._supylabel.get_window_extent()
         panels = [axis for axis in part.axes if axis.get_title()]
         for axis in panels:
             assert axis.get_aspect() == (1 if drawn == "equal" else "auto")
-            gap = title.y0 - axis.title.get_window_extent().y1
-            assert 0 <= gap < 0.2 * part.bbox.height
+            assert title.x1 < axis.get_tightbbox().x0
             ticks = [t.get_window_extent() for t in axis.get_xticklabels()]
             ticks = [t for t in ticks if axis.bbox.x0 - 9 < t.x0 < axis.bbox.x1 + 9]
             assert all(a.x1 < b.x0 for a, b in pairwise(ticks))

@@ -301,7 +301,7 @@ def test_picture_shows_the_last_step_rolled_out(held_out):
     """Of each whole simulation: the last step of the solver, and of the rollout."""
     surrogate = make(Autoregressive(2))
     figure = picture(surrogate, held_out)
-    titles = [part.get_suptitle() for part in figure.subfigs]
+    titles = [part.get_supylabel() for part in figure.subfigs]
     assert len(titles) == 2
     assert all("at 0.09 s" in title for title in titles)
     shown = figure.subfigs[0].axes[1].collections[0].get_array()
