@@ -28,7 +28,6 @@ from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.solvers.child_processes import ChildProcesses
 from surrogate_flow.solvers.solver import Run, Solver, datasets_of
 from surrogate_flow.stream import Encoder
-from surrogate_flow.surrogate.prediction import needs_gpu, require_shape
 from surrogate_flow.surrogate.schedule import (
     advance,
     built_optimizer,
@@ -36,6 +35,7 @@ from surrogate_flow.surrogate.schedule import (
     monitor_of,
 )
 from surrogate_flow.surrogate.surrogate import Surrogate
+from surrogate_flow.surrogate.trial import needs_gpu, require_shape
 
 __all__ = [
     "Pace",

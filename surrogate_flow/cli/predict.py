@@ -16,7 +16,7 @@ from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.files import write_atomically
 from surrogate_flow.report.console import print_lines
-from surrogate_flow.surrogate.prediction import read_history
+from surrogate_flow.surrogate.checks import read_history
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["add_arguments", "run"]

@@ -114,6 +114,7 @@ class Parameter:
     high: float
     units: str = ""
     whole: bool = False
+    long_name: str = ""
 
     def __post_init__(self) -> None:
         named(self.name, self.units, "Parameter")

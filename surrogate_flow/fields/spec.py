@@ -277,32 +277,39 @@ class FieldSpec:
 
     def dataset(
         self,
-        fields: Float[np.ndarray, "time channel *space"],
+        fields: Float[np.ndarray, "*sample time channel *space"],
         times: Sequence[float],
-        parameters: Mapping[str, float],
+        parameters: Mapping[str, Any],
     ) -> xr.Dataset:
-        """Return fields with names, coordinates and units."""
-        dims = ("time", *self.dims)
+        """Return fields with names, coordinates and units.
+
+        Those of several samples, each with its own parameters, have a dim ``sample``.
+        """
+        lead = ("sample",) * (fields.ndim - 2 - len(self.dims))
+        dims = (*lead, "time", *self.dims)
+        channel = len(lead) + 1
+        coords: dict[str, Any] = {
+            "time": ("time", list(times), attributes(self.time_units, "time"))
+        }
+        for name in lead:
+            named = attributes("", "number of the sample")
+            coords[name] = (name, np.arange(len(fields)), named)
+        for c in self.coordinates:
+            described = attributes(c.units, c.long_name or c.name)
+            coords[c.name] = (c.dim, list(c.values), described)
+        for p in self.parameters:
+            values = np.asarray(parameters[p.name], dtype=np.float64)
+            coords[p.name] = (lead, values, attributes(p.units, p.long_name or p.name))
         return xr.Dataset(
             {
-                v.name: (dims, fields[:, i], attributes(v.units, v.long_name))
+                v.name: (
+                    dims,
+                    fields[(slice(None),) * channel + (i,)],
+                    attributes(v.units, v.long_name or v.name),
+                )
                 for i, v in enumerate(self.variables)
             },
-            coords={
-                "time": ("time", list(times), attributes(self.time_units, "time")),
-                **{
-                    c.name: (
-                        c.dim,
-                        list(c.values),
-                        attributes(c.units, c.long_name or c.name),
-                    )
-                    for c in self.coordinates
-                },
-                **{
-                    p.name: ((), float(parameters[p.name]), attributes(p.units))
-                    for p in self.parameters
-                },
-            },
+            coords=coords,
         )
 
     def to_plain(self) -> dict[str, Any]:
@@ -316,8 +323,9 @@ class FieldSpec:
             if not coordinate["long_name"]:
                 del coordinate["long_name"]
         for parameter in plain["parameters"]:
-            if not parameter["whole"]:
-                del parameter["whole"]
+            for name in ("whole", "long_name"):
+                if not parameter[name]:
+                    del parameter[name]
         return plain
 
     @classmethod

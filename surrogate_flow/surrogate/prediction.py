@@ -1,235 +1,224 @@
-"""Checks of named parameters, times and history, before a surrogate predicts."""
+"""Predictions of one sample or many, in batches, as datasets with labels."""
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import partial
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import psutil
 import torch
 import xarray as xr
-from jaxtyping import Float, Float32, Int
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from dask.utils import format_bytes
+from jaxtyping import Float
+from torch import Tensor
 
-from surrogate_flow.fields.encoder import TIME_TOLERANCE, Encoder, SpecMismatch
-from surrogate_flow.fields.errors import (
-    ArgumentError,
-    MissingFileError,
-    UserError,
-    line_of,
-    require_kind,
-)
-from surrogate_flow.fields.quantities import counted, numbers
+from surrogate_flow.fields.errors import ArgumentError, UserError
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
-from surrogate_flow.files import not_netcdf
+from surrogate_flow.surrogate.checks import checked_histories, positions, steps_at
+from surrogate_flow.surrogate.rollout import predictions
+from surrogate_flow.surrogate.samples import SAMPLE, vectors
 
-__all__ = [
-    "checked_history",
-    "checked_parameters",
-    "needs_gpu",
-    "positions",
-    "read_history",
-    "require_shape",
-    "steps_at",
-]
+__all__ = ["Part", "Prediction"]
+
+_VALUES = 2**20  # predicted by one forward pass of a CPU, by default
+_ROLLED = 2**25  # of a batch that is rolled out, by default
+_BYTES = 2**12  # of a GPU's free memory, for each value that a pass predicts
 
 
-def require_shape(
-    network: nn.Module, name: str, spec: FieldSpec, window: Window
-) -> tuple[Tensor, list[Tensor]] | None:
-    """Refuse a network that does not map samples of zeros to their target's shape.
+class Predictor(Protocol):
+    """What is evaluated: a `Surrogate`."""
 
-    Return what a copy makes of them, and its weights; None if it needs a GPU.
+    spec: FieldSpec
+    window: Window
+    training: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Of its weights."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set it to train, or to evaluate."""
+
+    def __call__(self, parameters: Tensor, step: Tensor, history: Tensor, /) -> Tensor:
+        """Predict fields as they are stored."""
+
+
+class Part(NamedTuple):
+    """Some samples at some times: slices of both, and the fields, as variables are."""
+
+    samples: slice
+    times: slice
+    fields: Float[np.ndarray, "sample time channel *space"]
+
+
+class Prediction:
+    """û of each sample, at each time; evaluated when it is iterated over.
+
+    Parameters
+    ----------
+    surrogate : Surrogate
+        Evaluated on its own device.
+    parameters, times, history, batch_size
+        As of `Surrogate.predict`.
+
+    Attributes
+    ----------
+    count : int
+        Number of samples.
+    several : bool
+        Whether the dataset has a dim ``sample``.
+    shape : tuple of int
+        (sample, time, channel, *space).
+    nbytes : int
+        Of all fields.
+    chunk : tuple of int
+        Samples and times of a part, at most.
+
+    Raises
+    ------
+    ArgumentError
+        As `Surrogate.predict`.
     """
-    count, remedy = 2, ""  # A batch norm takes no single sample.
-    wanted = (count, window.outputs, *spec.step_shape)
-    try:
-        out, weights = _tried(network, count, spec, window.inputs)
-        got = str(tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__)
-        if got == str(wanted) and not out.is_floating_point():
-            got = f"{out.dtype}"
-        elif got == str(wanted) and not out.requires_grad:
-            got = "one that does not depend on parameters that can be trained"
-    except UserError:
-        raise
-    except Exception as error:
-        if needs_gpu(error):
-            return None
-        got, remedy = f"{type(error).__name__} ({error})", line_of(error).strip()
-        with suppress(Exception):
-            _tried(network, count, spec, window.inputs + 1)
-            remedy += (
-                f" {window} gives it a history of no steps: for one that needs some, "
-                "set --model.window Autoregressive."
-            )
-    if got != str(wanted):
-        raise ArgumentError(
-            f"{name}, called on {count} samples",
-            f"a tensor of shape {wanted}",
-            got,
-            remedy,
-        )
-    return out, weights
 
-
-def needs_gpu(error: Exception) -> bool:
-    """Whether something failed for want of the device that it will be trained on."""
-    return "cuda" in str(error).lower() and torch.cuda.is_available()
-
-
-def _tried(
-    network: nn.Module, count: int, spec: FieldSpec, steps: int
-) -> tuple[Any, list[Tensor]]:
-    """Return the output of a copy, for a batch norm changes, and without a draw."""
-    if any(map(is_lazy, network.parameters())):
-        copied: Any = copy.deepcopy(network)
-    else:
-        state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        state = {
-            key: value.detach().clone().requires_grad_(value.requires_grad)
-            for key, value in state.items()
-        }
-        copied = partial(torch.func.functional_call, network, state)
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        inputs = (
-            torch.zeros(count, len(spec.parameters)),
-            torch.zeros(count),
-            torch.zeros(count, steps, *spec.step_shape),
-        )
-        if isinstance(copied, nn.Module):
-            return copied(*inputs), [*copied.parameters()]
-        return copied(inputs), [state[name] for name, _ in network.named_parameters()]
-
-
-def checked_parameters(
-    spec: FieldSpec, parameters: Mapping[str, float]
-) -> Float[np.ndarray, " parameter"]:
-    """Return the parameter vector; warn of values outside of their bounds."""
-    vector = spec.vector(parameters)
-    for p, value in zip(spec.parameters, vector, strict=True):
-        slack = 1e-6 * max(abs(p.low), abs(p.high))  # of single precision
-        if not p.low - slack <= value <= p.high + slack:
-            warnings.warn(
-                f"{p.name} = {value:g} {p.units} lies outside of the range "
-                f"[{p.low:g}, {p.high:g}] that the surrogate was trained on.",
-                stacklevel=4,
-            )
-    return vector
-
-
-def positions(spec: FieldSpec, times: Sequence[float]) -> Float[np.ndarray, " time"]:
-    """Return times within the spec's as step indices, fractions between two steps."""
-    known, wanted = np.asarray(spec.times), np.array(numbers(times, "predict: times"))
-    if not wanted.size:
-        raise ArgumentError(
-            f"predict: expected at least one time, got none ({times}). Leave times out "
-            "for all steps of the solver."
-        )
-    slack = 1e-6 * (known[-1] - known[0])
-    inside = (wanted >= known[0] - slack) & (wanted <= known[-1] + slack)
-    if not inside.all():
-        raise ArgumentError(
-            f"predict: expected times in [{known[0]:g}, {known[-1]:g}] "
-            f"{spec.time_units}, got {wanted[~inside][0]:g}. The surrogate was trained "
-            "on no other times."
-        )
-    steps: Float[np.ndarray, " time"] = np.interp(wanted, known, np.arange(len(known)))
-    return steps
-
-
-def steps_at(
-    spec: FieldSpec, times: Sequence[float], first: int
-) -> Int[np.ndarray, " time"]:
-    """Return times of steps, from `first` on, as step indices."""
-    exact = positions(spec, times)
-    steps: Int[np.ndarray, " time"] = np.rint(exact).astype(np.int64)
-    for time, step, position in zip(np.atleast_1d(times), steps, exact, strict=True):
-        if abs(position - step) > TIME_TOLERANCE:
-            before, after = spec.times[int(position)], spec.times[int(position) + 1]
+    def __init__(
+        self,
+        surrogate: Predictor,
+        parameters: Any,
+        times: Sequence[float] | None = None,
+        history: xr.Dataset | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        spec, window = surrogate.spec, surrogate.window
+        if batch_size is not None and batch_size < 1:
+            raise ArgumentError("predict: batch_size", "a number >= 1", batch_size)
+        self.spec, self._surrogate = spec, surrogate
+        self.table, self.several = vectors(spec, parameters)
+        self.count = len(self.table)
+        taken = {v.name for v in spec.variables} | {p.name for p in spec.parameters}
+        if self.several and SAMPLE in taken.union(spec.dims):
             raise ArgumentError(
-                f"predict: expected times of the solver's steps, got {time:g}, between "
-                f"{before:g} and {after:g} {spec.time_units}. An autoregressive "
-                "surrogate goes from step to step: interpolate what it predicts."
+                f"predict: a name of the spec is {SAMPLE!r}, as is the dim of a table. "
+                "Predict its rows one by one."
             )
-        if step < first:
-            raise ArgumentError(
-                f"predict: expected times from {spec.times[first]:g} "
-                f"{spec.time_units} on, which come after the history, got {time:g}. "
-                "Give a history that ends earlier."
-            )
-    return steps
+        self._first, self._past = checked_histories(spec, window, history, self.count)
+        wanted = spec.times[self._first :] if times is None else times
+        if window.inputs:
+            self._steps = steps_at(spec, wanted, self._first)
+        else:
+            self._steps = positions(spec, wanted)
+        self.times = np.atleast_1d(wanted).tolist()
+        self.shape = (self.count, len(self.times), *spec.step_shape)
+        plain = all(v.plain for v in spec.variables)
+        self.dtype = np.dtype(np.float32 if plain else np.float64)
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+        self.chunk, self._pass = self._sizes(batch_size)
 
+    def _sizes(self, batch_size: int | None) -> tuple[tuple[int, int], int]:
+        """Return samples and times of a part, and samples or steps of a pass."""
+        step, times = math.prod(self.spec.step_shape), len(self.times)
+        device = self._surrogate.device
+        values = _VALUES
+        if device.type == "cuda":
+            values = max(values, torch.cuda.mem_get_info(device)[0] // _BYTES)
+        most = max(1, values // step)
+        if self._surrogate.window.inputs:
+            rows = batch_size or max(1, min(most, _ROLLED // (step * times)))
+            rows = min(rows, self.count)
+            return (rows, times), rows
+        if batch_size is not None:
+            most = batch_size * times
+        return (max(1, min(most // times, self.count)), min(most, times)), most
 
-def checked_history(
-    spec: FieldSpec, window: Window, history: xr.Dataset | None
-) -> tuple[int, Float32[np.ndarray, "time channel *space"]]:
-    """Return the step after a history, and the ``inputs`` steps before that."""
-    inputs = window.inputs
-    if not inputs:
-        if history is not None:
-            raise ArgumentError(
-                "predict: expected no history, got one. The surrogate predicts every "
-                "time from the parameters alone (its window is direct): leave it out."
-            )
-        return 0, np.zeros((0, *spec.step_shape), dtype=np.float32)
-    units = f" {spec.time_units}".rstrip()
-    fields, after = np.zeros((0, *spec.step_shape), dtype=np.float32), 0
-    if history is not None:
-        require_kind("predict: history", history, xr.Dataset, "xr.load_dataset(path)")
-        first = _first(spec, history)
+    def __iter__(self) -> Iterator[Part]:
+        """Yield all parts, those of the first samples first."""
+        surrogate = self._surrogate
+        was_training = surrogate.training
+        surrogate.train(False)
         try:
-            fields = Encoder(spec, "history").convert(history, first)
-        except SpecMismatch as error:
-            raise ArgumentError(
-                f"predict: the history is not what the solver yields. {error}"
-            ) from error
-        after = first + len(fields)
-    if len(fields) < inputs:
-        raise ArgumentError(
-            f"predict: expected a history of {counted(inputs, 'step')}, got "
-            f"{len(fields) or 'none'}. Give the first steps of a simulation, such as "
-            f"those at {list(spec.times[:inputs])}{units}."
-        )
-    if after >= spec.steps:
-        raise ArgumentError(
-            f"predict: expected a history that ends before the last step at "
-            f"{spec.times[-1]:g}{units}, got one up to there: nothing is left to "
-            f"predict. Cut it off, such as with history.isel(time=slice({inputs}))."
-        )
-    return after, fields[-inputs:]
+            for first in range(0, self.count, self.chunk[0]):
+                rows = slice(first, min(first + self.chunk[0], self.count))
+                table = torch.tensor(
+                    self.table[rows], dtype=torch.float32, device=surrogate.device
+                )
+                past = self._past[rows] if len(self._past) > 1 else self._past
+                history = torch.from_numpy(past).to(surrogate.device)
+                history = history.expand(len(table), *history.shape[1:])
+                if surrogate.window.inputs:
+                    fields = self._rolled_out(table, history)
+                    yield Part(rows, slice(0, len(self.times)), fields)
+                    continue
+                for begin in range(0, len(self.times), self.chunk[1]):
+                    moments = slice(begin, begin + self.chunk[1])
+                    steps = table.new_tensor(self._steps[moments])
+                    fields = self._direct(table, history, steps)
+                    yield Part(rows, moments, fields)
+        finally:
+            surrogate.train(was_training)
 
+    @torch.no_grad()
+    def _direct(
+        self,
+        table: Float[Tensor, "sample parameter"],
+        past: Float[Tensor, "sample 0 channel *space"],
+        steps: Float[Tensor, " time"],
+    ) -> Float[np.ndarray, "sample time channel *space"]:
+        """Predict each pair of a sample and a time on its own, all in one pass."""
+        parameters = table.repeat_interleave(len(steps), dim=0)
+        history = past[:1].expand(len(parameters), *past.shape[1:])
+        out = self._surrogate(parameters, steps.repeat(len(table)), history)
+        shape = (len(table), len(steps), *self.spec.step_shape)
+        return self.spec.physical(out[:, 0].cpu().numpy().reshape(shape))
 
-def _first(spec: FieldSpec, history: xr.Dataset) -> int:
-    """Return the step that a history begins with; 0 if it is none of the spec's."""
-    given = history.coords.get("time")
-    if given is None or given.dtype.kind not in "fiu" or not given.size:
-        return 0
-    times = np.asarray(spec.times)
-    distances = np.abs(times - float(given.values.flat[0]))
-    step = int(distances.argmin())
-    return step if distances[step] <= TIME_TOLERANCE * np.diff(times).min() else 0
+    @torch.no_grad()
+    def _rolled_out(
+        self,
+        table: Float[Tensor, "sample parameter"],
+        history: Float[Tensor, "sample inputs channel *space"],
+    ) -> Float[np.ndarray, "sample time channel *space"]:
+        """Roll out the samples together; keep the steps that are asked for."""
+        fields = np.empty((len(table), *self.shape[1:]), np.float32)
+        begin = table.new_full((len(table),), float(self._first))
+        step, last = self._first, int(self._steps.max())
+        following = predictions(self._surrogate, table, begin, history)
+        while step <= last:
+            for predicted in next(following).unbind(1):
+                if (wanted := np.flatnonzero(self._steps == step)).size:
+                    fields[:, wanted] = predicted.cpu().numpy()[:, None]
+                step += 1
+        return self.spec.physical(fields)
 
+    def dataset(self) -> xr.Dataset:
+        """Return all of it.
 
-def read_history(path: Path) -> xr.Dataset:
-    """Return the content of a netCDF file."""
-    if not path.is_file():
-        raise MissingFileError(
-            f"--history: no file {str(path)!r} in {Path.cwd()}. Expected a netCDF file "
-            "with the first steps of a simulation, such as the history.nc of a run."
-        )
-    try:
-        # Times stay numbers, whatever their units.
-        return xr.load_dataset(path, decode_times=False)
-    except Exception as error:
-        # Of any type, by the damage.
-        raise ArgumentError(
-            f"--history {path} {not_netcdf(error)} Write it with xarray's "
-            "Dataset.to_netcdf."
-        ) from error
+        Raises
+        ------
+        UserError
+            If it does not fit into memory.
+        """
+        free = psutil.virtual_memory().available
+        if self.nbytes > free:
+            raise UserError(
+                f"predict: {self.count:,} samples at {len(self.times):,} times",
+                f"what fits into free memory, {format_bytes(free)}",
+                format_bytes(self.nbytes),
+                "Write it part by part: --output field.zarr, or, in Python, "
+                "Prediction(surrogate, parameters).to_zarr('field.zarr').",
+            )
+        fields = np.empty(self.shape, self.dtype)
+        for part in self:
+            fields[part.samples, part.times] = part.fields
+        return self.labelled(fields)
+
+    def labelled(
+        self, fields: Float[np.ndarray, "sample time channel *space"]
+    ) -> xr.Dataset:
+        """Return fields of all samples and times with names, coordinates and units."""
+        spec = self.spec
+        columns = {p.name: self.table[:, k] for k, p in enumerate(spec.parameters)}
+        if not self.several:
+            parameters = {name: column[0] for name, column in columns.items()}
+            return spec.dataset(fields[0], self.times, parameters)
+        return spec.dataset(fields, self.times, columns)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,13 +35,8 @@ from surrogate_flow.surrogate.observation import (
     require_finite,
     sample_losses,
 )
-from surrogate_flow.surrogate.prediction import (
-    checked_history,
-    checked_parameters,
-    positions,
-    steps_at,
-)
-from surrogate_flow.surrogate.rollout import pushed_forward, roll_out
+from surrogate_flow.surrogate.prediction import Prediction
+from surrogate_flow.surrogate.rollout import pushed_forward
 from surrogate_flow.surrogate.schedule import (
     Flush,
     advance,
@@ -52,6 +46,7 @@ from surrogate_flow.surrogate.schedule import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
 __all__ = ["Surrogate"]
@@ -59,7 +54,6 @@ __all__ = ["Surrogate"]
 logger = logging.getLogger(__name__)
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
-_VALUES = 2**20  # predicted by one forward pass of a direct surrogate, at most
 
 
 class Surrogate(L.LightningModule):
@@ -340,19 +334,24 @@ class Surrogate(L.LightningModule):
             logger.warning(said)
         self._said = self._said or bool(said)
 
-    @torch.no_grad()
     def predict(
         self,
-        parameters: Mapping[str, float],
+        parameters: Mapping[str, Any] | pd.DataFrame | xr.Dataset,
         times: Sequence[float] | None = None,
         history: xr.Dataset | None = None,
+        *,
+        batch_size: int | None = None,
     ) -> xr.Dataset:
         """Return what the solver would yield, with coordinates and units.
 
+        Of several samples it has a dim ``sample``, along which the parameters lie.
+        They are evaluated in batches, on the device that the surrogate is on.
+
         Parameters
         ----------
-        parameters : mapping of str to float
-            One value for each parameter of the spec.
+        parameters : mapping of str to float or sequence, DataFrame or xr.Dataset
+            One value for each parameter of the spec; or a column of them, whose units,
+            in ``attrs``, must be those of the spec.
         times : sequence of float, optional
             In the units of the spec. With a direct window the network interpolates
             between two steps of the solver; an autoregressive one rolls out over steps
@@ -360,51 +359,21 @@ class Surrogate(L.LightningModule):
             or all that come after the history.
         history : xr.Dataset, optional
             For autoregressive windows: consecutive steps as the solver yields them,
-            ``inputs`` or more, of which the last are seen.
+            ``inputs`` or more, of which the last are seen. One for all samples, or one
+            for each, along the dim ``sample``.
+        batch_size : int, optional
+            Samples that are evaluated together; as many as fit by default.
 
         Raises
         ------
         ArgumentError
-            If a parameter is unknown, missing or not finite, a time lies outside of the
-            spec's, or the history is missing, not needed, too short or does not match
-            the spec.
+            If a parameter is unknown, missing, of other units or not finite, a time
+            lies outside of the spec's, or the history is missing, not needed, too short
+            or does not match the spec.
+        UserError
+            If it does not fit into memory; `Prediction` writes it part by part.
         """
-        spec = self.spec
-        vector = checked_parameters(spec, parameters)
-        first, seen = checked_history(spec, self.window, history)
-        times = spec.times[first:] if times is None else times
-        row = torch.tensor(vector, dtype=torch.float32, device=self.device)[None]
-        past = torch.from_numpy(seen).to(self.device)[None]
-        was_training = self.training
-        self.eval()
-        try:
-            if self.window.inputs:
-                steps = steps_at(spec, times, first)
-                begin = row.new_full((1,), float(first))
-                count = int(steps.max()) + 1 - first
-                rolled = roll_out(self, row, begin, past, count)[0].cpu().numpy()
-                fields = rolled[steps - first]
-            else:
-                fields = self._at(row, past, row.new_tensor(positions(spec, times)))
-        finally:
-            self.train(was_training)
-        return spec.dataset(spec.physical(fields), times, parameters)
-
-    def _at(
-        self,
-        row: Float[Tensor, "1 parameter"],
-        past: Float[Tensor, "1 0 channel *space"],
-        steps: Float[Tensor, " time"],
-    ) -> Float[np.ndarray, "time channel *space"]:
-        """Predict each step directly, a bounded number in a forward pass."""
-        most = max(1, _VALUES // math.prod(self.spec.step_shape))
-        parts = []
-        for part in torch.split(steps, most):
-            parameters = row.expand(len(part), -1)
-            history = past.expand(len(part), *past.shape[1:])
-            parts.append(self(parameters, part, history)[:, 0].cpu())
-        fields: Float[np.ndarray, "time channel *space"] = torch.cat(parts).numpy()
-        return fields
+        return Prediction(self, parameters, times, history, batch_size).dataset()
 
     def on_save_checkpoint(self, saved: dict[str, Any]) -> None:
         """Add what `load` needs, as plain values."""

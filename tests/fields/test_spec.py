@@ -279,7 +279,7 @@ def test_dataset_has_coordinates_and_units() -> None:
     np.testing.assert_array_equal(dataset.y, [0.0, 0.5])
     assert float(dataset.inflow) == 1.0
     assert dataset.pressure.attrs == {"units": "Pa", "long_name": "static pressure"}
-    assert dataset.speed.attrs == {}
+    assert dataset.speed.attrs == {"long_name": "speed"}
     assert dataset.time.attrs["units"] == "s"
     assert dataset.x.attrs["units"] == "m"
     assert dataset.inflow.attrs["units"] == "m/s"

@@ -19,8 +19,8 @@ from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.metrics import field_metrics
 from surrogate_flow.surrogate.normalisation import Normalisation
-from surrogate_flow.surrogate.prediction import require_shape
 from surrogate_flow.surrogate.surrogate import Surrogate
+from surrogate_flow.surrogate.trial import require_shape
 from surrogate_flow.testing import check_network
 
 WALLS = {"initial": 300, "left": 100, "right": 500, "bottom": 200, "top": 400}

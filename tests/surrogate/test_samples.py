@@ -1,0 +1,212 @@
+"""Predictions of a table of parameters: each row is what it is alone, in few passes."""
+
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+import xarray as xr
+
+from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
+from surrogate_flow.fields.window import Autoregressive, Direct
+from surrogate_flow.nn import FullyConnected
+from surrogate_flow.solvers import Heat2D
+from surrogate_flow.surrogate.prediction import Prediction
+from surrogate_flow.surrogate.surrogate import Surrogate
+
+SOLVER = Heat2D(cells=(6, 4), steps=9)
+SPEC = SOLVER.spec
+NAMES = [p.name for p in SPEC.parameters]
+ROWS = np.random.default_rng(0).uniform(100, 500, (7, 5)).round(2)
+TABLE = {name: ROWS[:, k] for k, name in enumerate(NAMES)}
+TRUTH = xr.concat(SOLVER.solve(dict.fromkeys(NAMES, 300) | {"top": 400}), "time")
+
+
+def make(window, spec=SPEC):
+    torch.manual_seed(0)
+    surrogate = Surrogate(spec, FullyConnected, window=window)
+    count = len(spec.variables)
+    surrogate.normalisation.freeze(np.full(count, 300.0), np.full(count, 80.0))
+    passes = []
+    surrogate.network.register_forward_hook(
+        lambda _, given, __: passes.append(len(given[1]))
+    )
+    return surrogate, passes
+
+
+def named(row):
+    return dict(zip(NAMES, row.tolist(), strict=True))
+
+
+def one_by_one(surrogate, times, histories):
+    rows = [
+        surrogate.predict(named(row), times, history)
+        for row, history in zip(ROWS, histories, strict=True)
+    ]
+    return xr.concat(rows, "sample")
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+def test_a_row_is_what_it_is_alone(batch_size):
+    """Direct: all pairs of a row and a time go through the network together."""
+    surrogate, passes = make(Direct())
+    times = [0.09, 0.035, 0.01]
+    expected = one_by_one(surrogate, times, [None] * 7)
+    passes.clear()
+    got = surrogate.predict(TABLE, times, batch_size=batch_size)
+    assert passes == {None: [21], 1: [3] * 7, 3: [9, 9, 3]}[batch_size]
+    assert got.temperature.dims == ("sample", "time", "x", "y")
+    assert list(got.sample) == list(range(7))
+    np.testing.assert_allclose(got.temperature, expected.temperature, rtol=1e-5)
+    np.testing.assert_allclose(got.time, times)
+    for name in NAMES:
+        assert got[name].dims == ("sample",)
+        np.testing.assert_array_equal(got[name], TABLE[name])
+        assert got[name].attrs["units"] == "K"
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("several", [False, True])
+def test_rows_roll_out_together(several, batch_size):
+    """From one history, or each from its own: as many passes as for one."""
+    surrogate, passes = make(Autoregressive(2, 3))
+    first = TRUTH.isel(time=slice(2))
+    histories = [first + 10 * k * several for k in range(7)]
+    expected = one_by_one(surrogate, [0.09, 0.05, 0.07], histories)
+    passes.clear()
+    history = xr.concat(histories, "sample") if several else first
+    times = [0.09, 0.05, 0.07]
+    got = surrogate.predict(TABLE, times, history, batch_size=batch_size)
+    assert passes == ([7] * 3 if batch_size is None else [3] * 6 + [1] * 3)
+    np.testing.assert_allclose(got.temperature, expected.temperature, rtol=1e-5)
+
+
+def test_every_kind_of_table_gives_the_same():
+    """A mapping, a DataFrame, a Dataset with its parameters as variables or coordinates."""
+    surrogate, _ = make(Direct())
+    expected = surrogate.predict(TABLE)
+    frame = pd.DataFrame(TABLE)[NAMES[::-1]]
+    along = {name: ("row", values, {"units": "K"}) for name, values in TABLE.items()}
+    for table in (frame, xr.Dataset(along), xr.Dataset(coords=along), expected):
+        if table is expected:
+            table = table[NAMES]
+        xr.testing.assert_identical(surrogate.predict(table), expected)
+    one = surrogate.predict({**TABLE, "top": 200})
+    assert one.sizes["sample"] == 7
+    assert (one.top == 200).all()
+    alone = surrogate.predict(frame[:1])
+    assert alone.sizes["sample"] == 1
+
+
+def test_variables_with_an_offset_are_whole():
+    """Several, in double precision where one has an offset."""
+    spec = FieldSpec(
+        (Parameter("a", 0, 1),),
+        (Variable("p", "Pa", offset=101325, scale=1e-3), Variable("q")),
+        (),
+        (),
+        (0.0, 1.0),
+    )
+    surrogate, _ = make(Direct(), spec)
+    got = surrogate.predict({"a": [0.25, 0.75]})
+    assert got.p.dims == ("sample", "time")
+    for k, a in enumerate((0.25, 0.75)):
+        alone = surrogate.predict({"a": a})
+        np.testing.assert_allclose(got.p[k], alone.p, rtol=1e-9)
+        np.testing.assert_allclose(got.q[k], alone.q, rtol=1e-5)
+
+
+def with_units(table, **units):
+    table = pd.DataFrame(table)
+    table.attrs["units"] = units
+    return table
+
+
+def without(name):
+    return {k: v for k, v in TABLE.items() if k != name}
+
+
+SHORT = dict.fromkeys(NAMES, np.array([300.0, 200.0]))
+MISTAKES = {
+    "unknown": ({**TABLE, "lef": ROWS[:, 0]}, "Unknown parameter 'lef'. Did you mean"),
+    "missing": (without("left"), r"Missing parameters \['left'\].*got \['initial', 'r"),
+    "units": (
+        with_units(TABLE, left="degC"),
+        "parameters: left: expected the units of the spec, K, got degC. Convert",
+    ),
+    "units of a Dataset": (
+        xr.Dataset({n: ("sample", v, {"units": "m"}) for n, v in TABLE.items()}),
+        "initial: expected the units of the spec, K, got m",
+    ),
+    "NaN": ({**SHORT, "top": [1.0, np.nan]}, "top in row 2: expected a finite number"),
+    "text": ({**SHORT, "top": ["a", 1]}, "top in row 1: expected a finite .*, got a"),
+    "empty": (pd.DataFrame(TABLE)[:0], "one sample or more, got an empty table"),
+    "lengths": ({**SHORT, "top": [1, 2, 3]}, "columns of one length, got .*'top': 3"),
+    "two dims": (
+        xr.Dataset({n: (n, v) for n, v in TABLE.items()}),
+        "a Dataset: expected one dim, such as 'sample', got",
+    ),
+    "a field among them": (
+        xr.Dataset({n: ("sample", v) for n, v in TABLE.items()}).assign(t=1.0),
+        "Unknown parameter 't'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("table", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_in_a_table_are_named(table, message):
+    with pytest.raises(ValueError, match=message):
+        make(Direct())[0].predict(table)
+
+
+def test_other_mistakes_are_named():
+    """A batch of none, a history for other samples, a name that is taken."""
+    surrogate, _ = make(Autoregressive(2))
+    history = xr.concat([TRUTH.isel(time=slice(2))] * 2, "sample")
+    with pytest.raises(ValueError, match="one for each of the 7 samples, got 2"):
+        surrogate.predict(TABLE, history=history)
+    with pytest.raises(ValueError, match="batch_size: expected a number >= 1, got 0"):
+        surrogate.predict(TABLE, batch_size=0)
+    spec = FieldSpec((Parameter("sample", 0, 1),), (Variable("u"),), (), (), (0.0,))
+    with pytest.raises(ValueError, match="'sample', as is the dim of a table"):
+        make(Direct(), spec)[0].predict({"sample": [0.0, 1.0]})
+
+
+def test_one_warning_counts_what_lies_outside():
+    """Of 7 rows 3: not a line for each."""
+    table = {**TABLE, "left": [90, 900, 300, 300, 300, 300, 300], "top": [300] * 7}
+    table["top"][6] = 501
+    surrogate, _ = make(Direct())
+    said = r"3 of 7 samples lie .*: left in 2 \(90 to 900, not in \[100, 500\] K\), top"
+    with pytest.warns(UserWarning, match=said) as w:
+        surrogate.predict(table)
+    assert len(w) == 1
+    assert w[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        surrogate.predict(TABLE)
+
+
+def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
+    """Before anything is predicted; it is written part by part instead."""
+    surrogate, passes = make(Direct())
+    free = SimpleNamespace(available=7 * 9 * 24 * 4 - 1)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    with pytest.raises(Exception, match=r"7 samples at 9 times.*--output field.zarr"):
+        surrogate.predict(TABLE)
+    assert not passes
+
+
+def test_parts_are_bounded_whatever_is_large():
+    """Many samples are cut by samples, one large sample by times."""
+    surrogate, _ = make(Direct())
+    many = {name: np.full(10_000, 300.0) for name in NAMES}
+    assert Prediction(surrogate, many).chunk == (2**20 // 24 // 9, 9)
+    times = np.linspace(0.01, 0.09, 100_000)
+    assert Prediction(surrogate, many, times).chunk == (1, 2**20 // 24)
+    surrogate, _ = make(Autoregressive(2))
+    rolled = Prediction(surrogate, many, history=TRUTH.isel(time=slice(2)))
+    assert rolled.chunk == (10_000, 7)
