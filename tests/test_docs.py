@@ -13,7 +13,7 @@ from programs import environment
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.dataset import Archive
-from surrogate_flow.report.summary import RunSummary
+from surrogate_flow.report.run_folder import RunSummary
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.metrics import field_metrics
 

@@ -124,6 +124,8 @@ class Status:
 
     #: Since the run began to be watched.
     seconds: float = 0.0
+    #: When, in ISO 8601 with the time zone.
+    time: str = ""
     #: Added by the `Monitor` to what a data module says.
     training: TrainingStats | None = None
     #: Simulations, inlet and reservoir of an online run.

@@ -52,6 +52,12 @@ class EnsembleStats:
     workers: int
     #: Workers and hosts that were set aside, in words.
     set_aside: tuple[str, ...] = ()
+    #: Simulations of the whole study, the held-out ones included; None if endless.
+    planned: int | None = None
+    #: Jobs that there should be, and those of them that have workers; None where no
+    #: jobs are submitted by this process.
+    jobs_wanted: int | None = None
+    jobs_at_work: int | None = None
 
 
 class Ensemble:
@@ -114,6 +120,7 @@ class Ensemble:
     def stats(self) -> EnsembleStats:
         """Count simulations by state, those of earlier processes too."""
         counts, threads = self._ledger.counts(), self._workers.own_threads
+        jobs = self._workers.jobs
         return EnsembleStats(
             done=counts.complete,
             running=min(len(self._tasks), threads),
@@ -121,6 +128,9 @@ class Ensemble:
             retried=self._retried,
             workers=threads,
             set_aside=self._tasks.placement.set_aside,
+            planned=self._design.planned,
+            jobs_wanted=None if jobs is None else jobs.wanted,
+            jobs_at_work=None if jobs is None else jobs.at_work,
         )
 
     def waiting(self) -> str:

@@ -58,7 +58,7 @@ class Workers:
         from_jobs: bool = False,
         answer: float = 30.0,
     ) -> None:
-        self._client, self._jobs = client, jobs
+        self._client, self.jobs = client, jobs
         self._share, self._from_jobs, self._answer = share, from_jobs, answer
         self.address: str = getattr(client.scheduler, "address", "")
         #: Threads of all workers that stay, and of those that are not paused.
@@ -83,8 +83,8 @@ class Workers:
 
     def check(self) -> None:
         """Raise what keeps workers from coming back, if anything does."""
-        if self._jobs is not None:
-            self._jobs.check()
+        if self.jobs is not None:
+            self.jobs.check()
 
     def wait(self, faults: Faults, closing: threading.Event, ahead: int) -> None:
         """Block until there are workers, or `closing` is set.
@@ -107,7 +107,7 @@ class Workers:
         self.update()
         while self.threads < least and not closing.is_set():
             waited = time.monotonic() - start
-            jobs = f" {self._jobs.describe()}." if self._jobs else ""
+            jobs = f" {self.jobs.describe()}." if self.jobs else ""
             if waited > limit:
                 few = f"Only {self.threads} threads of workers have"
                 raise EnsembleError(
@@ -132,7 +132,7 @@ class Workers:
         ConnectionError
             If it gives no answer.
         """
-        leaving = self._jobs.draining_workers() if self._jobs else ()
+        leaving = self.jobs.draining_workers() if self.jobs else ()
         staying = {
             address: worker
             for address, worker in self._known().items()

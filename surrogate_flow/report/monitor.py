@@ -13,9 +13,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import pytorch_lightning as L
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
@@ -23,75 +25,15 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from surrogate_flow.data.module import RunCallback, Status, TrainingStats, data_of
 from surrogate_flow.files import log_unwritten, tolerate_full_disk, write_atomically
+from surrogate_flow.report.run_folder import COLUMNS
 from surrogate_flow.threads import LoudThread
 
-__all__ = ["COLUMNS", "Clock", "MetricsTable", "Monitor", "StatusListener", "telemetry"]
+__all__ = ["Clock", "MetricsTable", "Monitor", "StatusListener", "telemetry"]
 
 logger = logging.getLogger(__name__)
 
 _INTERVAL = 1.0  # seconds between two statuses
 _WINDOW = 5.0  # seconds over which samples/s is averaged
-
-
-class Column(NamedTuple):
-    """A column of telemetry.csv.
-
-    Attributes
-    ----------
-    source : str
-        The attribute of `Status`, such as ``"store.drawn"``.
-    meaning : str
-    digits : int, optional
-        Decimal places that are kept.
-    """
-
-    source: str
-    meaning: str
-    digits: int | None = None
-
-
-#: Counts are totals since the run began, so they never fall; a column is empty in runs
-#: that have no such thing.
-COLUMNS: Mapping[str, Column] = {
-    "seconds": Column("seconds", "since the run began to be watched", 3),
-    "step": Column("training.step", "steps of the optimizer"),
-    "loss": Column("training.loss", "of the last batch, in normalised units"),
-    "samples": Column(
-        "training.samples", "trained by this process, repetitions counted"
-    ),
-    "samples_per_second": Column(
-        "training.samples_per_second", "over the last five seconds", 1
-    ),
-    "simulations_done": Column("ensemble.done", "simulations that are complete"),
-    "simulations_running": Column("ensemble.running", "now"),
-    "simulations_failed": Column("ensemble.failed", "permanently"),
-    "simulations_retried": Column(
-        "ensemble.retried", "attempts that failed and were repeated"
-    ),
-    "workers": Column("ensemble.workers", "now"),
-    "steps_received": Column(
-        "stream.steps", "time steps that arrived, without duplicates"
-    ),
-    "bytes_received": Column("stream.bytes", "their size, in bytes"),
-    "connections": Column("stream.connections", "of simulations, now"),
-    "bytes_pending": Column(
-        "stream.pending", "that arrived and wait for the reservoir, now"
-    ),
-    "population": Column("store.population", "samples in the reservoir, now"),
-    "unseen": Column("store.unseen", "those of them that were never drawn"),
-    "inserted": Column("store.inserted", "samples that entered the reservoir"),
-    "drawn": Column("store.drawn", "samples that were drawn, repetitions counted"),
-    "evicted": Column("store.evicted", "samples that left the reservoir to make room"),
-    "put_wait_seconds": Column(
-        "store.put_wait", "in which the reservoir refused steps", 3
-    ),
-    "draw_wait_seconds": Column(
-        "store.draw_wait", "in which the trainer waited for a batch", 3
-    ),
-    "epoch": Column("dataset.epoch", "number of the pass over the data set, from 0"),
-    "bytes_read": Column("dataset.read", "from the data set, in bytes"),
-    "waiting": Column("waiting", "which side waits for the other, in words"),
-}
 
 
 class StatusListener(Protocol):
@@ -243,6 +185,7 @@ class Monitor(RunCallback):
         status = replace(
             (data.status() if data else None) or Status(),
             seconds=self._clock.now() - self._begin,
+            time=datetime.now().astimezone().isoformat(timespec="milliseconds"),
             training=TrainingStats(
                 stage=self._stage + self._phase,
                 ranks=trainer.world_size,
@@ -366,5 +309,7 @@ def telemetry(status: Status) -> dict[str, Any]:
         owner = getattr(status, part) if part else status
         if owner is not None:
             value = getattr(owner, attribute)
+            if isinstance(value, tuple):
+                value = " ".join(map(str, np.trim_zeros(value, "b")))
             row[name] = value if column.digits is None else round(value, column.digits)
     return row

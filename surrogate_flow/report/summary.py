@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,67 +14,16 @@ from pytorch_lightning.callbacks import Callback
 
 from surrogate_flow.data.module import data_of
 from surrogate_flow.files import tolerate_full_disk, write_atomically
+from surrogate_flow.report.run_folder import OUTCOME, RunSummary
 
-__all__ = ["FILE", "RunSummary", "WriteSummary"]
-
-FILE = "outcome.json"
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """Errors at the end of a fit, and what it took.
-
-    Attributes
-    ----------
-    batches : int
-        Steps of the optimizer.
-    samples : int
-        Trained by this process, repetitions counted.
-    unique_samples : int
-        Different ones among them. Online, where up to four batches are drawn ahead
-        and not trained at the end of the run, it may be too large by as many.
-    simulations : int
-        Complete ones, the held-out ones included.
-    solver_seconds : float
-        Of these together, without waits for the reservoir.
-    training_seconds : float
-        From the first batch to the last, with the validations in between.
-    samples_per_second : float
-        ``samples / training_seconds``.
-    errors : dict of str to float
-        Every ``val_*`` metric of the last validation, the relative L2 errors of
-        guesses beside it, and ``val_skill``: ``1 - (rmse / rmse of the best constant
-        field)^2``, the mean over the variables.
-    validated : int, optional
-        Held-out simulations of all ranks that the errors are averaged over, without
-        those that failed. None in the files of older versions.
-    set_aside : list of str
-        Workers and hosts that began no attempts for a while, since those there failed.
-    """
-
-    batches: int
-    samples: int
-    unique_samples: int
-    simulations: int
-    solver_seconds: float
-    training_seconds: float
-    samples_per_second: float
-    errors: dict[str, float]
-    validated: int | None = None
-    set_aside: list[str] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, folder: Path) -> RunSummary | None:
-        """Return that of a run's folder, or None if the run has not ended."""
-        path = folder / FILE
-        return cls(**json.loads(path.read_text("utf-8"))) if path.is_file() else None
+__all__ = ["WriteSummary"]
 
 
 class WriteSummary(Callback):
     """Writes outcome.json into the folder of a run at the end of a fit."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / FILE
+        self.path = folder / OUTCOME
         self._samples = 0
         self._first = self._last = math.nan
 

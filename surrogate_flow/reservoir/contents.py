@@ -213,6 +213,7 @@ class Contents:
         return StoreStats(
             capacity=slab.capacity,
             capacity_bytes=slab.memory.nbytes,
+            threshold=self.policy.threshold,
             steps=slab.capacity - slab.free,
             unfinished=self.index.unfinished,
             population=len(population),

@@ -29,6 +29,8 @@ class StoreStats:
     #: Slots for steps, and their bytes.
     capacity: int
     capacity_bytes: int
+    #: Samples that must have entered before the first batch.
+    threshold: int
     #: Slots in use: steps of samples, of incomplete ones, and of copies under way.
     steps: int
     #: Simulations that may hold steps of incomplete samples.

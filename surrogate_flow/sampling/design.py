@@ -184,6 +184,12 @@ class Design:
         with self._lock:
             return self._named(self._point(self.held_out))
 
+    @property
+    def planned(self) -> int | None:
+        """Number of simulations of this rank, from the first on; None if endless."""
+        end = self._end
+        return None if end is None else len(range(self._rank, end, self._world))
+
     def next(self) -> Simulation | None:
         """Return the next simulation of this rank; None after the last."""
         with self._lock:

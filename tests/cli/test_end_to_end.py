@@ -17,7 +17,7 @@ from matplotlib.image import imread
 from programs import CELLS, STEPS, WORKFLOW, command, environment, fit
 
 from surrogate_flow.cli.app import main
-from surrogate_flow.report.summary import RunSummary
+from surrogate_flow.report.run_folder import RunSummary
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 

@@ -15,8 +15,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from surrogate_flow.report.monitor import COLUMNS, Clock, Monitor
+from surrogate_flow.report.monitor import Clock, Monitor
 from surrogate_flow.report.progress import ProgressLine
+from surrogate_flow.report.run_folder import COLUMNS
 
 PAGE = Path(__file__).parents[2] / "docs" / "telemetry.md"
 COUNTS = ("step", "samples", "inserted", "drawn", "evicted", "steps_received")

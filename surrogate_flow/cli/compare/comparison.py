@@ -26,7 +26,7 @@ from surrogate_flow.fields.errors import UserError, user_error
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.files import DirectoryLock, own_folder
 from surrogate_flow.report.console import print_lines
-from surrogate_flow.report.summary import FILE, RunSummary
+from surrogate_flow.report.run_folder import OUTCOME, RunSummary
 from surrogate_flow.reservoir import Store
 
 __all__ = ["Comparison", "ComparisonError"]
@@ -125,7 +125,7 @@ class Comparison:
         place = self._place(variant, seed)
         done = _read(place / _DONE)
         folder = place / done["folder"] if done else place
-        return folder if done and (folder / FILE).is_file() else None
+        return folder if done and (folder / OUTCOME).is_file() else None
 
     def seconds(self, variant: Variant, seed: int) -> float | None:
         """Return the wall time of a run that has ended, from start to end.
@@ -260,10 +260,10 @@ class Comparison:
         start = time.monotonic()
         run_command(["fit", *words], place / "log.txt", title, console)
         seconds = time.monotonic() - start
-        ended = next(root.glob(f"*/*/{FILE}"), root / FILE)
+        ended = next(root.glob(f"*/*/{OUTCOME}"), root / OUTCOME)
         summary = RunSummary.read(ended.parent)
         if summary is None:
-            raise ComparisonError(f"{root} has no {FILE}, though the run has ended.")
+            raise ComparisonError(f"{root} has no {OUTCOME}, though the run has ended.")
         limited = any("simulations=" in word for word in own)
         if summary.batches != self.batches and not limited:
             raise ComparisonError(

@@ -1,0 +1,166 @@
+"""What is wrong with a run, in plain words, and what helps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+
+from surrogate_flow.fields.quantities import counted
+
+__all__ = ["Observed", "State", "problems_of"]
+
+#: ``ended`` by itself or by Ctrl-C, with its results; ``stopped``: killed, or failed.
+State = Literal["running", "ended", "stopped"]
+
+_STALLED = 90.0  # seconds without a step of the optimizer that are worth a word
+_RECENT = 60.0  # seconds over which waiting is measured while a run goes on
+_MUCH = 0.5  # share of the time
+_LONG = 300  # letters of an error
+
+
+class Observed(Protocol):
+    """A run as its files or its events show it; the attributes of `RunFolder`."""
+
+    path: Path
+
+    @property
+    def telemetry(self) -> pd.DataFrame:
+        """A row a second."""
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """A row an attempt that failed."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Of config.yaml."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Of run.json."""
+
+    @property
+    def outcome(self) -> Any:
+        """The `RunSummary`, or None."""
+
+    @property
+    def state(self) -> State:
+        """Whether it goes on."""
+
+
+def problems_of(run: Observed) -> list[str]:
+    """Return a sentence a problem, each with what helps; the worst first."""
+    found = [_end(run), _divergence(run), _stall(run), *_waits(run), _failed(run)]
+    return [sentence for sentence in [*found, _weak(run)] if sentence]
+
+
+def _end(run: Observed) -> str:
+    if run.state != "stopped":
+        return ""
+    error, steps = run.about.get("error"), run.telemetry.step.max()
+    at = f" at batch {steps:.0f}" if np.isfinite(steps) else ""
+    said = f"The run failed{at}: {error}" if error else f"The run was cut off{at}"
+    said = f"{said.rstrip('.')}."
+    last = run.path / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        return f"{said} It has left no checkpoint to go on from."
+    command = run.about.get("command") or "surrogate-flow fit, as before, with"
+    return f"{said} To go on, type: {command} --ckpt_path {last}"
+
+
+def _divergence(run: Observed) -> str:
+    table = run.telemetry[run.telemetry.samples > 0]
+    finite = np.isfinite(table.loss)
+    if not len(table) or finite.iloc[-1]:
+        return ""
+    since = table.step[finite[::-1].cumsum() == 0].min()
+    return (
+        f"The loss is NaN or infinite since batch {since:.0f} or before. Lower "
+        "--model.optimizer.lr, or set --trainer.gradient_clip_val 1."
+    )
+
+
+def _stall(run: Observed) -> str:
+    table = run.telemetry
+    if run.state != "running" or not len(table):
+        return ""
+    last = table.iloc[-1]
+    since = last.seconds - table.seconds[table.step == last.step].min()
+    if not since >= _STALLED:
+        return ""
+    reason = f" ({last.waiting})" if last.waiting else ""
+    return (
+        f"No batch has been trained for {since:.0f} s{reason}. Dask's dashboard has "
+        f"the logs of workers, {run.path / 'jobs'} those of jobs."
+    )
+
+
+def _waits(run: Observed) -> list[str]:
+    table = run.telemetry
+    table = table[table.step > 0]
+    if run.state == "running" and len(table):
+        table = table[table.seconds >= table.seconds.iloc[-1] - _RECENT]
+    if not len(table):
+        return []
+    first, last = table.iloc[0], table.iloc[-1]
+    seconds = max(last.seconds - first.seconds, 1.0)
+    drawing = (last.draw_wait_seconds - first.draw_wait_seconds) / seconds
+    putting = (last.put_wait_seconds - first.put_wait_seconds) / seconds
+    found = []
+    if drawing >= _MUCH:
+        share = f"{min(drawing, 1.0):.0%}"
+        found.append(f"The trainer waits for data {share} of its time: {_more(run)}")
+    if putting >= _MUCH:
+        found.append(
+            f"Simulations wait for the trainer {min(putting, 1.0):.0%} of the time: "
+            "fewer workers would do."
+        )
+    return found
+
+
+def _more(run: Observed) -> str:
+    """Say how to have more simulations at once."""
+    data = _under(_under(run.settings, "data"), "init_args")
+    cluster = _under(data, "cluster")
+    for name, what in (("maximum_jobs", "jobs"), ("n_workers", "workers")):
+        count = {**cluster, **_under(cluster, "init_args")}.get(name)
+        if isinstance(count, int):
+            return f"ask for more {what}, --data.cluster.{name} {2 * count}."
+    return "ask for more workers, on more cores or as jobs (--data.cluster slurm)."
+
+
+def _under(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = settings.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _failed(run: Observed) -> str:
+    table = run.failures
+    if not {"simulation", "outcome", "error", "message"} <= {*table}:
+        return ""
+    lost = table[table.outcome == "failed permanently"]
+    if not len(lost):
+        return ""
+    last = lost.iloc[-1]
+    said = f"{last.error}: {last.message}".rstrip(".")
+    said = said if len(said) <= _LONG else f"{said[:_LONG]} ..."
+    return (
+        f"{counted(len(lost), 'simulation')} failed permanently, the last of them "
+        f"{last.simulation}: {said}. See {run.path / 'failures.csv'}."
+    )
+
+
+def _weak(run: Observed) -> str:
+    errors = run.outcome.errors if run.outcome else {}
+    skill = errors.get("val_skill", 1.0)
+    if skill > 0 or math.isnan(skill):
+        return ""
+    return (
+        "The surrogate is no better than a constant field: train for longer "
+        "(--trainer.max_steps), with more --data.simulations or a larger network."
+    )

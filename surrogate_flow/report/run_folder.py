@@ -1,0 +1,442 @@
+"""A run's folder, read without the process that wrote it, and without torch."""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+import yaml
+
+from surrogate_flow.fields.errors import ArgumentError, MissingFileError
+from surrogate_flow.report.diagnosis import State, problems_of
+
+__all__ = ["COLUMNS", "FILES", "OUTCOME", "RunFolder", "RunSummary"]
+
+Read = TypeVar("Read")
+
+OUTCOME = "outcome.json"
+
+_ALIVE = 30.0  # seconds since its last row in which a run is taken to go on
+_BEGINNING = 300.0  # and since its settings, before there is a row
+
+
+class Column(NamedTuple):
+    """A column of telemetry.csv.
+
+    Attributes
+    ----------
+    source : str
+        The attribute of `Status`, such as ``"store.drawn"``.
+    meaning : str
+    digits : int, optional
+        Decimal places that are kept.
+    ranks : str
+        How the values of several ranks become one: ``sum``, ``mean``, ``first``.
+    """
+
+    source: str
+    meaning: str
+    digits: int | None = None
+    ranks: str = "sum"
+
+
+#: Counts are totals since the run began, so they never fall; a column is empty in runs
+#: that have no such thing.
+COLUMNS: Mapping[str, Column] = {
+    "seconds": Column("seconds", "since the run began to be watched", 3, "first"),
+    "step": Column("training.step", "steps of the optimizer", None, "first"),
+    "loss": Column(
+        "training.loss", "of the last batch, in normalised units", None, "mean"
+    ),
+    "samples": Column(
+        "training.samples", "trained by this process, repetitions counted"
+    ),
+    "samples_per_second": Column(
+        "training.samples_per_second", "over the last five seconds", 1
+    ),
+    "simulations_done": Column("ensemble.done", "simulations that are complete"),
+    "simulations_running": Column("ensemble.running", "now"),
+    "simulations_failed": Column("ensemble.failed", "permanently"),
+    "simulations_retried": Column(
+        "ensemble.retried", "attempts that failed and were repeated"
+    ),
+    "workers": Column("ensemble.workers", "now"),
+    "steps_received": Column(
+        "stream.steps", "time steps that arrived, without duplicates"
+    ),
+    "bytes_received": Column("stream.bytes", "their size, in bytes"),
+    "connections": Column("stream.connections", "of simulations, now"),
+    "bytes_pending": Column(
+        "stream.pending", "that arrived and wait for the reservoir, now"
+    ),
+    "population": Column("store.population", "samples in the reservoir, now"),
+    "unseen": Column("store.unseen", "those of them that were never drawn"),
+    "inserted": Column("store.inserted", "samples that entered the reservoir"),
+    "drawn": Column("store.drawn", "samples that were drawn, repetitions counted"),
+    "evicted": Column("store.evicted", "samples that left the reservoir to make room"),
+    "put_wait_seconds": Column(
+        "store.put_wait", "in which the reservoir refused steps", 3, "mean"
+    ),
+    "draw_wait_seconds": Column(
+        "store.draw_wait", "in which the trainer waited for a batch", 3, "mean"
+    ),
+    "epoch": Column(
+        "dataset.epoch", "number of the pass over the data set, from 0", None, "first"
+    ),
+    "bytes_read": Column("dataset.read", "from the data set, in bytes"),
+    "waiting": Column("waiting", "which side waits for the other, in words"),
+    "time": Column("time", "of the row, in ISO 8601 with the time zone", None, "first"),
+    "capacity": Column("store.capacity", "steps that the reservoir has room for"),
+    "threshold": Column("store.threshold", "samples that it waits for at first"),
+    "simulations_planned": Column(
+        "ensemble.planned", "in all, those that are held out included; none if endless"
+    ),
+    "jobs_wanted": Column("ensemble.jobs_wanted", "of a batch system, now"),
+    "jobs_at_work": Column("ensemble.jobs_at_work", "those of them with workers"),
+    "validation": Column(
+        "training.validation", "`val_relative_l2` of the last validation", None, "first"
+    ),
+    "times_seen": Column(
+        "store.times_seen", "samples seen 0, 1, 2, ... times, between blanks"
+    ),
+}
+_TEXT = ("waiting", "time", "times_seen")
+
+#: What a run writes, and when; the patterns of files of several ranks.
+FILES: Mapping[str, str] = {
+    "config.yaml": "A run writes its settings as it begins.",
+    "run.json": "A run writes its command and versions as it begins.",
+    "telemetry*.csv": "A run writes a row a second.",
+    "metrics.csv": "A fit writes the losses every --trainer.log_every_n_steps batches.",
+    "failures*.csv": "It is written when a simulation fails.",
+    "losses.csv": "A fit writes it while it trains.",
+    "newest.nc": "A fit writes it while it trains.",
+    "validation.csv": "A fit and a test write it at their end.",
+    "cases.nc": "A fit writes it at its end.",
+    OUTCOME: "A fit writes it at its end.",
+}
+_PARTS = (
+    *("settings", "about", "telemetry", "metrics", "failures", "losses", "newest"),
+    *("validation", "cases", "outcome"),
+)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Errors at the end of a fit, and what it took.
+
+    Attributes
+    ----------
+    batches : int
+        Steps of the optimizer.
+    samples : int
+        Trained by this process, repetitions counted.
+    unique_samples : int
+        Different ones among them. Online, where up to four batches are drawn ahead
+        and not trained at the end of the run, it may be too large by as many.
+    simulations : int
+        Complete ones, the held-out ones included.
+    solver_seconds : float
+        Of these together, without waits for the reservoir.
+    training_seconds : float
+        From the first batch to the last, with the validations in between.
+    samples_per_second : float
+        ``samples / training_seconds``.
+    errors : dict of str to float
+        Every ``val_*`` metric of the last validation, the relative L2 errors of
+        guesses beside it, and ``val_skill``: ``1 - (rmse / rmse of the best constant
+        field)^2``, the mean over the variables.
+    validated : int, optional
+        Held-out simulations of all ranks that the errors are averaged over, without
+        those that failed. None in the files of older versions.
+    set_aside : list of str
+        Workers and hosts that began no attempts for a while, since those there failed.
+    """
+
+    batches: int
+    samples: int
+    unique_samples: int
+    simulations: int
+    solver_seconds: float
+    training_seconds: float
+    samples_per_second: float
+    errors: dict[str, float]
+    validated: int | None = None
+    set_aside: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path) -> RunSummary | None:
+        """Return that of a run's folder, or None if the run has not ended.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, or lacks what each version has.
+        """
+        path = folder / OUTCOME
+        if not path.is_file():
+            return None
+        read = json.loads(path.read_text("utf-8"))
+        known = {f.name: f for f in fields(cls)}
+        needed = {n for n, f in known.items() if f.default is f.default_factory}
+        lacking = sorted(needed - read.keys())
+        if lacking:
+            raise ValueError(f"it has no {', '.join(lacking)}")
+        # A newer version may write more.
+        return cls(**{name: value for name, value in read.items() if name in known})
+
+
+class RunFolder:
+    """The folder of a run that goes on, has ended, or was killed, at one moment.
+
+    Each file is read when it is first asked for, and then kept: make another
+    `RunFolder` to read what has been written since. A file that is absent, empty, cut
+    off, or of another version gives an empty table or None, and a sentence in
+    `missing`.
+
+    Parameters
+    ----------
+    path : str or Path
+    now : callable, optional
+        The time, in seconds since 1970.
+
+    Raises
+    ------
+    UserError
+        If it is no folder of a run, naming the newest one below it or under ``runs``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "telemetry.csv").write_text("seconds,step\\n1.0,7\\n2.0,")
+    >>> run = RunFolder(folder)
+    >>> int(run.telemetry.step.iloc[-1]), run.outcome, run.state
+    (7, None, 'running')
+    """
+
+    def __init__(
+        self, path: str | Path, *, now: Callable[[], float] = time.time
+    ) -> None:
+        self.path = Path(path)
+        self._now = now
+        self._missing: dict[str, str] = {}
+        if not any(any(self.path.glob(pattern)) for pattern in FILES):
+            _refuse(self.path)
+
+    @functools.cached_property
+    def telemetry(self) -> pd.DataFrame:
+        """A row a second, with all of `COLUMNS`; of several ranks, their sum.
+
+        Rates and counts are those of all ranks together, the seconds of waiting their
+        mean. ``time`` is a timestamp in UTC, ``waiting`` and ``times_seen`` are text,
+        the others are numbers, NaN where a run has no such thing.
+        """
+        tables = [_typed(table) for table in self._tables("telemetry*.csv")]
+        return _joined(tables) if tables else _typed(pd.DataFrame())
+
+    @functools.cached_property
+    def metrics(self) -> pd.DataFrame:
+        """metrics.csv: ``step``, ``train_loss``, and ``val_*`` of each validation."""
+        return next(iter(self._tables("metrics.csv")), pd.DataFrame())
+
+    @functools.cached_property
+    def failures(self) -> pd.DataFrame:
+        """A row an attempt that failed, of all ranks, by time."""
+        tables = self._tables("failures*.csv")
+        table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        return table.sort_values("time", kind="stable") if "time" in table else table
+
+    @functools.cached_property
+    def losses(self) -> pd.DataFrame:
+        """``simulation, step, loss, seconds`` and the parameters, by simulation."""
+        return next(iter(self._tables("losses.csv")), pd.DataFrame())
+
+    @functools.cached_property
+    def validation(self) -> pd.DataFrame:
+        """A row a held-out simulation: parameters, ``relative_l2``, ``rmse_*``."""
+        return next(iter(self._tables("validation.csv")), pd.DataFrame())
+
+    @functools.cached_property
+    def outcome(self) -> RunSummary | None:
+        """Errors at the end of a fit, and what it took."""
+        return self._read(OUTCOME, lambda path: RunSummary.read(path.parent))
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """config.yaml; empty without one, as in runs from Python."""
+        return (
+            self._read("config.yaml", lambda path: _mapping(yaml.safe_load, path)) or {}
+        )
+
+    @functools.cached_property
+    def about(self) -> dict[str, Any]:
+        """run.json: name, command, started, versions, git, host, ..., spec, next."""
+        return self._read("run.json", lambda path: _mapping(json.load, path)) or {}
+
+    @functools.cached_property
+    def newest(self) -> xr.Dataset | None:
+        """A sample of the newest batch: ``<name>``, ``<name>_surrogate``; thinned."""
+        return self._read("newest.nc", _fields)
+
+    @functools.cached_property
+    def cases(self) -> xr.Dataset | None:
+        """The best, the median and the worst held-out simulation, along ``case``."""
+        return self._read("cases.nc", _fields)
+
+    @property
+    def missing(self) -> list[str]:
+        """What is not there, and why, in words; reads everything."""
+        for part in _PARTS:
+            getattr(self, part)
+        return [self._missing[name] for name in FILES if name in self._missing]
+
+    @functools.cached_property
+    def state(self) -> State:
+        """Whether it goes on, by its last row; or has ended, and how."""
+        if "error" in self.about:
+            return "stopped"
+        if (self.path / OUTCOME).is_file() or "ended" in self.about:
+            return "ended"
+        age = self._now() - self._last_seen
+        patience = _ALIVE if len(self.telemetry) else _BEGINNING
+        return "running" if age < patience else "stopped"
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong, in plain words, each with what helps; as `problems_of`."""
+        return problems_of(self)
+
+    @property
+    def _last_seen(self) -> float:
+        if len(times := self.telemetry.time.dropna()):
+            return float(times.iloc[-1].timestamp())
+        written = [p.stat().st_mtime for f in FILES for p in self.path.glob(f)]
+        return max(written, default=0.0)
+
+    def _tables(self, pattern: str) -> list[pd.DataFrame]:
+        paths = sorted(self.path.glob(pattern))
+        if not paths:
+            self._read(pattern, lambda path: None)
+        tables = (self._read(path.name, _table, pattern) for path in paths)
+        return [table for table in tables if table is not None]
+
+    def _read(
+        self, name: str, read: Callable[[Path], Read | None], pattern: str = ""
+    ) -> Read | None:
+        """Read a file, or note that and why this is not possible."""
+        path, key = self.path / name, pattern or name
+        shown = name.replace("*", "")
+        if not path.exists():
+            if shown != "failures.csv":  # All simulations are well.
+                self._missing[key] = f"{shown} is not there. {FILES[key]}"
+            return None
+        try:
+            return read(path)
+        except Exception as error:
+            # Of any type, by the library and the damage.
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            self._missing[key] = f"{shown} cannot be read: {reason}."
+            return None
+
+
+def _refuse(path: Path) -> None:
+    """Raise an error that says what a run's folder is, and where the newest one is."""
+    found: list[Path] = []
+    for root in (path, Path("runs")):
+        for depth in range(1, 6):
+            found += root.glob("/".join(["*"] * depth) + "/telemetry.csv")
+        if found:
+            break
+    newest = max(found, key=lambda p: p.stat().st_mtime, default=None)
+    remedy = f"The newest is {newest.parent}" if newest else "A fit prints its own"
+    kind = ArgumentError if path.exists() else MissingFileError
+    raise kind(
+        "The folder of a run",
+        "one with config.yaml and telemetry.csv, as runs/heat2d/2026-01-31_12-00-00",
+        path if path.is_dir() else f"{path}, which is no folder",
+        f"{remedy}.",
+    )
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """Return the complete rows of a CSV file, of which the last may be half written."""
+    data = path.read_bytes()
+    data = data[: data.rfind(b"\n") + 1]
+    if not data:
+        raise ValueError("it is empty")
+    while data.count(b'"') % 2:
+        # It breaks off within a quoted text of several lines.
+        data = data[: data[:-1].rfind(b"\n") + 1]
+    text = dict.fromkeys(_TEXT, str)
+    return pd.read_csv(io.BytesIO(data), on_bad_lines="skip", dtype=text)
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Return telemetry with all columns, each of its type."""
+    table = table.reindex(columns=[*COLUMNS])
+    for name in table:
+        if name == "time":
+            table[name] = pd.to_datetime(table[name], utc=True, errors="coerce")
+        elif name in _TEXT:
+            table[name] = table[name].astype(object).where(table[name].notna(), "")
+        else:
+            table[name] = pd.to_numeric(table[name], errors="coerce")
+    return table
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the rows of the first rank, joined with the others' at these moments."""
+    tables = [table for table in tables if len(table)] or [*tables[:1]]
+    if len(tables) == 1:
+        return tables[0]
+    moments = tables[0].seconds.to_numpy()
+    at = [np.searchsorted(t.seconds, moments, side="right") - 1 for t in tables]
+    rows = [
+        t.iloc[np.maximum(k, 0)].reset_index(drop=True)
+        for t, k in zip(tables, at, strict=True)
+    ]
+    joined = rows[0].copy()
+    for name, column in COLUMNS.items():
+        values = pd.concat([row[name] for row in rows], axis=1)
+        if name == "times_seen":
+            joined[name] = [_added(texts) for texts in values.to_numpy()]
+        elif name == "waiting":
+            joined[name] = [_listed(texts) for texts in values.to_numpy()]
+        elif column.ranks == "sum":
+            joined[name] = values.sum(axis=1, min_count=1)
+        elif column.ranks == "mean":
+            joined[name] = values.mean(axis=1)
+    return joined
+
+
+def _added(texts: Iterable[str]) -> str:
+    counts = itertools.zip_longest(*(map(int, t.split()) for t in texts), fillvalue=0)
+    return " ".join(str(sum(ranks)) for ranks in counts)
+
+
+def _listed(texts: Iterable[str]) -> str:
+    return "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text)
+
+
+def _mapping(load: Callable[[Any], Any], path: Path) -> dict[str, Any]:
+    with path.open(encoding="utf-8") as file:
+        read = load(file)
+    if not isinstance(read, dict):
+        raise ValueError("it holds no names and values")
+    return read
+
+
+def _fields(path: Path) -> xr.Dataset:
+    # Into memory: the run replaces the file.
+    return xr.load_dataset(path, engine="h5netcdf")
