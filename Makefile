@@ -2,20 +2,23 @@
 # make test   install with what the tests need, then the whole suite, in four processes, which wait half of the time
 # make soak   a thousand small studies into which faults are injected; goes on where it was
 # make bench-all   the benchmarks, the tests that run each in its tiny form, and variants that make test leaves out
+# make docs   the site of the documentation, in build/docs; opens without a network; with NOTEBOOK=force it runs the tutorial
 # make lint   what pre-commit and CI check
 # Another torch: make demo TORCH=torch (or any requirement that pip takes). Another Python: PYTHON=python3.12.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+NOTEBOOK ?= off
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: install install-test demo test soak lint format bench bench-all clean
+.PHONY: install install-test install-docs demo test docs soak lint format bench bench-all clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test
+install-docs: $(VENV)/installed-docs
 
 # torch goes first and alone: a requirement met already keeps the CPU build where that is what there is.
 $(VENV)/torch:
@@ -34,11 +37,20 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) install -e '.[test]'
 	@touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) install -e '.[docs]'
+	@touch $@
+
 demo: install
 	$(BIN)/surrogate-flow fit --data workflows/heat2d.yaml --model models/fully_connected.yaml
 
 test: install-test
 	$(BIN)/pytest -n 4
+
+docs: install-docs
+	rm -rf docs/api
+	NOTEBOOK=$(NOTEBOOK) $(BIN)/sphinx-build -q -W --keep-going docs build/docs
+	@echo "build/docs/index.html"
 
 soak: install-test
 	$(BIN)/python tests/faults/soak.py
@@ -66,4 +78,4 @@ bench-all: install-test bench
 	$(BIN)/pytest -m bench
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build docs/api *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

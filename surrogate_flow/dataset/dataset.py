@@ -39,7 +39,7 @@ _DAMAGED = (KeyError, ValueError, TypeError, OSError, RuntimeError)
 
 
 class Archive:
-    """u[simulation, time, *space] of each variable, in Zarr format 3.
+    """``u[simulation, time, *space]`` of each variable, in Zarr format 3.
 
     Rows are the numbers of the simulations, the held-out ones first. The array
     ``state`` says which are complete: it is written last, so a simulation that was

@@ -6,11 +6,11 @@ step, history)``:
 
 - ``parameters``, of shape (batch, parameter): those of the equation;
 - ``step``, of shape (batch,): index of the first step to predict;
-- ``history``, of shape (batch, inputs, channel, *space): the steps just before it, none
-  for direct windows;
+- ``history``, of shape ``(batch, inputs, channel, *space)``: the steps just before it,
+  none for direct windows;
 
-and return (batch, outputs, channel, *space). ``docs/networks.md`` shows how to add your
-own.
+and return ``(batch, outputs, channel, *space)``. ``docs/networks.md`` shows how to add
+your own.
 """
 
 from surrogate_flow.nn.channels import Channels

@@ -19,7 +19,7 @@ __all__ = ["FullyConnected"]
 
 
 class FullyConnected(nn.Module):
-    """u = W_n σ(... σ(W_1 (parameters, t, history) + b_1) ...) + b_n.
+    """u = W_n σ(… σ(W_1 (parameters, t, history) + b_1) …) + b_n.
 
     It serves any fields: on a grid, on a mesh, or without dims.
 

@@ -27,8 +27,8 @@ class OnGrid(nn.Module):
         As of every network, see `surrogate_flow.nn`.
     module : str
         Import path of a ``torch.nn.Module`` that is built with the keywords
-        ``in_channels`` and ``out_channels``, and maps (batch, in_channels, *space) to
-        (batch, out_channels, *space).
+        ``in_channels`` and ``out_channels``, and maps
+        ``(batch, in_channels, *space)`` to ``(batch, out_channels, *space)``.
     arguments : mapping, optional
         Its other keywords.
     positions : bool

@@ -207,7 +207,9 @@ class Policy(ABC):
 @final
 @dataclass(frozen=True, kw_only=True)
 class FIFO(Policy):
-    """A queue: each sample is drawn once, in the order of arrival. With `n` held::
+    """A queue: each sample is drawn once, in the order of arrival.
+
+    With `n` held::
 
         put  waits  <=>  no slot is free
         draw waits  <=>  n < batch_size  (while steps arrive)
@@ -236,7 +238,9 @@ class FIFO(Policy):
 @final
 @dataclass(frozen=True, kw_only=True)
 class FIRO(Policy):
-    """A shuffle buffer: each sample is drawn once, at random. With `n` held::
+    """A shuffle buffer: each sample is drawn once, at random.
+
+    With `n` held::
 
         put  waits  <=>  no slot is free
         draw waits  <=>  n < max(threshold, batch_size)  (while steps arrive)

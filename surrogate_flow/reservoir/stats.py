@@ -192,7 +192,9 @@ class Waits:
 
 @final
 class Moments:
-    """Mean and variance of each channel, updated with chunk after chunk in float64::
+    """Mean and variance of each channel, updated with chunk after chunk in float64.
+
+    Of two parts::
 
         n     = n_a + n_b
         mean  = mean_a + (mean_b - mean_a) n_b / n

@@ -39,7 +39,7 @@ class Observations:
 
 
 class Sampler(ABC):
-    """A sequence of points in the box of the parameters: p₀, p₁, ...
+    """A sequence of points in the box of the parameters: p₀, p₁, …
 
     A sampler that adapts overrides `tell`, which may change all points that `ask` has
     not returned yet, and saves its state in `state_dict`. Between two calls of `tell` a

@@ -79,7 +79,7 @@ def _separator(text: str) -> str:
 
 
 class Table(Sampler):
-    """p₀, p₁, ... are the rows of a table, each once, in an order of the seed.
+    """p₀, p₁, … are the rows of a table, each once, in an order of the seed.
 
     The held-out simulations of a study are the first of them, unless they have a
     sampler of their own, and the others are those to train on.

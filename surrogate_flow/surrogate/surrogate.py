@@ -57,7 +57,7 @@ _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
 class Surrogate(L.LightningModule):
-    """û = network(parameters, t, history), trained on |û - u|^2 in normalised units.
+    """û = network(parameters, t, history), trained on ‖û - u‖² in normalised units.
 
     Parameters
     ----------
