@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from surrogate_flow.data.online import OnlineData
     from surrogate_flow.data.stored import StoredData
     from surrogate_flow.dataset import Archive
+    from surrogate_flow.fields.conventions import to_netcdf
     from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
     from surrogate_flow.fields.window import Autoregressive, Direct
     from surrogate_flow.report.callbacks import run_callbacks
@@ -30,6 +31,7 @@ __all__ = [
     "Surrogate",
     "Variable",
     "run_callbacks",
+    "to_netcdf",
 ]
 
 _FILES = {
@@ -46,6 +48,7 @@ _FILES = {
     "Surrogate": "surrogate.surrogate",
     "Variable": "fields",
     "run_callbacks": "report.callbacks",
+    "to_netcdf": "fields.conventions",
 }
 
 

@@ -36,6 +36,27 @@ def test_conda_environment_names_the_same_packages():
         assert CONDA_NAMES.get(name, name) + bounds in listed
 
 
+def test_the_citation_is_of_this_version():
+    """The fields that the Citation File Format 1.2.0 requires, and both papers."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == setup["metadata"]["version"]
+    assert citation["license"] == setup["metadata"]["license"]
+    assert citation["type"] == "software"
+    for work in (citation, *citation["references"]):
+        assert work["title"]
+        assert work["type"] in ("software", "conference-paper")
+        for author in work["authors"]:
+            assert {*author} in ({"name"}, {"family-names", "given-names"})
+    assert citation["message"]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    urls = [paper["url"] for paper in citation["references"]]
+    assert len(urls) == 2
+    assert all(url in readme for url in urls)
+
+
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     """A clone, in a folder of the name that git gives it."""

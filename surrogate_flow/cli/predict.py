@@ -12,9 +12,9 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from surrogate_flow.cli.runs import newest
+from surrogate_flow.fields.conventions import about, to_netcdf
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.quantities import counted
-from surrogate_flow.files import write_atomically
 from surrogate_flow.report.console import print_lines
 from surrogate_flow.surrogate.checks import read_history
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -82,8 +82,8 @@ def run(options: Any) -> None:
             )
     dataset = surrogate.predict(options.parameters, options.times, history)
     try:
-        with write_atomically(output) as part:
-            dataset.to_netcdf(part)
+        network = f"{type(surrogate.network).__name__}"
+        to_netcdf(dataset, output, **about("Prediction of a surrogate", network))
     except UnicodeEncodeError as error:
         raise UserError(
             f"--output {output}: netCDF 3, as SciPy writes it, holds no name such as "

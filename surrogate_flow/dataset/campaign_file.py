@@ -14,6 +14,7 @@ import xarray as xr
 from jaxtyping import Int
 
 from surrogate_flow.dataset.writer import ArchiveError
+from surrogate_flow.fields.conventions import time_units
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.positions import Misplaced, Positions
 from surrogate_flow.fields.spec import FieldSpec
@@ -81,7 +82,7 @@ class CampaignFile:
         }
         times = every[axis].values.astype(float)
         order = np.argsort(times)
-        lines["time"] = ("time", times[order], _units(every[axis]))
+        lines["time"] = ("time", times[order], time_units(every[axis].attrs))
         if not (np.diff(lines["time"][1]) > 0).all():
             raise Unfit(f"{path}: expected times that differ, got one twice, or NaN.")
         curved = {

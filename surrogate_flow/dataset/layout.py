@@ -19,7 +19,8 @@ from zarr.codecs import ZstdCodec
 
 from surrogate_flow.dataset.provenance import Provenance
 from surrogate_flow.dataset.writer import ABSENT, COMPLETE, FAILED, STATE, ArchiveError
-from surrogate_flow.fields.quantities import Coordinate, attributes, packing
+from surrogate_flow.fields.conventions import time_attributes
+from surrogate_flow.fields.quantities import Coordinate, described, packing
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import LOCK, DirectoryLock
 
@@ -150,8 +151,7 @@ def _arrays(folder: Path, spec: FieldSpec, noted: Mapping[str, Any]) -> Any:
             fill_value=np.nan,
             compressors=ZstdCodec(level=1, checksum=True),
             dimension_names=(ROW, "time", *spec.dims),
-            attributes=attributes(variable.units, variable.long_name)
-            | packing(variable),
+            attributes=described(variable) | packing(variable),
         )
     create(
         STATE,
@@ -172,7 +172,7 @@ def _arrays(folder: Path, spec: FieldSpec, noted: Mapping[str, Any]) -> Any:
             data=np.array(c.values),
             chunks=(len(c.values),),
             dimension_names=(c.dim,),
-            attributes=attributes(c.units, c.long_name or c.name),
+            attributes=time_attributes(c.units) if c.name == "time" else described(c),
         )
     held_out = {"long_name": "kept apart from training, for validation"}
     rows: dict[str, tuple[str, dict[str, Any]]] = {
@@ -181,15 +181,15 @@ def _arrays(folder: Path, spec: FieldSpec, noted: Mapping[str, Any]) -> Any:
     }
     for p in spec.parameters:
         bounds = {"valid_min": p.low, "valid_max": p.high}
-        rows[p.name] = ("float64", {**attributes(p.units), **bounds})
-    for name, (dtype, described) in rows.items():
+        rows[p.name] = ("float64", {**described(p), **bounds})
+    for name, (dtype, attributes) in rows.items():
         create(
             name,
             shape=(0,),
             chunks=(_ROWS,),
             dtype=dtype,
             dimension_names=(ROW,),
-            attributes=described,
+            attributes=attributes,
         )
     return group
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from surrogate_flow.dataset.writer import ArchiveError
 from surrogate_flow.fields import FieldSpec
+from surrogate_flow.fields.conventions import about, version
 from surrogate_flow.fields.names import (
     first_difference,
     public_path,
@@ -77,8 +78,11 @@ class Provenance:
         netCDF, into which parts of a data set are often copied, has no nested ones.
         """
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        versions = {name: _installed(name) for name in _PACKAGES}
+        versions = {name: version(name) for name in _PACKAGES}
+        solver = str(self.solver["class_path"])
+        title = f"Simulations of {self.workflow or solver.rpartition('.')[2]}"
         return {
+            **about(title, f"{solver} {self.solver.get('version', '')}".strip()),
             "format": FORMAT,
             "workflow": self.workflow,
             "created": now,
@@ -203,11 +207,4 @@ def _hash(module: ModuleType) -> str:
 def _version(kind: type) -> str:
     package = kind.__module__.partition(".")[0]
     names = importlib.metadata.packages_distributions().get(package, ())
-    return _installed(names[0]) if names else ""
-
-
-def _installed(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    return version(names[0]) if names else ""

@@ -22,6 +22,7 @@ __all__ = [
     "Variable",
     "attributes",
     "counted",
+    "described",
     "in_units",
     "named",
     "numbers",
@@ -95,7 +96,7 @@ class Parameter:
     """A scalar input of the simulation, within ``[low, high]``.
 
     If `whole`, its values are the whole numbers there, and samplers give each of them
-    the same share.
+    the same share. Its long name labels it in files.
 
     Raises
     ------
@@ -290,6 +291,12 @@ def in_units(value: float, units: str, digits: int = 4) -> str:
 def attributes(units: str, long_name: str = "") -> dict[str, str]:
     """Return the attributes of a quantity in xarray and netCDF, without empty ones."""
     return {k: v for k, v in (("units", units), ("long_name", long_name)) if v}
+
+
+def described(quantity: Parameter | Variable | Coordinate) -> dict[str, str]:
+    """Return units and long name; that is the name in words where none is given."""
+    long_name = quantity.long_name or quantity.name.replace("_", " ")
+    return attributes(quantity.units, long_name)
 
 
 def packing(variable: Variable) -> dict[str, float]:

@@ -29,6 +29,7 @@ from surrogate_flow.fields.quantities import (
     Parameter,
     Variable,
     attributes,
+    described,
     named,
     numbers,
 )
@@ -293,19 +294,18 @@ class FieldSpec:
         }
         for name in lead:
             named = attributes("", "number of the sample")
-            coords[name] = (name, np.arange(len(fields)), named)
+            coords[name] = (name, np.arange(len(fields), dtype=np.int32), named)
         for c in self.coordinates:
-            described = attributes(c.units, c.long_name or c.name)
-            coords[c.name] = (c.dim, list(c.values), described)
+            coords[c.name] = (c.dim, list(c.values), described(c))
         for p in self.parameters:
             values = np.asarray(parameters[p.name], dtype=np.float64)
-            coords[p.name] = (lead, values, attributes(p.units, p.long_name or p.name))
+            coords[p.name] = (lead, values, described(p))
         return xr.Dataset(
             {
                 v.name: (
                     dims,
                     fields[(slice(None),) * channel + (i,)],
-                    attributes(v.units, v.long_name or v.name),
+                    described(v),
                 )
                 for i, v in enumerate(self.variables)
             },

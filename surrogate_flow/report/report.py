@@ -18,6 +18,7 @@ from rich.console import Console
 
 from surrogate_flow.data.module import SurrogateData, data_of
 from surrogate_flow.data.validation import ValidationSet
+from surrogate_flow.fields.conventions import about, for_files
 from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.files import tolerate_full_disk, write_atomically
 from surrogate_flow.report.console import print_lines
@@ -82,6 +83,8 @@ class Report(Callback):
         if pl_module.window.inputs:
             first = slice(pl_module.window.inputs)
             history = held_out.simulation(held_out.finished[0], first)
+            noted = about("First steps of a held-out simulation", data.workflow)
+            history = for_files(history).assign_attrs(noted)
             self._write(_HISTORY, history.to_netcdf)
         self._lines += [
             *errors,

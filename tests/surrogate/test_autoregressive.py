@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from conventions import findings
 from matplotlib.image import imread
 from programs import WORKFLOW, command, environment, fit
 from test_ranks import HELD_OUT, TWO
@@ -112,6 +113,7 @@ def test_the_next_command_works_as_it_is_printed(run):
     )
     field = xr.load_dataset(folder / "field.nc").temperature
     history = xr.load_dataset(path / "history.nc")
+    assert findings(path / "history.nc") == []
     assert (history.sizes["time"], field.sizes["time"]) == (1, STEPS - 1)
     solver = Heat2D(cells=(12, 8), steps=STEPS, time_step=0.005)
     walls = {p.name: float(history[p.name]) for p in solver.spec.parameters}

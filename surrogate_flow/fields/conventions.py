@@ -1,0 +1,123 @@
+"""What files say of themselves by the CF conventions, so that other programs read them.
+
+https://cfconventions.org/Data/cf-conventions/cf-conventions-1.8/cf-conventions.html
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from surrogate_flow.files import write_atomically
+
+__all__ = [
+    "about",
+    "for_files",
+    "time_attributes",
+    "time_units",
+    "to_netcdf",
+    "version",
+]
+
+# In UDUNITS, which CF goes by, SINCE and since are one; xarray makes dates of the
+# second, and simulations have none.
+_NOMINAL = " SINCE 0001-01-01"
+_OWN = "simulated_units"
+_NOT_OF_CF = {np.dtype(a): b for a, b in (("int64", "int32"), ("uint8", "int8"))}
+
+
+def version(name: str = "surrogate-flow") -> str:
+    """Return the version of a package, or nothing if it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def about(title: str, made_by: str) -> dict[str, str]:
+    """Return a file's attributes: what it holds, what made it, and with which command.
+
+    Examples
+    --------
+    >>> about("Predictions", "FNO")["Conventions"]
+    'CF-1.8'
+    """
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    program, *words = sys.argv
+    return {
+        "Conventions": "CF-1.8",
+        "title": title,
+        "source": f"surrogate_flow {version()}: {made_by}",
+        "history": f"{now} {shlex.join([Path(program).name, *words])}",
+    }
+
+
+def time_attributes(units: str) -> dict[str, str]:
+    """Return the attributes of simulated time; CF wants a date that it counts from.
+
+    Examples
+    --------
+    >>> time_attributes("s")["units"]
+    's SINCE 0001-01-01'
+    >>> time_units(time_attributes("1")), time_units(time_attributes("ms"))
+    ('1', 'ms')
+    """
+    named = {"standard_name": "time", "long_name": "time"}
+    if " since " in units.lower():
+        return {**named, "units": units}
+    if units in ("", "1"):
+        said = "Dimensionless time of the simulation; its seconds and date are nominal."
+        return {**named, "units": f"s{_NOMINAL}", _OWN: units or "1", "comment": said}
+    said = "Time of the simulation; its date is nominal."
+    return {**named, "units": f"{units}{_NOMINAL}", "comment": said}
+
+
+def time_units(attributes: Mapping[Any, Any]) -> str:
+    """Return the units of time that a file was written with."""
+    units = str(attributes.get("units", "")).removesuffix(_NOMINAL)
+    return str(attributes.get(_OWN, units))
+
+
+def for_files(dataset: xr.Dataset) -> xr.Dataset:
+    """Return a dataset of a spec as files have it: with CF's time and number types."""
+    written = dataset.copy()
+    for name, variable in dataset.variables.items():
+        kept = variable
+        if variable.dtype in _NOT_OF_CF:
+            kept = variable.astype(_NOT_OF_CF[variable.dtype])
+        kept = kept.copy(deep=False)
+        if name == "time":
+            kept.attrs = time_attributes(time_units(variable.attrs))
+        if "flag_values" in kept.attrs:
+            kept.attrs["flag_values"] = np.array(kept.attrs["flag_values"], kept.dtype)
+        if name in dataset.coords:
+            # They have no missing values.
+            kept.encoding = {"_FillValue": None}
+        written[name] = kept
+    # Where time is of one length, CF wants all dims behind it in another order.
+    written.encoding["unlimited_dims"] = {"time"}
+    return written
+
+
+def to_netcdf(dataset: xr.Dataset, path: Path, **attributes: str) -> None:
+    """Write a dataset of a spec, whole or not at all, so that CF checkers find nothing.
+
+    Parameters
+    ----------
+    dataset : xr.Dataset
+        Such as a prediction, or the content of a data set.
+    path : Path
+    attributes : str
+        Of the file, besides those of the dataset.
+    """
+    written = for_files(dataset).assign_attrs(attributes)
+    with write_atomically(Path(path)) as part:
+        written.to_netcdf(part)
