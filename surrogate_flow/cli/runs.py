@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _GIVEN = "SURROGATE_FLOW_RUN"  # to the processes of a run's other ranks
 # Written before anything is trained.
-_EARLY = ("config.yaml", "events.out.tfevents.", "jobs", "telemetry")
+_EARLY = ("config.yaml", "events.out.tfevents.", "jobs", "run.json", "telemetry")
 _ROOM = 2**16  # bytes that a run writes at its beginning
 
 

@@ -19,6 +19,7 @@ from surrogate_flow.files import DirectoryLock, remedy, write_atomically
 from surrogate_flow.report.console import the_console
 from surrogate_flow.report.monitor import Monitor
 from surrogate_flow.report.progress import ProgressLine
+from surrogate_flow.report.records import Records
 from surrogate_flow.report.report import Report
 from surrogate_flow.report.summary import WriteSummary
 
@@ -214,12 +215,13 @@ def run_callbacks(
     Examples
     --------
     >>> [type(callback).__name__ for callback in run_callbacks("runs/mine")][:3]
-    ['Monitor', 'ProgressLine', 'Report']
+    ['Monitor', 'Records', 'ProgressLine']
     """
     folder, console = Path(folder), console or the_console()
     lines = [ProgressLine(console)] if lines is None else lines
+    records = Records(folder)
     # The monitor comes first: the line ends with its last status.
-    callbacks: list[Callback] = [Monitor(folder, lines), *lines]
+    callbacks: list[Callback] = [Monitor(folder, [*lines, records]), records, *lines]
     callbacks.append(Report(folder, console))
     if fit:
         callbacks += [WriteSummary(folder), FinalValidation()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import deque
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,7 +16,14 @@ from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.sampling import Observations
 from surrogate_flow.surrogate.batch import Batch
 
-__all__ = ["Feedback", "TrainingData", "require_finite", "sample_losses"]
+__all__ = [
+    "Feedback",
+    "Look",
+    "Probe",
+    "TrainingData",
+    "require_finite",
+    "sample_losses",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +101,99 @@ def sample_losses(
     return of_batch.expand(len(prediction))
 
 
+def _to_host(batch: Batch, losses: Tensor, *more: Tensor) -> tuple[list[Tensor], Any]:
+    """Begin to copy what is known of a batch; return copies, and what they wait for."""
+    copies = [
+        # To the CPU without blocking: torch takes pinned memory by itself.
+        tensor.detach().to("cpu", dtype, non_blocking=True, copy=True)
+        for tensor, dtype in (
+            (batch.simulation, torch.int64),
+            (batch.step, torch.int64),
+            (batch.parameters, torch.float32),
+            (losses, torch.float32),
+            *((tensor, torch.float32) for tensor in more),
+        )
+    ]
+    copied: Any = None
+    if losses.is_cuda:
+        cuda: Any = torch.cuda
+        copied = cuda.Event()
+        copied.record()
+    return copies, copied
+
+
+class Look(NamedTuple):
+    """What a `Probe` has seen of one training step.
+
+    Attributes
+    ----------
+    seen : Observations
+        The losses of the samples of its batch.
+    newest : int
+        The sample of the newest simulation.
+    truth, guess : array of shape (sample, channel, *space)
+        The first step that was predicted of this sample alone, or of all if fields have
+        no dims; thin, as stored.
+    """
+
+    seen: Observations
+    newest: int
+    truth: Float[np.ndarray, "sample channel *space"]
+    guess: Float[np.ndarray, "sample channel *space"]
+
+
+class Probe:
+    """Takes a look at a training step whenever another thread wants one.
+
+    The training copies the losses of a batch and one thin sample; on a GPU it does not
+    wait for the copies. A step at which nobody wants a look costs it nothing.
+
+    Parameters
+    ----------
+    index : tuple of slice
+        Of the axes of space: which cells are looked at.
+
+    Attributes
+    ----------
+    wanted : bool
+        Whether the next step is looked at.
+    """
+
+    def __init__(self, index: tuple[slice, ...]) -> None:
+        self._index = index
+        self._copies: tuple[list[Tensor], Any] | None = None
+        self.wanted = True
+
+    @torch.no_grad()
+    def take(self, surrogate: Any, batch: Batch, prediction: Tensor) -> None:
+        """Look at a step, in the training's thread; padding has nothing to see."""
+        if not batch.weight:
+            return
+        normalisation, target = surrogate.normalisation, batch.target
+        losses = sample_losses(surrogate.loss, prediction, normalisation.fields(target))
+        newest = batch.simulation.argmax()[None]
+        truth, guess = (
+            fields[:, 0][(slice(None), slice(None), *self._index)]
+            for fields in (target, prediction)
+        )
+        if self._index:
+            truth, guess = (each.index_select(0, newest) for each in (truth, guess))
+        guess = normalisation.physical(guess)
+        self._copies = _to_host(batch, losses, newest, truth, guess)
+        self.wanted = False
+
+    def look(self) -> Look | None:
+        """Return what was seen, once, if its copies have arrived; from any thread."""
+        if self._copies is None:
+            return None
+        (*seen, newest, truth, guess), copied = self._copies
+        if copied is not None and not copied.query():
+            return None
+        self._copies = None
+        observed = Observations(*(tensor.numpy() for tensor in seen))
+        return Look(observed, int(newest), truth.numpy(), guess.numpy())
+
+
 class Feedback:
     """Passes losses to a data module once they are in the host's memory.
 
@@ -113,22 +213,7 @@ class Feedback:
         """Begin to copy the losses of a batch; padding has none."""
         if not batch.weight:
             return
-        copies = [
-            # To the CPU without blocking: torch takes pinned memory by itself.
-            tensor.detach().to("cpu", dtype, non_blocking=True, copy=True)
-            for tensor, dtype in (
-                (batch.simulation, torch.int64),
-                (batch.step, torch.int64),
-                (batch.parameters, torch.float32),
-                (losses, torch.float32),
-            )
-        ]
-        copied: Any = None
-        if losses.is_cuda:
-            cuda: Any = torch.cuda
-            copied = cuda.Event()
-            copied.record()
-        self._copies.append((copies, copied))
+        self._copies.append(_to_host(batch, losses))
 
     def deliver(self, *, wait: bool) -> None:
         """Pass on what has been copied; with `wait`, all."""

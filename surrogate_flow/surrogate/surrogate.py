@@ -31,6 +31,7 @@ from surrogate_flow.surrogate.metrics import StandardError, field_metrics
 from surrogate_flow.surrogate.normalisation import Normalisation
 from surrogate_flow.surrogate.observation import (
     Feedback,
+    Probe,
     TrainingData,
     require_finite,
     sample_losses,
@@ -145,6 +146,8 @@ class Surrogate(L.LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self._feedback: Feedback | None = None
+        #: Looks at a training step now and then, if somebody wants it.
+        self.probe: Probe | None = None
         self._trained: tuple[Tensor, int] = torch.tensor(torch.nan), 0
         self._monitored = self._logs = True
         self._said = False
@@ -220,6 +223,8 @@ class Surrogate(L.LightningModule):
         if self._feedback is not None:
             losses = sample_losses(self.loss, prediction, target)
             self._feedback.add(batch, losses)
+        if self.probe is not None and self.probe.wanted:
+            self.probe.take(self, batch, prediction)
         return loss * batch.weight
 
     def _due(self, step: int) -> bool:

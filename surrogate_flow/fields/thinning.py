@@ -1,0 +1,127 @@
+"""Fields on fewer points, for those who look at a run rather than train on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from surrogate_flow.fields.quantities import attributes
+from surrogate_flow.fields.spec import Coordinate, FieldSpec
+
+__all__ = ["SURROGATE", "Thinning"]
+
+#: Behind the name of a variable: what a surrogate predicts of it.
+SURROGATE = "_surrogate"
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """u[..., *space] -> u[..., ::s, ::s]: every s-th point, one plane of what is cut.
+
+    Attributes
+    ----------
+    spec : FieldSpec
+        Of the thin fields. A mesh that loses nodes has no cells.
+    index : tuple of slice
+        Of the axes of space, of whatever holds the fields; cut dims keep one point.
+    planes : mapping of str to Coordinate
+        Where each cut dim is cut: its only value is in the middle.
+
+    Examples
+    --------
+    >>> from surrogate_flow.solvers import Heat2D
+    >>> thin = Thinning.of(Heat2D(cells=(64, 48)).spec, 1000)
+    >>> thin.spec.shape, thin.index[0]
+    ((32, 24), slice(None, None, 2))
+    """
+
+    spec: FieldSpec
+    index: tuple[slice, ...]
+    planes: Mapping[str, Coordinate]
+
+    @classmethod
+    def of(cls, spec: FieldSpec, points: int, cut: Sequence[str] = ()) -> Self:
+        """Return the least stride, the same along all dims, that leaves so many points.
+
+        Parameters
+        ----------
+        spec : FieldSpec
+        points : int
+            At most, but one along each dim.
+        cut : sequence of str
+            Dims of which the middle alone is left.
+        """
+        kept = [
+            n for n, dim in zip(spec.shape, spec.dims, strict=True) if dim not in cut
+        ]
+        stride = 1
+        while stride < max(kept, default=1) and _points(kept, stride) > points:
+            stride += 1
+        index = {
+            dim: slice(n // 2, n // 2 + 1) if dim in cut else slice(None, None, stride)
+            for dim, n in zip(spec.dims, spec.shape, strict=True)
+        }
+        coordinates = [
+            replace(c, values=c.values[index[c.dim]]) for c in spec.coordinates
+        ]
+        thin = replace(
+            spec,
+            dims=tuple(dim for dim in spec.dims if dim not in cut),
+            shape=tuple(-(-n // stride) for n in kept),
+            coordinates=tuple(c for c in coordinates if c.dim not in cut),
+            cells=spec.cells if stride == 1 else None,
+        )
+        planes = {c.name: c for c in coordinates if c.dim in cut}
+        return cls(thin, tuple(index.values()), planes)
+
+    def dataset(
+        self,
+        truth: Float[np.ndarray, "*lead channel *space"],
+        guess: Float[np.ndarray, "*lead channel *space"],
+        lead: Sequence[str],
+        coordinates: Mapping[str, Any],
+    ) -> xr.Dataset:
+        """Return thin fields as stored, of a solver and its surrogate, with units.
+
+        Parameters
+        ----------
+        truth, guess : array
+        lead : sequence of str
+            Names of the dims before those of space.
+        coordinates : mapping of str to object
+            As xarray takes them, beside those of the grid.
+        """
+        spec, shape = self.spec, (*truth.shape[: len(lead)], *self.spec.step_shape)
+        pairs = (("", "", truth), (SURROGATE, ", predicted", guess))
+        fields = {}
+        for suffix, words, stored in pairs:
+            flat = stored.reshape(-1, *spec.step_shape)
+            physical = spec.physical(flat).reshape(shape)
+            for channel, v in enumerate(spec.variables):
+                of_one = np.take(physical, channel, axis=len(lead))
+                what = attributes(v.units, f"{v.long_name or v.name}{words}")
+                fields[v.name + suffix] = ((*lead, *spec.dims), of_one, what)
+        if spec.cells is not None:
+            # Cells may differ in their number of nodes.
+            corners = max(map(len, spec.cells))
+            cells = [[*cell, *[-1] * (corners - len(cell))] for cell in spec.cells]
+            fields["cells"] = (("cell", "corner"), np.array(cells, dtype=np.int32), {})
+        grid = {
+            c.name: (
+                () if c.name in self.planes else c.dim,
+                c.values[0] if c.name in self.planes else list(c.values),
+                attributes(c.units, c.long_name or c.name),
+            )
+            for c in (*spec.coordinates, *self.planes.values())
+        }
+        return xr.Dataset(fields, coords={**grid, **coordinates})
+
+
+def _points(sizes: Sequence[int], stride: int) -> int:
+    return math.prod(-(-n // stride) for n in sizes)

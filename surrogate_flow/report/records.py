@@ -1,0 +1,417 @@
+"""What a run records of itself while it goes on: run.json, losses.csv, newest.nc."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import logging
+import math
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import h5netcdf
+import h5py
+import numpy as np
+import pytorch_lightning as L
+import torch
+import xarray as xr
+from dask.system import CPU_COUNT
+
+from surrogate_flow.data.module import RunCallback, Status, SurrogateData, data_of
+from surrogate_flow.fields.quantities import attributes
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.thinning import Thinning
+from surrogate_flow.files import tolerate_full_disk, write_atomically
+from surrogate_flow.report.drawing import _across_up_and_cut as across_up_and_cut
+from surrogate_flow.surrogate.observation import Look, Probe
+from surrogate_flow.surrogate.surrogate import Surrogate
+
+__all__ = ["LossTable", "NewestField", "Pace", "Records", "now"]
+
+logger = logging.getLogger(__name__)
+
+_SHARE = 0.005  # of the trainer's time that a record may take
+_LOSSES, _FIELD = 10.0, 2.0  # seconds between two versions of their files, at least
+_LIMIT = 64_000  # bytes of newest.nc
+_KEPT = 2000  # simulations in losses.csv
+_SAMPLES = 256  # of a batch whose fields have no dims
+_NAMED = 24  # parameters in newest.nc, each of which takes half a kilobyte
+_PACKAGES = (
+    *("surrogate-flow", "torch", "pytorch-lightning", "dask", "distributed"),
+    *(
+        "dask-jobqueue",
+        "numpy",
+        "xarray",
+        "zarr",
+        "pyzmq",
+        "h5netcdf",
+        "neuraloperator",
+    ),
+)
+
+
+class Pace:
+    """Says when a thing may be done again, so that it takes a small share of the time.
+
+    Parameters
+    ----------
+    seconds : float
+        Between two times, at least.
+    share : float
+        Of the time of a processor, at most.
+    """
+
+    def __init__(self, seconds: float, share: float = _SHARE) -> None:
+        self._seconds, self._share = seconds, share
+        self._due = -math.inf
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time."""
+        return time.monotonic() >= self._due
+
+    @contextmanager
+    def taking(self) -> Iterator[None]:
+        """Do it, and measure how long this thread works on it."""
+        begin = time.thread_time()
+        try:
+            yield
+        finally:
+            pause = (time.thread_time() - begin) / self._share
+            self._due = time.monotonic() + max(self._seconds, pause)
+
+
+class LossTable:
+    """The newest loss of each of the last simulations that were trained on.
+
+    Parameters
+    ----------
+    spec : FieldSpec
+    kept : int
+        Number of simulations.
+    """
+
+    def __init__(self, spec: FieldSpec, kept: int = _KEPT) -> None:
+        self.columns = ["simulation", "step", "loss", "seconds"]
+        self.columns += [p.name for p in spec.parameters]
+        self._kept = kept
+        self._rows: dict[int, list[Any]] = {}
+
+    def add(self, look: Look, seconds: float) -> None:
+        """Take the losses of a batch into account, which are so old."""
+        seen = look.seen
+        for simulation, step, loss, point in zip(
+            seen.simulation.tolist(),
+            seen.step.tolist(),
+            seen.loss.tolist(),
+            seen.parameters.tolist(),
+            strict=True,
+        ):
+            # At the end, behind those that were trained on before.
+            self._rows.pop(simulation, None)
+            self._rows[simulation] = [simulation, step, loss, seconds, *point]
+        while len(self._rows) > self._kept:
+            del self._rows[next(iter(self._rows))]
+
+    def write(self, path: Path) -> None:
+        """Write a row a simulation, of which the last was trained on last."""
+        numbers = "{},{},{:.5g},{:.3f}" + ",{:.7g}" * (len(self.columns) - 4)
+        rows = [numbers.format(*row) for row in self._rows.values()]
+        head = io.StringIO()
+        csv.writer(head, lineterminator="\n").writerow(self.columns)
+        path.write_text(head.getvalue() + "\n".join(rows) + "\n", "utf-8")
+
+
+class NewestField:
+    """One sample of a training step as a small netCDF file.
+
+    The file is made once, with all names and units; later its numbers are replaced,
+    which takes a tenth of the time.
+
+    Parameters
+    ----------
+    spec : FieldSpec
+    samples : int
+        Of a batch; all of them are kept where fields have no dims.
+    cut : sequence of str
+        Dims of which the middle alone is shown.
+    limit : int
+        Bytes of the file, at most.
+    """
+
+    def __init__(
+        self,
+        spec: FieldSpec,
+        samples: int,
+        *,
+        cut: tuple[str, ...] = (),
+        limit: int = _LIMIT,
+    ) -> None:
+        self.spec = spec
+        self._samples = min(samples, _SAMPLES)
+        points = limit // (8 * len(spec.variables))
+        while True:
+            self._thin = Thinning.of(spec, points, cut)
+            self._template = _stored(self._dataset())
+            if len(self._template) <= limit or points < 2:
+                break
+            points = int(points * min(0.95, limit / len(self._template)))
+
+    @property
+    def index(self) -> tuple[slice, ...]:
+        """Of the axes of space: the cells that are kept."""
+        return self._thin.index
+
+    def write(self, look: Look, step: int, path: Path) -> None:
+        """Write what was seen at a step of the optimizer."""
+        seen, newest = look.seen, look.newest
+        simulation = int(seen.simulation[newest])
+        filled = self._dataset(look)
+        file = io.BytesIO(self._template)
+        with h5py.File(file, "r+") as stored:
+            for name, variable in filled.variables.items():
+                if name in stored and name not in ("cells", *self.spec.dims):
+                    stored[name][...] = variable.values
+            for name, value in (
+                ("simulation", simulation),
+                ("step", int(seen.step[newest])),
+                ("batch", step),
+            ):
+                stored.attrs.modify(name, np.int64(value))
+        path.write_bytes(file.getvalue())
+
+    def _dataset(self, look: Look | None = None) -> xr.Dataset:
+        spec, thin = self.spec, self._thin
+        lead = ("sample",) if not spec.dims else ()
+        shape = (*((self._samples,) if lead else ()), *thin.spec.step_shape)
+        fields = [np.full(shape, np.nan, dtype=np.float32) for _ in range(2)]
+        count = self._samples if lead else 1
+        steps = np.zeros(count, dtype=np.int64)
+        numbers = np.full(count, -1, dtype=np.int64)
+        points = np.full((count, len(spec.parameters)), np.nan)
+        if look is not None:
+            shown = slice(count) if lead else slice(look.newest, look.newest + 1)
+            some = len(look.seen.step[shown])
+            for filled, seen in zip(fields, (look.truth, look.guess), strict=True):
+                filled.reshape(count, -1)[:some] = seen.reshape(len(seen), -1)[:some]
+            steps[:some] = look.seen.step[shown]
+            numbers[:some] = look.seen.simulation[shown]
+            points[:some] = look.seen.parameters[shown]
+        times = np.array(spec.times)[steps]
+        along = {
+            "time": (times, attributes(spec.time_units, "time")),
+            **{
+                p.name: (points[:, k], attributes(p.units))
+                for k, p in enumerate(spec.parameters[:_NAMED])
+            },
+        }
+        if lead:
+            along["simulation"] = (numbers, {})
+        coordinates = {
+            name: (lead, values if lead else values[0], attrs)
+            for name, (values, attrs) in along.items()
+        }
+        truth, guess = fields
+        dataset = thin.dataset(truth, guess, lead, coordinates)
+        unknown = np.int64(-1)
+        return dataset.assign_attrs(simulation=unknown, step=unknown, batch=unknown)
+
+
+def _stored(dataset: xr.Dataset) -> bytes:
+    """Return a netCDF file as bytes."""
+    file = io.BytesIO()
+    with h5netcdf.File(file, "w") as stored:
+        dataset.dump_to_store(xr.backends.H5NetCDFStore(stored))
+    return file.getvalue()
+
+
+class Records(RunCallback):
+    """Writes run.json as a run begins and ends, losses.csv and newest.nc meanwhile.
+
+    Who shows a run reads these files, with `RunFolder`, from wherever they can be read.
+
+    A listener of the `Monitor`, in whose thread losses and fields are written: the
+    trainer looks at one step a second, and copies what was seen. What fails is logged
+    once, and ends no run.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.about: dict[str, Any] = {}
+        self._surrogate: Surrogate | None = None
+        self._losses: LossTable | None = None
+        self._field: NewestField | None = None
+        self._look: Look | None = None
+        self._paces = {"losses.csv": Pace(_LOSSES), "newest.nc": Pace(_FIELD)}
+        self._unwritten: set[str] = set()
+        self._trains = False
+
+    def setup(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
+    ) -> None:
+        """Write what is run, and with what."""
+        data = data_of(trainer)
+        if trainer.is_global_zero and data is not None and not self.about:
+            self.about = _about(trainer, data)
+            self._note()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to look at training steps."""
+        data, first = data_of(trainer), trainer.is_global_zero
+        if data is None or not first or not isinstance(pl_module, Surrogate):
+            return
+        size = getattr(data, "batch_size", _SAMPLES)
+        self._losses = LossTable(data.spec)
+        self._field = NewestField(data.spec, size, cut=_cut(data.spec))
+        pl_module.probe = Probe(self._field.index)
+        self._surrogate, self._trains = pl_module, True
+
+    def on_train_end(self, *_: Any) -> None:
+        """Look no more; the next status is the last that is written."""
+        self._trains = False
+
+    def __call__(self, status: Status) -> None:
+        """Write what was seen since the last time; in the monitor's thread."""
+        probe = self._surrogate.probe if self._surrogate else None
+        if probe is None or self._losses is None or self._field is None:
+            return
+        if (look := probe.look()) is not None:
+            self._look = look
+            self._losses.add(look, round(status.seconds, 3))
+        probe.wanted = self._trains
+        step = status.training.step if status.training else -1
+        if self._look is not None:
+            newest, field = self._look, self._field
+            self._write("losses.csv", self._losses.write)
+            self._write("newest.nc", lambda part: field.write(newest, step, part))
+
+    def teardown(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
+    ) -> None:
+        """Note when the run has ended."""
+        if self._surrogate is not None:
+            self._surrogate.probe = None
+            self._surrogate = None
+        if self.about:
+            self.about["ended"] = now()
+            self._note()
+
+    def on_exception(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        """Note why the run has failed."""
+        said = " ".join(f"{type(exception).__name__}: {exception}".split())
+        if isinstance(exception, KeyboardInterrupt):
+            said = "it was interrupted"
+        if self.about:
+            self.about |= {"ended": now(), "error": said}
+            self._note()
+
+    def _note(self) -> None:
+        text = json.dumps(self.about, indent=1)
+        self._write("run.json", lambda part: part.write_text(text, "utf-8"))
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        """Write a file whole, if it is time; a full disk is logged once."""
+        pace = self._paces.get(name)
+        if pace is not None and self._trains and not pace.due:
+            return
+        path = self.folder / name
+        known = name in self._unwritten
+        self._unwritten.add(name)
+        with suppress(OSError) if known else tolerate_full_disk(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            timed = pace.taking() if pace else nullcontext()
+            with timed, write_atomically(path) as part:
+                write(part)
+            self._unwritten.discard(name)
+
+
+def now() -> str:
+    """Return the time in ISO 8601, with the time zone."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _about(trainer: L.Trainer, data: SurrogateData) -> dict[str, Any]:
+    """Return what is run, where, and with which versions."""
+    device = trainer.strategy.root_device
+    cuda: Any = torch.cuda
+    name = cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {
+        "name": data.workflow,
+        "command": _command(),
+        "started": now(),
+        "versions": {
+            **{package: v for package in _PACKAGES if (v := _version(package))},
+            "python": platform.python_version(),
+        },
+        "git": _commit(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cores": CPU_COUNT,
+        "device": f"{device} ({name})" if name else str(device),
+        "ranks": trainer.world_size,
+        "spec": data.spec.to_plain(),
+    }
+
+
+def _command() -> str:
+    """Return the command of this process as it was typed; empty in a notebook."""
+    # The command line has put the paths of recipes into `sys.argv`.
+    for place, word in enumerate(sys.orig_argv):
+        if Path(word).name in ("surrogate-flow", "surrogate_flow"):
+            return shlex.join(["surrogate-flow", *sys.orig_argv[place + 1 :]])
+    program = Path(sys.argv[0]).name
+    script = program.endswith(".py") and not program.startswith("ipykernel")
+    return shlex.join(["python", *sys.argv]) if script else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _commit() -> str:
+    """Return the commit of the working folder; empty if it is no git repository."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip()
+
+
+def _cut(spec: FieldSpec) -> tuple[str, ...]:
+    """Return the dims that do not lie in a picture."""
+    if len(spec.dims) < 3:
+        return ()
+    nothing = np.broadcast_to(np.float32(0), (1, *spec.step_shape))
+    points = {p.name: p.low for p in spec.parameters}
+    one = spec.dataset(nothing, spec.times[:1], points).isel(time=0)
+    return tuple(across_up_and_cut(one[spec.variables[0].name])[2:])

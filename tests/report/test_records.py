@@ -1,0 +1,264 @@
+"""What a run records while it goes on: true to the training, small, at next to no cost."""
+
+import json
+import logging
+import resource
+import subprocess
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from filled import SIMULATIONS, SPEC, Filled, fit, parameters_of
+from pytorch_lightning.callbacks import LambdaCallback
+
+from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.nn import FullyConnected
+from surrogate_flow.report import records as records_module
+from surrogate_flow.report.monitor import Monitor
+from surrogate_flow.report.records import LossTable, NewestField, Pace, Records
+from surrogate_flow.report.run_folder import RunFolder
+from surrogate_flow.sampling import Observations
+from surrogate_flow.surrogate.batch import Batch
+from surrogate_flow.surrogate.observation import Look, Probe
+from surrogate_flow.surrogate.surrogate import Surrogate
+from surrogate_flow.testing.store import trajectory
+
+LIMIT = 65_536
+
+
+def spec(shape, *, variables=1, parameters=2, mesh=False, offset=0.0):
+    """A spec of fields with so many cells; of a mesh, triangles in a strip."""
+    dims = ("node",) if mesh else ("x", "y", "z")[: len(shape)]
+    names = ("x", "y") if mesh else dims
+    cells = [(k, k + 1, k + 2) for k in range(shape[0] - 2)] if mesh else None
+    return FieldSpec(
+        parameters=tuple(Parameter(f"p{k}", 0.0, 1.0, "m") for k in range(parameters)),
+        variables=tuple(
+            Variable(f"u{k}", "K", offset=offset) for k in range(variables)
+        ),
+        dims=dims,
+        shape=shape,
+        times=(0.0, 0.5, 1.0),
+        time_units="s",
+        coordinates=tuple(
+            Coordinate(n, d, tuple(np.linspace(0, 1, size)), "m")
+            for n, d, size in zip(
+                names, dims * len(names), shape * len(names), strict=False
+            )
+        ),
+        cells=cells,
+    )
+
+
+def look(spec, field, samples=4):
+    """What a probe sees of samples 0, 1, ... at steps 0, 1, 2, 0, ..., and their fields."""
+    values = np.random.default_rng(0).random((2, samples, *spec.step_shape), np.float32)
+    truth, guess = values
+    seen = Observations(
+        np.arange(samples),
+        np.arange(samples) % spec.steps,
+        np.linspace(0, 1, samples * len(spec.parameters), dtype=np.float32).reshape(
+            samples, -1
+        ),
+        np.ones(samples, dtype=np.float32),
+    )
+    shown = slice(None) if not spec.dims else slice(samples - 1, samples)
+    thin = (shown, slice(None), *field.index)
+    return Look(seen, samples - 1, truth[thin], guess[thin]), values
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        spec(()),
+        spec((), variables=3, parameters=30),
+        spec((7,), offset=1e5),
+        spec((100_000,), variables=4),
+        spec((64, 64)),
+        spec((3000, 20), parameters=40),
+        spec((500, 400), variables=8),
+        spec((40, 50, 60), variables=2),
+        spec((300,), mesh=True),
+        spec((50_000,), mesh=True),
+        spec((32, 32), variables=20),
+    ],
+    ids=lambda s: f"{len(s.dims)}D-{len(s.variables)}-{s.shape}-{s.cells is not None}",
+)  # fmt: skip
+def test_newest_nc_is_small_and_has_the_numbers_of_both(spec, tmp_path):
+    """Every s-th point of the solver's field and the surrogate's, with coordinates."""
+    cut = ("z",) if len(spec.dims) > 2 else ()
+    field = NewestField(spec, 4, cut=cut)
+    seen, (truth, guess) = look(spec, field)
+    path = tmp_path / "newest.nc"
+    field.write(seen, 17, path)
+    (tmp_path / "telemetry.csv").touch()
+    newest = RunFolder(tmp_path).newest
+    assert path.stat().st_size <= LIMIT
+    small = truth[0].nbytes * 2 < LIMIT / 4
+    for channel, variable in enumerate(spec.variables):
+        for suffix, fields in (("", truth), ("_surrogate", guess)):
+            stored = newest[variable.name + suffix]
+            full = fields[:, channel] if not spec.dims else fields[-1, channel]
+            thin = full if not spec.dims else full[field.index].squeeze()
+            np.testing.assert_array_equal(
+                stored.values, variable.offset + thin.astype(float)
+            )
+            assert stored.attrs["units"] == "K"
+            assert not small or stored.size == full.size
+            # No more is left out than the file has no room for.
+            assert stored.size * 4 * 2 * len(spec.variables) > LIMIT / 10 or small
+    assert newest.attrs == {"simulation": 3, "step": 0, "batch": 17}
+    times = [0.0, 0.5, 1.0, 0.0] if not spec.dims else 0.0
+    np.testing.assert_array_equal(newest.time, times)
+    last = newest.p1 if spec.dims else newest.p1[-1]
+    assert float(last) == pytest.approx(seen.seen.parameters[-1, 1])
+    for c in spec.coordinates:
+        at = np.array(c.values)[field.index[spec.dims.index(c.dim)]]
+        np.testing.assert_array_equal(newest[c.name], at.squeeze())
+    whole = spec.cells is not None and small
+    assert ("cells" in newest) == whole
+    assert not whole or newest.cells.values.tolist() == [list(c) for c in spec.cells]
+
+
+def test_a_probe_sees_the_training_step(tmp_path):
+    """Losses of all samples, fields of the newest simulation, only when it is wanted."""
+    fields = spec((6, 4), variables=2)
+    surrogate = Surrogate(fields, partial(FullyConnected, widths=(4,)))
+    surrogate.normalisation.freeze(np.array([0.5, 2.0]), np.array([2.0, 3.0]))
+    batch = Batch(
+        torch.rand(3, 2),
+        torch.tensor([0.0, 2.0, 1.0]),
+        torch.empty(3, 0, 2, 6, 4),
+        torch.rand(3, 1, 2, 6, 4),
+        torch.tensor([4, 9, 7]),
+    )
+    probe = Probe((slice(None, None, 2), slice(None)))
+    normalised = surrogate._normalised(batch.parameters, batch.step, batch.history)
+    assert probe.wanted
+    probe.take(surrogate, batch._replace(weight=0.0), normalised)
+    assert probe.look() is None
+    probe.take(surrogate, batch, normalised)
+    assert not probe.wanted
+    seen = probe.look()
+    assert probe.look() is None
+    assert seen.newest == 1
+    target = surrogate.normalisation.fields(batch.target)
+    losses = (normalised - target).square().flatten(1).mean(1)
+    np.testing.assert_allclose(seen.seen.loss, losses.detach(), rtol=1e-5)
+    assert seen.seen.simulation.tolist() == [4, 9, 7]
+    np.testing.assert_array_equal(seen.truth[0], batch.target[1, 0, :, ::2])
+    guess = surrogate(batch.parameters, batch.step, batch.history)[1, 0, :, ::2]
+    np.testing.assert_allclose(seen.guess[0], guess.detach(), rtol=1e-5)
+
+
+def test_a_fit_leaves_what_it_trained_on(tmp_path):
+    """run.json, the losses of all simulations, the newest field; and no probe."""
+    records = Records(tmp_path)
+    monitor = Monitor(tmp_path, [records])
+    always = Pace(0.0, 1.0)
+    records._paces = dict.fromkeys(records._paces, always)
+    each = LambdaCallback(on_train_batch_end=lambda *_: monitor.sample())
+    surrogate, trainer = fit(Filled(), tmp_path, monitor, records, each)
+    run = RunFolder(tmp_path)
+    assert sorted(run.losses.simulation) == [*range(SIMULATIONS)]
+    for row in run.losses.to_dict("records"):
+        point = [row[p.name] for p in SPEC.parameters]
+        assert point == parameters_of(row["simulation"]).tolist()
+        assert row["loss"] > 0
+        assert 0 < row["seconds"] <= run.telemetry.seconds.max()
+    simulation, step = (run.newest.attrs[name] for name in ("simulation", "step"))
+    truth = trajectory(SPEC, simulation, step, 1)[0, 0]
+    np.testing.assert_array_equal(run.newest.temperature, truth)
+    assert run.newest.attrs["batch"] == trainer.global_step
+    assert run.about["name"] == "filled"
+    assert run.about["spec"] == SPEC.to_plain()
+    assert run.about["versions"]["torch"] == torch.__version__
+    assert run.about["ended"] >= run.about["started"]
+    assert surrogate.probe is None
+    assert run.state == "ended"
+
+
+def test_what_cannot_be_recorded_ends_no_run(tmp_path, caplog, monkeypatch):
+    """A full disk, and a defect of the record: each is logged once."""
+    records = Records(tmp_path)
+    monitor = Monitor(tmp_path, [records])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    records._paces = {}
+
+    def full(*_):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+
+    each = LambdaCallback(
+        on_train_start=full, on_train_batch_end=lambda *_: monitor.sample()
+    )
+    try:
+        with caplog.at_level(logging.ERROR):
+            fit(Filled(), tmp_path, monitor, records, each)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caplog.text.count("newest.nc was not written") == 1
+    assert not (tmp_path / "newest.nc").exists()
+
+    caplog.clear()
+    records = Records(tmp_path)
+    monitor = Monitor(tmp_path, [records])
+    monkeypatch.setattr(records_module.LossTable, "add", lambda *_: 1 / 0)
+    fit(Filled(), tmp_path, monitor, records)
+    assert caplog.text.count("gets no further status") == 1
+
+
+def test_a_failed_run_says_why(tmp_path):
+    """In run.json, from which the state and the problem are read."""
+
+    def fail(*_):
+        raise MemoryError("no room")
+
+    failing = LambdaCallback(on_train_batch_end=fail)
+    with pytest.raises(MemoryError):
+        fit(Filled(), tmp_path, Records(tmp_path), failing)
+    run = RunFolder(tmp_path)
+    assert run.about["error"] == "MemoryError: no room"
+    assert run.state == "stopped"
+
+
+def test_losses_are_those_of_the_last_simulations(tmp_path):
+    """A simulation that is trained on again moves behind the others."""
+    table = LossTable(spec((), parameters=1), kept=3)
+    for simulation in (1, 2, 3, 2, 4):
+        seen = Observations(*(np.array([v]) for v in (simulation, 7, [0.5], 0.25)))
+        table.add(Look(seen, 0, np.empty(0), np.empty(0)), float(simulation))
+    table.write(tmp_path / "losses.csv")
+    assert (tmp_path / "losses.csv").read_text().splitlines() == [
+        "simulation,step,loss,seconds,p0",
+        "3,7,0.25,3.000,0.5",
+        "2,7,0.25,2.000,0.5",
+        "4,7,0.25,4.000,0.5",
+    ]
+
+
+def test_a_pace_follows_the_work(monkeypatch):
+    """What takes a second of this thread is done again after two hundred."""
+    clock = {"monotonic": 100.0, "thread_time": 0.0}
+    for name in clock:
+        monkeypatch.setattr(records_module.time, name, lambda name=name: clock[name])
+    pace = Pace(2.0, share=0.005)
+    for work, pause in ((0.001, 2.0), (1.0, 200.0)):
+        assert pace.due
+        with pace.taking():
+            clock["thread_time"] += work
+        clock["monotonic"] += pause - 0.1
+        assert not pace.due
+        clock["monotonic"] += 0.1
+
+
+def test_the_commit_is_that_of_the_working_folder(tmp_path, monkeypatch):
+    """Where there is one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert records_module._commit() == ""
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    for words in (("init", "-q"), (*who, "commit", "-q", "--allow-empty", "-m", "x")):
+        subprocess.run(["git", *words], check=True)
+    assert len(records_module._commit()) == 40
+    assert json.loads(json.dumps(records_module._command())) is not None
