@@ -39,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             campaign.run(words[1:])
             return
+        if words[:1] == ["report"]:
+            from surrogate_flow.cli import reports
+
+            reports.report(words[1:])
+            return
         # Seconds of imports, for a command line that makes sense so far.
         _run(CommandLine.of(words))
     except (Exception, SystemExit) as error:

@@ -170,6 +170,21 @@ options:
   --seed N                 of the choice of the held-out ones; 0 by default
   --skip_damaged true      leave out files that cannot be read or differ from others
 """,
+    "report": f"""\
+usage: surrogate-flow report RUN [RUN ...] [--output FILE]
+
+{COMMANDS["report"]} It is made
+of the run's folder alone, needs no network, and opens in every browser; also of a run
+that goes on or was killed. A fit leaves its own, report.html. Several are put side by
+side: errors, cost, settings that differ, and curves over each other. RUN may be a
+folder of runs, such as that of 'compare'. Examples:
+
+  surrogate-flow report runs/heat2d/2026-01-31_12-00-00
+  surrogate-flow report runs/compare/heat2d-fully_connected
+
+options:
+  --output FILE   RUN/report.html by default; comparison.html of several
+""",
     "check": f"""\
 usage: surrogate-flow check CLASS [--OPTION VALUE ...]
 

@@ -72,7 +72,7 @@ def draw(rows: Sequence[Row], cells: Sequence[Sequence[int]] | None = None) -> F
     rows : sequence of Row
         Of fields as `flat` returns them.
     cells : sequence of sequence of int, optional
-        Node numbers of the cells of a mesh.
+        Node numbers of the cells of a mesh; without any, its nodes are drawn.
     """
     widths: dict[Any, float] = {}
     for row in rows:
@@ -254,10 +254,14 @@ def _draw_mesh(
     label: str,
     **colours: Any,
 ) -> None:
-    """Draw convex cells, each given by its nodes, in the colours of the nodes."""
+    """Draw convex cells, given by their nodes, or these alone, in their colours."""
     x, y = _positions(field)
     triangles = [(cell[0], b, c) for cell in cells for b, c in pairwise(cell[1:])]
-    drawn = axis.tripcolor(x, y, triangles, field, shading="gouraud", **colours)
+    drawn = (
+        axis.tripcolor(x, y, triangles, field, shading="gouraud", **colours)
+        if triangles
+        else axis.scatter(x, y, s=9, c=field, **colours)
+    )
     extend = _beyond(field, colours)
     axis.figure.colorbar(drawn, ax=axis, label=label, shrink=0.8, extend=extend)
     for name, position in (("x", x), ("y", y)):

@@ -1,0 +1,51 @@
+"""``surrogate-flow report``: pages about runs, from their folders alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from surrogate_flow.cli.parser import Parser, parse
+from surrogate_flow.cli.recipes import CommandLine
+from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.report.comparison_page import comparison_page, runs_in
+from surrogate_flow.report.console import print_lines, the_console
+from surrogate_flow.report.page import write
+from surrogate_flow.report.run_folder import RunFolder
+from surrogate_flow.report.run_page import FILE, run_page
+
+__all__ = ["report"]
+
+
+def report(words: Sequence[str]) -> None:
+    """Write the page of a run, or of several side by side."""
+    parser = Parser(prog="surrogate-flow report", allow_abbrev=False)
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--output", type=Path | None)
+    options: Any = parse(
+        CommandLine(["report", *words]), lambda words: parser.parse_args(words[1:])
+    )
+    if not options.runs:
+        raise RecipeError(
+            "report needs the folder of a run, got none. Type, for example, "
+            "surrogate-flow report runs/heat2d/2026-01-31_12-00-00."
+        )
+    # A folder without any is refused as a run, which names the newest one.
+    folders = [run for path in options.runs for run in runs_in(path) or [path]]
+    runs = [RunFolder(path) for path in dict.fromkeys(folders)]
+    alone = len(runs) == 1
+    output = options.output or (
+        runs[0].path / FILE if alone else Path("comparison.html")
+    )
+    page = run_page(runs[0]) if alone else comparison_page(runs)
+    try:
+        write(output, page)
+    except OSError as error:
+        raise UserError(
+            f"--output {output}: cannot be written ({error}). Expected the name of a "
+            "file in a folder where you may write; name another."
+        ) from error
+    what = "the report" if alone else f"{len(runs)} runs side by side"
+    print_lines(the_console(), f"{output}: {what}; open it in a browser.")

@@ -1,0 +1,210 @@
+"""Several runs side by side on one page, from their folders alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from surrogate_flow.report import plots
+from surrogate_flow.report.cost import Cost
+from surrogate_flow.report.headline import error_of, model_of, name_of, rollout_of
+from surrogate_flow.report.page import (
+    Section,
+    flattened,
+    number,
+    percent,
+    render,
+    seconds,
+)
+from surrogate_flow.report.run_folder import FILES, RunFolder
+
+__all__ = ["comparison_page", "runs_in"]
+
+_NOT_COMPARED = ("trainer.default_root_dir",)
+_DEPTH = 5  # folders below one that is named
+
+
+def runs_in(path: Path) -> list[Path]:
+    """Return a run's folder, or those of the runs below a folder.
+
+    Of a comparison those of its runs that have ended, and the newest of others.
+    """
+    if _is_run(path):
+        return [path]
+    if (path / "comparison.json").is_file():
+        found = [_compared(place) for place in sorted(path.glob("*/seed-*"))]
+        return [run for run in found if run is not None]
+    below = {
+        file.parent
+        for depth in range(1, _DEPTH + 1)
+        for name in ("telemetry.csv", "outcome.json")
+        for file in path.glob("/".join(["*"] * depth) + f"/{name}")
+    }
+    return sorted(below)
+
+
+def comparison_page(runs: Sequence[RunFolder]) -> str:
+    """Return the page: errors, cost, settings that differ, and curves over each other.
+
+    What a run does not have is said, and the rest is shown.
+    """
+    named = dict(zip(_labels([run.path for run in runs]), runs, strict=True))
+    known = {
+        label: error
+        for label, run in named.items()
+        if (error := error_of(run)) is not None
+    }
+    best = min(known, key=lambda label: known[label], default=None)
+    headline = f"{len(runs)} runs side by side"
+    if best is not None:
+        headline += f"; {best} errs least, by {percent(known[best])} (relative L2)"
+    sections = [
+        _numbers(named),
+        _differences(named),
+        _curves(named),
+        _warnings(named),
+    ]
+    title = " and ".join(dict.fromkeys(name_of(run) for run in runs))
+    return render(f"Runs of {title}", f"{headline}.", sections)
+
+
+def _is_run(path: Path) -> bool:
+    known = (name for name in FILES if "*" not in name)
+    return any((path / name).is_file() for name in ("telemetry.csv", *known))
+
+
+def _compared(place: Path) -> Path | None:
+    """Return the folder of a run of a comparison, by its note or as the newest."""
+    try:
+        done = json.loads((place / "done.json").read_text("utf-8"))
+        folder = place / str(done["folder"])
+        if _is_run(folder):
+            return folder
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    found = [p.parent for p in place.glob("run-*/*/*/telemetry.csv")]
+    return max(found, key=lambda p: p.stat().st_mtime, default=None)
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """Return what tells the folders apart: their paths without what all share.
+
+    Examples
+    --------
+    >>> _labels([Path("runs/heat/a"), Path("runs/heat/b")])
+    ['a', 'b']
+    >>> _labels([Path("cmp/fifo/seed-0/run-1/h/t"), Path("cmp/firo/seed-0/run-1/h/u")])
+    ['fifo/seed-0', 'firo/seed-0']
+    """
+    parts = [list(path.absolute().parts) for path in paths]
+    for words in parts:
+        # Below it, the runs of a comparison differ in their times alone.
+        seeds = [at for at, word in enumerate(words) if word.startswith("seed-")]
+        del words[seeds[0] + 1 if seeds else len(words) :]
+    same = [len({*level}) == 1 for level in zip(*parts, strict=False)]
+    shared = [*same, False].index(False)
+    labels = ["/".join(words[shared:]) or words[-1] for words in parts]
+    if len({*labels}) < len(labels):
+        return [f"{label} ({at})" for at, label in enumerate(labels, 1)]
+    return labels
+
+
+def _numbers(named: Mapping[str, RunFolder]) -> Section:
+    section = Section("numbers", "Errors and cost")
+
+    def of_outcome(name: str) -> Callable[[RunFolder], float | None]:
+        return lambda run: getattr(run.outcome, name, None)
+
+    def of_errors(name: str) -> Callable[[RunFolder], float | None]:
+        return lambda run: run.outcome.errors.get(name) if run.outcome else None
+
+    def paid(run: RunFolder) -> str:
+        cost = Cost.of(run)
+        if cost is not None and cost.never:
+            return "never"
+        return number(None if cost is None else cost.break_even)
+
+    columns: dict[str, Callable[[RunFolder], str]] = {
+        "surrogate": lambda run: model_of(run).removeprefix("A "),
+        "state": lambda run: run.state,
+        "relative L2 error": lambda run: percent(error_of(run)),
+        "standard error": lambda run: percent(
+            of_errors("val_relative_l2_standard_error")(run)
+        ),
+        "skill": lambda run: number(of_errors("val_skill")(run), digits=3),
+        "held-out simulations": lambda run: number(of_outcome("validated")(run)),
+        "batches": lambda run: number(of_outcome("batches")(run)),
+        "simulations": lambda run: number(of_outcome("simulations")(run)),
+        "solvers": lambda run: seconds(of_outcome("solver_seconds")(run)),
+        "training": lambda run: seconds(of_outcome("training_seconds")(run)),
+        "one evaluation": lambda run: seconds(of_outcome("surrogate_seconds")(run)),
+        "paid for itself after": paid,
+    }
+    section.add(
+        "table",
+        head=("", *named),
+        rows=[(title, *map(of, named.values())) for title, of in columns.items()],
+        caption="Errors of the last weights, over held-out simulations, and what each "
+        "run took; paid for itself after so many evaluations.",
+    )
+    counts = {run.outcome.validated for run in named.values() if run.outcome}
+    if len(counts - {None}) > 1:
+        section.add(
+            "warning",
+            "The errors are means over different numbers of held-out simulations: they "
+            "do not compare.",
+        )
+    return section
+
+
+def _differences(named: Mapping[str, RunFolder]) -> Section:
+    section = Section(
+        "differences", "Settings that differ", "All settings are the same."
+    )
+    settings = [flattened(run.settings) for run in named.values()]
+    known = [flat for flat in settings if flat]
+    names = dict.fromkeys(name for flat in settings for name in flat)
+    rows = []
+    for name in names:
+        values = [
+            str(flat.get(name, "-")) if flat else "not known" for flat in settings
+        ]
+        differ = len({str(flat.get(name, "-")) for flat in known}) > 1
+        if differ and name not in _NOT_COMPARED:
+            rows.append((name, *(value[:200] for value in values)))
+    if rows:
+        caption = "By their options on the command line; all others are the same."
+        section.add("table", head=("", *named), rows=rows, caption=caption)
+    if not known:
+        section.absent = "No run has a config.yaml."
+    return section
+
+
+def _curves(named: Mapping[str, RunFolder]) -> Section:
+    section = Section("curves", "Curves over each other", "No run has any.")
+    for plot, caption in plots.learning({n: r.metrics for n, r in named.items()}):
+        section.plot(plot, caption)
+    tables = {name: rollout_of(run) for name, run in named.items()}
+    specs = [run.about["spec"] for run in named.values() if "spec" in run.about]
+    section.plot(
+        plots.rollout(tables, str(specs[0].get("time_units", "")) if specs else ""),
+        "The error at each step, relative to the size of whole rollouts.",
+    )
+    section.plot(
+        plots.rates({name: run.telemetry for name, run in named.items()}),
+        "Samples trained in a second, repetitions counted, since each run began.",
+    )
+    return section
+
+
+def _warnings(named: Mapping[str, RunFolder]) -> Section:
+    section = Section(
+        "warnings", "Warnings", "Nothing is wrong, and nothing is missing."
+    )
+    for name, run in named.items():
+        for problem in run.problems:
+            section.add("warning", f"{name}: {problem}")
+        if run.missing:
+            section.add("text", f"{name}: {' '.join(run.missing)}")
+    return section

@@ -1,0 +1,113 @@
+"""What a run has cost, and after how many evaluations that is back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surrogate_flow.report.run_folder import RunFolder
+
+__all__ = ["Cost", "at_equal_error", "break_even"]
+
+
+def break_even(spent: float, solver: float, surrogate: float) -> int | None:
+    """Return N = spent / (solver - surrogate), rounded up; None if none saves anything.
+
+    Parameters
+    ----------
+    spent : float
+        Seconds of solvers and training, once.
+    solver, surrogate : float
+        Seconds of one simulation, and of its prediction.
+
+    Examples
+    --------
+    >>> break_even(100.0, 0.5, 0.1), break_even(100.0, 0.1, 0.5)
+    (250, None)
+    """
+    saved = solver - surrogate
+    known = math.isfinite(spent) and math.isfinite(saved)
+    return math.ceil(spent / saved) if known and saved > 0 else None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run took, in seconds; None is not known.
+
+    Attributes
+    ----------
+    simulations : int
+        Complete ones.
+    solver, training : float
+        Of all simulations together, and of the trainer.
+    surrogate : float, optional
+        Of one evaluation: a whole simulation predicted.
+    cores, ranks : int
+        Of a simulation, and processes that trained.
+    """
+
+    simulations: int
+    solver: float
+    training: float
+    surrogate: float | None
+    cores: int = 1
+    ranks: int = 1
+
+    @classmethod
+    def of(cls, run: RunFolder) -> Cost | None:
+        """Return that of a run which has ended."""
+        outcome = run.outcome
+        if outcome is None:
+            return None
+        data: Any = run.settings.get("data") or {}
+        settings = data.get("init_args") or data if isinstance(data, Mapping) else {}
+        return cls(
+            outcome.simulations,
+            outcome.solver_seconds,
+            outcome.training_seconds,
+            outcome.surrogate_seconds,
+            _positive(settings.get("cores_per_simulation")),
+            _positive(run.about.get("ranks")),
+        )
+
+    @property
+    def per_simulation(self) -> float | None:
+        """Seconds of the solver for one simulation."""
+        known = self.simulations > 0 and self.solver > 0
+        return self.solver / self.simulations if known else None
+
+    @property
+    def break_even(self) -> int | None:
+        """Evaluations until the run has paid for itself."""
+        if self.per_simulation is None or self.surrogate is None:
+            return None
+        spent = self.solver + self.training
+        return break_even(spent, self.per_simulation, self.surrogate)
+
+    @property
+    def never(self) -> bool:
+        """Whether a prediction takes as long as the solver, or longer."""
+        known = self.per_simulation is not None and self.surrogate is not None
+        return known and self.break_even is None
+
+
+def at_equal_error(folder: Path) -> dict[str, Any] | None:
+    """Return what benchmarks/payback.py measured of a run, if it did so.
+
+    Its name, seconds and error: of the cheapest setting of the solver that errs no more
+    than the surrogate.
+    """
+    try:
+        rows = json.loads((folder / "payback.json").read_text("utf-8"))
+        row = rows[0]
+        return {name: row[name] for name in ("peer", "peer_seconds", "peer_error")}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _positive(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 1

@@ -1,0 +1,188 @@
+"""Held-out simulations as pictures and as frames, of what cases.nc has."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from PIL import Image
+
+from surrogate_flow.fields.quantities import in_units
+from surrogate_flow.report.drawing import Row, draw, flat, titled
+
+__all__ = ["Case", "Film", "encoded", "film_of", "stills"]
+
+_VARIABLES = 3  # of a simulation, which are drawn: a page has a size
+_FRAMES = 24  # of a rollout
+_DPI = 84  # so that a picture is as wide as a page
+_ENDING = "_surrogate"
+
+Cells = Sequence[Sequence[int]]
+
+
+class Case(NamedTuple):
+    """A picture of one simulation, and what it is in a sentence."""
+
+    name: str
+    picture: str
+    caption: str
+
+
+class Film(NamedTuple):
+    """Frames of one simulation, as addresses of pictures, and the time of each."""
+
+    frames: list[str]
+    times: list[str]
+    caption: str
+
+
+def encoded(figure: Figure, quality: int = 85) -> str:
+    """Return a figure as the address of a picture that holds it."""
+    figure.set_dpi(_DPI)
+    figure.canvas.draw()
+    return _encoded(np.asarray(figure.canvas.buffer_rgba()), quality)  # type: ignore[attr-defined]
+
+
+def stills(cases: xr.Dataset, cells: Cells | None = None) -> list[Case]:
+    """Draw each case at the time at which the surrogate errs most.
+
+    Fields on a line are drawn over all times, numbers as curves.
+    """
+    found = []
+    for name in map(str, cases.case.values):
+        case, moments = cases.sel(case=name), []
+        rows = []
+        for variable in _variables(cases)[:_VARIABLES]:
+            truth, guess = _pair(case, variable)
+            if truth.ndim > 2 or (cells is not None and truth.ndim > 1):
+                step = _worst_step(truth, guess)
+                moments.append(float(truth.time[step]))
+                truth, guess = truth.isel(time=[step]), guess.isel(time=[step])
+            truth, guess, place = flat(truth, guess)
+            title = titled(f"{_number(case)}{place}", _parameters(case))
+            rows.append(Row(truth, guess, title))
+        when = " at the time at which the surrogate errs most" if moments else ""
+        error = _error(case)
+        caption = (
+            f"The {name} of the held-out simulations{f', {error}' if error else ''}"
+            f"{when}: solver, surrogate and their difference."
+        )
+        found.append(Case(name, encoded(draw(rows, _points(rows, cells))), caption))
+    return found
+
+
+def film_of(cases: xr.Dataset, cells: Cells | None = None) -> Film | None:
+    """Return a rollout of the median case as frames; None of fields without dims."""
+    names = [*map(str, cases.case.values)]
+    case = cases.sel(case="median" if "median" in names else names[0])
+    variable = _variables(cases)[0]
+    truth, guess = _pair(case, variable)
+    if truth.ndim < 2 or truth.sizes["time"] < 2:
+        return None
+    shown = np.linspace(0, truth.sizes["time"] - 1, _FRAMES).round().astype(int)
+    truth, guess = truth.isel(time=np.unique(shown)), guess.isel(time=np.unique(shown))
+    errors = np.abs((guess - truth).values)
+    limits = float(truth.min()), float(truth.max())
+    width = float(errors[np.isfinite(errors)].max(initial=0.0)) or 1.0
+    title = titled(_number(case), _parameters(case))
+    moments = [
+        Row(*flat(truth.isel(time=[k]), guess.isel(time=[k]))[:2], title, limits, width)
+        for k in range(truth.sizes["time"])
+    ]
+    figure = draw(moments[:1], _points(moments, cells))
+    figure.set_dpi(_DPI)
+    units = truth.time.attrs.get("units", "")
+    return Film(
+        _frames(figure, moments),
+        [in_units(float(t), units) for t in truth.time.values],
+        f"{variable} of the median held-out simulation, step by step: the colours of "
+        "solver and surrogate have one range, that of the solver over all times.",
+    )
+
+
+def _frames(figure: Figure, rows: Sequence[Row]) -> list[str]:
+    """Draw all but the fields once, and the fields of each row into it."""
+    figure.canvas.draw()
+    figure.set_layout_engine("none")
+    panels = [axis for axis in figure.axes if axis.get_title()]
+    artists: list[tuple[Any, Any]] = [
+        (axis, artist) for axis in panels for artist in (*axis.collections, *axis.lines)
+    ]
+    for _, artist in artists:
+        artist.set_visible(False)
+    figure.canvas.draw()
+    empty: Any = figure.canvas.copy_from_bbox(figure.bbox)  # type: ignore[attr-defined]
+    for _, artist in artists:
+        artist.set_visible(True)
+    frames = []
+    for row in rows:
+        figure.canvas.restore_region(empty)  # type: ignore[attr-defined]
+        fields = (row.truth, row.guess, row.error)
+        for (axis, artist), field in zip(artists, fields, strict=True):
+            if hasattr(artist, "set_array"):
+                transposed = field if field.ndim < 2 else field.T
+                artist.set_array(transposed.values)
+            else:
+                artist.set_ydata(field.values)
+            axis.draw_artist(artist)
+        image = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
+        frames.append(_encoded(image, 70))
+    return frames
+
+
+def _encoded(image: np.ndarray, quality: int) -> str:
+    file = io.BytesIO()
+    # The quickest of its methods: forty pictures are to take a second or two.
+    Image.fromarray(image).convert("RGB").save(file, "WEBP", quality=quality, method=1)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _variables(cases: xr.Dataset) -> list[str]:
+    names = [str(name) for name in cases.data_vars]
+    return [name for name in names if f"{name}{_ENDING}" in names]
+
+
+def _pair(case: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
+    truth, guess = case[name], case[f"{name}{_ENDING}"]
+    dims = ("time", *(dim for dim in truth.dims if dim != "time"))
+    return truth.transpose(*dims), guess.transpose(*dims).rename(name)
+
+
+def _points(rows: Sequence[Row], cells: Cells | None) -> Cells | None:
+    """Return the cells of a mesh whose nodes are all there; none if some are not."""
+    if cells is None:
+        return None
+    nodes = 1 + max(max(cell) for cell in cells)
+    return cells if rows[0].truth.size >= nodes else ()
+
+
+def _worst_step(truth: xr.DataArray, guess: xr.DataArray) -> int:
+    errors = np.square((guess - truth).values)
+    errors = errors.reshape(len(errors), -1).mean(1)
+    return int(np.nan_to_num(errors, nan=-1.0).argmax())
+
+
+def _number(case: xr.Dataset) -> str:
+    known = case.get("simulation")
+    return "simulation" if known is None else f"simulation {int(known)}"
+
+
+def _error(case: xr.Dataset) -> str:
+    known = case.get("relative_l2")
+    return "" if known is None else f"relative error {float(known):.2%},"
+
+
+def _parameters(case: xr.Dataset) -> dict[str, tuple[float, str]]:
+    """Return the scalars beside the fields that are numbers: the parameters."""
+    besides = {"case", "simulation", "relative_l2", "time", "step"}
+    scalars = {str(n): c for n, c in case.variables.items() if c.ndim == 0}
+    return {
+        name: (float(value), value.attrs.get("units", ""))
+        for name, value in scalars.items()
+        if name not in besides and np.issubdtype(value.dtype, np.number)
+    }

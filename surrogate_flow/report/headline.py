@@ -1,0 +1,121 @@
+"""A run in a sentence: what it was, its error, its skill and its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from surrogate_flow.fields.quantities import counted
+from surrogate_flow.report.cost import Cost
+from surrogate_flow.report.page import number, percent, seconds
+from surrogate_flow.report.run_folder import RunFolder
+
+__all__ = ["counted_large", "error_of", "headline", "model_of", "name_of", "rollout_of"]
+
+
+def headline(run: RunFolder) -> str:
+    """Return what was run, its error, its skill and its cost, in one sentence."""
+    what = f"{model_of(run)} of {name_of(run)}"
+    outcome = run.outcome
+    if outcome is None:
+        return f"{what}: {_progress(run)}"
+    errors, cost = outcome.errors, Cost.of(run)
+    batches = counted_large(outcome.batches, "batch", "batches")
+    simulations = counted_large(outcome.simulations, "simulation")
+    parts = [f"{what}, trained on {batches} from {simulations}, {_error(run, errors)}"]
+    parts.append(
+        f"took {seconds(outcome.solver_seconds)} of solvers and "
+        f"{seconds(outcome.training_seconds)} of training"
+    )
+    if cost is not None and cost.break_even is not None:
+        parts.append(f"has paid for itself after {cost.break_even:,} evaluations")
+    elif cost is not None and cost.never:
+        parts.append("never pays for itself, since the solver is as fast")
+    return f"{', '.join(parts[:-1])}, and {parts[-1]}."
+
+
+def _error(run: RunFolder, errors: Mapping[str, float]) -> str:
+    error, spread = errors.get("val_relative_l2"), _spread(errors)
+    if error is None:
+        return "has no validation error"
+    count = run.outcome.validated if run.outcome else None
+    of = f" over {counted(count, 'held-out simulation')}" if count else ""
+    inside = [f"relative L2{of}"]
+    if "val_skill" in errors:
+        inside.append(f"skill {number(errors['val_skill'], digits=3)}")
+    beside = f" ± {percent(spread)}" if spread else ""
+    return f"errs by {percent(error)}{beside} ({'; '.join(inside)})"
+
+
+def counted_large(count: int, noun: str, plural: str = "") -> str:
+    """Return a number of things, with commas."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def name_of(run: RunFolder) -> str:
+    """Return the name of the workflow."""
+    data = _arguments(run.settings.get("data"))
+    name = run.about.get("name") or data.get("name") or run.path.resolve().parent.name
+    return str(name)
+
+
+def model_of(run: RunFolder) -> str:
+    """Return the kind of the network, with its article."""
+    model: Any = run.settings.get("model") or {}
+    network = model.get("network") if isinstance(model, Mapping) else None
+    path = network.get("class_path") if isinstance(network, Mapping) else network
+    return f"A {path.rpartition('.')[2]}" if isinstance(path, str) else "A surrogate"
+
+
+def error_of(run: RunFolder) -> float | None:
+    """Return the validation error at the end, or the last one that is known."""
+    if run.outcome is not None and "val_relative_l2" in run.outcome.errors:
+        return run.outcome.errors["val_relative_l2"]
+    if "relative_l2" in run.validation and len(run.validation):
+        return float(run.validation.relative_l2.mean())
+    if "val_relative_l2" in run.metrics and len(
+        known := run.metrics.val_relative_l2.dropna()
+    ):
+        return float(known.iloc[-1])
+    return None
+
+
+def rollout_of(run: RunFolder) -> pd.DataFrame:
+    """Return rollout.csv, empty where there is none."""
+    try:
+        return pd.read_csv(run.path / "rollout.csv")
+    except (OSError, ValueError):
+        return pd.DataFrame()
+
+
+def _spread(errors: Mapping[str, float]) -> float | None:
+    spread = errors.get("val_relative_l2_standard_error")
+    return spread if spread is not None and spread >= 0 else None
+
+
+def _progress(run: RunFolder) -> str:
+    """Say how far a run without outcome.json is."""
+    said = {
+        "running": "it goes on",
+        "stopped": "it was cut off",
+        "ended": "it has ended",
+    }
+    parts = [said[run.state]]
+    if len(run.telemetry):
+        last = run.telemetry.iloc[-1]
+        parts += [f"after {last.step:,.0f} batches"] * (last.step == last.step)
+        parts += [f"with a loss of {number(last.loss)}"] * (last.loss == last.loss)
+    if (error := error_of(run)) is not None:
+        count = len(run.validation)
+        of = f" over {counted(count, 'held-out simulation')}" if count else ""
+        parts.append(f"and errs by {percent(error)} (relative L2{of})")
+    return f"{' '.join(parts)}."
+
+
+def _arguments(settings: Any) -> Mapping[str, Any]:
+    if not isinstance(settings, Mapping):
+        return {}
+    inside = settings.get("init_args")
+    return inside if isinstance(inside, Mapping) else settings

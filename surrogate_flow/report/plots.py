@@ -1,0 +1,241 @@
+"""The curves of runs, to hover over and to zoom into: one label, one colour a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from bokeh.layouts import gridplot
+from bokeh.models import HoverTool, NumeralTickFormatter
+from bokeh.models.annotations import Span
+from bokeh.palettes import Category10_10
+from bokeh.plotting import figure
+
+__all__ = [
+    "grid",
+    "learning",
+    "over_parameters",
+    "population",
+    "rates",
+    "rollout",
+    "times_seen",
+    "waiting",
+]
+
+_GREY = "#7c7c7c"  # legible on white and on black
+_POINTS = 600  # of a curve
+_FEW = 30  # simulations that a running median is not drawn for
+
+Tables = Mapping[str, pd.DataFrame]
+
+
+def learning(metrics: Tables) -> list[tuple[Any, str]]:
+    """Return the loss, the validation error and the learning rate over the batches."""
+    columns = {str(c) for table in metrics.values() for c in table}
+    rates = sorted(c for c in columns if c == "lr" or c.startswith("lr-"))
+    found = []
+    for names, label, caption in (
+        (
+            ["train_loss", "val_loss"],
+            "loss [1]",
+            "The loss in normalised units, of training batches and of the held-out "
+            "simulations: where the second rises and the first falls, the network "
+            "learns by heart.",
+        ),
+        (
+            ["val_relative_l2"],
+            "relative L2 error [1]",
+            "The relative L2 error over the held-out simulations; best.ckpt is where "
+            "it is least.",
+        ),
+        (rates, "learning rate [1]", "The learning rate of the optimizer."),
+    ):
+        lines = []
+        for run, table in metrics.items():
+            for name in names:
+                if name in table and "step" in table:
+                    known = table[["step", name]].dropna()
+                    known = known[known[name] > 0]
+                    if len(known):
+                        label_of = _joined(run, name if len(names) > 1 else "")
+                        lines.append((label_of, known["step"] + 1, known[name]))
+        if lines:
+            plot = _figure("batches", label, log=True)
+            _draw(plot, lines, marks=names == ["val_relative_l2"])
+            found.append((plot, caption))
+    return found
+
+
+def rollout(tables: Tables, units: str) -> Any:
+    """Return the relative error at each time of a rollout, of each variable."""
+    lines = []
+    for run, table in tables.items():
+        for name in table:
+            if str(name).startswith("relative_l2_") and "time" in table:
+                variable = str(name).removeprefix("relative_l2_")
+                lines.append((_joined(run, variable), table["time"], table[name]))
+    if not lines:
+        return None
+    plot = _figure(f"time [{units or '1'}]", "relative L2 error [1]")
+    plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
+    _draw(plot, lines, marks=len(lines[0][1]) < 50)
+    return plot
+
+
+def over_parameters(
+    validation: pd.DataFrame, units: Mapping[str, str]
+) -> Iterator[Any]:
+    """Yield the error of each held-out simulation over each parameter."""
+    errors = pd.to_numeric(validation["relative_l2"], errors="coerce")
+    for name, unit in units.items():
+        if name not in validation:
+            continue
+        values = pd.to_numeric(validation[name], errors="coerce")
+        known = pd.DataFrame({"x": values, "y": errors}).dropna().sort_values("x")
+        known["simulation"] = validation.get("simulation", known.index)
+        plot = _figure(f"{name} [{unit or '1'}]", "relative L2 error [1]", hover=False)
+        plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
+        dots = plot.scatter("x", "y", source=dict(known), size=7, alpha=0.6)
+        said = [("simulation", "@simulation"), (name, "@x"), ("error", "@y{0.00 %}")]
+        plot.add_tools(HoverTool(tooltips=said, renderers=[dots]))
+        if len(known) >= _FEW:
+            window = max(5, len(known) // 10)
+            median = known.rolling(window, center=True).median().dropna()
+            plot.line(median["x"], median["y"], line_width=3, color=Category10_10[1])
+        yield plot
+
+
+def times_seen(counts: Sequence[int]) -> Any:
+    """Return how many samples were seen how often."""
+    plot = _figure("times seen", "samples", hover=False)
+    seen = [*range(len(counts))]
+    bars = plot.vbar(x=seen, top=[*counts], width=0.85, alpha=0.8)
+    said = [("seen", "@x times"), ("samples", "@top{0,0}")]
+    plot.add_tools(HoverTool(tooltips=said, renderers=[bars]))
+    plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
+    plot.y_range.start = 0
+    return plot
+
+
+def waiting(telemetry: pd.DataFrame) -> Any:
+    """Return the shares of the time in which either side waits, over the time."""
+    table = telemetry[["seconds", "put_wait_seconds", "draw_wait_seconds"]].dropna()
+    # A minute has one row a second: bins of several are smoother.
+    table = table.iloc[:: max(1, len(table) // 100)]
+    if len(table) < 3:
+        return None
+    change = table.diff().iloc[1:]
+    middle = table["seconds"].iloc[1:] - change["seconds"] / 2
+    shares = {
+        words: (change[name] / change["seconds"]).clip(0, 1)
+        for words, name in (
+            ("the trainer waits for samples", "draw_wait_seconds"),
+            ("simulations wait for room", "put_wait_seconds"),
+        )
+    }
+    plot = _figure("time [s]", "share of the time [1]")
+    plot.yaxis.formatter = NumeralTickFormatter(format="0 %")
+    plot.y_range.start, plot.y_range.end = 0, 1.02
+    _draw(plot, [(words, middle, share) for words, share in shares.items()])
+    return plot
+
+
+def population(telemetry: pd.DataFrame) -> Any:
+    """Return how many samples are in the reservoir, seen and unseen."""
+    table = telemetry[telemetry["population"].notna()]
+    if len(table) < 2:
+        return None
+    table = table.iloc[:: max(1, len(table) // _POINTS)]
+    plot = _figure("time [s]", "samples")
+    plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
+    seen = table["population"] - table["unseen"]
+    lines = [
+        ("in the reservoir", table["seconds"], table["population"]),
+        ("seen", table["seconds"], seen),
+        ("unseen", table["seconds"], table["unseen"]),
+    ]
+    _draw(plot, lines)
+    for name in ("capacity", "threshold"):
+        if name in table and len(known := table[name].dropna()):
+            level = Span(location=float(known.iloc[-1]), dimension="width")
+            level.line_color, level.line_dash = _GREY, "dashed"
+            plot.add_layout(level)
+    plot.y_range.start = 0
+    return plot
+
+
+def rates(telemetry: Tables) -> Any:
+    """Return the samples trained in a second, over the time."""
+    lines = []
+    for run, table in telemetry.items():
+        known = table[["seconds", "samples_per_second"]].dropna()
+        known = known.iloc[:: max(1, len(known) // _POINTS)]
+        if len(known) > 1:
+            lines.append((run, known["seconds"], known["samples_per_second"]))
+    if not lines:
+        return None
+    plot = _figure("time [s]", "samples/s")
+    plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
+    _draw(plot, lines)
+    return plot
+
+
+def grid(plots: Sequence[Any]) -> Any:
+    """Return plots beside each other."""
+    return gridplot(
+        [*plots], ncols=3, sizing_mode="stretch_width", toolbar_options={"logo": None}
+    )
+
+
+def _joined(run: str, name: str) -> str:
+    return ", ".join(part for part in (run, name) if part)
+
+
+def _figure(x: str, y: str, *, log: bool = False, hover: bool = True) -> Any:
+    plot: Any = figure(
+        height=280,
+        sizing_mode="stretch_width",
+        x_axis_label=x,
+        y_axis_label=y,
+        y_axis_type="log" if log else "linear",
+        tools="pan,box_zoom,wheel_zoom,reset,save",
+        # Neither a page's background nor its print has a colour of ours.
+        background_fill_color=None,
+        border_fill_color=None,
+        outline_line_color=_GREY,
+    )
+    plot.toolbar.logo, plot.toolbar.autohide = None, True
+    for axis in plot.axis:
+        for part in ("axis_label_text", "major_label_text", "axis_line"):
+            setattr(axis, f"{part}_color", _GREY)
+        axis.major_tick_line_color, axis.minor_tick_line_color = _GREY, None
+        axis.axis_label_text_font_style = "normal"
+    for line in plot.grid:
+        line.grid_line_color, line.grid_line_alpha = _GREY, 0.25
+    if hover:
+        said = [("", "$name"), (x, "@x{0.[0000]}"), (y, "@y{0.[000000]}")]
+        plot.add_tools(HoverTool(tooltips=said))
+    return plot
+
+
+def _draw(
+    plot: Any, lines: Sequence[tuple[str, Any, Any]], *, marks: bool = False
+) -> None:
+    """Draw curves, thinned, with a legend below if there are several."""
+    for number, (label, x, y) in enumerate(lines):
+        every = max(1, len(x) // _POINTS)
+        source = {"x": np.asarray(x)[::every], "y": np.asarray(y)[::every]}
+        colour = Category10_10[number % 10]
+        labelled = {"legend_label": label} if len(lines) > 1 else {}
+        options = {"source": source, "color": colour, "name": label, **labelled}
+        plot.line("x", "y", line_width=2, **options)
+        if marks:
+            plot.scatter("x", "y", size=6, **options)
+    if plot.legend:
+        legend = plot.legend[0]
+        legend.label_text_color, legend.background_fill_color = _GREY, None
+        legend.border_line_color, legend.click_policy = None, "hide"
+        legend.orientation = "horizontal" if len(lines) <= 3 else "vertical"
+        plot.add_layout(legend, "below")

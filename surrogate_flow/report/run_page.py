@@ -1,0 +1,327 @@
+"""The page of one run, from its folder alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import yaml
+
+from surrogate_flow.fields.quantities import counted
+from surrogate_flow.report import film, plots
+from surrogate_flow.report.cost import Cost, at_equal_error
+from surrogate_flow.report.headline import counted_large, headline, name_of, rollout_of
+from surrogate_flow.report.page import Section, number, percent, render, seconds
+from surrogate_flow.report.run_folder import RunFolder
+
+__all__ = ["FILE", "run_page"]
+
+logger = logging.getLogger(__name__)
+
+FILE = "report.html"
+
+_FAILURES = 50  # rows of the table
+_PARAMETERS = 12  # plots
+
+
+def run_page(run: RunFolder) -> str:
+    """Return the page of a run; what cannot be shown is said, and the rest is shown."""
+    makers: tuple[tuple[str, str, Callable[[RunFolder, Section], None]], ...] = (
+        ("warnings", "Warnings", _warnings),
+        ("commands", "Repeat and predict", _commands),
+        ("learning", "Learning curves", _learning),
+        ("rollout", "Error along the rollout", _rollout),
+        ("cases", "Best, median and worst case", _cases),
+        ("parameters", "Error over each parameter", _parameters),
+        ("seen", "Times seen", _seen),
+        ("waiting", "Waiting times", _waiting),
+        ("reservoir", "Reservoir", _reservoir),
+        ("failures", "Failures", _failures),
+        ("cost", "Cost", _cost),
+        ("settings", "Settings and versions", _settings),
+    )
+    sections = []
+    for name, title, fill in makers:
+        section = Section(name, title, "Nothing is known of this.")
+        try:
+            fill(run, section)
+        except Exception as error:
+            # Of any type, by what a damaged file or another version holds.
+            logger.exception("%s of %s cannot be shown.", title, run.path)
+            section.absent = f"This cannot be shown: {type(error).__name__}: {error}."
+            section.blocks.clear()
+        sections.append(section)
+    started = run.about.get("started")
+    footer = f"{run.path}{f', started {started}' if started else ''}."
+    return render(f"{name_of(run)}, {run.path.name}", headline(run), sections, footer)
+
+
+def _spec(run: RunFolder) -> Mapping[str, Any]:
+    spec = run.about.get("spec")
+    return spec if isinstance(spec, Mapping) else {}
+
+
+def _units(run: RunFolder) -> dict[str, str]:
+    """Return the units of each parameter, by run.json, cases.nc or the table alone."""
+    known = {p["name"]: p.get("units", "") for p in _spec(run).get("parameters", ())}
+    columns = [str(c) for c in run.validation]
+    taken = ("simulation", "relative_l2", "rank", "validated")
+    names = [c for c in columns if c not in taken and not c.startswith("rmse_")]
+    cases = run.cases
+    for name in names:
+        if cases is not None and name in cases.variables:
+            known.setdefault(name, cases[name].attrs.get("units", ""))
+        known.setdefault(name, "")
+    return known
+
+
+def _warnings(run: RunFolder, section: Section) -> None:
+    for problem in run.problems:
+        section.add("warning", problem)
+    section.absent = "Nothing is wrong, and nothing is missing."
+    for sentence in run.missing:
+        section.add("text", sentence)
+
+
+def _commands(run: RunFolder, section: Section) -> None:
+    config = run.path / "config.yaml"
+    if config.is_file():
+        section.add(
+            "code",
+            f"surrogate-flow fit --config {config}",
+            "The same again, with the same settings and the same seed:",
+        )
+    elif command := run.about.get("command"):
+        section.add("code", str(command), "The same again, as it was typed:")
+    best = [run.path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+    found = next((path for path in best if path.is_file()), None)
+    predict = run.about.get("next")
+    if predict is None and found is not None:
+        values = ", ".join(
+            f"{p['name']}: {(p['low'] + p['high']) / 2:.4g}"
+            for p in _spec(run).get("parameters", ())
+        )
+        past = run.path / "history.nc"
+        history = f"--history {past} " if past.is_file() else ""
+        predict = (
+            f"surrogate-flow predict --ckpt_path {found} --parameters "
+            f"'{{{values or 'NAME: VALUE, ...'}}}' {history}--output field.nc"
+        )
+    if predict is not None:
+        section.add("code", str(predict), "A field for parameters of yours:")
+    else:
+        section.add("text", "There is no checkpoint to predict with.")
+
+
+def _learning(run: RunFolder, section: Section) -> None:
+    section.absent = "No loss has been logged."
+    for plot, caption in plots.learning({"": run.metrics}):
+        section.plot(plot, caption)
+
+
+def _rollout(run: RunFolder, section: Section) -> None:
+    section.absent = "There is no rollout.csv: a fit and a test write it at their end."
+    table = rollout_of(run)
+    plot = plots.rollout({"": table}, str(_spec(run).get("time_units", "")))
+    section.plot(
+        plot,
+        "The error at each step, relative to the size of whole rollouts, mean over the "
+        "held-out simulations; rollout.csv has it in the units of the variables, too.",
+    )
+
+
+def _cases(run: RunFolder, section: Section) -> None:
+    section.absent = "There is no cases.nc: a fit writes it at its end."
+    if run.cases is None:
+        return
+    cells = _spec(run).get("cells")
+    shown = film.film_of(run.cases, cells)
+    for case in film.stills(run.cases, cells):
+        section.add("picture", case.picture, case.caption)
+    if shown is None:
+        section.add("text", "The pictures show whole rollouts, so none is animated.")
+    else:
+        section.add("film", caption=shown.caption, film=shown)
+
+
+def _parameters(run: RunFolder, section: Section) -> None:
+    section.absent = (
+        "There is no validation.csv: a fit and a test write it at their end."
+    )
+    if "relative_l2" not in run.validation:
+        return
+    units = _units(run)
+    drawn = [
+        *plots.over_parameters(run.validation, dict([*units.items()][:_PARAMETERS]))
+    ]
+    if drawn:
+        left = len(units) - len(drawn)
+        section.plot(
+            plots.grid(drawn),
+            f"Each point is one of {len(run.validation)} held-out simulations; the line, drawn where there are 30 or more, is their running median: "
+            "where it rises, sample more."
+            + (
+                f" {counted(left, 'parameter')} more are not drawn." if left > 0 else ""
+            ),
+        )
+
+
+def _seen(run: RunFolder, section: Section) -> None:
+    section.absent = "Times seen are those of a reservoir; this run has noted none."
+    texts = [text for text in run.telemetry.get("times_seen", ()) if text]
+    if not texts:
+        return
+    counts = [int(float(word)) for word in texts[-1].split()]
+    total = sum(counts)
+    mean = sum(n * count for n, count in enumerate(counts)) / max(total, 1)
+    section.plot(
+        plots.times_seen(counts),
+        f"How many of {total:,} samples the network has seen 0, 1, 2, ... times: "
+        f"{number(mean, digits=3)} times on average.",
+    )
+
+
+def _waiting(run: RunFolder, section: Section) -> None:
+    section.absent = "Nobody's waiting has been noted."
+    table = run.telemetry
+    if not len(table):
+        return
+    plot = plots.waiting(table)
+    drawing, putting = (
+        table[name].dropna() for name in ("draw_wait_seconds", "put_wait_seconds")
+    )
+    if plot is None or not len(drawing) or not len(putting):
+        return
+    whole = float(table.seconds.iloc[-1])
+    section.plot(
+        plot,
+        f"Of {seconds(whole)} the trainer waited {seconds(drawing.iloc[-1])} for "
+        f"samples ({percent(drawing.iloc[-1] / whole if whole else None)}), and "
+        f"simulations {seconds(putting.iloc[-1])} for room in the reservoir: the side "
+        "that waits is the faster one.",
+    )
+    section.plot(
+        plots.rates({"": table}), "Samples trained in a second, repetitions counted."
+    )
+
+
+def _reservoir(run: RunFolder, section: Section) -> None:
+    section.absent = "This run has no reservoir, or has noted nothing of it."
+    plot = plots.population(run.telemetry) if len(run.telemetry) else None
+    section.plot(
+        plot,
+        "Samples in the reservoir, seen and not yet seen; dashed are its capacity and "
+        "the number of samples at which training begins.",
+    )
+
+
+def _failures(run: RunFolder, section: Section) -> None:
+    section.absent = "No attempt at a simulation has failed."
+    table = run.failures
+    if not len(table):
+        return
+    more = len(table) - _FAILURES
+    shown = table.head(_FAILURES).fillna("").astype(str)
+    section.add(
+        "table",
+        head=[*map(str, table.columns)],
+        rows=[[text[:300] for text in row] for row in shown.to_numpy().tolist()],
+        caption=f"{counted(len(table), 'attempt')} at simulations failed"
+        + (
+            f"; the first {_FAILURES} are shown, failures.csv has all."
+            if more > 0
+            else "."
+        ),
+    )
+
+
+def _cost(run: RunFolder, section: Section) -> None:
+    section.absent = "It is known when the run has ended."
+    cost = Cost.of(run)
+    if cost is None:
+        return
+    hours = "core-hours" if cost.cores * cost.solver >= 3600 else "core-seconds"
+    size = 3600 if hours == "core-hours" else 1
+    rows = [
+        (
+            "solver time, of all simulations",
+            f"{seconds(cost.solver)}, {number(cost.solver * cost.cores / size, hours)}",
+            "outcome.json, solver_seconds; config.yaml, cores_per_simulation: "
+            f"{cost.cores}",
+        ),
+        (
+            "training time",
+            f"{seconds(cost.training)}, "
+            f"{number(cost.training * cost.ranks / 3600, 'trainer hours', 3)}",
+            f"outcome.json, training_seconds; run.json, ranks: {cost.ranks}",
+        ),
+        (
+            "solver, one simulation",
+            seconds(cost.per_simulation),
+            f"solver time over {counted_large(cost.simulations, 'simulation')}",
+        ),
+        (
+            "surrogate, one evaluation",
+            seconds(cost.surrogate),
+            "outcome.json, surrogate_seconds: a whole simulation predicted at the end",
+        ),
+        ("evaluations until it has paid for itself", _paid(cost), "the equation below"),
+    ]
+    peer = at_equal_error(run.path)
+    if peer is not None:
+        rows.append(
+            (
+                f"solver at equal error: {peer['peer']}",
+                f"{seconds(peer['peer_seconds'])}, error {percent(peer['peer_error'])}",
+                "payback.json, by benchmarks/payback.py",
+            )
+        )
+    section.add(
+        "table",
+        head=("quantity", "value", "where from"),
+        rows=rows,
+        caption="What the run took, and what one more evaluation takes.",
+    )
+    section.add(
+        "equation",
+        "N = (solver time + training time) / (solver, one simulation - surrogate, one "
+        f"evaluation) = ({number(cost.solver)} s + {number(cost.training)} s) / "
+        f"({number(cost.per_simulation)} s - {number(cost.surrogate)} s) = "
+        f"{_paid(cost)}",
+    )
+    if peer is None:
+        section.add(
+            "text",
+            "How long the solver takes at the surrogate's error, on a coarser grid or "
+            "with longer steps, is not known; such a solver is the fair peer. For the "
+            "heat equation, the combined equation and Navier-Stokes it is measured, in a "
+            f"clone, by: python benchmarks/payback.py {run.path} --json {run.path}/payback.json",
+        )
+
+
+def _paid(cost: Cost) -> str:
+    if cost.never:
+        return "never: the solver is as fast"
+    return number(cost.break_even)
+
+
+def _settings(run: RunFolder, section: Section) -> None:
+    section.absent = "There is neither config.yaml nor run.json."
+    if run.about:
+        flat = {
+            name: ", ".join(f"{k} {v}" for k, v in value.items())
+            if isinstance(value, Mapping)
+            else str(value)
+            for name, value in run.about.items()
+            if name not in ("spec", "next") and value not in (None, "", {})
+        }
+        section.add(
+            "table",
+            head=("what", ""),
+            rows=[*flat.items()],
+            caption="How and where it was run, as run.json has it.",
+        )
+    if run.settings:
+        text = yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)
+        section.add("folded", text, "config.yaml: all settings")
