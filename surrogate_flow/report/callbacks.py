@@ -15,12 +15,18 @@ from rich.console import Console
 
 from surrogate_flow.data.checkpoint import steps_files
 from surrogate_flow.data.module import data_of
-from surrogate_flow.files import DirectoryLock, remedy, write_atomically
+from surrogate_flow.files import (
+    DirectoryLock,
+    remedy,
+    tolerate_full_disk,
+    write_atomically,
+)
 from surrogate_flow.report.console import the_console
-from surrogate_flow.report.monitor import Monitor
+from surrogate_flow.report.monitor import MetricsTable, Monitor
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.report.records import Records
 from surrogate_flow.report.report import Report
+from surrogate_flow.report.run_folder import OUTCOME, RunFolder
 from surrogate_flow.report.summary import WriteSummary
 
 __all__ = ["AtomicCheckpoints", "FinalValidation", "SafeCheckpoint", "run_callbacks"]
@@ -190,6 +196,32 @@ class SafeCheckpoint(ModelCheckpoint):
         return False
 
 
+class WritePage(Callback):
+    """Writes report.html at the end of a fit, of what is in the run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Write it, unless the run was ended before there was anything."""
+        if not trainer.is_global_zero or not (self.folder / OUTCOME).is_file():
+            return
+        # Here, since Bokeh takes a second to import.
+        from surrogate_flow.report.page import write
+        from surrogate_flow.report.run_page import FILE, run_page
+
+        path = self.folder / FILE
+        try:
+            for table in trainer.loggers:
+                if isinstance(table, MetricsTable):
+                    table.save()
+            with tolerate_full_disk(path):
+                write(path, run_page(RunFolder(self.folder)))
+        except Exception:
+            # What tells of a run never takes it with it.
+            logger.exception("%s was not made; all else of the run is.", path)
+
+
 def run_callbacks(
     folder: str | Path,
     lines: Sequence[ProgressLine] | None = None,
@@ -238,4 +270,5 @@ def run_callbacks(
                     save_on_exception=name == "last",
                 )
             )
-    return callbacks
+    # Behind all others, whose files it shows.
+    return [*callbacks, *[WritePage(folder)] * fit]

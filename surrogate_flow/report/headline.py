@@ -105,8 +105,10 @@ def _progress(run: RunFolder) -> str:
     parts = [said[run.state]]
     if len(run.telemetry):
         last = run.telemetry.iloc[-1]
-        parts += [f"after {last.step:,.0f} batches"] * (last.step == last.step)
-        parts += [f"with a loss of {number(last.loss)}"] * (last.loss == last.loss)
+        if pd.notna(last.step):
+            parts.append(f"after {last.step:,.0f} batches")
+        if pd.notna(last.loss):
+            parts.append(f"with a loss of {number(last.loss)}")
     if (error := error_of(run)) is not None:
         count = len(run.validation)
         of = f" over {counted(count, 'held-out simulation')}" if count else ""

@@ -91,6 +91,7 @@ class Report(Callback):
             *_best(trainer),
             *(f"Attempts failed, set aside: {at}" for at in data.cost().set_aside),
             f"Run: {self.folder}",
+            f"Report: {self.folder / 'report.html'}",
             f"Next: {_next_command(self.folder, trainer, pl_module, held_out)}",
         ]
 

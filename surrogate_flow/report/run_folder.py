@@ -161,6 +161,9 @@ class RunSummary:
         those that failed. None in the files of older versions.
     set_aside : list of str
         Workers and hosts that began no attempts for a while, since those there failed.
+    surrogate_seconds : float, optional
+        Of one evaluation at the end of the fit: a whole simulation, predicted, with the
+        solver's share for the steps that an autoregressive surrogate goes on from.
     """
 
     batches: int
@@ -173,6 +176,7 @@ class RunSummary:
     errors: dict[str, float]
     validated: int | None = None
     set_aside: list[str] = field(default_factory=list)
+    surrogate_seconds: float | None = None
 
     @classmethod
     def read(cls, folder: Path) -> RunSummary | None:

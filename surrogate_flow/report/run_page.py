@@ -159,8 +159,9 @@ def _parameters(run: RunFolder, section: Section) -> None:
         left = len(units) - len(drawn)
         section.plot(
             plots.grid(drawn),
-            f"Each point is one of {len(run.validation)} held-out simulations; the line, drawn where there are 30 or more, is their running median: "
-            "where it rises, sample more."
+            f"Each point is one of {len(run.validation)} held-out simulations; the "
+            "line, drawn where there are 30 or more, is their running median: where it "
+            "rises, sample more."
             + (
                 f" {counted(left, 'parameter')} more are not drawn." if left > 0 else ""
             ),
@@ -294,9 +295,10 @@ def _cost(run: RunFolder, section: Section) -> None:
         section.add(
             "text",
             "How long the solver takes at the surrogate's error, on a coarser grid or "
-            "with longer steps, is not known; such a solver is the fair peer. For the "
-            "heat equation, the combined equation and Navier-Stokes it is measured, in a "
-            f"clone, by: python benchmarks/payback.py {run.path} --json {run.path}/payback.json",
+            "with longer steps, is not known; such a solver is the fair peer. In a "
+            "clone, for the heat equation, the combined equation and Navier-Stokes, it "
+            f"is measured by: python benchmarks/payback.py {run.path} --json "
+            f"{run.path / 'payback.json'}",
         )
 
 

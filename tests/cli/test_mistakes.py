@@ -72,6 +72,13 @@ MISTAKES = {
         ["check", "./own_solvers.py"],
         "class_path: expected one such as 'own_solvers.Own', got './own_solvers.py'",
     ),
+    "report: no run": (["report"], "report needs the folder of a run, got none"),
+    "report: an option that is none": (["report", "a", "--out=b"], "mean '--output'"),
+    "report: what is no run": (
+        ["report", "nope"],
+        "expected one with config.yaml",
+        "got nope, which is no folder",
+    ),
     "no value": (
         ["fit", *MODEL, *DATA, "--data.simulations"],
         "--data.simulations needs a value, got none",

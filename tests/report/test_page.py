@@ -1,0 +1,264 @@
+"""report.html: all sections from a folder alone, whatever is missing, in one file."""
+
+import math
+import re
+from html import unescape
+
+import numpy as np
+import pytest
+from folders import OUTCOME, SETTINGS, spec, write_run
+
+from surrogate_flow.report.comparison_page import comparison_page, runs_in
+from surrogate_flow.report.cost import Cost
+from surrogate_flow.report.page import number
+from surrogate_flow.report.run_folder import RunFolder
+from surrogate_flow.report.run_page import run_page
+
+SECTIONS = [
+    *("warnings", "commands", "learning", "rollout", "cases", "parameters", "seen"),
+    *("waiting", "reservoir", "failures", "cost", "settings"),
+]
+
+
+def sections(page):
+    """Return what stands in each section, without the tags."""
+    parts = re.findall(r'<section id="(\w+)">(.*?)</section>', page, re.DOTALL)
+    return {name: unescape(re.sub(r"<[^>]*>", " ", text)) for name, text in parts}
+
+
+def resources(page):
+    """Return the addresses of what a browser would load."""
+    body = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    found = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'\s>]+)", body)
+    found += re.findall(r"<script[^>]*src=[\"']?([^\"'\s>]+)", page)
+    found += re.findall(r"@import\s+(\S+)|url\(([^)]*)\)", body)
+    return [address for address in found if not str(address).startswith(("data:", "#"))]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = write_run(tmp_path_factory.mktemp("runs") / "heat" / "first")
+    return run_page(RunFolder(folder)), folder
+
+
+def test_every_section_says_something_of_a_whole_run(whole):
+    """In the order of a reader in a hurry, each with its figures and what they are."""
+    page, folder = whole
+    shown = sections(page)
+    assert [*shown] == SECTIONS
+    assert f"fit --config {folder}/config.yaml" in shown["commands"]
+    assert f"predict --ckpt_path {folder}/checkpoints/best.ckpt" in shown["commands"]
+    assert "left: 300, speed: 0.5" in shown["commands"]
+    for name in ("learning", "rollout", "parameters", "seen", "waiting", "reservoir"):
+        plots = re.findall(
+            r"<figure>.*?data-root-id.*?<figcaption>(.*?)<", page, re.DOTALL
+        )
+        assert all(caption.strip().endswith(".") for caption in plots)
+        assert (
+            "data-root-id"
+            in page.split(f'<section id="{name}">')[1].split("</section>")[0]
+        )
+    for caption in ("best", "median", "worst"):
+        assert f"The {caption} of the held-out simulations" in shown["cases"]
+    assert page.count('src="data:image/webp;base64,') == 4  # three cases and a film
+    assert "surrogate_flow 0.1.0, python 3.13.5, torch 2.13.0" in shown["settings"]
+    assert "cores_per_simulation: 2" in shown["settings"]
+
+
+def test_the_headline_has_the_numbers_of_the_files(whole):
+    """The error, the skill, the cost; the break-even by an own calculation."""
+    headline = unescape(re.search(r'class="headline">(.*?)</p>', whole[0])[1])
+    paid = math.ceil((80.0 + 40.0) / (80.0 / 200 - 0.1))
+    assert headline == (
+        "A FNO of heat, trained on 1,900 batches from 200 simulations, errs by 3.21 % ± "
+        "0.45 % (relative L2 over 40 held-out simulations; skill 0.876), took 80 s of "
+        f"solvers and 40 s of training, and has paid for itself after {paid} evaluations."
+    )
+    cost = sections(whole[0])["cost"]
+    assert f"(80 s + 40 s) / (0.4 s - 0.1 s) = {paid}" in cost
+    assert "160 core-seconds" in cost  # two cores a simulation
+    assert "is not known" in cost  # the solver at equal error
+
+
+def test_nothing_is_loaded_and_text_is_text(whole):
+    """No address of another machine; a message of a failure is not a script."""
+    page, _ = whole
+    assert resources(page) == []
+    assert "<script>alert(1)</script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert resources("<img src='http://a/b.png'><script src=https://c></script>")
+
+
+def test_a_name_is_escaped(tmp_path):
+    """In the title, in the headline and in the names of curves."""
+    data = {"init_args": {"name": "<script>x</script>"}}
+    run = write_run(
+        tmp_path / "r", settings={**SETTINGS, "data": data}, without=["cases.nc"]
+    )
+    other = write_run(tmp_path / "<zz>", without=["cases.nc"])
+    pages = (
+        run_page(RunFolder(run)),
+        comparison_page([RunFolder(run), RunFolder(other)]),
+    )
+    for page in pages:
+        assert "<script>x</script>" not in page
+        assert "&lt;script&gt;x" in page
+        assert "<zz>" not in page
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        {
+            "cases.nc": ("cases", "There is no cases.nc"),
+            "validation.csv": ("parameters", "There is no validation.csv"),
+            "metrics.csv": ("learning", "No loss has been logged"),
+            "rollout.csv": ("rollout", "There is no rollout.csv"),
+            "failures.csv": ("failures", "No attempt at a simulation has failed"),
+            "config.yaml": ("commands", "surrogate-flow fit --data heat --model fno"),
+        },
+        {
+            "cases.nc": ("warnings", "cases.nc is not there"),
+            "telemetry.csv": ("waiting", "Nobody's waiting has been noted"),
+            "outcome.json": ("cost", "It is known when the run has ended"),
+            "run.json": ("settings", "all settings"),
+        },
+    ],
+)
+def test_what_is_missing_is_said_and_the_rest_is_shown(missing, tmp_path):
+    """Every section is there, and none gives up."""
+    folder = write_run(tmp_path / "gone", without=missing)
+    shown = sections(run_page(RunFolder(folder)))
+    assert [*shown] == SECTIONS
+    for section, said in missing.values():
+        assert said in shown[section]
+    assert not any("cannot be shown" in text for text in shown.values())
+
+
+def test_what_is_damaged_is_said_and_the_rest_is_shown(tmp_path):
+    """No file can be read, but one: a page with its numbers."""
+    folder = write_run(tmp_path / "damaged")
+    for path in folder.glob("*.*"):
+        if path.name != "outcome.json":
+            path.write_bytes(b"\x89\x00\xff,,\n{")
+    page = run_page(RunFolder(folder))
+    shown = sections(page)
+    assert [*shown] == SECTIONS
+    assert "errs by 3.21 %" in page
+    assert "cases.nc cannot be read" in shown["warnings"]
+    assert not any("cannot be shown" in text for text in shown.values())
+
+
+def test_a_run_that_diverged_or_was_killed_is_shown(tmp_path):
+    """NaN is no number and stops nothing; without an outcome it says how far it is."""
+    errors = {"val_relative_l2": math.nan, "val_skill": math.nan}
+    few = {"of": spec((4, 3), 2), "noise": math.nan}
+    nan = write_run(tmp_path / "nan", outcome={"errors": errors}, **few)
+    page = run_page(RunFolder(nan))
+    assert "errs by not a number (relative L2" in page
+    assert not any("cannot be shown" in text for text in sections(page).values())
+    killed = write_run(
+        tmp_path / "killed", without=["outcome.json", "cases.nc", "run.json"]
+    )
+    page = run_page(RunFolder(killed))
+    assert "was cut off after 1,800 batches with a loss of 0.04979" in page
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "telemetry.csv").touch()
+    assert [*sections(run_page(RunFolder(tmp_path / "empty")))] == SECTIONS
+
+
+def test_an_older_outcome_has_no_break_even(tmp_path):
+    """What was not measured is not known; a solver as fast is never paid back."""
+    old = write_run(
+        tmp_path / "old", outcome={"surrogate_seconds": None}, without=["cases.nc"]
+    )
+    assert Cost.of(RunFolder(old)).break_even is None
+    assert "= not known" in sections(run_page(RunFolder(old)))["cost"]
+    fast = write_run(
+        tmp_path / "fast", outcome={"surrogate_seconds": 0.4}, without=["cases.nc"]
+    )
+    assert "never pays for itself" in run_page(RunFolder(fast))
+
+
+@pytest.mark.parametrize(
+    ("of", "film"),
+    [
+        (spec((), 9, ("a", "b")), False),
+        (spec((9,), 5), True),
+        (spec((5, 4, 3), 4), True),
+        (spec((6,), 4, cells=[[0, 1, 2], [2, 3, 4, 5]]), True),
+        (spec((5,), 4, cells=[[0, 1, 2], [7, 8, 9]]), True),  # thinned
+    ],
+    ids=["numbers", "line", "3D", "mesh", "nodes of a mesh"],
+)
+def test_fields_of_every_kind_are_drawn(of, film, tmp_path):
+    """Three cases, and a film of what has a place."""
+    page = run_page(RunFolder(write_run(tmp_path / "run", of=of)))
+    assert page.count('alt="The ') == 3
+    assert ('id="film"' in page) == film
+    if film:
+        frames = re.search(r"const frames = \[(.*?)\], times", page)[1].split(", ")
+        assert len(frames) == len({*frames}) == len(of["times"])
+
+
+def test_the_largest_folder_makes_less_than_five_megabytes(tmp_path):
+    """Cases of 2 MB of noise, which no picture compresses; three are drawn of its variables."""
+    of = spec((30, 28), 40, ("u", "v", "w", "p"))
+    folder = write_run(tmp_path / "run", of=of, noise=3.0)
+    assert (folder / "cases.nc").stat().st_size > 1_500_000
+    assert len(run_page(RunFolder(folder)).encode()) < 5_000_000
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_runs_are_compared(count, tmp_path):
+    """Errors, settings that differ, all curves; what one lacks is said."""
+    folders = []
+    for k in range(count):
+        network = {"class_path": "surrogate_flow.nn.FNO", "init_args": {"width": 8 + k}}
+        folders.append(
+            write_run(
+                tmp_path / f"run{k}",
+                settings={**SETTINGS, "model": {"network": network}},
+                outcome={
+                    "errors": {**OUTCOME["errors"], "val_relative_l2": 0.03 - 0.01 * k}
+                },
+                without=["cases.nc", *["metrics.csv"] * (k == 0)],
+            )
+        )
+    page = comparison_page([RunFolder(folder) for folder in folders])
+    shown = sections(page)
+    assert f"{count} runs side by side; run{count - 1} errs least" in page
+    rows = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    cells = [re.findall(r"<t[dh]>(.*?)</t", row) for row in rows]
+    table = {row[0]: row[1:] for row in cells}
+    errors = [f"{3 - k} %" for k in range(count)]
+    assert table["relative L2 error"] == errors
+    assert table["model.network.width"] == [str(8 + k) for k in range(count)]
+    assert [name for name in table if "." in name] == ["model.network.width"]
+    assert "run0: metrics.csv is not there" in shown["warnings"]
+    assert page.count("data-root-id") >= 4
+    assert resources(page) == []
+
+
+def test_runs_of_a_comparison_are_found(tmp_path):
+    """Of a folder that 'compare' left, the run that ended of each seed; else all below."""
+    for variant in ("fifo", "firo"):
+        place = tmp_path / "both" / variant / "seed-0"
+        write_run(
+            place / "run-1" / "heat" / "cut", without=["cases.nc", "outcome.json"]
+        )
+        write_run(place / "run-2" / "heat" / "whole", without=["cases.nc"])
+        (place / "done.json").write_text('{"folder": "run-2/heat/whole", "seconds": 3}')
+    assert len(runs_in(tmp_path / "both")) == 4
+    (tmp_path / "both" / "comparison.json").write_text("{}")
+    found = runs_in(tmp_path / "both")
+    assert [run.name for run in found] == ["whole", "whole"]
+    page = comparison_page([RunFolder(run) for run in found])
+    assert ">fifo/seed-0<" in page
+    assert runs_in(found[0]) == [found[0]]
+
+
+def test_numbers_are_short():
+    """With commas and units, and in words where there is none."""
+    assert number(60800, "samples") == "60,800 samples"
+    assert number(np.float64(0.123456)) == "0.1235"
