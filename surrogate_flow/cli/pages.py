@@ -105,6 +105,8 @@ how long, on what, and where results go:
 """,
     "predict": f"""\
 usage: surrogate-flow predict --ckpt_path FILE --parameters YAML [--OPTION VALUE ...]
+       surrogate-flow predict --ckpt_path FILE --parameters FILE [--OPTION VALUE ...]
+       surrogate-flow predict --ckpt_path FILE --samples N [--OPTION VALUE ...]
 
 {COMMANDS["predict"]} An example:
 
@@ -112,11 +114,22 @@ usage: surrogate-flow predict --ckpt_path FILE --parameters YAML [--OPTION VALUE
       --parameters '{{initial: 300, left: 100, right: 500, bottom: 200, top: 400}}'
 
 options:
-  --ckpt_path FILE    a checkpoint
+  --ckpt_path FILE    a checkpoint, or 'last' or 'best' of the newest run in runs/
   --parameters YAML   of the simulation, in the units of the solver's spec
+  --parameters FILE   a table: CSV with a column for each parameter, such as
+                      'left [K]', or netCDF with a variable for each
+  --samples N         draw so many within the bounds, in the place of a table
+  --sampler NAME      sobol (the default), halton, latin_hypercube or uniform
+  --seed N            of the sampler; 0 by default
   --times YAML        such as '[0.1, 0.5]'; all steps of the solver by default
-  --history FILE      netCDF with the first steps, for one that rolls out from them
-  --output FILE       netCDF that is written; field.nc by default
+  --history FILE      netCDF with the first steps, for one that rolls out from them;
+                      one for all samples, or one for each along the dim 'sample'
+  --batch_size N      samples that are predicted together; as many as fit by default
+  --device DEVICE     cpu or cuda; auto, the default, takes a GPU if there is one
+  --output FILE       netCDF (field.nc by default), or Zarr: a name that ends with
+                      .zarr is written part by part, and never lies in memory whole
+
+A table gives one dataset with the dim 'sample'. What is interrupted leaves no file.
 
 With --data and --model it is Lightning's own predict.
 """,

@@ -4,63 +4,87 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
+import xarray as xr
+import yaml
+from dask.utils import format_bytes
 from jsonargparse import ArgumentParser
 from rich.console import Console
+from rich.text import Text
 
 from surrogate_flow.cli.runs import newest
-from surrogate_flow.fields.conventions import about, to_netcdf
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.quantities import counted
-from surrogate_flow.report.console import print_lines
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.files import NETCDF
+from surrogate_flow.report.console import LiveLine, print_lines, the_console
+from surrogate_flow.sampling import (
+    BlockSampler,
+    Halton,
+    LatinHypercube,
+    Sobol,
+    Uniform,
+)
 from surrogate_flow.surrogate.checks import read_history
+from surrogate_flow.surrogate.prediction import Prediction
+from surrogate_flow.surrogate.samples import read_parameters
 from surrogate_flow.surrogate.surrogate import Surrogate
+from surrogate_flow.surrogate.writing import require_writable, write
 
 __all__ = ["add_arguments", "run"]
 
 logger = logging.getLogger(__name__)
 
-_NETCDF = ("", ".nc", ".nc3", ".nc4", ".cdf", ".netcdf", ".h5", ".hdf5")
+_TABLES = (".csv", ".tsv", ".txt", *NETCDF)
+_SAMPLERS: dict[str, type[BlockSampler]] = {
+    "sobol": Sobol,
+    "halton": Halton,
+    "latin_hypercube": LatinHypercube,
+    "uniform": Uniform,
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of the command; `help` describes them."""
     parser.add_argument("--ckpt_path", required=True, type=str)
-    parser.add_argument("--parameters", required=True, type=dict[str, float])
+    parser.add_argument("--parameters", type=str | None)
+    parser.add_argument("--samples", type=int | None)
+    parser.add_argument("--sampler", type=str, default="sobol")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--times", type=list[float] | None)
     parser.add_argument("--history", type=Path | None)
+    parser.add_argument("--batch_size", type=int | None)
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--output", type=Path, default=Path("field.nc"))
 
 
 def run(options: Any) -> None:
-    """Write what a trained surrogate predicts to a netCDF file."""
+    """Write what a trained surrogate predicts to a netCDF file or a Zarr store."""
     output: Path = options.output
-    if output.is_dir():
+    if (options.parameters is None) == (options.samples is None):
+        both = "both" if options.samples is not None else "none of them"
         raise UserError(
-            f"--output {output}: expected a file's name, got a folder. Name the file "
-            f"in it, such as {output / 'field.nc'}."
+            f"predict needs --parameters or --samples, got {both}. Such as "
+            "--parameters table.csv, or --samples 1000."
         )
-    if output.suffix not in _NETCDF:
-        raise UserError(
-            f"--output {output}",
-            "the name of a netCDF file",
-            repr(output.suffix),
-            f"Name it {output.with_suffix('.nc')}, and convert it with xarray.",
-        )
-    if not output.parent.is_dir():
-        raise UserError(
-            f"--output {output}: there is no folder {output.parent}. Make it first."
-        )
+    require_writable(output)
+    given = options.parameters and _parameters(options.parameters)
+    sampler = _sampler(options) if given is None else None
+    device = _device(options.device)
     replaced = output.exists()
     path = options.ckpt_path
     named = path in ("last", "best")
     if named and (found := newest(Path("runs"), f"*/*/checkpoints/{path}.ckpt")):
         logger.info("From the checkpoint %s", found)
         path = found
-    surrogate = Surrogate.load(path)
+    surrogate = Surrogate.load(path).to(device)
     history = None if options.history is None else read_history(options.history)
     if history is None and (inputs := surrogate.window.inputs):
         left = Path(path).absolute().parent.parent / "history.nc"
@@ -70,9 +94,92 @@ def run(options: Any) -> None:
             "none",
             f"Such as --history {left}, of the run that left the checkpoint.",
         )
-    for name, value in options.parameters.items():
-        theirs = None if history is None else history.coords.get(name)
-        if theirs is None or theirs.size != 1:
+    if sampler is not None:
+        given = _drawn(sampler, options.samples, surrogate.spec)
+    if isinstance(given, Mapping) and history is not None:
+        _warn_of_others(given, history)
+    prediction = Prediction(
+        surrogate, given, options.times, history, options.batch_size
+    )
+    console = the_console()
+    line = LiveLine(_progress(prediction), console, every=5.0)
+    if prediction.several:
+        line.start()
+    try:
+        write(prediction, output, type(surrogate.network).__name__)
+    finally:
+        line.stop()
+    line.check()
+    if replaced:
+        print_lines(Console(), f"{output}: the file that was there is replaced.")
+    names = ("sample",) * prediction.several + ("time", *surrogate.spec.dims)
+    sizes = (*prediction.shape[:2], *surrogate.spec.shape)[-len(names) :]
+    for variable, (low, high) in zip(
+        surrogate.spec.variables, prediction.ranges, strict=True
+    ):
+        print_lines(
+            Console(),
+            f"{output}: {variable.name} {dict(zip(names, sizes, strict=True))}, "
+            f"{low:.4g} to {high:.4g} {variable.units}",
+        )
+
+
+def _parameters(text: str) -> Any:
+    """Return a table of a file, or the mapping that a text is."""
+    if Path(text).suffix in _TABLES:
+        return read_parameters(Path(text))
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict) or None in found.values():
+        raise UserError(
+            "--parameters",
+            "a mapping, or a table such as points.csv",
+            repr(text),
+            "Put quotes around a mapping, and a blank behind each colon: '{a: 1}'.",
+        )
+    return found
+
+
+def _sampler(options: Any) -> BlockSampler:
+    """Return the sampler of --samples."""
+    if options.samples < 1:
+        raise UserError("--samples", "a number >= 1", options.samples)
+    if options.sampler not in _SAMPLERS:
+        names = list(_SAMPLERS)
+        raise UserError(
+            "--sampler",
+            f"one of {', '.join(names)}",
+            repr(options.sampler),
+            nearest(options.sampler, names),
+        )
+    kind = _SAMPLERS[options.sampler]
+    if kind is LatinHypercube:
+        # One design, of as many strata as there are samples.
+        return LatinHypercube(options.seed, strata=options.samples)
+    return kind(options.seed)
+
+
+def _drawn(sampler: BlockSampler, count: int, spec: FieldSpec) -> dict[str, Any]:
+    points = sampler.ask(0, count, spec.parameters)
+    return {p.name: points[:, k] for k, p in enumerate(spec.parameters)}
+
+
+def _device(name: str) -> torch.device:
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise UserError(
+            "--device cuda: torch finds no GPU here. Leave it out: the CPU predicts."
+        )
+    return torch.device("cuda" if there and name != "cpu" else "cpu")
+
+
+def _warn_of_others(parameters: Mapping[str, Any], history: xr.Dataset) -> None:
+    """Warn of a history of another simulation."""
+    for name, value in parameters.items():
+        theirs = history.coords.get(name)
+        if theirs is None or theirs.size != 1 or not isinstance(value, int | float):
             continue
         if not math.isclose(float(theirs), value, rel_tol=1e-3):
             warnings.warn(
@@ -80,25 +187,20 @@ def run(options: Any) -> None:
                 f"{name} = {float(theirs):g}.",
                 stacklevel=2,
             )
-    dataset = surrogate.predict(options.parameters, options.times, history)
-    try:
-        network = f"{type(surrogate.network).__name__}"
-        to_netcdf(dataset, output, **about("Prediction of a surrogate", network))
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"--output {output}: netCDF 3, as SciPy writes it, holds no name such as "
-            f"{error.object!r}. Install netCDF4, which writes newer files."
-        ) from error
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"--output {output}: cannot be written ({error}). Expected a folder where "
-            "you may write, on a disk with room; name another file."
-        ) from error
-    if replaced:
-        print_lines(Console(), f"{output}: the file that was there is replaced.")
-    for name, field in dataset.data_vars.items():
-        print_lines(
-            Console(),
-            f"{output}: {name} {dict(field.sizes)}, {float(field.min()):.4g} "
-            f"to {float(field.max()):.4g} {field.attrs.get('units', '')}",
+
+
+def _progress(prediction: Prediction) -> Any:
+    """Return what describes how far a prediction is."""
+    start = time.monotonic()
+
+    def line() -> Text:
+        done, count = prediction.done, prediction.count
+        pace = done / max(time.monotonic() - start, 1e-9)
+        size = format_bytes(prediction.nbytes * done // count)
+        return Text(
+            f"predict | {done:,} of {count:,} samples | {size} | {pace:,.0f} samples/s",
+            no_wrap=True,
+            overflow="ellipsis",
         )
+
+    return line

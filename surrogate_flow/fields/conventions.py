@@ -42,7 +42,7 @@ def version(name: str = "surrogate-flow") -> str:
         return ""
 
 
-def about(title: str, made_by: str) -> dict[str, str]:
+def about(title: str, made_by: str = "") -> dict[str, str]:
     """Return a file's attributes: what it holds, what made it, and with which command.
 
     Examples
@@ -55,7 +55,7 @@ def about(title: str, made_by: str) -> dict[str, str]:
     return {
         "Conventions": "CF-1.8",
         "title": title,
-        "source": f"surrogate_flow {version()}: {made_by}",
+        "source": f"surrogate_flow {version()}" + f": {made_by}" * bool(made_by),
         "history": f"{now} {shlex.join([Path(program).name, *words])}",
     }
 
@@ -116,8 +116,10 @@ def to_netcdf(dataset: xr.Dataset, path: Path, **attributes: str) -> None:
         Such as a prediction, or the content of a data set.
     path : Path
     attributes : str
-        Of the file, besides those of the dataset.
+        Of the file, in the place of those of the dataset.
     """
-    written = for_files(dataset).assign_attrs(attributes)
+    title = f"Fields: {', '.join(map(str, dataset.data_vars))}"
+    noted = {**about(title), **dataset.attrs, **attributes}
+    written = for_files(dataset).assign_attrs(noted)
     with write_atomically(Path(path)) as part:
         written.to_netcdf(part)

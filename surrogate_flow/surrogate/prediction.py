@@ -76,6 +76,10 @@ class Prediction:
         Of all fields.
     chunk : tuple of int
         Samples and times of a part, at most.
+    done : int
+        Samples that have been predicted so far.
+    ranges : array of shape (channel, 2)
+        The least and the greatest value of each variable so far.
 
     Raises
     ------
@@ -114,10 +118,12 @@ class Prediction:
         plain = all(v.plain for v in spec.variables)
         self.dtype = np.dtype(np.float32 if plain else np.float64)
         self.nbytes = math.prod(self.shape) * self.dtype.itemsize
-        self.chunk, self._pass = self._sizes(batch_size)
+        self.chunk = self._chunk(batch_size)
+        self.done = 0
+        self.ranges = np.tile([np.inf, -np.inf], (len(spec.variables), 1))
 
-    def _sizes(self, batch_size: int | None) -> tuple[tuple[int, int], int]:
-        """Return samples and times of a part, and samples or steps of a pass."""
+    def _chunk(self, batch_size: int | None) -> tuple[int, int]:
+        """Return how many samples, and how many times, are predicted together."""
         step, times = math.prod(self.spec.step_shape), len(self.times)
         device = self._surrogate.device
         values = _VALUES
@@ -126,14 +132,22 @@ class Prediction:
         most = max(1, values // step)
         if self._surrogate.window.inputs:
             rows = batch_size or max(1, min(most, _ROLLED // (step * times)))
-            rows = min(rows, self.count)
-            return (rows, times), rows
+            return min(rows, self.count), times
         if batch_size is not None:
             most = batch_size * times
-        return (max(1, min(most // times, self.count)), min(most, times)), most
+        return max(1, min(most // times, self.count)), min(most, times)
 
     def __iter__(self) -> Iterator[Part]:
         """Yield all parts, those of the first samples first."""
+        for part in self._parts():
+            fields = part.fields.swapaxes(0, 2).reshape(part.fields.shape[2], -1)
+            self.ranges[:, 0] = np.minimum(self.ranges[:, 0], fields.min(1))
+            self.ranges[:, 1] = np.maximum(self.ranges[:, 1], fields.max(1))
+            yield part
+            if part.times.stop >= len(self.times):
+                self.done = part.samples.stop
+
+    def _parts(self) -> Iterator[Part]:
         surrogate = self._surrogate
         was_training = surrogate.training
         surrogate.train(False)
@@ -205,7 +219,7 @@ class Prediction:
                 f"what fits into free memory, {format_bytes(free)}",
                 format_bytes(self.nbytes),
                 "Write it part by part: --output field.zarr, or, in Python, "
-                "Prediction(surrogate, parameters).to_zarr('field.zarr').",
+                "surrogate.predict_to_file('field.zarr', ...).",
             )
         fields = np.empty(self.shape, self.dtype)
         for part in self:

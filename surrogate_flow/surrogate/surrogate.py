@@ -45,6 +45,7 @@ from surrogate_flow.surrogate.schedule import (
     built_schedule,
     monitor_of,
 )
+from surrogate_flow.surrogate.writing import write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -376,9 +377,20 @@ class Surrogate(L.LightningModule):
             lies outside of the spec's, or the history is missing, not needed, too short
             or does not match the spec.
         UserError
-            If it does not fit into memory; `Prediction` writes it part by part.
+            If it does not fit into memory.
         """
         return Prediction(self, parameters, times, history, batch_size).dataset()
+
+    def predict_to_file(
+        self, path: str | Path, parameters: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Write what `predict` returns: netCDF, or, part by part, Zarr (``.zarr``).
+
+        The other arguments are those of `predict`. Of Zarr, no more than a part is in
+        memory at a time. Whatever fails leaves no file.
+        """
+        prediction = Prediction(self, parameters, *args, **kwargs)
+        write(prediction, Path(path), type(self.network).__name__)
 
     def on_save_checkpoint(self, saved: dict[str, Any]) -> None:
         """Add what `load` needs, as plain values."""

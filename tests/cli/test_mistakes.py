@@ -391,15 +391,46 @@ MISTAKES = {
     ),
     "predict: no mapping": (
         ["predict", "--ckpt_path=last", "--parameters=3"],
-        "--parameters: expected a mapping, got '3'",
+        "--parameters: expected a mapping, or a table such as points.csv, got '3'",
     ),
     "predict: another format": (
         ["predict", "--ckpt_path=last", "--parameters={a: 1}", "--output=a.csv"],
-        "--output a.csv: expected the name of a netCDF file, got '.csv'. Name it a.nc",
+        "--output a.csv: expected the name of a netCDF file, or of a Zarr store, got "
+        "'.csv'. Name it a.nc",
     ),
     "predict: broken YAML": (
         ["predict", "--ckpt_path=last", "--parameters={a: 1"],
-        "--parameters: expected a mapping, got '{a: 1'",
+        "--parameters: expected a mapping, or a table such as points.csv, got '{a: 1'",
+    ),
+    "predict: no table": (
+        ["predict", "--ckpt_path=last", "--parameters=points.csv"],
+        "No file 'points.csv'",
+    ),
+    "predict: no table in netCDF": (
+        ["predict", "--ckpt_path=last", "--parameters=points.nc"],
+        "--parameters: no file 'points.nc'",
+    ),
+    "predict: a table and samples": (
+        ["predict", "--ckpt_path=last", "--parameters={a: 1}", "--samples=3"],
+        "predict needs --parameters or --samples, got both",
+    ),
+    "predict: a sampler that is none": (
+        ["predict", "--ckpt_path=last", "--samples=3", "--sampler=sobl"],
+        "--sampler: expected one of sobol, halton, latin_hypercube, uniform, got",
+        "Did you mean 'sobol'",
+    ),
+    "predict: no samples": (
+        ["predict", "--ckpt_path=last", "--samples=0"],
+        "--samples: expected a number >= 1, got 0",
+    ),
+    "predict: another device": (
+        ["predict", "--ckpt_path=last", "--samples=3", "--device=tpu"],
+        "--device: expected ",
+        "got 'tpu'",
+    ),
+    "predict: a seed below 0": (
+        ["predict", "--ckpt_path=last", "--samples=3", "--seed=-1"],
+        "Sobol: seed: expected a whole number >= 0, got -1",
     ),
     "compare: epochs": (
         ["compare", *FIT[1:], "--trainer.max_epochs=3"],

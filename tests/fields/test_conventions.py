@@ -45,7 +45,7 @@ def dataset(spec, samples):
 def test_a_checker_finds_nothing(spec, samples, tmp_path):
     """Of any severity; what is read back is what was written, and times are numbers."""
     given, path = dataset(spec, samples), tmp_path / "field.nc"
-    to_netcdf(given, path, **about("Fields", "a solver"))
+    to_netcdf(given, path)
     assert findings(path) == []
     with xr.open_dataset(path) as got:
         assert got.time.dtype == np.float64

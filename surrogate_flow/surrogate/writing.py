@@ -1,0 +1,114 @@
+"""Predictions in files: netCDF, or Zarr part by part, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from surrogate_flow.dataset.layout import consolidate
+from surrogate_flow.fields.conventions import about, for_files, to_netcdf
+from surrogate_flow.fields.errors import ArgumentError, UserError
+from surrogate_flow.fields.quantities import described
+from surrogate_flow.files import NETCDF
+from surrogate_flow.surrogate.prediction import Prediction
+from surrogate_flow.surrogate.samples import SAMPLE
+
+__all__ = ["require_writable", "write"]
+
+ZARR = ".zarr"
+_NETCDF = ("", ".nc3", ".netcdf", *NETCDF)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a path before anything is predicted for it.
+
+    Raises
+    ------
+    ArgumentError
+        If it is a folder, in none, of another format, or a Zarr store that exists.
+    """
+    what = f"--output {path}"
+    if path.suffix == ZARR and path.exists():
+        raise ArgumentError(
+            what, "a new name", "one that exists", "Remove it, or name another."
+        )
+    if path.is_dir():
+        raise ArgumentError(
+            f"{what}: expected a file's name, got a folder. Name the file in it, such "
+            f"as {path / 'field.nc'}."
+        )
+    if path.suffix not in (ZARR, *_NETCDF):
+        raise ArgumentError(
+            what,
+            "the name of a netCDF file, or of a Zarr store",
+            repr(path.suffix),
+            f"Name it {path.with_suffix('.nc')}, and convert it with xarray.",
+        )
+    if not path.parent.is_dir():
+        raise ArgumentError(f"{what}: there is no folder {path.parent}. Make it first.")
+
+
+def write(prediction: Prediction, path: Path, network: str) -> None:
+    """Write a prediction: netCDF in one piece, Zarr (``.zarr``) part by part.
+
+    Raises
+    ------
+    UserError
+        If a file cannot be written there, or netCDF would not fit into memory.
+    """
+    require_writable(path)
+    several = f" for {prediction.count} samples" if prediction.several else ""
+    noted = about(f"Prediction of a surrogate{several}", network)
+    try:
+        if path.suffix == ZARR:
+            _write_zarr(prediction, path, noted)
+        else:
+            to_netcdf(prediction.dataset(), path, **noted)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"--output {path}: cannot be written ({error}). Expected a folder where "
+            "you may write, on a disk with room; name another file."
+        ) from error
+
+
+def _write_zarr(prediction: Prediction, path: Path, noted: dict[str, str]) -> None:
+    """Write all parts in a folder beside, which takes its name in the end."""
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        part = temporary / path.name
+        variables = prediction.spec.variables
+        nothing = np.broadcast_to(np.float32(0), prediction.shape)
+        labels = for_files(prediction.labelled(nothing)).assign_attrs(noted)
+        labels = labels.drop_vars([v.name for v in variables])
+        labels.to_zarr(part, zarr_format=3, consolidated=False)
+        group = zarr.open_group(part, mode="r+", use_consolidated=False)
+        lead, skipped = ((SAMPLE,), 0) if prediction.several else ((), 1)
+        arrays = [
+            group.create_array(
+                v.name,
+                shape=(*prediction.shape[:2], *prediction.spec.shape)[skipped:],
+                chunks=(*prediction.chunk, *prediction.spec.shape)[skipped:],
+                dtype=prediction.dtype,
+                fill_value=np.nan,
+                dimension_names=(*lead, "time", *prediction.spec.dims),
+                attributes={**described(v)},
+            )
+            for v in variables
+        ]
+        for samples, times, fields in prediction:
+            for channel, array in enumerate(arrays):
+                if prediction.several:
+                    array[samples, times] = fields[:, :, channel]
+                else:
+                    array[times] = fields[0, :, channel]
+        consolidate(part)
+        os.rename(part, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
