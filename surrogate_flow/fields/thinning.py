@@ -87,22 +87,20 @@ class Thinning:
         lead: Sequence[str],
         coordinates: Mapping[str, Any],
     ) -> xr.Dataset:
-        """Return thin fields as stored, of a solver and its surrogate, with units.
+        """Return thin fields of a solver and its surrogate, with units and coordinates.
 
         Parameters
         ----------
         truth, guess : array
+            In the units of the variables.
         lead : sequence of str
             Names of the dims before those of space.
         coordinates : mapping of str to object
             As xarray takes them, beside those of the grid.
         """
-        spec, shape = self.spec, (*truth.shape[: len(lead)], *self.spec.step_shape)
+        spec, fields = self.spec, {}
         pairs = (("", "", truth), (SURROGATE, ", predicted", guess))
-        fields = {}
-        for suffix, words, stored in pairs:
-            flat = stored.reshape(-1, *spec.step_shape)
-            physical = spec.physical(flat).reshape(shape)
+        for suffix, words, physical in pairs:
             for channel, v in enumerate(spec.variables):
                 of_one = np.take(physical, channel, axis=len(lead))
                 what = attributes(v.units, f"{v.long_name or v.name}{words}")

@@ -22,6 +22,7 @@ from surrogate_flow.files import (
     write_atomically,
 )
 from surrogate_flow.report.console import the_console
+from surrogate_flow.report.held_out import HeldOut
 from surrogate_flow.report.monitor import MetricsTable, Monitor
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.report.records import Records
@@ -254,7 +255,7 @@ def run_callbacks(
     records = Records(folder)
     # The monitor comes first: the line ends with its last status.
     callbacks: list[Callback] = [Monitor(folder, [*lines, records]), records, *lines]
-    callbacks.append(Report(folder, console))
+    callbacks += [HeldOut(folder), Report(folder, console)]
     if fit:
         callbacks += [WriteSummary(folder), FinalValidation()]
     # Two, since one with save_last writes last.ckpt with a new best only.

@@ -37,7 +37,7 @@ from surrogate_flow.report.drawing import _across_up_and_cut as across_up_and_cu
 from surrogate_flow.surrogate.observation import Look, Probe
 from surrogate_flow.surrogate.surrogate import Surrogate
 
-__all__ = ["LossTable", "NewestField", "Pace", "Records", "now"]
+__all__ = ["LossTable", "NewestField", "Pace", "Records", "cut_dims", "now"]
 
 logger = logging.getLogger(__name__)
 
@@ -194,9 +194,9 @@ class NewestField:
     def _dataset(self, look: Look | None = None) -> xr.Dataset:
         spec, thin = self.spec, self._thin
         lead = ("sample",) if not spec.dims else ()
-        shape = (*((self._samples,) if lead else ()), *thin.spec.step_shape)
-        fields = [np.full(shape, np.nan, dtype=np.float32) for _ in range(2)]
         count = self._samples if lead else 1
+        shape = (count, *thin.spec.step_shape)
+        fields = [np.full(shape, np.nan, dtype=np.float32) for _ in range(2)]
         steps = np.zeros(count, dtype=np.int64)
         numbers = np.full(count, -1, dtype=np.int64)
         points = np.full((count, len(spec.parameters)), np.nan)
@@ -204,7 +204,7 @@ class NewestField:
             shown = slice(count) if lead else slice(look.newest, look.newest + 1)
             some = len(look.seen.step[shown])
             for filled, seen in zip(fields, (look.truth, look.guess), strict=True):
-                filled.reshape(count, -1)[:some] = seen.reshape(len(seen), -1)[:some]
+                filled[:some] = seen[:count].reshape(-1, *thin.spec.step_shape)
             steps[:some] = look.seen.step[shown]
             numbers[:some] = look.seen.simulation[shown]
             points[:some] = look.seen.parameters[shown]
@@ -222,7 +222,9 @@ class NewestField:
             name: (lead, values if lead else values[0], attrs)
             for name, (values, attrs) in along.items()
         }
-        truth, guess = fields
+        truth, guess = (
+            thin.spec.physical(field)[() if lead else 0] for field in fields
+        )
         dataset = thin.dataset(truth, guess, lead, coordinates)
         unknown = np.int64(-1)
         return dataset.assign_attrs(simulation=unknown, step=unknown, batch=unknown)
@@ -278,7 +280,7 @@ class Records(RunCallback):
             return
         size = getattr(data, "batch_size", _SAMPLES)
         self._losses = LossTable(data.spec)
-        self._field = NewestField(data.spec, size, cut=_cut(data.spec))
+        self._field = NewestField(data.spec, size, cut=cut_dims(data.spec))
         pl_module.probe = Probe(self._field.index)
         self._surrogate, self._trains = pl_module, True
 
@@ -407,7 +409,7 @@ def _commit() -> str:
     return answer.stdout.strip()
 
 
-def _cut(spec: FieldSpec) -> tuple[str, ...]:
+def cut_dims(spec: FieldSpec) -> tuple[str, ...]:
     """Return the dims that do not lie in a picture."""
     if len(spec.dims) < 3:
         return ()

@@ -153,6 +153,12 @@ class StandardError(Metric):
     of_numbers : bool
         Whether the fields have no dims, as in `RelativeL2OfNumbers`.
 
+    Attributes
+    ----------
+    by_simulation : array of shape (simulation, 2 + channel), optional
+        Number, ``relative_l2`` and root mean square error of each variable as stored,
+        of all ranks, when it was last computed.
+
     References
     ----------
     B. Efron, C. Stein, The Jackknife Estimate of Variance, Annals of Statistics, 1981.
@@ -163,6 +169,7 @@ class StandardError(Metric):
     def __init__(self, *, of_numbers: bool) -> None:
         super().__init__()
         self.of_numbers = of_numbers
+        self.by_simulation: np.ndarray | None = None
         self.add_state("rows", [], "cat")
 
     def update(
@@ -177,7 +184,12 @@ class StandardError(Metric):
             ratios = torch.where(counted, error / size, 0.0)
             above = ratios.sum(1, keepdim=True)
             below = counted.sum(1, keepdim=True).double()
-        self.rows.append(torch.cat([simulation.double()[:, None], above, below], 1))
+        # Of steps and cells; the last column counts the samples.
+        values = math.prod([prediction.shape[1], *prediction.shape[3:]])
+        squares = error.square() / values
+        count = torch.ones_like(squares[:, :1])
+        numbers = simulation.double()[:, None]
+        self.rows.append(torch.cat([numbers, above, below, squares, count], 1))
 
     def compute(self) -> Tensor:
         """Return the standard error."""
@@ -185,10 +197,20 @@ class StandardError(Metric):
         numbers, which = torch.unique(rows[:, 0], return_inverse=True)
         sums = rows.new_zeros(len(numbers), rows.shape[1] - 1)
         sums = sums.index_add(0, which, rows[:, 1:])
-        above, below = (sums.sum(0) - sums).chunk(2, dim=1)
-        others = above / below
-        others = (others.sqrt() if self.of_numbers else others).mean(1)
+        # A ratio for each variable, or one for all of them.
+        width = (sums.shape[1] - 1) // 3 if self.of_numbers else 1
+        ratios = sums[:, : 2 * width]
+        squares, count = sums[:, 2 * width : -1], sums[:, -1:]
+        own = self._mean_ratio(ratios)
+        table = torch.cat([numbers[:, None], own[:, None], (squares / count).sqrt()], 1)
+        self.by_simulation = table.cpu().numpy()
+        others = self._mean_ratio(ratios.sum(0) - ratios)
         return others.std(correction=0) * math.sqrt(max(len(numbers) - 1, 0))
+
+    def _mean_ratio(self, sums: Tensor) -> Tensor:
+        above, below = sums.chunk(2, dim=1)
+        ratios = above / below
+        return (ratios.sqrt() if self.of_numbers else ratios).mean(1)
 
 
 class PercentileRMSE(Metric):
