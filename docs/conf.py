@@ -15,6 +15,7 @@ exclude_patterns = ["ci", "_templates"]
 html_theme = "furo"
 # Tests run the notebook; `make docs NOTEBOOK=force` does, too, and shows its pictures.
 nb_execution_mode = os.environ.get("NOTEBOOK", "off")
+nb_execution_timeout = 600
 nb_execution_in_temp = nb_execution_raise_on_error = True
 nb_output_stderr = "remove"
 # Equations are plain characters, here and in docstrings: a terminal shows them, and no

@@ -96,6 +96,7 @@ def test_the_notebook_runs_in_jupyter(tmp_path, monkeypatch):
     left = [output for cell in done.nb.cells for output in cell.get("outputs", [])]
     said = [str(output.get("data", {}).get("text/plain")) for output in left]
     assert any(line.startswith("Validation error: ") for line in said)
+    assert (tmp_path / "runs" / "tutorial" / "report.html").is_file()
 
 
 def test_training_from_python_runs(tmp_path):
