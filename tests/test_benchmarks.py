@@ -18,6 +18,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
     "name",
     [
         "reservoir",
+        "spectral",
         *(
             pytest.param(name, marks=pytest.mark.bench)
             for name in ("stream", "clients", "ensemble", "soak", "training")

@@ -73,7 +73,7 @@ class Channels(nn.Module):
         history: Float[Tensor, "batch inputs channel *space"],
     ) -> Float[Tensor, "batch stacked *space"]:
         """Stack the channels, the oldest step of the history first."""
-        batch, space = len(step), self.positions.shape[2:]
+        batch, space = step.shape[0], self.positions.shape[2:]
         same = torch.cat([parameters, step[:, None]], dim=1)
         same = same.reshape(*same.shape, *(1 for _ in space)).expand(-1, -1, *space)
         positions = self.positions.expand(batch, *self.positions.shape[1:])

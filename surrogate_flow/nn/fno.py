@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from surrogate_flow.fields.errors import ArgumentError, MissingPackageError
@@ -75,6 +76,8 @@ class FNO(OnGrid):
             )
         if not 0 <= padding < 1:
             raise ArgumentError("FNO: padding", "a part of the grid in [0, 1)", padding)
+        # As neuralop's DomainPadding rounds.
+        padded = [size + 2 * round(padding * size) for size in spec.shape]
         super().__init__(
             spec,
             window,
@@ -85,7 +88,7 @@ class FNO(OnGrid):
                 "n_layers": layers,
                 "domain_padding": padding or None,
                 "positional_embedding": None,  # OnGrid stacks the true positions
-                "conv_module": _spectral(),
+                "conv_module": partial(_spectral(), sizes=padded),
             },
             positions=positions,
         )
@@ -95,10 +98,10 @@ def _spectral() -> Any:
     try:
         # neuralop changes how the whole process shows warnings.
         with warnings.catch_warnings():
-            from surrogate_flow.nn.spectral import AnySizeSpectralConv
+            from surrogate_flow.nn.spectral import RealSpectralConv
     except ImportError as error:
         raise MissingPackageError(
             f"FNO needs neuraloperator, which cannot be imported ({error}). Type "
             "pip install 'neuraloperator>=2.0', or use UNet (--model unet)."
         ) from error
-    return AnySizeSpectralConv
+    return RealSpectralConv

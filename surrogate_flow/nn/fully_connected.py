@@ -78,4 +78,4 @@ class FullyConnected(nn.Module):
         """Predict all cells of all steps at once."""
         seen = torch.cat([parameters, step[:, None], history.flatten(1)], dim=1)
         out: Tensor = self.layers(seen)
-        return out.reshape(len(out), *self.shape)
+        return out.reshape(-1, *self.shape)

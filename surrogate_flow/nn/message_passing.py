@@ -215,10 +215,11 @@ class MessagePassingSolver(nn.Module):
         history: Float[Tensor, "batch inputs channel *space"],
     ) -> Float[Tensor, "batch outputs channel *space"]:
         """Predict all steps of the window at once."""
-        batch, nodes = len(step), len(self.places)
+        batch, nodes = step.shape[0], len(self.places)
         context = torch.cat([parameters, step[:, None]], dim=1)
         everywhere = context.expand(nodes, -1, -1)
-        seen = history.reshape(batch, -1, nodes).permute(2, 0, 1)
+        known = history.shape[1] * history.shape[2]
+        seen = history.reshape(batch, known, nodes).permute(2, 0, 1)
         places = self.places[:, None].expand(-1, batch, -1)
         features = self.encoder(torch.cat([seen, places, everywhere], dim=-1))
         for layer in self.layers:

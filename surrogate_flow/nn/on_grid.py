@@ -86,7 +86,7 @@ class OnGrid(nn.Module):
     ) -> Float[Tensor, "batch outputs channel *space"]:
         """Predict all points of all steps at once."""
         out: Tensor = self.module(self.channels(parameters, step, history))
-        expected = (len(step), self.shape[0] * self.shape[1], *self.shape[2:])
+        expected = (step.shape[0], self.shape[0] * self.shape[1], *self.shape[2:])
         if out.shape != expected:
             raise ArgumentError(
                 f"{self.path}: expected an output of shape {expected}, (batch, "
