@@ -26,6 +26,7 @@ __all__ = [
     "remedy",
     "tolerate_full_disk",
     "write_atomically",
+    "write_text",
 ]
 
 logger = logging.getLogger(__name__)
@@ -172,6 +173,12 @@ def write_atomically(path: Path, *, sync: bool = False) -> Iterator[Path]:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, whole or not at all."""
+    with write_atomically(path) as part:
+        part.write_text(text, "utf-8")
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.files import write_text
 from surrogate_flow.report.comparison_page import comparison_page, runs_in
 from surrogate_flow.report.console import print_lines, the_console
-from surrogate_flow.report.page import write
+from surrogate_flow.report.crate import write_crate
 from surrogate_flow.report.run_folder import RunFolder
 from surrogate_flow.report.run_page import FILE, run_page
 
@@ -41,7 +42,9 @@ def report(words: Sequence[str]) -> None:
     )
     page = run_page(runs[0]) if alone else comparison_page(runs)
     try:
-        write(output, page)
+        write_text(output, page)
+        if alone:
+            write_crate(runs[0])
     except OSError as error:
         raise UserError(
             f"--output {output}: cannot be written ({error}). Expected the name of a "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from surrogate_flow.files import (
     remedy,
     tolerate_full_disk,
     write_atomically,
+    write_text,
 )
 from surrogate_flow.report.console import the_console
 from surrogate_flow.report.held_out import HeldOut
@@ -198,26 +199,41 @@ class SafeCheckpoint(ModelCheckpoint):
 
 
 class WritePage(Callback):
-    """Writes report.html at the end of a fit, of what is in the run's folder."""
+    """Writes report.html at the end of a fit, and then what makes it an RO-Crate.
+
+    Both are of what is in the run's folder, and behind all that writes there.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._made = False
 
     def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Write it, unless the run was ended before there was anything."""
+        """Write the page, unless the run was ended before there was anything."""
         if not trainer.is_global_zero or not (self.folder / OUTCOME).is_file():
             return
         # Here, since Bokeh takes a second to import.
-        from surrogate_flow.report.page import write
         from surrogate_flow.report.run_page import FILE, run_page
 
+        for table in trainer.loggers:
+            if isinstance(table, MetricsTable):
+                table.save()
         path = self.folder / FILE
+        self._write(path, lambda run: write_text(path, run_page(run)))
+        self._made = True
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Describe the files, which are complete now."""
+        if self._made:
+            from surrogate_flow.report.crate import CRATE, write_crate
+
+            self._write(self.folder / CRATE, write_crate)
+        self._made = False
+
+    def _write(self, path: Path, write: Callable[[RunFolder], object]) -> None:
         try:
-            for table in trainer.loggers:
-                if isinstance(table, MetricsTable):
-                    table.save()
             with tolerate_full_disk(path):
-                write(path, run_page(RunFolder(self.folder)))
+                write(RunFolder(self.folder))
         except Exception:
             # What tells of a run never takes it with it.
             logger.exception("%s was not made; all else of the run is.", path)

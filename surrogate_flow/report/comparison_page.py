@@ -9,15 +9,9 @@ from pathlib import Path
 from surrogate_flow.report import plots
 from surrogate_flow.report.cost import Cost
 from surrogate_flow.report.headline import error_of, model_of, name_of, rollout_of
-from surrogate_flow.report.page import (
-    Section,
-    flattened,
-    number,
-    percent,
-    render,
-    seconds,
-)
+from surrogate_flow.report.page import Section, render
 from surrogate_flow.report.run_folder import FILES, RunFolder
+from surrogate_flow.report.words import flattened, number, percent, seconds
 
 __all__ = ["comparison_page", "runs_in"]
 
@@ -126,7 +120,7 @@ def _numbers(named: Mapping[str, RunFolder]) -> Section:
         return number(None if cost is None else cost.break_even)
 
     columns: dict[str, Callable[[RunFolder], str]] = {
-        "surrogate": lambda run: model_of(run).removeprefix("A "),
+        "surrogate": lambda run: model_of(run),
         "state": lambda run: run.state,
         "relative L2 error": lambda run: percent(error_of(run)),
         "standard error": lambda run: percent(

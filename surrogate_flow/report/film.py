@@ -14,6 +14,7 @@ from PIL import Image
 
 from surrogate_flow.fields.quantities import in_units
 from surrogate_flow.report.drawing import Row, draw, flat, titled
+from surrogate_flow.report.words import percent
 
 __all__ = ["Case", "Film", "encoded", "film_of", "stills"]
 
@@ -130,6 +131,10 @@ def _frames(figure: Figure, rows: Sequence[Row]) -> list[str]:
             else:
                 artist.set_ydata(field.values)
             axis.draw_artist(artist)
+        for axis in panels:
+            # Below the field they would be hidden in part.
+            for spine in axis.spines.values():
+                axis.draw_artist(spine)
         image = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
         frames.append(_encoded(image, 70))
     return frames
@@ -174,7 +179,7 @@ def _number(case: xr.Dataset) -> str:
 
 def _error(case: xr.Dataset) -> str:
     known = case.get("relative_l2")
-    return "" if known is None else f"relative error {float(known):.2%},"
+    return "" if known is None else f"relative error {percent(float(known))},"
 
 
 def _parameters(case: xr.Dataset) -> dict[str, tuple[float, str]]:

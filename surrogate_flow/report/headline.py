@@ -9,15 +9,15 @@ import pandas as pd
 
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.cost import Cost
-from surrogate_flow.report.page import number, percent, seconds
 from surrogate_flow.report.run_folder import RunFolder
+from surrogate_flow.report.words import counted_large, number, percent, seconds
 
-__all__ = ["counted_large", "error_of", "headline", "model_of", "name_of", "rollout_of"]
+__all__ = ["error_of", "headline", "model_of", "name_of", "rollout_of"]
 
 
 def headline(run: RunFolder) -> str:
     """Return what was run, its error, its skill and its cost, in one sentence."""
-    what = f"{model_of(run)} of {name_of(run)}"
+    what = f"The {model_of(run)} of {name_of(run)}"
     outcome = run.outcome
     if outcome is None:
         return f"{what}: {_progress(run)}"
@@ -49,11 +49,6 @@ def _error(run: RunFolder, errors: Mapping[str, float]) -> str:
     return f"errs by {percent(error)}{beside} ({'; '.join(inside)})"
 
 
-def counted_large(count: int, noun: str, plural: str = "") -> str:
-    """Return a number of things, with commas."""
-    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
-
-
 def name_of(run: RunFolder) -> str:
     """Return the name of the workflow."""
     data = _arguments(run.settings.get("data"))
@@ -62,11 +57,13 @@ def name_of(run: RunFolder) -> str:
 
 
 def model_of(run: RunFolder) -> str:
-    """Return the kind of the network, with its article."""
+    """Return the kind of the network."""
     model: Any = run.settings.get("model") or {}
     network = model.get("network") if isinstance(model, Mapping) else None
     path = network.get("class_path") if isinstance(network, Mapping) else network
-    return f"A {path.rpartition('.')[2]}" if isinstance(path, str) else "A surrogate"
+    return (
+        f"{path.rpartition('.')[2]} surrogate" if isinstance(path, str) else "surrogate"
+    )
 
 
 def error_of(run: RunFolder) -> float | None:

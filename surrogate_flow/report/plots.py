@@ -10,7 +10,6 @@ import pandas as pd
 from bokeh.layouts import gridplot
 from bokeh.models import HoverTool, NumeralTickFormatter
 from bokeh.models.annotations import Span
-from bokeh.palettes import Category10_10
 from bokeh.plotting import figure
 
 __all__ = [
@@ -25,6 +24,11 @@ __all__ = [
 ]
 
 _GREY = "#7c7c7c"  # legible on white and on black
+# Of curves: legible on both, too.
+_COLOURS = (
+    *("#2f8fdd", "#f28c28", "#2ca02c", "#e04b4b", "#a778d8"),
+    *("#a5765b", "#e377c2", "#8c8c8c", "#b5b52f", "#22b8cf"),
+)
 _POINTS = 600  # of a curve
 _FEW = 30  # simulations that a running median is not drawn for
 
@@ -62,7 +66,9 @@ def learning(metrics: Tables) -> list[tuple[Any, str]]:
                         label_of = _joined(run, name if len(names) > 1 else "")
                         lines.append((label_of, known["step"] + 1, known[name]))
         if lines:
-            plot = _figure("batches", label, log=True)
+            plot = _figure("batches", label, log=names is not rates)
+            if names == ["val_relative_l2"]:
+                plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
             _draw(plot, lines, marks=names == ["val_relative_l2"])
             found.append((plot, caption))
     return found
@@ -79,6 +85,7 @@ def rollout(tables: Tables, units: str) -> Any:
     if not lines:
         return None
     plot = _figure(f"time [{units or '1'}]", "relative L2 error [1]")
+    plot.y_range.start = 0
     plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
     _draw(plot, lines, marks=len(lines[0][1]) < 50)
     return plot
@@ -97,13 +104,15 @@ def over_parameters(
         known["simulation"] = validation.get("simulation", known.index)
         plot = _figure(f"{name} [{unit or '1'}]", "relative L2 error [1]", hover=False)
         plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
-        dots = plot.scatter("x", "y", source=dict(known), size=7, alpha=0.6)
+        dots = plot.scatter(
+            "x", "y", source=dict(known), size=7, alpha=0.6, color=_COLOURS[0]
+        )
         said = [("simulation", "@simulation"), (name, "@x"), ("error", "@y{0.00 %}")]
         plot.add_tools(HoverTool(tooltips=said, renderers=[dots]))
         if len(known) >= _FEW:
-            window = max(5, len(known) // 10)
+            window = max(9, len(known) // 5)
             median = known.rolling(window, center=True).median().dropna()
-            plot.line(median["x"], median["y"], line_width=3, color=Category10_10[1])
+            plot.line(median["x"], median["y"], line_width=3, color=_COLOURS[1])
         yield plot
 
 
@@ -111,7 +120,7 @@ def times_seen(counts: Sequence[int]) -> Any:
     """Return how many samples were seen how often."""
     plot = _figure("times seen", "samples", hover=False)
     seen = [*range(len(counts))]
-    bars = plot.vbar(x=seen, top=[*counts], width=0.85, alpha=0.8)
+    bars = plot.vbar(x=seen, top=[*counts], width=0.85, color=_COLOURS[0])
     said = [("seen", "@x times"), ("samples", "@top{0,0}")]
     plot.add_tools(HoverTool(tooltips=said, renderers=[bars]))
     plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
@@ -157,11 +166,15 @@ def population(telemetry: pd.DataFrame) -> Any:
         ("unseen", table["seconds"], table["unseen"]),
     ]
     _draw(plot, lines)
+    top = float(table["population"].max())
     for name in ("capacity", "threshold"):
         if name in table and len(known := table[name].dropna()):
-            level = Span(location=float(known.iloc[-1]), dimension="width")
+            value = float(known.iloc[-1])
+            level = Span(location=value, dimension="width")
             level.line_color, level.line_dash = _GREY, "dashed"
             plot.add_layout(level)
+            top = max(top, value)
+    plot.y_range.end = 1.05 * top
     plot.y_range.start = 0
     return plot
 
@@ -177,6 +190,7 @@ def rates(telemetry: Tables) -> Any:
     if not lines:
         return None
     plot = _figure("time [s]", "samples/s")
+    plot.y_range.start = 0
     plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
     _draw(plot, lines)
     return plot
@@ -227,7 +241,7 @@ def _draw(
     for number, (label, x, y) in enumerate(lines):
         every = max(1, len(x) // _POINTS)
         source = {"x": np.asarray(x)[::every], "y": np.asarray(y)[::every]}
-        colour = Category10_10[number % 10]
+        colour = _COLOURS[number % 10]
         labelled = {"legend_label": label} if len(lines) > 1 else {}
         options = {"source": source, "color": colour, "name": label, **labelled}
         plot.line("x", "y", line_width=2, **options)
@@ -237,5 +251,6 @@ def _draw(
         legend = plot.legend[0]
         legend.label_text_color, legend.background_fill_color = _GREY, None
         legend.border_line_color, legend.click_policy = None, "hide"
+        legend.location, legend.margin = "left", 0
         legend.orientation = "horizontal" if len(lines) <= 3 else "vertical"
         plot.add_layout(legend, "below")

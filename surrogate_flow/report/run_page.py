@@ -11,9 +11,10 @@ import yaml
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report import film, plots
 from surrogate_flow.report.cost import Cost, at_equal_error
-from surrogate_flow.report.headline import counted_large, headline, name_of, rollout_of
-from surrogate_flow.report.page import Section, number, percent, render, seconds
+from surrogate_flow.report.headline import headline, name_of, rollout_of
+from surrogate_flow.report.page import Section, render
 from surrogate_flow.report.run_folder import RunFolder
+from surrogate_flow.report.words import counted_large, number, percent, seconds
 
 __all__ = ["FILE", "run_page"]
 
@@ -80,8 +81,8 @@ def _warnings(run: RunFolder, section: Section) -> None:
     for problem in run.problems:
         section.add("warning", problem)
     section.absent = "Nothing is wrong, and nothing is missing."
-    for sentence in run.missing:
-        section.add("text", sentence)
+    if run.missing:
+        section.add("note", " ".join(run.missing))
 
 
 def _commands(run: RunFolder, section: Section) -> None:
@@ -223,12 +224,13 @@ def _failures(run: RunFolder, section: Section) -> None:
     if not len(table):
         return
     more = len(table) - _FAILURES
-    shown = table.head(_FAILURES).fillna("").astype(str)
+    known = [column for column in table if column not in ("part", "traceback")]
+    shown = table[known].head(_FAILURES).fillna("").astype(str)
     section.add(
         "table",
-        head=[*map(str, table.columns)],
+        head=[*map(str, known)],
         rows=[[text[:300] for text in row] for row in shown.to_numpy().tolist()],
-        caption=f"{counted(len(table), 'attempt')} at simulations failed"
+        caption=f"{counted(len(table), 'attempt')} at a simulation failed"
         + (
             f"; the first {_FAILURES} are shown, failures.csv has all."
             if more > 0

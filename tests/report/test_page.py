@@ -1,5 +1,6 @@
 """report.html: all sections from a folder alone, whatever is missing, in one file."""
 
+import json
 import math
 import re
 from html import unescape
@@ -7,12 +8,14 @@ from html import unescape
 import numpy as np
 import pytest
 from folders import OUTCOME, SETTINGS, spec, write_run
+from rocrate.rocrate import ROCrate
 
 from surrogate_flow.report.comparison_page import comparison_page, runs_in
 from surrogate_flow.report.cost import Cost
-from surrogate_flow.report.page import number
+from surrogate_flow.report.crate import CRATE, write_crate
 from surrogate_flow.report.run_folder import RunFolder
 from surrogate_flow.report.run_page import run_page
+from surrogate_flow.report.words import number
 
 SECTIONS = [
     *("warnings", "commands", "learning", "rollout", "cases", "parameters", "seen"),
@@ -70,7 +73,7 @@ def test_the_headline_has_the_numbers_of_the_files(whole):
     headline = unescape(re.search(r'class="headline">(.*?)</p>', whole[0])[1])
     paid = math.ceil((80.0 + 40.0) / (80.0 / 200 - 0.1))
     assert headline == (
-        "A FNO of heat, trained on 1,900 batches from 200 simulations, errs by 3.21 % ± "
+        "The FNO surrogate of heat, trained on 1,900 batches from 200 simulations, errs by 3.21 % ± "
         "0.45 % (relative L2 over 40 held-out simulations; skill 0.876), took 80 s of "
         f"solvers and 40 s of training, and has paid for itself after {paid} evaluations."
     )
@@ -262,3 +265,34 @@ def test_numbers_are_short():
     """With commas and units, and in words where there is none."""
     assert number(60800, "samples") == "60,800 samples"
     assert number(np.float64(0.123456)) == "0.1235"
+
+
+def test_the_folder_is_a_crate(tmp_path):
+    """Opened by the library: each file with what it is, the command that made it; nothing copied."""
+    folder = write_run(tmp_path / "run", without=["cases.nc", "failures.csv"])
+    (folder / "jobs").mkdir()
+    (folder / "jobs" / "1.out").write_text("log")
+    files = {p for p in folder.rglob("*") if p.is_file()}
+    write_crate(RunFolder(folder))
+    assert {p for p in folder.rglob("*") if p.is_file()} - files == {folder / CRATE}
+    crate = ROCrate(folder)
+    assert crate.name == "heat, run"
+    assert "errs by 3.21 %" in crate.description
+    named = {entity.id: entity for entity in crate.data_entities}
+    kept = {str(p.relative_to(folder)) for p in files if p.parent.name != "jobs"}
+    assert {*named} == kept | {"jobs/"}
+    assert named["metrics.csv"]["encodingFormat"] == "text/csv"
+    assert named["checkpoints/best.ckpt"]["contentSize"] == "7"
+    assert all(entity["description"] for entity in named.values())
+    (action,) = (e for e in crate.contextual_entities if e.type == "CreateAction")
+    assert action["name"] == "surrogate-flow fit --data heat --model fno"
+    assert action["startTime"] == "2026-11-27T10:00:00+00:00"
+    assert action["endTime"] == "2026-11-27T10:01:02+00:00"
+    assert action["instrument"]["version"] == "0.1.0"
+    assert "torch 2.13.0" in action["instrument"]["softwareRequirements"]
+    # Written again, it does not name itself.
+    write_crate(RunFolder(folder))
+    assert {e.id for e in ROCrate(folder).data_entities} == {*named}
+    plain = json.loads((folder / CRATE).read_text())
+    assert plain["@context"].startswith("https://w3id.org/ro/crate/1.")
+    assert "license" not in (folder / CRATE).read_text()
