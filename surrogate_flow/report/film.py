@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from surrogate_flow.fields.quantities import in_units
+from surrogate_flow.fields.thinning import SURROGATE
 from surrogate_flow.report.drawing import Row, draw, flat, titled
 from surrogate_flow.report.words import percent
 
@@ -21,7 +22,6 @@ __all__ = ["Case", "Film", "encoded", "film_of", "stills"]
 _VARIABLES = 3  # of a simulation, which are drawn: a page has a size
 _FRAMES = 24  # of a rollout
 _DPI = 84  # so that a picture is as wide as a page
-_ENDING = "_surrogate"
 
 Cells = Sequence[Sequence[int]]
 
@@ -49,14 +49,21 @@ def encoded(figure: Figure, quality: int = 85) -> str:
     return _encoded(np.asarray(figure.canvas.buffer_rgba()), quality)  # type: ignore[attr-defined]
 
 
-def stills(cases: xr.Dataset, cells: Cells | None = None) -> list[Case]:
+def stills(cases: xr.Dataset, *, mesh: bool = False) -> list[Case]:
     """Draw each case at the time at which the surrogate errs most.
 
     Fields on a line are drawn over all times, numbers as curves.
+
+    Parameters
+    ----------
+    cases : xr.Dataset
+        As cases.nc has them.
+    mesh : bool
+        Whether they are of nodes, of which not all may be there.
     """
-    found = []
+    cells, found = _cells(cases, mesh=mesh), []
     for name in map(str, cases.case.values):
-        case, moments = cases.sel(case=name), []
+        case, moments = _of(cases, name), []
         rows = []
         for variable in _variables(cases)[:_VARIABLES]:
             truth, guess = _pair(case, variable)
@@ -65,7 +72,7 @@ def stills(cases: xr.Dataset, cells: Cells | None = None) -> list[Case]:
                 moments.append(float(truth.time[step]))
                 truth, guess = truth.isel(time=[step]), guess.isel(time=[step])
             truth, guess, place = flat(truth, guess)
-            title = titled(f"{_number(case)}{place}", _parameters(case))
+            title = titled(f"{_number(case)}{place}{_cut(cases)}", _parameters(case))
             rows.append(Row(truth, guess, title))
         when = " at the time at which the surrogate errs most" if moments else ""
         error = _error(case)
@@ -73,14 +80,15 @@ def stills(cases: xr.Dataset, cells: Cells | None = None) -> list[Case]:
             f"The {name} of the held-out simulations{f', {error}' if error else ''}"
             f"{when}: solver, surrogate and their difference."
         )
-        found.append(Case(name, encoded(draw(rows, _points(rows, cells))), caption))
+        found.append(Case(name, encoded(draw(rows, cells)), caption))
     return found
 
 
-def film_of(cases: xr.Dataset, cells: Cells | None = None) -> Film | None:
+def film_of(cases: xr.Dataset, *, mesh: bool = False) -> Film | None:
     """Return a rollout of the median case as frames; None of fields without dims."""
+    cells = _cells(cases, mesh=mesh)
     names = [*map(str, cases.case.values)]
-    case = cases.sel(case="median" if "median" in names else names[0])
+    case = _of(cases, "median" if "median" in names else names[0])
     variable = _variables(cases)[0]
     truth, guess = _pair(case, variable)
     if truth.ndim < 2 or truth.sizes["time"] < 2:
@@ -90,12 +98,12 @@ def film_of(cases: xr.Dataset, cells: Cells | None = None) -> Film | None:
     errors = np.abs((guess - truth).values)
     limits = float(truth.min()), float(truth.max())
     width = float(errors[np.isfinite(errors)].max(initial=0.0)) or 1.0
-    title = titled(_number(case), _parameters(case))
+    title = titled(f"{_number(case)}{_cut(cases)}", _parameters(case))
     moments = [
         Row(*flat(truth.isel(time=[k]), guess.isel(time=[k]))[:2], title, limits, width)
         for k in range(truth.sizes["time"])
     ]
-    figure = draw(moments[:1], _points(moments, cells))
+    figure = draw(moments[:1], cells)
     figure.set_dpi(_DPI)
     units = truth.time.attrs.get("units", "")
     return Film(
@@ -149,21 +157,21 @@ def _encoded(image: np.ndarray, quality: int) -> str:
 
 def _variables(cases: xr.Dataset) -> list[str]:
     names = [str(name) for name in cases.data_vars]
-    return [name for name in names if f"{name}{_ENDING}" in names]
+    return [name for name in names if f"{name}{SURROGATE}" in names]
 
 
 def _pair(case: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
-    truth, guess = case[name], case[f"{name}{_ENDING}"]
+    truth, guess = case[name], case[f"{name}{SURROGATE}"]
     dims = ("time", *(dim for dim in truth.dims if dim != "time"))
     return truth.transpose(*dims), guess.transpose(*dims).rename(name)
 
 
-def _points(rows: Sequence[Row], cells: Cells | None) -> Cells | None:
-    """Return the cells of a mesh whose nodes are all there; none if some are not."""
-    if cells is None:
-        return None
-    nodes = 1 + max(max(cell) for cell in cells)
-    return cells if rows[0].truth.size >= nodes else ()
+def _cells(cases: xr.Dataset, *, mesh: bool) -> Cells | None:
+    """Return the cells of a mesh, none if there are nodes alone; None of a grid."""
+    if "cells" not in cases:
+        return () if mesh else None
+    # Cells differ in their number of nodes; -1 stands for none.
+    return [[n for n in cell if n >= 0] for cell in cases["cells"].values.tolist()]
 
 
 def _worst_step(truth: xr.DataArray, guess: xr.DataArray) -> int:
@@ -182,12 +190,32 @@ def _error(case: xr.Dataset) -> str:
     return "" if known is None else f"relative error {percent(float(known))},"
 
 
+def _cut(cases: xr.Dataset) -> str:
+    """Return in words where fields are cut out."""
+    planes = [c for n, c in cases.coords.items() if c.ndim == 0 and n != "time"]
+    return "".join(
+        f", cut at {c.name} = {in_units(float(c), c.attrs.get('units', ''))}"
+        for c in planes
+        if np.issubdtype(c.dtype, np.number)
+    )
+
+
 def _parameters(case: xr.Dataset) -> dict[str, tuple[float, str]]:
-    """Return the scalars beside the fields that are numbers: the parameters."""
-    besides = {"case", "simulation", "relative_l2", "time", "step"}
-    scalars = {str(n): c for n, c in case.variables.items() if c.ndim == 0}
+    """Return what varies from case to case, beside the fields: the parameters."""
+    names = case.attrs["parameters"]
     return {
-        name: (float(value), value.attrs.get("units", ""))
-        for name, value in scalars.items()
-        if name not in besides and np.issubdtype(value.dtype, np.number)
+        name: (float(case[name]), case[name].attrs.get("units", "")) for name in names
     }
+
+
+def _of(cases: xr.Dataset, name: str) -> xr.Dataset:
+    """Return one case, and the names of its parameters."""
+    besides = ("case", "simulation", "relative_l2")
+    along = [n for n, c in cases.variables.items() if c.dims == ("case",)]
+    known = [n for n in along if n not in besides and n not in _variables(cases)]
+    numbers = [
+        str(n)
+        for n in known
+        if not str(n).endswith(SURROGATE) and np.issubdtype(cases[n].dtype, np.number)
+    ]
+    return cases.sel(case=name).assign_attrs(parameters=numbers)

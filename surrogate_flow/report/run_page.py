@@ -136,9 +136,9 @@ def _cases(run: RunFolder, section: Section) -> None:
     section.absent = "There is no cases.nc: a fit writes it at its end."
     if run.cases is None:
         return
-    cells = _spec(run).get("cells")
-    shown = film.film_of(run.cases, cells)
-    for case in film.stills(run.cases, cells):
+    mesh = _spec(run).get("cells") is not None
+    shown = film.film_of(run.cases, mesh=mesh)
+    for case in film.stills(run.cases, mesh=mesh):
         section.add("picture", case.picture, case.caption)
     if shown is None:
         section.add("text", "The pictures show whole rollouts, so none is animated.")

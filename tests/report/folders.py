@@ -92,6 +92,13 @@ def cases(of, noise=0.05, seed=0):
                 values.astype("float32"),
                 {"units": variable["units"]},
             )
+    if (
+        of["cells"]
+        and np.max([n for cell in of["cells"] for n in cell]) < of["shape"][0]
+    ):
+        most = max(map(len, of["cells"]))
+        cells = [[*cell, *[-1] * (most - len(cell))] for cell in of["cells"]]
+        fields["cells"] = (("cell", "corner"), np.array(cells, np.int32))
     return xr.Dataset(
         fields,
         {
