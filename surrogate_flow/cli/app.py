@@ -68,6 +68,8 @@ def _run(line: CommandLine) -> None:
     command: Any = own.get(line.command)
     if line.command == "predict" and line.needs_no_workflow:
         command = predict
+    if line.command == "export":
+        from surrogate_flow.cli import export as command
 
     def run_own(words: Sequence[str]) -> None:
         parser = LightningParser(prog=f"surrogate-flow {words[0]}", allow_abbrev=False)

@@ -133,6 +133,27 @@ A table gives one dataset with the dim 'sample'. What is interrupted leaves no f
 
 With --data and --model it is Lightning's own predict.
 """,
+    "export": f"""\
+usage: surrogate-flow export --ckpt_path FILE --format pt2|onnx [--output FILE]
+
+{COMMANDS["export"]} Inputs are
+the parameters, the time and, of an autoregressive surrogate, the history; outputs are
+the fields: by their names, in their units, for batches of any size. Examples:
+
+  surrogate-flow export --ckpt_path best --format onnx
+  surrogate-flow export --ckpt_path runs/heat2d/<time>/checkpoints/best.ckpt \\
+      --format pt2 --output heat2d.pt2
+
+options:
+  --ckpt_path FILE    a checkpoint, or 'last' or 'best' of the newest run in runs/
+  --format FORMAT     onnx: for ONNX Runtime and others, from C to JavaScript; it needs
+                      pip install onnx onnxscript onnxruntime
+                      pt2: for torch.export.load, and AOTInductor
+  --output FILE       surrogate.onnx or surrogate.pt2 by default
+
+The file is compared with the surrogate before it is kept. docs/export.md has programs
+in Python and in C that use one.
+""",
     "plan": f"""\
 usage: surrogate-flow plan --data RECIPE [--OPTION VALUE ...]
 

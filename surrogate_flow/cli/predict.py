@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 import warnings
@@ -18,7 +17,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.text import Text
 
-from surrogate_flow.cli.runs import newest
+from surrogate_flow.cli.runs import given_checkpoint
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.quantities import counted
@@ -39,8 +38,6 @@ from surrogate_flow.surrogate.surrogate import Surrogate
 from surrogate_flow.surrogate.writing import require_writable, write
 
 __all__ = ["add_arguments", "run"]
-
-logger = logging.getLogger(__name__)
 
 _TABLES = (".csv", ".tsv", ".txt", *NETCDF)
 _SAMPLERS: dict[str, type[BlockSampler]] = {
@@ -79,11 +76,7 @@ def run(options: Any) -> None:
     sampler = _sampler(options) if given is None else None
     device = _device(options.device)
     replaced = output.exists()
-    path = options.ckpt_path
-    named = path in ("last", "best")
-    if named and (found := newest(Path("runs"), f"*/*/checkpoints/{path}.ckpt")):
-        logger.info("From the checkpoint %s", found)
-        path = found
+    path = given_checkpoint(options.ckpt_path)
     surrogate = Surrogate.load(path).to(device)
     history = None if options.history is None else read_history(options.history)
     if history is None and (inputs := surrogate.window.inputs):

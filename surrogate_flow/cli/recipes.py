@@ -43,6 +43,7 @@ COMMANDS = {
     "validate": "Errors of a checkpoint, on held-out simulations.",
     "test": "Errors of a checkpoint, on simulations that are run for it.",
     "predict": "Fields from a checkpoint, without solver and cluster.",
+    "export": "A checkpoint as a file for other programs: ONNX, or torch's own.",
     "plan": "A dry run: one simulation, the network, what a cluster is asked for.",
     "generate": "Write the simulations to a data set on disk.",
     "import": "Write simulations that have ended, a file each, to a data set.",
@@ -76,7 +77,7 @@ SECTIONS = ("data", "model", "trainer")
 CONFIG = ("--config", "-c")
 _STORED = "surrogate_flow.StoredData"
 #: Options of the commands that do not need both --data and --model.
-_NEEDED = {"plan": ("--data",), "generate": ("--data",)}
+_NEEDED = {"plan": ("--data",), "generate": ("--data",), "export": ()}
 #: Options that may stand for a recipe: all else has a default.
 _ENOUGH = {"--data": "--data.solver", "--model": "--model.network"}
 _SUFFIXES = (".yaml", ".yml", ".zarr")
@@ -210,7 +211,10 @@ class CommandLine:
                     f"{self.command} needs {option}, got none. Name a recipe, such as "
                     f"--data heat2d --model fully_connected{enough and other}."
                 )
-        if self.command in ("validate", "test") and "--ckpt_path" not in options:
+        if (
+            self.command in ("validate", "test", "export")
+            and "--ckpt_path" not in options
+        ):
             raise RecipeError(
                 f"{self.command} needs --ckpt_path, got none. A run keeps its "
                 "checkpoints in runs/<workflow>/<time>/checkpoints/; 'last' is the "

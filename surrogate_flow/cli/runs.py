@@ -20,6 +20,7 @@ from surrogate_flow.files import LOCK, DirectoryLock
 
 __all__ = [
     "discard",
+    "given_checkpoint",
     "job_checkpoint",
     "last_checkpoint",
     "new_folder",
@@ -197,3 +198,12 @@ def job_checkpoint(root: Path, workflow: str) -> Path | None:
 def newest(folder: Path, pattern: str) -> Path | None:
     """Return the file of a pattern that was written last, if there is one."""
     return max(folder.glob(pattern), key=lambda p: p.stat().st_mtime_ns, default=None)
+
+
+def given_checkpoint(path: str) -> str:
+    """Return the path of a checkpoint; ``last`` and ``best`` are of the newest run."""
+    named = path in ("last", "best")
+    if named and (found := newest(Path("runs"), f"*/*/checkpoints/{path}.ckpt")):
+        logger.info("From the checkpoint %s", found)
+        return str(found)
+    return path

@@ -218,8 +218,9 @@ class MessagePassingSolver(nn.Module):
         batch, nodes = step.shape[0], len(self.places)
         context = torch.cat([parameters, step[:, None]], dim=1)
         everywhere = context.expand(nodes, -1, -1)
-        known = history.shape[1] * history.shape[2]
-        seen = history.reshape(batch, known, nodes).permute(2, 0, 1)
+        seen = history.new_zeros(nodes, batch, 0)
+        if history.shape[1]:
+            seen = history.reshape(batch, -1, nodes).permute(2, 0, 1)
         places = self.places[:, None].expand(-1, batch, -1)
         features = self.encoder(torch.cat([seen, places, everywhere], dim=-1))
         for layer in self.layers:

@@ -53,6 +53,39 @@ MISTAKES = {
         "No checkpoint 'none.ckpt'",
     ),
     "no checkpoint": (["validate", *FIT[1:]], "validate needs --ckpt_path"),
+    "export: no checkpoint": (
+        ["export", "--format=onnx"],
+        "export needs --ckpt_path, got none",
+    ),
+    "export: missing checkpoint": (
+        ["export", "--ckpt_path=none.ckpt", "--format=pt2"],
+        "No checkpoint 'none.ckpt'",
+    ),
+    "export: no checkpoint yet": (
+        ["export", "--ckpt_path=best", "--format=pt2"],
+        "No checkpoint 'best'",
+    ),
+    "export: no format": (
+        ["export", "--ckpt_path=best"],
+        "--format",
+    ),
+    "export: an unknown format": (
+        ["export", "--ckpt_path=best", "--format=onx"],
+        "--format: expected one of 'pt2', 'onnx', got 'onx'",
+    ),
+    "export: an output in no folder": (
+        ["export", "--ckpt_path=best", "--format=pt2", "--output=none/a.pt2"],
+        "--output none/a.pt2: there is no folder none. Make it first.",
+    ),
+    "export: an output of another format": (
+        ["export", "--ckpt_path=best", "--format=pt2", "--output=a.onnx"],
+        "--output a.onnx: expected a file's name that ends in .pt2, got 'a.onnx'",
+        "Such as --output a.pt2.",
+    ),
+    "export: an option for a run": (
+        ["export", "--ckpt_path=best", "--format=pt2", *DATA],
+        "--data",
+    ),
     "no data": (["fit", *MODEL], "fit needs --data", "--data heat2d"),
     "no data, but an argument of it": (
         ["fit", "--data.solver.steps=3", *MODEL],
