@@ -44,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             reports.report(words[1:])
             return
+        if words[:1] == ["watch"]:
+            from surrogate_flow.cli import watch
+
+            watch.run(words[1:])
+            return
         # Seconds of imports, for a command line that makes sense so far.
         _run(CommandLine.of(words))
     except (Exception, SystemExit) as error:

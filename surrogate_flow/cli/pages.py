@@ -219,6 +219,22 @@ folder of runs, such as that of 'compare'. Examples:
 options:
   --output FILE   RUN/report.html by default; comparison.html of several
 """,
+    "watch": f"""\
+usage: surrogate-flow watch [RUN] [--port N]
+
+{COMMANDS["watch"]} The run may go on, have
+ended, or have been killed; nothing of it is needed but its folder. The page listens on
+127.0.0.1; the line to reach it through ssh is printed. Ctrl-C ends it. Examples:
+
+  surrogate-flow watch
+  surrogate-flow watch runs/heat2d/2026-01-31_12-00-00
+
+options:
+  RUN        the folder of a run; the newest one under runs/ by default
+  --port N   5006 by default; another, which is printed, if that is taken
+
+While a fit runs, the same page is in the dashboard of its cluster.
+""",
     "check": f"""\
 usage: surrogate-flow check CLASS [--OPTION VALUE ...]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytorch_lightning as L
 import torch
 from dask.utils import format_bytes
+from distributed import Client
 from jaxtyping import Float
 
 from surrogate_flow.data.ranks import Ranks
@@ -190,6 +191,8 @@ class SurrogateData(L.LightningDataModule, ABC):
         Whether ``test`` has other simulations than those that chose ``best.ckpt``.
     observes : bool
         Whether `observe` is called, after each training step.
+    client : distributed.Client or None
+        Of the cluster that simulates, if there is one; after `setup`.
     """
 
     spec: FieldSpec
@@ -204,6 +207,7 @@ class SurrogateData(L.LightningDataModule, ABC):
         self.ranks = Ranks()
         self.validation: ValidationSet | None = None
         self.validated = 0
+        self.client: Client | None = None
         self._stopped = threading.Event()
 
     @abstractmethod

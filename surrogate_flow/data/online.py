@@ -218,6 +218,7 @@ class OnlineData(SurrogateData):
             archive = shared(path, self.ranks, lambda: self.planned(path)[0])
         self._archiving = Archiving(archive, self.ranks)
         self.source = self._local(self._archiving, self.validation)
+        self.client = self.source.client
         if self.store is not None:
             self._checkpoint = StudyCheckpoint(
                 self.store,

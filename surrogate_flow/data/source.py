@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from dask.system import CPU_COUNT
+from distributed import Client
 
 from surrogate_flow.cluster.batch import Load
 from surrogate_flow.cluster.open import ClusterSource
@@ -40,6 +41,8 @@ class Source(Protocol):
 
     #: Which simulations run, are complete or have failed.
     ledger: Ledger
+    #: Of the cluster.
+    client: Client
 
     def start(self) -> None:
         """Have the simulations begin; may be called again."""
@@ -121,9 +124,7 @@ class Local:
         self._load, self._looked = Load(), 0.0
         self.ledger, self.start = self.study.ledger, self.study.start
         self.stats, self.waiting = self.study.stats, self.study.waiting
-        self.stream = self.study.inlet.stats
-        if ranks.rank == 0:
-            logger.info("Dask dashboard: %s", self.study.dashboard_link)
+        self.stream, self.client = self.study.inlet.stats, self.study.client
 
     def check(self, waited: float | None = None) -> None:
         """Raise what stopped the study, if anything did."""

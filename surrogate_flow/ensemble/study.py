@@ -138,6 +138,8 @@ class Study:
     ledger : Ledger
         Which simulations run, are complete or have failed.
     inlet : Inlet
+    client : distributed.Client
+        Of the cluster.
     dashboard_link : str
         Address of Dask's dashboard.
     """
@@ -165,7 +167,7 @@ class Study:
             if not isinstance(cluster, OpenCluster):
                 cluster = enter(OpenCluster.open(cluster, settings, faults))
             self.cluster = cluster
-            client = enter(cluster.address.client())
+            self.client = client = enter(cluster.address.client())
             self.dashboard_link: str = client.dashboard_link
             placement = enter(Placement(client))
             spec = solver.spec if settings.streams else receipts(solver.spec)

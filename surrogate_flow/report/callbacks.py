@@ -24,6 +24,7 @@ from surrogate_flow.files import (
 )
 from surrogate_flow.report.console import the_console
 from surrogate_flow.report.held_out import HeldOut
+from surrogate_flow.report.live.publisher import LivePage
 from surrogate_flow.report.monitor import MetricsTable, Monitor
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.report.records import Records
@@ -270,7 +271,9 @@ def run_callbacks(
     lines = [ProgressLine(console)] if lines is None else lines
     records = Records(folder)
     # The monitor comes first: the line ends with its last status.
-    callbacks: list[Callback] = [Monitor(folder, [*lines, records]), records, *lines]
+    page = LivePage(folder)
+    watching = Monitor(folder, [*lines, records, page])
+    callbacks: list[Callback] = [watching, records, *lines]
     callbacks += [HeldOut(folder), Report(folder, console)]
     if fit:
         callbacks += [WriteSummary(folder), FinalValidation()]
@@ -287,5 +290,5 @@ def run_callbacks(
                     save_on_exception=name == "last",
                 )
             )
-    # Behind all others, whose files it shows.
-    return [*callbacks, *[WritePage(folder)] * fit]
+    # Behind all others, whose files they show.
+    return [*callbacks, *[WritePage(folder)] * fit, page]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,21 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from surrogate_flow.fields.quantities import in_units
+from surrogate_flow.report.axes import across_up_and_cut
 
 __all__ = ["Row", "draw", "flat", "titled"]
-
-# Across, up, and out of the picture, by words in the names or units of coordinates.
-_DIRECTIONS = {
-    word: direction
-    for direction, words in enumerate(
-        (
-            "x nx ix xc rlon lon longitude east easting west",
-            "y ny iy yc rlat lat latitude north northing south",
-            "z nz iz zc depth height level lev altitude bottom plev",
-        )
-    )
-    for word in words.split()
-}
 
 # How many times longer than wide a domain is drawn, at most.
 _LONG = 5.0
@@ -133,7 +120,7 @@ def flat(
         words = f" at {in_units(float(time[0]), time.attrs.get('units', ''))}"
         truth, guess = truth.isel(time=0), guess.isel(time=0)
     if truth.ndim > 1:
-        dims = _across_up_and_cut(truth)
+        dims = across_up_and_cut(truth)
         for dim in dims[2:]:
             middle = {dim: truth.sizes[dim] // 2}
             truth, guess = truth.isel(middle), guess.isel(middle)
@@ -144,27 +131,6 @@ def flat(
             words += f", cut at {dim} = {place}"
         truth, guess = truth.transpose(*dims[:2]), guess.transpose(*dims[:2])
     return truth, guess, words
-
-
-def _across_up_and_cut(field: xr.DataArray) -> list[Any]:
-    """Return the horizontal dim, the vertical one, and those that are cut.
-
-    By their names or coordinates, if these say it; else the last is horizontal, as of
-    an image.
-    """
-    dims = list(field.dims)
-    if dims[0] == "time":
-        return dims
-    directions = {}
-    for dim in dims:
-        along = [c for c in field.coords.values() if c.dims == (dim,)]
-        said = [dim, *(c.name for c in along), *(c.attrs.get("units") for c in along)]
-        words = re.findall("[a-z]+", " ".join(map(str, said)).lower())
-        known = [_DIRECTIONS[word] for word in words if word in _DIRECTIONS]
-        directions[dim] = known[0] if known else None
-    if len({*directions.values()} - {None}) == len(dims):
-        return sorted(dims, key=lambda dim: directions[dim] or 0)
-    return dims[::-1]
 
 
 def _extents(

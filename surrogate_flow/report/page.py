@@ -84,4 +84,4 @@ def _library() -> str:
     # Of Bokeh's parts the first alone: no widgets, no tables, no formulas.
     resources: Resources = INLINE.clone()
     resources.components = ["bokeh"]
-    return resources.render_js()
+    return str(resources.render_js())

@@ -33,7 +33,7 @@ from surrogate_flow.fields.quantities import attributes
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.thinning import Thinning
 from surrogate_flow.files import tolerate_full_disk, write_atomically
-from surrogate_flow.report.drawing import _across_up_and_cut as across_up_and_cut
+from surrogate_flow.report.axes import across_up_and_cut
 from surrogate_flow.surrogate.observation import Look, Probe
 from surrogate_flow.surrogate.surrogate import Surrogate
 

@@ -20,7 +20,7 @@ import yaml
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.report.diagnosis import State, problems_of
 
-__all__ = ["COLUMNS", "FILES", "OUTCOME", "RunFolder", "RunSummary"]
+__all__ = ["COLUMNS", "FILES", "OUTCOME", "RunFolder", "RunSummary", "typed"]
 
 Read = TypeVar("Read")
 
@@ -246,8 +246,8 @@ class RunFolder:
         mean. ``time`` is a timestamp in UTC, ``waiting`` and ``times_seen`` are text,
         the others are numbers, NaN where a run has no such thing.
         """
-        tables = [_typed(table) for table in self._tables("telemetry*.csv")]
-        return _joined(tables) if tables else _typed(pd.DataFrame())
+        tables = [typed(table) for table in self._tables("telemetry*.csv")]
+        return _joined(tables) if tables else typed(pd.DataFrame())
 
     @functools.cached_property
     def metrics(self) -> pd.DataFrame:
@@ -386,7 +386,7 @@ def _table(path: Path) -> pd.DataFrame:
     return pd.read_csv(io.BytesIO(data), on_bad_lines="skip", dtype=text)
 
 
-def _typed(table: pd.DataFrame) -> pd.DataFrame:
+def typed(table: pd.DataFrame) -> pd.DataFrame:
     """Return telemetry with all columns, each of its type."""
     table = table.reindex(columns=[*COLUMNS])
     for name in table:

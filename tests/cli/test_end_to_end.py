@@ -71,7 +71,8 @@ def test_beats_a_constant_prediction_fivefold(run):
 def test_says_what_a_user_wants_to_know(run):
     """Dashboard, progress line, relative error and kelvin, the folder, the next command."""
     output, path = run
-    assert re.search(r"dashboard: http://127\.0\.0\.1:\d+/status", output)
+    page = r"Live page: (http://127\.0\.0\.1:\d+)/surrogate; Dask dashboard: \1/status"
+    assert re.search(page, output)
     assert re.search(
         r"batch \d+ \| loss \S+ \| \d+ samples/s.*reservoir \d+/1000 "
         r"\(seen \d+, unseen \d+\) \| simulations \d+ done, \d+ running, 0 failed",

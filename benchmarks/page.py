@@ -1,0 +1,174 @@
+"""What the live page costs a run: samples/s with it, and without, in turn.
+
+One fit of the demo, whose page is told of the run and open in a session of Bokeh in
+another process for some seconds, and neither for as many. Each window is compared with
+the mean of the two around it; the value is the median of the rates with the page, the
+peer that of those without. The solvers run on the same cores meanwhile. *processor* is
+the time that the loop of Dask's scheduler takes with the page, in percent of a core,
+beside what it takes without: both are in the process that trains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+import threading
+import time
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as L
+from row import Row
+
+from surrogate_flow.cli.lightning import build
+from surrogate_flow.data.module import Status
+from surrogate_flow.report.callbacks import run_callbacks
+from surrogate_flow.report.live.publisher import LivePage
+from surrogate_flow.report.monitor import Monitor
+
+SETTLE = 0.2  # share of a window that does not count
+
+
+def view(link: str, commands: Connection) -> None:
+    """Have the page open while the other side says so, as a browser would."""
+    from bokeh.client import pull_session
+
+    session: Any = None
+    while (command := commands.recv() if commands.poll(0.2) else "") != "end":
+        if command == "open":
+            session = pull_session(url=link)
+        elif command == "close" and session:
+            session.close()
+            session = None
+        if session:
+            session.force_roundtrip()  # takes what the server has sent
+
+
+class InTurn(LivePage):
+    """A page that is there in every second window; rates of both kinds of windows."""
+
+    def __init__(self, folder: Path, seconds: float, windows: int) -> None:
+        super().__init__(folder)
+        self._window, self._windows = seconds, windows
+        self.on = False
+        self.rates: list[float] = []
+        self.shares: list[float] = []
+        self._begin = 0.0
+        self._counted: tuple[float, int, float] | None = None
+        self._samples = 0
+        self._clock = 0
+        self._viewer: Any = None
+
+    def __call__(self, status: Status) -> None:
+        """Tell the page of it, in its windows."""
+        if self.on:
+            super().__call__(status)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Start the process that looks."""
+        if self._viewer is not None:
+            return
+        client: Any = self._client
+        link = str(client.dashboard_link).replace("/status", "/surrogate")
+        self._commands, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        self._viewer = context.Process(target=view, args=(link, theirs), daemon=True)
+        self._viewer.start()
+        loop = threading.Event()
+
+        def note() -> None:
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
+            loop.set()
+
+        client.loop.add_callback(note)
+        loop.wait()
+        self._begin = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Count; begin the next window when it is time."""
+        self._samples += len(batch.step)
+        now, loop = time.monotonic(), time.clock_gettime(self._clock)
+        age = now - self._begin
+        if self._counted is None and age >= SETTLE * self._window:
+            self._counted = now, self._samples, loop
+        if age < self._window or self._counted is None:
+            return
+        since, samples, before = self._counted
+        self.rates.append((self._samples - samples) / (now - since))
+        self.shares.append(100 * (loop - before) / (now - since))
+        self.on = not self.on
+        self._commands.send("open" if self.on else "close")
+        self._begin, self._counted = now, None
+        if len(self.rates) >= self._windows:
+            self._commands.send("end")
+            trainer.should_stop = True
+
+
+def measure(seconds: float, windows: int, words: list[str]) -> list[Row]:
+    """Fit until there were so many windows."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "page" / "now"
+        data, surrogate = build(["fit", *words])
+        page = InTurn(folder, seconds, windows)
+        callbacks = run_callbacks(folder, checkpoints=False)
+        # Without the reports at the end, and with this page for the other.
+        kept = [c for c in callbacks if type(c).__name__ == "Records"]
+        monitor = Monitor(folder, [*kept, page])  # type: ignore[list-item]
+        trainer = L.Trainer(
+            callbacks=[monitor, *kept, page],
+            logger=False,
+            max_epochs=-1,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(surrogate, data)
+    ratios = [
+        2 * page.rates[k] / (page.rates[k - 1] + page.rates[k + 1])
+        for k in range(1, len(page.rates) - 1, 2)
+    ]
+    print(
+        f"with the page {statistics.median(ratios):.4f} of the rate without "
+        f"({min(ratios):.4f} to {max(ratios):.4f}, {len(ratios)} windows)"
+    )
+    made = []
+    for case, unit, values in (
+        ("training, page open", "samples/s", page.rates),
+        ("processor, page open", "% of a core", page.shares),
+    ):
+        on, off = statistics.median(values[1::2]), statistics.median(values[::2])
+        made.append(Row(case, on, unit, "no page", off))
+    return made
+
+
+def main() -> None:
+    """Measure, print, and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=15.0, help="of a window")
+    parser.add_argument("--windows", type=int, default=15)
+    parser.add_argument("--quick", action="store_true", help="windows of two seconds")
+    parser.add_argument("--json", type=Path)
+    options, words = parser.parse_known_args()
+    if options.quick:
+        options.seconds, options.windows = 2.0, 5
+    demo = ["--data=heat2d", "--model=fully_connected", "--data.simulations=null"]
+    rows = measure(options.seconds, options.windows, [*demo, *words])
+    for row in rows:
+        print(
+            f"{row.case}: {row.value:.4g} {row.unit}, {row.peer} {row.peer_value:.4g}; "
+            f"ratio {row.ratio:.4f}"
+        )
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""``surrogate-flow watch``: the live page of a run, from its folder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from surrogate_flow.cli.parser import Parser, parse
+from surrogate_flow.cli.recipes import CommandLine
+from surrogate_flow.fields.errors import MissingFileError
+from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.report.live.server import serve
+
+__all__ = ["run"]
+
+_DEEP = 5  # folders below runs/, as of compare
+
+
+def run(words: Sequence[str]) -> None:
+    """Serve the page until Ctrl-C."""
+    parser = Parser(prog="surrogate-flow watch", allow_abbrev=False)
+    parser.add_argument("run", nargs="*", type=Path)
+    parser.add_argument("--port", type=int, default=5006)
+    options: Any = parse(
+        CommandLine(["watch", *words]), lambda words: parser.parse_args(words[1:])
+    )
+    if len(options.run) > 1:
+        raise RecipeError(
+            f"watch: expected one folder of a run, got {len(options.run)}. "
+            "surrogate-flow report puts several side by side."
+        )
+    if not 0 <= options.port < 2**16:
+        raise RecipeError(f"--port: expected 0 to 65535, got {options.port}.")
+    serve(options.run[0] if options.run else _newest(Path("runs")), options.port)
+
+
+def _newest(root: Path) -> Path:
+    """Return the folder of the run that has written last."""
+    found = [
+        path
+        for depth in range(1, _DEEP)
+        for path in root.glob("/".join([*["*"] * depth, "telemetry.csv"]))
+    ]
+    if not found:
+        raise MissingFileError(
+            "No run in runs/.",
+            remedy="Name the folder of one: surrogate-flow watch FOLDER.",
+        )
+    return max(found, key=lambda path: path.stat().st_mtime_ns).parent

@@ -1,0 +1,172 @@
+"""The page ``/surrogate`` of Dask's dashboard, which lives on the scheduler."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from distributed import SchedulerPlugin
+
+from surrogate_flow.report.live.state import LiveState, number
+from surrogate_flow.report.run_folder import COLUMNS
+
+__all__ = ["NAME", "PAGE", "Dashboard", "NoDashboard", "topic_of"]
+
+logger = logging.getLogger(__name__)
+
+NAME = "surrogate-flow-page"
+PAGE = "surrogate"
+_TOPIC = "surrogate-flow/"
+_RUNS = 8  # that are kept; the ones that have ended go first
+
+
+class NoDashboard(RuntimeError):
+    """The scheduler shows no pages, so there is none to add to."""
+
+
+def topic_of(run: str) -> str:
+    """Return the topic of Dask's events that tell of a run."""
+    return f"{_TOPIC}{run}"
+
+
+class Dashboard(SchedulerPlugin):
+    """Adds a page to the dashboard that runs, and shows what events tell of runs.
+
+    One a scheduler, however many runs register it.
+
+    Attributes
+    ----------
+    runs : dict of str to LiveState
+        The newest last.
+    """
+
+    def __init__(self) -> None:
+        self.name = NAME
+        self.runs: dict[str, LiveState] = {}
+        self._clients: dict[str, str] = {}
+
+    async def start(self, scheduler: Any) -> None:
+        """Add the page.
+
+        Raises
+        ------
+        NoDashboard
+            If Bokeh is not installed there, or the dashboard switched off.
+        """
+        self._scheduler = scheduler
+        try:
+            from bokeh.server.tornado import BokehTornado
+            from distributed.dashboard.core import BokehApplication
+            from distributed.dashboard.scheduler import template_variables
+            from tornado.ioloop import IOLoop
+        except ImportError as error:
+            raise NoDashboard(f"it has no dashboard: {error}") from None
+        applications = scheduler.http_application.applications
+        # The prefix is that of Dask's own pages, which Dask does not keep elsewhere.
+        known = [each for each in applications if isinstance(each, BokehTornado)]
+        if not known:
+            raise NoDashboard("it has no dashboard")
+        variables = template_variables(scheduler)
+        if PAGE not in variables["pages"]:
+            variables["pages"].append(PAGE)
+        added = BokehApplication(
+            {f"/{PAGE}": functools.partial(_show, self)},
+            scheduler,
+            prefix=known[0].prefix,
+            template_variables=variables,
+        )
+        scheduler.http_application.add_application(added)
+        added.initialize(IOLoop.current())
+        added.start()
+        _Gauges.of(self)
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Take what an event tells of a run."""
+        if not (topic.startswith(_TOPIC) and isinstance(msg, Mapping)):
+            return
+        name = topic.removeprefix(_TOPIC)
+        state = self.runs.get(name)
+        if state is None:
+            self._make_room()
+            state = self.runs[name] = LiveState(name)
+        if client := msg.get("client"):
+            self._clients[name] = str(client)
+        state.update(msg)
+        # Fields of several runs would fill the scheduler's memory: what is told is in
+        # the state, and nobody asks for these events.
+        with suppress(AttributeError):
+            self._scheduler._broker.truncate(topic)
+
+    def remove_client(self, scheduler: Any, client: str) -> None:
+        """Note that a run has left without a word."""
+        for name, its in self._clients.items():
+            state = self.runs.get(name)
+            if its == client and state is not None and state.state == "running":
+                state.update({"state": "stopped"})
+
+    def _make_room(self) -> None:
+        while len(self.runs) >= _RUNS:
+            ended = (n for n, s in self.runs.items() if s.state != "running")
+            gone = next(ended, next(iter(self.runs)))
+            del self.runs[gone]
+            self._clients.pop(gone, None)
+
+
+def _show(
+    dashboard: Dashboard, scheduler: Any, extra: Mapping[str, Any], doc: Any
+) -> None:
+    """Fill a document in the style of Dask's own pages."""
+    from distributed.dashboard.components.scheduler import env
+
+    from surrogate_flow.report.live.page import document
+
+    document(doc, dashboard.runs)
+    doc.template = env.get_template("simple.html")
+    doc.template_variables.update(extra)
+
+
+class _Gauges:
+    """The numbers of the last rows, among Dask's own metrics for Prometheus."""
+
+    _only: _Gauges | None = None
+
+    def __init__(self) -> None:
+        self.dashboards: weakref.WeakSet[Dashboard] = weakref.WeakSet()
+
+    @classmethod
+    def of(cls, dashboard: Dashboard) -> None:
+        """Tell of the runs of a dashboard, if the client library is installed."""
+        try:
+            from prometheus_client import REGISTRY
+        except ImportError:
+            return
+        if cls._only is None:
+            # One a process, whose schedulers share the registry as Dask's own do.
+            cls._only = cls()
+            REGISTRY.register(cls._only)
+        cls._only.dashboards.add(dashboard)
+
+    def collect(self) -> Iterator[Any]:
+        """Yield a gauge for each column, with a sample for each run that goes on."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        runs = [
+            (name, state)
+            for dashboard in self.dashboards
+            for name, state in dashboard.runs.items()
+            if state.state == "running"
+        ]
+        for name, column in COLUMNS.items():
+            gauge = GaugeMetricFamily(
+                f"surrogate_flow_{name}", column.meaning, labels=["run"]
+            )
+            for run, state in runs:
+                value = number(state.last.get(name))
+                if value == value:
+                    gauge.add_metric([run], value)
+            if gauge.samples:
+                yield gauge

@@ -1,0 +1,257 @@
+"""The document of the live page: the same in Dask's dashboard and under ``watch``."""
+
+from __future__ import annotations
+
+import html
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import distributed
+from bokeh.document import Document
+from bokeh.layouts import column, row
+from bokeh.models import (
+    ColumnDataSource,
+    DataTable,
+    Div,
+    Select,
+    TableColumn,
+)
+from bokeh.themes import Theme
+
+from surrogate_flow.report.live.field import NewestField, variables_of
+from surrogate_flow.report.live.parameters import Parameters
+from surrogate_flow.report.live.series import Panel, Series, TimesSeen, seconds, shown
+from surrogate_flow.report.live.state import LiveState
+
+__all__ = ["document", "theme"]
+
+logger = logging.getLogger(__name__)
+
+_EVERY = 1000  # milliseconds
+_WIDE: Any = {"sizing_mode": "stretch_width"}
+_COLOURS = {"running": "#3f9b6c", "ended": "#3a6ea5", "stopped": "#c0392b"}
+_TABLE = ("simulation", "attempt", "outcome", "worker", "error", "message")
+
+
+def theme() -> Theme:
+    """Return that of Dask's own pages."""
+    # Its module would take a second to import.
+    return Theme(str(Path(distributed.__file__).parent / "dashboard" / "theme.yaml"))
+
+
+def document(doc: Document, runs: Mapping[str, LiveState]) -> None:
+    """Fill a document of Bokeh with the page, and keep it up to date.
+
+    Parameters
+    ----------
+    doc : Document
+    runs : mapping of str to LiveState
+        The newest last, which is shown first; others are chosen on the page. It may
+        change meanwhile.
+    """
+    page = Page(runs)
+    doc.title = "Surrogate"
+    doc.theme = theme()
+    doc.add_root(page.root)
+    doc.add_periodic_callback(page.update, _EVERY)
+
+
+class Page:
+    """Status, panels and choices; what a run does not have is left out.
+
+    Parameters
+    ----------
+    runs : mapping of str to LiveState
+
+    Attributes
+    ----------
+    root : Column
+    panels : list of Panel
+    """
+
+    def __init__(self, runs: Mapping[str, LiveState]) -> None:
+        self._runs, self._chosen, self._variable = runs, "", ""
+        self._shape: Any = None
+        self._broken = False
+        self._status = Div(**_WIDE)
+        self._run = Select(title="", width=330, visible=False)
+        self._run.on_change("value", self._choose_run)
+        self._variables = Select(title="", width=180)
+        self._variables.on_change("value", self._choose_variable)
+        self._body = column(**_WIDE)
+        head = row(self._status, self._run, **_WIDE)
+        self.panels: list[Panel] = []
+        self._missing = Div(styles={"color": "#777", "font-size": "12px"}, **_WIDE)
+        self.root = column(
+            *(head, self._body, self._missing), name="surrogate", **_WIDE
+        )
+        self.root.margin = (4, 10, 4, 10)
+        self.update()
+
+    def update(self) -> None:
+        """Show what has changed; an error is logged once, and ends this page alone."""
+        if self._broken:
+            return
+        try:
+            self._update()
+        except Exception:
+            self._broken = True
+            logger.exception("The live page is not updated any more.")
+            self._status.text = "This page has failed: see the log. The run goes on."
+
+    def _update(self) -> None:
+        names = [*self._runs]
+        if names != self._run.options:
+            follows = self._chosen in (*self._run.options[-1:], "")
+            follows = follows or self._chosen not in names
+            self._run.options, self._run.visible = [*names], len(names) > 1
+            if names and follows:
+                self._chosen, self._variable = names[-1], ""
+                self._run.value = self._chosen
+        if not names:
+            self._status.text = (
+                "No run yet. A <code>surrogate-flow fit</code> on this scheduler "
+                "appears here by itself."
+            )
+            return
+        state = self._runs[self._chosen]
+        if (shape := self._shape_of(state)) != self._shape:
+            self._shape = shape
+            self._build(state)
+        for part in self.panels:
+            part.update(state)
+        if (text := _status(state)) != self._status.text:
+            self._status.text = text
+        missing = "".join(f"<div>{html.escape(each)}</div>" for each in state.missing)
+        if missing != self._missing.text:
+            self._missing.text = missing
+
+    def _choose_run(self, attr: str, old: str, new: str) -> None:
+        if new != self._chosen:
+            self._chosen, self._variable = new, ""
+            self.update()
+
+    def _choose_variable(self, attr: str, old: str, new: str) -> None:
+        if new != self._variable:
+            self._variable = new
+            self.update()
+
+    def _build(self, state: LiveState) -> None:
+        series = Series(state)
+        figures, self.panels = [*series.figures], [series]
+        if state.times_seen:
+            seen = TimesSeen()
+            figures.insert(max(0, len(figures) - 3), seen.root)
+            self.panels.append(seen)
+        above, below = figures[:-3], figures[-3:]
+        rows = [row(*below, **_WIDE)]
+        newest = state.newest
+        if newest is not None and (names := variables_of(newest)):
+            field = NewestField(newest, variable := self._variable)
+            self.panels.append(field)
+            if len(names) > 1:
+                self._variables.options, self._variables.value = [*names], variable
+                rows.append(row(self._variables, **_WIDE))
+            rows.append(row(*field.figures, **_WIDE))
+        left = column(*rows, **_WIDE)
+        parts = [row(*above, **_WIDE)] if above else []
+        if state.parameters:
+            matrix = Parameters(state)
+            self.panels.append(matrix)
+            parts.append(row(left, matrix.root, **_WIDE))
+        else:
+            parts.append(left)
+        if state.failures:
+            failures = Failures()
+            self.panels.append(failures)
+            parts.append(failures.root)
+        # With data, since a glyph without its columns counts as a mistake.
+        for part in self.panels:
+            part.update(state)
+        self._body.children = parts
+
+    def _shape_of(self, state: LiveState) -> Any:
+        """Return what decides which panels there are; choose a variable."""
+        now = state.series[-1] if state.series else {}
+        fields: Any = ()
+        if (newest := state.newest) is not None and (names := variables_of(newest)):
+            if self._variable not in names:
+                self._variable = names[0]
+            fields = (
+                self._variable,
+                [(n, newest[n].dims, len(newest[n].coords)) for n in names],
+            )
+        return (
+            *(self._chosen, fields, [now.get(n) == now.get(n) for n in _DECIDING]),
+            *(bool(state.times_seen), [*state.parameters], bool(state.failures)),
+        )
+
+
+class Failures:
+    """Which attempts have failed, and why; the newest first."""
+
+    def __init__(self) -> None:
+        self._changes = -1
+        self._source = ColumnDataSource({name: [] for name in _TABLE}, name="failures")
+        widths = (70, 60, 120, 160, 160, 700)
+        columns = [
+            TableColumn(field=name, title=name, width=width)
+            for name, width in zip(_TABLE, widths, strict=True)
+        ]
+        table = DataTable(
+            source=self._source,
+            columns=columns,
+            height=180,
+            index_position=None,
+            sortable=False,
+            **_WIDE,
+        )
+        title = Div(text="<b>Attempts that failed, and why</b> (failures.csv)")
+        self.root = column(title, table, **_WIDE)
+
+    def update(self, state: LiveState) -> None:
+        """Fill the table, if more have failed."""
+        if state.changes["failures"] == self._changes:
+            return
+        self._changes = state.changes["failures"]
+        newest = [*state.failures][::-1]
+        self._source.data = {
+            name: [str(each.get(name, "")) for each in newest] for name in _TABLE
+        }
+
+
+_DECIDING = (
+    *("population", "simulations_done", "simulations_planned", "jobs_wanted"),
+    *("trainer_waits", "steps_per_second", "megabytes_per_second"),
+)
+
+
+def _status(state: LiveState) -> str:
+    """Return the line on top, and the problems below it, in HTML."""
+    badge = (
+        f'<span style="background:{_COLOURS.get(state.state, "#888")};color:white;'
+        f'border-radius:3px;padding:1px 7px">{html.escape(state.state)}</span>'
+    )
+    parts = [f"{badge} <b>{html.escape(state.name)}</b>"]
+    if state.series:
+        now = state.series[-1]
+        parts += [seconds(60 * now["minutes"]), f"batch {shown(now['step'])}"]
+        if now["loss"] == now["loss"]:
+            parts.append(f"loss {now['loss']:.3g}")
+        parts.append(f"{shown(now['samples_per_second'])} samples/s")
+        if state.validations:
+            parts.append(f"validation error {state.validations[-1][1]:.2%}")
+        if waiting := state.last.get("waiting"):
+            parts.append(html.escape(str(waiting)))
+    problems = [*state.problems]
+    if silent := state.silent:
+        at = time.strftime("%H:%M", time.localtime(time.time() - silent))
+        problems.insert(0, f"No news of the run since {at}: it may have been killed.")
+    warned = "".join(
+        f'<div style="color:#a33;margin-top:2px">&#9888; {html.escape(each)}</div>'
+        for each in problems
+    )
+    return f'<div style="font-size:13px">{" &middot; ".join(parts)}{warned}</div>'

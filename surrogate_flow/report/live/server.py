@@ -1,0 +1,87 @@
+"""The live page of a run's folder, on a server of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from bokeh.application import Application
+from bokeh.application.handlers.function import FunctionHandler
+from bokeh.server.tornado import BokehTornado
+from bokeh.server.util import bind_sockets
+from tornado.httpserver import HTTPServer
+from tornado.ioloop import IOLoop
+
+from surrogate_flow.report.live.follow import Follower
+from surrogate_flow.report.live.page import document
+from surrogate_flow.report.live.reach import tunnel
+
+__all__ = ["serve"]
+
+logger = logging.getLogger(__name__)
+
+_HOST = "127.0.0.1"
+_EVERY = 1.0  # seconds between two looks at a run that goes on
+_ENDED = 10.0  # and at one that has ended
+_SHARE = 20.0  # times as long as a look takes
+
+
+def serve(folder: Path, port: int) -> None:
+    """Serve the page of a run on this machine, until Ctrl-C.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    port : int
+        Another one is taken, and printed, if this is not free.
+
+    Raises
+    ------
+    UserError
+        If it is no folder of a run.
+    """
+    follower = Follower(folder)
+    asyncio.run(_serve(follower, folder, port))
+
+
+async def _serve(follower: Follower, folder: Path, port: int) -> None:
+    state = follower.state
+    runs = {state.name: state}
+    # Behind JupyterHub the browser comes from another address.
+    hub = "JUPYTERHUB_SERVICE_PREFIX" in os.environ
+    application: Any = BokehTornado(
+        {"/": Application(FunctionHandler(lambda doc: document(doc, runs)))},
+        extra_websocket_origins=["*"] if hub else [f"{_HOST}:*", "localhost:*"],
+        absolute_url="",
+    )
+    try:
+        sockets, port = bind_sockets(_HOST, port)
+    except OSError:
+        print(f"Port {port} is taken; another one is used.")
+        sockets, port = bind_sockets(_HOST, 0)
+    server = HTTPServer(application)
+    application.initialize(IOLoop.current())
+    application.start()
+    server.add_sockets(sockets)
+    link = f"http://{_HOST}:{port}"
+    print(f"Live page of {folder}: {link} (Ctrl-C ends it)", flush=True)
+    if line := tunnel(link):
+        print(f"From your own machine: {line}, then open the same address", flush=True)
+    said = ""
+    while True:
+        begin = time.monotonic()
+        try:
+            follower.update()
+        except Exception as error:
+            # Such as a folder that was moved: what is known is shown.
+            if str(error) != said:
+                said = str(error)
+                state.update({"problems": [said]})
+        took = time.monotonic() - begin
+        pause = _EVERY if state.state == "running" else _ENDED
+        await asyncio.sleep(max(pause, _SHARE * took))

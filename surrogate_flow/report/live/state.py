@@ -1,0 +1,226 @@
+"""What the live page shows of a run, from messages: bounded, however long it runs."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from surrogate_flow.files import not_netcdf
+from surrogate_flow.report.run_folder import COLUMNS
+
+__all__ = ["SERIES", "LiveState"]
+
+_ROWS = 1200  # that are kept; older ones become sparse
+_WINDOW = 5.0  # seconds over which rates and shares are taken
+_FAILURES = 100  # the last ones, that are kept
+_SILENT = 30.0  # seconds without a message that are worth a word
+
+#: The numbers of a moment that are drawn over time: those of telemetry.csv, and
+#: ``minutes``, ``seen``, rates a second, and shares of the time in percent.
+SERIES = (
+    *("minutes", "step", "loss", "samples_per_second", "population", "unseen", "seen"),
+    *("capacity", "threshold", "steps_per_second", "trainer_waits", "reservoir_waits"),
+    *("simulations_planned", "simulations_done", "simulations_running"),
+    *("simulations_failed", "workers", "jobs_wanted", "jobs_at_work", "epoch"),
+    "megabytes_per_second",
+)
+_RATES = {
+    "steps_per_second": ("steps_received", 1.0),
+    "megabytes_per_second": ("bytes_read", 1e-6),
+    "trainer_waits": ("draw_wait_seconds", 100.0),
+    "reservoir_waits": ("put_wait_seconds", 100.0),
+}
+
+
+class LiveState:
+    """The state of a run, as far as messages have told it.
+
+    Parameters
+    ----------
+    name : str
+        Of the run.
+
+    Attributes
+    ----------
+    series : list of dict
+        `SERIES` of up to 1,200 moments, the newest last.
+    rows : int
+        Number of moments that have been told.
+    thinned : int
+        How many times older moments were left out.
+    last : dict
+        The last row of telemetry.csv.
+    validations : list of tuple
+        Batch and error of each validation.
+    failures : deque of dict
+        Rows of failures.csv, the newest last.
+    losses : dict of str to array
+        Columns of losses.csv.
+    about : dict
+        That of run.json.
+    problems : list of str
+        What is wrong, in plain words, the worst first.
+    missing : list of str
+        What is not in the run's folder, and why, in words.
+    state : str
+        ``running``, ``ended`` or ``stopped``.
+    changes : Counter
+        How many times each part was told.
+
+    Examples
+    --------
+    >>> state = LiveState("heat2d")
+    >>> state.update({"rows": [{"seconds": 60.0, "population": 5, "unseen": 2}]})
+    >>> state.series[-1]["minutes"], state.series[-1]["seen"]
+    (1.0, 3.0)
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.series: list[dict[str, float]] = []
+        self.rows = self.thinned = 0
+        self.last: dict[str, Any] = {}
+        self.validations: list[tuple[float, float]] = []
+        self.failures: deque[dict[str, Any]] = deque(maxlen=_FAILURES)
+        self.losses: dict[str, Float[np.ndarray, " simulation"]] = {}
+        self.about: dict[str, Any] = {}
+        self.problems: list[str] = []
+        self.missing: list[str] = []
+        self.state = "running"
+        self.changes: Counter[str] = Counter()
+        self.heard = time.monotonic()
+        self._others: dict[int, Mapping[str, Any]] = {}
+        self._recent: deque[Mapping[str, Any]] = deque(maxlen=60)
+        self._newest: bytes | xr.Dataset | None = None
+
+    def update(self, message: Mapping[str, Any]) -> None:
+        """Take what is told of any part; unknown parts are ignored.
+
+        Parameters
+        ----------
+        message : mapping
+            ``about`` (as run.json), ``rows`` (of telemetry.csv), ``failures`` (rows of
+            failures.csv), ``losses`` (columns of losses.csv, as arrays of float32 or
+            their bytes), ``newest`` (newest.nc, as bytes or a data set), ``problems``,
+            ``missing``, ``state``; ``rank`` of the rows.
+        """
+        self.heard = time.monotonic()
+        rank = int(message.get("rank", 0))
+        for row in message.get("rows", ()):
+            if rank:
+                self._others[rank] = row
+            else:
+                self._append(_joined(row, self._others.values()))
+        self.failures.extend(message.get("failures", ()))
+        if "losses" in message:
+            self.losses = {
+                name: np.frombuffer(column, np.float32)
+                if isinstance(column, bytes)
+                else np.asarray(column, np.float32)
+                for name, column in message["losses"].items()
+            }
+        if "newest" in message:
+            self._newest = message["newest"]
+        self.about.update(message.get("about", {}))
+        self.problems = list(message.get("problems", self.problems))
+        self.missing = list(message.get("missing", self.missing))
+        self.state = str(message.get("state", self.state))
+        self.changes.update(message.keys())
+
+    @property
+    def newest(self) -> xr.Dataset | None:
+        """A sample of the newest batch: fields ``<name>`` and ``<name>_surrogate``."""
+        if isinstance(self._newest, bytes):
+            data, self._newest = io.BytesIO(self._newest), None
+            try:
+                self._newest = xr.load_dataset(data, engine="h5netcdf")
+            except Exception as error:
+                # Of any type, by the damage; the rest of the page goes on.
+                self.missing = [f"newest.nc {not_netcdf(error)}"]
+        return self._newest
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Names of the parameters in `losses`, and their units."""
+        spec = self.about.get("spec") or {}
+        units = {p["name"]: p.get("units", "") for p in spec.get("parameters", ())}
+        known = [n for n in self.losses if n not in ("simulation", "step", "loss")]
+        return {n: units.get(n, "") for n in known if n != "seconds"}
+
+    @property
+    def silent(self) -> float:
+        """Seconds since the last message of a run that goes on, if they are many."""
+        seconds = time.monotonic() - self.heard
+        return seconds if self.state == "running" and seconds > _SILENT else 0.0
+
+    @property
+    def times_seen(self) -> list[int]:
+        """Numbers of samples in the reservoir that were seen 0, 1, 2, ... times."""
+        return _counts(self.last)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        self.last, numbers = row, {n: number(row.get(n)) for n in SERIES}
+        numbers["minutes"] = number(row.get("seconds")) / 60
+        numbers["seen"] = numbers["population"] - numbers["unseen"]
+        now = number(row.get("seconds"))
+        recent = self._recent
+        while len(recent) > 1 and number(recent[1].get("seconds")) <= now - _WINDOW:
+            recent.popleft()
+        before = recent[0] if recent else {}
+        span = now - number(before.get("seconds"))
+        for name, (total, factor) in _RATES.items():
+            gained = number(row.get(total)) - number(before.get(total))
+            numbers[name] = factor * gained / span if span > 0 else math.nan
+        recent.append(row)
+        self.series.append(numbers)
+        self.rows += 1
+        if len(self.series) > _ROWS:
+            del self.series[1 : _ROWS // 2 : 2]
+            self.thinned += 1
+        error = number(row.get("validation"))
+        if math.isfinite(error):
+            known = self.validations[-1:] and self.validations[-1][1]
+            if known != error:
+                self.validations.append((numbers["step"], error))
+                del self.validations[1 : -_ROWS // 2 : 2]
+
+
+def number(value: Any) -> float:
+    """Return a number; NaN for what is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _counts(row: Mapping[str, Any]) -> list[int]:
+    text = row.get("times_seen")
+    return [int(n) for n in text.split()] if isinstance(text, str) else []
+
+
+def _joined(
+    row: Mapping[str, Any], others: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the row of the first rank with what the others count added."""
+    joined, rows = dict(row), [row, *others]
+    if len(rows) == 1:
+        return joined
+    for name in row:
+        column = COLUMNS.get(name)
+        values = [number(each.get(name)) for each in rows]
+        if name == "times_seen":
+            counts = zip_longest(*map(_counts, rows), fillvalue=0)
+            joined[name] = " ".join(str(sum(each)) for each in counts)
+        elif column and column.ranks in ("sum", "mean") and math.isfinite(values[0]):
+            total = sum(values)
+            joined[name] = total / len(rows) if column.ranks == "mean" else total
+    return joined

@@ -1,0 +1,255 @@
+"""The live page shows what it was told: numbers over time, losses, fields, failures."""
+
+import math
+
+import numpy as np
+import pytest
+from bokeh.document import Document
+from bokeh.models import ColumnDataSource, DataTable, Div, Select
+from bokeh.plotting import figure
+from live_states import PARAMETERS, field, losses, row, state
+
+from surrogate_flow.report.live import LiveState
+from surrogate_flow.report.live.page import document
+from surrogate_flow.report.live.reach import tunnel
+
+
+def page(*states):
+    """A document with the page of some runs."""
+    doc = Document()
+    document(doc, {each.name: each for each in states})
+    return doc
+
+
+def source(doc, name):
+    """The data that plots of a name draw, or None if there are no such plots."""
+    found = [s for s in doc.select({"type": ColumnDataSource}) if s.name == name]
+    return found[0].data if found else None
+
+
+def again(doc):
+    """Have a second pass."""
+    for callback in doc.session_callbacks:
+        callback.callback()
+
+
+def text(doc):
+    """All that is written on the page."""
+    divs = [div.text for div in doc.select({"type": Div})]
+    titles = [plot.title.text for plot in doc.select({"type": figure})]
+    return "\n".join([*divs, *titles])
+
+
+def test_each_moment_is_drawn_once():
+    """With shares and rates that are differences of totals; a second pass adds what is new."""
+    told = state(rows=10)
+    doc = page(told)
+    drawn = source(doc, "series")
+    assert list(drawn["minutes"]) == [second / 60 for second in range(10)]
+    assert list(drawn["seen"]) == [19 * second for second in range(10)]
+    assert drawn["steps_per_second"][9] == pytest.approx(25.0)
+    assert drawn["trainer_waits"][9] == pytest.approx(30.0)
+    assert math.isnan(drawn["trainer_waits"][0])
+    told.update({"rows": [row(10), row(11, loss=math.nan)]})
+    again(doc)
+    assert list(source(doc, "series")["step"]) == [10 * s for s in range(12)]
+    assert source(doc, "validations") == {"step": [60.0], "error": [0.5]}
+    assert list(source(doc, "times_seen")["samples"]) == [30, 20, 0, 10]
+    assert "Reservoir: 220 of 2,000 samples, 11 never seen" in text(doc)
+    assert "Simulations: 2 of 250 done, 2 run, 0 failed" in text(doc)
+
+
+def test_a_long_run_takes_no_more_memory():
+    """Older moments become sparse, the first and the newest stay; the page has the same."""
+    told = state(rows=0)
+    doc = page(told)
+    for first in range(0, 5000, 500):
+        told.update({"rows": [row(second) for second in range(first, first + 500)]})
+        again(doc)
+    drawn = source(doc, "series")["step"]
+    assert len(told.series) == len(drawn) <= 1200
+    assert (drawn[0], drawn[-1]) == (0.0, 49990.0)
+    assert (np.diff(drawn[-500:]) == 10).all()
+
+
+def test_ranks_are_counted_together():
+    told = LiveState("run")
+    told.update({"rank": 1, "rows": [row(3, waiting="", times_seen="1 0 0 0 5")]})
+    told.update({"rows": [row(3)]})
+    assert told.last["steps_received"] == 2 * 75
+    assert told.last["draw_wait_seconds"] == pytest.approx(0.9)
+    assert told.last["step"] == 30
+    assert told.times_seen == [31, 20, 0, 10, 5]
+
+
+@pytest.mark.parametrize("kind", ["2D", "3D", "mesh", "nodes"])
+def test_maps_of_a_field(kind):
+    """Solver, surrogate and difference; of three dims the middle slice, of a mesh its cells."""
+    drawn = source(page(state(kind)), "newest")
+    given = field(kind).u.values
+    expected = {"3D": given[2] if kind == "3D" else None, "mesh": [1.0, 1.5]}
+    solver = drawn["solver"] if kind in ("mesh", "nodes") else drawn["solver"][0]
+    np.testing.assert_allclose(solver, expected.get(kind, given), rtol=1e-6)
+    np.testing.assert_allclose(
+        drawn["surrogate"], np.array(drawn["solver"]) + 0.5, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        drawn["difference"], np.full_like(drawn["solver"], 0.5), rtol=1e-6
+    )
+    if kind == "2D":
+        # A pixel is centred on its point.
+        assert (drawn["x"], drawn["dw"]) == ([-1 / 14], [pytest.approx(8 / 7)])
+
+
+@pytest.mark.parametrize("kind", ["1D", "times", "samples", "number"])
+def test_curves_of_a_field_and_plain_numbers(kind):
+    drawn = source(page(state(kind)), "newest")
+    given = np.atleast_1d(field(kind).u.values)
+    np.testing.assert_allclose(drawn["solver"], given)
+    np.testing.assert_allclose(drawn["surrogate"], given + 0.5)
+    count = len(given)
+    x = np.arange(count) if kind == "number" else np.linspace(0, 1, count)
+    np.testing.assert_allclose(drawn["x"], x)
+
+
+def test_a_field_on_uneven_points_is_drawn_where_it_is():
+    """Descending or stretched coordinates: a pixel has the value of the nearest point."""
+    told, fields = state(None), field("2D").isel(x=slice(None, None, -1))
+    told.update({"newest": fields.assign_coords(y=[0.0, 0.1, 0.2, 0.3, 0.4, 2.0])})
+    image = source(page(told), "newest")["solver"][0]
+    np.testing.assert_allclose(image[0], field("2D").u[0], rtol=1e-6)
+    np.testing.assert_allclose(image[2], fields.u[4, ::-1], rtol=1e-6)
+
+
+def test_one_of_several_variables_is_chosen():
+    told, fields = state(None), field("1D")
+    told.update({"newest": fields.assign(v=2 * fields.u, v_surrogate=fields.u)})
+    doc = page(told)
+    (select,) = (s for s in doc.select({"type": Select}) if "v" in s.options)
+    assert select.options == ["u", "v"]
+    select.value = "v"
+    np.testing.assert_allclose(source(doc, "newest")["solver"], 2 * fields.u)
+    assert "v: simulation 137, step 3" in text(doc)
+
+
+def test_the_parameter_space_in_the_colours_of_the_loss():
+    """All pairs of the first six, each point within its cell; losses that are none are grey."""
+    told, names = state(None), [f"p{k}" for k in range(8)]
+    told.update({"losses": losses(20, names) | {"loss": np.full(20, np.nan)}})
+    doc = page(told)
+    drawn = source(doc, "parameters")
+    assert {k for k in drawn if k[0] == "x"} == {f"x{k}" for k in range(6)}
+    assert all((k < drawn[f"x{k}"]).all() for k in range(6))
+    assert all((drawn[f"x{k}"] < k + 1).all() for k in range(6))
+    assert "(the first 6 of 8)" in text(doc)
+    told.update({"losses": losses(30, names)})
+    again(doc)
+    assert len(source(doc, "parameters")["loss"]) == 30
+
+
+def test_what_a_run_does_not_have_is_left_out():
+    """A stored data set has no reservoir, simulations and jobs; a run that begins has nothing."""
+    stored = {"epoch": 0, "bytes_read": 1e6}
+    lacks = ("population", "simulations_done", "steps_received", "draw_wait_seconds")
+    lacks = dict.fromkeys((*lacks, "put_wait_seconds", "times_seen"))
+    doc = page(state(None, **stored, **lacks))
+    assert "Reservoir" not in text(doc)
+    assert "Simulations" not in text(doc)
+    assert "100 samples/s trained" in text(doc)
+    assert source(doc, "times_seen") is source(doc, "newest") is None
+    assert "running" in text(page(LiveState("begins")))
+    assert "No run yet" in text(page())
+
+
+def test_jobs_wanted_and_at_work():
+    doc = page(state(jobs_wanted=4, jobs_at_work=3))
+    assert "Jobs: 3 at work of 4 wanted, 2 workers" in text(doc)
+
+
+def test_what_is_wrong_is_said_on_top_and_nothing_is_run():
+    """Problems and reasons of failures are text, whatever they contain."""
+    told = state()
+    told.update({"problems": ["The loss is <b>nan</b>."], "state": "stopped"})
+    failed = {"simulation": 3, "outcome": "failed permanently", "message": "<i>no</i>"}
+    told.update({"failures": [failed]})
+    doc = page(told)
+    assert "The loss is &lt;b&gt;nan&lt;/b&gt;." in text(doc)
+    assert "stopped" in text(doc)
+    (table,) = doc.select({"type": DataTable})
+    assert table.source.data["message"] == ["<i>no</i>"]
+
+
+def test_a_damaged_picture_is_said_and_the_rest_shown():
+    told = state(None)
+    told.update({"newest": b"half of a file"})
+    doc = page(told)
+    again(doc)
+    assert "newest.nc cannot be read as netCDF" in text(doc)
+    assert len(source(doc, "series")["step"]) == 10
+
+
+def test_a_run_that_begins_later_is_shown_unless_another_was_chosen():
+    first, runs = state(name="first"), {}
+    doc = Document()
+    document(doc, runs)
+    for name in ("first", "second"):
+        runs[name] = state(name=name) if name == "second" else first
+        again(doc)
+        assert f"<b>{name}</b>" in text(doc)
+    (select,) = (s for s in doc.select({"type": Select}) if "first" in s.options)
+    select.value = "first"
+    runs["third"] = state(name="third")
+    again(doc)
+    assert "<b>first</b>" in text(doc)
+    assert select.options == ["first", "second", "third"]
+
+
+def test_an_error_of_the_page_is_logged_once(caplog):
+    told = state()
+    doc = page(told)
+    told.series.append({})
+    told.rows += 1
+    again(doc)
+    again(doc)
+    assert caplog.text.count("The live page is not updated any more") == 1
+    assert "The run goes on" in text(doc)
+
+
+LOOPBACK = "http://127.0.0.1:8787/status"
+
+
+@pytest.mark.parametrize(
+    ("link", "environ", "line"),
+    [
+        (LOOPBACK, {}, ""),
+        (
+            LOOPBACK,
+            {"SSH_CONNECTION": "10.0.0.9 5000 10.0.0.1 22"},
+            "ssh -N -L 8787:127.0.0.1:8787 ada@10.0.0.1",
+        ),
+        (
+            "http://10.0.0.7:8787/status",
+            {"SSH_CONNECTION": "10.0.0.9 5000 10.0.0.1 22"},
+            "ssh -N -L 8787:10.0.0.7:8787 ada@10.0.0.1",
+        ),
+        (
+            LOOPBACK,
+            {"SLURM_SUBMIT_HOST": "login3", "SSH_CONNECTION": "a 1 b 2"},
+            "ssh -N -L 8787:127.0.0.1:8787 -J ada@login3 ada@node7",
+        ),
+        (
+            LOOPBACK,
+            {"PBS_O_HOST": "login3.site"},
+            "ssh -N -L 8787:127.0.0.1:8787 -J ada@login3.site ada@node7",
+        ),
+        ("/user/ada/proxy/8787/status", {"SSH_CONNECTION": "a 1 b 2"}, ""),
+    ],
+)
+def test_the_line_to_reach_a_page_elsewhere(link, environ, line, monkeypatch):
+    """Through the login node to a compute node; behind a proxy none is needed."""
+    monkeypatch.setattr("socket.gethostname", lambda: "node7")
+    assert tunnel(link, {"USER": "ada", **environ}) == line
+
+
+def test_all_parameters_are_those_of_the_spec():
+    assert state().parameters == dict.fromkeys(PARAMETERS, "K")
