@@ -19,6 +19,9 @@ from xdist.scheduler import LoadFileScheduling
 # there are processes. Before torch is imported, here and in the programs they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A page takes a second or two, for each of a hundred fits; one of them leaves it.
+os.environ.setdefault("SURROGATE_FLOW_REPORT", "no")
+
 # Other programs may use the machine.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")

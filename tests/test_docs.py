@@ -90,6 +90,7 @@ def test_the_notebook_runs_in_jupyter(tmp_path, monkeypatch):
     shutil.copy(page, tmp_path)
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SURROGATE_FLOW_REPORT", "")  # left out in other tests
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     done = NotebookRun(tmp_path / page.name, default_timeout=120).execute()
     assert done.error is None, done.error.trace

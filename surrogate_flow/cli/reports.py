@@ -14,8 +14,8 @@ from surrogate_flow.files import write_text
 from surrogate_flow.report.comparison_page import comparison_page, runs_in
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.crate import write_crate
-from surrogate_flow.report.run_folder import RunFolder
-from surrogate_flow.report.run_page import FILE, run_page
+from surrogate_flow.report.run_folder import PAGE, RunFolder
+from surrogate_flow.report.run_page import run_page
 
 __all__ = ["report"]
 
@@ -38,7 +38,7 @@ def report(words: Sequence[str]) -> None:
     runs = [RunFolder(path) for path in dict.fromkeys(folders)]
     alone = len(runs) == 1
     output = options.output or (
-        runs[0].path / FILE if alone else Path("comparison.html")
+        runs[0].path / PAGE if alone else Path("comparison.html")
     )
     page = run_page(runs[0]) if alone else comparison_page(runs)
     try:

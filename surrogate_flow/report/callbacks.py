@@ -28,8 +28,8 @@ from surrogate_flow.report.live.publisher import LivePage
 from surrogate_flow.report.monitor import MetricsTable, Monitor
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.report.records import Records
-from surrogate_flow.report.report import Report
-from surrogate_flow.report.run_folder import OUTCOME, RunFolder
+from surrogate_flow.report.report import Report, page_wanted
+from surrogate_flow.report.run_folder import OUTCOME, PAGE, RunFolder
 from surrogate_flow.report.summary import WriteSummary
 
 __all__ = ["AtomicCheckpoints", "FinalValidation", "SafeCheckpoint", "run_callbacks"]
@@ -211,15 +211,16 @@ class WritePage(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Write the page, unless the run was ended before there was anything."""
-        if not trainer.is_global_zero or not (self.folder / OUTCOME).is_file():
+        ended = trainer.is_global_zero and (self.folder / OUTCOME).is_file()
+        if not ended or not page_wanted():
             return
         # Here, since Bokeh takes a second to import.
-        from surrogate_flow.report.run_page import FILE, run_page
+        from surrogate_flow.report.run_page import run_page
 
         for table in trainer.loggers:
             if isinstance(table, MetricsTable):
                 table.save()
-        path = self.folder / FILE
+        path = self.folder / PAGE
         self._write(path, lambda run: write_text(path, run_page(run)))
         self._made = True
 

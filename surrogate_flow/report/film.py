@@ -75,10 +75,9 @@ def stills(cases: xr.Dataset, *, mesh: bool = False) -> list[Case]:
             title = titled(f"{_number(case)}{place}{_cut(cases)}", _parameters(case))
             rows.append(Row(truth, guess, title))
         when = " at the time at which the surrogate errs most" if moments else ""
-        error = _error(case)
         caption = (
-            f"The {name} of the held-out simulations{f', {error}' if error else ''}"
-            f"{when}: solver, surrogate and their difference."
+            f"The {name} of the held-out simulations{_error(case)}: solver, surrogate "
+            f"and their difference{when}."
         )
         found.append(Case(name, encoded(draw(rows, cells)), caption))
     return found
@@ -109,8 +108,8 @@ def film_of(cases: xr.Dataset, *, mesh: bool = False) -> Film | None:
     return Film(
         _frames(figure, moments),
         [in_units(float(t), units) for t in truth.time.values],
-        f"{variable} of the median held-out simulation, step by step: the colours of "
-        "solver and surrogate have one range, that of the solver over all times.",
+        f"{variable} of the median held-out simulation, step by step; solver and "
+        "surrogate are shown in one range, that of the solver over all times.",
     )
 
 
@@ -187,7 +186,7 @@ def _number(case: xr.Dataset) -> str:
 
 def _error(case: xr.Dataset) -> str:
     known = case.get("relative_l2")
-    return "" if known is None else f"relative error {percent(float(known))},"
+    return "" if known is None else f", of relative error {percent(float(known))}"
 
 
 def _cut(cases: xr.Dataset) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from bokeh.models.annotations import Span
 from bokeh.plotting import figure
 
 __all__ = [
+    "ENOUGH",
     "grid",
     "learning",
     "over_parameters",
@@ -30,7 +31,22 @@ _COLOURS = (
     *("#a5765b", "#e377c2", "#8c8c8c", "#b5b52f", "#22b8cf"),
 )
 _POINTS = 600  # of a curve
-_FEW = 30  # simulations that a running median is not drawn for
+_LETTERS = 80  # of a legend in one line
+_ENTRY = 20  # pixels of a legend's height, for each of its lines
+#: Simulations that a running median takes, or more.
+ENOUGH = 30
+
+_DASHES = ("solid", "dashed", "dotted", "dotdash")
+
+
+class Line(NamedTuple):
+    """A curve of a run; one colour a run, or a name where there is one run."""
+
+    run: str
+    name: str
+    x: Any
+    y: Any
+
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -63,8 +79,8 @@ def learning(metrics: Tables) -> list[tuple[Any, str]]:
                     known = table[["step", name]].dropna()
                     known = known[known[name] > 0]
                     if len(known):
-                        label_of = _joined(run, name if len(names) > 1 else "")
-                        lines.append((label_of, known["step"] + 1, known[name]))
+                        shown = name if len(names) > 1 else ""
+                        lines.append(Line(run, shown, known["step"] + 1, known[name]))
         if lines:
             plot = _figure("batches", label, log=names is not rates)
             if names == ["val_relative_l2"]:
@@ -81,13 +97,13 @@ def rollout(tables: Tables, units: str) -> Any:
         for name in table:
             if str(name).startswith("relative_l2_") and "time" in table:
                 variable = str(name).removeprefix("relative_l2_")
-                lines.append((_joined(run, variable), table["time"], table[name]))
+                lines.append(Line(run, variable, table["time"], table[name]))
     if not lines:
         return None
     plot = _figure(f"time [{units or '1'}]", "relative L2 error [1]")
     plot.y_range.start = 0
     plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
-    _draw(plot, lines, marks=len(lines[0][1]) < 50)
+    _draw(plot, lines, marks=len(lines[0].x) < 50)
     return plot
 
 
@@ -109,7 +125,7 @@ def over_parameters(
         )
         said = [("simulation", "@simulation"), (name, "@x"), ("error", "@y{0.00 %}")]
         plot.add_tools(HoverTool(tooltips=said, renderers=[dots]))
-        if len(known) >= _FEW:
+        if len(known) >= ENOUGH:
             window = max(9, len(known) // 5)
             median = known.rolling(window, center=True).median().dropna()
             plot.line(median["x"], median["y"], line_width=3, color=_COLOURS[1])
@@ -119,6 +135,7 @@ def over_parameters(
 def times_seen(counts: Sequence[int]) -> Any:
     """Return how many samples were seen how often."""
     plot = _figure("times seen", "samples", hover=False)
+    plot.xaxis.ticker.min_interval = 1
     seen = [*range(len(counts))]
     bars = plot.vbar(x=seen, top=[*counts], width=0.85, color=_COLOURS[0])
     said = [("seen", "@x times"), ("samples", "@top{0,0}")]
@@ -147,7 +164,7 @@ def waiting(telemetry: pd.DataFrame) -> Any:
     plot = _figure("time [s]", "share of the time [1]")
     plot.yaxis.formatter = NumeralTickFormatter(format="0 %")
     plot.y_range.start, plot.y_range.end = 0, 1.02
-    _draw(plot, [(words, middle, share) for words, share in shares.items()])
+    _draw(plot, [Line("", words, middle, share) for words, share in shares.items()])
     return plot
 
 
@@ -161,9 +178,9 @@ def population(telemetry: pd.DataFrame) -> Any:
     plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
     seen = table["population"] - table["unseen"]
     lines = [
-        ("in the reservoir", table["seconds"], table["population"]),
-        ("seen", table["seconds"], seen),
-        ("unseen", table["seconds"], table["unseen"]),
+        Line("", "in the reservoir", table["seconds"], table["population"]),
+        Line("", "seen", table["seconds"], seen),
+        Line("", "unseen", table["seconds"], table["unseen"]),
     ]
     _draw(plot, lines)
     top = float(table["population"].max())
@@ -186,7 +203,8 @@ def rates(telemetry: Tables) -> Any:
         known = table[["seconds", "samples_per_second"]].dropna()
         known = known.iloc[:: max(1, len(known) // _POINTS)]
         if len(known) > 1:
-            lines.append((run, known["seconds"], known["samples_per_second"]))
+            rate = known["samples_per_second"]
+            lines.append(Line(run, "", known["seconds"], rate))
     if not lines:
         return None
     plot = _figure("time [s]", "samples/s")
@@ -201,10 +219,6 @@ def grid(plots: Sequence[Any]) -> Any:
     return gridplot(
         [*plots], ncols=3, sizing_mode="stretch_width", toolbar_options={"logo": None}
     )
-
-
-def _joined(run: str, name: str) -> str:
-    return ", ".join(part for part in (run, name) if part)
 
 
 def _figure(x: str, y: str, *, log: bool = False, hover: bool = True) -> Any:
@@ -234,23 +248,34 @@ def _figure(x: str, y: str, *, log: bool = False, hover: bool = True) -> Any:
     return plot
 
 
-def _draw(
-    plot: Any, lines: Sequence[tuple[str, Any, Any]], *, marks: bool = False
-) -> None:
+def _draw(plot: Any, lines: Sequence[Line], *, marks: bool = False) -> None:
     """Draw curves, thinned, with a legend below if there are several."""
-    for number, (label, x, y) in enumerate(lines):
+    runs, names = (
+        [*dict.fromkeys(x)] for x in zip(*(n[:2] for n in lines), strict=True)
+    )
+    for run, name, x, y in lines:
         every = max(1, len(x) // _POINTS)
-        source = {"x": np.asarray(x)[::every], "y": np.asarray(y)[::every]}
-        colour = _COLOURS[number % 10]
-        labelled = {"legend_label": label} if len(lines) > 1 else {}
-        options = {"source": source, "color": colour, "name": label, **labelled}
-        plot.line("x", "y", line_width=2, **options)
+        label = ", ".join(part for part in (run, name) if part)
+        number = runs.index(run) if len(runs) > 1 else names.index(name)
+        options = {
+            "source": {"x": np.asarray(x)[::every], "y": np.asarray(y)[::every]},
+            "color": _COLOURS[number % len(_COLOURS)],
+            "name": label,
+            **({"legend_label": label} if len(lines) > 1 else {}),
+        }
+        dash = _DASHES[names.index(name) % len(_DASHES)] if len(runs) > 1 else "solid"
+        plot.line("x", "y", line_width=2, line_dash=dash, **options)
         if marks:
             plot.scatter("x", "y", size=6, **options)
     if plot.legend:
         legend = plot.legend[0]
         legend.label_text_color, legend.background_fill_color = _GREY, None
         legend.border_line_color, legend.click_policy = None, "hide"
-        legend.location, legend.margin = "left", 0
-        legend.orientation = "horizontal" if len(lines) <= 3 else "vertical"
+        legend.location, legend.margin, legend.padding = "left", 0, 2
+        # Side by side where that fits.
+        if sum(len("".join(line[:2])) + 6 for line in lines) > _LETTERS:
+            legend.orientation = "vertical"
+            plot.height += _ENTRY * len(lines)
+        else:
+            legend.orientation = "horizontal"
         plot.add_layout(legend, "below")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,14 +25,21 @@ from surrogate_flow.files import tolerate_full_disk, write_atomically
 from surrogate_flow.report.console import print_lines
 from surrogate_flow.report.error_curve import BASELINES, ErrorCurve, baseline_error
 from surrogate_flow.report.picture import picture
+from surrogate_flow.report.run_folder import PAGE
 from surrogate_flow.surrogate.surrogate import Surrogate
 
-__all__ = ["Report"]
+__all__ = ["Report", "page_wanted"]
 
 logger = logging.getLogger(__name__)
 
+_SWITCH = "SURROGATE_FLOW_REPORT"  # "no": of thousands of short fits none has a page
 _HISTORY = "history.nc"
 _SCORE = "val_relative_l2"  # by which best.ckpt is chosen
+
+
+def page_wanted() -> bool:
+    """Whether a fit leaves report.html."""
+    return os.environ.get(_SWITCH, "").lower() not in ("no", "0", "false")
 
 
 class Report(Callback):
@@ -91,7 +99,7 @@ class Report(Callback):
             *_best(trainer),
             *(f"Attempts failed, set aside: {at}" for at in data.cost().set_aside),
             f"Run: {self.folder}",
-            f"Report: {self.folder / 'report.html'}",
+            *[f"Report: {self.folder / PAGE}"] * page_wanted(),
             f"Next: {_next_command(self.folder, trainer, pl_module, held_out)}",
         ]
 

@@ -20,11 +20,11 @@ import yaml
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.report.diagnosis import State, problems_of
 
-__all__ = ["COLUMNS", "FILES", "OUTCOME", "RunFolder", "RunSummary", "typed"]
+__all__ = ["COLUMNS", "FILES", "OUTCOME", "PAGE", "RunFolder", "RunSummary", "typed"]
 
 Read = TypeVar("Read")
 
-OUTCOME = "outcome.json"
+OUTCOME, PAGE = "outcome.json", "report.html"
 
 _ALIVE = 30.0  # seconds since its last row in which a run is taken to go on
 _BEGINNING = 300.0  # and since its settings, before there is a row

@@ -16,11 +16,9 @@ from surrogate_flow.report.page import Section, render
 from surrogate_flow.report.run_folder import RunFolder
 from surrogate_flow.report.words import counted_large, number, percent, seconds
 
-__all__ = ["FILE", "run_page"]
+__all__ = ["run_page"]
 
 logger = logging.getLogger(__name__)
-
-FILE = "report.html"
 
 _FAILURES = 50  # rows of the table
 _PARAMETERS = 12  # plots
@@ -158,11 +156,12 @@ def _parameters(run: RunFolder, section: Section) -> None:
     ]
     if drawn:
         left = len(units) - len(drawn)
+        median = len(run.validation) >= plots.ENOUGH
         section.plot(
             plots.grid(drawn),
-            f"Each point is one of {len(run.validation)} held-out simulations; the "
-            "line, drawn where there are 30 or more, is their running median: where it "
-            "rises, sample more."
+            f"Each point is one of {len(run.validation)} held-out simulations"
+            + "; the line is their running median" * median
+            + ". Where errors are high, more simulations help."
             + (
                 f" {counted(left, 'parameter')} more are not drawn." if left > 0 else ""
             ),
@@ -179,8 +178,8 @@ def _seen(run: RunFolder, section: Section) -> None:
     mean = sum(n * count for n, count in enumerate(counts)) / max(total, 1)
     section.plot(
         plots.times_seen(counts),
-        f"How many of {total:,} samples the network has seen 0, 1, 2, ... times: "
-        f"{number(mean, digits=3)} times on average.",
+        f"How many of {total:,} samples the network has seen 0, 1, 2, ... times; "
+        f"on average {number(mean, digits=3)}.",
     )
 
 

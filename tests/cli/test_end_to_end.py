@@ -1,10 +1,12 @@
 """A whole fit through the command line, as a user types it, on a tiny mesh."""
 
 import csv
+import json
 import os
 import re
 import signal
 import subprocess
+from html import unescape
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +20,7 @@ from programs import CELLS, STEPS, WORKFLOW, command, environment, fit
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.report.run_folder import RunSummary
+from surrogate_flow.report.words import percent
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -47,7 +50,7 @@ def run(tmp_path_factory):
             *("--model.optimizer.lr=0.003", "--trainer.val_check_interval=50"),
         ),
         cwd=folder,
-        env=environment(),
+        env={**environment(), "SURROGATE_FLOW_REPORT": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -81,6 +84,7 @@ def test_says_what_a_user_wants_to_know(run):
     assert re.search(r"Validation error: [\d.]+%( ± [\d.]+%)? relative", output)
     assert str(path.relative_to(path.parents[2])) in output
     assert "surrogate-flow predict --ckpt_path" in output
+    assert f"Report: {path.relative_to(path.parents[2])}/report.html" in output
     assert output.count("`Trainer.fit` stopped") == 1, output
 
 
@@ -94,7 +98,17 @@ def test_leaves_the_run_folder(run):
         "metrics.csv",
         "config.yaml",
         "prediction.png",
+        "report.html",
+        "ro-crate-metadata.json",
     } <= names
+    described = json.loads((path / "ro-crate-metadata.json").read_text())
+    assert names - {entity["@id"] for entity in described["@graph"]} <= {
+        "checkpoints/.lock"
+    }
+    said = unescape((path / "report.html").read_text().split('class="headline">')[1])
+    error = RunSummary.read(path).errors["val_relative_l2"]
+    assert f"errs by {percent(error)} " in said.split("</p>")[0]
+    assert "has paid for itself after" in said.split("</p>")[0]
     assert any("tfevents" in name for name in names)
     assert not {"failures.csv", "hparams.yaml"} & names
     with (path / "metrics.csv").open(newline="") as file:

@@ -5,6 +5,7 @@ import math
 import re
 from html import unescape
 
+import browser as chromium
 import numpy as np
 import pytest
 from folders import OUTCOME, SETTINGS, spec, write_run
@@ -296,3 +297,21 @@ def test_the_folder_is_a_crate(tmp_path):
     plain = json.loads((folder / CRATE).read_text())
     assert plain["@context"].startswith("https://w3id.org/ro/crate/1.")
     assert "license" not in (folder / CRATE).read_text()
+
+
+@pytest.mark.browser
+def test_the_page_is_seen_as_it_is_meant(whole, tmp_path):
+    """In Chromium: all plots hold data, the film plays, nothing is asked of the network."""
+    if why := chromium.missing():
+        pytest.skip(why)
+    page, folder = whole
+    (folder / "report.html").write_text(page)
+    with (
+        chromium.Browser(tmp_path) as browser,
+        browser.page(folder / "report.html") as shown,
+    ):
+        shown.wait_for_data()
+        image = 'return document.querySelector("#film img").src'
+        first = shown.driver.execute_script(image)
+        shown.driver.execute_script('document.querySelector("#film button").click()')
+        shown.wait(lambda p: p.driver.execute_script(image) != first, "the film stands")
