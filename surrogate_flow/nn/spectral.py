@@ -73,8 +73,9 @@ class RealSpectralConv(SpectralConv):  # type: ignore[misc]
         """Convolve; `output_shape`, for other grids, is not supported."""
         if output_shape is not None:
             raise NotImplementedError("FNO: the output lives on the grid of the input.")
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
+        kind = x.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
                 return self.forward(x)
         matrices = [getattr(self, f"along{n}").float() for n in range(len(self.modes))]
         steps = [*zip(matrices, self.sizes, self.modes, strict=False)]

@@ -279,6 +279,7 @@ def test_fourier_layers_are_those_of_an_fft(shape, modes):
     ]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
     assert layer.state_dict().keys() == {"weight.tensor", "bias"}
+    assert layer.to("meta")(x.to("meta")).shape == expected.shape
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (10, 7), (3, 1), (7, 5, 3), (33, 2)])
