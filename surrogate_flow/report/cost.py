@@ -47,7 +47,8 @@ class Cost:
     surrogate : float, optional
         Of one evaluation: a whole simulation predicted.
     cores, ranks : int
-        Of a simulation, and processes that trained.
+        Of a simulation, and processes that trained. Of several, the simulations of all
+        are counted by telemetry.csv, and take as long as those of the first.
     """
 
     simulations: int
@@ -63,15 +64,22 @@ class Cost:
         outcome = run.outcome
         if outcome is None:
             return None
+        solver, simulations = outcome.solver_seconds, outcome.simulations
+        ranks = _positive(run.about.get("ranks"))
+        done = run.telemetry.simulations_done.dropna()
+        # Each rank counts its own, and the file is of the first.
+        if ranks > 1 and len(done) and 0 < simulations < done.iloc[-1]:
+            solver *= float(done.iloc[-1]) / simulations
+            simulations = int(done.iloc[-1])
         data: Any = run.settings.get("data") or {}
         settings = data.get("init_args") or data if isinstance(data, Mapping) else {}
         return cls(
-            outcome.simulations,
-            outcome.solver_seconds,
+            simulations,
+            solver,
             outcome.training_seconds,
             outcome.surrogate_seconds,
             _positive(settings.get("cores_per_simulation")),
-            _positive(run.about.get("ranks")),
+            ranks,
         )
 
     @property

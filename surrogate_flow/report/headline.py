@@ -23,10 +23,12 @@ def headline(run: RunFolder) -> str:
         return f"{what}: {_progress(run)}"
     errors, cost = outcome.errors, Cost.of(run)
     batches = counted_large(outcome.batches, "batch", "batches")
-    simulations = counted_large(outcome.simulations, "simulation")
+    count = cost.simulations if cost else outcome.simulations
+    trained = max(count - (outcome.validated or 0), 0)
+    simulations = counted_large(trained, "simulation")
     parts = [f"{what}, trained on {batches} from {simulations}, {_error(run, errors)}"]
     parts.append(
-        f"took {seconds(outcome.solver_seconds)} of solvers and "
+        f"took {seconds(cost.solver if cost else None)} of solvers and "
         f"{seconds(outcome.training_seconds)} of training"
     )
     if cost is not None and cost.break_even is not None:

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _FAILURES = 50  # rows of the table
 _PARAMETERS = 12  # plots
+_COMMANDS = ("fit", "validate", "test")
 
 
 def run_page(run: RunFolder) -> str:
@@ -84,15 +85,16 @@ def _warnings(run: RunFolder, section: Section) -> None:
 
 
 def _commands(run: RunFolder, section: Section) -> None:
-    config = run.path / "config.yaml"
+    config, typed = run.path / "config.yaml", str(run.about.get("command", "")).split()
     if config.is_file():
+        command = next((word for word in typed if word in _COMMANDS), "fit")
         section.add(
             "code",
-            f"surrogate-flow fit --config {config}",
+            f"surrogate-flow {command} --config {config}",
             "The same again, with the same settings and the same seed:",
         )
-    elif command := run.about.get("command"):
-        section.add("code", str(command), "The same again, as it was typed:")
+    elif typed:
+        section.add("code", " ".join(typed), "The same again, as it was typed:")
     best = [run.path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     found = next((path for path in best if path.is_file()), None)
     predict = run.about.get("next")

@@ -116,7 +116,9 @@ def cases(of, noise=0.05, seed=0):
     )
 
 
-def write_run(folder, *, without=(), of=None, noise=0.05, outcome=None, settings=None):
+def write_run(
+    folder, *, without=(), of=None, noise=0.05, outcome=None, settings=None, about=None
+):
     """Write all files of a run that has ended, but those `without`."""
     of, rng = of or spec(), np.random.default_rng(1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +177,7 @@ def write_run(folder, *, without=(), of=None, noise=0.05, outcome=None, settings
             }
         ]
     )
-    about = {
+    known = {
         "name": (settings or SETTINGS)["data"]["init_args"]["name"],
         "command": "surrogate-flow fit --data heat --model fno",
         "started": "2026-11-27T10:00:00+00:00",
@@ -189,7 +191,9 @@ def write_run(folder, *, without=(), of=None, noise=0.05, outcome=None, settings
         "rollout.csv": lambda path: rollout.to_csv(path, index=False),
         "validation.csv": lambda path: validation.to_csv(path, index=False),
         "failures.csv": lambda path: failures.to_csv(path, index=False),
-        "run.json": lambda path: path.write_text(json.dumps(about)),
+        "run.json": lambda path: path.write_text(
+            json.dumps({**known, **(about or {})})
+        ),
         "config.yaml": lambda path: path.write_text(
             yaml.safe_dump(settings or SETTINGS)
         ),

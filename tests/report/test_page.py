@@ -7,6 +7,7 @@ from html import unescape
 
 import browser as chromium
 import numpy as np
+import pandas as pd
 import pytest
 from folders import OUTCOME, SETTINGS, spec, write_run
 from rocrate.rocrate import ROCrate
@@ -74,7 +75,7 @@ def test_the_headline_has_the_numbers_of_the_files(whole):
     headline = unescape(re.search(r'class="headline">(.*?)</p>', whole[0])[1])
     paid = math.ceil((80.0 + 40.0) / (80.0 / 200 - 0.1))
     assert headline == (
-        "The FNO surrogate of heat, trained on 1,900 batches from 200 simulations, errs by 3.21 % ± "
+        "The FNO surrogate of heat, trained on 1,900 batches from 160 simulations, errs by 3.21 % ± "
         "0.45 % (relative L2 over 40 held-out simulations; skill 0.876), took 80 s of "
         f"solvers and 40 s of training, and has paid for itself after {paid} evaluations."
     )
@@ -182,6 +183,30 @@ def test_an_older_outcome_has_no_break_even(tmp_path):
         tmp_path / "fast", outcome={"surrogate_seconds": 0.4}, without=["cases.nc"]
     )
     assert "never pays for itself" in run_page(RunFolder(fast))
+
+
+def test_the_simulations_of_all_ranks_are_paid_for(tmp_path):
+    """The file is of the first of two, which had 90 of 180; both trained as long."""
+    half = {"simulations": 90, "solver_seconds": 36.0}
+    folder = write_run(
+        tmp_path / "r", outcome=half, without=["cases.nc"], about={"ranks": 2}
+    )
+    cost = Cost.of(RunFolder(folder))
+    assert (cost.simulations, cost.ranks) == (180, 2)
+    assert cost.solver == pytest.approx(72.0)
+    assert cost.break_even == math.ceil((72 + 40) / (36 / 90 - 0.1))
+
+
+def test_a_test_is_repeated_as_one(tmp_path):
+    """And has its errors from validation.csv alone."""
+    command = "surrogate-flow test --data heat --model fno --ckpt_path best"
+    without = ["cases.nc", "outcome.json", "metrics.csv"]
+    folder = write_run(tmp_path / "r", without=without, about={"command": command})
+    page = run_page(RunFolder(folder))
+    assert f"surrogate-flow test --config {folder}/config.yaml" in page
+    errors = pd.read_csv(folder / "validation.csv").relative_l2
+    said = "it has ended after 1,800 batches with a loss of 0.04979 and errs by "
+    assert f"{said}{100 * errors.mean():.3g} % (relative L2 over 40 held-out" in page
 
 
 @pytest.mark.parametrize(
