@@ -95,6 +95,7 @@ how long, on what, and where results go:
   --trainer.val_check_interval N  batches between validations and checkpoints
   --trainer.accelerator gpu       cpu, gpu or auto; --trainer.devices N: how many
   --trainer.default_root_dir DIR  in the place of runs/
+  --trainer.logger wandb|mlflow   in the place of TensorBoard; or a YAML file
   --ckpt_path last|best|FILE      go on from a checkpoint, 'last': the newest one
   --data.checkpoint_reservoir true   checkpoints keep the reservoir's fields, too
   --data.archive PATH             write a data set beside the training

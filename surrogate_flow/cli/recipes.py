@@ -69,6 +69,7 @@ FOLDERS = {
     "--data": "workflows",
     "--model": "models",
     "--data.cluster": "workflows/clusters",
+    "--trainer.logger": "models/loggers",
 }
 #: What stands around the arguments of a class in a recipe.
 WRAPPING = ("class_path", "init_args", "dict_kwargs")
@@ -77,6 +78,7 @@ SECTIONS = ("data", "model", "trainer")
 #: Options that take the settings of a whole run.
 CONFIG = ("--config", "-c")
 _STORED = "surrogate_flow.StoredData"
+_OF_CLASS = ("--data.cluster", "--trainer.logger")  # options whose recipe names one
 #: Options of the commands that do not need both --data and --model.
 _NEEDED = {"plan": ("--data",), "generate": ("--data",), "export": ()}
 #: Options that may stand for a recipe: all else has a default.
@@ -185,7 +187,7 @@ class CommandLine:
             return
         path = Path(value) if option in CONFIG else given_recipe(option, value)
         if path is not None:
-            recipe = read_recipe(path, of_class=option == "--data.cluster")
+            recipe = read_recipe(path, of_class=option in _OF_CLASS)
             if option not in CONFIG and (parts := {*SECTIONS} & {*recipe}):
                 raise RecipeError(
                     f"{path}: expected the arguments of {option} alone, got settings "
@@ -291,6 +293,9 @@ def given_recipe(option: str, value: str) -> Path | None:
     """
     if option not in FOLDERS or value == "null" or value.lstrip().startswith("{"):
         return None
+    if option == "--trainer.logger" and value not in shipped(FOLDERS[option]):
+        # Also a class of Lightning by its bare name, true, false, or a list.
+        return Path(value) if Path(value).suffix in (".yaml", ".yml") else None
     if value.endswith(".py") and Path(value).is_file():
         takes = _ENOUGH.get(option, option)
         raise RecipeError(
@@ -332,7 +337,7 @@ def find_recipe(kind: str, name: str) -> Path:
 
     Parameters
     ----------
-    kind : {"workflows", "workflows/clusters", "models"}
+    kind : {"workflows", "workflows/clusters", "models", "models/loggers"}
         The folder that holds the shipped ones.
     name : str
         Such as ``"workflows/heat2d.yaml"`` or ``"heat2d"``.

@@ -22,6 +22,7 @@ from surrogate_flow.files import (
     write_atomically,
     write_text,
 )
+from surrogate_flow.report.boards import Boards
 from surrogate_flow.report.console import the_console
 from surrogate_flow.report.held_out import HeldOut
 from surrogate_flow.report.live.publisher import LivePage
@@ -266,15 +267,16 @@ def run_callbacks(
     Examples
     --------
     >>> [type(callback).__name__ for callback in run_callbacks("runs/mine")][:3]
-    ['Monitor', 'Records', 'ProgressLine']
+    ['Monitor', 'Records', 'Boards']
     """
     folder, console = Path(folder), console or the_console()
     lines = [ProgressLine(console)] if lines is None else lines
-    records = Records(folder)
+    # The loggers have the newest field that the records have written.
+    records, boards = Records(folder), Boards(folder)
     # The monitor comes first: the line ends with its last status.
     page = LivePage(folder)
-    watching = Monitor(folder, [*lines, records, page])
-    callbacks: list[Callback] = [watching, records, *lines]
+    watching = Monitor(folder, [*lines, records, boards, page])
+    callbacks: list[Callback] = [watching, records, boards, *lines]
     callbacks += [HeldOut(folder), Report(folder, console)]
     if fit:
         callbacks += [WriteSummary(folder), FinalValidation()]

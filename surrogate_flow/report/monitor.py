@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytorch_lightning as L
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -59,7 +59,7 @@ class Monitor(RunCallback):
     """Makes one `Status` a second while Lightning runs, and a last one at its end.
 
     Each goes into a ring of bounded length, into telemetry.csv (telemetry_1.csv for
-    rank 1), to TensorBoard if that is a logger of the trainer, and to the listeners.
+    rank 1), and to the listeners, such as the progress line and the loggers.
     What the surrogate logs goes into metrics.csv beside it.
 
     Parameters
@@ -91,7 +91,6 @@ class Monitor(RunCallback):
         self._clock = clock or Clock()
         self._begin = self._clock.now()
         self._table: _Table | None = None
-        self._scalars: list[TensorBoardLogger] = []
         self._thread: LoudThread | None = None
         self._over = threading.Event()
         self._trainer: L.Trainer | None = None
@@ -117,8 +116,6 @@ class Monitor(RunCallback):
         if stage == "fit" and not (tables or trainer.barebones):
             table = MetricsTable(self.folder, name="", version="")
             trainer.loggers = [*trainer.loggers, table]
-        boards = (b for b in trainer.loggers if isinstance(b, TensorBoardLogger))
-        self._scalars = [*boards]
         self._trainer, self._stage = trainer, stage
         self._over.clear()
         self._thread = LoudThread(self._watch, "monitor")
@@ -177,7 +174,7 @@ class Monitor(RunCallback):
         self._final_rate = self._rate()
 
     def sample(self) -> Status:
-        """Make the status of this moment, and pass it to table, board and listeners."""
+        """Make the status of this moment, and pass it to the table and listeners."""
         trainer = self._trainer
         assert trainer is not None, "set by setup()"
         data = data_of(trainer)
@@ -200,13 +197,6 @@ class Monitor(RunCallback):
         row = telemetry(status)
         if self._table is not None:
             self._table.append(row)
-        scalars = {
-            f"telemetry/{name}": value
-            for name, value in row.items()
-            if isinstance(value, int | float)
-        }
-        for board in self._scalars:
-            board.log_metrics(scalars, trainer.global_step)
         for listener in [*self._listeners]:
             try:
                 listener(status)

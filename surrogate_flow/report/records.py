@@ -31,9 +31,10 @@ from dask.system import CPU_COUNT
 from surrogate_flow.data.module import RunCallback, Status, SurrogateData, data_of
 from surrogate_flow.fields.quantities import attributes
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.fields.thinning import Thinning
+from surrogate_flow.fields.thinning import SURROGATE, Thinning
 from surrogate_flow.files import tolerate_full_disk, write_atomically
 from surrogate_flow.report.axes import across_up_and_cut
+from surrogate_flow.report.report import held_out_of, next_command
 from surrogate_flow.surrogate.observation import Look, Probe
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -41,7 +42,7 @@ __all__ = ["LossTable", "NewestField", "Pace", "Records", "cut_dims", "now"]
 
 logger = logging.getLogger(__name__)
 
-_SHARE = 0.005  # of the trainer's time that a record may take
+_SHARE = 0.002  # of the trainer's time that a record may take
 _LOSSES, _FIELD = 10.0, 2.0  # seconds between two versions of their files, at least
 _LIMIT = 64_000  # bytes of newest.nc
 _KEPT = 2000  # simulations in losses.csv
@@ -158,12 +159,12 @@ class NewestField:
         cut: tuple[str, ...] = (),
         limit: int = _LIMIT,
     ) -> None:
-        self.spec = spec
+        self.spec, self._times = spec, np.array(spec.times)
         self._samples = min(samples, _SAMPLES)
         points = limit // (8 * len(spec.variables))
         while True:
             self._thin = Thinning.of(spec, points, cut)
-            self._template = _stored(self._dataset())
+            self._template = self._made()
             if len(self._template) <= limit or points < 2:
                 break
             points = int(points * min(0.95, limit / len(self._template)))
@@ -176,66 +177,63 @@ class NewestField:
     def write(self, look: Look, step: int, path: Path) -> None:
         """Write what was seen at a step of the optimizer."""
         seen, newest = look.seen, look.newest
-        simulation = int(seen.simulation[newest])
-        filled = self._dataset(look)
+        numbers = (int(n[newest]) for n in (seen.simulation, seen.step))
+        names = ("simulation", "step", "batch")
+        pair, along = self._numbers(look)
+        axis = 0 if self.spec.dims else 1
         file = io.BytesIO(self._template)
         with h5py.File(file, "r+") as stored:
-            for name, variable in filled.variables.items():
-                if name in stored and name not in ("cells", *self.spec.dims):
-                    stored[name][...] = variable.values
-            for name, value in (
-                ("simulation", simulation),
-                ("step", int(seen.step[newest])),
-                ("batch", step),
-            ):
-                stored.attrs.modify(name, np.int64(value))
+            for name, value in along.items():
+                stored[name][...] = value
+            for suffix, fields in zip(("", SURROGATE), pair, strict=True):
+                for channel, v in enumerate(self.spec.variables):
+                    stored[v.name + suffix][...] = fields.take(channel, axis)
+            for name, number in zip(names, (*numbers, step), strict=True):
+                stored.attrs.modify(name, np.int64(number))
         path.write_bytes(file.getvalue())
 
-    def _dataset(self, look: Look | None = None) -> xr.Dataset:
-        spec, thin = self.spec, self._thin
-        lead = ("sample",) if not spec.dims else ()
-        count = self._samples if lead else 1
-        shape = (count, *thin.spec.step_shape)
-        fields = [np.full(shape, np.nan, dtype=np.float32) for _ in range(2)]
-        steps = np.zeros(count, dtype=np.int64)
-        numbers = np.full(count, -1, dtype=np.int64)
+    def _numbers(
+        self, look: Look | None = None
+    ) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
+        """Return the fields of both in their units, and what varies beside them.
+
+        What is not known is NaN, as behind a batch that is shorter than others.
+        """
+        spec, shape = self.spec, self._thin.spec.step_shape
+        whole = not spec.dims
+        count = self._samples if whole else 1
+        truth, guess = np.full((2, count, *shape), np.nan, dtype=np.float32)
+        steps, numbers = np.zeros(count, dtype=np.int64), np.full(count, -1)
         points = np.full((count, len(spec.parameters)), np.nan)
         if look is not None:
-            shown = slice(count) if lead else slice(look.newest, look.newest + 1)
-            some = len(look.seen.step[shown])
-            for filled, seen in zip(fields, (look.truth, look.guess), strict=True):
-                filled[:some] = seen[:count].reshape(-1, *thin.spec.step_shape)
-            steps[:some] = look.seen.step[shown]
-            numbers[:some] = look.seen.simulation[shown]
-            points[:some] = look.seen.parameters[shown]
-        times = np.array(spec.times)[steps]
-        along = {
-            "time": (times, attributes(spec.time_units, "time")),
-            **{
-                p.name: (points[:, k], attributes(p.units))
-                for k, p in enumerate(spec.parameters[:_NAMED])
-            },
-        }
-        if lead:
-            along["simulation"] = (numbers, {})
-        coordinates = {
-            name: (lead, values if lead else values[0], attrs)
-            for name, (values, attrs) in along.items()
-        }
-        truth, guess = (
-            thin.spec.physical(field)[() if lead else 0] for field in fields
-        )
-        dataset = thin.dataset(truth, guess, lead, coordinates)
-        unknown = np.int64(-1)
-        return dataset.assign_attrs(simulation=unknown, step=unknown, batch=unknown)
+            shown = slice(count) if whole else slice(look.newest, look.newest + 1)
+            seen, some = look.seen, len(look.seen.step[shown])
+            truth[:some] = look.truth[:count].reshape(-1, *shape)
+            guess[:some] = look.guess[:count].reshape(-1, *shape)
+            steps[:some], numbers[:some] = seen.step[shown], seen.simulation[shown]
+            points[:some] = seen.parameters[shown]
+        along = {"time": self._times[steps]}
+        along |= {p.name: points[:, k] for k, p in enumerate(spec.parameters[:_NAMED])}
+        if whole:
+            along["simulation"] = numbers
+        one: Any = slice(None) if whole else 0
+        physical = self._thin.spec.physical
+        pair = physical(truth)[one], physical(guess)[one]
+        return pair, {name: values[one] for name, values in along.items()}
 
-
-def _stored(dataset: xr.Dataset) -> bytes:
-    """Return a netCDF file as bytes."""
-    file = io.BytesIO()
-    with h5netcdf.File(file, "w") as stored:
-        dataset.dump_to_store(xr.backends.H5NetCDFStore(stored))
-    return file.getvalue()
+    def _made(self) -> bytes:
+        """Return a file without numbers."""
+        pair, along = self._numbers()
+        lead = () if self.spec.dims else ("sample",)
+        units = {p.name: attributes(p.units) for p in self.spec.parameters}
+        units["time"] = attributes(self.spec.time_units, "time")
+        coordinates = {n: (lead, v, units.get(n, {})) for n, v in along.items()}
+        unknown = dict.fromkeys(("simulation", "step", "batch"), np.int64(-1))
+        dataset = self._thin.dataset(*pair, lead, coordinates).assign_attrs(unknown)
+        file = io.BytesIO()
+        with h5netcdf.File(file, "w") as stored:
+            dataset.dump_to_store(xr.backends.H5NetCDFStore(stored))
+        return file.getvalue()
 
 
 class Records(RunCallback):
@@ -287,6 +285,14 @@ class Records(RunCallback):
     def on_train_end(self, *_: Any) -> None:
         """Look no more; the next status is the last that is written."""
         self._trains = False
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the command that predicts."""
+        held_out = held_out_of(trainer)
+        if self.about and held_out is not None and isinstance(pl_module, Surrogate):
+            command = next_command(self.folder, trainer, pl_module, held_out)
+            self.about["next"] = command
+            self._note()
 
     def __call__(self, status: Status) -> None:
         """Write what was seen since the last time; in the monitor's thread."""

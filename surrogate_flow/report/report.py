@@ -28,7 +28,7 @@ from surrogate_flow.report.picture import picture
 from surrogate_flow.report.run_folder import PAGE
 from surrogate_flow.surrogate.surrogate import Surrogate
 
-__all__ = ["Report", "page_wanted"]
+__all__ = ["Report", "held_out_of", "next_command", "page_wanted"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Report(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write all files."""
-        data, held_out = data_of(trainer), _held_out(trainer)
+        data, held_out = data_of(trainer), held_out_of(trainer)
         if data is None or not isinstance(pl_module, Surrogate):
             return
         if data.ended_untrained(self._trained):
@@ -100,18 +100,18 @@ class Report(Callback):
             *(f"Attempts failed, set aside: {at}" for at in data.cost().set_aside),
             f"Run: {self.folder}",
             *[f"Report: {self.folder / PAGE}"] * page_wanted(),
-            f"Next: {_next_command(self.folder, trainer, pl_module, held_out)}",
+            f"Next: {next_command(self.folder, trainer, pl_module, held_out)}",
         ]
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Note the errors of ``validate``."""
-        data, held_out = data_of(trainer), _held_out(trainer)
+        data, held_out = data_of(trainer), held_out_of(trainer)
         if data and trainer.state.fn != TrainerFn.FITTING:
             self._lines = _errors("val", trainer, data, held_out)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write table and picture of the rollouts; note the errors of ``test``."""
-        data, held_out = data_of(trainer), _held_out(trainer)
+        data, held_out = data_of(trainer), held_out_of(trainer)
         if data is None or not isinstance(pl_module, Surrogate):
             return
         curve = self._roll_out(trainer, pl_module, data)
@@ -168,7 +168,7 @@ class Report(Callback):
         self._write(name, lambda part: draw().savefig(part, format="png"))
 
 
-def _held_out(trainer: L.Trainer) -> ValidationSet | None:
+def held_out_of(trainer: L.Trainer) -> ValidationSet | None:
     """Return the held-out simulations of the first rank, if one has ended."""
     data = data_of(trainer)
     if data is None or not trainer.is_global_zero:
@@ -278,9 +278,10 @@ def _best(trainer: L.Trainer) -> list[str]:
     return []
 
 
-def _next_command(
+def next_command(
     folder: Path, trainer: L.Trainer, surrogate: Surrogate, held_out: ValidationSet
 ) -> str:
+    """Return the command that predicts with the best checkpoint of a run."""
     kept = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     if trainer.ckpt_path:
         last = Path(trainer.ckpt_path)

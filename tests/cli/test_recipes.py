@@ -13,7 +13,7 @@ import yaml
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.lightning import SurrogateCLI
-from surrogate_flow.cli.recipes import CommandLine, find_recipe
+from surrogate_flow.cli.recipes import CommandLine, find_recipe, given_recipe
 from surrogate_flow.fields.names import RecipeError, class_at
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.nn import FullyConnected
@@ -254,6 +254,23 @@ def test_shipped_clusters_parse(name, monkeypatch, capsys):
     assert ended.value.code == 0
     recipe = yaml.safe_load(find_recipe("workflows/clusters", name).read_text())
     assert recipe["class_path"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "kind"), [("wandb", "Wandb"), ("mlflow", "MLFlow")])
+def test_shipped_loggers_parse(name, kind, monkeypatch, capsys):
+    """Each is the logger of a trainer as it stands; so are false and bare classes."""
+    monkeypatch.setattr("sys.argv", ["surrogate-flow"])
+    line = ["fit", "--data=heat2d", "--model=fully_connected", "--print_config"]
+    for given in (name, f"{ROOT}/models/loggers/{name}.yaml"):
+        with pytest.raises(SystemExit) as ended:
+            main([*line, "--trainer.logger", given])
+        assert ended.value.code == 0
+        logger = yaml.safe_load(capsys.readouterr().out)["trainer"]["logger"]
+        recipe = yaml.safe_load(find_recipe("models/loggers", name).read_text())
+        assert logger["class_path"].endswith(f".{kind}Logger")
+        assert logger["init_args"].items() >= recipe["init_args"].items()
+    for given in ("false", "null", "CSVLogger", "[CSVLogger, TensorBoardLogger]"):
+        assert given_recipe("--trainer.logger", given) is None
 
 
 def test_class_at_finds_classes():

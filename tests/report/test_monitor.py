@@ -15,9 +15,10 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from surrogate_flow.report.boards import Boards
 from surrogate_flow.report.monitor import Clock, Monitor
 from surrogate_flow.report.progress import ProgressLine
-from surrogate_flow.report.run_folder import COLUMNS
+from surrogate_flow.report.run_folder import COLUMNS, FILES
 
 PAGE = Path(__file__).parents[2] / "docs" / "telemetry.md"
 COUNTS = ("step", "samples", "inserted", "drawn", "evicted", "steps_received")
@@ -108,7 +109,10 @@ def test_the_last_row_is_what_the_run_came_to(tmp_path):
 
 def test_the_page_has_every_column():
     """In the order of the file, with the words of the code."""
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    page, _, others = PAGE.read_text().partition("## Loggers")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for pattern in FILES:
+        assert f"| `{pattern.replace('*', '')}`" in others
     assert rows == [f"| `{name}` | {c.meaning} |" for name, c in COLUMNS.items()]
 
 
@@ -190,10 +194,10 @@ def test_listeners_see_each_status_and_cannot_end_the_run(tmp_path, caplog):
     seen = []
     events = TensorBoardLogger(tmp_path, name="", version="")
     clock = Scripted()
-    monitor = Monitor(tmp_path, [line, seen.append], clock=clock)
-    _, trainer = fit(
-        Filled(), tmp_path, monitor, line, Steady(monitor, clock), logger=events
-    )
+    boards = Boards(tmp_path)
+    monitor = Monitor(tmp_path, [line, seen.append, boards], clock=clock)
+    steady = Steady(monitor, clock)
+    _, trainer = fit(Filled(), tmp_path, monitor, boards, line, steady, logger=events)
     assert seen == list(monitor.statuses)
     (printed,) = text.getvalue().splitlines()
     steps = trainer.global_step

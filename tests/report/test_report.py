@@ -15,7 +15,7 @@ from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variabl
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.picture import picture
-from surrogate_flow.report.report import Report, _best, _despite_mean, _next_command
+from surrogate_flow.report.report import Report, _best, _despite_mean, next_command
 from surrogate_flow.report.summary import WriteSummary
 from surrogate_flow.solvers import Combined1D, Lorenz, NavierStokes2D
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -73,7 +73,7 @@ def test_the_next_command_takes_the_best_beside_the_last(tmp_path):
         (tmp_path / f"{name}.ckpt").touch()
     for asked, taken in (("last", "best"), ("mine", "mine")):
         trainer = SimpleNamespace(ckpt_path=tmp_path / f"{asked}.ckpt")
-        command = _next_command(tmp_path / "run", trainer, surrogate, None)
+        command = next_command(tmp_path / "run", trainer, surrogate, None)
         assert f"--ckpt_path {tmp_path}/{taken}.ckpt" in command
 
 
