@@ -229,7 +229,9 @@ class ErrorCurve:
     def draw(self) -> Figure:
         """Draw both errors of each variable against the time of the solver."""
         count = len(self.spec.variables)
-        figure = Figure(figsize=(11.5, 3.2 * count), layout="constrained", dpi=130)
+        figure = Figure(figsize=(11.5, 3.2 * count), dpi=130)
+        # Else the title touches the label beside it.
+        figure.set_layout_engine("constrained", w_pad=0.1)
         FigureCanvasAgg(figure)
         axes = figure.subplots(count, 2, squeeze=False, sharex=True)
         for channel, variable in enumerate(self.spec.variables):
