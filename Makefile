@@ -74,6 +74,7 @@ bench: install
 	$(BIN)/python benchmarks/ensemble.py --simulations 5000
 	$(BIN)/python benchmarks/soak.py --minutes 1
 	$(BIN)/python benchmarks/training.py --rounds 1
+	$(BIN)/python benchmarks/predict.py
 
 bench-all: install-test bench
 	$(BIN)/pytest -m bench

@@ -19,6 +19,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
     [
         "reservoir",
         "spectral",
+        "predict",
         *(
             pytest.param(name, marks=pytest.mark.bench)
             for name in ("stream", "clients", "ensemble", "soak", "training")

@@ -23,9 +23,9 @@ from surrogate_flow.surrogate.samples import SAMPLE, vectors
 
 __all__ = ["Part", "Prediction"]
 
-_VALUES = 2**20  # predicted by one forward pass of a CPU, by default
+_BYTES = 2**12  # of the device's free memory, for each value that a pass predicts
+_FEWEST, _MOST = 2**18, 2**24  # values that a pass predicts, by default
 _ROLLED = 2**25  # of a batch that is rolled out, by default
-_BYTES = 2**12  # of a GPU's free memory, for each value that a pass predicts
 
 
 class Predictor(Protocol):
@@ -126,10 +126,10 @@ class Prediction:
         """Return how many samples, and how many times, are predicted together."""
         step, times = math.prod(self.spec.step_shape), len(self.times)
         device = self._surrogate.device
-        values = _VALUES
+        free = psutil.virtual_memory().available
         if device.type == "cuda":
-            values = max(values, torch.cuda.mem_get_info(device)[0] // _BYTES)
-        most = max(1, values // step)
+            free = torch.cuda.mem_get_info(device)[0]
+        most = max(1, min(max(_FEWEST, free // _BYTES), _MOST) // step)
         if self._surrogate.window.inputs:
             rows = batch_size or max(1, min(most, _ROLLED // (step * times)))
             return min(rows, self.count), times

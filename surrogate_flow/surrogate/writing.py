@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from zarr.codecs import ZstdCodec
 
 from surrogate_flow.dataset.layout import consolidate
 from surrogate_flow.fields.conventions import about, for_files, to_netcdf
@@ -97,6 +98,7 @@ def _write_zarr(prediction: Prediction, path: Path, noted: dict[str, str]) -> No
                 chunks=(*prediction.chunk, *prediction.spec.shape)[skipped:],
                 dtype=prediction.dtype,
                 fill_value=np.nan,
+                compressors=ZstdCodec(level=1, checksum=True),
                 dimension_names=(*lead, "time", *prediction.spec.dims),
                 attributes={**described(v)},
             )

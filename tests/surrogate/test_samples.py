@@ -200,8 +200,10 @@ def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
     assert not passes
 
 
-def test_parts_are_bounded_whatever_is_large():
-    """Many samples are cut by samples, one large sample by times."""
+def test_parts_are_bounded_whatever_is_large(monkeypatch):
+    """By free memory: many samples are cut by samples, one large sample by times."""
+    free = SimpleNamespace(available=2**20 * 4096)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     surrogate, _ = make(Direct())
     many = {name: np.full(10_000, 300.0) for name in NAMES}
     assert Prediction(surrogate, many).chunk == (2**20 // 24 // 9, 9)

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import pytorch_lightning as L
 import torch
@@ -145,8 +147,10 @@ def test_prediction_has_coordinates_and_units(checkpoint):
     assert float(field.left) == 100
 
 
-def test_direct_times_are_predicted_in_bounded_batches(surrogate):
+def test_direct_times_are_predicted_in_bounded_batches(surrogate, monkeypatch):
     """Few passes for many times, whichever way they go; each is what it is alone."""
+    free = SimpleNamespace(available=4 * 2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     sizes = []
     surrogate.network.register_forward_hook(
         lambda _, given, __: sizes.append(len(given[1]))
