@@ -29,6 +29,11 @@ def test_a_checkpoint_predicts_what_it_did(path):
     predicted = surrogate.predict(WALLS, history=past).temperature
     expected = np.load(path.with_name(f"{path.stem}.expected.npy"))
     np.testing.assert_allclose(predicted, expected, rtol=1e-4)
+    page = surrogate._repr_html_()
+    assert f"{surrogate.error:.2%}, relative L2" in page
+    assert "temperature [K], on 8 x 8 (x, y)" in page
+    assert "left: 100 to 500 K" in page
+    assert f"{sum(w.numel() for w in surrogate.network.parameters()):,} weights" in page
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)
@@ -73,6 +78,7 @@ def test_a_data_set_is_read_and_trained_on(version, tmp_path):
     archive = Archive(path)
     assert archive.complete() == list(range(8))
     step = np.empty((archive.spec.steps, *archive.spec.step_shape), dtype=np.float32)
+    assert "8 of 8 complete" in archive._repr_html_()
     archive.read(3, 0, step)
     assert np.isfinite(step).all()
     programs.run(

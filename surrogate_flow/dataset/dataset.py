@@ -22,6 +22,7 @@ from surrogate_flow.dataset.writer import (
     ArchiveError,
     Writer,
 )
+from surrogate_flow.fields.html import rows_of, table
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import DirectoryLock
@@ -303,6 +304,16 @@ class Archive:
         return ArchiveError(
             f"{where} could not be read ({why}) and now can be. Type the command again."
         )
+
+    def _repr_html_(self) -> str:
+        """Return what it holds, for a notebook."""
+        complete = f"{len(self.complete())} of {self.simulations} complete"
+        rows = [
+            ("path", str(self.path)),
+            ("simulations", f"{complete}, {self.held_out} held out"),
+            *rows_of(self.spec),
+        ]
+        return table("Data set", rows)
 
     def size(self) -> int:
         """Return the bytes on disk."""

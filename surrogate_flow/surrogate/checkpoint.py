@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Mapping
@@ -18,18 +19,22 @@ from surrogate_flow.fields.names import (
     public_path,
     with_present_names,
 )
+from surrogate_flow.fields.window import Window
 
 __all__ = [
+    "ERROR",
     "FORMAT",
     "KEY",
     "SAME_RECIPES",
     "plain_recipe",
+    "plain_window",
     "read",
     "require_same",
     "require_tensors",
 ]
 
 KEY = "surrogate"  # of the surrogate's recipe, within Lightning's checkpoint
+ERROR = "val_relative_l2"
 FORMAT = 1
 SAME_RECIPES = "Use the recipes of that run (config.yaml in its folder)."
 _ENTRIES = {"spec", "network", "window", "normalisation"}
@@ -38,7 +43,7 @@ _ENTRIES = {"spec", "network", "window", "normalisation"}
 def read(
     path: str | Path, *, resumes: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the recipe of a surrogate and the state of its tensors.
+    """Return the recipe of a surrogate, with its error, and the state of its tensors.
 
     Where training `resumes`, weights alone are refused.
     """
@@ -63,7 +68,16 @@ def read(
             f"{path}: has the weights alone, with which predict, validate and test go "
             "on, but no fit. Name the last.ckpt of a run."
         )
-    return recipe, saved["state_dict"]
+    return {**recipe, ERROR: _error_in(saved)}, saved["state_dict"]
+
+
+def _error_in(saved: Mapping[str, Any]) -> float | None:
+    """Return the validation error of the weights, where their run noted it."""
+    for state in (saved.get("callbacks") or {}).values():
+        if isinstance(state, dict) and state.get("monitor") == ERROR:
+            score = state.get("current_score")
+            return None if score is None else float(score)
+    return None
 
 
 def require_same(
@@ -137,6 +151,17 @@ def plain_recipe(factory: Any) -> dict[str, Any]:
     name = factory.__name__
     arguments = {key: _plain(v, f"{name}.{key}") for key, v in keywords.items()}
     return {"class_path": public_path(factory), "init_args": arguments}
+
+
+def plain_window(window: Window) -> dict[str, Any]:
+    """Return a window as class_path and init_args."""
+    if not dataclasses.is_dataclass(window):
+        raise ArgumentError(
+            f"window: expected a dataclass of plain values, got {type(window).__name__}"
+            ". Put @dataclass(frozen=True) before the class, as Autoregressive has it."
+        )
+    arguments = dataclasses.asdict(window)
+    return plain_recipe(functools.partial(type(window), **arguments))
 
 
 def _plain(value: Any, place: str) -> Any:

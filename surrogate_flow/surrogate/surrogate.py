@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,13 +14,13 @@ import torch
 from jaxtyping import Float
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from surrogate_flow.fields.errors import (
     ArgumentError,
-    UserError,
-    line_of,
     require_kind,
 )
+from surrogate_flow.fields.html import rows_of, table
 from surrogate_flow.fields.names import subclass_at
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Direct, Window
@@ -45,6 +44,7 @@ from surrogate_flow.surrogate.schedule import (
     built_schedule,
     monitor_of,
 )
+from surrogate_flow.surrogate.trial import built
 from surrogate_flow.surrogate.writing import write
 
 if TYPE_CHECKING:
@@ -117,23 +117,10 @@ class Surrogate(L.LightningModule):
             "format": checkpoint.FORMAT,
             "spec": spec.to_plain(),
             "network": checkpoint.plain_recipe(network),
-            "window": _plain_window(self.window),
+            "window": checkpoint.plain_window(self.window),
             "normalisation": normalisation,
         }
-        try:
-            self.network = network(spec, self.window)
-        except UserError:
-            raise
-        except Exception as error:
-            # Of any type: the class is the user's, or of a library.
-            name = str(checkpoint.plain_recipe(network)["class_path"])
-            remedy = line_of(error).strip()
-            if not remedy and not name.startswith("surrogate_flow"):
-                remedy = (
-                    "surrogate_flow.nn.OnGrid(module=...) takes those of libraries."
-                )
-            built = f"{name}, built as network(spec, window)"
-            raise ArgumentError(f"{built}: {error}.", remedy=remedy) from error
+        self.network = built(network, spec, self.window)
         if normalisation not in ("standard", "none"):
             raise ArgumentError(
                 "normalisation", "'standard' or 'none'", repr(normalisation)
@@ -146,6 +133,8 @@ class Surrogate(L.LightningModule):
         self.loss = loss or nn.MSELoss()
         self.optimizer = optimizer
         self.scheduler = scheduler
+        #: Relative L2, of the validation before it was saved, once it is loaded.
+        self.error: float | None = None
         self._feedback: Feedback | None = None
         #: Looks at a training step now and then, if somebody wants it.
         self.probe: Probe | None = None
@@ -392,6 +381,19 @@ class Surrogate(L.LightningModule):
         prediction = Prediction(self, parameters, *args, **kwargs)
         write(prediction, Path(path), type(self.network).__name__)
 
+    def _repr_html_(self) -> str:
+        """Return what it predicts from what, for a notebook."""
+        weights = sum(w.numel() for w in self.network.parameters() if not is_lazy(w))
+        error = "not known" if self.error is None else f"{self.error:.2%}, relative L2"
+        rows = [
+            *rows_of(self.spec),
+            ("window", str(self.window)),
+            ("network", f"{type(self.network).__name__}, {weights:,} weights"),
+            ("validation error", error),
+            ("device", str(self.device)),
+        ]
+        return table("Surrogate", rows)
+
     def on_save_checkpoint(self, saved: dict[str, Any]) -> None:
         """Add what `load` needs, as plain values."""
         saved[checkpoint.KEY] = self.recipe
@@ -420,14 +422,5 @@ class Surrogate(L.LightningModule):
         )
         checkpoint.require_tensors(surrogate.state_dict(), state, str(path))
         surrogate.load_state_dict(state)
+        surrogate.error = recipe[checkpoint.ERROR]
         return surrogate.eval()
-
-
-def _plain_window(window: Window) -> dict[str, Any]:
-    if not dataclasses.is_dataclass(window):
-        raise ArgumentError(
-            f"window: expected a dataclass of plain values, got {type(window).__name__}"
-            ". Put @dataclass(frozen=True) before the class, as Autoregressive has it."
-        )
-    arguments = dataclasses.asdict(window)
-    return checkpoint.plain_recipe(partial(type(window), **arguments))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -14,8 +15,27 @@ from torch.nn.parameter import is_lazy
 from surrogate_flow.fields.errors import ArgumentError, UserError, line_of
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
+from surrogate_flow.surrogate.checkpoint import plain_recipe
 
-__all__ = ["needs_gpu", "require_shape"]
+__all__ = ["built", "needs_gpu", "require_shape"]
+
+
+def built(
+    network: Callable[[FieldSpec, Window], nn.Module], spec: FieldSpec, window: Window
+) -> nn.Module:
+    """Return a network, or refuse what its class does not take."""
+    try:
+        return network(spec, window)
+    except UserError:
+        raise
+    except Exception as error:
+        # Of any type: the class is the user's, or of a library.
+        name = str(plain_recipe(network)["class_path"])
+        remedy = line_of(error).strip()
+        if not remedy and not name.startswith("surrogate_flow"):
+            remedy = "surrogate_flow.nn.OnGrid(module=...) takes those of libraries."
+        what = f"{name}, built as network(spec, window)"
+        raise ArgumentError(f"{what}: {error}.", remedy=remedy) from error
 
 
 def require_shape(

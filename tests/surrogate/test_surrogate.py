@@ -184,6 +184,17 @@ def test_bad_predictions_are_refused(surrogate, parameters, times, message):
         surrogate.predict(parameters, times)
 
 
+def test_a_notebook_shows_what_it_is():
+    """Of names and units that would be HTML, too, and before it was ever saved."""
+    page = Surrogate(TWO_FIELDS, FullyConnected)._repr_html_()
+    assert "p [Pa], q [kg]" in page
+    assert "a: -1 to 3" in page
+    assert "Direct()" in page
+    assert "not known" in page
+    odd = replace(TWO_FIELDS, variables=(Variable("<b>", "Pa"),))
+    assert "&lt;b&gt; [Pa]" in Surrogate(odd, FullyConnected)._repr_html_()
+
+
 def test_extrapolation_warns(surrogate):
     """Parameters beyond their bounds are predicted, with a warning that says so."""
     with pytest.warns(UserWarning, match=r"left = 900 K lies outside"):
