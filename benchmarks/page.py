@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as L
+from distributed import Scheduler
 from row import Row
 
 from surrogate_flow.cli.lightning import build
@@ -85,7 +86,8 @@ class InTurn(LivePage):
             self._clock = time.pthread_getcpuclockid(threading.get_ident())
             loop.set()
 
-        client.loop.add_callback(note)
+        (scheduler,) = Scheduler._instances
+        scheduler.loop.add_callback(note)
         loop.wait()
         self._begin = time.monotonic()
 

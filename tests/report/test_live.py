@@ -55,8 +55,8 @@ def test_each_moment_is_drawn_once():
     assert list(source(doc, "series")["step"]) == [10 * s for s in range(12)]
     assert source(doc, "validations") == {"step": [60.0], "error": [0.5]}
     assert list(source(doc, "times_seen")["samples"]) == [30, 20, 0, 10]
-    assert "Reservoir: 220 of 2,000 samples, 11 never seen" in text(doc)
-    assert "Simulations: 2 of 250 done, 2 run, 0 failed" in text(doc)
+    assert "Reservoir: 220 of 2,000, 11 unseen" in text(doc)
+    assert "Simulations: 2 of 250, 0 failed" in text(doc)
 
 
 def test_a_long_run_takes_no_more_memory():
@@ -129,7 +129,7 @@ def test_one_of_several_variables_is_chosen():
     assert select.options == ["u", "v"]
     select.value = "v"
     np.testing.assert_allclose(source(doc, "newest")["solver"], 2 * fields.u)
-    assert "v: simulation 137, step 3" in text(doc)
+    assert "v, simulation 137, step 3" in text(doc)
 
 
 def test_the_parameter_space_in_the_colours_of_the_loss():
@@ -163,7 +163,7 @@ def test_what_a_run_does_not_have_is_left_out():
 
 def test_jobs_wanted_and_at_work():
     doc = page(state(jobs_wanted=4, jobs_at_work=3))
-    assert "Jobs: 3 at work of 4 wanted, 2 workers" in text(doc)
+    assert "Jobs: 3 of 4 at work; 2 simulations" in text(doc)
 
 
 def test_what_is_wrong_is_said_on_top_and_nothing_is_run():
@@ -177,6 +177,21 @@ def test_what_is_wrong_is_said_on_top_and_nothing_is_run():
     assert "stopped" in text(doc)
     (table,) = doc.select({"type": DataTable})
     assert table.source.data["message"] == ["<i>no</i>"]
+
+
+def test_each_newest_field_is_the_one_that_was_told():
+    """Of a file with other numbers only these are read; one of another form is read whole."""
+    told = state(None)
+    doc = page(told)
+    for shift, kind in ((0, "2D"), (5, "2D"), (0, "1D"), (3, "1D")):
+        fields = field(kind)
+        fields = fields.assign(u=fields.u + shift).assign_attrs(simulation=shift)
+        told.update({"newest": bytes(fields.to_netcdf(engine="h5netcdf"))})
+        again(doc)
+        drawn = source(doc, "newest")["solver"]
+        shown = drawn[0] if kind == "2D" else drawn
+        np.testing.assert_allclose(shown, fields.u, rtol=1e-6)
+        assert f"u, simulation {shift}, step 3" in text(doc)
 
 
 def test_a_damaged_picture_is_said_and_the_rest_shown():

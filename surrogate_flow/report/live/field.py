@@ -98,7 +98,7 @@ class NewestField:
             scale = self.figures[1].y_range
             scale.start, scale.end = -1.1 * width, 1.1 * width
         units = f" {self._units}" if self._units else ""
-        self.figures[0].title.text = f"{self._variable}: {_named(fields)}"
+        self.figures[0].title.text = f"{self._variable}, {_named(fields)}"
         self.figures[-1].title.text = f"surrogate - solver: {width:.3g}{units} at most"
 
     def _maps(self, field: xr.DataArray) -> list[Any]:
@@ -296,7 +296,7 @@ def _named(fields: xr.Dataset) -> str:
     time = fields.coords.get("time")
     if time is not None and time.ndim == 0:
         units = time.attrs.get("units", "")
-        words.append(f"at {float(time):.4g} {units}".rstrip())
+        words.append(f"{float(time):.4g} {units}".rstrip())
     elif "step" in fields.attrs:
         words.append(f"step {fields.attrs['step']}")
     return ", ".join(words)

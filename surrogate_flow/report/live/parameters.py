@@ -38,6 +38,7 @@ class Parameters:
         self._names = [*units][:_MOST]
         self._units, count = units, len(self._names)
         self._all = len(units)
+        self._labels: list[str] = []
         self._source = ColumnDataSource({}, name="parameters")
         self.root = made = panel(
             "Parameters",
@@ -89,6 +90,9 @@ class Parameters:
             axis.major_label_text_align = "center"
         made.yaxis.major_label_orientation = "vertical"
         made.axis.major_label_text_font_size = "10px"
+        made.yaxis.major_label_overrides = {
+            count - k - 0.5: name for k, name in enumerate(self._names)
+        }
         bar = ColorBar(
             color_mapper=self._colours,
             width=8,
@@ -129,12 +133,11 @@ class Parameters:
             units = f" [{self._units[name]}]" if self._units[name] else ""
             labels.append(f"{name}{units}\n{low:.3g} to {high:.3g}")
         self._source.data = columns
-        self.root.xaxis.major_label_overrides = {
-            k + 0.5: label for k, label in enumerate(labels)
-        }
-        self.root.yaxis.major_label_overrides = {
-            count - k - 0.5: name for k, name in enumerate(self._names)
-        }
+        if labels != self._labels:
+            self._labels = labels
+            self.root.xaxis.major_label_overrides = {
+                k + 0.5: label for k, label in enumerate(labels)
+            }
         words = f"Loss of {len(loss):,} simulations; on the diagonal its height"
         if self._all > count:
             words += f" (the first {count} of {self._all})"

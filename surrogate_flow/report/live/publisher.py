@@ -19,8 +19,9 @@ from surrogate_flow.fields.errors import UserError
 from surrogate_flow.report.diagnosis import problems_of
 from surrogate_flow.report.live.dashboard import NAME, PAGE, Dashboard, topic_of
 from surrogate_flow.report.live.follow import Changes
-from surrogate_flow.report.live.reach import tunnel
+from surrogate_flow.report.live.reach import elsewhere
 from surrogate_flow.report.monitor import telemetry
+from surrogate_flow.report.records import Pace
 from surrogate_flow.report.run_folder import RunFolder, typed
 
 __all__ = ["LivePage"]
@@ -28,7 +29,7 @@ __all__ = ["LivePage"]
 logger = logging.getLogger(__name__)
 
 _ANSWER = 5.0  # seconds that the scheduler has to take the page, and the last message
-_FILES = 2.0  # seconds between two looks at the files of the run
+_FILES = 2.0  # seconds between two looks at the files of the run, at least
 _PROBLEMS = 10.0  # seconds between two looks for what is wrong
 _RECENT = 120  # rows of telemetry that these see
 _WAITING = 30  # messages that wait for a scheduler that does not answer
@@ -54,7 +55,7 @@ class LivePage(RunCallback):
         self._client: Client | None = None
         self._rank = 0
         self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
-        self._looked = self._judged = 0.0
+        self._pace, self._judged = Pace(_FILES), 0.0
         self._unsent: deque[dict[str, Any]] = deque(maxlen=_WAITING)
         self._sends = False
 
@@ -97,8 +98,8 @@ class LivePage(RunCallback):
             )
             return False
         logger.info("Live page: %s; Dask dashboard: %s", page, link)
-        if line := tunnel(link):
-            logger.info("From your own machine: %s, then open the same address", line)
+        if line := elsewhere(page):
+            logger.info("%s", line)
         return True
 
     def __call__(self, status: Status) -> None:
@@ -109,9 +110,9 @@ class LivePage(RunCallback):
         message: dict[str, Any] = {"rank": self._rank, "rows": [row]}
         self._recent.append(row)
         now = time.monotonic()
-        if self._rank == 0 and now - self._looked >= _FILES:
-            self._looked = now
-            message |= self._of_files(now)
+        if self._rank == 0 and self._pace.due:
+            with self._pace.taking():
+                message |= self._of_files(now)
         self._tell(message)
 
     def _of_files(self, now: float) -> dict[str, Any]:

@@ -8,11 +8,21 @@ import socket
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-__all__ = ["tunnel"]
+__all__ = ["elsewhere", "tunnel"]
 
 # Where a batch job was submitted, by the batch systems.
 _SUBMITTED = ("SLURM_SUBMIT_HOST", "PBS_O_HOST")
 _LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
+
+
+def elsewhere(page: str) -> str:
+    """Return a sentence for a person at another machine; "" if none is needed."""
+    line = tunnel(page)
+    if not line:
+        return ""
+    parts = urlsplit(page)
+    there = f"http://127.0.0.1:{parts.port}{parts.path}"
+    return f"From your own machine: {line} (there, open {there})"
 
 
 def tunnel(link: str, environ: Mapping[str, str] = os.environ) -> str:

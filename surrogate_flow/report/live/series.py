@@ -168,19 +168,18 @@ class Series:
                 return "Reservoir"
             now = state.series[-1]
             return (
-                f"Reservoir: {shown(now['population'])} of {shown(now['capacity'])} "
-                f"samples, {shown(now['unseen'])} never seen"
+                f"Reservoir: {shown(now['population'])} of {shown(now['capacity'])}, "
+                f"{shown(now['unseen'])} unseen"
             )
 
         return self._figure(
             words,
             "samples",
             [
-                ("population", "population", "#444444", "solid"),
                 ("capacity", "capacity", GREY, "dashed"),
                 ("threshold", "threshold", RED, "dotted"),
             ],
-            stacked=[("seen", "seen", ORANGE), ("unseen", "never seen", BLUE)],
+            stacked=[("seen", "seen", ORANGE), ("unseen", "unseen", BLUE)],
         )
 
     def _flow(self, arrives: bool, read: bool) -> Any:
@@ -207,7 +206,7 @@ class Series:
             trainer = number_of(state, "draw_wait_seconds")
             simulations = number_of(state, "put_wait_seconds")
             return (
-                f"Who has waited: trainer {seconds(trainer)}, "
+                f"Waited: trainer {seconds(trainer)}, "
                 f"simulations {seconds(simulations)}"
             )
 
@@ -235,14 +234,14 @@ class Series:
                 *("step", "loss"),
                 source=self.source,
                 color=ORANGE,
-                legend_label="training (normalised)",
+                legend_label="training",
                 **{**options, "line_width": 1.2},
             ),
             made.line(
                 *("step", "error"),
                 source=self.validations,
                 color=BLUE,
-                legend_label="validation (relative L2)",
+                legend_label="validation",
                 **options,
             ),
         ]
@@ -261,8 +260,7 @@ class Series:
             now = state.series[-1]
             of = f" of {shown(now['simulations_planned'])}" if planned else ""
             return (
-                f"Simulations: {shown(now['simulations_done'])}{of} done, "
-                f"{shown(now['simulations_running'])} run, "
+                f"Simulations: {shown(now['simulations_done'])}{of}, "
                 f"{shown(now['simulations_failed'])} failed"
             )
 
@@ -278,19 +276,19 @@ class Series:
             if not state.rows:
                 return "Workers"
             now = state.series[-1]
+            running = f"{shown(now['simulations_running'])} simulations"
             if jobs:
                 return (
-                    f"Jobs: {shown(now['jobs_at_work'])} at work of "
-                    f"{shown(now['jobs_wanted'])} wanted, "
-                    f"{shown(now['workers'])} workers"
+                    f"Jobs: {shown(now['jobs_at_work'])} of "
+                    f"{shown(now['jobs_wanted'])} at work; {running}"
                 )
-            return f"Workers: {shown(now['workers'])}"
+            return f"Workers: {shown(now['workers'])}; {running}"
 
         lines = [
             ("workers", "workers", GREY, "solid"),
-            ("simulations_running", "simulations running", BLUE, "solid"),
-            ("jobs_at_work", "jobs at work", GREEN, "solid"),
-            ("jobs_wanted", "jobs wanted", GREEN, "dashed"),
+            ("simulations_running", "simulations", BLUE, "solid"),
+            ("jobs_at_work", "jobs", GREEN, "solid"),
+            ("jobs_wanted", "wanted", GREEN, "dashed"),
         ]
         return self._figure(words, "number", lines[: 4 if jobs else 2])
 
@@ -300,12 +298,12 @@ class TimesSeen:
 
     def __init__(self) -> None:
         self._source = ColumnDataSource(
-            {"times": [], "samples": [], "label": []}, name="times_seen"
+            {"times": [], "width": [], "samples": [], "label": []}, name="times_seen"
         )
         self._changes = -1
         self.root = panel("Times seen", "times seen", "samples")
         bars = self.root.vbar(
-            "times", top="samples", width=0.9, source=self._source, color=ORANGE
+            "times", top="samples", width="width", source=self._source, color=ORANGE
         )
         self._mean = Span(location=math.nan, dimension="height", line_dash="dashed")
         self.root.add_layout(self._mean)
@@ -323,17 +321,16 @@ class TimesSeen:
         padded = np.pad(counts, (0, -len(counts) % wide))
         binned = padded.reshape(-1, wide).sum(axis=1)
         first = np.arange(len(binned)) * wide
+        # Nothing but numbers: a new ticker would have all models counted again.
         self._source.data = {
-            "times": first / wide,
+            "times": first + (wide - 1) / 2,
+            "width": np.full(len(first), 0.9 * wide),
             "samples": binned,
             "label": [f"{a}" if wide == 1 else f"{a} to {a + wide - 1}" for a in first],
         }
-        ticks = first[:: max(1, len(first) // 8)]
-        self.root.xaxis.ticker = [*(ticks // wide).tolist()]
-        self.root.xaxis.major_label_overrides = {int(t) // wide: str(t) for t in ticks}
         if total := counts.sum():
             mean = float((counts * np.arange(len(counts))).sum() / total)
-            self._mean.location = mean / wide
+            self._mean.location = mean
             self.root.title.text = f"Times seen: {mean:.1f} on average"
 
 
@@ -361,6 +358,7 @@ def tidy(made: Any) -> None:
     made.center.remove(legend)
     made.add_layout(legend, "above")
     legend.orientation, legend.click_policy = "horizontal", "hide"
+    legend.location = "left"
     legend.label_text_font_size, legend.spacing, legend.padding = "10px", 8, 0
     legend.glyph_width = legend.label_height = legend.glyph_height = 12
     legend.margin, legend.label_standoff, legend.border_line_color = 0, 3, None

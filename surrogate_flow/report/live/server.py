@@ -18,7 +18,7 @@ from tornado.ioloop import IOLoop
 
 from surrogate_flow.report.live.follow import Follower
 from surrogate_flow.report.live.page import document
-from surrogate_flow.report.live.reach import tunnel
+from surrogate_flow.report.live.reach import elsewhere
 
 __all__ = ["serve"]
 
@@ -70,8 +70,8 @@ async def _serve(follower: Follower, folder: Path, port: int) -> None:
     server.add_sockets(sockets)
     link = f"http://{_HOST}:{port}"
     print(f"Live page of {folder}: {link} (Ctrl-C ends it)", flush=True)
-    if line := tunnel(link):
-        print(f"From your own machine: {line}, then open the same address", flush=True)
+    if line := elsewhere(link):
+        print(line, flush=True)
     said = ""
     while True:
         begin = time.monotonic()

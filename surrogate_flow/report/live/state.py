@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
@@ -101,6 +102,7 @@ class LiveState:
         self._others: dict[int, Mapping[str, Any]] = {}
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=60)
         self._newest: bytes | xr.Dataset | None = None
+        self._shown: xr.Dataset | None = None
 
     def update(self, message: Mapping[str, Any]) -> None:
         """Take what is told of any part; unknown parts are ignored.
@@ -142,7 +144,7 @@ class LiveState:
         if isinstance(self._newest, bytes):
             data, self._newest = io.BytesIO(self._newest), None
             try:
-                self._newest = xr.load_dataset(data, engine="h5netcdf")
+                self._newest = self._shown = _decoded(data, self._shown)
             except Exception as error:
                 # Of any type, by the damage; the rest of the page goes on.
                 self.missing = [f"newest.nc {not_netcdf(error)}"]
@@ -192,6 +194,26 @@ class LiveState:
             if known != error:
                 self.validations.append((numbers["step"], error))
                 del self.validations[1 : -_ROWS // 2 : 2]
+
+
+def _decoded(file: io.BytesIO, before: xr.Dataset | None) -> xr.Dataset:
+    """Return a file's fields; where only numbers are others, in a tenth of the time."""
+    if before is not None:
+        with h5py.File(file) as stored:
+            variables = before.variables
+            shapes = {n: v.shape for n, v in stored.items()}
+            if all(shapes.get(str(n)) == v.shape for n, v in variables.items()):
+                numbers = {
+                    n: v.copy(deep=False, data=stored[str(n)][()])
+                    for n, v in variables.items()
+                    if n not in before.indexes and v.dtype.kind == "f"
+                }
+                attrs = {
+                    n: stored.attrs.get(str(n), v) for n, v in before.attrs.items()
+                }
+                return before.assign(numbers).assign_attrs(attrs)
+        file.seek(0)
+    return xr.load_dataset(file, engine="h5netcdf")
 
 
 def number(value: Any) -> float:
