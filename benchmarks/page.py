@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import tempfile
 import threading
@@ -39,8 +40,10 @@ def view(link: str, commands: Connection) -> None:
     """Have the page open while the other side says so, as a browser would."""
     from bokeh.client import pull_session
 
+    os.nice(19)  # elsewhere, it would take nothing here
+
     session: Any = None
-    while (command := commands.recv() if commands.poll(0.2) else "") != "end":
+    while (command := commands.recv() if commands.poll(2.0) else "") != "end":
         if command == "open":
             session = pull_session(url=link)
         elif command == "close" and session:

@@ -52,19 +52,19 @@ class Parameters:
         self._colours = LogColorMapper("Viridis256", low=1e-6, high=1.0)
         self._colours.nan_color = GREY
         colour: Any = {"field": "loss", "transform": self._colours}
+        # Rows from the upper left corner downwards.
+        cells = [(row, column) for row in range(count) for column in range(row + 1)]
+        made.rect(
+            x=[column + 0.5 for _, column in cells],
+            y=[count - row - 0.5 for row, _ in cells],
+            width=1 - _MARGIN / 2,
+            height=1 - _MARGIN / 2,
+            fill_color=None,
+            line_color="#d5d5d5",
+        )
         points = []
         for row in range(count):
             for column in range(row + 1):
-                # From the upper left corner downwards.
-                bottom = count - 1 - row
-                made.rect(
-                    x=column + 0.5,
-                    y=bottom + 0.5,
-                    width=1 - _MARGIN / 2,
-                    height=1 - _MARGIN / 2,
-                    fill_color=None,
-                    line_color="#d5d5d5",
-                )
                 up = f"loss{row}" if row == column else f"y{row}"
                 drawn = made.scatter(
                     f"x{column}", up, source=self._source, size=4, color=colour

@@ -29,6 +29,7 @@ __all__ = [
 BLUE, ORANGE, GREY, GREEN, RED = "#3a6ea5", "#e07b28", "#8c8c8c", "#3f9b6c", "#c0392b"
 HEIGHT = 232  # of a panel, in pixels
 _BARS = 40  # of the histogram
+_WORDS = 3  # moments from one title to the next: each takes as long as the curves
 _KEPT = 1200  # moments that a browser keeps
 
 
@@ -79,6 +80,7 @@ class Series:
             {"step": [], "error": []}, name="validations"
         )
         self._rows, self._thinned, self._validated = 0, -1, 0
+        self._titled, self._state = 0, ""
         self._titles: list[tuple[Any, Callable[[LiveState], str]]] = []
         self.figures = [*self._figures(state)]
 
@@ -108,6 +110,9 @@ class Series:
             self._validated = len(state.validations)
             steps, errors = zip(*state.validations, strict=True)
             self.validations.data = {"step": [*steps], "error": [*errors]}
+        if 0 < state.rows - self._titled < _WORDS and state.state == self._state:
+            return
+        self._titled, self._state = state.rows, state.state
         for made, words in self._titles:
             if made.title.text != (title := words(state)):
                 made.title.text = title
@@ -300,7 +305,7 @@ class TimesSeen:
         self._source = ColumnDataSource(
             {"times": [], "width": [], "samples": [], "label": []}, name="times_seen"
         )
-        self._changes = -1
+        self._told = -_WORDS, ""
         self.root = panel("Times seen", "times seen", "samples")
         bars = self.root.vbar(
             "times", top="samples", width="width", source=self._source, color=ORANGE
@@ -313,9 +318,10 @@ class TimesSeen:
 
     def update(self, state: LiveState) -> None:
         """Draw the histogram, if there is another one."""
-        if state.changes["rows"] == self._changes:
+        told = state.changes["rows"], state.state
+        if told[1] == self._told[1] and told[0] - self._told[0] < _WORDS:
             return
-        self._changes = state.changes["rows"]
+        self._told = told
         counts = np.array(state.times_seen)
         wide = max(1, math.ceil(len(counts) / _BARS))
         padded = np.pad(counts, (0, -len(counts) % wide))

@@ -208,8 +208,11 @@ def _decoded(file: io.BytesIO, before: xr.Dataset | None) -> xr.Dataset:
                     for n, v in variables.items()
                     if n not in before.indexes and v.dtype.kind == "f"
                 }
+                # netCDF keeps a number as an array of one.
                 attrs = {
-                    n: stored.attrs.get(str(n), v) for n, v in before.attrs.items()
+                    n: np.ravel(stored.attrs[n])[0]
+                    for n in before.attrs
+                    if n in stored.attrs
                 }
                 return before.assign(numbers).assign_attrs(attrs)
         file.seek(0)
