@@ -31,8 +31,9 @@ FLAGS = (
 # Idle documents, and how many rows each of their sources has, by name or number.
 STATE = """
 const documents = (window.Bokeh?.documents ?? []).filter(d => d.roots().length > 0);
-const models = documents.flatMap(d => [...d.all_models]);
-const sources = models.filter(m => m.type === "ColumnDataSource");
+// Not all models of a document: what a page has replaced stays there for a while.
+const drawn = documents.flatMap(d => d.roots()).flatMap(r => [...r.references()]);
+const sources = [...new Set(drawn)].filter(m => m.type === "ColumnDataSource");
 return {
     idle: documents.length > 0 && documents.every(d => d.is_idle),
     rows: sources.map(s => [s.name ?? s.id, s.get_length() ?? 0]),
@@ -84,6 +85,7 @@ class Browser:
             self.driver.get_log(log)
         self.driver.get(address)
         page = Page(self.driver)
+        page.check()
         yield page
         page.check()
 
@@ -147,10 +149,11 @@ class Page:
             elif message["method"] == "Network.webSocketCreated":
                 yield message["params"]["url"]
 
-    def picture(self, path):
-        """Leave a picture of the whole page."""
+    def picture(self, path, height=2600):
+        """Leave a picture of the page, so far down."""
         size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})
         size = size["cssContentSize"]
+        size["height"] = min(size["height"], height)
         taken = self.driver.execute_cdp_cmd(
             "Page.captureScreenshot",
             {"captureBeyondViewport": True, "clip": {**size, "scale": 1}},

@@ -1,6 +1,13 @@
 """What a person sees: pages with data in them, without an error of the browser."""
 
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
 import browser as chromium
+import programs
 import pytest
 from bokeh.models import ColumnDataSource
 from bokeh.plotting import figure, output_file, save
@@ -15,6 +22,63 @@ def browser(tmp_path_factory):
         pytest.skip(why)
     with chromium.Browser(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser
+
+
+def keep(page, name):
+    """Leave a picture, where somebody wants them."""
+    if folder := os.environ.get("PICTURES"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.picture(Path(folder) / name)
+
+
+def address(program):
+    """Return the first address that a program prints."""
+    for line in program.stdout:
+        if found := re.search(r"http://127\.0\.0\.1:\d+[\w/]*", line):
+            return found[0]
+    raise AssertionError("it has printed none")
+
+
+def test_a_run_is_seen_from_its_start_to_its_report(browser, tmp_path):
+    """In the dashboard, beside the run, and when it has ended: one run, three pages.
+
+    `make pictures` has the demo in the place of a tiny workflow.
+    """
+    env = {**programs.environment(), "SURROGATE_FLOW_REPORT": ""}
+    if demo := os.environ.get("PICTURES_OF"):
+        words = ("--data", demo, "--model", "fully_connected")
+        fit, validations = programs.start("fit", *words, cwd=tmp_path, env=env), 6
+    else:
+        endless = {**programs.WORKFLOW, "simulations": None}
+        fit, validations = (
+            programs.fit(tmp_path, endless, "--trainer.val_check_interval=50", env=env),
+            2,
+        )
+    drawn = ("series", "validations", "newest", "parameters", "times_seen")
+    with browser.page(address(fit)) as page:
+        page.wait(
+            lambda page: page.state()[1].get("validations", 0) >= validations,
+            "too few validations",
+            timeout=250,
+        )
+        page.wait_for_data(*drawn)
+        keep(page, "live.png")
+    (run,) = tmp_path.glob("runs/*/*")
+    watch = programs.start("watch", run, "--port", 0, cwd=tmp_path)
+    with browser.page(address(watch)) as page:
+        page.wait_for_data(*drawn)
+        keep(page, "watch.png")
+        fit.send_signal(signal.SIGINT)
+        said = fit.communicate(timeout=120)
+        page.wait(lambda page: "ended" in page.text(), "it does not tell the end")
+    watch.send_signal(signal.SIGINT)
+    watch.communicate(timeout=60)
+    with browser.page(run / "report.html") as page:
+        page.wait_for_data()
+        error = json.loads((run / "outcome.json").read_text())["errors"]
+        assert f"{100 * error['val_relative_l2']:.3g} %" in page.text(), said
+        keep(page, "report.png")
+    assert (run / "report.html").stat().st_size < 5e6
 
 
 def plot(path, rows, more=""):
