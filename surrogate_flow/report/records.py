@@ -89,8 +89,11 @@ class Pace:
         try:
             yield
         finally:
-            pause = (time.thread_time() - begin) / self._share
-            self._due = time.monotonic() + max(self._seconds, pause)
+            self.took(time.thread_time() - begin)
+
+    def took(self, seconds: float) -> None:
+        """Take into account how long it was worked on."""
+        self._due = time.monotonic() + max(self._seconds, seconds / self._share)
 
 
 class LossTable:
@@ -258,6 +261,7 @@ class Records(RunCallback):
         self._losses: LossTable | None = None
         self._field: NewestField | None = None
         self._look: Look | None = None
+        self._looks = Pace(0.0)
         self._paces = {"losses.csv": Pace(_LOSSES), "newest.nc": Pace(_FIELD)}
         self._unwritten: set[str] = set()
         self._trains = False
@@ -302,7 +306,8 @@ class Records(RunCallback):
         if (look := probe.look()) is not None:
             self._look = look
             self._losses.add(look, round(status.seconds, 3))
-        probe.wanted = self._trains
+            self._looks.took(probe.seconds)
+        probe.wanted = self._trains and self._looks.due
         step = status.training.step if status.training else -1
         if self._look is not None:
             newest, field = self._look, self._field

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections import deque
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -157,28 +158,36 @@ class Probe:
     ----------
     wanted : bool
         Whether the next step is looked at.
+    seconds : float
+        That the last look took of the training's thread.
     """
 
     def __init__(self, index: tuple[slice, ...]) -> None:
         self._index = index
         self._copies: tuple[list[Tensor], Any] | None = None
-        self.wanted = True
+        self.wanted, self.seconds = True, 0.0
 
     @torch.no_grad()
-    def take(self, surrogate: Any, batch: Batch, prediction: Tensor) -> None:
-        """Look at a step, in the training's thread; padding has nothing to see."""
+    def take(
+        self, surrogate: Any, batch: Batch, prediction: Tensor, target: Tensor
+    ) -> None:
+        """Look at a step, in the training's thread; padding has nothing to see.
+
+        Prediction and target are normalised.
+        """
         if not batch.weight:
             return
-        normalisation, target = surrogate.normalisation, batch.target
-        losses = sample_losses(surrogate.loss, prediction, normalisation.fields(target))
+        begin = time.thread_time()
+        losses = sample_losses(surrogate.loss, prediction, target)
         newest = batch.simulation.argmax()[None]
         truth, guess = (
             fields[:, 0][(slice(None), slice(None), *self._index)]
-            for fields in (target, prediction)
+            for fields in (batch.target, prediction)
         )
         if self._index:
             truth, guess = (each.index_select(0, newest) for each in (truth, guess))
-        guess = normalisation.physical(guess)
+        guess = surrogate.normalisation.physical(guess)
+        self.seconds = time.thread_time() - begin
         self._copies = _to_host(batch, losses, newest, truth, guess)
         self.wanted = False
 

@@ -214,7 +214,7 @@ class Surrogate(L.LightningModule):
             losses = sample_losses(self.loss, prediction, target)
             self._feedback.add(batch, losses)
         if self.probe is not None and self.probe.wanted:
-            self.probe.take(self, batch, prediction)
+            self.probe.take(self, batch, prediction, target)
         return loss * batch.weight
 
     def _due(self, step: int) -> bool:

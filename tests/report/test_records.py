@@ -136,14 +136,14 @@ def test_a_probe_sees_the_training_step(tmp_path):
     probe = Probe((slice(None, None, 2), slice(None)))
     normalised = surrogate._normalised(batch.parameters, batch.step, batch.history)
     assert probe.wanted
-    probe.take(surrogate, batch._replace(weight=0.0), normalised)
+    target = surrogate.normalisation.fields(batch.target)
+    probe.take(surrogate, batch._replace(weight=0.0), normalised, target)
     assert probe.look() is None
-    probe.take(surrogate, batch, normalised)
+    probe.take(surrogate, batch, normalised, target)
     assert not probe.wanted
     seen = probe.look()
     assert probe.look() is None
     assert seen.newest == 1
-    target = surrogate.normalisation.fields(batch.target)
     losses = (normalised - target).square().flatten(1).mean(1)
     np.testing.assert_allclose(seen.seen.loss, losses.detach(), rtol=1e-5)
     assert seen.seen.simulation.tolist() == [4, 9, 7]
@@ -156,7 +156,7 @@ def test_a_fit_leaves_what_it_trained_on(tmp_path):
     """run.json, the losses of all simulations, the newest field; and no probe."""
     records = Records(tmp_path)
     monitor = Monitor(tmp_path, [records])
-    always = Pace(0.0, 1.0)
+    always = records._looks = Pace(0.0, 1e6)
     records._paces = dict.fromkeys(records._paces, always)
     each = LambdaCallback(on_train_batch_end=lambda *_: monitor.sample())
     surrogate, trainer = fit(Filled(), tmp_path, monitor, records, each)
