@@ -56,8 +56,9 @@ def view(link: str, commands: Connection) -> None:
 class InTurn(LivePage):
     """A page that is there in every second window; rates of both kinds of windows."""
 
-    def __init__(self, folder: Path, seconds: float, windows: int) -> None:
+    def __init__(self, folder: Path, seconds: float, windows: int, opens: bool) -> None:
         super().__init__(folder)
+        self._opens = opens
         self._window, self._windows = seconds, windows
         self.on = False
         self.rates: list[float] = []
@@ -109,19 +110,20 @@ class InTurn(LivePage):
         self.rates.append((self._samples - samples) / (now - since))
         self.shares.append(100 * (loop - before) / (now - since))
         self.on = not self.on
-        self._commands.send("open" if self.on else "close")
+        if self._opens:
+            self._commands.send("open" if self.on else "close")
         self._begin, self._counted = now, None
         if len(self.rates) >= self._windows:
             self._commands.send("end")
             trainer.should_stop = True
 
 
-def measure(seconds: float, windows: int, words: list[str]) -> list[Row]:
+def measure(seconds: float, windows: int, opens: bool, words: list[str]) -> list[Row]:
     """Fit until there were so many windows."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "page" / "now"
         data, surrogate = build(["fit", *words])
-        page = InTurn(folder, seconds, windows)
+        page = InTurn(folder, seconds, windows, opens)
         callbacks = run_callbacks(folder, checkpoints=False)
         # Without the reports at the end, and with this page for the other.
         kept = [c for c in callbacks if type(c).__name__ == "Records"]
@@ -144,10 +146,10 @@ def measure(seconds: float, windows: int, words: list[str]) -> list[Row]:
         f"with the page {statistics.median(ratios):.4f} of the rate without "
         f"({min(ratios):.4f} to {max(ratios):.4f}, {len(ratios)} windows)"
     )
-    made = []
+    made, state = [], "open" if opens else "closed"
     for case, unit, values in (
-        ("training, page open", "samples/s", page.rates),
-        ("processor, page open", "% of a core", page.shares),
+        (f"training, page {state}", "samples/s", page.rates),
+        (f"processor, page {state}", "% of a core", page.shares),
     ):
         on, off = statistics.median(values[1::2]), statistics.median(values[::2])
         made.append(Row(case, on, unit, "no page", off))
@@ -159,13 +161,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=15.0, help="of a window")
     parser.add_argument("--windows", type=int, default=15)
+    parser.add_argument("--closed", action="store_true", help="nobody looks at it")
     parser.add_argument("--quick", action="store_true", help="windows of two seconds")
     parser.add_argument("--json", type=Path)
     options, words = parser.parse_known_args()
     if options.quick:
         options.seconds, options.windows = 2.0, 5
     demo = ["--data=heat2d", "--model=fully_connected", "--data.simulations=null"]
-    rows = measure(options.seconds, options.windows, [*demo, *words])
+    rows = measure(
+        options.seconds, options.windows, not options.closed, [*demo, *words]
+    )
     for row in rows:
         print(
             f"{row.case}: {row.value:.4g} {row.unit}, {row.peer} {row.peer_value:.4g}; "
