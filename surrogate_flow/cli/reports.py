@@ -10,10 +10,10 @@ from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError
-from surrogate_flow.files import write_text
+from surrogate_flow.files import tolerate_full_disk, write_text
 from surrogate_flow.report.comparison_page import comparison_page, runs_in
 from surrogate_flow.report.console import print_lines, the_console
-from surrogate_flow.report.crate import write_crate
+from surrogate_flow.report.crate import CRATE, write_crate
 from surrogate_flow.report.run_folder import PAGE, RunFolder
 from surrogate_flow.report.run_page import run_page
 
@@ -43,12 +43,14 @@ def report(words: Sequence[str]) -> None:
     page = run_page(runs[0]) if alone else comparison_page(runs)
     try:
         write_text(output, page)
-        if alone:
-            write_crate(runs[0])
     except OSError as error:
         raise UserError(
             f"--output {output}: cannot be written ({error}). Expected the name of a "
             "file in a folder where you may write; name another."
         ) from error
+    if alone and not options.output:
+        # The page is there, whatever becomes of the list of the files.
+        with tolerate_full_disk(runs[0].path / CRATE):
+            write_crate(runs[0])
     what = "the report" if alone else f"{len(runs)} runs side by side"
     print_lines(the_console(), f"{output}: {what}; open it in a browser.")

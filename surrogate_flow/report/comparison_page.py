@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from surrogate_flow.report import plots
-from surrogate_flow.report.cost import Cost
+from surrogate_flow.report.cost import RunCost
 from surrogate_flow.report.headline import error_of, model_of, name_of, rollout_of
-from surrogate_flow.report.page import Section, render
+from surrogate_flow.report.page import Section, filled, render
 from surrogate_flow.report.run_folder import FILES, RunFolder
 from surrogate_flow.report.words import flattened, number, percent, seconds
 
@@ -53,11 +54,14 @@ def comparison_page(runs: Sequence[RunFolder]) -> str:
     headline = f"{len(runs)} runs side by side"
     if best is not None:
         headline += f"; {best} errs least, by {percent(known[best])} (relative L2)"
+    makers = (
+        ("numbers", "Errors and cost", _numbers),
+        ("differences", "Settings that differ", _differences),
+        ("curves", "Curves over each other", _curves),
+        ("warnings", "Warnings", _warnings),
+    )
     sections = [
-        _numbers(named),
-        _differences(named),
-        _curves(named),
-        _warnings(named),
+        filled(name, heading, partial(fill, named)) for name, heading, fill in makers
     ]
     title = " and ".join(dict.fromkeys(name_of(run) for run in runs))
     return render(f"Runs of {title}", f"{headline}.", sections)
@@ -104,8 +108,8 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     return labels
 
 
-def _numbers(named: Mapping[str, RunFolder]) -> Section:
-    section = Section("numbers", "Errors and cost")
+def _numbers(named: Mapping[str, RunFolder], section: Section) -> None:
+    costs = {id(run): RunCost.of(run) for run in named.values()}
 
     def of_outcome(name: str) -> Callable[[RunFolder], float | None]:
         return lambda run: getattr(run.outcome, name, None)
@@ -113,11 +117,11 @@ def _numbers(named: Mapping[str, RunFolder]) -> Section:
     def of_errors(name: str) -> Callable[[RunFolder], float | None]:
         return lambda run: run.outcome.errors.get(name) if run.outcome else None
 
+    def of_cost(name: str) -> Callable[[RunFolder], float | None]:
+        return lambda run: getattr(costs[id(run)], name, None)
+
     def paid(run: RunFolder) -> str:
-        cost = Cost.of(run)
-        if cost is not None and cost.never:
-            return "never"
-        return number(None if cost is None else cost.break_even)
+        return "never" if of_cost("never")(run) else number(of_cost("break_even")(run))
 
     columns: dict[str, Callable[[RunFolder], str]] = {
         "surrogate": lambda run: model_of(run),
@@ -129,15 +133,15 @@ def _numbers(named: Mapping[str, RunFolder]) -> Section:
         "skill": lambda run: number(of_errors("val_skill")(run), digits=3),
         "held-out simulations": lambda run: number(of_outcome("validated")(run)),
         "batches": lambda run: number(of_outcome("batches")(run)),
-        "simulations": lambda run: number(of_outcome("simulations")(run)),
-        "solvers": lambda run: seconds(of_outcome("solver_seconds")(run)),
-        "training": lambda run: seconds(of_outcome("training_seconds")(run)),
-        "one evaluation": lambda run: seconds(of_outcome("surrogate_seconds")(run)),
+        "simulations": lambda run: number(of_cost("simulations")(run)),
+        "solvers": lambda run: seconds(of_cost("solver")(run)),
+        "training": lambda run: seconds(of_cost("training")(run)),
+        "one evaluation": lambda run: seconds(of_cost("surrogate")(run)),
         "paid for itself after": paid,
     }
     section.add(
         "table",
-        head=("", *named),
+        head=("quantity", *named),
         rows=[(title, *map(of, named.values())) for title, of in columns.items()],
         caption="Errors of the last weights, over held-out simulations, and what each "
         "run took; paid for itself after so many evaluations.",
@@ -149,13 +153,10 @@ def _numbers(named: Mapping[str, RunFolder]) -> Section:
             "The errors are means over different numbers of held-out simulations: they "
             "do not compare.",
         )
-    return section
 
 
-def _differences(named: Mapping[str, RunFolder]) -> Section:
-    section = Section(
-        "differences", "Settings that differ", "All settings are the same."
-    )
+def _differences(named: Mapping[str, RunFolder], section: Section) -> None:
+    section.absent = "All settings are the same."
     settings = [flattened(run.settings) for run in named.values()]
     known = [flat for flat in settings if flat]
     names = dict.fromkeys(name for flat in settings for name in flat)
@@ -169,14 +170,13 @@ def _differences(named: Mapping[str, RunFolder]) -> Section:
             rows.append((name, *(value[:200] for value in values)))
     if rows:
         caption = "By their options on the command line; all others are the same."
-        section.add("table", head=("", *named), rows=rows, caption=caption)
+        section.add("table", head=("setting", *named), rows=rows, caption=caption)
     if not known:
         section.absent = "No run has a config.yaml."
-    return section
 
 
-def _curves(named: Mapping[str, RunFolder]) -> Section:
-    section = Section("curves", "Curves over each other", "No run has any.")
+def _curves(named: Mapping[str, RunFolder], section: Section) -> None:
+    section.absent = "No run has any."
     for plot, caption in plots.learning({n: r.metrics for n, r in named.items()}):
         section.plot(plot, caption)
     tables = {name: rollout_of(run) for name, run in named.items()}
@@ -189,16 +189,12 @@ def _curves(named: Mapping[str, RunFolder]) -> Section:
         plots.rates({name: run.telemetry for name, run in named.items()}),
         "Samples trained in a second, repetitions counted, since each run began.",
     )
-    return section
 
 
-def _warnings(named: Mapping[str, RunFolder]) -> Section:
-    section = Section(
-        "warnings", "Warnings", "Nothing is wrong, and nothing is missing."
-    )
+def _warnings(named: Mapping[str, RunFolder], section: Section) -> None:
+    section.absent = "Nothing is wrong, and nothing is missing."
     for name, run in named.items():
         for problem in run.problems:
             section.add("warning", f"{name}: {problem}")
         if run.missing:
             section.add("text", f"{name}: {' '.join(run.missing)}")
-    return section

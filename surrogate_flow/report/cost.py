@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from surrogate_flow.report.run_folder import RunFolder
+from surrogate_flow.report.words import arguments
 
-__all__ = ["Cost", "at_equal_error", "break_even"]
+__all__ = ["RunCost", "at_equal_error", "break_even"]
 
 
 def break_even(spent: float, solver: float, surrogate: float) -> int | None:
@@ -35,7 +35,7 @@ def break_even(spent: float, solver: float, surrogate: float) -> int | None:
 
 
 @dataclass(frozen=True)
-class Cost:
+class RunCost:
     """What a run took, in seconds; None is not known.
 
     Attributes
@@ -59,7 +59,7 @@ class Cost:
     ranks: int = 1
 
     @classmethod
-    def of(cls, run: RunFolder) -> Cost | None:
+    def of(cls, run: RunFolder) -> RunCost | None:
         """Return that of a run which has ended."""
         outcome = run.outcome
         if outcome is None:
@@ -71,8 +71,7 @@ class Cost:
         if ranks > 1 and len(done) and 0 < simulations < done.iloc[-1]:
             solver *= float(done.iloc[-1]) / simulations
             simulations = int(done.iloc[-1])
-        data: Any = run.settings.get("data") or {}
-        settings = data.get("init_args") or data if isinstance(data, Mapping) else {}
+        settings = arguments(run.settings.get("data"))
         return cls(
             simulations,
             solver,

@@ -10,6 +10,7 @@ import datetime
 import json
 import mimetypes
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,12 @@ def write_crate(run: RunFolder) -> Path:
     root["datePublished"] = ended
     for path in sorted(run.path.rglob("*")):
         place = path.relative_to(run.path)
-        if path.is_file() and place.parts[0] != _LOGS and not _passing(path):
-            crate.add_file(path, str(place), properties=_properties(place, path))
+        if place.parts[0] == _LOGS or _passing(path):
+            continue
+        # A run that goes on may replace or remove it now.
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                crate.add_file(path, str(place), properties=_properties(place, path))
     if (run.path / _LOGS).is_dir():
         named = {"name": _LOGS, "description": "logs of the jobs of a cluster"}
         crate.add_directory(run.path / _LOGS, _LOGS, properties=named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from surrogate_flow.fields.quantities import counted
+from surrogate_flow.report.words import arguments
 
 __all__ = ["Observed", "State", "problems_of"]
 
@@ -69,8 +71,8 @@ def _end(run: Observed) -> str:
     last = run.path / "checkpoints" / "last.ckpt"
     if not last.is_file():
         return f"{said} It has left no checkpoint to go on from."
-    command = run.about.get("command") or "surrogate-flow fit, as before, with"
-    return f"{said} To go on, type: {command} --ckpt_path {last}"
+    command = str(run.about.get("command") or "surrogate-flow fit, as before, with")
+    return f"{said} To go on, type: {command} --ckpt_path {shlex.quote(str(last))}"
 
 
 def _divergence(run: Observed) -> str:
@@ -125,18 +127,12 @@ def _waits(run: Observed) -> list[str]:
 
 def _more(run: Observed) -> str:
     """Say how to have more simulations at once."""
-    data = _under(_under(run.settings, "data"), "init_args")
-    cluster = _under(data, "cluster")
+    cluster = arguments(arguments(run.settings.get("data")).get("cluster"))
     for name, what in (("maximum_jobs", "jobs"), ("n_workers", "workers")):
-        count = {**cluster, **_under(cluster, "init_args")}.get(name)
+        count = cluster.get(name)
         if isinstance(count, int):
             return f"ask for more {what}, --data.cluster.{name} {2 * count}."
     return "ask for more workers, on more cores or as jobs (--data.cluster slurm)."
-
-
-def _under(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = settings.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def _failed(run: Observed) -> str:

@@ -12,7 +12,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 
-from surrogate_flow.fields.quantities import in_units
+from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.fields.thinning import SURROGATE
 from surrogate_flow.report.drawing import Row, draw, flat, titled
 from surrogate_flow.report.words import percent
@@ -62,6 +62,7 @@ def stills(cases: xr.Dataset, *, mesh: bool = False) -> list[Case]:
         Whether they are of nodes, of which not all may be there.
     """
     cells, found = _cells(cases, mesh=mesh), []
+    left = max(0, len(_variables(cases)) - _VARIABLES)
     for name in map(str, cases.case.values):
         case, moments = _of(cases, name), []
         rows = []
@@ -78,6 +79,7 @@ def stills(cases: xr.Dataset, *, mesh: bool = False) -> list[Case]:
         caption = (
             f"The {name} of the held-out simulations{_error(case)}: solver, surrogate "
             f"and their difference{when}."
+            + (f" {counted(left, 'variable')} more are in cases.nc." if left else "")
         )
         found.append(Case(name, encoded(draw(rows, cells)), caption))
     return found

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from surrogate_flow.fields.quantities import counted
-from surrogate_flow.report.cost import Cost
+from surrogate_flow.report.cost import RunCost
 from surrogate_flow.report.run_folder import RunFolder
-from surrogate_flow.report.words import counted_large, number, percent, seconds
+from surrogate_flow.report.words import (
+    arguments,
+    counted_large,
+    number,
+    percent,
+    seconds,
+)
 
 __all__ = ["error_of", "headline", "model_of", "name_of", "rollout_of"]
+
+logger = logging.getLogger(__name__)
 
 
 def headline(run: RunFolder) -> str:
     """Return what was run, its error, its skill and its cost, in one sentence."""
+    try:
+        return _sentence(run)
+    except Exception as error:
+        # Of any type, by what a damaged file or another version holds.
+        logger.exception("The numbers of %s cannot be shown.", run.path)
+        said = f"its numbers cannot be shown ({type(error).__name__}: {error})"
+        return f"The {model_of(run)} of {name_of(run)}: {said}."
+
+
+def _sentence(run: RunFolder) -> str:
     what = f"The {model_of(run)} of {name_of(run)}"
     outcome = run.outcome
     if outcome is None:
         return f"{what}: {_progress(run)}"
-    errors, cost = outcome.errors, Cost.of(run)
+    errors, cost = outcome.errors, RunCost.of(run)
     batches = counted_large(outcome.batches, "batch", "batches")
     count = cost.simulations if cost else outcome.simulations
     trained = max(count - (outcome.validated or 0), 0)
@@ -34,12 +53,16 @@ def headline(run: RunFolder) -> str:
     if cost is not None and cost.break_even is not None:
         parts.append(f"has paid for itself after {cost.break_even:,} evaluations")
     elif cost is not None and cost.never:
-        parts.append("never pays for itself, since the solver is as fast")
+        parts.append(
+            "never pays for itself, since an evaluation takes "
+            f"{seconds(cost.surrogate)} and the solver {seconds(cost.per_simulation)}"
+        )
     return f"{', '.join(parts[:-1])}, and {parts[-1]}."
 
 
 def _error(run: RunFolder, errors: Mapping[str, float]) -> str:
-    error, spread = errors.get("val_relative_l2"), _spread(errors)
+    error = errors.get("val_relative_l2")
+    spread = errors.get("val_relative_l2_standard_error")
     if error is None:
         return "has no validation error"
     count = run.outcome.validated if run.outcome else None
@@ -47,13 +70,12 @@ def _error(run: RunFolder, errors: Mapping[str, float]) -> str:
     inside = [f"relative L2{of}"]
     if "val_skill" in errors:
         inside.append(f"skill {number(errors['val_skill'], digits=3)}")
-    beside = f" ± {percent(spread)}" if spread else ""
-    return f"errs by {percent(error)}{beside} ({'; '.join(inside)})"
+    return f"errs by {percent(error, spread)} ({'; '.join(inside)})"
 
 
 def name_of(run: RunFolder) -> str:
     """Return the name of the workflow."""
-    data = _arguments(run.settings.get("data"))
+    data = arguments(run.settings.get("data"))
     name = run.about.get("name") or data.get("name") or run.path.resolve().parent.name
     return str(name)
 
@@ -89,11 +111,6 @@ def rollout_of(run: RunFolder) -> pd.DataFrame:
         return pd.DataFrame()
 
 
-def _spread(errors: Mapping[str, float]) -> float | None:
-    spread = errors.get("val_relative_l2_standard_error")
-    return spread if spread is not None and spread >= 0 else None
-
-
 def _progress(run: RunFolder) -> str:
     """Say how far a run without outcome.json is."""
     said = {
@@ -113,10 +130,3 @@ def _progress(run: RunFolder) -> str:
         of = f" over {counted(count, 'held-out simulation')}" if count else ""
         parts.append(f"and errs by {percent(error)} (relative L2{of})")
     return f"{' '.join(parts)}."
-
-
-def _arguments(settings: Any) -> Mapping[str, Any]:
-    if not isinstance(settings, Mapping):
-        return {}
-    inside = settings.get("init_args")
-    return inside if isinstance(inside, Mapping) else settings

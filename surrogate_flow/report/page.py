@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,9 @@ from bokeh.resources import INLINE, Resources
 
 from surrogate_flow.report.film import Film
 
-__all__ = ["Block", "Section", "render"]
+__all__ = ["Block", "Section", "filled", "render"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,19 @@ class Section:
         """Add a plot, if there is one."""
         if plot is not None:
             self.add("plot", caption=caption, plot=plot)
+
+
+def filled(name: str, title: str, fill: Callable[[Section], None]) -> Section:
+    """Return a section; what cannot be shown is said, and ends no page."""
+    section = Section(name, title, "Nothing is known of this.")
+    try:
+        fill(section)
+    except Exception as error:
+        # Of any type, by what a damaged file or another version holds.
+        logger.exception("%s cannot be shown.", title)
+        section.absent = f"This cannot be shown: {type(error).__name__}: {error}."
+        section.blocks.clear()
+    return section
 
 
 def render(

@@ -209,7 +209,7 @@ def rates(telemetry: Tables) -> Any:
         return None
     plot = _figure("time [s]", "samples/s")
     plot.y_range.start = 0
-    plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
+    plot.yaxis.formatter = NumeralTickFormatter(format="0,0.[000]")
     _draw(plot, lines)
     return plot
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -289,7 +290,7 @@ def next_command(
     path = next((path for path in kept if path.is_file()), None)
     if path is None:
         return "fit again with checkpoints, to predict from one"
-    parameters, history = surrogate.spec.parameters, ""
+    parameters, history = surrogate.spec.parameters, []
     values = {
         p.name: f"{p.at((k + 1) / (len(parameters) + 1)):.{8 if p.whole else 4}g}"
         for k, p in enumerate(parameters)
@@ -298,9 +299,8 @@ def next_command(
         # The simulation whose first steps are in the file.
         row = held_out.parameters[held_out.finished[0]]
         values = {p.name: f"{v:.6g}" for p, v in zip(parameters, row, strict=True)}
-        history = f"--history {folder / _HISTORY} "
+        history = ["--history", str(folder / _HISTORY)]
     example = ", ".join(f"{name}: {value}" for name, value in values.items())
-    return (
-        f"surrogate-flow predict --ckpt_path {path} "
-        f"--parameters '{{{example}}}' {history}--output field.nc"
-    )
+    words = ["surrogate-flow", "predict", "--ckpt_path", str(path)]
+    words += ["--parameters", f"{{{example}}}", *history, "--output", "field.nc"]
+    return shlex.join(words)

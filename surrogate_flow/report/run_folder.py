@@ -193,9 +193,10 @@ class RunSummary:
         read = json.loads(path.read_text("utf-8"))
         known = {f.name: f for f in fields(cls)}
         needed = {n for n, f in known.items() if f.default is f.default_factory}
-        lacking = sorted(needed - read.keys())
+        lacking = sorted(name for name in needed if read.get(name) is None)
         if lacking:
             raise ValueError(f"it has no {', '.join(lacking)}")
+        read["errors"] = {n: e for n, e in read["errors"].items() if e is not None}
         # A newer version may write more.
         return cls(**{name: value for name, value in read.items() if name in known})
 

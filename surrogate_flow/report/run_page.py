@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import logging
+import shlex
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import yaml
 
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report import film, plots
-from surrogate_flow.report.cost import Cost, at_equal_error
+from surrogate_flow.report.cost import RunCost, at_equal_error
 from surrogate_flow.report.headline import headline, name_of, rollout_of
-from surrogate_flow.report.page import Section, render
+from surrogate_flow.report.page import Section, filled, render
 from surrogate_flow.report.run_folder import RunFolder
 from surrogate_flow.report.words import counted_large, number, percent, seconds
 
 __all__ = ["run_page"]
-
-logger = logging.getLogger(__name__)
 
 _FAILURES = 50  # rows of the table
 _PARAMETERS = 12  # plots
@@ -41,17 +40,7 @@ def run_page(run: RunFolder) -> str:
         ("cost", "Cost", _cost),
         ("settings", "Settings and versions", _settings),
     )
-    sections = []
-    for name, title, fill in makers:
-        section = Section(name, title, "Nothing is known of this.")
-        try:
-            fill(run, section)
-        except Exception as error:
-            # Of any type, by what a damaged file or another version holds.
-            logger.exception("%s of %s cannot be shown.", title, run.path)
-            section.absent = f"This cannot be shown: {type(error).__name__}: {error}."
-            section.blocks.clear()
-        sections.append(section)
+    sections = [filled(name, title, partial(fill, run)) for name, title, fill in makers]
     started = run.about.get("started")
     footer = f"{run.path}{f', started {started}' if started else ''}."
     return render(f"{name_of(run)}, {run.path.name}", headline(run), sections, footer)
@@ -85,16 +74,16 @@ def _warnings(run: RunFolder, section: Section) -> None:
 
 
 def _commands(run: RunFolder, section: Section) -> None:
-    config, typed = run.path / "config.yaml", str(run.about.get("command", "")).split()
+    config, typed = run.path / "config.yaml", str(run.about.get("command", ""))
     if config.is_file():
-        command = next((word for word in typed if word in _COMMANDS), "fit")
+        command = next((word for word in typed.split() if word in _COMMANDS), "fit")
         section.add(
             "code",
-            f"surrogate-flow {command} --config {config}",
+            shlex.join(["surrogate-flow", command, "--config", str(config)]),
             "The same again, with the same settings and the same seed:",
         )
     elif typed:
-        section.add("code", " ".join(typed), "The same again, as it was typed:")
+        section.add("code", typed, "The same again, as it was typed:")
     best = [run.path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     found = next((path for path in best if path.is_file()), None)
     predict = run.about.get("next")
@@ -104,11 +93,10 @@ def _commands(run: RunFolder, section: Section) -> None:
             for p in _spec(run).get("parameters", ())
         )
         past = run.path / "history.nc"
-        history = f"--history {past} " if past.is_file() else ""
-        predict = (
-            f"surrogate-flow predict --ckpt_path {found} --parameters "
-            f"'{{{values or 'NAME: VALUE, ...'}}}' {history}--output field.nc"
-        )
+        words = ["surrogate-flow", "predict", "--ckpt_path", str(found)]
+        words += ["--parameters", f"{{{values or 'NAME: VALUE, ...'}}}"]
+        words += ["--history", str(past)] if past.is_file() else []
+        predict = shlex.join([*words, "--output", "field.nc"])
     if predict is not None:
         section.add("code", str(predict), "A field for parameters of yours:")
     else:
@@ -143,7 +131,9 @@ def _cases(run: RunFolder, section: Section) -> None:
     if shown is None:
         section.add("text", "The pictures show whole rollouts, so none is animated.")
     else:
-        section.add("film", caption=shown.caption, film=shown)
+        all_times, frames = len(_spec(run).get("times", ())), len(shown.frames)
+        few = f" It shows {frames} of {all_times} times." * (frames < all_times)
+        section.add("film", caption=f"{shown.caption}{few}", film=shown)
 
 
 def _parameters(run: RunFolder, section: Section) -> None:
@@ -242,22 +232,19 @@ def _failures(run: RunFolder, section: Section) -> None:
 
 def _cost(run: RunFolder, section: Section) -> None:
     section.absent = "It is known when the run has ended."
-    cost = Cost.of(run)
+    cost = RunCost.of(run)
     if cost is None:
         return
-    hours = "core-hours" if cost.cores * cost.solver >= 3600 else "core-seconds"
-    size = 3600 if hours == "core-hours" else 1
     rows = [
         (
             "solver time, of all simulations",
-            f"{seconds(cost.solver)}, {number(cost.solver * cost.cores / size, hours)}",
+            _hours(cost.solver, cost.cores, "core"),
             "outcome.json, solver_seconds; config.yaml, cores_per_simulation: "
             f"{cost.cores}",
         ),
         (
             "training time",
-            f"{seconds(cost.training)}, "
-            f"{number(cost.training * cost.ranks / 3600, 'trainer hours', 3)}",
+            _hours(cost.training, cost.ranks, "trainer"),
             f"outcome.json, training_seconds; run.json, ranks: {cost.ranks}",
         ),
         (
@@ -300,15 +287,30 @@ def _cost(run: RunFolder, section: Section) -> None:
             "How long the solver takes at the surrogate's error, on a coarser grid or "
             "with longer steps, is not known; such a solver is the fair peer. In a "
             "clone, for the heat equation, the combined equation and Navier-Stokes, it "
-            f"is measured by: python benchmarks/payback.py {run.path} --json "
-            f"{run.path / 'payback.json'}",
+            "is measured by: "
+            + shlex.join(
+                [
+                    *("python", "benchmarks/payback.py", str(run.path)),
+                    *("--json", str(run.path / "payback.json")),
+                ]
+            ),
         )
 
 
-def _paid(cost: Cost) -> str:
-    if cost.never:
-        return "never: the solver is as fast"
-    return number(cost.break_even)
+def _hours(each: float, count: int, of: str) -> str:
+    """Return so many hours of cores or trainers, and the seconds that they are.
+
+    Examples
+    --------
+    >>> _hours(7200.0, 4, "core"), _hours(36.0, 1, "trainer")
+    ('8 core-hours (120 min on 4 cores)', '0.01 trainer-hours (36 s)')
+    """
+    on = f" on {count} {of}s" if count > 1 else ""
+    return f"{number(each * count / 3600, f'{of}-hours', 3)} ({seconds(each)}{on})"
+
+
+def _paid(cost: RunCost) -> str:
+    return "never: the solver is faster" if cost.never else number(cost.break_even)
 
 
 def _settings(run: RunFolder, section: Section) -> None:
@@ -323,7 +325,7 @@ def _settings(run: RunFolder, section: Section) -> None:
         }
         section.add(
             "table",
-            head=("what", ""),
+            head=("name", "value"),
             rows=[*flat.items()],
             caption="How and where it was run, as run.json has it.",
         )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["counted_large", "flattened", "number", "percent", "seconds"]
+__all__ = ["arguments", "counted_large", "flattened", "number", "percent", "seconds"]
 
 
 def counted_large(count: int, noun: str, plural: str = "") -> str:
@@ -20,17 +20,22 @@ def counted_large(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
-def percent(value: float | None) -> str:
-    """Return a share in words.
+def percent(value: float | None, spread: float | None = None) -> str:
+    """Return a share in words, and what it varies by, to the same decimal place.
 
     Examples
     --------
     >>> percent(0.0552), percent(float("nan")), percent(None)
     ('5.52 %', 'not a number', 'not known')
+    >>> percent(0.26, 0.0514)
+    '26.0 % ± 5.1 %'
     """
-    if value is None:
-        return "not known"
-    return f"{100 * value:.3g} %" if math.isfinite(value) else "not a number"
+    if value is None or not math.isfinite(value):
+        return number(value)
+    if not spread or not math.isfinite(spread) or not value:
+        return f"{100 * value:.3g} %"
+    places = max(0, 2 - math.floor(math.log10(abs(100 * value))))
+    return f"{100 * value:.{places}f} % ± {100 * spread:.{places}f} %"
 
 
 def number(value: float | None, units: str = "", digits: int = 4) -> str:
@@ -64,6 +69,20 @@ def seconds(value: float | None) -> str:
         if value >= size:
             return f"{value / {'h': 3600, 'min': 60, 's': 1}[units]:.3g} {units}"
     return f"{1000 * value:.3g} ms"
+
+
+def arguments(settings: Any) -> Mapping[str, Any]:
+    """Return the options of what settings describe, by its class or without.
+
+    Examples
+    --------
+    >>> arguments({"class_path": "A", "init_args": {"width": 4}}), arguments(None)
+    ({'width': 4}, {})
+    """
+    if not isinstance(settings, Mapping):
+        return {}
+    inside = settings.get("init_args")
+    return inside if isinstance(inside, Mapping) else settings
 
 
 def flattened(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:

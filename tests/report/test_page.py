@@ -1,9 +1,13 @@
 """report.html: all sections from a folder alone, whatever is missing, in one file."""
 
+import dataclasses
+import importlib
 import json
 import math
 import re
+import shlex
 from html import unescape
+from pathlib import Path
 
 import browser as chromium
 import numpy as np
@@ -12,8 +16,9 @@ import pytest
 from folders import OUTCOME, SETTINGS, spec, write_run
 from rocrate.rocrate import ROCrate
 
+from surrogate_flow.cli.app import main
 from surrogate_flow.report.comparison_page import comparison_page, runs_in
-from surrogate_flow.report.cost import Cost
+from surrogate_flow.report.cost import RunCost
 from surrogate_flow.report.crate import CRATE, write_crate
 from surrogate_flow.report.run_folder import RunFolder
 from surrogate_flow.report.run_page import run_page
@@ -81,7 +86,8 @@ def test_the_headline_has_the_numbers_of_the_files(whole):
     )
     cost = sections(whole[0])["cost"]
     assert f"(80 s + 40 s) / (0.4 s - 0.1 s) = {paid}" in cost
-    assert "160 core-seconds" in cost  # two cores a simulation
+    assert "0.0444 core-hours (80 s on 2 cores)" in cost  # two of a simulation
+    assert "0.0111 trainer-hours (40 s)" in cost
     assert "is not known" in cost  # the solver at equal error
 
 
@@ -177,12 +183,85 @@ def test_an_older_outcome_has_no_break_even(tmp_path):
     old = write_run(
         tmp_path / "old", outcome={"surrogate_seconds": None}, without=["cases.nc"]
     )
-    assert Cost.of(RunFolder(old)).break_even is None
+    assert RunCost.of(RunFolder(old)).break_even is None
     assert "= not known" in sections(run_page(RunFolder(old)))["cost"]
     fast = write_run(
         tmp_path / "fast", outcome={"surrogate_seconds": 0.4}, without=["cases.nc"]
     )
-    assert "never pays for itself" in run_page(RunFolder(fast))
+    said = "never pays for itself, since an evaluation takes 0.4 s and the solver 0.4 s"
+    assert said in run_page(RunFolder(fast))
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [{"batches": None}, {"errors": {"val_relative_l2": None}}, {"errors": "none"}],
+)
+def test_an_outcome_without_a_number_ends_no_page(outcome, tmp_path):
+    """The headline, the crate and the table of several go without it."""
+    without = ["cases.nc"]
+    runs = [
+        RunFolder(write_run(tmp_path / name, outcome=outcome, without=without))
+        for name in "ab"
+    ]
+    assert [*sections(run_page(runs[0]))] == SECTIONS
+    assert len(sections(comparison_page(runs))) == 4
+    write_crate(runs[0])
+
+
+def test_commands_of_folders_with_blanks_can_be_typed(tmp_path):
+    """As one word each, for a shell; a killed run, too, says how to go on."""
+    folder = write_run(tmp_path / "my runs" / "a", without=["cases.nc", "outcome.json"])
+    about = json.loads((folder / "run.json").read_text())
+    del about["ended"]
+    (folder / "run.json").write_text(json.dumps(about))
+    page = unescape(run_page(RunFolder(folder)))
+    typed = [
+        shlex.split(c) for c in re.findall(r"<code>(surrogate-flow.*)</code>", page)
+    ]
+    again, predict = typed
+    assert again == ["surrogate-flow", "fit", "--config", f"{folder}/config.yaml"]
+    assert f"{folder}/checkpoints/best.ckpt" in predict
+    assert "{left: 300, speed: 0.5}" in predict
+    on = next(p for p in RunFolder(folder).problems if "To go on" in p)
+    assert shlex.split(on)[-1] == f"{folder}/checkpoints/last.ckpt"
+
+
+def test_the_page_elsewhere_leaves_the_folder_as_it_is(tmp_path, monkeypatch, caplog):
+    """It may be somebody else's; and without the list of files there is a report."""
+    folder = write_run(tmp_path / "run", without=["cases.nc"])
+    before = {*folder.rglob("*")}
+    main(["report", str(folder), f"--output={tmp_path}/mine.html"])
+    assert (tmp_path / "mine.html").is_file()
+    assert {*folder.rglob("*")} == before
+
+    def fail(run):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("surrogate_flow.cli.reports.write_crate", fail)
+    main(["report", str(folder)])
+    assert {*folder.rglob("*")} - before == {folder / "report.html"}
+    assert "ro-crate-metadata.json was not written" in caplog.text
+
+
+def test_what_payback_measures_is_shown(tmp_path, monkeypatch):
+    """In the form in which the benchmark writes it, of which the first row counts."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    payback = importlib.import_module("payback")
+    known = {f.name: 1.0 for f in dataclasses.fields(payback.Row)}
+    row = payback.Row(**{**known, "peer": "cells 20", "peer_seconds": 0.012})
+    folder = write_run(tmp_path / "run", without=["cases.nc"])
+    (folder / "payback.json").write_text(json.dumps([dataclasses.asdict(row)]))
+    cost = sections(run_page(RunFolder(folder)))["cost"]
+    assert "solver at equal error: cells 20" in cost
+    assert "12 ms, error 100 %" in cost
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    """Variables beside the first three, and times that are no frame of the film."""
+    of = spec((6, 5), 30, "abcde")
+    cases = sections(run_page(RunFolder(write_run(tmp_path / "run", of=of))))["cases"]
+    assert cases.count("2 variables more are in cases.nc.") == 3
+    assert "It shows 24 of 30 times." in cases
 
 
 def test_the_simulations_of_all_ranks_are_paid_for(tmp_path):
@@ -191,10 +270,13 @@ def test_the_simulations_of_all_ranks_are_paid_for(tmp_path):
     folder = write_run(
         tmp_path / "r", outcome=half, without=["cases.nc"], about={"ranks": 2}
     )
-    cost = Cost.of(RunFolder(folder))
+    cost = RunCost.of(RunFolder(folder))
     assert (cost.simulations, cost.ranks) == (180, 2)
     assert cost.solver == pytest.approx(72.0)
     assert cost.break_even == math.ceil((72 + 40) / (36 / 90 - 0.1))
+    # Side by side, too.
+    numbers = sections(comparison_page([RunFolder(folder)] * 2))["numbers"]
+    assert re.search(r"simulations\s+180\s+180\s+solvers\s+72 s\s+72 s", numbers)
 
 
 def test_a_test_is_repeated_as_one(tmp_path):
