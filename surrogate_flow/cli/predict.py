@@ -31,9 +31,8 @@ from surrogate_flow.sampling import (
     Sobol,
     Uniform,
 )
-from surrogate_flow.surrogate.checks import read_history
+from surrogate_flow.surrogate.inputs import read_history, read_parameters
 from surrogate_flow.surrogate.prediction import Prediction
-from surrogate_flow.surrogate.samples import read_parameters
 from surrogate_flow.surrogate.surrogate import Surrogate
 from surrogate_flow.surrogate.writing import require_writable, write
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.files import write_atomically
 
 __all__ = [
@@ -91,8 +92,14 @@ def for_files(dataset: xr.Dataset) -> xr.Dataset:
     written = dataset.copy()
     for name, variable in dataset.variables.items():
         kept = variable
-        if variable.dtype in _NOT_OF_CF:
-            kept = variable.astype(_NOT_OF_CF[variable.dtype])
+        if number_type := _NOT_OF_CF.get(variable.dtype):
+            kept = variable.astype(number_type)
+            if not (kept == variable).all():
+                raise ArgumentError(
+                    f"to_netcdf: {name}: expected numbers that fit into {number_type}, "
+                    f"as CF has no {variable.dtype}, got larger ones. Pass "
+                    f"dataset.assign({name}=dataset[{str(name)!r}].astype(float))."
+                )
         kept = kept.copy(deep=False)
         if name == "time":
             kept.attrs = time_attributes(time_units(variable.attrs))
@@ -117,6 +124,11 @@ def to_netcdf(dataset: xr.Dataset, path: Path, **attributes: str) -> None:
     path : Path
     attributes : str
         Of the file, in the place of those of the dataset.
+
+    Raises
+    ------
+    ArgumentError
+        If a variable of a type that CF lacks holds numbers that do not fit into its.
     """
     title = f"Fields: {', '.join(map(str, dataset.data_vars))}"
     noted = {**about(title), **dataset.attrs, **attributes}

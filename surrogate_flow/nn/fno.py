@@ -27,7 +27,9 @@ class FNO(OnGrid):
         As of every network, see `surrogate_flow.nn`.
     modes : int or sequence of int
         Modes kept along each dim, positive and negative frequencies counted: 16 are
-        those of up to 8 waves. On a grid of fewer points all are kept.
+        those of up to 8 waves. On a grid of fewer points all are kept. They are made
+        for few modes: if all of a hundred points or more are kept, an FFT, which this
+        does without, would take half of the time.
     width : int
         Channels of the hidden layers.
     layers : int

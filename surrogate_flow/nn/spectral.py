@@ -25,7 +25,8 @@ class RealSpectralConv(SpectralConv):  # type: ignore[misc]
     every dim of odd size but the last. F is a product with cosines and sines of the
     modes that are kept, dim by dim: with few modes of a hundred points it takes less
     time than an FFT, and it has no complex numbers, which ONNX lacks. It runs in single
-    precision, whatever the precision of the rest.
+    precision, whatever the precision of the rest; but TF32 on GPUs, where it is allowed
+    (``torch.set_float32_matmul_precision("high")``), rounds its products as all others.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -11,20 +12,29 @@ import psutil
 import torch
 import xarray as xr
 from dask.utils import format_bytes
+from distributed import system
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from surrogate_flow.fields.errors import ArgumentError, UserError
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
-from surrogate_flow.surrogate.checks import checked_histories, positions, steps_at
+from surrogate_flow.surrogate.inputs import (
+    SAMPLE,
+    checked_histories,
+    positions,
+    steps_at,
+    vectors,
+)
 from surrogate_flow.surrogate.rollout import predictions
-from surrogate_flow.surrogate.samples import SAMPLE, vectors
 
 __all__ = ["Part", "Prediction"]
 
 _BYTES = 2**12  # of the device's free memory, for each value that a pass predicts
 _FEWEST, _MOST = 2**18, 2**24  # values that a pass predicts, by default
+_LAYER = 2**24  # of the largest layer: CPUs page more, and compute no faster, beyond
 _ROLLED = 2**25  # of a batch that is rolled out, by default
 
 
@@ -126,16 +136,39 @@ class Prediction:
         """Return how many samples, and how many times, are predicted together."""
         step, times = math.prod(self.spec.step_shape), len(self.times)
         device = self._surrogate.device
-        free = psutil.virtual_memory().available
+        free = _free()
         if device.type == "cuda":
             free = torch.cuda.mem_get_info(device)[0]
-        most = max(1, min(max(_FEWEST, free // _BYTES), _MOST) // step)
+        most = min(max(_FEWEST, free // _BYTES), _MOST)
+        if device.type == "cpu" and step * times * self.count > _FEWEST:
+            most = min(most, _LAYER // self._width())
+        most = max(1, most // step)
         if self._surrogate.window.inputs:
             rows = batch_size or max(1, min(most, _ROLLED // (step * times)))
             return min(rows, self.count), times
         if batch_size is not None:
             most = batch_size * times
         return max(1, min(most // times, self.count)), min(most, times)
+
+    def _width(self) -> int:
+        """Return the size of the largest layer, in sizes of a step; of a tiny pass."""
+        surrogate, sizes = self._surrogate, [1]
+
+        def note(_module: nn.Module, _given: Any, out: Any) -> None:
+            sizes.append(out.numel() if isinstance(out, Tensor) else 0)
+
+        was_training = surrogate.training
+        surrogate.train(False)
+        hook = register_module_forward_hook(note)
+        try:
+            with torch.no_grad():
+                parameters = torch.tensor(self.table[:1], dtype=torch.float32)
+                begin = torch.tensor([float(self._first)])
+                surrogate(parameters, begin, torch.from_numpy(self._past[:1]))
+        finally:
+            hook.remove()
+            surrogate.train(was_training)
+        return max(1, max(sizes) // math.prod(self.spec.step_shape))
 
     def __iter__(self) -> Iterator[Part]:
         """Yield all parts, those of the first samples first."""
@@ -169,6 +202,19 @@ class Prediction:
                     steps = table.new_tensor(self._steps[moments])
                     fields = self._direct(table, history, steps)
                     yield Part(rows, moments, fields)
+        except RuntimeError as error:
+            if not re.search("out of memory|can't allocate memory", str(error)):
+                raise
+            samples, times = self.chunk
+            raise UserError(
+                f"predict: a pass over {counted(samples, 'sample')} at "
+                f"{counted(times, 'time')}",
+                f"what fits into the memory of {surrogate.device}",
+                str(error).splitlines()[0],
+                f"Give a batch_size (--batch_size) below {samples}."
+                if samples > 1
+                else "Ask for fewer times at once, or use another device.",
+            ) from error
         finally:
             surrogate.train(was_training)
 
@@ -212,7 +258,7 @@ class Prediction:
         UserError
             If it does not fit into memory.
         """
-        free = psutil.virtual_memory().available
+        free = _free()
         if self.nbytes > free:
             raise UserError(
                 f"predict: {self.count:,} samples at {len(self.times):,} times",
@@ -236,3 +282,11 @@ class Prediction:
             parameters = {name: column[0] for name, column in columns.items()}
             return spec.dataset(fields[0], self.times, parameters)
         return spec.dataset(fields, self.times, columns)
+
+
+def _free() -> int:
+    """Return the bytes that this process may still take, of the machine or its job."""
+    held = psutil.Process().memory_info().rss
+    machine: int = psutil.virtual_memory().available
+    job: int = system.MEMORY_LIMIT - held
+    return max(0, min(machine, job))

@@ -16,8 +16,8 @@ from surrogate_flow.fields.conventions import about, for_files, to_netcdf
 from surrogate_flow.fields.errors import ArgumentError, UserError
 from surrogate_flow.fields.quantities import described
 from surrogate_flow.files import NETCDF
+from surrogate_flow.surrogate.inputs import SAMPLE
 from surrogate_flow.surrogate.prediction import Prediction
-from surrogate_flow.surrogate.samples import SAMPLE
 
 __all__ = ["require_writable", "write"]
 
@@ -65,14 +65,15 @@ def write(prediction: Prediction, path: Path, network: str) -> None:
     require_writable(path)
     several = f" for {prediction.count} samples" if prediction.several else ""
     noted = about(f"Prediction of a surrogate{several}", network)
+    fields = None if path.suffix == ZARR else prediction.dataset()
+    # Libraries of netCDF raise RuntimeError, too; with Zarr, the network may.
+    failures = (OSError,) if fields is None else (OSError, RuntimeError)
     try:
-        if path.suffix == ZARR:
+        if fields is None:
             _write_zarr(prediction, path, noted)
         else:
-            to_netcdf(prediction.dataset(), path, **noted)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
+            to_netcdf(fields, path, **noted)
+    except failures as error:
         raise UserError(
             f"--output {path}: cannot be written ({error}). Expected a folder where "
             "you may write, on a disk with room; name another file."

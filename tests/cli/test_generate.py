@@ -19,12 +19,14 @@ import psutil
 import pytest
 import xarray as xr
 import yaml
+from conventions import findings
 from distributed import LocalCluster
 from programs import command, environment, start
 from rich.console import Console
 from test_full_disk import DISK, may_mount
 from troubled import STEPS, Noted, Troubled, Wave
 
+from surrogate_flow import to_netcdf
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.generate import Generation, generate
 from surrogate_flow.cli.signals import interrupted, stop_requested
@@ -582,3 +584,5 @@ def test_by_the_command_line(tmp_path, monkeypatch, capsys):
     with xr.open_zarr("data/h.zarr") as written:
         assert '"seed": 5' in written.attrs["sampler"]
         assert written.attrs["workflow"] == "heat2d"
+        to_netcdf(written, tmp_path / "h.nc")
+    assert findings(tmp_path / "h.nc") == []

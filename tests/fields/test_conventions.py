@@ -58,6 +58,21 @@ def test_a_checker_finds_nothing(spec, samples, tmp_path):
             assert variable.attrs["long_name"]
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("seed", np.array([1, -(2**31) - 1])), ("flag", np.array([3, 200], "u1"))],
+)
+def test_whole_numbers_that_cf_cannot_hold_are_refused(name, values, tmp_path):
+    """By name, instead of wrapped; those that fit are written."""
+    given = dataset(SPECS["2D"], 2).assign({name: ("sample", values)})
+    with pytest.raises(ValueError, match=rf"{name}: expected numbers that fit"):
+        to_netcdf(given, tmp_path / "field.nc")
+    assert not list(tmp_path.iterdir())
+    to_netcdf(given.assign({name: ("sample", values // 2)}), tmp_path / "field.nc")
+    with xr.open_dataset(tmp_path / "field.nc") as got:
+        np.testing.assert_array_equal(got[name], values // 2)
+
+
 def test_every_part_counts(tmp_path):
     """Each of them left out is found: the checker looks at all of it."""
     path = tmp_path / "field.nc"

@@ -22,8 +22,7 @@ from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.nn import FNO, FullyConnected, MessagePassingSolver, OnGrid, UNet
 from surrogate_flow.solvers import Heat2D
-from surrogate_flow.surrogate.export import export
-from surrogate_flow.surrogate.exported import Exported
+from surrogate_flow.surrogate.export import Exported, export
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 WALLS = {"initial": 300, "left": 100, "right": 500, "bottom": 200, "top": 400}
@@ -72,16 +71,18 @@ NODES = partial(MessagePassingSolver, width=8, layers=1)
 ANY = partial(OnGrid, module="torch.nn.Conv2d", arguments={"kernel_size": 1})
 
 CASES = {
-    "fully connected": (SMALL, NUMBERS, Direct()),
     "fully connected, from step to step": (SMALL, PLANE, STEP),
     "fno, 1D, padded": (partial(FOURIER, padding=0.2), LINE, BUNDLE),
+    "unet, 2D, periodic": (partial(LEVELS, padding="circular"), PLANE, Direct()),
+    "message passing": (NODES, MESH, BUNDLE),
+    "on grid": (ANY, PLANE, BUNDLE),
+}
+MORE = {
+    "fully connected": (SMALL, NUMBERS, Direct()),
     "fno, 2D": (FOURIER, PLANE, Direct()),
     "fno, 3D": (FOURIER, SPACE, Direct()),
     "unet, 1D": (LEVELS, LINE, BUNDLE),
-    "unet, 2D, periodic": (partial(LEVELS, padding="circular"), PLANE, Direct()),
-    "message passing": (NODES, MESH, BUNDLE),
     "message passing, direct": (NODES, PLANE, Direct()),
-    "on grid": (ANY, PLANE, BUNDLE),
 }
 
 
@@ -114,7 +115,16 @@ def opened(path):
 
 
 @pytest.mark.parametrize("format", ["pt2", "onnx"])
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(pytest.param(case, id=name) for name, case in CASES.items()),
+        *(
+            pytest.param(case, id=name, marks=pytest.mark.bench)
+            for name, case in MORE.items()
+        ),
+    ],
+)
 def test_a_file_predicts_what_the_surrogate_does(case, format, tmp_path):
     """By names and in units of the spec, in a batch of a size that was never tried."""
     _, spec, window = case

@@ -190,11 +190,27 @@ def test_one_warning_counts_what_lies_outside():
         surrogate.predict(TABLE)
 
 
-def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
+def test_a_wide_network_takes_fewer_samples_a_pass(monkeypatch):
+    """On a CPU, where huge layers cost time and memory; it is tried on one sample."""
+    monkeypatch.setattr("surrogate_flow.surrogate.prediction._FEWEST", 1)
+    monkeypatch.setattr("surrogate_flow.surrogate.prediction._LAYER", 3 * 256)
+    surrogate, passes = make(Direct())
+    surrogate.predict(TABLE, times=[0.01])
+    assert passes == [1, 3, 3, 1]
+
+
+@pytest.mark.parametrize("limit", ["machine", "job"])
+def test_what_does_not_fit_into_memory_is_refused(limit, monkeypatch):
     """Before anything is predicted; it is written part by part instead."""
     surrogate, passes = make(Direct())
-    free = SimpleNamespace(available=7 * 9 * 24 * 4 - 1)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    free = 7 * 9 * 24 * 4 - 1
+    if limit == "machine":
+        available = SimpleNamespace(available=free)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
+    else:
+        held = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=10**9))
+        monkeypatch.setattr(psutil, "Process", lambda: held)
+        monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 10**9 + free)
     with pytest.raises(Exception, match=r"7 samples at 9 times.*--output field.zarr"):
         surrogate.predict(TABLE)
     assert not passes
@@ -212,3 +228,25 @@ def test_parts_are_bounded_whatever_is_large(monkeypatch):
     surrogate, _ = make(Autoregressive(2))
     rolled = Prediction(surrogate, many, history=TRUTH.isel(time=slice(2)))
     assert rolled.chunk == (10_000, 7)
+
+
+@pytest.mark.parametrize("name", ["field.nc", "fields.zarr"])
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("CUDA out of memory. Tried", "batch_size .* below 7"),
+        ("mat1 and mat2", "mat1"),
+    ],
+)
+def test_an_error_of_the_network_is_none_of_the_file(name, said, expected, tmp_path):
+    """It comes through; want of memory is said with what lowers it."""
+
+    def fail(*_):
+        raise RuntimeError(said)
+
+    surrogate, _ = make(Direct())
+    surrogate.network.register_forward_hook(fail)
+    with pytest.raises(Exception, match=expected) as raised:
+        surrogate.predict_to_file(tmp_path / name, TABLE)
+    assert "cannot be written" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
