@@ -124,7 +124,7 @@ def measure(seconds: float, windows: int, opens: bool, words: list[str]) -> list
         folder = Path(name) / "page" / "now"
         data, surrogate = build(["fit", *words])
         page = InTurn(folder, seconds, windows, opens)
-        callbacks = run_callbacks(folder, checkpoints=False)
+        callbacks = run_callbacks(folder, checkpoints=False, report=False)
         # Without the reports at the end, and with this page for the other.
         kept = [c for c in callbacks if type(c).__name__ == "Records"]
         monitor = Monitor(folder, [*kept, page])  # type: ignore[list-item]

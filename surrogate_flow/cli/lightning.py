@@ -46,6 +46,7 @@ from surrogate_flow.surrogate.surrogate import Surrogate
 __all__ = ["LightningParser", "SurrogateCLI", "build", "execute"]
 
 _EPOCHS = 1  # by default
+_REPORT = "SURROGATE_FLOW_REPORT"  # "no": of thousands of short fits none has a page
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,12 @@ class SurrogateCLI(LightningCLI):
                 "network is gone when the run ends."
             )
         return run_callbacks(
-            folder, lines, console=console, fit=fit, checkpoints=checkpoints
+            folder,
+            lines,
+            console=console,
+            fit=fit,
+            checkpoints=checkpoints,
+            report=os.environ.get(_REPORT, "").lower() not in ("no", "0", "false"),
         )
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -210,7 +210,7 @@ usage: surrogate-flow report RUN [RUN ...] [--output FILE]
 
 {COMMANDS["report"]} It is made
 of the run's folder alone, needs no network, and opens in every browser; also of a run
-that goes on or was killed. A fit leaves its own, report.html. Several are put side by
+that goes on or was killed. A run leaves its own, report.html. Several are put side by
 side: errors, cost, settings that differ, and curves over each other. RUN may be a
 folder of runs, such as that of 'compare'. Examples:
 

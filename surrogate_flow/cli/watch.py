@@ -11,10 +11,9 @@ from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.fields.errors import MissingFileError
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.report.live.server import serve
+from surrogate_flow.report.run_folder import runs_below
 
 __all__ = ["run"]
-
-_DEEP = 5  # folders below runs/, as of compare
 
 
 def run(words: Sequence[str]) -> None:
@@ -37,14 +36,10 @@ def run(words: Sequence[str]) -> None:
 
 def _newest(root: Path) -> Path:
     """Return the folder of the run that has written last."""
-    found = [
-        path
-        for depth in range(1, _DEEP)
-        for path in root.glob("/".join([*["*"] * depth, "telemetry.csv"]))
-    ]
+    found = runs_below(root)
     if not found:
         raise MissingFileError(
             "No run in runs/.",
             remedy="Name the folder of one: surrogate-flow watch FOLDER.",
         )
-    return max(found, key=lambda path: path.stat().st_mtime_ns).parent
+    return found[-1]

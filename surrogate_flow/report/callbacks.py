@@ -24,12 +24,13 @@ from surrogate_flow.files import (
 )
 from surrogate_flow.report.boards import Boards
 from surrogate_flow.report.console import the_console
+from surrogate_flow.report.crate import CRATE, write_crate
 from surrogate_flow.report.held_out import HeldOut
 from surrogate_flow.report.live.publisher import LivePage
 from surrogate_flow.report.monitor import MetricsTable, Monitor
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.report.records import Records
-from surrogate_flow.report.report import Report, page_wanted
+from surrogate_flow.report.report import Report
 from surrogate_flow.report.run_folder import OUTCOME, PAGE, RunFolder
 from surrogate_flow.report.summary import WriteSummary
 
@@ -201,45 +202,68 @@ class SafeCheckpoint(ModelCheckpoint):
 
 
 class WritePage(Callback):
-    """Writes report.html at the end of a fit, and then what makes it an RO-Crate.
+    """Writes report.html as a run ends or fails, and then what makes it an RO-Crate.
 
-    Both are of what is in the run's folder, and behind all that writes there.
+    Both are of what is in the run's folder, and behind all that writes there. A run
+    that was ended before its first batch has neither.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._made = False
+        self._trained = self._made = False
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Note that there is something to show."""
+        self._trained = True
 
     def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Write the page, unless the run was ended before there was anything."""
-        ended = trainer.is_global_zero and (self.folder / OUTCOME).is_file()
-        if not ended or not page_wanted():
-            return
-        # Here, since Bokeh takes a second to import.
-        from surrogate_flow.report.run_page import run_page
+        """Write the page."""
+        if (self.folder / OUTCOME).is_file():
+            self._page(trainer)
 
+    def on_exception(
+        self, trainer: L.Trainer, module: L.LightningModule, error: BaseException
+    ) -> None:
+        """Write both, unless a second Ctrl-C ends the run at once."""
+        failed = self._trained or any(self.folder.glob("failures*.csv"))
+        if failed and not isinstance(error, KeyboardInterrupt):
+            self._page(trainer)
+            self.teardown(trainer, module, "")
+
+    def teardown(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
+    ) -> None:
+        """Describe the files, which are complete now."""
+        if stage in ("validate", "test"):
+            self._page(trainer)
+        if self._made:
+            self._write(CRATE, write_crate)
+        self._made = False
+
+    def _page(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
         for table in trainer.loggers:
             if isinstance(table, MetricsTable):
                 table.save()
-        path = self.folder / PAGE
-        self._write(path, lambda run: write_text(path, run_page(run)))
+        self._write(PAGE, _page)
         self._made = True
 
-    def teardown(self, *_: Any, **__: Any) -> None:
-        """Describe the files, which are complete now."""
-        if self._made:
-            from surrogate_flow.report.crate import CRATE, write_crate
-
-            self._write(self.folder / CRATE, write_crate)
-        self._made = False
-
-    def _write(self, path: Path, write: Callable[[RunFolder], object]) -> None:
+    def _write(self, name: str, write: Callable[[RunFolder], object]) -> None:
+        path = self.folder / name
         try:
             with tolerate_full_disk(path):
                 write(RunFolder(self.folder))
         except Exception:
             # What tells of a run never takes it with it.
             logger.exception("%s was not made; all else of the run is.", path)
+
+
+def _page(run: RunFolder) -> None:
+    # Here, since Bokeh takes a second to import.
+    from surrogate_flow.report.run_page import run_page
+
+    write_text(run.path / PAGE, run_page(run))
 
 
 def run_callbacks(
@@ -249,6 +273,7 @@ def run_callbacks(
     console: Console | None = None,
     fit: bool = True,
     checkpoints: bool = True,
+    report: bool = True,
 ) -> list[Callback]:
     """Return what makes a run of ``surrogate-flow fit``: its line, files and pictures.
 
@@ -263,6 +288,8 @@ def run_callbacks(
         Whether it is one, and not a validation or a test.
     checkpoints : bool
         Whether best.ckpt and last.ckpt are written.
+    report : bool
+        Whether report.html is, which takes a second or two.
 
     Examples
     --------
@@ -277,7 +304,7 @@ def run_callbacks(
     page = LivePage(folder)
     watching = Monitor(folder, [*lines, records, boards, page])
     callbacks: list[Callback] = [watching, records, boards, *lines]
-    callbacks += [HeldOut(folder), Report(folder, console)]
+    callbacks += [HeldOut(folder), Report(folder, console, page=report)]
     if fit:
         callbacks += [WriteSummary(folder), FinalValidation()]
     # Two, since one with save_last writes last.ckpt with a new best only.
@@ -294,4 +321,4 @@ def run_callbacks(
                 )
             )
     # Behind all others, whose files they show.
-    return [*callbacks, *[WritePage(folder)] * fit, page]
+    return [*callbacks, *[WritePage(folder)] * report, page]

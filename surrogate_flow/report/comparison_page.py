@@ -11,13 +11,12 @@ from surrogate_flow.report import plots
 from surrogate_flow.report.cost import RunCost
 from surrogate_flow.report.headline import error_of, model_of, name_of, rollout_of
 from surrogate_flow.report.page import Section, filled, render
-from surrogate_flow.report.run_folder import FILES, RunFolder
+from surrogate_flow.report.run_folder import FILES, RunFolder, runs_below
 from surrogate_flow.report.words import flattened, number, percent, seconds
 
 __all__ = ["comparison_page", "runs_in"]
 
 _NOT_COMPARED = ("trainer.default_root_dir",)
-_DEPTH = 5  # folders below one that is named
 
 
 def runs_in(path: Path) -> list[Path]:
@@ -30,13 +29,7 @@ def runs_in(path: Path) -> list[Path]:
     if (path / "comparison.json").is_file():
         found = [_compared(place) for place in sorted(path.glob("*/seed-*"))]
         return [run for run in found if run is not None]
-    below = {
-        file.parent
-        for depth in range(1, _DEPTH + 1)
-        for name in ("telemetry.csv", "outcome.json")
-        for file in path.glob("/".join(["*"] * depth) + f"/{name}")
-    }
-    return sorted(below)
+    return sorted(runs_below(path))
 
 
 def comparison_page(runs: Sequence[RunFolder]) -> str:
@@ -81,8 +74,7 @@ def _compared(place: Path) -> Path | None:
             return folder
     except (OSError, ValueError, LookupError, TypeError):
         pass
-    found = [p.parent for p in place.glob("run-*/*/*/telemetry.csv")]
-    return max(found, key=lambda p: p.stat().st_mtime, default=None)
+    return next(reversed(runs_below(place)), None)
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,18 +28,12 @@ from surrogate_flow.report.picture import picture
 from surrogate_flow.report.run_folder import PAGE
 from surrogate_flow.surrogate.surrogate import Surrogate
 
-__all__ = ["Report", "held_out_of", "next_command", "page_wanted"]
+__all__ = ["Report", "held_out_of", "next_command"]
 
 logger = logging.getLogger(__name__)
 
-_SWITCH = "SURROGATE_FLOW_REPORT"  # "no": of thousands of short fits none has a page
 _HISTORY = "history.nc"
 _SCORE = "val_relative_l2"  # by which best.ckpt is chosen
-
-
-def page_wanted() -> bool:
-    """Whether a fit leaves report.html."""
-    return os.environ.get(_SWITCH, "").lower() not in ("no", "0", "false")
 
 
 class Report(Callback):
@@ -56,10 +49,14 @@ class Report(Callback):
     folder : Path
         Of the run.
     console : rich.console.Console, optional
+    page : bool
+        Whether report.html is written, too.
     """
 
-    def __init__(self, folder: Path, console: Console | None = None) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, console: Console | None = None, *, page: bool = True
+    ) -> None:
+        self.folder, self._page = folder, page
         self.console = console or Console()
         # Printed after the progress line has ended.
         self._lines: list[str] = []
@@ -100,7 +97,7 @@ class Report(Callback):
             *_best(trainer),
             *(f"Attempts failed, set aside: {at}" for at in data.cost().set_aside),
             f"Run: {self.folder}",
-            *[f"Report: {self.folder / PAGE}"] * page_wanted(),
+            *[f"Report: {self.folder / PAGE}"] * self._page,
             f"Next: {next_command(self.folder, trainer, pl_module, held_out)}",
         ]
 

@@ -20,7 +20,16 @@ import yaml
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.report.diagnosis import State, problems_of
 
-__all__ = ["COLUMNS", "FILES", "OUTCOME", "PAGE", "RunFolder", "RunSummary", "typed"]
+__all__ = [
+    "COLUMNS",
+    "FILES",
+    "OUTCOME",
+    "PAGE",
+    "RunFolder",
+    "RunSummary",
+    "runs_below",
+    "typed",
+]
 
 Read = TypeVar("Read")
 
@@ -237,7 +246,14 @@ class RunFolder:
         self._now = now
         self._missing: dict[str, str] = {}
         if not any(any(self.path.glob(pattern)) for pattern in FILES):
-            _refuse(self.path)
+            found = runs_below(self.path) or runs_below(Path("runs"))
+            kind = ArgumentError if self.path.exists() else MissingFileError
+            raise kind(
+                "The folder of a run",
+                "one with config.yaml and telemetry.csv, as runs/heat2d/<time>",
+                path if self.path.is_dir() else f"{path}, which is no folder",
+                f"The newest is {found[-1]}." if found else "A fit prints its own.",
+            )
 
     @functools.cached_property
     def telemetry(self) -> pd.DataFrame:
@@ -355,23 +371,10 @@ class RunFolder:
             return None
 
 
-def _refuse(path: Path) -> None:
-    """Raise an error that says what a run's folder is, and where the newest one is."""
-    found: list[Path] = []
-    for root in (path, Path("runs")):
-        for depth in range(1, 6):
-            found += root.glob("/".join(["*"] * depth) + "/telemetry.csv")
-        if found:
-            break
-    newest = max(found, key=lambda p: p.stat().st_mtime, default=None)
-    remedy = f"The newest is {newest.parent}" if newest else "A fit prints its own"
-    kind = ArgumentError if path.exists() else MissingFileError
-    raise kind(
-        "The folder of a run",
-        "one with config.yaml and telemetry.csv, as runs/heat2d/2026-01-31_12-00-00",
-        path if path.is_dir() else f"{path}, which is no folder",
-        f"{remedy}.",
-    )
+def runs_below(root: Path) -> list[Path]:
+    """Return the folders of runs, up to five deep, last the one that wrote last."""
+    found = {p for k in range(1, 6) for p in root.glob("*/" * k + "telemetry.csv")}
+    return [file.parent for file in sorted(found, key=lambda p: p.stat().st_mtime)]
 
 
 def _table(path: Path) -> pd.DataFrame:

@@ -334,7 +334,7 @@ def test_no_held_out_simulation_is_an_error(opened):
 
     Why lies in the folder of the run, whoever logs.
     """
-    callbacks = run_callbacks("mine")
+    callbacks = run_callbacks("mine", report=False)
     data = opened(
         Troubled("nothing", above=0.0),
         L.Trainer(logger=False, callbacks=callbacks, accelerator="cpu"),

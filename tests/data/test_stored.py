@@ -441,11 +441,15 @@ def test_fit_from_a_data_set_by_the_command_line(tmp_path, monkeypatch, capsys):
     assert most in found
     assert "mean over 3 simulations" in printed
     error = next(line for line in printed.splitlines() if "Validation error" in line)
+    monkeypatch.setenv("SURROGATE_FLOW_REPORT", "")  # left out in other tests
     for again in ("validate", "test"):
         main(f"{again} {words} --ckpt_path {run}/checkpoints/last.ckpt".split())
         said = capsys.readouterr().out
         assert error.split("error: ")[1].split("%")[0][:4] in said
         assert ("by which best.ckpt was chosen" in said) == (again == "test")
+        (page,) = (tmp_path / "runs" / "heat_stored").glob(f"*_{again}/report.html")
+        assert "it has ended" in page.read_text()
+        assert (page.parent / "ro-crate-metadata.json").is_file()
 
 
 @pytest.mark.parametrize("typed", [True, False], ids=["typed", "by default"])

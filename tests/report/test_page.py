@@ -8,6 +8,7 @@ import re
 import shlex
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 
 import browser as chromium
 import numpy as np
@@ -17,6 +18,7 @@ from folders import OUTCOME, SETTINGS, spec, write_run
 from rocrate.rocrate import ROCrate
 
 from surrogate_flow.cli.app import main
+from surrogate_flow.report.callbacks import WritePage
 from surrogate_flow.report.comparison_page import comparison_page, runs_in
 from surrogate_flow.report.cost import RunCost
 from surrogate_flow.report.crate import CRATE, write_crate
@@ -241,6 +243,25 @@ def test_the_page_elsewhere_leaves_the_folder_as_it_is(tmp_path, monkeypatch, ca
     main(["report", str(folder)])
     assert {*folder.rglob("*")} - before == {folder / "report.html"}
     assert "ro-crate-metadata.json was not written" in caplog.text
+
+
+def test_a_run_that_fails_leaves_its_page(tmp_path):
+    """And the list of its files; not before its first batch, nor by a second Ctrl-C."""
+    trainer = SimpleNamespace(is_global_zero=True, loggers=[])
+    without = ["cases.nc", "failures.csv", "outcome.json"]
+    folder = write_run(tmp_path / "run", without=without)
+    before, callback = {*folder.rglob("*")}, WritePage(folder)
+    callback.on_exception(trainer, None, RuntimeError())
+    callback.on_fit_end(trainer)
+    callback.on_train_batch_start()
+    callback.on_exception(trainer, None, KeyboardInterrupt())
+    trainer.is_global_zero = False
+    callback.on_exception(trainer, None, RuntimeError())
+    assert {*folder.rglob("*")} == before
+    trainer.is_global_zero = True
+    callback.on_exception(trainer, None, RuntimeError())
+    left = {path.name for path in {*folder.rglob("*")} - before}
+    assert left == {"report.html", "ro-crate-metadata.json"}
 
 
 def test_what_payback_measures_is_shown(tmp_path, monkeypatch):
