@@ -1,6 +1,7 @@
 """The live page shows what it was told: numbers over time, losses, fields, failures."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -214,12 +215,14 @@ def test_a_run_that_begins_later_is_shown_unless_another_was_chosen():
         runs[name] = state(name=name) if name == "second" else first
         again(doc)
         assert f"<b>{name}</b>" in text(doc)
-    (select,) = (s for s in doc.select({"type": Select}) if "first" in s.options)
+    (select,) = (
+        s for s in doc.select({"type": Select}) if ("first", "first") in s.options
+    )
     select.value = "first"
     runs["third"] = state(name="third")
     again(doc)
     assert "<b>first</b>" in text(doc)
-    assert select.options == ["first", "second", "third"]
+    assert select.options == [(n, n) for n in ("first", "second", "third")]
 
 
 def test_an_error_of_the_page_is_logged_once(caplog):
@@ -267,6 +270,18 @@ def test_the_line_to_reach_a_page_elsewhere(link, environ, line, monkeypatch):
     """Through the login node to a compute node; behind a proxy none is needed."""
     monkeypatch.setattr("socket.gethostname", lambda: "node7")
     assert tunnel(link, {"USER": "ada", **environ}) == line
+
+
+def test_a_user_without_a_name_has_a_number(monkeypatch):
+    """As in a container; a line that needs none asks for none."""
+
+    def fails():
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr("getpass.getuser", fails)
+    assert tunnel(LOOPBACK, {}) == ""
+    line = tunnel(LOOPBACK, {"SSH_CONNECTION": "10.0.0.9 5000 10.0.0.1 22"})
+    assert line.endswith(f" {os.getuid()}@10.0.0.1")
 
 
 def test_all_parameters_are_those_of_the_spec():

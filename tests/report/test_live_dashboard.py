@@ -1,21 +1,26 @@
 """The live page in the dashboard of a scheduler, here and elsewhere, and under ``watch``."""
 
+import asyncio
 import os
 import re
 import signal
 import subprocess
 import sys
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import HTTPError
 
 import browser
 import pytest
+from batch import wait_until
 from bokeh.client import pull_session
-from bokeh.models import ColumnDataSource, Div
+from bokeh.models import ColumnDataSource, Div, Select
 from distributed import Client
 from filled import Filled, fit
 from live_states import field, losses, row
+from pytorch_lightning.callbacks import Callback
 from test_monitor import rows_of
 from test_run_folder import rows, wrote
 
@@ -49,13 +54,17 @@ def look(link, folder, *names):
 
 
 def test_a_page_of_the_dashboard_that_runs(client, tmp_path):
-    """In its navigation bar, with its prefix; several runs, of which eight are kept; gauges."""
+    """In its navigation bar, with its prefix; eight runs; those that have ended make room."""
     for _ in range(2):
         client.sync(client._register_scheduler_plugin, Dashboard(), NAME, True)
     link = client.dashboard_link.replace("/status", "/surrogate")
     for number in range(10):
         told = {"rows": [row(second + number) for second in range(20)]}
+        if number < 2:
+            told["state"] = "ended"
         client.log_event(topic_of(f"run/{number}"), told)
+    assert "This page is full" not in shown(link)[1]
+    client.log_event(topic_of("run/10"), {"rows": [row(1)]})
     columns = {name: column.tobytes() for name, column in losses().items()}
     client.log_event(topic_of("run/9"), {"losses": columns})
     bytes_ = field("2D").to_netcdf(engine="h5netcdf")
@@ -67,13 +76,19 @@ def test_a_page_of_the_dashboard_that_runs(client, tmp_path):
     assert len(sources["parameters"]["loss"]) == 20
     assert sources["newest"]["solver"][0].shape == (6, 8)
     assert "<b>run/9</b>" in words
+    assert "This page is full: 1 other run on this scheduler" in words
     gauges = get(link.replace("surrogate", "metrics"))
     assert 'surrogate_flow_population{run="run/9"} 560.0' in gauges
     runs = set(re.findall(r'surrogate_flow_step\{run="(run/\d)"\}', gauges))
     assert runs == {f"run/{k}" for k in range(2, 10)}
     look(link, tmp_path, "parameters", "newest", "times_seen")
+    client.log_event(topic_of("run/9"), {"state": "ended"})
+    client.log_event(topic_of("run/10"), {"rows": [row(2)]})
+    assert "<b>run/10</b>" in shown(link)[1]
     # Nothing piles up in the memory of the scheduler.
     assert not client.get_events(topic_of("run/9"))
+    for number in range(11):
+        client.log_event(topic_of(f"run/{number}"), {"state": "ended"})
 
 
 SCHEDULER = (
@@ -99,6 +114,7 @@ def scheduler(tmp_path):
         started.append(subprocess.Popen(words, stderr=errors, env=environ))
         return Client(scheduler_file=str(file), timeout=60, set_as_default=False)
 
+    start.processes = started
     yield start
     for process in started:
         process.kill()
@@ -135,7 +151,7 @@ def test_a_scheduler_elsewhere_shows_the_run_and_its_end(scheduler, tmp_path, ca
             told = {"rows": [row(1)], "client": other.id}
             other.log_event(topic_of("killed"), told)
             assert "running" in shown(link)[1]
-        assert "stopped" in shown(link)[1]
+        wait_until(lambda: "stopped" in shown(link)[1])
 
 
 def test_a_scheduler_without_pages_costs_a_line(scheduler, tmp_path, caplog):
@@ -151,17 +167,92 @@ def test_a_scheduler_without_pages_costs_a_line(scheduler, tmp_path, caplog):
             get(client.dashboard_link.replace("/status", "/surrogate"))
 
 
-def test_a_scheduler_that_goes_away_ends_no_run(scheduler, tmp_path, caplog):
-    """It is said once that the page gets nothing more."""
-    client = scheduler()
-    page = LivePage(tmp_path)
-    data = Filled()
+class Kills(Callback):
+    """Kills a scheduler after the first batch, and has two more messages sent."""
+
+    def __init__(self, process, client, monitor, caplog):
+        self.process, self.client, self.monitor = process, client, monitor
+        self.caplog = caplog
+
+    def on_train_batch_end(self, *_):
+        if self.process.poll() is None:
+            wait_until(lambda: "Live page: http" in self.caplog.text)
+            self.process.kill()
+            self.process.wait()
+            wait_until(lambda: self.client.status != "running")
+            self.monitor.sample()
+            self.monitor.sample()
+
+
+def test_a_scheduler_that_is_killed_ends_no_run(scheduler, tmp_path, caplog):
+    """It is said once that the page gets nothing."""
+    client, data, page = scheduler(), Filled(), LivePage(tmp_path)
     data.client = client
     monitor = Monitor(tmp_path, [page])
-    client.close()
-    fit(data, tmp_path, monitor, page)
-    assert (tmp_path / "telemetry.csv").is_file()
-    assert "Traceback" not in caplog.text
+    caplog.set_level("INFO")
+    kills = Kills(scheduler.processes[0], client, monitor, caplog)
+    try:
+        _, trainer = fit(data, tmp_path, monitor, page, kills)
+    finally:
+        with suppress(TimeoutError):
+            client.close(timeout=1)
+    assert trainer.global_step > 1
+    assert caplog.text.count("The live page gets nothing") == 1
+    assert f"surrogate-flow watch {tmp_path} goes on" in caplog.text
+    assert "gets no further status" not in caplog.text
+
+
+def test_no_mistake_of_the_page_ends_a_run(client, tmp_path, caplog, monkeypatch):
+    """Whatever fails as the page is added, as the name of a user that has none."""
+
+    def fails(page):
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr("surrogate_flow.report.live.publisher.elsewhere", fails)
+    run(client, tmp_path)
+    assert "No live page on the scheduler" in caplog.text
+    assert "uid not found: 4711" in caplog.text
+
+
+def test_two_runs_of_one_name_are_two(client, tmp_path):
+    """Such as those of two users, each in a folder of their own."""
+    for user in ("ada", "bob"):
+        run(client, tmp_path / user / "runs" / "1")
+    link = client.dashboard_link.replace("/status", "/surrogate")
+    with urllib.request.urlopen(link.replace("surrogate", "metrics"), timeout=30):
+        pass  # No gauge is there twice.
+    session = pull_session(url=link)
+    (select,) = session.document.select({"type": Select})
+    session.close()
+    names = [name for _, name in select.options if name.startswith("runs/1, ")]
+    assert len({*names}) == 2
+
+
+def test_what_waits_for_a_slow_scheduler_is_bounded_and_keeps_failures(tmp_path):
+    """The newest rows, and all failures that the page shows."""
+    sent = []
+
+    class Scheduler:
+        async def log_event(self, topic, msg):
+            if not sent:
+                sent.append("lost")
+                raise OSError("the connection is lost")
+            sent.append(msg)
+
+    client = SimpleNamespace(
+        scheduler=Scheduler(), status="running", loop=SimpleNamespace()
+    )
+    page = LivePage(tmp_path)
+    client.loop.add_callback = lambda send, to: asyncio.run(send(to))
+    page._post(client, {"failures": [{"simulation": 3}]})
+    for second in range(50):
+        page._post(client, {"rows": [row(second)], "state": "running"})
+    page._client, page._ready = client, True
+    page._post(client, {"rows": [row(50)]})
+    page._post(client, {"rows": [row(51)]})
+    (_, message) = sent
+    assert message["failures"] == [{"simulation": 3}]
+    assert [r["seconds"] for r in message["rows"]] == [*range(22, 52)]
 
 
 def test_watch_shows_a_folder_that_nobody_writes(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 
 from distributed import SchedulerPlugin
 
-from surrogate_flow.report.live.state import LiveState, number
+from surrogate_flow.report.live.state import LiveState, names_of, number
 from surrogate_flow.report.run_folder import COLUMNS
 
 __all__ = ["NAME", "PAGE", "Dashboard", "NoDashboard", "topic_of"]
@@ -21,31 +21,34 @@ logger = logging.getLogger(__name__)
 NAME = "surrogate-flow-page"
 PAGE = "surrogate"
 _TOPIC = "surrogate-flow/"
-_RUNS = 8  # that are kept; the ones that have ended go first
+_RUNS = 8  # that are shown; those that have ended make room for others
 
 
 class NoDashboard(RuntimeError):
     """The scheduler shows no pages, so there is none to add to."""
 
 
-def topic_of(run: str) -> str:
-    """Return the topic of Dask's events that tell of a run."""
-    return f"{_TOPIC}{run}"
+def topic_of(run: str, start: str = "") -> str:
+    """Return the topic of Dask's events about a run, which begins at the start."""
+    return f"{_TOPIC}{run}#{start}"
 
 
 class Dashboard(SchedulerPlugin):
-    """Adds a page to the dashboard that runs, and shows what events tell of runs.
+    """Adds a page to the dashboard that runs, and shows what events say of runs.
 
     One a scheduler, however many runs register it.
 
     Attributes
     ----------
     runs : dict of str to LiveState
-        The newest last.
+        By topic, the newest last.
+    others : set of str
+        Topics of runs that there is no room for, since each of `runs` goes on.
     """
 
     def __init__(self) -> None:
         self.name = NAME
+        self.others: set[str] = set()
         self.runs: dict[str, LiveState] = {}
         self._clients: dict[str, str] = {}
 
@@ -85,35 +88,47 @@ class Dashboard(SchedulerPlugin):
         _Gauges.of(self)
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Take what an event tells of a run."""
+        """Take what an event says of a run."""
         if not (topic.startswith(_TOPIC) and isinstance(msg, Mapping)):
             return
-        name = topic.removeprefix(_TOPIC)
-        state = self.runs.get(name)
-        if state is None:
-            self._make_room()
-            state = self.runs[name] = LiveState(name)
         if client := msg.get("client"):
-            self._clients[name] = str(client)
-        state.update(msg)
-        # Fields of several runs would fill the scheduler's memory: what is told is in
-        # the state, and nobody asks for these events.
+            self._clients[topic] = str(client)
+        if state := self._state_of(topic):
+            state.update(msg)
+        elif msg.get("state", "running") != "running":
+            self._forget(topic)
+        # Fields of several runs would fill the scheduler's memory: the state has what
+        # they say, and nobody asks for these events.
         with suppress(AttributeError):
             self._scheduler._broker.truncate(topic)
 
     def remove_client(self, scheduler: Any, client: str) -> None:
-        """Note that a run has left without a word."""
-        for name, its in self._clients.items():
-            state = self.runs.get(name)
-            if its == client and state is not None and state.state == "running":
+        """Note that runs have stopped without a last message."""
+        for topic in [t for t, its in self._clients.items() if its == client]:
+            state = self.runs.get(topic)
+            if state is None:
+                self._forget(topic)
+            elif state.state == "running":
                 state.update({"state": "stopped"})
 
-    def _make_room(self) -> None:
-        while len(self.runs) >= _RUNS:
-            ended = (n for n, s in self.runs.items() if s.state != "running")
-            gone = next(ended, next(iter(self.runs)))
-            del self.runs[gone]
-            self._clients.pop(gone, None)
+    def _state_of(self, topic: str) -> LiveState | None:
+        """Return that of a run, of a new one if there is room."""
+        if topic in self.runs:
+            return self.runs[topic]
+        over = [t for t, state in self.runs.items() if state.state != "running"]
+        while len(self.runs) >= _RUNS and over:
+            self._forget(over.pop(0))
+        if len(self.runs) >= _RUNS:
+            self.others.add(topic)
+            return None
+        self.others.discard(topic)
+        name = topic.removeprefix(_TOPIC).rpartition("#")[0]
+        return self.runs.setdefault(topic, LiveState(name))
+
+    def _forget(self, topic: str) -> None:
+        self.runs.pop(topic, None)
+        self.others.discard(topic)
+        self._clients.pop(topic, None)
 
 
 def _show(
@@ -124,7 +139,7 @@ def _show(
 
     from surrogate_flow.report.live.page import document
 
-    document(doc, dashboard.runs)
+    document(doc, dashboard.runs, dashboard.others)
     doc.template = env.get_template("simple.html")
     doc.template_variables.update(extra)
 
@@ -139,7 +154,7 @@ class _Gauges:
 
     @classmethod
     def of(cls, dashboard: Dashboard) -> None:
-        """Tell of the runs of a dashboard, if the client library is installed."""
+        """Add the runs of a dashboard, if the client library is installed."""
         try:
             from prometheus_client import REGISTRY
         except ImportError:
@@ -155,10 +170,10 @@ class _Gauges:
         from prometheus_client.core import GaugeMetricFamily
 
         runs = [
-            (name, state)
+            (name, dashboard.runs[topic])
             for dashboard in self.dashboards
-            for name, state in dashboard.runs.items()
-            if state.state == "running"
+            for topic, name in names_of(dashboard.runs).items()
+            if dashboard.runs[topic].state == "running"
         ]
         for name, column in COLUMNS.items():
             gauge = GaugeMetricFamily(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from bokeh.models import (
 )
 from bokeh.themes import Theme
 
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.live.field import NewestField, variables_of
 from surrogate_flow.report.live.parameters import Parameters
 from surrogate_flow.report.live.series import Panel, Series, TimesSeen, seconds, shown
-from surrogate_flow.report.live.state import LiveState
+from surrogate_flow.report.live.state import LiveState, names_of
 
 __all__ = ["document", "theme"]
 
@@ -42,7 +43,9 @@ def theme() -> Theme:
     return Theme(str(Path(distributed.__file__).parent / "dashboard" / "theme.yaml"))
 
 
-def document(doc: Document, runs: Mapping[str, LiveState]) -> None:
+def document(
+    doc: Document, runs: Mapping[str, LiveState], others: Collection[str] = ()
+) -> None:
     """Fill a document of Bokeh with the page, and keep it up to date.
 
     Parameters
@@ -51,8 +54,10 @@ def document(doc: Document, runs: Mapping[str, LiveState]) -> None:
     runs : mapping of str to LiveState
         The newest last, which is shown first; others are chosen on the page. It may
         change meanwhile.
+    others : collection of str
+        Runs that are not shown. It may change meanwhile.
     """
-    page = Page(runs)
+    page = Page(runs, others)
     doc.title = "Surrogate"
     doc.theme = theme()
     doc.add_root(page.root)
@@ -65,6 +70,8 @@ class Page:
     Parameters
     ----------
     runs : mapping of str to LiveState
+    others : collection of str
+        Runs that are not shown.
 
     Attributes
     ----------
@@ -72,8 +79,12 @@ class Page:
     panels : list of Panel
     """
 
-    def __init__(self, runs: Mapping[str, LiveState]) -> None:
-        self._runs, self._chosen, self._variable = runs, "", ""
+    def __init__(
+        self, runs: Mapping[str, LiveState], others: Collection[str] = ()
+    ) -> None:
+        self._runs, self._others = runs, others
+        self._chosen = self._variable = ""
+        self._options: list[tuple[str, str]] = []
         self._shape: Any = None
         self._broken = False
         self._status = Div(**_WIDE)
@@ -103,11 +114,12 @@ class Page:
             self._status.text = "This page has failed: see the log. The run goes on."
 
     def _update(self) -> None:
-        names = [*self._runs]
-        if names != self._run.options:
-            follows = self._chosen in (*self._run.options[-1:], "")
+        names, options = [*self._runs], [*names_of(self._runs).items()]
+        if options != self._options:
+            follows = self._chosen in (*[key for key, _ in self._options[-1:]], "")
             follows = follows or self._chosen not in names
-            self._run.options, self._run.visible = [*names], len(names) > 1
+            self._run.options, self._run.visible = [*options], len(names) > 1
+            self._options = options
             if names and follows:
                 self._chosen, self._variable = names[-1], ""
                 self._run.value = self._chosen
@@ -123,7 +135,7 @@ class Page:
             self._build(state)
         for part in self.panels:
             part.update(state)
-        if (text := _status(state)) != self._status.text:
+        if (text := _status(state, len(self._others))) != self._status.text:
             self._status.text = text
         missing = "".join(f"<div>{html.escape(each)}</div>" for each in state.missing)
         if missing != self._missing.text:
@@ -229,7 +241,7 @@ _DECIDING = (
 )
 
 
-def _status(state: LiveState) -> str:
+def _status(state: LiveState, others: int) -> str:
     """Return the line on top, and the problems below it, in HTML."""
     badge = (
         f'<span style="background:{_COLOURS.get(state.state, "#888")};color:white;'
@@ -249,7 +261,14 @@ def _status(state: LiveState) -> str:
     problems = [*state.problems]
     if silent := state.silent:
         at = time.strftime("%H:%M", time.localtime(time.time() - silent))
-        problems.insert(0, f"No news of the run since {at}: it may have been killed.")
+        problems.insert(
+            0, f"No message from the run since {at}: it may have been killed."
+        )
+    if others:
+        problems.append(
+            f"This page is full: {counted(others, 'other run')} on this scheduler "
+            "can be seen with surrogate-flow watch."
+        )
     warned = "".join(
         f'<div style="color:#a33;margin-top:2px">&#9888; {html.escape(each)}</div>'
         for each in problems

@@ -1,10 +1,12 @@
-"""Tells the scheduler of a run what its live page shows."""
+"""Sends the scheduler of a run what its live page shows."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
+import uuid
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,12 @@ __all__ = ["LivePage"]
 
 logger = logging.getLogger(__name__)
 
-_ANSWER = 5.0  # seconds that the scheduler has to take the page, and the last message
+_ANSWER = 5.0  # seconds that the scheduler has to take the last message
+_START = 120.0  # seconds that it has to import and add the page, in the background
 _FILES = 2.0  # seconds between two looks at the files of the run, at least
 _PROBLEMS = 10.0  # seconds between two looks for what is wrong
 _RECENT = 120  # rows of telemetry that these see
-_WAITING = 30  # messages that wait for a scheduler that does not answer
+_WAITING = {"rows": 30, "failures": 100}  # that wait for a scheduler; the newest
 
 
 class LivePage(RunCallback):
@@ -50,62 +53,69 @@ class LivePage(RunCallback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._run = "/".join(folder.resolve().parts[-2:])
+        self._topic = ""
         self._changes = Changes(folder)
         self._client: Client | None = None
         self._rank = 0
         self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
         self._pace, self._judged = Pace(_FILES), 0.0
-        self._unsent: deque[dict[str, Any]] = deque(maxlen=_WAITING)
-        self._sends = False
+        self._unsent: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._ready = self._sends = self._over = self._warned = False
 
     def setup(
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
     ) -> None:
-        """Add the page to the dashboard, and say where it is."""
+        """Add the page to the dashboard, in the background, and log its address."""
+        self._over = False
+        # The other ranks send to the page of the first.
+        topic = trainer.strategy.broadcast(_topic(self.folder))
         data = data_of(trainer)
         if data is None or (self._client and self._client is data.client):
             return
         self._client, self._rank = data.client, trainer.global_rank
+        self._topic, self._ready = topic, self._rank > 0
         if self._client is None:
             if trainer.is_global_zero and stage == "fit":
                 logger.info("Live page: surrogate-flow watch %s", self.folder)
             return
-        if self._rank == 0 and not self._register(self._client):
-            self._client = None
-            return
         if self._rank == 0:
-            self._tell({"client": self._client.id, "state": "running"})
+            self._post(self._client, {"client": self._client.id, "state": "running"})
+            ask: Any = self._client
+            ask.loop.add_callback(self._register, ask)
 
-    def _register(self, client: Client) -> bool:
-        ask: Any = client
-        link = str(client.dashboard_link)
-        page = f"{link.rpartition('/')[0]}/{PAGE}"
+    async def _register(self, client: Any) -> None:
         try:
-            ask.sync(
-                *(ask._register_scheduler_plugin, Dashboard(), NAME, True),
-                callback_timeout=_ANSWER,
-            )
+            link = str(client.dashboard_link)
+            page = f"{link.rpartition('/')[0]}/{PAGE}"
+            line = elsewhere(page)
+            added = client._register_scheduler_plugin(Dashboard(), NAME, True)
+            await asyncio.wait_for(added, _START)
         except Exception as error:
             # Of any type: the scheduler's own. It must not end the run.
+            self._client = None
             why = str(error).rstrip(".") or type(error).__name__
             logger.warning(
                 "No live page on the scheduler (%s); surrogate-flow watch %s shows it. "
                 "Dask dashboard: %s",
                 why,
                 self.folder,
-                link,
+                client.dashboard_link,
             )
-            return False
+            return
         logger.info("Live page: %s; Dask dashboard: %s", page, link)
-        if line := elsewhere(page):
+        if line:
             logger.info("%s", line)
-        return True
+        self._ready = True
+        await self._send(client)
 
     def __call__(self, status: Status) -> None:
         """Send the state of this second, and what the run has written."""
-        if self._client is None:
+        client: Any = self._client
+        if client is None:
             return
+        if client.status != "running" and not self._over:
+            self._warn("its scheduler cannot be reached")
         row = telemetry(status)
         message: dict[str, Any] = {"rank": self._rank, "rows": [row]}
         self._recent.append(row)
@@ -113,7 +123,7 @@ class LivePage(RunCallback):
         if self._rank == 0 and self._pace.due:
             with self._pace.taking():
                 message |= self._of_files(now)
-        self._tell(message)
+        self._post(client, message)
 
     def _of_files(self, now: float) -> dict[str, Any]:
         try:
@@ -148,46 +158,72 @@ class LivePage(RunCallback):
         self._end("stopped")
 
     def _end(self, state: str) -> None:
-        ask: Any = self._client
-        if ask is None or self._rank or ask.status != "running":
+        client: Any = self._client
+        self._over = True
+        if client is None or self._rank or client.status != "running":
             return
-        self._unsent.append({"state": state})
+        with self._lock:
+            self._unsent["state"] = state
         try:
-            ask.sync(self._send_all, callback_timeout=_ANSWER)
+            client.sync(self._send_all, client, callback_timeout=_ANSWER)
         except Exception as error:
             logger.debug("The page may not show that the run has ended: %r", error)
 
-    def _tell(self, message: dict[str, Any]) -> None:
-        client: Any = self._client
-        if client.status != "running":
-            return
-        self._unsent.append(message)
-        if not self._sends:
-            client.loop.add_callback(self._send)
+    def _post(self, client: Any, message: dict[str, Any]) -> None:
+        """Have a message sent, joined with those that wait."""
+        with self._lock:
+            self._unsent = _joined(self._unsent, message)
+        if self._ready and not self._sends and client.status == "running":
+            client.loop.add_callback(self._send, client)
 
-    async def _send_all(self) -> None:
-        await self._send()
-        while self._sends:
+    async def _send_all(self, client: Any) -> None:
+        while self._client is not None and (self._unsent or self._sends):
+            await self._send(client)
             await asyncio.sleep(0.01)
 
-    async def _send(self) -> None:
+    async def _send(self, client: Any) -> None:
         """Send what waits, one message after the other; in the loop of the client."""
-        client: Any = self._client
-        if self._sends or client is None:
+        if self._sends or not self._ready:
             return
         self._sends = True
+        message: dict[str, Any] = {}
         try:
             while self._unsent:
-                message = self._unsent.popleft()
-                await client.scheduler.log_event(topic=topic_of(self._run), msg=message)
+                with self._lock:
+                    message, self._unsent = self._unsent, {}
+                await client.scheduler.log_event(topic=self._topic, msg=message)
+        except OSError as error:
+            with self._lock:
+                self._unsent = _joined(message, self._unsent)
+            self._warn(repr(error))
         except Exception as error:
             # Nothing here ends a run.
             self._client = None
-            logger.warning(
-                "The live page gets nothing more (%r); surrogate-flow watch %s goes "
-                "on.",
-                error,
-                self.folder,
-            )
+            self._warn(repr(error))
         finally:
             self._sends = False
+
+    def _warn(self, why: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "The live page gets nothing (%s); surrogate-flow watch %s goes on.",
+                why,
+                self.folder,
+            )
+
+
+def _topic(folder: Path) -> str:
+    """Return a topic that no other run has, of this folder's name or another's."""
+    started = time.strftime("%H:%M:%S")
+    name = "/".join(folder.resolve().parts[-2:])
+    return topic_of(name, f"{started} {uuid.uuid4().hex[:4]}")
+
+
+def _joined(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
+    """Return two messages as one, which is no longer for a scheduler that is slow."""
+    joined = first | then
+    for name, most in _WAITING.items():
+        if name in joined:
+            joined[name] = [*first.get(name, ()), *then.get(name, ())][-most:]
+    return joined

@@ -48,14 +48,23 @@ def tunnel(link: str, environ: Mapping[str, str] = os.environ) -> str:
     parts = urlsplit(link)
     if not (parts.scheme and parts.hostname and parts.port):
         return ""  # Relative: a proxy, as JupyterHub's, serves it.
-    user = environ.get("USER") or environ.get("LOGNAME") or getpass.getuser()
     host = "127.0.0.1" if parts.hostname in _LOCAL else parts.hostname
     host = f"[{host}]" if ":" in host else host
     forward = f"ssh -N -L {parts.port}:{host}:{parts.port}"
     here = socket.gethostname()
     submitted = next((environ[n] for n in _SUBMITTED if environ.get(n)), "")
+    session = environ.get("SSH_CONNECTION", "").split()
     if submitted and submitted.partition(".")[0] != here.partition(".")[0]:
+        user = _user(environ)
         return f"{forward} -J {user}@{submitted} {user}@{here}"
     # "client port server port", of the session that this process belongs to.
-    session = environ.get("SSH_CONNECTION", "").split()
-    return f"{forward} {user}@{session[2]}" if len(session) == 4 else ""
+    return f"{forward} {_user(environ)}@{session[2]}" if len(session) == 4 else ""
+
+
+def _user(environ: Mapping[str, str]) -> str:
+    known = environ.get("USER") or environ.get("LOGNAME")
+    try:
+        return known or getpass.getuser()
+    except (KeyError, OSError):
+        # In a container nobody may have this number.
+        return str(os.getuid())

@@ -305,7 +305,7 @@ class TimesSeen:
         self._source = ColumnDataSource(
             {"times": [], "width": [], "samples": [], "label": []}, name="times_seen"
         )
-        self._told = -_WORDS, ""
+        self._drawn = -_WORDS, ""
         self.root = panel("Times seen", "times seen", "samples")
         bars = self.root.vbar(
             "times", top="samples", width="width", source=self._source, color=ORANGE
@@ -318,10 +318,10 @@ class TimesSeen:
 
     def update(self, state: LiveState) -> None:
         """Draw the histogram, if there is another one."""
-        told = state.changes["rows"], state.state
-        if told[1] == self._told[1] and told[0] - self._told[0] < _WORDS:
+        now = state.changes["rows"], state.state
+        if now[1] == self._drawn[1] and now[0] - self._drawn[0] < _WORDS:
             return
-        self._told = told
+        self._drawn = now
         counts = np.array(state.times_seen)
         wide = max(1, math.ceil(len(counts) / _BARS))
         padded = np.pad(counts, (0, -len(counts) % wide))

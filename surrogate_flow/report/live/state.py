@@ -18,12 +18,12 @@ from jaxtyping import Float
 from surrogate_flow.files import not_netcdf
 from surrogate_flow.report.run_folder import COLUMNS
 
-__all__ = ["SERIES", "LiveState"]
+__all__ = ["SERIES", "LiveState", "names_of", "number"]
 
 _ROWS = 1200  # that are kept; older ones become sparse
 _WINDOW = 5.0  # seconds over which rates and shares are taken
 _FAILURES = 100  # the last ones, that are kept
-_SILENT = 30.0  # seconds without a message that are worth a word
+_SILENT = 30.0  # seconds without a message until the page says so
 
 #: The numbers of a moment that are drawn over time: those of telemetry.csv, and
 #: ``minutes``, ``seen``, rates a second, and shares of the time in percent.
@@ -43,7 +43,7 @@ _RATES = {
 
 
 class LiveState:
-    """The state of a run, as far as messages have told it.
+    """The state of a run, as far as messages have said it.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class LiveState:
     series : list of dict
         `SERIES` of up to 1,200 moments, the newest last.
     rows : int
-        Number of moments that have been told.
+        Number of moments that were received.
     thinned : int
         How many times older moments were left out.
     last : dict
@@ -75,7 +75,7 @@ class LiveState:
     state : str
         ``running``, ``ended`` or ``stopped``.
     changes : Counter
-        How many times each part was told.
+        How many times each part was received.
 
     Examples
     --------
@@ -98,14 +98,14 @@ class LiveState:
         self.missing: list[str] = []
         self.state = "running"
         self.changes: Counter[str] = Counter()
-        self.heard = time.monotonic()
+        self.received = time.monotonic()
         self._others: dict[int, Mapping[str, Any]] = {}
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=60)
         self._newest: bytes | xr.Dataset | None = None
         self._shown: xr.Dataset | None = None
 
     def update(self, message: Mapping[str, Any]) -> None:
-        """Take what is told of any part; unknown parts are ignored.
+        """Take what a message has of any part; unknown parts are ignored.
 
         Parameters
         ----------
@@ -115,7 +115,7 @@ class LiveState:
             their bytes), ``newest`` (newest.nc, as bytes or a data set), ``problems``,
             ``missing``, ``state``; ``rank`` of the rows.
         """
-        self.heard = time.monotonic()
+        self.received = time.monotonic()
         rank = int(message.get("rank", 0))
         for row in message.get("rows", ()):
             if rank:
@@ -161,7 +161,7 @@ class LiveState:
     @property
     def silent(self) -> float:
         """Seconds since the last message of a run that goes on, if they are many."""
-        seconds = time.monotonic() - self.heard
+        seconds = time.monotonic() - self.received
         return seconds if self.state == "running" and seconds > _SILENT else 0.0
 
     @property
@@ -217,6 +217,17 @@ def _decoded(file: io.BytesIO, before: xr.Dataset | None) -> xr.Dataset:
                 return before.assign(numbers).assign_attrs(attrs)
         file.seek(0)
     return xr.load_dataset(file, engine="h5netcdf")
+
+
+def names_of(runs: Mapping[str, LiveState]) -> dict[str, str]:
+    """Return the names that are shown: where two are the same, with their starts."""
+    times = Counter(state.name for state in runs.values())
+    return {
+        key: f"{state.name}, {key.rpartition('#')[2]}"
+        if times[state.name] > 1
+        else state.name
+        for key, state in runs.items()
+    }
 
 
 def number(value: Any) -> float:
