@@ -36,14 +36,16 @@ def break_even(spent: float, solver: float, surrogate: float) -> int | None:
 
 @dataclass(frozen=True)
 class RunCost:
-    """What a run took, in seconds; None is not known.
+    """What a run took, in seconds; None is not known, as of a data set of others.
 
     Attributes
     ----------
     simulations : int
         Complete ones.
-    solver, training : float
-        Of all simulations together, and of the trainer.
+    solver : float, optional
+        Of all simulations together.
+    training : float
+        Of the trainer.
     surrogate : float, optional
         Of one evaluation: a whole simulation predicted.
     cores, ranks : int
@@ -52,7 +54,7 @@ class RunCost:
     """
 
     simulations: int
-    solver: float
+    solver: float | None
     training: float
     surrogate: float | None
     cores: int = 1
@@ -74,7 +76,7 @@ class RunCost:
         settings = arguments(run.settings.get("data"))
         return cls(
             simulations,
-            solver,
+            solver if solver > 0 else None,
             outcome.training_seconds,
             outcome.surrogate_seconds,
             _positive(settings.get("cores_per_simulation")),
@@ -84,16 +86,17 @@ class RunCost:
     @property
     def per_simulation(self) -> float | None:
         """Seconds of the solver for one simulation."""
-        known = self.simulations > 0 and self.solver > 0
-        return self.solver / self.simulations if known else None
+        if self.solver is None or not self.simulations:
+            return None
+        return self.solver / self.simulations
 
     @property
     def break_even(self) -> int | None:
         """Evaluations until the run has paid for itself."""
-        if self.per_simulation is None or self.surrogate is None:
+        each = self.per_simulation
+        if self.solver is None or each is None or self.surrogate is None:
             return None
-        spent = self.solver + self.training
-        return break_even(spent, self.per_simulation, self.surrogate)
+        return break_even(self.solver + self.training, each, self.surrogate)
 
     @property
     def never(self) -> bool:

@@ -46,9 +46,11 @@ def _sentence(run: RunFolder) -> str:
     trained = max(count - (outcome.validated or 0), 0)
     simulations = counted_large(trained, "simulation")
     parts = [f"{what}, trained on {batches} from {simulations}, {_error(run, errors)}"]
+    solver = cost.solver if cost else None
     parts.append(
-        f"took {seconds(cost.solver if cost else None)} of solvers and "
-        f"{seconds(outcome.training_seconds)} of training"
+        "took "
+        + (f"{seconds(solver)} of solvers and " if solver else "")
+        + f"{seconds(outcome.training_seconds)} of training"
     )
     if cost is not None and cost.break_even is not None:
         parts.append(f"has paid for itself after {cost.break_even:,} evaluations")

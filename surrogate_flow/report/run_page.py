@@ -180,6 +180,9 @@ def _waiting(run: RunFolder, section: Section) -> None:
     table = run.telemetry
     if not len(table):
         return
+    section.plot(
+        plots.rates({"": table}), "Samples trained in a second, repetitions counted."
+    )
     plot = plots.waiting(table)
     drawing, putting = (
         table[name].dropna() for name in ("draw_wait_seconds", "put_wait_seconds")
@@ -193,9 +196,6 @@ def _waiting(run: RunFolder, section: Section) -> None:
         f"samples ({percent(drawing.iloc[-1] / whole if whole else None)}), and "
         f"simulations {seconds(putting.iloc[-1])} for room in the reservoir: the side "
         "that waits is the faster one.",
-    )
-    section.plot(
-        plots.rates({"": table}), "Samples trained in a second, repetitions counted."
     )
 
 
@@ -274,13 +274,14 @@ def _cost(run: RunFolder, section: Section) -> None:
         rows=rows,
         caption="What the run took, and what one more evaluation takes.",
     )
-    section.add(
-        "equation",
-        "N = (solver time + training time) / (solver, one simulation - surrogate, one "
-        f"evaluation) = ({number(cost.solver)} s + {number(cost.training)} s) / "
-        f"({number(cost.per_simulation)} s - {number(cost.surrogate)} s) = "
-        f"{_paid(cost)}",
-    )
+    if cost.per_simulation is not None and cost.surrogate is not None:
+        section.add(
+            "equation",
+            "N = (solver time + training time) / (solver, one simulation - surrogate, "
+            f"one evaluation) = ({number(cost.solver)} s + {number(cost.training)} s) "
+            f"/ ({number(cost.per_simulation)} s - {number(cost.surrogate)} s) = "
+            f"{_paid(cost)}",
+        )
     if peer is None:
         section.add(
             "text",
@@ -297,7 +298,7 @@ def _cost(run: RunFolder, section: Section) -> None:
         )
 
 
-def _hours(each: float, count: int, of: str) -> str:
+def _hours(each: float | None, count: int, of: str) -> str:
     """Return so many hours of cores or trainers, and the seconds that they are.
 
     Examples
@@ -305,6 +306,8 @@ def _hours(each: float, count: int, of: str) -> str:
     >>> _hours(7200.0, 4, "core"), _hours(36.0, 1, "trainer")
     ('8 core-hours (120 min on 4 cores)', '0.01 trainer-hours (36 s)')
     """
+    if each is None:
+        return number(each)
     on = f" on {count} {of}s" if count > 1 else ""
     return f"{number(each * count / 3600, f'{of}-hours', 3)} ({seconds(each)}{on})"
 

@@ -186,7 +186,9 @@ def test_an_older_outcome_has_no_break_even(tmp_path):
         tmp_path / "old", outcome={"surrogate_seconds": None}, without=["cases.nc"]
     )
     assert RunCost.of(RunFolder(old)).break_even is None
-    assert "= not known" in sections(run_page(RunFolder(old)))["cost"]
+    assert re.search(
+        r"paid for itself\s+not known", sections(run_page(RunFolder(old)))["cost"]
+    )
     fast = write_run(
         tmp_path / "fast", outcome={"surrogate_seconds": 0.4}, without=["cases.nc"]
     )
@@ -208,6 +210,22 @@ def test_an_outcome_without_a_number_ends_no_page(outcome, tmp_path):
     assert [*sections(run_page(runs[0]))] == SECTIONS
     assert len(sections(comparison_page(runs))) == 4
     write_crate(runs[0])
+
+
+def test_a_data_set_of_others_has_no_solver_time(tmp_path):
+    """Nothing is not what it took; its samples a second are shown, without a reservoir."""
+    folder = write_run(
+        tmp_path / "run", outcome={"solver_seconds": 0.0}, without=["cases.nc"]
+    )
+    table = pd.read_csv(folder / "telemetry.csv")
+    table.drop(columns=["draw_wait_seconds", "put_wait_seconds"]).to_csv(
+        folder / "telemetry.csv", index=False
+    )
+    page = run_page(RunFolder(folder))
+    shown = sections(page)
+    assert re.search(r"of all simulations\s+not known", shown["cost"])
+    assert ", and took 40 s of training." in page
+    assert "Samples trained in a second" in shown["waiting"]
 
 
 def test_commands_of_folders_with_blanks_can_be_typed(tmp_path):
