@@ -214,10 +214,8 @@ class CommandLine:
                     f"{self.command} needs {option}, got none. Name a recipe, such as "
                     f"--data heat2d --model fully_connected{enough and other}."
                 )
-        if (
-            self.command in ("validate", "test", "export")
-            and "--ckpt_path" not in options
-        ):
+        of_checkpoint = self.command in ("validate", "test", "export")
+        if of_checkpoint and "--ckpt_path" not in options:
             raise RecipeError(
                 f"{self.command} needs --ckpt_path, got none. A run keeps its "
                 "checkpoints in runs/<workflow>/<time>/checkpoints/; 'last' is the "
@@ -253,11 +251,9 @@ def _refuse_words(words: Sequence[str], option: str, value: str | None) -> None:
         for takes, folder in FOLDERS.items()
         if word in shipped(folder) or (takes == "--data" and is_data_set(word))
     ]
-    remedy = (
-        f"Did you mean {' '.join(meant)!r}?"
-        if meant
-        else "Options begin with --, and a value with blanks needs quotes."
-    )
+    remedy = "Options begin with --, and a value with blanks needs quotes."
+    if meant:
+        remedy = f"Did you mean {' '.join(meant)!r}?"
     raise RecipeError(f"unexpected word {words[0]!r}. {remedy}")
 
 
@@ -428,11 +424,9 @@ def _require_form(value: Any, place: str = "") -> None:
         return
     where = f"{place}: " if place else ""
     if "class_path" in value:
-        for key in value:
-            if key not in WRAPPING:
-                raise RecipeError(
-                    f"{where}unknown key {key!r}. {nearest(str(key), WRAPPING)}"
-                )
+        if unknown := [key for key in value if key not in WRAPPING]:
+            near = nearest(str(unknown[0]), WRAPPING)
+            raise RecipeError(f"{where}unknown key {unknown[0]!r}. {near}")
         if not isinstance(value["class_path"], str):
             raise RecipeError(
                 f"{where}class_path: expected 'package.module.Class', got "
