@@ -12,7 +12,7 @@ from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.report.drawing import _across_up_and_cut
+from surrogate_flow.report.axes import across_up_and_cut
 from surrogate_flow.report.picture import picture
 from surrogate_flow.solvers import Combined1D
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -86,7 +86,7 @@ def test_a_line_with_one_step_is_a_curve():
 def test_x_is_horizontal_and_y_vertical(dims, drawn):
     """By the names of the dims, or as an image; what is left is cut."""
     field = xr.DataArray(np.zeros([2] * len(dims.split())), dims=dims.split())
-    assert " ".join(_across_up_and_cut(field)) == drawn
+    assert " ".join(across_up_and_cut(field)) == drawn
 
 
 def test_coordinates_say_what_is_horizontal():
@@ -101,7 +101,7 @@ def test_coordinates_say_what_is_horizontal():
         names = ("p", "q") if across.attrs else ("lon", "lat")
         coords = dict(zip(names, (across, up), strict=True))
         field = xr.DataArray(np.zeros((2, 2)), coords, dims=("a", "b"))
-        assert _across_up_and_cut(field) == ["a", "b"]
+        assert across_up_and_cut(field) == ["a", "b"]
 
 
 def maps(x: tuple[float, ...], y: tuple[float, ...]) -> Figure:
