@@ -20,6 +20,7 @@ __all__ = [
     "LOCK",
     "NETCDF",
     "DirectoryLock",
+    "complete_rows",
     "log_unwritten",
     "not_netcdf",
     "own_folder",
@@ -200,3 +201,12 @@ def remedy(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "See who may write there."
     return "Make room there."
+
+
+def complete_rows(data: bytes) -> bytes:
+    """Return the complete rows of a CSV file: the last may be half written."""
+    data = data[: data.rfind(b"\n") + 1]
+    while data.count(b'"') % 2:
+        # It breaks off within a quoted text of several lines.
+        data = data[: data[:-1].rfind(b"\n") + 1]
+    return data

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from surrogate_flow.fields.errors import ArgumentError
 
 __all__ = [
+    "SURROGATE",
     "Coordinate",
     "Parameter",
     "Simulation",
@@ -29,6 +30,9 @@ __all__ = [
     "packing",
     "rounded",
 ]
+
+#: Behind the name of a variable: what a surrogate predicts of it.
+SURROGATE = "_surrogate"
 
 LEVELS = 256  # of single precision that a variation should span
 

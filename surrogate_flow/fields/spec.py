@@ -25,6 +25,7 @@ from jaxtyping import Float
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.quantities import (
+    SURROGATE,
     Coordinate,
     Parameter,
     Variable,
@@ -86,6 +87,11 @@ class FieldSpec:
     def __post_init__(self) -> None:
         self._normalise()
         taken = {"time": "the time axis"}
+        taken |= {
+            v.name + SURROGATE: f"the prediction of {v.name!r}" for v in self.variables
+        }
+        if self.cells is not None:
+            taken["cells"] = "those of the mesh"
         for what, names in (
             ("dim", self.dims),
             # A coordinate that is named after its own dim is that dim's index.

@@ -11,13 +11,12 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from surrogate_flow.fields.quantities import attributes
+from surrogate_flow.fields.quantities import SURROGATE, attributes
 from surrogate_flow.fields.spec import Coordinate, FieldSpec
 
-__all__ = ["SURROGATE", "Thinning"]
+__all__ = ["SURROGATE", "Thinning", "cells_of"]
 
-#: Behind the name of a variable: what a surrogate predicts of it.
-SURROGATE = "_surrogate"
+_CELLS = ("cell", "corner")  # dims; -1 stands for no corner
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Thinning:
             # Cells may differ in their number of nodes.
             corners = max(map(len, spec.cells))
             cells = [[*cell, *[-1] * (corners - len(cell))] for cell in spec.cells]
-            fields["cells"] = (("cell", "corner"), np.array(cells, dtype=np.int32), {})
+            fields["cells"] = (_CELLS, np.array(cells, dtype=np.int32), {})
         grid = {
             c.name: (
                 () if c.name in self.planes else c.dim,
@@ -119,6 +118,15 @@ class Thinning:
             for c in (*spec.coordinates, *self.planes.values())
         }
         return xr.Dataset(fields, coords={**grid, **coordinates})
+
+
+def cells_of(fields: xr.Dataset) -> list[list[int]] | None:
+    """Return the nodes of each cell of a data set's mesh; None if it has no cells."""
+    cells = fields.get("cells")
+    # Else a parameter is called so.
+    if cells is None or cells.dims != _CELLS:
+        return None
+    return [[n for n in cell if n >= 0] for cell in cells.values.tolist()]
 
 
 def _points(sizes: Sequence[int], stride: int) -> int:

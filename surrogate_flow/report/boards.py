@@ -22,7 +22,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from surrogate_flow.data.module import RunCallback, Status
 from surrogate_flow.fields.quantities import in_units
-from surrogate_flow.fields.thinning import SURROGATE
+from surrogate_flow.fields.thinning import SURROGATE, cells_of
 from surrogate_flow.report.drawing import Row, draw, flat, titled
 from surrogate_flow.report.monitor import telemetry
 from surrogate_flow.report.records import Pace
@@ -127,9 +127,7 @@ class Boards(RunCallback):
 
 def newest_picture(newest: xr.Dataset) -> Figure:
     """Draw solver, surrogate and difference of newest.nc; of numbers all samples."""
-    cells = None
-    if "cells" in newest:
-        cells = [[n for n in cell if n >= 0] for cell in newest.cells.values.tolist()]
+    cells = cells_of(newest)
     number = f"simulation {newest.attrs['simulation']}"
     named = {}
     for name, c in newest.coords.items():

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from surrogate_flow.fields.quantities import counted, in_units
-from surrogate_flow.fields.thinning import SURROGATE
+from surrogate_flow.fields.thinning import SURROGATE, cells_of
 from surrogate_flow.report.drawing import Row, draw, flat, titled
 from surrogate_flow.report.words import percent
 
@@ -169,10 +169,8 @@ def _pair(case: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
 
 def _cells(cases: xr.Dataset, *, mesh: bool) -> Cells | None:
     """Return the cells of a mesh, none if there are nodes alone; None of a grid."""
-    if "cells" not in cases:
-        return () if mesh else None
-    # Cells differ in their number of nodes; -1 stands for none.
-    return [[n for n in cell if n >= 0] for cell in cases["cells"].values.tolist()]
+    cells = cells_of(cases)
+    return () if cells is None and mesh else cells
 
 
 def _worst_step(truth: xr.DataArray, guess: xr.DataArray) -> int:

@@ -18,18 +18,11 @@ import xarray as xr
 import yaml
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
+from surrogate_flow.files import complete_rows
 from surrogate_flow.report.diagnosis import State, problems_of
 
-__all__ = [
-    "COLUMNS",
-    "FILES",
-    "OUTCOME",
-    "PAGE",
-    "RunFolder",
-    "RunSummary",
-    "runs_below",
-    "typed",
-]
+__all__ = ["COLUMNS", "FILES", "OUTCOME", "PAGE", "RunFolder", "RunSummary"]
+__all__ += ["joined_ranks", "runs_below", "table_of", "typed"]
 
 Read = TypeVar("Read")
 
@@ -264,7 +257,7 @@ class RunFolder:
         the others are numbers, NaN where a run has no such thing.
         """
         tables = [typed(table) for table in self._tables("telemetry*.csv")]
-        return _joined(tables) if tables else typed(pd.DataFrame())
+        return joined_ranks(tables) if tables else typed(pd.DataFrame())
 
     @functools.cached_property
     def metrics(self) -> pd.DataFrame:
@@ -349,7 +342,10 @@ class RunFolder:
         paths = sorted(self.path.glob(pattern))
         if not paths:
             self._read(pattern, lambda path: None)
-        tables = (self._read(path.name, _table, pattern) for path in paths)
+        tables = (
+            self._read(path.name, lambda p: table_of(p.read_bytes()), pattern)
+            for path in paths
+        )
         return [table for table in tables if table is not None]
 
     def _read(
@@ -377,15 +373,10 @@ def runs_below(root: Path) -> list[Path]:
     return [file.parent for file in sorted(found, key=lambda p: p.stat().st_mtime)]
 
 
-def _table(path: Path) -> pd.DataFrame:
-    """Return the complete rows of a CSV file, of which the last may be half written."""
-    data = path.read_bytes()
-    data = data[: data.rfind(b"\n") + 1]
-    if not data:
+def table_of(data: bytes) -> pd.DataFrame:
+    """Return the complete rows of a CSV file, without those with too many columns."""
+    if not (data := complete_rows(data)):
         raise ValueError("it is empty")
-    while data.count(b'"') % 2:
-        # It breaks off within a quoted text of several lines.
-        data = data[: data[:-1].rfind(b"\n") + 1]
     text = dict.fromkeys(_TEXT, str)
     return pd.read_csv(io.BytesIO(data), on_bad_lines="skip", dtype=text)
 
@@ -403,7 +394,7 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def joined_ranks(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return the rows of the first rank, joined with the others' at these moments."""
     tables = [table for table in tables if len(table)] or [*tables[:1]]
     if len(tables) == 1:

@@ -184,6 +184,17 @@ def test_a_spec_without_space() -> None:
             ["'inflow'", "parameter", "coordinate"],
         ),
         ({"coordinates": SPEC.coordinates[:1] * 2}, ["'x'", "twice"]),
+        (
+            {"variables": (Variable("u"), Variable("u_surrogate"))},
+            ["'u_surrogate'", "the prediction of 'u'", "Rename"],
+        ),
+        (
+            {
+                **{"dims": ("node",), "shape": (3,), "cells": ((0, 1, 2),)},
+                **{"coordinates": (), "parameters": (Parameter("cells", 0, 1),)},
+            },
+            ["'cells'", "those of the mesh"],
+        ),
         ({"variables": ()}, ["0 variables", "2 times"]),
         ({"times": ()}, ["2 variables", "0 times"]),
         ({"shape": (3,)}, ["('x', 'y')", "(3,)"]),

@@ -4,7 +4,6 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from test_records import spec
@@ -209,4 +208,3 @@ def test_what_the_network_cannot_predict_ends_no_run(tmp_path, caplog):
     assert len(run.validation) == 5
     assert run.cases is None
     assert "ZeroDivisionError" in caplog.text
-    assert isinstance(run.validation, pd.DataFrame)

@@ -10,6 +10,7 @@ from bokeh.models import ColumnDataSource, DataTable, Div, Select
 from bokeh.plotting import figure
 from live_states import PARAMETERS, field, losses, row, state
 
+from surrogate_flow.fields.thinning import cells_of
 from surrogate_flow.report.live import LiveState
 from surrogate_flow.report.live.page import document
 from surrogate_flow.report.live.reach import tunnel
@@ -54,12 +55,12 @@ def test_each_moment_is_drawn_once():
     told.update({"rows": [row(10), row(11, loss=math.nan)]})
     again(doc)
     assert list(source(doc, "series")["step"]) == [10 * s for s in range(12)]
-    assert "Reservoir: 180 of 2,000, 9 unseen" in text(doc)
+    assert "Reservoir: 180 samples, 9 unseen; room for 2,000 steps" in text(doc)
     told.update({"state": "ended"})
     again(doc)
     assert source(doc, "validations") == {"step": [60.0], "error": [0.5]}
     assert list(source(doc, "times_seen")["samples"]) == [30, 20, 0, 10]
-    assert "Reservoir: 220 of 2,000, 11 unseen" in text(doc)
+    assert "Reservoir: 220 samples, 11 unseen; room for 2,000 steps" in text(doc)
     assert "Simulations: 2 of 250, 0 failed" in text(doc)
 
 
@@ -103,6 +104,15 @@ def test_maps_of_a_field(kind):
     if kind == "2D":
         # A pixel is centred on its point.
         assert (drawn["x"], drawn["dw"]) == ([-1 / 14], [pytest.approx(8 / 7)])
+
+
+def test_a_parameter_called_cells_is_no_mesh():
+    """On a grid it may be called so; on a mesh the spec refuses it."""
+    told, fields = state(None), field("2D")
+    told.update({"newest": fields.assign_coords(cells=64.0)})
+    assert source(page(told), "newest")["solver"][0].shape == (6, 8)
+    assert cells_of(fields.assign_coords(cells=("case", [1.0, 2.0]))) is None
+    assert cells_of(field("mesh")) == [[0, 1, 2], [0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("kind", ["1D", "times", "samples", "number"])

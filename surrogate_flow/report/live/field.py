@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from bokeh.models import (
 from bokeh.palettes import Inferno256, RdBu11, interp_palette
 from jaxtyping import Float
 
-from surrogate_flow.fields.thinning import SURROGATE
+from surrogate_flow.fields.thinning import SURROGATE, cells_of
 from surrogate_flow.report.axes import across_up_and_cut
 from surrogate_flow.report.live.series import BLUE, GREY, ORANGE, panel, tidy
 from surrogate_flow.report.live.state import LiveState
@@ -54,7 +53,6 @@ class NewestField:
     def __init__(self, fields: xr.Dataset, variable: str) -> None:
         self._variable, self._changes = variable, -1
         field = _still(fields[variable])
-        self.shape = variable, field.dims, "cells" in fields
         units = str(field.attrs.get("units", ""))
         self._units = "" if units == "1" else units
         self._source = ColumnDataSource({}, name="newest")
@@ -64,7 +62,7 @@ class NewestField:
         }
         for mapper in self._mappers.values():
             mapper.nan_color = GREY
-        self._cells = _cells(fields)
+        self._cells = cells_of(fields)
         self._mesh = _is_mesh(field)
         if field.ndim > 1 or self._mesh:
             self.figures = self._maps(field)
@@ -210,13 +208,6 @@ def _is_mesh(field: xr.DataArray) -> bool:
 
 def _along(field: xr.DataArray) -> list[xr.DataArray]:
     return [c for c in field.coords.values() if c.dims == field.dims and c.ndim]
-
-
-def _cells(fields: xr.Dataset) -> list[Sequence[int]]:
-    """Return the node numbers of each cell, if they are there; -1 stands for none."""
-    if "cells" not in fields:
-        return []
-    return [[int(n) for n in cell if n >= 0] for cell in fields["cells"].values]
 
 
 def _labels(field: xr.DataArray) -> list[str]:

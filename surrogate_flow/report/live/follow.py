@@ -1,19 +1,58 @@
-"""Tells the live page what is new in a run's folder."""
+"""What is new in a run's folder, for its live page."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from surrogate_flow.report.live.state import LiveState
-from surrogate_flow.report.run_folder import COLUMNS, RunFolder
+from surrogate_flow.files import complete_rows
+from surrogate_flow.report.live.state import DRAWN, LiveState
+from surrogate_flow.report.run_folder import (
+    RunFolder,
+    joined_ranks,
+    table_of,
+    typed,
+)
 
-__all__ = ["Changes", "Follower"]
+__all__ = ["Changes", "Follower", "Tail"]
 
 _ROWS = 1200  # of telemetry.csv, at most: of a long run, not all
+_RECENT = 600  # rows of it in which problems are looked for
 _FAILURES = 100
+# Characters of what the page shows of a failure: all of them are 64 KB at most.
+_SHOWN = {"simulation": 20, "attempt": 10, "outcome": 20, "worker": 60, "error": 60}
+_SHOWN |= {"message": 300}
+
+
+class Tail:
+    """The rows that were appended to a CSV file since the last look.
+
+    Parameters
+    ----------
+    path : Path
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file, self._end, self._head = path, -1, 0, b""
+
+    def rows(self) -> tuple[pd.DataFrame, bool]:
+        """Return them, and whether the file is another one, of which they are all."""
+        with self._path.open("rb") as file:
+            stat = self._path.stat()
+            other = stat.st_ino != self._file or stat.st_size < self._end
+            if other:
+                self._file, self._end, self._head = stat.st_ino, 0, b""
+            file.seek(self._end)
+            data = complete_rows(file.read())
+        self._end += len(data)
+        if not self._head:
+            self._head = data[: data.find(b"\n") + 1]
+            return (table_of(data) if data else pd.DataFrame()), other
+        return table_of(self._head + data), other
 
 
 class Changes:
@@ -27,7 +66,8 @@ class Changes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._stamps: dict[str, tuple[int, int]] = {}
-        self._failures = 0
+        self._tails: dict[Path, Tail] = {}
+        self._failures = pd.DataFrame()
 
     def message(self, run: RunFolder) -> dict[str, Any]:
         """Return what `LiveState.update` takes; empty if nothing is new."""
@@ -36,23 +76,44 @@ class Changes:
             # Of the spec, only what is shown: a mesh is large.
             spec = run.about.get("spec")
             known = spec.get("parameters", []) if isinstance(spec, dict) else []
-            message["about"] = {"spec": {"parameters": known}}
-        if self._changed("losses.csv") and {"simulation", "loss"} <= {*run.losses}:
-            table = run.losses.select_dtypes("number")
+            spec = {"parameters": known[:DRAWN], "count": len(known)}
+            message["about"] = {"spec": spec}
+        if self._changed("losses.csv") and len(table := self._losses()):
             message["losses"] = {
                 str(name): table[name].to_numpy(np.float32).tobytes() for name in table
             }
-        if self._changed("failures*.csv"):
-            failures = run.failures[self._failures :]
-            self._failures += len(failures)
-            rows = failures.tail(_FAILURES).fillna("").to_dict("records")
+        if self._changed("failures*.csv") and len(table := self._new_failures()):
+            self._failures = pd.concat([self._failures, table], ignore_index=True)
+            rows = table.tail(_FAILURES).fillna("").astype(str).to_dict("records")
             message["failures"] = [
-                {str(k): str(v)[:500] for k, v in row.items()} for row in rows
+                {k: row[k][:most] for k, most in _SHOWN.items() if k in row}
+                for row in rows
             ]
+        # Else it is read with each look for problems.
+        vars(run)["failures"] = self._failures
         if self._changed("newest.nc"):
             # Replaced whole, so never half of it.
             message["newest"] = (self._folder / "newest.nc").read_bytes()
         return message
+
+    def _losses(self) -> pd.DataFrame:
+        """Return what is drawn of losses.csv, as few columns as that."""
+        path = self._folder / "losses.csv"
+        try:
+            names = [*pd.read_csv(path, nrows=0)]
+            points = [n for n in names if n not in ("step", "seconds")]
+            table = pd.read_csv(path, usecols=points[: 2 + DRAWN])
+        except (OSError, ValueError):
+            return pd.DataFrame()  # `RunFolder.missing` says why.
+        known = {"simulation", "loss"} <= {*table}
+        return table.select_dtypes("number") if known else pd.DataFrame()
+
+    def _new_failures(self) -> pd.DataFrame:
+        tables = []
+        for path in sorted(self._folder.glob("failures*.csv")):
+            tables.append(self._tails.setdefault(path, Tail(path)).rows()[0])
+        table = pd.concat(tables, ignore_index=True)
+        return table.sort_values("time", kind="stable") if "time" in table else table
 
     def _changed(self, pattern: str) -> bool:
         """Whether files of a name are others than at the last time."""
@@ -81,8 +142,12 @@ class Follower:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._rows, self._changes = folder, 0, Changes(folder)
+        self._folder, self._changes = folder, Changes(folder)
         self._files: set[str] = set()
+        self._tails: dict[Path, Tail] = {}
+        self._last: dict[Path, pd.DataFrame] = {}
+        self._recent = typed(pd.DataFrame())
+        self._unlogged: set[str] = set()
         self.state = LiveState("/".join(folder.resolve().parts[-2:]))
         self.update()
 
@@ -90,17 +155,56 @@ class Follower:
         """Read what has been written since the last time."""
         run = RunFolder(self._folder)
         message = self._changes.message(run)
-        table = run.telemetry.iloc[self._rows :]
-        self._rows += len(table)
+        table = _with_losses(self._rows(), run, self._unlogged)
+        if len(table):
+            recent = [self._recent, table] if len(self._recent) else [table]
+            self._recent = pd.concat(recent, ignore_index=True).tail(_RECENT)
         if len(table) > _ROWS:
             places = np.unique(np.linspace(0, len(table) - 1, _ROWS).astype(int))
             table = table.iloc[places]
         if len(table):
-            known = [name for name in COLUMNS if name in table]
-            message["rows"] = table[known].to_dict("records")
-        message |= {"problems": run.problems, "state": run.state}
+            message["rows"] = table.to_dict("records")
         files = {path.name for path in self._folder.iterdir()}
         if files != self._files:
             # Else every file would be read each time.
-            self._files, message["missing"] = files, run.missing
+            self._files, message["missing"] = files, RunFolder(self._folder).missing
+        vars(run)["telemetry"] = self._recent
+        message |= {"problems": run.problems, "state": run.state}
         self.state.update(message)
+
+    def _rows(self) -> pd.DataFrame:
+        """Return the new rows of telemetry.csv, joined with those of other ranks."""
+        tables: list[pd.DataFrame] = []
+        for path in sorted(self._folder.glob("telemetry*.csv")):
+            rows, other = self._tails.setdefault(path, Tail(path)).rows()
+            if other:
+                self._unlogged = {"validation", "loss"} - {
+                    *rows.dropna(how="all", axis=1)
+                }
+            rows, before = typed(rows), self._last.get(path)
+            if other and before is not None:
+                before = None
+                self.state.restart()
+                self._recent = rows[:0]
+            if len(rows):
+                self._last[path] = rows.tail(1)
+            # The last row of another rank counts until there is a newer one.
+            again = before is not None and bool(tables)
+            tables.append(pd.concat([before, rows]) if again else rows)
+        if not tables or not len(tables[0]):
+            return typed(pd.DataFrame())
+        return joined_ranks([t.reset_index(drop=True) for t in tables])
+
+
+def _with_losses(
+    table: pd.DataFrame, run: RunFolder, unlogged: Collection[str]
+) -> pd.DataFrame:
+    """Return telemetry with errors of metrics.csv, as older versions wrote them."""
+    logged = {"validation": "val_relative_l2", "loss": "train_loss"}
+    for name in unlogged:
+        if len(table) and table[name].isna().all() and logged[name] in run.metrics:
+            known = run.metrics[["step", logged[name]]].dropna().sort_values("step")
+            values = np.append(known[logged[name]], np.nan)  # -1: before the first
+            at = np.searchsorted(known.step, table.step, side="right") - 1
+            table = table.assign(**{name: values[at]})
+    return table

@@ -14,11 +14,10 @@ from bokeh.models import (
 )
 
 from surrogate_flow.report.live.series import GREY, panel
-from surrogate_flow.report.live.state import LiveState
+from surrogate_flow.report.live.state import DRAWN, LiveState
 
 __all__ = ["Parameters"]
 
-_MOST = 6  # parameters that are drawn
 _MARGIN = 0.07  # of a cell
 
 
@@ -35,9 +34,9 @@ class Parameters:
 
     def __init__(self, state: LiveState) -> None:
         units, self._changes = state.parameters, -1
-        self._names = [*units][:_MOST]
+        self._names = [*units][:DRAWN]
         self._units, count = units, len(self._names)
-        self._all = len(units)
+        self._all = int((state.about.get("spec") or {}).get("count", len(units)))
         self._labels: list[str] = []
         self._source = ColumnDataSource({}, name="parameters")
         self.root = made = panel(

@@ -108,8 +108,8 @@ class Series:
         self._rows = state.rows
         if len(state.validations) != self._validated:
             self._validated = len(state.validations)
-            steps, errors = zip(*state.validations, strict=True)
-            self.validations.data = {"step": [*steps], "error": [*errors]}
+            steps, errors = ([each[k] for each in state.validations] for k in (0, 1))
+            self.validations.data = {"step": steps, "error": errors}
         if 0 < state.rows - self._titled < _WORDS and state.state == self._state:
             return
         self._titled, self._state = state.rows, state.state
@@ -173,15 +173,16 @@ class Series:
                 return "Reservoir"
             now = state.series[-1]
             return (
-                f"Reservoir: {shown(now['population'])} of {shown(now['capacity'])}, "
-                f"{shown(now['unseen'])} unseen"
+                f"Reservoir: {shown(now['population'])} samples, "
+                f"{shown(now['unseen'])} unseen; room for "
+                f"{shown(now['capacity'])} steps"
             )
 
         return self._figure(
             words,
             "samples",
             [
-                ("capacity", "capacity", GREY, "dashed"),
+                ("capacity", "capacity (steps)", GREY, "dashed"),
                 ("threshold", "threshold", RED, "dotted"),
             ],
             stacked=[("seen", "seen", ORANGE), ("unseen", "unseen", BLUE)],
@@ -239,14 +240,14 @@ class Series:
                 *("step", "loss"),
                 source=self.source,
                 color=ORANGE,
-                legend_label="training",
+                legend_label="training (normalised)",
                 **{**options, "line_width": 1.2},
             ),
             made.line(
                 *("step", "error"),
                 source=self.validations,
                 color=BLUE,
-                legend_label="validation",
+                legend_label="validation (relative L2)",
                 **options,
             ),
         ]

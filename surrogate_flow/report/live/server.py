@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from bokeh.application import Application
 from bokeh.application.handlers.function import FunctionHandler
@@ -25,6 +28,7 @@ __all__ = ["serve"]
 logger = logging.getLogger(__name__)
 
 _HOST = "127.0.0.1"
+_HUB = ("PUBLIC_URL", "PUBLIC_HUB_URL", "HOST")  # as JupyterHub tells its servers
 _EVERY = 1.0  # seconds between two looks at a run that goes on
 _ENDED = 10.0  # and at one that has ended
 _SHARE = 20.0  # times as long as a look takes
@@ -52,17 +56,18 @@ def serve(folder: Path, port: int) -> None:
 async def _serve(follower: Follower, folder: Path, port: int) -> None:
     state = follower.state
     runs = {state.name: state}
-    # Behind JupyterHub the browser comes from another address.
-    hub = "JUPYTERHUB_SERVICE_PREFIX" in os.environ
+    origins = [f"{_HOST}:*", "localhost:*", *_hub(os.environ)]
     application: Any = BokehTornado(
         {"/": Application(FunctionHandler(lambda doc: document(doc, runs)))},
-        extra_websocket_origins=["*"] if hub else [f"{_HOST}:*", "localhost:*"],
+        extra_websocket_origins=origins,
         absolute_url="",
     )
     try:
         sockets, port = bind_sockets(_HOST, port)
-    except OSError:
-        print(f"Port {port} is taken; another one is used.")
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        why = "is taken" if taken else f"cannot be used ({error.strerror})"
+        print(f"Port {port} {why}; another one is used.")
         sockets, port = bind_sockets(_HOST, 0)
     server = HTTPServer(application)
     application.initialize(IOLoop.current())
@@ -70,6 +75,8 @@ async def _serve(follower: Follower, folder: Path, port: int) -> None:
     server.add_sockets(sockets)
     link = f"http://{_HOST}:{port}"
     print(f"Live page of {folder}: {link} (Ctrl-C ends it)", flush=True)
+    if "JUPYTERHUB_SERVICE_PREFIX" in os.environ and not _hub(os.environ):
+        print("Behind JupyterHub, set BOKEH_ALLOW_WS_ORIGIN=<host of the hub> before.")
     if line := elsewhere(link):
         print(line, flush=True)
     said = ""
@@ -85,3 +92,14 @@ async def _serve(follower: Follower, folder: Path, port: int) -> None:
         took = time.monotonic() - begin
         pause = _EVERY if state.state == "running" else _ENDED
         await asyncio.sleep(max(pause, _SHARE * took))
+
+
+def _hub(environ: Mapping[str, str]) -> list[str]:
+    """Return the host and port of JupyterHub, from where a browser comes then."""
+    links = (environ.get(f"JUPYTERHUB_{name}", "") for name in _HUB)
+    ports = {"http": 80, "https": 443}
+    return [
+        parts.netloc if parts.port else f"{parts.netloc}:{ports[parts.scheme]}"
+        for parts in map(urlsplit, links)
+        if parts.netloc and parts.scheme in ports
+    ]

@@ -18,9 +18,10 @@ from jaxtyping import Float
 from surrogate_flow.files import not_netcdf
 from surrogate_flow.report.run_folder import COLUMNS
 
-__all__ = ["SERIES", "LiveState", "names_of", "number"]
+__all__ = ["DRAWN", "SERIES", "LiveState", "names_of", "number"]
 
 _ROWS = 1200  # that are kept; older ones become sparse
+DRAWN = 6  # parameters
 _WINDOW = 5.0  # seconds over which rates and shares are taken
 _FAILURES = 100  # the last ones, that are kept
 _SILENT = 30.0  # seconds without a message until the page says so
@@ -137,6 +138,15 @@ class LiveState:
         self.missing = list(message.get("missing", self.missing))
         self.state = str(message.get("state", self.state))
         self.changes.update(message.keys())
+
+    def restart(self) -> None:
+        """Forget all moments: another table has taken the place of theirs."""
+        self.series.clear()
+        self.validations.clear()
+        self._recent.clear()
+        self._others.clear()
+        self.last, self.rows = {}, 0
+        self.thinned += 1
 
     @property
     def newest(self) -> xr.Dataset | None:
