@@ -257,7 +257,11 @@ def _cost(run: RunFolder, section: Section) -> None:
             seconds(cost.surrogate),
             "outcome.json, surrogate_seconds: a whole simulation predicted at the end",
         ),
-        ("evaluations until it has paid for itself", _paid(cost), "the equation below"),
+        (
+            "evaluations until it has paid for itself",
+            _paid(cost),
+            "solver and training time, over what one saves",
+        ),
     ]
     peer = at_equal_error(run.path)
     if peer is not None:
@@ -313,7 +317,9 @@ def _hours(each: float | None, count: int, of: str) -> str:
 
 
 def _paid(cost: RunCost) -> str:
-    return "never: the solver is faster" if cost.never else number(cost.break_even)
+    return (
+        "never: the solver takes no longer" if cost.never else number(cost.break_even)
+    )
 
 
 def _settings(run: RunFolder, section: Section) -> None:
