@@ -10,7 +10,7 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,8 +21,10 @@ __all__ = [
     "NETCDF",
     "DirectoryLock",
     "complete_rows",
+    "leave",
     "log_unwritten",
     "not_netcdf",
+    "observing",
     "own_folder",
     "remedy",
     "tolerate_full_disk",
@@ -191,7 +193,33 @@ def tolerate_full_disk(path: Path) -> Iterator[None]:
         log_unwritten(path, error)
 
 
-def log_unwritten(path: Path, error: OSError) -> None:
+@contextmanager
+def observing(what: object) -> Iterator[None]:
+    """Log why a thing that tells of a run was not made: it never ends the run.
+
+    Parameters
+    ----------
+    what : object
+        Its path, or what it is in words.
+    """
+    try:
+        yield
+    except OSError as error:
+        log_unwritten(what, error)
+    except Exception:
+        # Of any type: by a user's network or names, or by a library.
+        logger.exception("%s was not made; all else of the run is.", what)
+
+
+def leave(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that tells of a run, whole or not at all, and in no case end it."""
+    with observing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(path) as part:
+            write(part)
+
+
+def log_unwritten(path: object, error: OSError) -> None:
     """Log that a file was not written, why, and what helps."""
     logger.error("%s was not written (%s). %s", path, error, remedy(error))
 

@@ -8,7 +8,7 @@ import importlib
 import inspect
 import itertools
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from surrogate_flow.fields.errors import UserError, line_of
 
 __all__ = [
     "RecipeError",
+    "apart",
     "class_at",
     "class_in",
     "closest",
@@ -217,3 +218,22 @@ def first_difference(has: Any, asked: Any, place: str = "") -> str:
     first = max(0, len(list(same)) - _SHOWN // 2)
     a, b = (f"{'...' * (first > 0)}{text[first:][:_SHOWN]}" for text in texts)
     return f"it has {name and f'{name} = '}{a}, asked for is {b}"
+
+
+def apart(
+    names: Sequence[str], own: Collection[str], suffix: str = "_parameter"
+) -> list[str]:
+    """Return names for a file that has names of its own; a suffix keeps them apart.
+
+    Examples
+    --------
+    >>> apart(["left", "simulation"], {"simulation", "loss"})
+    ['left', 'simulation_parameter']
+    """
+    free = []
+    for name in names:
+        other = name
+        while other in own or (other != name and other in names):
+            other += suffix
+        free.append(other)
+    return free

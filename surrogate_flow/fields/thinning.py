@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from surrogate_flow.fields.names import apart
 from surrogate_flow.fields.quantities import SURROGATE, attributes
 from surrogate_flow.fields.spec import Coordinate, FieldSpec
 
@@ -78,6 +79,30 @@ class Thinning:
         )
         planes = {c.name: c for c in coordinates if c.dim in cut}
         return cls(thin, tuple(index.values()), planes)
+
+    def apart(self, own: Collection[str]) -> Self:
+        """Return it with other names for what is called like a part of a file."""
+        spec = self.spec
+        parameters = apart([p.name for p in spec.parameters], own)
+
+        def free(name: str) -> str:
+            return apart([name], own, "_field")[0]
+
+        def moved(c: Coordinate) -> Coordinate:
+            return replace(c, name=free(c.name), dim=free(c.dim))
+
+        renamed = replace(
+            spec,
+            parameters=tuple(
+                replace(p, name=name)
+                for p, name in zip(spec.parameters, parameters, strict=True)
+            ),
+            variables=tuple(replace(v, name=free(v.name)) for v in spec.variables),
+            dims=tuple(map(free, spec.dims)),
+            coordinates=tuple(map(moved, spec.coordinates)),
+        )
+        planes = {free(name): moved(c) for name, c in self.planes.items()}
+        return replace(self, spec=renamed, planes=planes)
 
     def dataset(
         self,

@@ -17,8 +17,8 @@ from surrogate_flow.data.checkpoint import steps_files
 from surrogate_flow.data.module import data_of
 from surrogate_flow.files import (
     DirectoryLock,
+    observing,
     remedy,
-    tolerate_full_disk,
     write_atomically,
     write_text,
 )
@@ -250,13 +250,8 @@ class WritePage(Callback):
         self._made = True
 
     def _write(self, name: str, write: Callable[[RunFolder], object]) -> None:
-        path = self.folder / name
-        try:
-            with tolerate_full_disk(path):
-                write(RunFolder(self.folder))
-        except Exception:
-            # What tells of a run never takes it with it.
-            logger.exception("%s was not made; all else of the run is.", path)
+        with observing(self.folder / name):
+            write(RunFolder(self.folder))
 
 
 def _page(run: RunFolder) -> None:

@@ -133,6 +133,13 @@ class ErrorCurve:
         return curve
 
     @classmethod
+    def empty(cls, surrogate: Surrogate) -> Self:
+        """Return that of no simulation."""
+        spec, start = surrogate.spec, surrogate.window.inputs
+        none = np.empty((0, spec.steps - start, len(spec.variables)))
+        return cls(spec, start, none, none)
+
+    @classmethod
     def of_baseline(cls, held_out: ValidationSet, start: int, order: int) -> Self:
         """Extrapolate each finished simulation from the steps before `start`."""
         times, last = np.array(held_out.spec.times), np.array(start - 1)

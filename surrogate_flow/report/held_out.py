@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,14 @@ import xarray as xr
 from surrogate_flow.data.module import RunCallback, SurrogateData, data_of
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.quantities import attributes
+from surrogate_flow.fields.names import apart
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.thinning import Thinning
-from surrogate_flow.files import tolerate_full_disk, write_atomically
+from surrogate_flow.files import leave, observing
 from surrogate_flow.report.records import cut_dims
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["HeldOut", "chosen", "thinned"]
-
-logger = logging.getLogger(__name__)
 
 _LIMIT = 1_900_000  # bytes of the fields in cases.nc
 _MOST, _LEAST = 40, 12  # times in it
@@ -59,14 +57,16 @@ class HeldOut(RunCallback):
         """Write both files."""
         data = data_of(trainer)
         if data is not None and not data.ended_untrained(self._trained):
-            table = self._table("val", data, pl_module)
-            if table is not None and isinstance(pl_module, Surrogate):
-                self._fields(table, data, pl_module)
+            with observing(f"validation.csv or cases.nc of {self.folder}"):
+                table = self._table("val", data, pl_module)
+                if table is not None and isinstance(pl_module, Surrogate):
+                    self._fields(table, data, pl_module)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the errors."""
         if (data := data_of(trainer)) is not None:
-            self._table("test", data, pl_module)
+            with observing(f"validation.csv of {self.folder}"):
+                self._table("test", data, pl_module)
 
     def _table(
         self, stage: str, data: SurrogateData, module: L.LightningModule
@@ -86,7 +86,7 @@ class HeldOut(RunCallback):
         known = {number: point for share in points for number, point in share.items()}
         table = _errors(data.spec, spread.by_simulation, known)
         if data.ranks.rank == 0:
-            self._write("validation.csv", lambda part: _write_csv(table, part))
+            leave(self.folder / "validation.csv", lambda part: _write_csv(table, part))
         return table
 
     def _fields(
@@ -96,33 +96,22 @@ class HeldOut(RunCallback):
         cases, spec = chosen(table), data.spec
         thin, steps = thinned(spec, len(cases), surrogate.window.inputs)
         mine: dict[str, _Case] = {}
-        try:
+        # A network that fails here leaves the other ranks theirs.
+        with observing("What cases.nc has of this process"):
             if (held_out := data.validation) is not None:
                 mine = {
                     name: _predicted(surrogate, held_out, held_out.row(k), thin, steps)
                     for name, k in cases.items()
                     if k in held_out and held_out.row(k) in held_out.finished
                 }
-        except Exception:
-            # Of any type: the network is the user's. The other ranks go on.
-            logger.exception("cases.nc lacks what this process could not predict.")
         shares = data.ranks.gather(mine)
         found = {name: case for share in shares for name, case in share.items()}
         if data.ranks.rank == 0 and found:
             dataset = _dataset(spec, thin, steps, cases, found, table)
-            self._write(
-                "cases.nc", lambda part: dataset.to_netcdf(part, engine="h5netcdf")
+            leave(
+                self.folder / "cases.nc",
+                lambda part: dataset.to_netcdf(part, engine="h5netcdf"),
             )
-
-    def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        path = self.folder / name
-        try:
-            with tolerate_full_disk(path):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with write_atomically(path) as part:
-                    write(part)
-        except Exception:
-            logger.exception("%s was not made; all else of the run is.", path)
 
 
 def chosen(table: pd.DataFrame) -> dict[str, int]:
@@ -171,11 +160,12 @@ def _errors(
     columns: dict[str, Any] = {"simulation": numbers}
     unknown = [math.nan] * len(spec.parameters)
     values = np.array([points.get(int(number), unknown) for number in numbers])
-    columns |= {p.name: values[:, k] for k, p in enumerate(spec.parameters)}
-    columns["relative_l2"] = by_simulation[:, 1]
     rmse = by_simulation[:, 2:] * scales
-    columns |= {f"rmse_{v.name}": rmse[:, k] for k, v in enumerate(spec.variables)}
-    return pd.DataFrame(columns)
+    errors = {"relative_l2": by_simulation[:, 1]}
+    errors |= {f"rmse_{v.name}": rmse[:, k] for k, v in enumerate(spec.variables)}
+    names = apart([p.name for p in spec.parameters], {*columns, *errors})
+    columns |= {name: values[:, k] for k, name in enumerate(names)}
+    return pd.DataFrame(columns | errors)
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:
@@ -215,6 +205,7 @@ def _dataset(
     found: Mapping[str, _Case],
     table: pd.DataFrame,
 ) -> xr.Dataset:
+    thin = thin.apart({"case", "time", "simulation", "relative_l2"})
     names = [name for name in cases if name in found]
     truth, guess = (np.stack([found[name][k] for name in names]) for k in range(2))
     points = np.array([found[name][2] for name in names])
@@ -230,7 +221,7 @@ def _dataset(
         "relative_l2": ("case", [float(errors[number]) for number in numbers]),
         **{
             p.name: ("case", points[:, k], attributes(p.units))
-            for k, p in enumerate(spec.parameters)
+            for k, p in enumerate(thin.spec.parameters)
         },
     }
     return thin.dataset(truth, guess, ("case", "time"), coordinates)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,7 +20,7 @@ from surrogate_flow.data.module import SurrogateData, data_of
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.conventions import about, for_files
 from surrogate_flow.fields.quantities import counted, in_units
-from surrogate_flow.files import tolerate_full_disk, write_atomically
+from surrogate_flow.files import leave, observing
 from surrogate_flow.report.console import print_lines
 from surrogate_flow.report.error_curve import BASELINES, ErrorCurve, baseline_error
 from surrogate_flow.report.picture import picture
@@ -29,8 +28,6 @@ from surrogate_flow.report.run_folder import PAGE
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["Report", "held_out_of", "next_command"]
-
-logger = logging.getLogger(__name__)
 
 _HISTORY = "history.nc"
 _SCORE = "val_relative_l2"  # by which best.ckpt is chosen
@@ -68,6 +65,10 @@ class Report(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write all files."""
+        with observing(f"The report of {self.folder}"):
+            self._report(trainer, pl_module)
+
+    def _report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data, held_out = data_of(trainer), held_out_of(trainer)
         if data is None or not isinstance(pl_module, Surrogate):
             return
@@ -105,15 +106,17 @@ class Report(Callback):
         """Note the errors of ``validate``."""
         data, held_out = data_of(trainer), held_out_of(trainer)
         if data and trainer.state.fn != TrainerFn.FITTING:
-            self._lines = _errors("val", trainer, data, held_out)
+            with observing("The report of the validation"):
+                self._lines = _errors("val", trainer, data, held_out)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write table and picture of the rollouts; note the errors of ``test``."""
         data, held_out = data_of(trainer), held_out_of(trainer)
         if data is None or not isinstance(pl_module, Surrogate):
             return
-        curve = self._roll_out(trainer, pl_module, data)
-        self._lines += _errors("test", trainer, data, held_out, curve)
+        with observing("The report of the test"):
+            curve = self._roll_out(trainer, pl_module, data)
+            self._lines += _errors("test", trainer, data, held_out, curve)
 
     def teardown(self, *_: Any, **__: Any) -> None:
         """Print the lines."""
@@ -127,7 +130,11 @@ class Report(Callback):
         if data.validation is None:
             return None
         held_out, ranks = data.validation, data.ranks
-        curve = ErrorCurve.of(surrogate, held_out).of_all(ranks)
+        curve = ErrorCurve.empty(surrogate)
+        with observing("The rollout of this process"):
+            curve = ErrorCurve.of(surrogate, held_out)
+        # The other ranks wait here.
+        curve = curve.of_all(ranks)
         baselines = {
             name: ErrorCurve.of_baseline(held_out, curve.start, order).of_all(ranks)
             for name, order in BASELINES.items()
@@ -152,15 +159,7 @@ class Report(Callback):
         return curve
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        path = self.folder / name
-        try:
-            with tolerate_full_disk(path):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with write_atomically(path) as part:
-                    write(part)
-        except Exception:
-            # A picture that cannot be drawn never takes the numbers with it.
-            logger.exception("%s was not made; all else of the run is.", path)
+        leave(self.folder / name, write)
 
     def _draw(self, name: str, draw: Callable[[], Figure]) -> None:
         self._write(name, lambda part: draw().savefig(part, format="png"))

@@ -13,7 +13,7 @@ import pytorch_lightning as L
 from pytorch_lightning.callbacks import Callback
 
 from surrogate_flow.data.module import Cost, SurrogateData, data_of
-from surrogate_flow.files import tolerate_full_disk, write_atomically
+from surrogate_flow.files import leave, observing
 from surrogate_flow.report.run_folder import OUTCOME, RunSummary
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -49,7 +49,9 @@ class WriteSummary(Callback):
             return
         if not trainer.is_global_zero:
             return
-        cost = data.cost()
+        cost, evaluation = data.cost(), None
+        with observing(f"surrogate_seconds of {self.path}"):
+            evaluation = _evaluation(pl_module, data, cost)
         seconds = self._last - self._first if self._samples else 0.0
         metrics = trainer.callback_metrics.items()
         summary = RunSummary(
@@ -64,12 +66,10 @@ class WriteSummary(Callback):
             errors={k: float(v) for k, v in metrics if k.startswith("val_")},
             validated=data.validated,
             set_aside=[*cost.set_aside],
-            surrogate_seconds=_evaluation(pl_module, data, cost),
+            surrogate_seconds=evaluation,
         )
-        with tolerate_full_disk(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with write_atomically(self.path) as part:
-                part.write_text(json.dumps(asdict(summary), indent=1), "utf-8")
+        text = json.dumps(asdict(summary), indent=1)
+        leave(self.path, lambda part: part.write_text(text, "utf-8"))
 
 
 def _evaluation(
