@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from surrogate_flow.files import write_atomically
 __all__ = [
     "about",
     "for_files",
+    "masked",
     "time_attributes",
     "time_units",
     "to_netcdf",
@@ -32,6 +34,10 @@ __all__ = [
 # second, and simulations have none.
 _NOMINAL = " SINCE 0001-01-01"
 _OWN = "simulated_units"
+_SECRET = re.compile(r"key|token|passw|secret|credential", re.IGNORECASE)
+_NAMED = rf"[\w.-]*(?:{_SECRET.pattern})[\w.-]*[\"']?\s*[=:]\s*[\"']?"
+_PAIR = re.compile(rf"({_NAMED})[^&\s\"',}}]+", re.IGNORECASE)
+_ACCOUNT = re.compile(r"://[^/\s]*@")  # in a URI: name and password
 _NOT_OF_CF = {np.dtype(a): b for a, b in (("int64", "int32"), ("uint8", "int8"))}
 
 
@@ -41,6 +47,32 @@ def version(name: str = "surrogate-flow") -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def masked(words: Sequence[str]) -> list[str]:
+    """Return the words of a command without what is secret, for files that are shared.
+
+    These are values that are called key, token, password, secret or credential, and
+    accounts in addresses.
+
+    Examples
+    --------
+    >>> print(*masked(["fit", "--logger.api_key", "12", "--uri=http://me:pw@host/a"]))
+    fit --logger.api_key *** --uri=http://***@host/a
+    """
+    shown, hidden = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        secret = name.startswith("-") and bool(_SECRET.search(name))
+        if hidden and not word.startswith("--"):
+            word = "***"
+        elif secret and equals:
+            word = f"{name}=***"
+        elif not secret:
+            word = _ACCOUNT.sub("://***@", _PAIR.sub(r"\1***", word))
+        shown.append(word)
+        hidden = secret and not equals
+    return shown
 
 
 def about(title: str, made_by: str = "") -> dict[str, str]:
@@ -57,7 +89,7 @@ def about(title: str, made_by: str = "") -> dict[str, str]:
         "Conventions": "CF-1.8",
         "title": title,
         "source": f"surrogate_flow {version()}" + f": {made_by}" * bool(made_by),
-        "history": f"{now} {shlex.join([Path(program).name, *words])}",
+        "history": f"{now} {shlex.join(masked([Path(program).name, *words]))}",
     }
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import queue
+import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +39,17 @@ logger = logging.getLogger(__name__)
 _SLOW = 10.0  # seconds between two rows of telemetry, where each may cross a network
 _SEEN = 10.0  # and between two histograms
 _PICTURE = 60.0  # and between two pictures
+_WAITING = 100  # calls of a logger whose server does not answer
+_PATIENCE = 10.0  # seconds that the end of a run waits for all of these
 _VARIABLES = 3  # in a picture, at most
 
 
 class Boards(RunCallback):
     """Passes telemetry, a histogram and a picture to each logger of the trainer.
 
-    A listener of the `Monitor`, in whose thread it works. TensorBoard has each status,
-    all others every ten seconds, without tables, which have files of their own.
+    A listener of the `Monitor`, in whose thread it works; what may cross a network has
+    a thread of its own, for which the end of a run waits ten seconds. TensorBoard has
+    each status, all others every ten seconds, without tables, which have their files.
     TensorBoard and W&B have the histogram of the times that samples were seen;
     these two and MLflow the newest field after a validation, at most once a minute. A
     logger that fails is logged once, and gets no more; the run goes on.
@@ -57,6 +64,7 @@ class Boards(RunCallback):
         self.folder = folder
         self._trainer: L.Trainer | None = None
         self._loggers: list[Logger] = []
+        self._senders: dict[int, _Sender] = {}
         self._slow, self._seen = Pace(_SLOW), Pace(_SEEN)
         self._picture = Pace(_PICTURE)
         self._validated = self._over = False
@@ -67,6 +75,9 @@ class Boards(RunCallback):
         """Find the loggers."""
         tables = (CSVLogger,)
         self._loggers = [b for b in trainer.loggers if not isinstance(b, tables)]
+        slow = [b for b in self._loggers if not isinstance(b, TensorBoardLogger)]
+        self._close()
+        self._senders = {id(board): _Sender(board) for board in slow}
         self._trainer, self._over = trainer, False
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -76,6 +87,22 @@ class Boards(RunCallback):
     def on_train_end(self, *_: Any) -> None:
         """Have what follows logged whatever the pace."""
         self._over = True
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Wait for the loggers that are slow, but not for ever."""
+        self._close()
+
+    def on_exception(self, *_: Any) -> None:
+        """Wait for them as well."""
+        self._close()
+
+    def _close(self) -> None:
+        senders, deadline = [*self._senders.values()], time.monotonic() + _PATIENCE
+        self._senders = {}
+        for sender in senders:
+            sender.put(None)
+        for sender in senders:
+            sender.join(deadline)
 
     def __call__(self, status: Status) -> None:
         """Log the status, and the picture if there is a new one."""
@@ -115,14 +142,64 @@ class Boards(RunCallback):
         self._to(self._loggers, lambda board: _log_picture(board, image, step))
 
     def _to(self, boards: Sequence[Logger], log: Callable[[Any], None]) -> None:
-        for board in boards:
-            try:
-                log(board)
-            except Exception:
-                # Of any type: the logger's own, or of its network.
+        for board in [*boards]:
+            if sender := self._senders.get(id(board)):
+                sender.put(log)
+            elif isinstance(board, TensorBoardLogger) and not _logged(board, log):
                 self._loggers.remove(board)
-                name = type(board).__name__
-                logger.exception("%s gets no further telemetry.", name)
+
+
+class _Sender:
+    """Calls a logger in a thread, since its server may take long, or never answer."""
+
+    def __init__(self, board: Logger) -> None:
+        self._board, self._name = board, type(board).__name__
+        self._calls: queue.Queue[Callable[[Any], None] | None] = queue.Queue(_WAITING)
+        self._thread = threading.Thread(target=self._send, name="logger", daemon=True)
+        self._thread.start()
+        self._said = False
+
+    def put(self, log: Callable[[Any], None] | None) -> None:
+        """Have it called; the oldest call that waits makes room. None is the last."""
+        while self._thread.is_alive():
+            with suppress(queue.Full):
+                self._calls.put_nowait(log)
+                return
+            with suppress(queue.Empty):
+                self._calls.get_nowait()
+            if not self._said:
+                words = "%s does not keep up; the oldest of %d calls are left out."
+                logger.warning(words, self._name, _WAITING)
+                self._said = True
+
+    def join(self, deadline: float) -> None:
+        """Wait for the last call, and say so if it does not return in time."""
+        self._thread.join(0.5)
+        if self._thread.is_alive():
+            seconds = max(deadline - time.monotonic(), 0.0)
+            logger.info("Waiting for %s, %.0f s at most.", self._name, seconds)
+            self._thread.join(seconds)
+        if self._thread.is_alive():
+            logger.warning(
+                "%s did not answer; it lacks the last telemetry, which telemetry.csv "
+                "has.",
+                self._name,
+            )
+
+    def _send(self) -> None:
+        while log := self._calls.get():
+            if not _logged(self._board, log):
+                return
+
+
+def _logged(board: Logger, log: Callable[[Any], None]) -> bool:
+    try:
+        log(board)
+    except Exception:
+        # Of any type: the logger's own, or of its network.
+        logger.exception("%s gets no further telemetry.", type(board).__name__)
+        return False
+    return True
 
 
 def newest_picture(newest: xr.Dataset) -> Figure:

@@ -24,7 +24,12 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 
 from surrogate_flow.data.module import RunCallback, Status, TrainingStats, data_of
-from surrogate_flow.files import log_unwritten, tolerate_full_disk, write_atomically
+from surrogate_flow.files import (
+    log_unwritten,
+    observing,
+    tolerate_full_disk,
+    write_atomically,
+)
 from surrogate_flow.report.run_folder import COLUMNS
 from surrogate_flow.threads import LoudThread
 
@@ -112,6 +117,9 @@ class Monitor(RunCallback):
         rank = trainer.global_rank
         name = f"telemetry{f'_{rank}' if rank else ''}.csv"
         self._table = _Table(self.folder / name)
+        # What goes on in a folder has moments behind those that are there.
+        behind = self._table.seconds - (self._clock.now() - self._begin)
+        self._begin -= max(behind, 0.0)
         tables = any(isinstance(logger, MetricsTable) for logger in trainer.loggers)
         if stage == "fit" and not (tables or trainer.barebones):
             table = MetricsTable(self.folder, name="", version="")
@@ -226,15 +234,39 @@ class _Table:
     """Rows appended to a CSV file, each complete or absent, while the disk has room."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._size = path.stat().st_size if path.is_file() else 0
-        self._full = False
+        self._path, self._columns = path, [*COLUMNS]
+        self._size, self._full = 0, False
+        #: The last moment in it, of a run that goes on in the same folder.
+        self.seconds = 0.0
+        if path.is_file():
+            with observing(path):
+                self._adopt()
+
+    def _adopt(self) -> None:
+        """Go on with a table, under a new header if columns have been added since."""
+        data = self._path.read_bytes()
+        # A run that was killed may have left half a row.
+        data = data[: data.rfind(b"\n") + 1]
+        table = csv.DictReader(io.StringIO(data.decode("utf-8", "replace")))
+        rows, header = [*table], [*(table.fieldnames or ())]
+        self._columns = header + [name for name in COLUMNS if name not in header]
+        if header and self._columns != header:
+            text = io.StringIO()
+            whole = csv.DictWriter(text, self._columns, extrasaction="ignore")
+            whole.writeheader()
+            whole.writerows(rows)
+            data = text.getvalue().encode()
+            with write_atomically(self._path) as part:
+                part.write_bytes(data)
+        self._size = len(data)
+        with suppress(ValueError, TypeError, IndexError):
+            self.seconds = float(rows[-1].get("seconds", 0.0))
 
     def append(self, row: Mapping[str, Any]) -> None:
         # A full disk is logged once, and tried again with each row.
         tolerant = suppress(OSError) if self._full else tolerate_full_disk(self._path)
         text = io.StringIO()
-        rows = csv.DictWriter(text, COLUMNS)
+        rows = csv.DictWriter(text, self._columns)
         if not self._size:
             rows.writeheader()
         rows.writerow(row)

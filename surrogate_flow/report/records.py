@@ -14,8 +14,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ import xarray as xr
 from dask.system import CPU_COUNT
 
 from surrogate_flow.data.module import RunCallback, Status, SurrogateData, data_of
+from surrogate_flow.fields.conventions import masked
+from surrogate_flow.fields.names import apart
 from surrogate_flow.fields.quantities import attributes
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.thinning import SURROGATE, Thinning
-from surrogate_flow.files import tolerate_full_disk, write_atomically
+from surrogate_flow.files import observing, tolerate_full_disk, write_atomically
 from surrogate_flow.report.axes import across_up_and_cut
 from surrogate_flow.report.report import held_out_of, next_command
 from surrogate_flow.surrogate.observation import Look, Probe
@@ -107,8 +110,8 @@ class LossTable:
     """
 
     def __init__(self, spec: FieldSpec, kept: int = _KEPT) -> None:
-        self.columns = ["simulation", "step", "loss", "seconds"]
-        self.columns += [p.name for p in spec.parameters]
+        own = ["simulation", "step", "loss", "seconds"]
+        self.columns = own + apart([p.name for p in spec.parameters], own)
         self._kept = kept
         self._rows: dict[int, list[Any]] = {}
 
@@ -166,7 +169,7 @@ class NewestField:
         self._samples = min(samples, _SAMPLES)
         points = limit // (8 * len(spec.variables))
         while True:
-            self._thin = Thinning.of(spec, points, cut)
+            self._thin = Thinning.of(spec, points, cut).apart(("sample", "simulation"))
             self._template = self._made()
             if len(self._template) <= limit or points < 2:
                 break
@@ -189,7 +192,7 @@ class NewestField:
             for name, value in along.items():
                 stored[name][...] = value
             for suffix, fields in zip(("", SURROGATE), pair, strict=True):
-                for channel, v in enumerate(self.spec.variables):
+                for channel, v in enumerate(self._thin.spec.variables):
                     stored[v.name + suffix][...] = fields.take(channel, axis)
             for name, number in zip(names, (*numbers, step), strict=True):
                 stored.attrs.modify(name, np.int64(number))
@@ -216,7 +219,8 @@ class NewestField:
             steps[:some], numbers[:some] = seen.step[shown], seen.simulation[shown]
             points[:some] = seen.parameters[shown]
         along = {"time": self._times[steps]}
-        along |= {p.name: points[:, k] for k, p in enumerate(spec.parameters[:_NAMED])}
+        named = self._thin.spec.parameters[:_NAMED]
+        along |= {p.name: points[:, k] for k, p in enumerate(named)}
         if whole:
             along["simulation"] = numbers
         one: Any = slice(None) if whole else 0
@@ -228,7 +232,7 @@ class NewestField:
         """Return a file without numbers."""
         pair, along = self._numbers()
         lead = () if self.spec.dims else ("sample",)
-        units = {p.name: attributes(p.units) for p in self.spec.parameters}
+        units = {p.name: attributes(p.units) for p in self._thin.spec.parameters}
         units["time"] = attributes(self.spec.time_units, "time")
         coordinates = {n: (lead, v, units.get(n, {})) for n, v in along.items()}
         unknown = dict.fromkeys(("simulation", "step", "batch"), np.int64(-1))
@@ -271,8 +275,11 @@ class Records(RunCallback):
     ) -> None:
         """Write what is run, and with what."""
         data = data_of(trainer)
-        if trainer.is_global_zero and data is not None and not self.about:
-            self.about = _about(trainer, data)
+        if trainer.is_global_zero and data is not None:
+            # Each run of a trainer has its own, without how the one before has ended.
+            self.about = {}
+            with observing(self.folder / "run.json"):
+                self.about = _about(trainer, data)
             self._note()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -282,9 +289,10 @@ class Records(RunCallback):
             return
         size = getattr(data, "batch_size", _SAMPLES)
         self._losses = LossTable(data.spec)
-        self._field = NewestField(data.spec, size, cut=cut_dims(data.spec))
-        pl_module.probe = Probe(self._field.index)
-        self._surrogate, self._trains = pl_module, True
+        with observing(f"losses.csv and newest.nc of {self.folder}"):
+            self._field = NewestField(data.spec, size, cut=cut_dims(data.spec))
+            pl_module.probe = Probe(self._field.index)
+            self._surrogate, self._trains = pl_module, True
 
     def on_train_end(self, *_: Any) -> None:
         """Look no more; the next status is the last that is written."""
@@ -294,8 +302,9 @@ class Records(RunCallback):
         """Note the command that predicts."""
         held_out = held_out_of(trainer)
         if self.about and held_out is not None and isinstance(pl_module, Surrogate):
-            command = next_command(self.folder, trainer, pl_module, held_out)
-            self.about["next"] = command
+            with observing("The command in run.json"):
+                command = next_command(self.folder, trainer, pl_module, held_out)
+                self.about["next"] = command
             self._note()
 
     def __call__(self, status: Status) -> None:
@@ -318,9 +327,7 @@ class Records(RunCallback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
     ) -> None:
         """Note when the run has ended."""
-        if self._surrogate is not None:
-            self._surrogate.probe = None
-            self._surrogate = None
+        self._detach()
         if self.about:
             self.about["ended"] = now()
             self._note()
@@ -332,16 +339,23 @@ class Records(RunCallback):
         exception: BaseException,
     ) -> None:
         """Note why the run has failed."""
+        self._detach()
         said = " ".join(f"{type(exception).__name__}: {exception}".split())
         if isinstance(exception, KeyboardInterrupt):
             said = "it was interrupted"
         if self.about:
-            self.about |= {"ended": now(), "error": said}
+            self.about |= {"ended": now(), "error": " ".join(masked(said.split()))}
             self._note()
 
+    def _detach(self) -> None:
+        if self._surrogate is not None:
+            self._surrogate.probe = None
+            self._surrogate = None
+
     def _note(self) -> None:
-        text = json.dumps(self.about, indent=1)
-        self._write("run.json", lambda part: part.write_text(text, "utf-8"))
+        with observing(self.folder / "run.json"):
+            text = json.dumps(self.about, indent=1)
+            self._write("run.json", lambda part: part.write_text(text, "utf-8"))
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         """Write a file whole, if it is time; a full disk is logged once."""
@@ -383,8 +397,28 @@ def _about(trainer: L.Trainer, data: SurrogateData) -> dict[str, Any]:
         "cores": CPU_COUNT,
         "device": f"{device} ({name})" if name else str(device),
         "ranks": trainer.world_size,
-        "spec": data.spec.to_plain(),
+        "spec": _brief(data.spec),
     }
+
+
+def _brief(spec: FieldSpec) -> dict[str, Any]:
+    """Return a spec without what makes it large: a mesh, positions, and times."""
+    plain = replace(spec, coordinates=(), cells=None).to_plain()
+    plain["times"] = _range(spec.times)
+    plain["coordinates"] = [
+        {
+            **{name: getattr(c, name) for name in ("name", "dim", "units")},
+            "values": _range(c.values),
+        }
+        for c in spec.coordinates
+    ]
+    if spec.cells is not None:
+        plain["cells"] = len(spec.cells)
+    return plain
+
+
+def _range(values: Sequence[float]) -> dict[str, float]:
+    return {"count": len(values), "low": min(values), "high": max(values)}
 
 
 def _command() -> str:
@@ -392,10 +426,11 @@ def _command() -> str:
     # The command line has put the paths of recipes into `sys.argv`.
     for place, word in enumerate(sys.orig_argv):
         if Path(word).name in ("surrogate-flow", "surrogate_flow"):
-            return shlex.join(["surrogate-flow", *sys.orig_argv[place + 1 :]])
+            typed = masked(sys.orig_argv[place + 1 :])
+            return shlex.join(["surrogate-flow", *typed])
     program = Path(sys.argv[0]).name
     script = program.endswith(".py") and not program.startswith("ipykernel")
-    return shlex.join(["python", *sys.argv]) if script else ""
+    return shlex.join(["python", *masked(sys.argv)]) if script else ""
 
 
 def _version(package: str) -> str:
@@ -409,7 +444,11 @@ def _commit() -> str:
     """Return the commit of the working folder; empty if it is no git repository."""
     try:
         answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            # Without a lock on the index, which another git may want.
+            [
+                *("git", "--no-optional-locks", "describe"),
+                *("--always", "--dirty", "--abbrev=40", "--exclude=*"),
+            ],
             capture_output=True,
             text=True,
             timeout=5,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 import json
 import time
@@ -18,8 +17,8 @@ import xarray as xr
 import yaml
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
-from surrogate_flow.files import complete_rows
 from surrogate_flow.report.diagnosis import State, problems_of
+from surrogate_flow.report.tables import read_table
 
 __all__ = ["COLUMNS", "FILES", "OUTCOME", "PAGE", "RunFolder", "RunSummary"]
 __all__ += ["joined_ranks", "runs_below", "table_of", "typed"]
@@ -238,8 +237,11 @@ class RunFolder:
         self.path = Path(path)
         self._now = now
         self._missing: dict[str, str] = {}
+        self._damaged: list[str] = []
         if not any(any(self.path.glob(pattern)) for pattern in FILES):
-            found = runs_below(self.path) or runs_below(Path("runs"))
+            # Below a folder that is none of runs there may be millions of others.
+            runs = self.path if self.path.name == "runs" else Path("runs")
+            found = runs_below(runs)
             kind = ArgumentError if self.path.exists() else MissingFileError
             raise kind(
                 "The folder of a run",
@@ -313,7 +315,8 @@ class RunFolder:
         """What is not there, and why, in words; reads everything."""
         for part in _PARTS:
             getattr(self, part)
-        return [self._missing[name] for name in FILES if name in self._missing]
+        known = [self._missing[name] for name in FILES if name in self._missing]
+        return known + self._damaged
 
     @functools.cached_property
     def state(self) -> State:
@@ -342,11 +345,15 @@ class RunFolder:
         paths = sorted(self.path.glob(pattern))
         if not paths:
             self._read(pattern, lambda path: None)
-        tables = (
-            self._read(path.name, lambda p: table_of(p.read_bytes()), pattern)
-            for path in paths
-        )
+        tables = (self._read(path.name, self._table, pattern) for path in paths)
         return [table for table in tables if table is not None]
+
+    def _table(self, path: Path) -> pd.DataFrame:
+        table, damaged = read_table(path.read_bytes(), dict.fromkeys(_TEXT, str))
+        if damaged:
+            said = f"Of {path.name} damaged lines are left out: {damaged}."
+            self._damaged.append(said)
+        return table
 
     def _read(
         self, name: str, read: Callable[[Path], Read | None], pattern: str = ""
@@ -368,17 +375,14 @@ class RunFolder:
 
 
 def runs_below(root: Path) -> list[Path]:
-    """Return the folders of runs, up to five deep, last the one that wrote last."""
-    found = {p for k in range(1, 6) for p in root.glob("*/" * k + "telemetry.csv")}
+    """Return the folders of runs, name/time or name; last the one that wrote last."""
+    found = {p for k in (1, 2) for p in root.glob("*/" * k + "telemetry.csv")}
     return [file.parent for file in sorted(found, key=lambda p: p.stat().st_mtime)]
 
 
 def table_of(data: bytes) -> pd.DataFrame:
     """Return the complete rows of a CSV file, without those with too many columns."""
-    if not (data := complete_rows(data)):
-        raise ValueError("it is empty")
-    text = dict.fromkeys(_TEXT, str)
-    return pd.read_csv(io.BytesIO(data), on_bad_lines="skip", dtype=text)
+    return read_table(data, dict.fromkeys(_TEXT, str))[0]
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:

@@ -102,6 +102,15 @@ def sample_losses(
     return of_batch.expand(len(prediction))
 
 
+def _of_torch(loss: nn.Module) -> bool:
+    """Whether a loss may be called again: it has no state, and waits for nobody.
+
+    A user's may draw random numbers, count its calls, or wait for other ranks.
+    """
+    hooks = loss._forward_hooks or loss._forward_pre_hooks
+    return type(loss).__module__ == "torch.nn.modules.loss" and not hooks
+
+
 def _to_host(batch: Batch, losses: Tensor, *more: Tensor) -> tuple[list[Tensor], Any]:
     """Begin to copy what is known of a batch; return copies, and what they wait for."""
     copies = [
@@ -167,18 +176,42 @@ class Probe:
         self._copies: tuple[list[Tensor], Any] | None = None
         self.wanted, self.seconds = True, 0.0
 
-    @torch.no_grad()
     def take(
-        self, surrogate: Any, batch: Batch, prediction: Tensor, target: Tensor
+        self,
+        surrogate: Any,
+        batch: Batch,
+        prediction: Tensor,
+        target: Tensor,
+        loss: Tensor,
     ) -> None:
         """Look at a step, in the training's thread; padding has nothing to see.
 
-        Prediction and target are normalised.
+        Prediction and target are normalised; the loss is that of the batch, or of each
+        sample. What fails is logged, and ends the looking.
         """
         if not batch.weight:
             return
+        try:
+            self._take(surrogate, batch, prediction, target, loss.detach())
+        except Exception:
+            # Of any type: the loss and the networks are the user's.
+            surrogate.probe = None
+            logger.exception("losses.csv and newest.nc get nothing more.")
+
+    @torch.no_grad()
+    def _take(
+        self,
+        surrogate: Any,
+        batch: Batch,
+        prediction: Tensor,
+        target: Tensor,
+        losses: Tensor,
+    ) -> None:
         begin = time.thread_time()
-        losses = sample_losses(surrogate.loss, prediction, target)
+        if losses.numel() == 1:
+            losses = losses.expand(len(prediction))
+            if _of_torch(surrogate.loss):
+                losses = sample_losses(surrogate.loss, prediction, target)
         newest = batch.simulation.argmax()[None]
         truth, guess = (
             fields[:, 0][(slice(None), slice(None), *self._index)]

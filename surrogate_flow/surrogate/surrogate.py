@@ -210,11 +210,12 @@ class Surrogate(L.LightningModule):
         self._logs = self._monitored or self._due(self.trainer.global_step + 1)
         if self._logs:
             self._log_loss()
+        losses = loss
         if self._feedback is not None:
             losses = sample_losses(self.loss, prediction, target)
             self._feedback.add(batch, losses)
         if self.probe is not None and self.probe.wanted:
-            self.probe.take(self, batch, prediction, target)
+            self.probe.take(self, batch, prediction, target, losses)
         return loss * batch.weight
 
     def _due(self, step: int) -> bool:

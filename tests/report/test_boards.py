@@ -1,7 +1,9 @@
 """Telemetry, times seen and the newest field in TensorBoard, W&B and MLflow, offline."""
 
 import json
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import (
     CSVLogger,
+    Logger,
     MLFlowLogger,
     TensorBoardLogger,
     WandbLogger,
@@ -18,6 +21,8 @@ from pytorch_lightning.loggers import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_records import look, spec
 
+from surrogate_flow.data.module import Status
+from surrogate_flow.report import boards as boards_module
 from surrogate_flow.report.boards import Boards, newest_picture
 from surrogate_flow.report.monitor import Monitor
 from surrogate_flow.report.records import NewestField, Pace, Records
@@ -123,6 +128,36 @@ def test_a_logger_that_fails_ends_no_run(tmp_path, caplog):
     run(tmp_path, [Failing(tmp_path), table])
     assert caplog.text.count("Failing gets no further telemetry") == 1
     assert "telemetry" not in json.dumps([*table.experiment.metrics_keys])
+
+
+def test_a_server_that_does_not_answer_holds_up_nothing(caplog, monkeypatch):
+    """Neither the thread that writes telemetry.csv, nor for long the end; it is said."""
+    monkeypatch.setattr(boards_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(boards_module, "_WAITING", 2)
+    asked, answer = threading.Event(), threading.Event()
+
+    class Hanging(Logger):
+        name = version = "hanging"
+
+        def log_hyperparams(self, *_):
+            """Take nothing."""
+
+        def log_metrics(self, *_):
+            asked.set()
+            assert answer.wait(60)
+
+    boards = Boards(Path("nowhere"))
+    boards._slow = Pace(0.0, 1.0)
+    trainer = SimpleNamespace(loggers=[Hanging()], global_step=1)
+    boards.setup(trainer, None, "fit")
+    caplog.set_level("INFO")
+    for seconds in range(6):
+        boards(Status(seconds=float(seconds)))
+    assert asked.wait(60)
+    boards.teardown()
+    answer.set()
+    for words in ("does not keep up", "Waiting for Hanging", "did not answer"):
+        assert caplog.text.count(words) == 1
 
 
 @pytest.mark.parametrize(

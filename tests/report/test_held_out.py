@@ -1,21 +1,25 @@
 """validation.csv and cases.nc: errors of each held-out simulation, fields of three."""
 
+import sys
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from filled import Filled
 from test_records import spec
 
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.validation import ValidationSet
-from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
+from surrogate_flow.report.callbacks import WritePage
 from surrogate_flow.report.held_out import HeldOut, thinned
 from surrogate_flow.report.run_folder import RunFolder
+from surrogate_flow.report.summary import WriteSummary
 from surrogate_flow.solvers import Heat2D, Lorenz
 from surrogate_flow.surrogate.metrics import StandardError
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -208,3 +212,59 @@ def test_what_the_network_cannot_predict_ends_no_run(tmp_path, caplog):
     assert len(run.validation) == 5
     assert run.cases is None
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize(("variable", "dim"), [("u", "case"), ("case", "simulation")])
+def test_names_of_the_files_are_kept_apart_from_those_of_the_spec(
+    variable, dim, tmp_path, caplog
+):
+    """Own columns keep their names, and those of the spec have a suffix."""
+    names = ("simulation", "relative_l2", "rmse_u")
+    fields = FieldSpec(
+        parameters=tuple(Parameter(n, 0.0, 1.0) for n in names if n != dim),
+        variables=(Variable(variable),),
+        dims=(dim,),
+        shape=(5,),
+        times=(0.0, 1.0),
+    )
+    run = end(tmp_path, *trained(fields))
+    assert run.validation.simulation.tolist() == [*range(5)]
+    apart = run.validation.relative_l2_parameter
+    np.testing.assert_allclose(apart, np.arange(5) / 10, rtol=1e-6)
+    case = run.cases.sel(case="median")
+    row = run.validation.set_index("simulation").loc[int(case.simulation)]
+    assert float(case.relative_l2) == pytest.approx(row.relative_l2, rel=1e-5)
+    field = case[variable if variable == "u" else "case_field"]
+    assert field.dims == ("time", f"{dim}_field")
+    truth = trajectory(fields, int(case.simulation), 0, 2)[:, 0]
+    np.testing.assert_array_equal(field, truth)
+    assert not caplog.text
+
+
+def test_what_a_fit_took_is_written_whatever_the_network_does(tmp_path, caplog):
+    """And where a package was replaced during the run, only the page is missing."""
+    surrogate, held_out = trained(spec((5,)))
+    surrogate.predict = lambda *_: 1 / 0
+    data = Filled()
+    data.spec, data.validation = surrogate.spec, held_out
+    trainer = SimpleNamespace(
+        datamodule=data,
+        is_global_zero=True,
+        global_step=7,
+        callback_metrics={"val_relative_l2": torch.tensor(0.25)},
+        loggers=[],
+    )
+    WriteSummary(tmp_path).on_fit_end(trainer, surrogate)
+    outcome = RunFolder(tmp_path).outcome
+    assert (outcome.batches, outcome.errors) == (7, {"val_relative_l2": 0.25})
+    assert outcome.surrogate_seconds is None
+    assert caplog.text.count("ZeroDivisionError") == 1
+    page = WritePage(tmp_path)
+    with pytest.MonkeyPatch.context() as gone:
+        gone.delenv("SURROGATE_FLOW_REPORT", raising=False)
+        for name in ("run_page", "crate"):
+            gone.setitem(sys.modules, f"surrogate_flow.report.{name}", None)
+        page.on_fit_end(trainer)
+        page.teardown()
+    assert caplog.text.count("ModuleNotFoundError") == 2
+    assert not (tmp_path / "report.html").exists()

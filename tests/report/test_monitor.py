@@ -218,3 +218,16 @@ def test_listeners_see_each_status_and_cannot_end_the_run(tmp_path, caplog):
     monitor.teardown(trainer, module, "fit")
     assert caplog.text.count("gets no further status") == 1
     assert len(rows_of(folder / "telemetry.csv")) == 2
+
+
+def test_a_table_of_another_version_goes_on(tmp_path):
+    """Under a header that has the columns of both; the seconds go on, too."""
+    path = tmp_path / "telemetry.csv"
+    path.write_text("seconds,gone,step\r\n1.5,a,7\r\n40.25,b,8\r\n41.2")
+    monitor = Monitor(tmp_path, clock=Scripted())
+    fit(Filled(), tmp_path, monitor)
+    first, second, *new = rows_of(path)
+    assert (first["step"], second["gone"]) == ("7", "b")
+    assert {*first} == {*COLUMNS, "gone"}
+    assert new
+    assert all(float(row["seconds"]) >= 40.25 and row["time"] for row in new)

@@ -3,8 +3,11 @@
 import json
 import logging
 import resource
+import shlex
 import subprocess
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import torch
 from filled import SIMULATIONS, SPEC, Filled, fit, parameters_of
 from pytorch_lightning.callbacks import LambdaCallback
 
+from surrogate_flow.fields.conventions import about
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report import records as records_module
@@ -136,10 +140,11 @@ def test_a_probe_sees_the_training_step(tmp_path):
     probe = Probe((slice(None, None, 2), slice(None)))
     normalised = surrogate._normalised(batch.parameters, batch.step, batch.history)
     assert probe.wanted
+    loss = torch.tensor(0.5)
     target = surrogate.normalisation.fields(batch.target)
-    probe.take(surrogate, batch._replace(weight=0.0), normalised, target)
+    probe.take(surrogate, batch._replace(weight=0.0), normalised, target, loss)
     assert probe.look() is None
-    probe.take(surrogate, batch, normalised, target)
+    probe.take(surrogate, batch, normalised, target, loss)
     assert not probe.wanted
     seen = probe.look()
     assert probe.look() is None
@@ -172,7 +177,12 @@ def test_a_fit_leaves_what_it_trained_on(tmp_path):
     np.testing.assert_array_equal(run.newest.temperature, truth)
     assert run.newest.attrs["batch"] == trainer.global_step
     assert run.about["name"] == "filled"
-    assert run.about["spec"] == SPEC.to_plain()
+    known = {**run.about["spec"], "times": SPEC.times, "coordinates": SPEC.coordinates}
+    assert (
+        FieldSpec(**known | {n: getattr(SPEC, n) for n in ("parameters", "variables")})
+        == SPEC
+    )
+    assert known["parameters"] == SPEC.to_plain()["parameters"]
     assert run.about["versions"]["torch"] == torch.__version__
     assert run.about["ended"] >= run.about["started"]
     assert surrogate.probe is None
@@ -220,6 +230,103 @@ def test_a_failed_run_says_why(tmp_path):
     run = RunFolder(tmp_path)
     assert run.about["error"] == "MemoryError: no room"
     assert run.state == "stopped"
+
+
+class Noisy(torch.nn.Module):
+    """A user's loss, which draws numbers and counts its calls."""
+
+    reduction = "mean"
+    calls = 0
+
+    def forward(self, prediction, target):
+        self.calls += 1
+        return (prediction - target + torch.rand(1)).square().mean()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_looking_calls_no_loss_of_a_user(fails, caplog, monkeypatch):
+    """It has the loss of the batch; what fails is logged once, and ends the looking."""
+    surrogate = Surrogate(SPEC, partial(FullyConnected, widths=(4,)), loss=Noisy())
+    surrogate.normalisation.freeze(np.zeros(1), np.ones(1))
+    surrogate.probe = probe = Probe((slice(None), slice(None)))
+    if fails:
+        monkeypatch.setattr(surrogate.normalisation, "physical", lambda *_: 1 / 0)
+    fields = torch.rand(2, 1, 1, 6, 4)
+    batch = Batch(
+        torch.rand(2, 5), torch.zeros(2), fields[:, :0], fields, torch.arange(2)
+    )
+    before = torch.get_rng_state()
+    probe.take(surrogate, batch, fields, fields, torch.tensor(0.5, requires_grad=True))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert surrogate.loss.calls == 0
+    if fails:
+        assert surrogate.probe is None
+        assert caplog.text.count("get nothing more") == 1
+    else:
+        assert probe.look().seen.loss.tolist() == [0.5, 0.5]
+
+
+def test_each_run_has_its_own_record(tmp_path):
+    """What the run before has said of its end is gone; a mesh is counted, not listed."""
+    mesh = spec((20_000,), mesh=True)
+    data = Filled()
+    data.spec = mesh
+    records = Records(tmp_path)
+    trainer = SimpleNamespace(
+        datamodule=data,
+        is_global_zero=True,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        world_size=1,
+    )
+    records.setup(trainer, None, "fit")
+    records.on_exception(trainer, None, OSError("PUT https://me:secret@host/ failed"))
+    text = (tmp_path / "run.json").read_text()
+    assert len(text) < 10_000
+    assert "https://***@host/ failed" in text
+    assert RunFolder(tmp_path).state == "stopped"
+    records.setup(trainer, None, "fit")
+    about = RunFolder(tmp_path).about
+    assert not {"ended", "error"} & {*about}
+    assert about["spec"]["cells"] == 19_998
+    x = about["spec"]["coordinates"][0]
+    assert x["values"] == {"count": 20_000, "low": 0.0, "high": 1.0}
+    assert about["spec"]["times"] == {"count": 3, "low": 0.0, "high": 1.0}
+
+
+def test_parameters_are_called_otherwise_than_the_columns():
+    """Own columns come first, and keep their names."""
+    names = ("step", "loss", "p", "step_parameter")
+    fields = FieldSpec(
+        parameters=tuple(Parameter(name, 0.0, 1.0) for name in names),
+        variables=(Variable("u"),),
+        dims=(),
+        shape=(),
+        times=(0.0,),
+    )
+    assert LossTable(fields).columns == [
+        *("simulation", "step", "loss", "seconds"),
+        *("step_parameter_parameter", "loss_parameter", "p", "step_parameter"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("fit --trainer.logger.api_key abc --x 1", "fit --trainer.logger.api_key *** --x 1"),
+        ("fit --logger.token=a=b --x 1", "fit --logger.token=*** --x 1"),
+        ("fit --uri https://me:p@ss@host:5000/a", "fit --uri https://***@host:5000/a"),
+        ("fit --uri http://host/a?x=1&apikey=s&y=2", "fit --uri http://host/a?x=1&apikey=***&y=2"),
+        ("fit --logger {password:s,x:1}", "fit --logger {password:***,x:1}"),
+        ("fit --data.solver.cells [8,8] --data heat2d", "fit --data.solver.cells [8,8] --data heat2d"),
+    ],
+)  # fmt: skip
+def test_what_is_secret_stands_in_no_file(typed, shown, monkeypatch):
+    """In run.json, and from there in the crate and the report; in `history`."""
+    monkeypatch.setattr(sys, "orig_argv", ["/bin/surrogate-flow", *typed.split()])
+    monkeypatch.setattr(sys, "argv", ["/bin/surrogate-flow", *typed.split()])
+    assert shlex.split(records_module._command())[1:] == shown.split()
+    history = about("title")["history"].split(maxsplit=1)[1]
+    assert shlex.split(history) == ["surrogate-flow", *shown.split()]
 
 
 def test_losses_are_those_of_the_last_simulations(tmp_path):

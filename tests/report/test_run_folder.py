@@ -225,3 +225,27 @@ def test_what_is_no_run_is_refused_naming_the_newest(tmp_path, monkeypatch):
             RunFolder(wrong)
         assert "config.yaml and telemetry.csv" in str(caught.value)
         assert f"got {wrong}" in str(caught.value)
+
+
+def test_a_quote_without_an_end_takes_one_line(tmp_path):
+    """The rows behind it count, the time is linear, and it is said."""
+    lines = [f'{k},"a, {k}"' for k in range(20_000)]
+    lines[5] = '5,"a'
+    (tmp_path / "losses.csv").write_text("\n".join(["simulation,loss", *lines, ""]))
+    run = read(tmp_path)
+    assert run.losses.simulation.tolist() == [0, 1, 2, 3, 4, *range(6, 20_000)]
+    assert "Of losses.csv damaged lines are left out: 1." in run.missing
+    (tmp_path / "losses.csv").write_text('simulation,loss\n1,"a\nb"\n2,"c\nd\n')
+    run = read(tmp_path)
+    assert run.losses.simulation.tolist() == [1]
+    assert "Of losses.csv damaged lines are left out: 2." in run.missing
+
+
+def test_only_runs_are_searched_for_the_newest(tmp_path, monkeypatch):
+    """Below a home there may be millions of folders."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "home/a/b"
+    folder.mkdir(parents=True)
+    wrote(folder, rows(2))
+    with pytest.raises(UserError, match="A fit prints its own"):
+        RunFolder(tmp_path / "home")

@@ -16,8 +16,9 @@ import pytorch_lightning as L
 from distributed import Client
 from pytorch_lightning.trainer.states import TrainerFn
 
-from surrogate_flow.data.module import RunCallback, Status, data_of
+from surrogate_flow.data.module import RunCallback, Status, SurrogateData, data_of
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.files import observing
 from surrogate_flow.report.diagnosis import problems_of
 from surrogate_flow.report.live.dashboard import NAME, PAGE, Dashboard, topic_of
 from surrogate_flow.report.live.follow import Changes
@@ -73,6 +74,10 @@ class LivePage(RunCallback):
         data = data_of(trainer)
         if data is None or (self._client and self._client is data.client):
             return
+        with observing("The live page"):
+            self._show(trainer, data, stage)
+
+    def _show(self, trainer: L.Trainer, data: SurrogateData, stage: str) -> None:
         self._client, self._rank = data.client, trainer.global_rank
         self._topic, self._ready = topic, self._rank > 0
         if self._client is None:

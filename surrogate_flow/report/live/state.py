@@ -166,7 +166,9 @@ class LiveState:
         spec = self.about.get("spec") or {}
         units = {p["name"]: p.get("units", "") for p in spec.get("parameters", ())}
         known = [n for n in self.losses if n not in ("simulation", "step", "loss")]
-        return {n: units.get(n, "") for n in known if n != "seconds"}
+        # The table has a suffix where its own columns are called alike.
+        plain = {n: n if n in units else n.removesuffix("_parameter") for n in known}
+        return {n: units.get(plain[n], "") for n in known if n != "seconds"}
 
     @property
     def silent(self) -> float:

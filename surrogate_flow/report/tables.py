@@ -1,0 +1,62 @@
+"""Tables of a run, as CSV files of which parts may be damaged or half written."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+__all__ = ["read_table"]
+
+
+def read_table(data: bytes, dtype: Mapping[str, type]) -> tuple[pd.DataFrame, int]:
+    """Return the complete rows of a table, and how many damaged lines are left out.
+
+    The last row may be half written, which is no damage.
+
+    Raises
+    ------
+    ValueError
+        If there is no complete line.
+
+    Examples
+    --------
+    >>> table, damaged = read_table(b'step,why\\n1,a\\n2,"b\\n3,c\\n4,d\\n5,', {})
+    >>> table.step.tolist(), damaged
+    ([1, 3, 4], 1)
+    """
+    *lines, _ = data.split(b"\n")
+    if not any(lines):
+        raise ValueError("it is empty")
+    records, rest = _records(lines)
+    if rest:
+        # A quoted text has no end, which the first of these lines has begun.
+        columns = _fields(records[0] if records else rest[0])
+        behind, _ = _records(rest[1:])
+        records += [record for record in behind if _fields(record) == columns]
+    text = io.BytesIO(b"\n".join([*records, b""]))
+    table = pd.read_csv(text, on_bad_lines="skip", dtype=dict(dtype))
+    read = sum(record.count(b"\n") + 1 for record in records if record.strip())
+    damaged = sum(1 for line in lines if line.strip()) - read
+    return table, damaged + sum(map(bool, map(bytes.strip, records))) - 1 - len(table)
+
+
+def _records(lines: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Return texts of a row each, and the lines of a last one whose quotes are open."""
+    records: list[bytes] = []
+    begun: list[bytes] = []
+    quotes = 0
+    for line in lines:
+        begun.append(line)
+        quotes += line.count(b'"')
+        if quotes % 2 == 0:
+            records.append(b"\n".join(begun))
+            begun = []
+    return records, begun
+
+
+def _fields(record: bytes) -> int:
+    text = io.StringIO(record.decode("utf-8", "replace"), newline="")
+    return len(next(csv.reader(text), ()))
