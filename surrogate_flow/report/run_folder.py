@@ -375,8 +375,8 @@ class RunFolder:
 
 
 def runs_below(root: Path) -> list[Path]:
-    """Return the folders of runs, name/time or name; last the one that wrote last."""
-    found = {p for k in (1, 2) for p in root.glob("*/" * k + "telemetry.csv")}
+    """Return the folders of runs, up to five deep, last the one that wrote last."""
+    found = {p for k in range(1, 6) for p in root.glob("*/" * k + "telemetry.csv")}
     return [file.parent for file in sorted(found, key=lambda p: p.stat().st_mtime)]
 
 

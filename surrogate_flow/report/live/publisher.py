@@ -75,9 +75,11 @@ class LivePage(RunCallback):
         if data is None or (self._client and self._client is data.client):
             return
         with observing("The live page"):
-            self._show(trainer, data, stage)
+            self._show(trainer, data, stage, topic)
 
-    def _show(self, trainer: L.Trainer, data: SurrogateData, stage: str) -> None:
+    def _show(
+        self, trainer: L.Trainer, data: SurrogateData, stage: str, topic: str
+    ) -> None:
         self._client, self._rank = data.client, trainer.global_rank
         self._topic, self._ready = topic, self._rank > 0
         if self._client is None:
