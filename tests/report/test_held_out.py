@@ -261,10 +261,12 @@ def test_what_a_fit_took_is_written_whatever_the_network_does(tmp_path, caplog):
     assert caplog.text.count("ZeroDivisionError") == 1
     page = WritePage(tmp_path)
     with pytest.MonkeyPatch.context() as gone:
-        gone.delenv("SURROGATE_FLOW_REPORT", raising=False)
-        for name in ("run_page", "crate"):
-            gone.setitem(sys.modules, f"surrogate_flow.report.{name}", None)
+        for name in (
+            "surrogate_flow.report.run_page",
+            "rocrate.model.softwareapplication",
+        ):
+            gone.setitem(sys.modules, name, None)
         page.on_fit_end(trainer)
-        page.teardown()
+        page.teardown(trainer, surrogate, "fit")
     assert caplog.text.count("ModuleNotFoundError") == 2
     assert not (tmp_path / "report.html").exists()
