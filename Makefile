@@ -79,6 +79,7 @@ bench: install
 	$(BIN)/python benchmarks/soak.py --minutes 1
 	$(BIN)/python benchmarks/training.py --rounds 1
 	$(BIN)/python benchmarks/predict.py
+	$(BIN)/python benchmarks/page.py
 
 bench-all: install-test bench
 	$(BIN)/pytest -m bench

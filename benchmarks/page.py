@@ -1,7 +1,8 @@
-"""What the live page costs a run: samples/s with it, and without, in turn.
+"""What records and the live page cost a run: samples/s with and without, in turn.
 
-One fit of the demo, whose page is told of the run and open in a session of Bokeh in
-another process for some seconds, and neither for as many. Each window is compared with
+One fit of the demo, whose newest losses and fields are written and sent to the page,
+open in a session of Bokeh in another process, for some seconds, and none of it for as
+many; then one with a page that nobody looks at. Each window is compared with
 the mean of the two around it; the value is the median of the rates with the page, the
 peer that of those without. The solvers run on the same cores meanwhile. *processor* is
 the time that the loop of Dask's scheduler takes with the page, in percent of a core,
@@ -29,9 +30,9 @@ from row import Row
 
 from surrogate_flow.cli.lightning import build
 from surrogate_flow.data.module import Status
-from surrogate_flow.report.callbacks import run_callbacks
 from surrogate_flow.report.live.publisher import LivePage
 from surrogate_flow.report.monitor import Monitor
+from surrogate_flow.report.records import Records
 
 SETTLE = 0.2  # share of a window that does not count
 
@@ -56,9 +57,11 @@ def view(link: str, commands: Connection) -> None:
 class InTurn(LivePage):
     """A page that is there in every second window; rates of both kinds of windows."""
 
-    def __init__(self, folder: Path, seconds: float, windows: int, opens: bool) -> None:
-        super().__init__(folder)
-        self._opens = opens
+    def __init__(
+        self, records: Records, seconds: float, windows: int, opens: bool
+    ) -> None:
+        super().__init__(records.folder)
+        self._records, self._opens = records, opens
         self._window, self._windows = seconds, windows
         self.on = False
         self.rates: list[float] = []
@@ -70,8 +73,9 @@ class InTurn(LivePage):
         self._viewer: Any = None
 
     def __call__(self, status: Status) -> None:
-        """Tell the page of it, in its windows."""
+        """Write what the page needs, and send it, in its windows."""
         if self.on:
+            self._records(status)
             super().__call__(status)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -90,7 +94,8 @@ class InTurn(LivePage):
             self._clock = time.pthread_getcpuclockid(threading.get_ident())
             loop.set()
 
-        (scheduler,) = Scheduler._instances
+        address = client.scheduler.address
+        (scheduler,) = (s for s in Scheduler._instances if s.address == address)
         scheduler.loop.add_callback(note)
         loop.wait()
         self._begin = time.monotonic()
@@ -123,13 +128,11 @@ def measure(seconds: float, windows: int, opens: bool, words: list[str]) -> list
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "page" / "now"
         data, surrogate = build(["fit", *words])
-        page = InTurn(folder, seconds, windows, opens)
-        callbacks = run_callbacks(folder, checkpoints=False, report=False)
-        # Without the reports at the end, and with this page for the other.
-        kept = [c for c in callbacks if type(c).__name__ == "Records"]
-        monitor = Monitor(folder, [*kept, page])  # type: ignore[list-item]
+        records = Records(folder)
+        page = InTurn(records, seconds, windows, opens)
+        monitor = Monitor(folder, [page])
         trainer = L.Trainer(
-            callbacks=[monitor, *kept, page],
+            callbacks=[monitor, records, page],
             logger=False,
             max_epochs=-1,
             limit_val_batches=0,
@@ -161,16 +164,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=15.0, help="of a window")
     parser.add_argument("--windows", type=int, default=15)
-    parser.add_argument("--closed", action="store_true", help="nobody looks at it")
     parser.add_argument("--quick", action="store_true", help="windows of two seconds")
     parser.add_argument("--json", type=Path)
     options, words = parser.parse_known_args()
     if options.quick:
         options.seconds, options.windows = 2.0, 5
     demo = ["--data=heat2d", "--model=fully_connected", "--data.simulations=null"]
-    rows = measure(
-        options.seconds, options.windows, not options.closed, [*demo, *words]
-    )
+    rows = [
+        row
+        for opens in (True, False)
+        for row in measure(options.seconds, options.windows, opens, [*demo, *words])
+    ]
     for row in rows:
         print(
             f"{row.case}: {row.value:.4g} {row.unit}, {row.peer} {row.peer_value:.4g}; "

@@ -22,7 +22,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
         "predict",
         *(
             pytest.param(name, marks=pytest.mark.bench)
-            for name in ("stream", "clients", "ensemble", "soak", "training")
+            for name in ("stream", "clients", "ensemble", "soak", "training", "page")
         ),
     ],
 )
