@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import io
 import json
 import logging
 import math
-import platform
-import shlex
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +17,22 @@ import h5netcdf
 import h5py
 import numpy as np
 import pytorch_lightning as L
-import torch
 import xarray as xr
-from dask.system import CPU_COUNT
 
-from surrogate_flow.data.module import RunCallback, Status, SurrogateData, data_of
+from surrogate_flow.data.module import RunCallback, Status, data_of
 from surrogate_flow.fields.conventions import masked
 from surrogate_flow.fields.names import apart
 from surrogate_flow.fields.quantities import attributes
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.thinning import SURROGATE, Thinning
 from surrogate_flow.files import observing, tolerate_full_disk, write_atomically
+from surrogate_flow.report.about import about_run, now
 from surrogate_flow.report.axes import across_up_and_cut
 from surrogate_flow.report.report import held_out_of, next_command
 from surrogate_flow.surrogate.observation import Look, Probe
 from surrogate_flow.surrogate.surrogate import Surrogate
 
-__all__ = ["LossTable", "NewestField", "Pace", "Records", "cut_dims", "now"]
+__all__ = ["LossTable", "NewestField", "Pace", "Records", "cut_dims"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,18 +42,6 @@ _LIMIT = 64_000  # bytes of newest.nc
 _KEPT = 2000  # simulations in losses.csv
 _SAMPLES = 256  # of a batch whose fields have no dims
 _NAMED = 24  # parameters in newest.nc, each of which takes half a kilobyte
-_PACKAGES = (
-    *("surrogate-flow", "torch", "pytorch-lightning", "dask", "distributed"),
-    *(
-        "dask-jobqueue",
-        "numpy",
-        "xarray",
-        "zarr",
-        "pyzmq",
-        "h5netcdf",
-        "neuraloperator",
-    ),
-)
 
 
 class Pace:
@@ -279,7 +258,7 @@ class Records(RunCallback):
             # Each run of a trainer has its own, without how the one before has ended.
             self.about = {}
             with observing(self.folder / "run.json"):
-                self.about = _about(trainer, data)
+                self.about = about_run(trainer, data)
             self._note()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -371,92 +350,6 @@ class Records(RunCallback):
             with timed, write_atomically(path) as part:
                 write(part)
             self._unwritten.discard(name)
-
-
-def now() -> str:
-    """Return the time in ISO 8601, with the time zone."""
-    return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def _about(trainer: L.Trainer, data: SurrogateData) -> dict[str, Any]:
-    """Return what is run, where, and with which versions."""
-    device = trainer.strategy.root_device
-    cuda: Any = torch.cuda
-    name = cuda.get_device_name(device) if device.type == "cuda" else ""
-    return {
-        "name": data.workflow,
-        "command": _command(),
-        "started": now(),
-        "versions": {
-            **{package: v for package in _PACKAGES if (v := _version(package))},
-            "python": platform.python_version(),
-        },
-        "git": _commit(),
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "cores": CPU_COUNT,
-        "device": f"{device} ({name})" if name else str(device),
-        "ranks": trainer.world_size,
-        "spec": _brief(data.spec),
-    }
-
-
-def _brief(spec: FieldSpec) -> dict[str, Any]:
-    """Return a spec without what makes it large: a mesh, positions, and times."""
-    plain = replace(spec, coordinates=(), cells=None).to_plain()
-    plain["times"] = _range(spec.times)
-    plain["coordinates"] = [
-        {
-            **{name: getattr(c, name) for name in ("name", "dim", "units")},
-            "values": _range(c.values),
-        }
-        for c in spec.coordinates
-    ]
-    if spec.cells is not None:
-        plain["cells"] = len(spec.cells)
-    return plain
-
-
-def _range(values: Sequence[float]) -> dict[str, float]:
-    return {"count": len(values), "low": min(values), "high": max(values)}
-
-
-def _command() -> str:
-    """Return the command of this process as it was typed; empty in a notebook."""
-    # The command line has put the paths of recipes into `sys.argv`.
-    for place, word in enumerate(sys.orig_argv):
-        if Path(word).name in ("surrogate-flow", "surrogate_flow"):
-            typed = masked(sys.orig_argv[place + 1 :])
-            return shlex.join(["surrogate-flow", *typed])
-    program = Path(sys.argv[0]).name
-    script = program.endswith(".py") and not program.startswith("ipykernel")
-    return shlex.join(["python", *masked(sys.argv)]) if script else ""
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def _commit() -> str:
-    """Return the commit of the working folder; empty if it is no git repository."""
-    try:
-        answer = subprocess.run(
-            # Without a lock on the index, which another git may want.
-            [
-                *("git", "--no-optional-locks", "describe"),
-                *("--always", "--dirty", "--abbrev=40", "--exclude=*"),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.strip()
 
 
 def cut_dims(spec: FieldSpec) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import LambdaCallback
 from surrogate_flow.fields.conventions import about
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.nn import FullyConnected
+from surrogate_flow.report import about as about_module
 from surrogate_flow.report import records as records_module
 from surrogate_flow.report.monitor import Monitor
 from surrogate_flow.report.records import LossTable, NewestField, Pace, Records
@@ -324,7 +325,7 @@ def test_what_is_secret_stands_in_no_file(typed, shown, monkeypatch):
     """In run.json, and from there in the crate and the report; in `history`."""
     monkeypatch.setattr(sys, "orig_argv", ["/bin/surrogate-flow", *typed.split()])
     monkeypatch.setattr(sys, "argv", ["/bin/surrogate-flow", *typed.split()])
-    assert shlex.split(records_module._command())[1:] == shown.split()
+    assert shlex.split(about_module._command())[1:] == shown.split()
     history = about("title")["history"].split(maxsplit=1)[1]
     assert shlex.split(history) == ["surrogate-flow", *shown.split()]
 
@@ -363,9 +364,9 @@ def test_the_commit_is_that_of_the_working_folder(tmp_path, monkeypatch):
     """Where there is one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert records_module._commit() == ""
+    assert about_module._commit() == ""
     who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     for words in (("init", "-q"), (*who, "commit", "-q", "--allow-empty", "-m", "x")):
         subprocess.run(["git", *words], check=True)
-    assert len(records_module._commit()) == 40
-    assert json.loads(json.dumps(records_module._command())) is not None
+    assert len(about_module._commit()) == 40
+    assert json.loads(json.dumps(about_module._command())) is not None
