@@ -55,12 +55,12 @@ def test_each_moment_is_drawn_once():
     told.update({"rows": [row(10), row(11, loss=math.nan)]})
     again(doc)
     assert list(source(doc, "series")["step"]) == [10 * s for s in range(12)]
-    assert "Reservoir: 180 samples, 9 unseen; room for 2,000 steps" in text(doc)
+    assert "Reservoir: 180 samples, 9 unseen" in text(doc)
     told.update({"state": "ended"})
     again(doc)
     assert source(doc, "validations") == {"step": [60.0], "error": [0.5]}
     assert list(source(doc, "times_seen")["samples"]) == [30, 20, 0, 10]
-    assert "Reservoir: 220 samples, 11 unseen; room for 2,000 steps" in text(doc)
+    assert "Reservoir: 220 samples, 11 unseen" in text(doc)
     assert "Simulations: 2 of 250, 0 failed" in text(doc)
 
 

@@ -174,8 +174,7 @@ class Series:
             now = state.series[-1]
             return (
                 f"Reservoir: {shown(now['population'])} samples, "
-                f"{shown(now['unseen'])} unseen; room for "
-                f"{shown(now['capacity'])} steps"
+                f"{shown(now['unseen'])} unseen"
             )
 
         return self._figure(
