@@ -32,7 +32,7 @@ from row import Row
 from surrogate_flow import Surrogate
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.report.error_curve import ErrorCurve
-from surrogate_flow.report.run_folder import RunSummary
+from surrogate_flow.report.folder.run_folder import RunSummary
 from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import Combined1D
 

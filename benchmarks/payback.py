@@ -40,7 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 from surrogate_flow import Surrogate
-from surrogate_flow.report.run_folder import RunSummary
+from surrogate_flow.report.folder.run_folder import RunSummary
 from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import GridSolver
 from surrogate_flow.surrogate.rollout import roll_out

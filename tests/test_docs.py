@@ -16,7 +16,7 @@ from programs import environment
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.dataset import Archive
-from surrogate_flow.report.run_folder import RunSummary
+from surrogate_flow.report.folder.run_folder import RunSummary
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.metrics import field_metrics
 

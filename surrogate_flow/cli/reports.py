@@ -11,11 +11,11 @@ from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.files import tolerate_full_disk, write_text
-from surrogate_flow.report.comparison_page import comparison_page, runs_in
 from surrogate_flow.report.console import print_lines, the_console
-from surrogate_flow.report.crate import CRATE, write_crate
-from surrogate_flow.report.run_folder import PAGE, RunFolder
-from surrogate_flow.report.run_page import run_page
+from surrogate_flow.report.folder.crate import CRATE, write_crate
+from surrogate_flow.report.folder.run_folder import PAGE, RunFolder
+from surrogate_flow.report.html.comparison_page import comparison_page, runs_in
+from surrogate_flow.report.html.run_page import run_page
 
 __all__ = ["report"]
 

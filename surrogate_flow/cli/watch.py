@@ -10,8 +10,8 @@ from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.fields.errors import MissingFileError
 from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.report.folder.run_folder import runs_below
 from surrogate_flow.report.live.server import serve
-from surrogate_flow.report.run_folder import runs_below
 
 __all__ = ["run"]
 

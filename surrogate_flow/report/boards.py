@@ -27,10 +27,10 @@ from pytorch_lightning.trainer.states import TrainerFn
 from surrogate_flow.data.module import RunCallback, Status
 from surrogate_flow.fields.quantities import in_units
 from surrogate_flow.fields.thinning import SURROGATE, cells_of
-from surrogate_flow.report.drawing import Row, draw, flat, titled
+from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.monitor import telemetry
+from surrogate_flow.report.pictures.drawing import Row, draw, flat, titled
 from surrogate_flow.report.records import Pace
-from surrogate_flow.report.run_folder import RunFolder
 
 __all__ = ["Boards", "newest_picture"]
 

@@ -24,14 +24,14 @@ from surrogate_flow.files import (
 )
 from surrogate_flow.report.boards import Boards
 from surrogate_flow.report.console import the_console
-from surrogate_flow.report.crate import CRATE, write_crate
+from surrogate_flow.report.folder.crate import CRATE, write_crate
+from surrogate_flow.report.folder.run_folder import OUTCOME, PAGE, RunFolder
 from surrogate_flow.report.held_out import HeldOut
 from surrogate_flow.report.live.publisher import LivePage
 from surrogate_flow.report.monitor import MetricsTable, Monitor
 from surrogate_flow.report.progress import ProgressLine
 from surrogate_flow.report.records import Records
 from surrogate_flow.report.report import Report
-from surrogate_flow.report.run_folder import OUTCOME, PAGE, RunFolder
 from surrogate_flow.report.summary import WriteSummary
 
 __all__ = ["AtomicCheckpoints", "FinalValidation", "SafeCheckpoint", "run_callbacks"]
@@ -256,7 +256,7 @@ class WritePage(Callback):
 
 def _page(run: RunFolder) -> None:
     # Here, since Bokeh takes a second to import.
-    from surrogate_flow.report.run_page import run_page
+    from surrogate_flow.report.html.run_page import run_page
 
     write_text(run.path / PAGE, run_page(run))
 

@@ -27,7 +27,7 @@ from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.thinning import SURROGATE, Thinning
 from surrogate_flow.files import observing, tolerate_full_disk, write_atomically
 from surrogate_flow.report.about import about_run, now
-from surrogate_flow.report.axes import across_up_and_cut
+from surrogate_flow.report.pictures.axes import across_up_and_cut
 from surrogate_flow.report.report import held_out_of, next_command
 from surrogate_flow.surrogate.observation import Look, Probe
 from surrogate_flow.surrogate.surrogate import Surrogate

@@ -23,8 +23,8 @@ from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.files import leave, observing
 from surrogate_flow.report.console import print_lines
 from surrogate_flow.report.error_curve import BASELINES, ErrorCurve, baseline_error
-from surrogate_flow.report.picture import picture
-from surrogate_flow.report.run_folder import PAGE
+from surrogate_flow.report.folder.run_folder import PAGE
+from surrogate_flow.report.pictures.picture import picture
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["Report", "held_out_of", "next_command"]

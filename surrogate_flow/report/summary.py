@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 
 from surrogate_flow.data.module import Cost, SurrogateData, data_of
 from surrogate_flow.files import leave, observing
-from surrogate_flow.report.run_folder import OUTCOME, RunSummary
+from surrogate_flow.report.folder.run_folder import OUTCOME, RunSummary
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["WriteSummary"]

@@ -30,7 +30,7 @@ from surrogate_flow.cli.compare import (
 from surrogate_flow.cli.compare.process import running
 from surrogate_flow.cli.compare.variant import Overrides
 from surrogate_flow.fields.names import RecipeError
-from surrogate_flow.report.run_folder import RunSummary
+from surrogate_flow.report.folder.run_folder import RunSummary
 
 WORDS = [
     "--data=heat2d",

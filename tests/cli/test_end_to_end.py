@@ -19,8 +19,8 @@ from matplotlib.image import imread
 from programs import CELLS, STEPS, WORKFLOW, command, environment, fit
 
 from surrogate_flow.cli.app import main
-from surrogate_flow.report.run_folder import RunSummary
-from surrogate_flow.report.words import percent
+from surrogate_flow.report.folder.run_folder import RunSummary
+from surrogate_flow.report.folder.words import percent
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 

@@ -24,9 +24,9 @@ from test_records import look, spec
 from surrogate_flow.data.module import Status
 from surrogate_flow.report import boards as boards_module
 from surrogate_flow.report.boards import Boards, newest_picture
+from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.monitor import Monitor
 from surrogate_flow.report.records import NewestField, Pace, Records
-from surrogate_flow.report.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 

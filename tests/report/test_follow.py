@@ -6,9 +6,9 @@ import pytest
 from live_states import field
 from test_run_folder import rows, wrote
 
+from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.live.follow import Changes, Follower, Tail
 from surrogate_flow.report.live.server import _hub
-from surrogate_flow.report.run_folder import RunFolder
 
 
 def append(path, table):

@@ -17,8 +17,8 @@ from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.callbacks import WritePage
+from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.held_out import HeldOut, thinned
-from surrogate_flow.report.run_folder import RunFolder
 from surrogate_flow.report.summary import WriteSummary
 from surrogate_flow.solvers import Heat2D, Lorenz
 from surrogate_flow.surrogate.metrics import StandardError
@@ -262,7 +262,7 @@ def test_what_a_fit_took_is_written_whatever_the_network_does(tmp_path, caplog):
     page = WritePage(tmp_path)
     with pytest.MonkeyPatch.context() as gone:
         for name in (
-            "surrogate_flow.report.run_page",
+            "surrogate_flow.report.html.run_page",
             "rocrate.model.softwareapplication",
         ):
             gone.setitem(sys.modules, name, None)

@@ -16,9 +16,9 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from surrogate_flow.report.boards import Boards
+from surrogate_flow.report.folder.run_folder import COLUMNS, FILES
 from surrogate_flow.report.monitor import Clock, Monitor
 from surrogate_flow.report.progress import ProgressLine
-from surrogate_flow.report.run_folder import COLUMNS, FILES
 
 PAGE = Path(__file__).parents[2] / "docs" / "telemetry.md"
 COUNTS = ("step", "samples", "inserted", "drawn", "evicted", "steps_received")

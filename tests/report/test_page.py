@@ -19,12 +19,12 @@ from rocrate.rocrate import ROCrate
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.report.callbacks import WritePage
-from surrogate_flow.report.comparison_page import comparison_page, runs_in
-from surrogate_flow.report.cost import RunCost
-from surrogate_flow.report.crate import CRATE, write_crate
-from surrogate_flow.report.run_folder import RunFolder
-from surrogate_flow.report.run_page import run_page
-from surrogate_flow.report.words import number
+from surrogate_flow.report.folder.cost import RunCost
+from surrogate_flow.report.folder.crate import CRATE, write_crate
+from surrogate_flow.report.folder.run_folder import RunFolder
+from surrogate_flow.report.folder.words import number
+from surrogate_flow.report.html.comparison_page import comparison_page, runs_in
+from surrogate_flow.report.html.run_page import run_page
 
 SECTIONS = [
     *("warnings", "commands", "learning", "rollout", "cases", "parameters", "seen"),

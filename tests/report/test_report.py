@@ -14,7 +14,7 @@ from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.report.picture import picture
+from surrogate_flow.report.pictures.picture import picture
 from surrogate_flow.report.report import Report, _best, _despite_mean, next_command
 from surrogate_flow.report.summary import WriteSummary
 from surrogate_flow.solvers import Combined1D, Lorenz, NavierStokes2D

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.report.run_folder import COLUMNS, RunFolder, RunSummary
+from surrogate_flow.report.folder.run_folder import COLUMNS, RunFolder, RunSummary
 
 NOW = datetime.fromisoformat("2026-03-01T12:00:00+01:00")
 OUTCOME = {

@@ -12,8 +12,8 @@ from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.report.axes import across_up_and_cut
-from surrogate_flow.report.picture import picture
+from surrogate_flow.report.pictures.axes import across_up_and_cut
+from surrogate_flow.report.pictures.picture import picture
 from surrogate_flow.solvers import Combined1D
 from surrogate_flow.surrogate.surrogate import Surrogate
 

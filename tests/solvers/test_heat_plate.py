@@ -11,7 +11,7 @@ from scipy.special import j0, y0
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.report.picture import picture
+from surrogate_flow.report.pictures.picture import picture
 from surrogate_flow.solvers import HeatPlate
 from surrogate_flow.surrogate.surrogate import Surrogate
 from surrogate_flow.testing import check_solver

@@ -15,7 +15,7 @@ from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.error_curve import ErrorCurve, baseline_error
-from surrogate_flow.report.picture import picture
+from surrogate_flow.report.pictures.picture import picture
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 

@@ -26,7 +26,7 @@ from surrogate_flow.fields.errors import UserError, user_error
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.files import DirectoryLock, own_folder
 from surrogate_flow.report.console import print_lines
-from surrogate_flow.report.run_folder import OUTCOME, RunSummary
+from surrogate_flow.report.folder.run_folder import OUTCOME, RunSummary
 from surrogate_flow.reservoir import Store
 
 __all__ = ["Comparison", "ComparisonError"]

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from surrogate_flow.cli.compare.comparison import Comparison
 from surrogate_flow.cli.compare.variant import OFFLINE
-from surrogate_flow.report.run_folder import RunSummary
+from surrogate_flow.report.folder.run_folder import RunSummary
 
 __all__ = ["ComparisonTable", "FinishedRun"]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from distributed import SchedulerPlugin
 
+from surrogate_flow.report.folder.run_folder import COLUMNS
 from surrogate_flow.report.live.state import LiveState, names_of, number
-from surrogate_flow.report.run_folder import COLUMNS
 
 __all__ = ["NAME", "PAGE", "Dashboard", "NoDashboard", "topic_of"]
 

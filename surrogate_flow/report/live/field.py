@@ -17,9 +17,9 @@ from bokeh.palettes import Inferno256, RdBu11, interp_palette
 from jaxtyping import Float
 
 from surrogate_flow.fields.thinning import SURROGATE, cells_of
-from surrogate_flow.report.axes import across_up_and_cut
 from surrogate_flow.report.live.series import BLUE, GREY, ORANGE, panel, tidy
 from surrogate_flow.report.live.state import LiveState
+from surrogate_flow.report.pictures.axes import across_up_and_cut
 
 __all__ = ["NewestField", "variables_of"]
 

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from surrogate_flow.files import complete_rows
-from surrogate_flow.report.live.state import DRAWN, LiveState
-from surrogate_flow.report.run_folder import (
+from surrogate_flow.report.folder.run_folder import (
     RunFolder,
     joined_ranks,
     table_of,
     typed,
 )
+from surrogate_flow.report.live.state import DRAWN, LiveState
 
 __all__ = ["Changes", "Follower", "Tail"]
 

@@ -19,13 +19,13 @@ from pytorch_lightning.trainer.states import TrainerFn
 from surrogate_flow.data.module import RunCallback, Status, SurrogateData, data_of
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.files import observing
-from surrogate_flow.report.diagnosis import problems_of
+from surrogate_flow.report.folder.diagnosis import problems_of
+from surrogate_flow.report.folder.run_folder import RunFolder, typed
 from surrogate_flow.report.live.dashboard import NAME, PAGE, Dashboard, topic_of
 from surrogate_flow.report.live.follow import Changes
 from surrogate_flow.report.live.reach import elsewhere
 from surrogate_flow.report.monitor import telemetry
 from surrogate_flow.report.records import Pace
-from surrogate_flow.report.run_folder import RunFolder, typed
 
 __all__ = ["LivePage"]
 

@@ -16,7 +16,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from surrogate_flow.files import not_netcdf
-from surrogate_flow.report.run_folder import COLUMNS
+from surrogate_flow.report.folder.run_folder import COLUMNS
 
 __all__ = ["DRAWN", "SERIES", "LiveState", "names_of", "number"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from surrogate_flow.fields.quantities import counted
-from surrogate_flow.report.cost import RunCost
-from surrogate_flow.report.run_folder import RunFolder
-from surrogate_flow.report.words import (
+from surrogate_flow.report.folder.cost import RunCost
+from surrogate_flow.report.folder.run_folder import RunFolder
+from surrogate_flow.report.folder.words import (
     arguments,
     counted_large,
     number,

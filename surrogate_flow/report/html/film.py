@@ -14,8 +14,8 @@ from PIL import Image
 
 from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.fields.thinning import SURROGATE, cells_of
-from surrogate_flow.report.drawing import Row, draw, flat, titled
-from surrogate_flow.report.words import percent
+from surrogate_flow.report.folder.words import percent
+from surrogate_flow.report.pictures.drawing import Row, draw, flat, titled
 
 __all__ = ["Case", "Film", "encoded", "film_of", "stills"]
 

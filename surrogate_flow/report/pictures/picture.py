@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from matplotlib.figure import Figure
 
 from surrogate_flow.data.validation import ValidationSet
-from surrogate_flow.report.drawing import Row, draw, flat, titled
+from surrogate_flow.report.pictures.drawing import Row, draw, flat, titled
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["picture"]

@@ -7,12 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from surrogate_flow.report import plots
-from surrogate_flow.report.cost import RunCost
-from surrogate_flow.report.headline import error_of, model_of, name_of, rollout_of
-from surrogate_flow.report.page import Section, filled, render
-from surrogate_flow.report.run_folder import FILES, RunFolder, runs_below
-from surrogate_flow.report.words import flattened, number, percent, seconds
+from surrogate_flow.report.folder.cost import RunCost
+from surrogate_flow.report.folder.headline import (
+    error_of,
+    model_of,
+    name_of,
+    rollout_of,
+)
+from surrogate_flow.report.folder.run_folder import FILES, RunFolder, runs_below
+from surrogate_flow.report.folder.words import flattened, number, percent, seconds
+from surrogate_flow.report.html import plots
+from surrogate_flow.report.html.page import Section, filled, render
 
 __all__ = ["comparison_page", "runs_in"]
 

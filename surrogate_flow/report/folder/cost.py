@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surrogate_flow.report.run_folder import RunFolder
-from surrogate_flow.report.words import arguments
+from surrogate_flow.report.folder.run_folder import RunFolder
+from surrogate_flow.report.folder.words import arguments
 
 __all__ = ["RunCost", "at_equal_error", "break_even"]
 

@@ -17,8 +17,8 @@ import xarray as xr
 import yaml
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
-from surrogate_flow.report.diagnosis import State, problems_of
-from surrogate_flow.report.tables import read_table
+from surrogate_flow.report.folder.diagnosis import State, problems_of
+from surrogate_flow.report.folder.tables import read_table
 
 __all__ = ["COLUMNS", "FILES", "OUTCOME", "PAGE", "RunFolder", "RunSummary"]
 __all__ += ["joined_ranks", "runs_below", "table_of", "typed"]

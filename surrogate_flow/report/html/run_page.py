@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 
 from surrogate_flow.fields.quantities import counted
-from surrogate_flow.report import film, plots
-from surrogate_flow.report.cost import RunCost, at_equal_error
-from surrogate_flow.report.headline import headline, name_of, rollout_of
-from surrogate_flow.report.page import Section, filled, render
-from surrogate_flow.report.run_folder import RunFolder
-from surrogate_flow.report.words import counted_large, number, percent, seconds
+from surrogate_flow.report.folder.cost import RunCost, at_equal_error
+from surrogate_flow.report.folder.headline import headline, name_of, rollout_of
+from surrogate_flow.report.folder.run_folder import RunFolder
+from surrogate_flow.report.folder.words import counted_large, number, percent, seconds
+from surrogate_flow.report.html import film, plots
+from surrogate_flow.report.html.page import Section, filled, render
 
 __all__ = ["run_page"]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from surrogate_flow.files import write_text
-from surrogate_flow.report.headline import headline, name_of
-from surrogate_flow.report.run_folder import RunFolder
+from surrogate_flow.report.folder.headline import headline, name_of
+from surrogate_flow.report.folder.run_folder import RunFolder
 
 __all__ = ["CRATE", "write_crate"]
 

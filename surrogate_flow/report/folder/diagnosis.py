@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from surrogate_flow.fields.quantities import counted
-from surrogate_flow.report.words import arguments
+from surrogate_flow.report.folder.words import arguments
 
 __all__ = ["Observed", "State", "problems_of"]
 

@@ -12,7 +12,7 @@ import jinja2
 from bokeh.embed import components
 from bokeh.resources import INLINE, Resources
 
-from surrogate_flow.report.film import Film
+from surrogate_flow.report.html.film import Film
 
 __all__ = ["Block", "Section", "filled", "render"]
 
@@ -89,7 +89,7 @@ def render(
 
 @functools.cache
 def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("surrogate_flow", "report")
+    loader = jinja2.PackageLoader("surrogate_flow", "report/html")
     return jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
     ).get_template("page.html.j2")

@@ -1,0 +1,1 @@
+"""Pages made of the folders of runs alone."""
