@@ -107,8 +107,8 @@ def test_leaves_the_run_folder(run):
     }
     said = unescape((path / "report.html").read_text().split('class="headline">')[1])
     errors = RunSummary.read(path).errors
-    names = ("val_relative_l2", "val_relative_l2_standard_error")
-    error = percent(*(errors.get(name) for name in names))
+    both = ("val_relative_l2", "val_relative_l2_standard_error")
+    error = percent(*(errors.get(name) for name in both))
     assert f"errs by {error} " in said.split("</p>")[0]
     assert "has paid for itself after" in said.split("</p>")[0]
     assert any("tfevents" in name for name in names)
