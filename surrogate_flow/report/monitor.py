@@ -125,6 +125,7 @@ class Monitor(RunCallback):
             table = MetricsTable(self.folder, name="", version="")
             trainer.loggers = [*trainer.loggers, table]
         self._trainer, self._stage = trainer, stage
+        self._final_rate = None
         self._over.clear()
         self._thread = LoudThread(self._watch, "monitor")
         self._thread.start()
@@ -151,8 +152,8 @@ class Monitor(RunCallback):
         self._phase = ", validating"
 
     def on_fit_end(self, *_: Any) -> None:
-        """Say what the end waits for: the callbacks behind this one draw."""
-        self._phase = ", drawing"
+        """Say what the end waits for: the callbacks behind this one write."""
+        self._phase = ", writing the report"
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Note when the training began."""
@@ -187,8 +188,11 @@ class Monitor(RunCallback):
         assert trainer is not None, "set by setup()"
         data = data_of(trainer)
         rate = self._rate() if self._final_rate is None else self._final_rate
+        state = (data.status() if data else None) or Status()
         status = replace(
-            (data.status() if data else None) or Status(),
+            state,
+            # Behind the last batch nobody waits for another.
+            waiting=state.waiting if self._final_rate is None else "",
             seconds=self._clock.now() - self._begin,
             time=datetime.now().astimezone().isoformat(timespec="milliseconds"),
             training=TrainingStats(

@@ -99,7 +99,7 @@ def test_xarray_shows_names_units_and_parameters(heat, recwarn):
         field = written.temperature
         assert field.dims == ("simulation", "time", "x", "y")
         assert field.attrs["units"] == "K"
-        assert written.time.attrs["units"] == "s"
+        assert written.time.attrs["units"] == "s SINCE 0001-01-01"
         np.testing.assert_array_equal(written.time, data.spec.times)
         np.testing.assert_array_equal(written.x, data.spec.coordinates[0].values)
         assert written.left.dims == ("simulation",)

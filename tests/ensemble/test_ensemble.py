@@ -61,6 +61,8 @@ class Arrivals(Discard):
 class Planned:
     """A design of given simulations."""
 
+    planned = None
+
     def __init__(self, simulations):
         self._simulations = iter(simulations)
 

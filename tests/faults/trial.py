@@ -47,6 +47,8 @@ class Trial:
         Empty, for this trial alone.
     """
 
+    planned = None
+
     def __init__(self, plan, client, folder):
         self.plan, self.client, self.folder = plan, client, folder
         self.tokens = folder / "tokens"

@@ -135,7 +135,7 @@ def test_a_scheduler_elsewhere_shows_the_run_and_its_end(scheduler, tmp_path, ca
     with scheduler("--dashboard-prefix=/user/ada/proxy") as client:
         folder = tmp_path / "filled" / "now"
         run(client, folder)
-        (link,) = re.findall(r"Live page: (\S+);", caplog.text)
+        (link,) = re.findall(r"Live page: (\S+) ", caplog.text)
         link = link.replace("/surrogate", "/user/ada/proxy/surrogate")
         body = get(link)
         assert 'href="surrogate"' in body

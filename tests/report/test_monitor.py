@@ -70,7 +70,7 @@ def test_each_status_says_what_the_trainer_does(tmp_path):
     looks = LambdaCallback(on_train_batch_end=look, on_fit_end=look)
     _, trainer = fit(Filled(), tmp_path, monitor, looks)
     assert {*stages[:-1]} == {"fit"}
-    assert stages[-1] == "fit, drawing"
+    assert stages[-1] == "fit, writing the report"
     assert monitor.statuses[-1].training.stage == "fit"
     monitor.on_validation_start(trainer)
     look()
@@ -94,7 +94,8 @@ def test_the_last_row_is_what_the_run_came_to(tmp_path):
     for name in ("samples", "inserted", "drawn"):
         assert int(last[name]) == samples
     assert (last["population"], last["unseen"]) == ("0", "0")
-    assert last["waiting"] == data.waiting
+    # Behind the last batch nobody waits.
+    assert (rows[-2]["waiting"], last["waiting"]) == (data.waiting, "")
     assert last["simulations_done"] == last["bytes_read"] == ""
     for name in COUNTS:
         values = [int(row[name] or 0) for row in rows]

@@ -84,7 +84,7 @@ def test_the_headline_has_the_numbers_of_the_files(whole):
     assert headline == (
         "The FNO surrogate of heat, trained on 1,900 batches from 160 simulations, errs by 3.21 % ± "
         "0.45 % (relative L2 over 40 held-out simulations; skill 0.876), took 80 s of "
-        f"solvers and 40 s of training, and has paid for itself after {paid} evaluations."
+        f"solvers and 40 s of training, and pays for itself after {paid} evaluations."
     )
     cost = sections(whole[0])["cost"]
     assert f"(80 s + 40 s) / (0.4 s - 0.1 s) = {paid}" in cost

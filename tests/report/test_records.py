@@ -18,8 +18,8 @@ from pytorch_lightning.callbacks import LambdaCallback
 from surrogate_flow.fields.conventions import about
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.nn import FullyConnected
+from surrogate_flow.report import about as about_module
 from surrogate_flow.report import records as records_module
-from surrogate_flow.report.folder import about as about_module
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.monitor import Monitor
 from surrogate_flow.report.records import LossTable, NewestField, Pace, Records

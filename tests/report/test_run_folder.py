@@ -162,7 +162,8 @@ WAITS = {"draw_wait_seconds": np.maximum(0, np.arange(200.0) - 10) * 0.6}
         ({"step": np.minimum(np.arange(200), 100) * 10}, "No batch has been trained for 99 s"),
         ({"step": np.minimum(np.arange(200), 120) * 10}, None),
         (WAITS, "The trainer waits for data 60% of its time: ask for more jobs, --data.cluster.maximum_jobs 8."),
-        ({"put_wait_seconds": np.arange(200.0)}, "Simulations wait for the trainer 100% of the time"),
+        ({"put_wait_seconds": np.arange(200.0), "workers": 2}, "Simulations wait for the trainer 100% of the time"),
+        ({"put_wait_seconds": np.arange(200.0), "workers": 1}, None),
     ],
 )  # fmt: skip
 def test_problems_are_said_with_what_helps(columns, said, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from surrogate_flow.fields.quantities import counted
+from surrogate_flow.report.folder.tables import while_training
 from surrogate_flow.report.folder.words import arguments
 
 __all__ = ["Observed", "State", "problems_of"]
@@ -104,6 +105,8 @@ def _stall(run: Observed) -> str:
 
 def _waits(run: Observed) -> list[str]:
     table = run.telemetry
+    if run.state != "running":
+        table = while_training(table)
     table = table[table.step > 0]
     if run.state == "running" and len(table):
         table = table[table.seconds >= table.seconds.iloc[-1] - _RECENT]
@@ -117,7 +120,7 @@ def _waits(run: Observed) -> list[str]:
     if drawing >= _MUCH:
         share = f"{min(drawing, 1.0):.0%}"
         found.append(f"The trainer waits for data {share} of its time: {_more(run)}")
-    if putting >= _MUCH:
+    if putting >= _MUCH and last.workers > 1:
         found.append(
             f"Simulations wait for the trainer {min(putting, 1.0):.0%} of the time: "
             "fewer workers would do."

@@ -53,7 +53,7 @@ def _sentence(run: RunFolder) -> str:
         + f"{seconds(outcome.training_seconds)} of training"
     )
     if cost is not None and cost.break_even is not None:
-        parts.append(f"has paid for itself after {cost.break_even:,} evaluations")
+        parts.append(f"pays for itself after {cost.break_even:,} evaluations")
     elif cost is not None and cost.never:
         parts.append(
             "never pays for itself, since an evaluation takes "
@@ -69,10 +69,21 @@ def _error(run: RunFolder, errors: Mapping[str, float]) -> str:
         return "has no validation error"
     count = run.outcome.validated if run.outcome else None
     of = f" over {counted(count, 'held-out simulation')}" if count else ""
+    if lost := _lost(run):
+        of += f", without {lost} that failed"
     inside = [f"relative L2{of}"]
     if "val_skill" in errors:
         inside.append(f"skill {number(errors['val_skill'], digits=3)}")
     return f"errs by {percent(error, spread)} ({'; '.join(inside)})"
+
+
+def _lost(run: RunFolder) -> int:
+    """Return how many held-out simulations have failed permanently."""
+    table = run.failures
+    if not {"part", "outcome", "simulation"} <= {*table}:
+        return 0
+    lost = (table.outcome == "failed permanently") & (table.part == "validation")
+    return int(table.simulation[lost].nunique())
 
 
 def name_of(run: RunFolder) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-__all__ = ["read_table"]
+__all__ = ["read_table", "while_training"]
 
 
 def read_table(data: bytes, dtype: Mapping[str, type]) -> tuple[pd.DataFrame, int]:
@@ -41,6 +41,18 @@ def read_table(data: bytes, dtype: Mapping[str, type]) -> tuple[pd.DataFrame, in
     read = sum(record.count(b"\n") + 1 for record in records if record.strip())
     damaged = sum(1 for line in lines if line.strip()) - read
     return table, damaged + sum(map(bool, map(bytes.strip, records))) - 1 - len(table)
+
+
+def while_training(telemetry: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows up to the last batch: behind it, pictures and pages are made.
+
+    Examples
+    --------
+    >>> while_training(pd.DataFrame({"samples": [0, 64, 128, 128]})).samples.tolist()
+    [0, 64, 128]
+    """
+    grown = telemetry.samples.diff() > 0
+    return telemetry.loc[: grown[grown].index[-1]] if grown.any() else telemetry
 
 
 def _records(lines: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:

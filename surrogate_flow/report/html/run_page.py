@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shlex
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,6 +14,7 @@ from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.folder.cost import RunCost, at_equal_error
 from surrogate_flow.report.folder.headline import headline, name_of, rollout_of
 from surrogate_flow.report.folder.run_folder import RunFolder
+from surrogate_flow.report.folder.tables import while_training
 from surrogate_flow.report.folder.words import counted_large, number, percent, seconds
 from surrogate_flow.report.html import film, plots
 from surrogate_flow.report.html.page import Section, filled, render
@@ -177,7 +179,7 @@ def _seen(run: RunFolder, section: Section) -> None:
 
 def _waiting(run: RunFolder, section: Section) -> None:
     section.absent = "Nobody's waiting has been noted."
-    table = run.telemetry
+    table = while_training(run.telemetry)
     if not len(table):
         return
     section.plot(
@@ -190,10 +192,11 @@ def _waiting(run: RunFolder, section: Section) -> None:
     if plot is None or not len(drawing) or not len(putting):
         return
     whole = float(table.seconds.iloc[-1])
+    share = drawing.iloc[-1] / whole if whole else None
     section.plot(
         plot,
-        f"Of {seconds(whole)} the trainer waited {seconds(drawing.iloc[-1])} for "
-        f"samples ({percent(drawing.iloc[-1] / whole if whole else None)}), and "
+        f"In the {seconds(whole)} to its last batch the trainer waited "
+        f"{seconds(drawing.iloc[-1])} for samples ({percent(share)}), and "
         f"simulations {seconds(putting.iloc[-1])} for room in the reservoir: the side "
         "that waits is the faster one.",
     )
@@ -215,8 +218,10 @@ def _failures(run: RunFolder, section: Section) -> None:
     if not len(table):
         return
     more = len(table) - _FAILURES
-    known = [column for column in table if column not in ("part", "traceback")]
+    known = [column for column in table if column not in ("host", "traceback")]
     shown = table[known].head(_FAILURES).fillna("").astype(str)
+    if "parameters" in shown:
+        shown["parameters"] = shown["parameters"].map(_point)
     section.add(
         "table",
         head=[*map(str, known)],
@@ -228,6 +233,15 @@ def _failures(run: RunFolder, section: Section) -> None:
             else "."
         ),
     )
+
+
+def _point(text: str) -> str:
+    """Return the parameters of an attempt with four digits."""
+    try:
+        point = ast.literal_eval(text)
+        return ", ".join(f"{name} {number(value)}" for name, value in point.items())
+    except (ValueError, SyntaxError, TypeError, AttributeError):
+        return text  # Of another version, or cut off.
 
 
 def _cost(run: RunFolder, section: Section) -> None:

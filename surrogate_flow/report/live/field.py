@@ -86,18 +86,28 @@ class NewestField:
             self._source.data = _points(data)
         finite = truth.values[np.isfinite(truth.values)]
         low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-        mapper = self._mappers["field"]
-        mapper.low, mapper.high = float(low), float(high if high > low else low + 1)
+        self._scale("field", float(low), float(high if high > low else low + 1))
         error = np.abs(data["difference"].values)
         width = float(error[np.isfinite(error)].max(initial=0.0)) or 1.0
-        mapper = self._mappers["difference"]
-        mapper.low, mapper.high = -width, width
-        if len(self.figures) == 2:
-            scale = self.figures[1].y_range
-            scale.start, scale.end = -1.1 * width, 1.1 * width
+        self._scale("difference", -width, width)
         units = f" {self._units}" if self._units else ""
         self.figures[0].title.text = f"{self._variable}, {_named(fields)}"
         self.figures[-1].title.text = f"surrogate - solver: {width:.3g}{units} at most"
+
+    def _scale(self, name: str, low: float, high: float) -> None:
+        """Have colours, or an axis, from one value to another, if others are too far.
+
+        What changes little stays: it is easier to read, and each change is a message.
+        """
+        mapper = self._mappers[name]
+        span = mapper.high - mapper.low
+        least = min(low - mapper.low, mapper.high - high)
+        if -0.02 * span <= least and high - low >= 0.7 * span:
+            return
+        mapper.low, mapper.high = low, high
+        if name == "difference" and len(self.figures) == 2:
+            scale = self.figures[1].y_range
+            scale.start, scale.end = 1.1 * low, 1.1 * high
 
     def _maps(self, field: xr.DataArray) -> list[Any]:
         labels = _labels(field)

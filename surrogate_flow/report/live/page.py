@@ -16,6 +16,7 @@ from bokeh.models import (
     ColumnDataSource,
     DataTable,
     Div,
+    GlyphRenderer,
     Select,
     TableColumn,
 )
@@ -183,6 +184,11 @@ class Page:
         # With data, since a glyph without its columns counts as a mistake.
         for part in self.panels:
             part.update(state)
+        # Each message names all models of the page: what is alike stands once.
+        views: dict[str, Any] = {}
+        for drawn in (d for p in parts for d in p.select({"type": GlyphRenderer})):
+            drawn.view = views.setdefault(drawn.data_source.id, drawn.view)
+            drawn.nonselection_glyph = drawn.muted_glyph = None
         self._body.children = parts
 
     def _shape_of(self, state: LiveState) -> Any:

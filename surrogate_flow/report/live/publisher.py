@@ -63,12 +63,13 @@ class LivePage(RunCallback):
         self._unsent: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._ready = self._sends = self._over = self._warned = False
+        self._trains = True
 
     def setup(
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
     ) -> None:
         """Add the page to the dashboard, in the background, and log its address."""
-        self._over = False
+        self._over, self._trains = False, True
         # The other ranks send to the page of the first.
         topic = trainer.strategy.broadcast(_topic(self.folder))
         data = data_of(trainer)
@@ -110,7 +111,7 @@ class LivePage(RunCallback):
                 client.dashboard_link,
             )
             return
-        logger.info("Live page: %s; Dask dashboard: %s", page, link)
+        logger.info("Live page: %s (Dask dashboard: %s)", page, link)
         if line:
             logger.info("%s", line)
         self._ready = True
@@ -125,7 +126,8 @@ class LivePage(RunCallback):
             self._warn("its scheduler cannot be reached")
         row = telemetry(status)
         message: dict[str, Any] = {"rank": self._rank, "rows": [row]}
-        self._recent.append(row)
+        if self._trains:
+            self._recent.append(row)
         now = time.monotonic()
         if self._rank == 0 and self._pace.due:
             with self._pace.taking():
@@ -146,6 +148,10 @@ class LivePage(RunCallback):
             )
             message["problems"] = problems_of(run)
         return message
+
+    def on_train_end(self, *_: Any) -> None:
+        """Look for nothing that is wrong behind the last batch."""
+        self._trains = False
 
     def on_fit_end(self, *_: Any) -> None:
         """Say that the run has ended, while the cluster is there."""

@@ -49,7 +49,7 @@ def panel(title: str, across: str, up: str, **options: Any) -> Any:
         height=HEIGHT,
         min_width=200,
         sizing_mode="stretch_width",
-        tools="pan,box_zoom,wheel_zoom,reset,save",
+        tools="pan,wheel_zoom,reset,save",
         toolbar_location="above",
         **options,
     )
