@@ -160,7 +160,8 @@ class Study:
         self._resources = contextlib.ExitStack()
         self._updated = 0.0
         self._started = False
-        self._signs, self._since = (0, 0, 0), time.monotonic()
+        self._signs: tuple[object, ...] = ()
+        self._since = time.monotonic()
         enter, leave = self._resources.enter_context, self._resources.callback
         solver = Packed.of(solver)
         try:
@@ -258,7 +259,9 @@ class Study:
             self._watchdog.check()
         self._update_jobs(load or Load())
         counters, stats = self.inlet.stats(), self.stats()
-        signs = (counters.steps, stats.retried, stats.failed)
+        # Workers that begin again after a pause have as long as those before.
+        paused, live = bool(self._ensemble.waiting()), counters.connections
+        signs = (counters.steps, stats.retried, stats.failed, paused, live)
         now, patience = time.monotonic(), self._faults.patience
         if signs != self._signs or held_up or not stats.running:
             self._signs, self._since = signs, now
