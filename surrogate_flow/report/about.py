@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shlex
 import socket
@@ -19,7 +18,7 @@ import torch
 from dask.system import CPU_COUNT
 
 from surrogate_flow.data.module import SurrogateData
-from surrogate_flow.fields.conventions import masked
+from surrogate_flow.fields.conventions import masked, version
 from surrogate_flow.fields.spec import FieldSpec
 
 __all__ = ["about_run", "now"]
@@ -53,7 +52,7 @@ def about_run(trainer: L.Trainer, data: SurrogateData) -> dict[str, Any]:
         "command": _command(),
         "started": now(),
         "versions": {
-            **{package: v for package in _PACKAGES if (v := _version(package))},
+            **{package: v for package in _PACKAGES if (v := version(package))},
             "python": platform.python_version(),
         },
         "git": _commit(),
@@ -96,13 +95,6 @@ def _command() -> str:
     program = Path(sys.argv[0]).name
     script = program.endswith(".py") and not program.startswith("ipykernel")
     return shlex.join(["python", *masked(sys.argv)]) if script else ""
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _commit() -> str:
