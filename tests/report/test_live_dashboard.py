@@ -135,15 +135,15 @@ def test_a_scheduler_elsewhere_shows_the_run_and_its_end(scheduler, tmp_path, ca
     with scheduler("--dashboard-prefix=/user/ada/proxy") as client:
         folder = tmp_path / "filled" / "now"
         run(client, folder)
-        (link,) = re.findall(r"Live page: (\S+) ", caplog.text)
+        (link,) = wait_until(lambda: re.findall(r"Live page: (\S+) ", caplog.text))
         link = link.replace("/surrogate", "/user/ada/proxy/surrogate")
         body = get(link)
         assert 'href="surrogate"' in body
         assert re.search(r'src="(/user/ada/proxy/)?static/js/bokeh', body), body
+        wait_until(lambda: "ended" in shown(link)[1])
         sources, words = shown(link)
         (*_, last) = rows_of(folder / "telemetry.csv")
         assert sources["series"]["step"][-1] == int(last["step"]) > 0
-        assert "ended" in words
         assert "<b>filled/now</b>" in words
         # One that is killed is said to have stopped, when its connection ends.
         address = client.scheduler_info()["address"]
@@ -158,6 +158,8 @@ def test_a_scheduler_without_pages_costs_a_line(scheduler, tmp_path, caplog):
     """The run goes on, and watch is named instead."""
     with scheduler("--no-dashboard") as client:
         run(client, tmp_path)
+        # The scheduler may take longer to load the page than the run.
+        wait_until(lambda: "No live page" in caplog.text)
         (record,) = (
             r for r in caplog.records if r.levelname == "WARNING" and "live" in r.name
         )
@@ -210,7 +212,7 @@ def test_no_mistake_of_the_page_ends_a_run(client, tmp_path, caplog, monkeypatch
 
     monkeypatch.setattr("surrogate_flow.report.live.publisher.elsewhere", fails)
     run(client, tmp_path)
-    assert "No live page on the scheduler" in caplog.text
+    wait_until(lambda: "No live page on the scheduler" in caplog.text)
     assert "uid not found: 4711" in caplog.text
 
 
@@ -219,13 +221,16 @@ def test_two_runs_of_one_name_are_two(client, tmp_path):
     for user in ("ada", "bob"):
         run(client, tmp_path / user / "runs" / "1")
     link = client.dashboard_link.replace("/status", "/surrogate")
+
+    def names():
+        session = pull_session(url=link)
+        (select,) = session.document.select({"type": Select})
+        session.close()
+        return {name for _, name in select.options if name.startswith("runs/1, ")}
+
+    wait_until(lambda: len(names()) == 2)
     with urllib.request.urlopen(link.replace("surrogate", "metrics"), timeout=30):
         pass  # No gauge is there twice.
-    session = pull_session(url=link)
-    (select,) = session.document.select({"type": Select})
-    session.close()
-    names = [name for _, name in select.options if name.startswith("runs/1, ")]
-    assert len({*names}) == 2
 
 
 def test_what_waits_for_a_slow_scheduler_is_bounded_and_keeps_failures(tmp_path):
