@@ -33,7 +33,7 @@ autodoc_preserve_defaults = True
 def _link_pages(app: Any, name: str, source: list[str]) -> None:
     """Pages are named in backticks, so that a clone is read without the site."""
     text = source[0]
-    for file in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY"):
+    for file in ("README", "CHANGELOG", "CONTRIBUTING"):
         whole = (root / f"{file}.md").read_text("utf-8").replace("](docs/", "](")
         text = text.replace(f"{{{{{file}}}}}", whole)
     source[0] = re.sub(r"`docs/(\w+)\.(md|ipynb)`", r"[\1](\1.\2)", text)
