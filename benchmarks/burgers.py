@@ -16,18 +16,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from row import Row
+from row import Row, report
 
 from surrogate_flow import Surrogate
 from surrogate_flow.data.validation import ValidationSet
@@ -184,13 +183,7 @@ def main() -> None:
     paths = [trained(options.experiment, n, options.output, length) for n in NETWORKS]
     torch.set_num_threads(1)
     rows = [row for path in paths for row in compare(path, options.simulations)]
-    for row in rows:
-        print(
-            f"{row.case:45} {row.value:10.4g} {row.unit:6} | {row.peer}: "
-            f"{row.peer_value:.4g} | ratio {row.ratio:.3g}"
-        )
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    report(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -12,21 +12,19 @@ beside what it takes without: both are in the process that trains.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
 import tempfile
 import threading
 import time
-from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as L
 from distributed import Scheduler
-from row import Row
+from row import Row, report
 
 from surrogate_flow.cli.lightning import build
 from surrogate_flow.data.module import Status
@@ -175,13 +173,7 @@ def main() -> None:
         for opens in (True, False)
         for row in measure(options.seconds, options.windows, opens, [*demo, *words])
     ]
-    for row in rows:
-        print(
-            f"{row.case}: {row.value:.4g} {row.unit}, {row.peer} {row.peer_value:.4g}; "
-            f"ratio {row.ratio:.4f}"
-        )
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    report(rows, options.json)
 
 
 if __name__ == "__main__":

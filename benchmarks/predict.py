@@ -11,18 +11,16 @@ temporary folder.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 import xarray as xr
-from row import Row
+from row import Row, report
 
 from surrogate_flow import Autoregressive, Direct, Surrogate
 from surrogate_flow.fields.window import Window
@@ -118,13 +116,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = rows(options.quick)
-    for r in found:
-        print(f"{r.case}: {r.value:,.0f} {r.unit}; {r.peer}: {r.peer_value:,.0f}")
+    report(rows(options.quick), options.json)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{torch.get_num_threads()} threads, {peak:.2f} GiB at most")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(r) for r in found], indent=1))
 
 
 if __name__ == "__main__":

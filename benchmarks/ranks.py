@@ -26,14 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from row import Row
+from row import Row, report
 
 BATCH = 64
 STEPS = 100
@@ -120,21 +117,8 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=600)
     options = parser.parse_args()
     simulations, rounds = (24, 1) if options.quick else (options.simulations, 3)
-    table = Table("case", "value", "unit", "peer", "its", "ratio")
     rows = measure(simulations, options.devices, options.accelerator, rounds)
-    for row in rows:
-        table.add_row(
-            row.case,
-            f"{row.value:.0f}",
-            row.unit,
-            row.peer,
-            f"{row.peer_value:.0f}",
-            f"{row.ratio:.2f}",
-        )
-    Console().print(table)
-    if options.json is not None:
-        plain = [asdict(row) for row in rows]
-        options.json.write_text(json.dumps(plain, indent=2))
+    report(rows, options.json)
 
 
 if __name__ == "__main__":

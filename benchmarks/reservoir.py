@@ -38,14 +38,13 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 from rich.console import Console
-from rich.table import Table
-from row import Row
+from row import Row, report
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Direct
@@ -298,19 +297,7 @@ def main() -> None:
     rows = [memory(256 if options.quick else 1074)]
     for case in CASES:
         rows += measure(case, 3 if options.quick else 21)
-    table = Table("case", "ours", "unit", "peer", "its", "ratio")
-    for row in rows:
-        table.add_row(
-            row.case,
-            f"{row.value:.2f}",
-            row.unit,
-            row.peer,
-            f"{row.peer_value:.2f}",
-            f"{row.ratio:.2f}",
-        )
-    console.print(table)
-    if options.json is not None:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+    report(rows, options.json)
 
 
 if __name__ == "__main__":

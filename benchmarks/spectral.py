@@ -8,19 +8,15 @@ on the same threads. Values are medians; below 1, ours is faster.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from neuralop.layers.spectral_convolution import SpectralConv
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from row import Row
+from row import Row, report
 from torch import Tensor, fft
 
 from surrogate_flow.nn.spectral import RealSpectralConv
@@ -111,13 +107,7 @@ def main() -> None:
     names = [*CASES][: 5 if options.quick else None]
     rounds = 1 if options.quick else options.rounds
     rows = [measure(name, rounds) for name in track(names, "cases", transient=True)]
-    table = Table("case", "value", "unit", "peer", "its", "ratio")
-    for row in rows:
-        value, its = f"{row.value:.3g}", f"{row.peer_value:.3g}"
-        table.add_row(row.case, value, row.unit, row.peer, its, f"{row.ratio:.2f}")
-    Console().print(table)
-    if options.json is not None:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+    report(rows, options.json)
 
 
 if __name__ == "__main__":

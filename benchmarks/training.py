@@ -22,15 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dask.system import CPU_COUNT
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from row import Row
+from row import Row, report
 
 __all__ = ["CASES"]
 
@@ -192,13 +189,7 @@ def main() -> None:
         print(plain(*json.loads(options.plain)))
         return
     rows = measure(options.quick, 1 if options.quick else options.rounds)
-    table = Table("case", "value", "unit", "peer", "its", "ratio")
-    for row in rows:
-        value, its = f"{row.value:.3g}", f"{row.peer_value:.3g}"
-        table.add_row(row.case, value, row.unit, row.peer, its, f"{row.ratio:.2f}")
-    Console().print(table)
-    if options.json is not None:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+    report(rows, options.json)
 
 
 if __name__ == "__main__":
