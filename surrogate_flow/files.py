@@ -20,7 +20,6 @@ __all__ = [
     "LOCK",
     "NETCDF",
     "DirectoryLock",
-    "complete_rows",
     "leave",
     "log_unwritten",
     "not_netcdf",
@@ -37,7 +36,6 @@ logger = logging.getLogger(__name__)
 LOCK = ".lock"
 # Only temporary folders have it: data sets may lie beside them, and be called alike.
 _OWNER, _OWN = ".flow-owner", re.compile(r"flow-([a-z]+-)?[a-z0-9_]{8}")
-_LONGEST = 64_000  # bytes of a row
 #: How the names of netCDF files end.
 NETCDF = (".nc", ".nc4", ".cdf", ".h5", ".hdf5")
 
@@ -230,16 +228,3 @@ def remedy(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "See who may write there."
     return "Make room there."
-
-
-def complete_rows(data: bytes) -> bytes:
-    """Return the complete rows of a CSV file: the last may be half written."""
-    data = data[: data.rfind(b"\n") + 1]
-    end = place = odd = 0
-    for line in data.split(b"\n")[:-1]:
-        place += len(line) + 1
-        odd ^= line.count(b'"') % 2
-        # If not, it breaks off within a quoted text of several lines.
-        end = end if odd else place
-    # A text that goes on for so long is damage, which who reads the rows leaves out.
-    return data[:end] if place - end < _LONGEST else data

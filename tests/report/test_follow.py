@@ -25,8 +25,8 @@ def test_only_what_was_appended_is_read(tmp_path, monkeypatch):
     assert (read.step.tolist(), other) == ([0, 10, 20], True)
     sizes = []
     monkeypatch.setattr(
-        "surrogate_flow.report.live.follow.table_of",
-        lambda data: sizes.append(len(data)) or pd.DataFrame(),
+        "surrogate_flow.report.live.follow.read_table",
+        lambda data: (sizes.append(len(data)) or pd.DataFrame(), 0),
     )
     tail.rows()
     assert sizes[-1] == len(path.read_bytes().split(b"\n")[0]) + 1

@@ -79,8 +79,10 @@ def test_a_long_run_takes_no_more_memory():
 
 def test_ranks_are_counted_together():
     told = LiveState("run")
-    told.update({"rank": 1, "rows": [row(3, waiting="", times_seen="1 0 0 0 5")]})
+    other = row(3, waiting="inlet waits", times_seen="1 0 0 0 5")
+    told.update({"rank": 1, "rows": [other]})
     told.update({"rows": [row(3)]})
+    assert told.last["waiting"] == "rank 1: inlet waits"
     assert told.last["steps_received"] == 2 * 75
     assert told.last["draw_wait_seconds"] == pytest.approx(0.9)
     assert told.last["step"] == 30

@@ -18,10 +18,10 @@ import yaml
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.report.folder.diagnosis import State, problems_of
-from surrogate_flow.report.folder.tables import read_table
+from surrogate_flow.report.folder.tables import TEXT, read_table
 
 __all__ = ["COLUMNS", "FILES", "OUTCOME", "PAGE", "RunFolder", "RunSummary"]
-__all__ += ["joined_ranks", "runs_below", "table_of", "typed"]
+__all__ += ["joined_column", "joined_ranks", "runs_below", "typed"]
 
 Read = TypeVar("Read")
 
@@ -111,7 +111,6 @@ COLUMNS: Mapping[str, Column] = {
         "store.times_seen", "samples seen 0, 1, 2, ... times, between blanks"
     ),
 }
-_TEXT = ("waiting", "time", "times_seen")
 
 #: What a run writes, and when; the patterns of files of several ranks.
 FILES: Mapping[str, str] = {
@@ -349,7 +348,7 @@ class RunFolder:
         return [table for table in tables if table is not None]
 
     def _table(self, path: Path) -> pd.DataFrame:
-        table, damaged = read_table(path.read_bytes(), dict.fromkeys(_TEXT, str))
+        table, damaged = read_table(path.read_bytes())
         if damaged:
             said = f"Of {path.name} damaged lines are left out: {damaged}."
             self._damaged.append(said)
@@ -380,18 +379,13 @@ def runs_below(root: Path) -> list[Path]:
     return [file.parent for file in sorted(found, key=lambda p: p.stat().st_mtime)]
 
 
-def table_of(data: bytes) -> pd.DataFrame:
-    """Return the complete rows of a CSV file, without those with too many columns."""
-    return read_table(data, dict.fromkeys(_TEXT, str))[0]
-
-
 def typed(table: pd.DataFrame) -> pd.DataFrame:
     """Return telemetry with all columns, each of its type."""
     table = table.reindex(columns=[*COLUMNS])
     for name in table:
         if name == "time":
             table[name] = pd.to_datetime(table[name], utc=True, errors="coerce")
-        elif name in _TEXT:
+        elif name in TEXT:
             table[name] = table[name].astype(object).where(table[name].notna(), "")
         else:
             table[name] = pd.to_numeric(table[name], errors="coerce")
@@ -405,30 +399,32 @@ def joined_ranks(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         return tables[0]
     moments = tables[0].seconds.to_numpy()
     at = [np.searchsorted(t.seconds, moments, side="right") - 1 for t in tables]
-    rows = [
-        t.iloc[np.maximum(k, 0)].reset_index(drop=True)
-        for t, k in zip(tables, at, strict=True)
-    ]
-    joined = rows[0].copy()
-    for name, column in COLUMNS.items():
-        values = pd.concat([row[name] for row in rows], axis=1)
-        if name == "times_seen":
-            joined[name] = [_added(texts) for texts in values.to_numpy()]
-        elif name == "waiting":
-            joined[name] = [_listed(texts) for texts in values.to_numpy()]
-        elif column.ranks == "sum":
-            joined[name] = values.sum(axis=1, min_count=1)
-        elif column.ranks == "mean":
-            joined[name] = values.mean(axis=1)
-    return joined
+    rows = [t.iloc[np.maximum(k, 0)] for t, k in zip(tables, at, strict=True)]
+    joined = {n: joined_column(n, [r[n].to_numpy() for r in rows]) for n in COLUMNS}
+    return rows[0].assign(**joined).reset_index(drop=True)
 
 
-def _added(texts: Iterable[str]) -> str:
-    counts = itertools.zip_longest(*(map(int, t.split()) for t in texts), fillvalue=0)
+def joined_column(name: str, ranks: Sequence[Sequence[Any]]) -> Any:
+    """Return a column of all ranks together, of those of each at the same moments."""
+    if name == "times_seen":
+        return [_added(texts) for texts in zip(*ranks, strict=True)]
+    if name == "waiting":
+        return [_listed(texts) for texts in zip(*ranks, strict=True)]
+    if COLUMNS[name].ranks == "first":
+        return ranks[0]
+    values = np.array(ranks, dtype=float)
+    known = (~np.isnan(values)).sum(axis=0)
+    total: Any = np.where(known, np.nansum(values, axis=0), np.nan)
+    return total / np.maximum(known, 1) if COLUMNS[name].ranks == "mean" else total
+
+
+def _added(texts: Iterable[str | None]) -> str:
+    each = (map(int, (text or "").split()) for text in texts)
+    counts = itertools.zip_longest(*each, fillvalue=0)
     return " ".join(str(sum(ranks)) for ranks in counts)
 
 
-def _listed(texts: Iterable[str]) -> str:
+def _listed(texts: Iterable[str | None]) -> str:
     return "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text)
 
 

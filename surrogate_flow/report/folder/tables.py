@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
-__all__ = ["read_table", "while_training"]
+__all__ = ["TEXT", "complete_rows", "read_table", "while_training"]
+
+#: Columns that are no numbers, though they may look like some.
+TEXT = ("waiting", "time", "times_seen")
+_LONGEST = 64_000  # bytes of a row
 
 
-def read_table(data: bytes, dtype: Mapping[str, type]) -> tuple[pd.DataFrame, int]:
+def complete_rows(data: bytes) -> bytes:
+    """Return the complete rows of a table: the last may be half written."""
+    data = data[: data.rfind(b"\n") + 1]
+    _, rest = _records(data.split(b"\n")[:-1])
+    begun = sum(len(line) + 1 for line in rest)
+    # A text that goes on for so long is damage, which `read_table` leaves out.
+    return data[: len(data) - begun] if begun < _LONGEST else data
+
+
+def read_table(data: bytes) -> tuple[pd.DataFrame, int]:
     """Return the complete rows of a table, and how many damaged lines are left out.
 
     The last row may be half written, which is no damage.
@@ -23,7 +36,7 @@ def read_table(data: bytes, dtype: Mapping[str, type]) -> tuple[pd.DataFrame, in
 
     Examples
     --------
-    >>> table, damaged = read_table(b'step,why\\n1,a\\n2,"b\\n3,c\\n5,', {})
+    >>> table, damaged = read_table(b'step,why\\n1,a\\n2,"b\\n3,c\\n5,')
     >>> table.step.tolist(), damaged
     ([1, 3], 1)
     """
@@ -37,7 +50,7 @@ def read_table(data: bytes, dtype: Mapping[str, type]) -> tuple[pd.DataFrame, in
         behind, _ = _records(rest[1:])
         records += [record for record in behind if _fields(record) == columns]
     text = io.BytesIO(b"\n".join([*records, b""]))
-    table = pd.read_csv(text, on_bad_lines="skip", dtype=dict(dtype))
+    table = pd.read_csv(text, on_bad_lines="skip", dtype=dict.fromkeys(TEXT, str))
     read = sum(record.count(b"\n") + 1 for record in records if record.strip())
     damaged = sum(1 for line in lines if line.strip()) - read
     return table, damaged + sum(map(bool, map(bytes.strip, records))) - 1 - len(table)

@@ -9,13 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from surrogate_flow.files import complete_rows
-from surrogate_flow.report.folder.run_folder import (
-    RunFolder,
-    joined_ranks,
-    table_of,
-    typed,
-)
+from surrogate_flow.report.folder.run_folder import RunFolder, joined_ranks, typed
+from surrogate_flow.report.folder.tables import complete_rows, read_table
 from surrogate_flow.report.live.state import DRAWN, LiveState
 
 __all__ = ["Changes", "Follower", "Tail"]
@@ -51,8 +46,8 @@ class Tail:
         self._end += len(data)
         if not self._head:
             self._head = data[: data.find(b"\n") + 1]
-            return (table_of(data) if data else pd.DataFrame()), other
-        return table_of(self._head + data), other
+            return (read_table(data)[0] if data else pd.DataFrame()), other
+        return read_table(self._head + data)[0], other
 
 
 class Changes:

@@ -6,8 +6,7 @@ import io
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import h5py
@@ -16,7 +15,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from surrogate_flow.files import not_netcdf
-from surrogate_flow.report.folder.run_folder import COLUMNS
+from surrogate_flow.report.folder.run_folder import COLUMNS, joined_column
 
 __all__ = ["DRAWN", "SERIES", "LiveState", "names_of", "number"]
 
@@ -122,7 +121,7 @@ class LiveState:
             if rank:
                 self._others[rank] = row
             else:
-                self._append(_joined(row, self._others.values()))
+                self._append(_joined([row, *self._others.values()]))
         self.failures.extend(message.get("failures", ()))
         if "losses" in message:
             self.losses = {
@@ -255,20 +254,9 @@ def _counts(row: Mapping[str, Any]) -> list[int]:
     return [int(n) for n in text.split()] if isinstance(text, str) else []
 
 
-def _joined(
-    row: Mapping[str, Any], others: Iterable[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Return the row of the first rank with what the others count added."""
-    joined, rows = dict(row), [row, *others]
-    if len(rows) == 1:
-        return joined
-    for name in row:
-        column = COLUMNS.get(name)
-        values = [number(each.get(name)) for each in rows]
-        if name == "times_seen":
-            counts = zip_longest(*map(_counts, rows), fillvalue=0)
-            joined[name] = " ".join(str(sum(each)) for each in counts)
-        elif column and column.ranks in ("sum", "mean") and math.isfinite(values[0]):
-            total = sum(values)
-            joined[name] = total / len(rows) if column.ranks == "mean" else total
-    return joined
+def _joined(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the row of the first rank, joined with the last ones of the others."""
+    if len(ranks) == 1:
+        return dict(ranks[0])
+    known = [name for name in ranks[0] if name in COLUMNS]
+    return {n: joined_column(n, [[row.get(n)] for row in ranks])[0] for n in known}
