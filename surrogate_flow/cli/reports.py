@@ -13,7 +13,7 @@ from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.files import tolerate_full_disk, write_text
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.crate import CRATE, write_crate
-from surrogate_flow.report.folder.run_folder import PAGE, RunFolder
+from surrogate_flow.report.folder.run_folder import REPORT, RunFolder
 from surrogate_flow.report.html.comparison_page import comparison_page, runs_in
 from surrogate_flow.report.html.run_page import run_page
 
@@ -38,7 +38,7 @@ def report(words: Sequence[str]) -> None:
     runs = [RunFolder(path) for path in dict.fromkeys(folders)]
     alone = len(runs) == 1
     output = options.output or (
-        runs[0].path / PAGE if alone else Path("comparison.html")
+        runs[0].path / REPORT if alone else Path("comparison.html")
     )
     page = run_page(runs[0]) if alone else comparison_page(runs)
     try:

@@ -30,7 +30,7 @@ from surrogate_flow.fields.thinning import SURROGATE, cells_of
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.monitor import telemetry
 from surrogate_flow.report.pictures.drawing import Row, draw, flat, titled
-from surrogate_flow.report.records import Pace
+from surrogate_flow.report.records import Throttle
 
 __all__ = ["Boards", "newest_picture"]
 
@@ -65,8 +65,8 @@ class Boards(RunCallback):
         self._trainer: L.Trainer | None = None
         self._loggers: list[Logger] = []
         self._senders: dict[int, _Sender] = {}
-        self._slow, self._seen = Pace(_SLOW), Pace(_SEEN)
-        self._picture = Pace(_PICTURE)
+        self._slow, self._seen = Throttle(_SLOW), Throttle(_SEEN)
+        self._picture = Throttle(_PICTURE)
         self._validated = self._over = False
 
     def setup(

@@ -25,7 +25,7 @@ from surrogate_flow.files import (
 from surrogate_flow.report.boards import Boards
 from surrogate_flow.report.console import the_console
 from surrogate_flow.report.folder.crate import CRATE, write_crate
-from surrogate_flow.report.folder.run_folder import OUTCOME, PAGE, RunFolder
+from surrogate_flow.report.folder.run_folder import OUTCOME, REPORT, RunFolder
 from surrogate_flow.report.held_out import HeldOut
 from surrogate_flow.report.live.publisher import LivePage
 from surrogate_flow.report.monitor import MetricsTable, Monitor
@@ -246,7 +246,7 @@ class WritePage(Callback):
         for table in trainer.loggers:
             if isinstance(table, MetricsTable):
                 table.save()
-        self._write(PAGE, _page)
+        self._write(REPORT, _page)
         self._made = True
 
     def _write(self, name: str, write: Callable[[RunFolder], object]) -> None:
@@ -258,7 +258,7 @@ def _page(run: RunFolder) -> None:
     # Here, since Bokeh takes a second to import.
     from surrogate_flow.report.html.run_page import run_page
 
-    write_text(run.path / PAGE, run_page(run))
+    write_text(run.path / REPORT, run_page(run))
 
 
 def run_callbacks(

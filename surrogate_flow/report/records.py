@@ -32,7 +32,7 @@ from surrogate_flow.report.report import held_out_of, next_command
 from surrogate_flow.surrogate.observation import Look, Probe
 from surrogate_flow.surrogate.surrogate import Surrogate
 
-__all__ = ["LossTable", "NewestField", "Pace", "Records", "cut_dims"]
+__all__ = ["LossTable", "NewestFile", "Records", "Throttle", "cut_dims"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ _SAMPLES = 256  # of a batch whose fields have no dims
 _NAMED = 24  # parameters in newest.nc, each of which takes half a kilobyte
 
 
-class Pace:
+class Throttle:
     """Says when a thing may be done again, so that it takes a small share of the time.
 
     Parameters
@@ -119,7 +119,7 @@ class LossTable:
         path.write_text(head.getvalue() + "\n".join(rows) + "\n", "utf-8")
 
 
-class NewestField:
+class NewestFile:
     """One sample of a training step as a small netCDF file.
 
     The file is made once, with all names and units; later its numbers are replaced,
@@ -242,10 +242,10 @@ class Records(RunCallback):
         self.about: dict[str, Any] = {}
         self._surrogate: Surrogate | None = None
         self._losses: LossTable | None = None
-        self._field: NewestField | None = None
+        self._field: NewestFile | None = None
         self._look: Look | None = None
-        self._looks = Pace(0.0)
-        self._paces = {"losses.csv": Pace(_LOSSES), "newest.nc": Pace(_FIELD)}
+        self._looks = Throttle(0.0)
+        self._paces = {"losses.csv": Throttle(_LOSSES), "newest.nc": Throttle(_FIELD)}
         self._unwritten: set[str] = set()
         self._trains = False
 
@@ -269,7 +269,7 @@ class Records(RunCallback):
         size = getattr(data, "batch_size", _SAMPLES)
         self._losses = LossTable(data.spec)
         with observing(f"losses.csv and newest.nc of {self.folder}"):
-            self._field = NewestField(data.spec, size, cut=cut_dims(data.spec))
+            self._field = NewestFile(data.spec, size, cut=cut_dims(data.spec))
             pl_module.probe = Probe(self._field.index)
             self._surrogate, self._trains = pl_module, True
 

@@ -23,7 +23,7 @@ from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.files import leave, observing
 from surrogate_flow.report.console import print_lines
 from surrogate_flow.report.error_curve import BASELINES, ErrorCurve, baseline_error
-from surrogate_flow.report.folder.run_folder import PAGE
+from surrogate_flow.report.folder.run_folder import REPORT
 from surrogate_flow.report.pictures.picture import picture
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -98,7 +98,7 @@ class Report(Callback):
             *_best(trainer),
             *(f"Attempts failed, set aside: {at}" for at in data.cost().set_aside),
             f"Run: {self.folder}",
-            *[f"Report: {self.folder / PAGE}"] * self._page,
+            *[f"Report: {self.folder / REPORT}"] * self._page,
             f"Next: {next_command(self.folder, trainer, pl_module, held_out)}",
         ]
 

@@ -26,7 +26,7 @@ from surrogate_flow.report import boards as boards_module
 from surrogate_flow.report.boards import Boards, newest_picture
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.monitor import Monitor
-from surrogate_flow.report.records import NewestField, Pace, Records
+from surrogate_flow.report.records import NewestFile, Records, Throttle
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +41,7 @@ def recipe(name):
 def run(folder, logger):
     """A fit whose logger has a status a batch, and a picture after the third."""
     records, boards = Records(folder), Boards(folder)
-    records._paces, always = {}, Pace(0.0, 1.0)
+    records._paces, always = {}, Throttle(0.0, 1.0)
     boards._slow = boards._seen = always
     monitor = Monitor(folder, [records, boards])
 
@@ -147,7 +147,7 @@ def test_a_server_that_does_not_answer_holds_up_nothing(caplog, monkeypatch):
             assert answer.wait(60)
 
     boards = Boards(Path("nowhere"))
-    boards._slow = Pace(0.0, 1.0)
+    boards._slow = Throttle(0.0, 1.0)
     trainer = SimpleNamespace(loggers=[Hanging()], global_step=1)
     boards.setup(trainer, None, "fit")
     caplog.set_level("INFO")
@@ -173,7 +173,7 @@ def test_a_server_that_does_not_answer_holds_up_nothing(caplog, monkeypatch):
 )
 def test_the_newest_field_is_drawn(spec, axes, tmp_path):
     """Maps of two dims, of a plane of three, and of meshes; curves of all others."""
-    field = NewestField(spec, 4, cut=("z",) if len(spec.dims) > 2 else ())
+    field = NewestFile(spec, 4, cut=("z",) if len(spec.dims) > 2 else ())
     seen, (truth, _) = look(spec, field)
     (tmp_path / "telemetry.csv").touch()
     field.write(seen, 1, tmp_path / "newest.nc")

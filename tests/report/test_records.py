@@ -22,7 +22,7 @@ from surrogate_flow.report import about as about_module
 from surrogate_flow.report import records as records_module
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.monitor import Monitor
-from surrogate_flow.report.records import LossTable, NewestField, Pace, Records
+from surrogate_flow.report.records import LossTable, NewestFile, Records, Throttle
 from surrogate_flow.sampling import Observations
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.observation import Look, Probe
@@ -93,7 +93,7 @@ def look(spec, field, samples=4):
 def test_newest_nc_is_small_and_has_the_numbers_of_both(spec, tmp_path):
     """Every s-th point of the solver's field and the surrogate's, with coordinates."""
     cut = ("z",) if len(spec.dims) > 2 else ()
-    field = NewestField(spec, 4, cut=cut)
+    field = NewestFile(spec, 4, cut=cut)
     seen, (truth, guess) = look(spec, field)
     path = tmp_path / "newest.nc"
     field.write(seen, 17, path)
@@ -162,7 +162,7 @@ def test_a_fit_leaves_what_it_trained_on(tmp_path):
     """run.json, the losses of all simulations, the newest field; and no probe."""
     records = Records(tmp_path)
     monitor = Monitor(tmp_path, [records])
-    always = records._looks = Pace(0.0, 1e6)
+    always = records._looks = Throttle(0.0, 1e6)
     records._paces = dict.fromkeys(records._paces, always)
     each = LambdaCallback(on_train_batch_end=lambda *_: monitor.sample())
     surrogate, trainer = fit(Filled(), tmp_path, monitor, records, each)
@@ -350,7 +350,7 @@ def test_a_pace_follows_the_work(monkeypatch):
     clock = {"monotonic": 100.0, "thread_time": 0.0}
     for name in clock:
         monkeypatch.setattr(records_module.time, name, lambda name=name: clock[name])
-    pace = Pace(2.0, share=0.005)
+    pace = Throttle(2.0, share=0.005)
     for work, pause in ((0.001, 2.0), (1.0, 200.0)):
         assert pace.due
         with pace.taking():

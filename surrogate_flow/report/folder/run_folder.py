@@ -20,12 +20,12 @@ from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.report.folder.diagnosis import State, problems_of
 from surrogate_flow.report.folder.tables import TEXT, read_table
 
-__all__ = ["COLUMNS", "FILES", "OUTCOME", "PAGE", "RunFolder", "RunSummary"]
+__all__ = ["COLUMNS", "FILES", "OUTCOME", "REPORT", "RunFolder", "RunSummary"]
 __all__ += ["joined_column", "joined_ranks", "runs_below", "typed"]
 
 Read = TypeVar("Read")
 
-OUTCOME, PAGE = "outcome.json", "report.html"
+OUTCOME, REPORT = "outcome.json", "report.html"
 
 _ALIVE = 30.0  # seconds since its last row in which a run is taken to go on
 _BEGINNING = 300.0  # and since its settings, before there is a row

@@ -25,7 +25,7 @@ from surrogate_flow.report.live.dashboard import NAME, PAGE, Dashboard, topic_of
 from surrogate_flow.report.live.follow import Changes
 from surrogate_flow.report.live.reach import elsewhere
 from surrogate_flow.report.monitor import telemetry
-from surrogate_flow.report.records import Pace
+from surrogate_flow.report.records import Throttle
 
 __all__ = ["LivePage"]
 
@@ -59,7 +59,7 @@ class LivePage(RunCallback):
         self._client: Client | None = None
         self._rank = 0
         self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
-        self._pace, self._judged = Pace(_FILES), 0.0
+        self._pace, self._judged = Throttle(_FILES), 0.0
         self._unsent: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._ready = self._sends = self._over = self._warned = False
