@@ -287,12 +287,24 @@ def data_of(trainer: L.Trainer) -> SurrogateData | None:
 class RunCallback(L.Callback):
     """One of a run, which has a folder.
 
-    Attributes
+    Parameters
     ----------
     folder : Path
+
+    Attributes
+    ----------
+    trained : bool
+        Whether a batch was begun: if not, there is nothing to tell.
     """
 
-    folder: Path
+    trained = False
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Note that there is something to tell."""
+        self.trained = True
 
 
 def run_folder(trainer: L.Trainer | None) -> Path:

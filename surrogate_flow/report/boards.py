@@ -61,7 +61,7 @@ class Boards(RunCallback):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self._trainer: L.Trainer | None = None
         self._loggers: list[Logger] = []
         self._senders: dict[int, _Sender] = {}

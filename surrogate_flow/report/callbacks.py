@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from rich.console import Console
 
 from surrogate_flow.data.checkpoint import steps_files
-from surrogate_flow.data.module import data_of
+from surrogate_flow.data.module import RunCallback, data_of
 from surrogate_flow.files import (
     DirectoryLock,
     observing,
@@ -201,20 +201,14 @@ class SafeCheckpoint(ModelCheckpoint):
         return False
 
 
-class WritePage(Callback):
+class WritePage(RunCallback):
     """Writes report.html as a run ends or fails, and then what makes it an RO-Crate.
 
     Both are of what is in the run's folder, and behind all that writes there. A run
     that was ended before its first batch has neither.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._trained = self._made = False
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Note that there is something to show."""
-        self._trained = True
+    _made = False
 
     def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Write the page."""
@@ -225,7 +219,7 @@ class WritePage(Callback):
         self, trainer: L.Trainer, module: L.LightningModule, error: BaseException
     ) -> None:
         """Write both, unless a second Ctrl-C ends the run at once."""
-        failed = self._trained or any(self.folder.glob("failures*.csv"))
+        failed = self.trained or any(self.folder.glob("failures*.csv"))
         if failed and not isinstance(error, KeyboardInterrupt):
             self._page(trainer)
             self.teardown(trainer, module, "")

@@ -45,18 +45,10 @@ class HeldOut(RunCallback):
         Of the run.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._trained = False
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Note that there is something to write."""
-        self._trained = True
-
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write both files."""
         data = data_of(trainer)
-        if data is not None and not data.ended_untrained(self._trained):
+        if data is not None and not data.ended_untrained(self.trained):
             with observing(f"validation.csv or cases.nc of {self.folder}"):
                 table = self._table("val", data, pl_module)
                 if table is not None and isinstance(pl_module, Surrogate):

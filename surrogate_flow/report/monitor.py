@@ -90,7 +90,7 @@ class Monitor(RunCallback):
         kept: int = 600,
         clock: Clock | None = None,
     ) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.statuses: deque[Status] = deque(maxlen=kept)
         self._listeners = list(listeners)
         self._clock = clock or Clock()

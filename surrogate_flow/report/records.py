@@ -238,7 +238,7 @@ class Records(RunCallback):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.about: dict[str, Any] = {}
         self._surrogate: Surrogate | None = None
         self._losses: LossTable | None = None

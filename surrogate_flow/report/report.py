@@ -12,11 +12,11 @@ import numpy as np
 import pytorch_lightning as L
 import torch
 from matplotlib.figure import Figure
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 
-from surrogate_flow.data.module import SurrogateData, data_of
+from surrogate_flow.data.module import RunCallback, SurrogateData, data_of
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.conventions import about, for_files
 from surrogate_flow.fields.quantities import counted, in_units
@@ -33,7 +33,7 @@ _HISTORY = "history.nc"
 _SCORE = "val_relative_l2"  # by which best.ckpt is chosen
 
 
-class Report(Callback):
+class Report(RunCallback):
     """Prints the errors of a run, and leaves pictures of them in its folder.
 
     ``rollout.csv`` and ``rollout.png``, after a fit and after a test, are the error at
@@ -53,15 +53,11 @@ class Report(Callback):
     def __init__(
         self, folder: Path, console: Console | None = None, *, page: bool = True
     ) -> None:
-        self.folder, self._page = folder, page
+        super().__init__(folder)
+        self._page = page
         self.console = console or Console()
         # Printed after the progress line has ended.
         self._lines: list[str] = []
-        self._trained = False
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Note that there is something to report."""
-        self._trained = True
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write all files."""
@@ -72,13 +68,13 @@ class Report(Callback):
         data, held_out = data_of(trainer), held_out_of(trainer)
         if data is None or not isinstance(pl_module, Surrogate):
             return
-        if data.ended_untrained(self._trained):
+        if data.ended_untrained(self.trained):
             if held_out is not None:
                 self._lines = ["The run was ended before its first batch."]
             return
         curve = self._roll_out(trainer, pl_module, data)
         errors = _errors("val", trainer, data, held_out, curve)
-        if not self._trained and trainer.ckpt_path:
+        if not self.trained and trainer.ckpt_path:
             errors = [
                 f"Nothing was left to train after {trainer.ckpt_path}. To go on "
                 "with it: more --data.simulations, --trainer.max_steps or "

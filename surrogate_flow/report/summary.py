@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as L
-from pytorch_lightning.callbacks import Callback
 
-from surrogate_flow.data.module import Cost, SurrogateData, data_of
+from surrogate_flow.data.module import Cost, RunCallback, SurrogateData, data_of
 from surrogate_flow.files import leave, observing
 from surrogate_flow.report.folder.run_folder import OUTCOME, RunSummary
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -22,10 +21,11 @@ __all__ = ["WriteSummary"]
 _PATIENCE = 1.0  # seconds that predictions are measured in
 
 
-class WriteSummary(Callback):
+class WriteSummary(RunCallback):
     """Writes outcome.json into the folder of a run at the end of a fit."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self.path = folder / OUTCOME
         self._samples = 0
         self._first = self._last = math.nan

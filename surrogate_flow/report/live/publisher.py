@@ -53,7 +53,7 @@ class LivePage(RunCallback):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self._topic = ""
         self._changes = Changes(folder)
         self._client: Client | None = None
