@@ -82,14 +82,16 @@ def require_finite(surrogate: Any, loss: Tensor, said: bool) -> bool:
 
 def sample_losses(
     loss: nn.Module,
+    of_batch: Float[Tensor, ""],
     prediction: Float[Tensor, "batch time channel *space"],
     target: Float[Tensor, "batch time channel *space"],
 ) -> Float[Tensor, " batch"]:
-    """Return the loss of each sample; their mean is ``loss(prediction, target)``.
+    """Return the loss of each sample; their mean is that of the batch.
 
     Where `loss` is a mean over elements, as torch's with ``reduction="mean"`` are, each
     sample has the mean over its own elements. Any other loss (a norm of the batch, a
-    ratio of sums) has no shares of samples, so each gets the loss of the batch.
+    ratio of sums) has no shares of samples, so each gets the loss of the batch, and it
+    is not called again.
     """
     if getattr(loss, "reduction", None) == "mean":
         # A shallow copy shares parameters and buffers.
@@ -98,7 +100,6 @@ def sample_losses(
         losses: Tensor = elementwise(prediction, target)
         if losses.shape == prediction.shape:
             return losses.flatten(1).mean(1)
-    of_batch: Tensor = loss(prediction, target)
     return of_batch.expand(len(prediction))
 
 
@@ -209,9 +210,8 @@ class Probe:
     ) -> None:
         begin = time.thread_time()
         if losses.numel() == 1:
-            losses = losses.expand(len(prediction))
-            if _of_torch(surrogate.loss):
-                losses = sample_losses(surrogate.loss, prediction, target)
+            loss: Any = surrogate.loss if _of_torch(surrogate.loss) else None
+            losses = sample_losses(loss, losses, prediction, target)
         newest = batch.simulation.argmax()[None]
         truth, guess = (
             fields[:, 0][(slice(None), slice(None), *self._index)]

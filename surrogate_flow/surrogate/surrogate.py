@@ -212,7 +212,7 @@ class Surrogate(L.LightningModule):
             self._log_loss()
         losses = loss
         if self._feedback is not None:
-            losses = sample_losses(self.loss, prediction, target)
+            losses = sample_losses(self.loss, loss, prediction, target)
             self._feedback.add(batch, losses)
         if self.probe is not None and self.probe.wanted:
             self.probe.take(self, batch, prediction, target, losses)
