@@ -35,7 +35,6 @@ from surrogate_flow.cli.recipes import (
     pairs,
     read_recipe,
 )
-from surrogate_flow.cluster.batch.systems import known_arguments
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import (
     RecipeError,
@@ -230,6 +229,8 @@ class Complaint:
                 "it.",
                 name,
             )
+        from surrogate_flow.cluster.batch.systems import known_arguments
+
         kind = prefix or self.owner.__name__
         jobs = not prefix and hasattr(self.owner, "job_cls")  # a dask-jobqueue class
         names = sorted(known_arguments(self.owner)) if jobs else self._known(prefix)

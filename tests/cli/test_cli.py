@@ -430,16 +430,26 @@ print(sorted({{"torch", "pytorch_lightning", "distributed"}} & set(sys.modules))
 
 
 @pytest.mark.parametrize(
-    "words", [["--version"], ["--help"], ["-h"], ["fit", "--help"], ["plan", "-h"]]
+    "words",
+    [
+        ["--version"],
+        ["--help"],
+        ["-h"],
+        ["fit", "--help"],
+        ["plan", "-h"],
+        ["report", "."],
+    ],
 )
-def test_a_short_question_has_its_answer_at_once(words):
-    """Without the import of torch and Lightning, which takes seconds."""
+def test_a_short_question_has_its_answer_at_once(words, tmp_path):
+    """Without the import of torch and Lightning, which takes seconds; a report, too."""
+    (tmp_path / "telemetry.csv").touch()
     done = subprocess.run(
         [sys.executable, "-c", ASK.format(words=words)],
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
+        cwd=tmp_path,
     )
     *answer, imported = done.stdout.splitlines()
     assert imported == "[]"

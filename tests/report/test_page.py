@@ -14,15 +14,18 @@ import browser as chromium
 import numpy as np
 import pandas as pd
 import pytest
+from bokeh.models import Scatter
 from folders import OUTCOME, SETTINGS, spec, write_run
 from rocrate.rocrate import ROCrate
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.report.callbacks import WritePage
-from surrogate_flow.report.folder.cost import RunCost
+from surrogate_flow.report.folder.commands import predict_command, repeat_command
+from surrogate_flow.report.folder.cost import PAID_BACK, RunCost
 from surrogate_flow.report.folder.crate import CRATE, write_crate
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.words import number
+from surrogate_flow.report.html import plots
 from surrogate_flow.report.html.comparison_page import comparison_page, runs_in
 from surrogate_flow.report.html.run_page import run_page
 
@@ -91,6 +94,60 @@ def test_the_headline_has_the_numbers_of_the_files(whole):
     assert "0.0444 core-hours (80 s on 2 cores)" in cost  # two of a simulation
     assert "0.0111 trainer-hours (40 s)" in cost
     assert "is not known" in cost  # the solver at equal error
+    assert "payback.py" not in cost  # nor is the solver
+
+
+@pytest.mark.parametrize(
+    ("cluster", "shared"),
+    [(None, True), ("distributed.LocalCluster", True), ("slurm.Slurm", False)],
+)
+def test_a_shared_machine_is_said(cluster, shared, tmp_path):
+    """Beside the break-even, and in the headline; and how to measure the fair peer."""
+    data = {
+        "solver": {"class_path": "surrogate_flow.solvers.Heat2D"},
+        "cluster": cluster and {"class_path": cluster},
+    }
+    settings = {"data": {"init_args": {"name": "heat", **data}}}
+    folder = write_run(tmp_path / "run", settings=settings, without=["cases.nc"])
+    page = run_page(RunFolder(folder))
+    assert (" evaluations or more." in page) == shared
+    assert ("that shared a machine" in sections(page)["cost"]) == shared
+    assert "benchmarks/payback.py" in sections(page)["cost"]
+
+
+def test_failures_are_shown_by_their_reasons(tmp_path):
+    """The most frequent first, each with how often it was and the point of the first."""
+    folder = write_run(tmp_path / "run", without=["cases.nc", "failures.csv"])
+    numbers = [5, 5, 6, 7]
+    kinds = ["Overflow", "Overflow", "Overflow", "OSError"]
+    outcomes = ["retried", *["failed permanently"] * 3]
+    says = [*(f"at t = {n}: NaN" for n in range(3)), "<b>no file</b>"]
+    rows = [
+        dict(
+            simulation=n, attempt=1, outcome=o, worker="w", error=e, message=m,
+            parameters={"left": 100.0 + n, "speed": 0.12345678},
+        )
+        for n, o, e, m in zip(numbers, outcomes, kinds, says, strict=True)
+    ]  # fmt: skip
+    pd.DataFrame(rows[::-1]).to_csv(folder / "failures.csv", index=False)
+    page = run_page(RunFolder(folder)).split('<section id="failures">')[1]
+    lines = re.findall(r"<tr>(.*?)</tr>", page.split("</section>")[0], re.DOTALL)
+    head, *cells = [re.findall(r"<t[dh]>(.*?)</t", line) for line in lines]
+    assert head[-2:] == ["left [K]", "speed [m/s]"]
+    assert cells == [
+        ["Overflow: at t = 2: NaN", "3", "2", "w", "6", "106", "0.1235"],
+        ["OSError: &lt;b&gt;no file&lt;/b&gt;", "1", "1", "w", "7", "107", "0.1235"],
+    ]
+
+
+def test_plots_show_a_single_point_and_where_there_is_none():
+    """One validation has a mark; a parameter is drawn between its bounds."""
+    one = pd.DataFrame({"step": [9], "val_relative_l2": [0.1], "val_loss": [0.2]})
+    for plot, _ in plots.learning({"": one}):
+        assert any(isinstance(r.glyph, Scatter) for r in plot.renderers)
+    cases = pd.DataFrame({"left": [2.0, 3.0], "relative_l2": 0.1})
+    (plot,) = plots.over_parameters(cases, {"left": "K"}, {"left": (0.0, 100.0)})
+    assert plot.x_range.start <= 0 < 100 <= plot.x_range.end
 
 
 def test_nothing_is_loaded_and_text_is_text(whole):
@@ -133,7 +190,7 @@ def test_a_name_is_escaped(tmp_path):
         {
             "cases.nc": ("warnings", "cases.nc is not there"),
             "telemetry.csv": ("waiting", "Nobody's waiting has been noted"),
-            "outcome.json": ("cost", "It is known when the run has ended"),
+            "outcome.json": ("warnings", "Skill and cost are not known; only a fit"),
             "run.json": ("settings", "all settings"),
         },
     ],
@@ -228,7 +285,7 @@ def test_a_data_set_of_others_has_no_solver_time(tmp_path):
     assert "Samples trained in a second" in shown["waiting"]
 
 
-def test_commands_of_folders_with_blanks_can_be_typed(tmp_path):
+def test_commands_of_folders_with_blanks_can_be_typed(tmp_path, monkeypatch):
     """As one word each, for a shell; a killed run, too, says how to go on."""
     folder = write_run(tmp_path / "my runs" / "a", without=["cases.nc", "outcome.json"])
     about = json.loads((folder / "run.json").read_text())
@@ -242,6 +299,26 @@ def test_commands_of_folders_with_blanks_can_be_typed(tmp_path):
     assert again == ["surrogate-flow", "fit", "--config", f"{folder}/config.yaml"]
     assert f"{folder}/checkpoints/best.ckpt" in predict
     assert "{left: 300, speed: 0.5}" in predict
+    # Its folder was elsewhere when it ran, and its solver and network are the user's.
+    place = Path("old") / "checkpoints" / "best.ckpt"
+    about["next"] = (
+        f"surrogate-flow predict --ckpt_path {place} --history old/history.nc"
+    )
+    (folder / "run.json").write_text(json.dumps(about))
+    for name in ("history.nc", "../mine.py"):
+        (folder / name).touch()
+    solver = {
+        "class_path": "mine.Solver",
+        "init_args": {"n": [{"class_path": "gone.N"}]},
+    }
+    (folder / "config.yaml").write_text(json.dumps({"data": {"solver": solver}}))
+    monkeypatch.setenv("PYTHONPATH", f"/none:{folder.parent}")
+    said = f"PYTHONPATH='FOLDER_OF_gone:{folder.parent}' surrogate-flow "
+    assert repeat_command(RunFolder(folder)).startswith(f"{said}fit --config ")
+    predict = predict_command(RunFolder(folder))
+    assert predict.startswith(f"{said}predict --ckpt_path ")
+    best, past = folder / "checkpoints" / "best.ckpt", folder / "history.nc"
+    assert shlex.split(predict)[4::2] == [str(best), str(past)]
     on = next(p for p in RunFolder(folder).problems if "To go on" in p)
     assert shlex.split(on)[-1] == f"{folder}/checkpoints/last.ckpt"
 
@@ -293,6 +370,10 @@ def test_what_payback_measures_is_shown(tmp_path, monkeypatch):
     cost = sections(run_page(RunFolder(folder)))["cost"]
     assert "solver at equal error: cells 20" in cost
     assert "12 ms, error 100 %" in cost
+    assert {*PAID_BACK} == {
+        f"surrogate_flow.solvers.{c.__name__}"
+        for c in importlib.import_module("coarser").LADDERS
+    }
 
 
 def test_what_is_left_out_is_said(tmp_path):
@@ -310,7 +391,7 @@ def test_the_simulations_of_all_ranks_are_paid_for(tmp_path):
         tmp_path / "r", outcome=half, without=["cases.nc"], about={"ranks": 2}
     )
     cost = RunCost.of(RunFolder(folder))
-    assert (cost.simulations, cost.ranks) == (180, 2)
+    assert (cost.simulations, cost.ranks, cost.shared) == (180, 2, False)
     assert cost.solver == pytest.approx(72.0)
     assert cost.break_even == math.ceil((72 + 40) / (36 / 90 - 0.1))
     # Side by side, too.

@@ -84,7 +84,11 @@ def test_several_ranks_are_one_run(tmp_path):
 
 def test_what_is_missing_is_said_and_the_rest_is_shown(tmp_path):
     """Files that are absent, empty, cut off, or of another version."""
-    run = read(wrote(tmp_path, rows(3)))
+    wrote(tmp_path, rows(3))
+    with (tmp_path / "telemetry.csv").open("a") as file:
+        file.write("99.0,7")
+    run = read(tmp_path)
+    assert len(run.telemetry) == 3
     assert (run.outcome, run.newest, run.cases, run.settings) == (None, None, None, {})
     assert run.metrics.empty
     assert run.losses.empty
@@ -92,6 +96,7 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(tmp_path):
     for name in ("config.yaml", "run.json", "metrics.csv", "newest.nc", "cases.nc"):
         assert f"{name} is not there." in said
     assert "failures" not in said
+    assert "cut off" not in said  # it goes on
     for name in ("config.yaml", "run.json", "metrics.csv", "losses.csv", "newest.nc"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "validation.csv").write_bytes(b'simulation,error\n0,"a\nb"\n1,"c\n')
@@ -102,6 +107,7 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(tmp_path):
     for name in ("config.yaml", "run.json", "metrics.csv", "newest.nc", "cases.nc"):
         assert f"{name} cannot be read" in said
     assert "outcome.json cannot be read" in said
+    assert "The last row of telemetry.csv is cut off, and left out." in said
     assert run.validation.simulation.tolist() == [0]
     assert run.validation.error.tolist() == ["a\nb"]
     (tmp_path / "outcome.json").write_text('{"batches": 7}')

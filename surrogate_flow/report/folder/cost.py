@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ from typing import Any
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.words import arguments
 
-__all__ = ["RunCost", "at_equal_error", "break_even"]
+__all__ = ["PAID_BACK", "RunCost", "at_equal_error", "break_even", "solver_of"]
+
+#: Solvers of which benchmarks/payback.py knows coarser settings.
+PAID_BACK = [
+    f"surrogate_flow.solvers.{name}"
+    for name in ("Combined1D", "Heat2D", "NavierStokes2D")
+]
 
 
 def break_even(spent: float, solver: float, surrogate: float) -> int | None:
@@ -51,6 +58,8 @@ class RunCost:
     cores, ranks : int
         Of a simulation, and processes that trained. Of several, the simulations of all
         are counted by telemetry.csv, and take as long as those of the first.
+    shared : bool
+        Whether the simulations had the machine of the training, while that went on.
     """
 
     simulations: int
@@ -59,6 +68,7 @@ class RunCost:
     surrogate: float | None
     cores: int = 1
     ranks: int = 1
+    shared: bool = False
 
     @classmethod
     def of(cls, run: RunFolder) -> RunCost | None:
@@ -81,6 +91,7 @@ class RunCost:
             outcome.surrogate_seconds,
             _positive(settings.get("cores_per_simulation")),
             ranks,
+            bool(solver_of(run)) and "LocalCluster" in _class(settings.get("cluster")),
         )
 
     @property
@@ -117,6 +128,16 @@ def at_equal_error(folder: Path) -> dict[str, Any] | None:
         return {name: row[name] for name in ("peer", "peer_seconds", "peer_error")}
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def solver_of(run: RunFolder) -> str:
+    """Return the class of a solver that ran while the network was trained, if known."""
+    return _class(arguments(run.settings.get("data")).get("solver"), "")
+
+
+def _class(settings: Any, absent: str = "LocalCluster") -> str:
+    path = settings.get("class_path") if isinstance(settings, Mapping) else settings
+    return path if isinstance(path, str) else absent
 
 
 def _positive(value: Any) -> int:

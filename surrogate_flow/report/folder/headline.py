@@ -53,7 +53,8 @@ def _sentence(run: RunFolder) -> str:
         + f"{seconds(outcome.training_seconds)} of training"
     )
     if cost is not None and cost.break_even is not None:
-        parts.append(f"pays for itself after {cost.break_even:,} evaluations")
+        more = " or more" if cost.shared else ""  # alone, a solver is quicker
+        parts.append(f"pays for itself after {cost.break_even:,} evaluations{more}")
     elif cost is not None and cost.never:
         parts.append(
             "never pays for itself, since an evaluation takes "

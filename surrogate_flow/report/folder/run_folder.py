@@ -115,7 +115,8 @@ COLUMNS: Mapping[str, Column] = {
 #: What a run writes, and when; the patterns of files of several ranks.
 FILES: Mapping[str, str] = {
     "config.yaml": "A run writes its settings as it begins.",
-    "run.json": "A run writes its command and versions as it begins.",
+    "run.json": "Command, versions and units are not known; only a run writes it, as "
+    "it begins.",
     "telemetry*.csv": "A run writes a row a second.",
     "metrics.csv": "A fit writes the losses every --trainer.log_every_n_steps batches.",
     "failures*.csv": "It is written when a simulation fails.",
@@ -123,7 +124,7 @@ FILES: Mapping[str, str] = {
     "newest.nc": "A fit writes it while it trains.",
     "validation.csv": "A fit and a test write it at their end.",
     "cases.nc": "A fit writes it at its end.",
-    OUTCOME: "A fit writes it at its end.",
+    OUTCOME: "Skill and cost are not known; only a fit writes it, at its end.",
 }
 _PARTS = (
     *("settings", "about", "telemetry", "metrics", "failures", "losses", "newest"),
@@ -237,6 +238,7 @@ class RunFolder:
         self._now = now
         self._missing: dict[str, str] = {}
         self._damaged: list[str] = []
+        self._cut: list[str] = []
         if not any(any(self.path.glob(pattern)) for pattern in FILES):
             # Below a folder that is none of runs there may be millions of others.
             runs = self.path if self.path.name == "runs" else Path("runs")
@@ -315,7 +317,7 @@ class RunFolder:
         for part in _PARTS:
             getattr(self, part)
         known = [self._missing[name] for name in FILES if name in self._missing]
-        return known + self._damaged
+        return known + self._damaged + self._cut * (self.state != "running")
 
     @functools.cached_property
     def state(self) -> State:
@@ -348,10 +350,13 @@ class RunFolder:
         return [table for table in tables if table is not None]
 
     def _table(self, path: Path) -> pd.DataFrame:
-        table, damaged = read_table(path.read_bytes())
+        data = path.read_bytes()
+        table, damaged = read_table(data)
         if damaged:
             said = f"Of {path.name} damaged lines are left out: {damaged}."
             self._damaged.append(said)
+        if not data.endswith(b"\n"):
+            self._cut.append(f"The last row of {path.name} is cut off, and left out.")
         return table
 
     def _read(

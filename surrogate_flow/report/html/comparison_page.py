@@ -180,7 +180,7 @@ def _curves(named: Mapping[str, RunFolder], section: Section) -> None:
     specs = [run.about["spec"] for run in named.values() if "spec" in run.about]
     section.plot(
         plots.rollout(tables, str(specs[0].get("time_units", "")) if specs else ""),
-        "The error at each step, relative to the size of whole rollouts.",
+        "The error at each time, relative to the size over all times.",
     )
     section.plot(
         plots.rates({name: run.telemetry for name, run in named.items()}),

@@ -26,7 +26,7 @@ class Block:
     kind: str
     text: str = ""
     caption: str = ""
-    plot: Any = None
+    plots: Sequence[Any] = ()
     film: Film | None = None
     head: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
@@ -46,9 +46,10 @@ class Section:
         self.blocks.append(Block(kind, text, caption, **more))
 
     def plot(self, plot: Any, caption: str) -> None:
-        """Add a plot, if there is one."""
-        if plot is not None:
-            self.add("plot", caption=caption, plot=plot)
+        """Add a plot, or several beside each other, if there is one."""
+        plots = plot if isinstance(plot, list) else [plot] * (plot is not None)
+        if plots:
+            self.add("plot", caption=caption, plots=plots)
 
 
 def filled(name: str, title: str, fill: Callable[[Section], None]) -> Section:
@@ -68,13 +69,8 @@ def render(
     title: str, headline: str, sections: Sequence[Section], footer: str = ""
 ) -> str:
     """Return the page; whatever text is given is escaped."""
-    plots: dict[str, Any] = {}
-    for section in sections:
-        for at, block in enumerate(section.blocks):
-            if block.plot is not None:
-                key = f"{section.name}{at}"
-                plots[key] = block.plot
-                section.blocks[at] = Block("plot", key, block.caption, block.plot)
+    blocks = [block for section in sections for block in section.blocks]
+    plots = {plot.id: plot for block in blocks for plot in block.plots}
     script, divisions = components(plots) if plots else ("", {})
     return _template().render(
         title=title,

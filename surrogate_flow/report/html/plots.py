@@ -7,14 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from bokeh.layouts import gridplot
-from bokeh.models import HoverTool, NumeralTickFormatter
+from bokeh.models import HoverTool, NumeralTickFormatter, Range1d
 from bokeh.models.annotations import Span
 from bokeh.plotting import figure
 
 __all__ = [
     "ENOUGH",
-    "grid",
     "learning",
     "over_parameters",
     "population",
@@ -31,7 +29,8 @@ _COLOURS = (
     *("#a5765b", "#e377c2", "#8c8c8c", "#b5b52f", "#22b8cf"),
 )
 _POINTS = 600  # of a curve
-_LETTERS = 80  # of a legend in one line
+_LETTERS = 46  # of a legend in one line, on a phone
+_FEW = 30  # points that have marks: one alone makes no line
 _ENTRY = 20  # pixels of a legend's height, for each of its lines
 #: Simulations that a running median takes, or more.
 ENOUGH = 30
@@ -85,7 +84,7 @@ def learning(metrics: Tables) -> list[tuple[Any, str]]:
             plot = _figure("batches", label, log=names is not rates)
             if names == ["val_relative_l2"]:
                 plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
-            _draw(plot, lines, marks=names == ["val_relative_l2"])
+            _draw(plot, lines)
             found.append((plot, caption))
     return found
 
@@ -103,14 +102,16 @@ def rollout(tables: Tables, units: str) -> Any:
     plot = _figure(f"time [{units or '1'}]", "relative L2 error [1]")
     plot.y_range.start = 0
     plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
-    _draw(plot, lines, marks=len(lines[0].x) < 50)
+    _draw(plot, lines)
     return plot
 
 
 def over_parameters(
-    validation: pd.DataFrame, units: Mapping[str, str]
+    validation: pd.DataFrame,
+    units: Mapping[str, str],
+    bounds: Mapping[str, tuple[float, float]],
 ) -> Iterator[Any]:
-    """Yield the error of each held-out simulation over each parameter."""
+    """Yield the error of each held-out simulation over each parameter in its bounds."""
     errors = pd.to_numeric(validation["relative_l2"], errors="coerce")
     for name, unit in units.items():
         if name not in validation:
@@ -120,6 +121,11 @@ def over_parameters(
         known["simulation"] = validation.get("simulation", known.index)
         plot = _figure(f"{name} [{unit or '1'}]", "relative L2 error [1]", hover=False)
         plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
+        if name in bounds and len(known):
+            low = min(bounds[name][0], known["x"].min())
+            high = max(bounds[name][1], known["x"].max())
+            room = 0.03 * (high - low)
+            plot.x_range = Range1d(low - room, high + room)
         dots = plot.scatter(
             "x", "y", source=dict(known), size=7, alpha=0.6, color=_COLOURS[0]
         )
@@ -214,13 +220,6 @@ def rates(telemetry: Tables) -> Any:
     return plot
 
 
-def grid(plots: Sequence[Any]) -> Any:
-    """Return plots beside each other."""
-    return gridplot(
-        [*plots], ncols=3, sizing_mode="stretch_width", toolbar_options={"logo": None}
-    )
-
-
 def _figure(x: str, y: str, *, log: bool = False, hover: bool = True) -> Any:
     plot: Any = figure(
         height=280,
@@ -248,7 +247,7 @@ def _figure(x: str, y: str, *, log: bool = False, hover: bool = True) -> Any:
     return plot
 
 
-def _draw(plot: Any, lines: Sequence[Line], *, marks: bool = False) -> None:
+def _draw(plot: Any, lines: Sequence[Line]) -> None:
     """Draw curves, thinned, with a legend below if there are several."""
     runs, names = (
         [*dict.fromkeys(x)] for x in zip(*(n[:2] for n in lines), strict=True)
@@ -265,7 +264,7 @@ def _draw(plot: Any, lines: Sequence[Line], *, marks: bool = False) -> None:
         }
         dash = _DASHES[names.index(name) % len(_DASHES)] if len(runs) > 1 else "solid"
         plot.line("x", "y", line_width=2, line_dash=dash, **options)
-        if marks:
+        if len(x) < _FEW:
             plot.scatter("x", "y", size=6, **options)
     if plot.legend:
         legend = plot.legend[0]

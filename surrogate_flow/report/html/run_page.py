@@ -6,12 +6,23 @@ import ast
 import shlex
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import yaml
 
 from surrogate_flow.fields.quantities import counted
-from surrogate_flow.report.folder.cost import RunCost, at_equal_error
+from surrogate_flow.report.folder.commands import (
+    bounds_of,
+    predict_command,
+    repeat_command,
+    spec_of,
+)
+from surrogate_flow.report.folder.cost import (
+    PAID_BACK,
+    RunCost,
+    at_equal_error,
+    solver_of,
+)
 from surrogate_flow.report.folder.headline import headline, name_of, rollout_of
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.tables import while_training
@@ -21,9 +32,8 @@ from surrogate_flow.report.html.page import Section, filled, render
 
 __all__ = ["run_page"]
 
-_FAILURES = 50  # rows of the table
-_PARAMETERS = 12  # plots
-_COMMANDS = ("fit", "validate", "test")
+_REASONS = 20  # of failures
+_PARAMETERS = 12  # plots, and columns of a table
 
 
 def run_page(run: RunFolder) -> str:
@@ -32,7 +42,7 @@ def run_page(run: RunFolder) -> str:
         ("warnings", "Warnings", _warnings),
         ("commands", "Repeat and predict", _commands),
         ("learning", "Learning curves", _learning),
-        ("rollout", "Error along the rollout", _rollout),
+        ("rollout", "Error at each time", _rollout),
         ("cases", "Best, median and worst case", _cases),
         ("parameters", "Error over each parameter", _parameters),
         ("seen", "Times seen", _seen),
@@ -48,14 +58,9 @@ def run_page(run: RunFolder) -> str:
     return render(f"{name_of(run)}, {run.path.name}", headline(run), sections, footer)
 
 
-def _spec(run: RunFolder) -> Mapping[str, Any]:
-    spec = run.about.get("spec")
-    return spec if isinstance(spec, Mapping) else {}
-
-
 def _units(run: RunFolder) -> dict[str, str]:
     """Return the units of each parameter, by run.json, cases.nc or the table alone."""
-    known = {p["name"]: p.get("units", "") for p in _spec(run).get("parameters", ())}
+    known = {p["name"]: p.get("units", "") for p in spec_of(run).get("parameters", ())}
     columns = [str(c) for c in run.validation]
     taken = ("simulation", "relative_l2", "rank", "validated")
     names = [c for c in columns if c not in taken and not c.startswith("rmse_")]
@@ -76,33 +81,18 @@ def _warnings(run: RunFolder, section: Section) -> None:
 
 
 def _commands(run: RunFolder, section: Section) -> None:
-    config, typed = run.path / "config.yaml", str(run.about.get("command", ""))
-    if config.is_file():
-        command = next((word for word in typed.split() if word in _COMMANDS), "fit")
-        section.add(
-            "code",
-            shlex.join(["surrogate-flow", command, "--config", str(config)]),
-            "The same again, with the same settings and the same seed:",
-        )
-    elif typed:
-        section.add("code", typed, "The same again, as it was typed:")
-    best = [run.path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
-    found = next((path for path in best if path.is_file()), None)
-    predict = run.about.get("next")
-    if predict is None and found is not None:
-        values = ", ".join(
-            f"{p['name']}: {(p['low'] + p['high']) / 2:.4g}"
-            for p in _spec(run).get("parameters", ())
-        )
-        past = run.path / "history.nc"
-        words = ["surrogate-flow", "predict", "--ckpt_path", str(found)]
-        words += ["--parameters", f"{{{values or 'NAME: VALUE, ...'}}}"]
-        words += ["--history", str(past)] if past.is_file() else []
-        predict = shlex.join([*words, "--output", "field.nc"])
-    if predict is not None:
-        section.add("code", str(predict), "A field for parameters of yours:")
+    if again := repeat_command(run):
+        said = "The same again, with the same settings and the same seed:"
+        section.add("code", again, said)
+    if predict := predict_command(run):
+        section.add("code", predict, "A field for parameters of yours:")
     else:
         section.add("text", "There is no checkpoint to predict with.")
+    section.add(
+        "note",
+        f"To be typed in {Path.cwd()}, where this page was made; of a folder that was "
+        "moved since, surrogate-flow report FOLDER makes it again.",
+    )
 
 
 def _learning(run: RunFolder, section: Section) -> None:
@@ -114,11 +104,15 @@ def _learning(run: RunFolder, section: Section) -> None:
 def _rollout(run: RunFolder, section: Section) -> None:
     section.absent = "There is no rollout.csv: a fit and a test write it at their end."
     table = rollout_of(run)
-    plot = plots.rollout({"": table}, str(_spec(run).get("time_units", "")))
+    plot = plots.rollout({"": table}, str(spec_of(run).get("time_units", "")))
+    # A surrogate that goes on from first steps has no errors of these.
+    rolled = len(table) and table.get("step", table.index)[0] > 0
+    how = "rolled out from first steps" if rolled else "each predicted by itself"
     section.plot(
         plot,
-        "The error at each step, relative to the size of whole rollouts, mean over the "
-        "held-out simulations; rollout.csv has it in the units of the variables, too.",
+        f"The error at each time, {how}, relative to the size over all times, mean "
+        "over the held-out simulations; rollout.csv has it in the units of the "
+        "variables, too.",
     )
 
 
@@ -126,14 +120,14 @@ def _cases(run: RunFolder, section: Section) -> None:
     section.absent = "There is no cases.nc: a fit writes it at its end."
     if run.cases is None:
         return
-    mesh = _spec(run).get("cells") is not None
+    mesh = spec_of(run).get("cells") is not None
     shown = film.film_of(run.cases, mesh=mesh)
     for case in film.stills(run.cases, mesh=mesh):
         section.add("picture", case.picture, case.caption)
     if shown is None:
-        section.add("text", "The pictures show whole rollouts, so none is animated.")
+        section.add("text", "The pictures show all times, so none is animated.")
     else:
-        all_times, frames = len(_spec(run).get("times", ())), len(shown.frames)
+        all_times, frames = len(spec_of(run).get("times", ())), len(shown.frames)
         few = f" It shows {frames} of {all_times} times." * (frames < all_times)
         section.add("film", caption=f"{shown.caption}{few}", film=shown)
 
@@ -145,14 +139,13 @@ def _parameters(run: RunFolder, section: Section) -> None:
     if "relative_l2" not in run.validation:
         return
     units = _units(run)
-    drawn = [
-        *plots.over_parameters(run.validation, dict([*units.items()][:_PARAMETERS]))
-    ]
+    shown = dict([*units.items()][:_PARAMETERS])
+    drawn = [*plots.over_parameters(run.validation, shown, bounds_of(run))]
     if drawn:
         left = len(units) - len(drawn)
         median = len(run.validation) >= plots.ENOUGH
         section.plot(
-            plots.grid(drawn),
+            drawn,
             f"Each point is one of {len(run.validation)} held-out simulations"
             + "; the line is their running median" * median
             + ". Where errors are high, more simulations help."
@@ -214,38 +207,57 @@ def _reservoir(run: RunFolder, section: Section) -> None:
 
 def _failures(run: RunFolder, section: Section) -> None:
     section.absent = "No attempt at a simulation has failed."
-    table = run.failures
-    if not len(table):
+    if not len(run.failures):
         return
-    more = len(table) - _FAILURES
-    known = [column for column in table if column not in ("host", "traceback")]
-    shown = table[known].head(_FAILURES).fillna("").astype(str)
-    if "parameters" in shown:
-        shown["parameters"] = shown["parameters"].map(_point)
+    columns = [*("simulation", "outcome", "worker", "error", "message", "parameters")]
+    table = run.failures.reindex(columns=columns).astype(object).fillna("").astype(str)
+    reasons = table.error + ": " + table.message
+    # One kind of message is one reason, whatever numbers and paths.
+    kinds = reasons.str.replace(r"\S*[\d/\\]\S*", "", regex=True)
+    alike = sorted((t for _, t in table.groupby(kinds)), key=len, reverse=True)
+    shown = alike[:_REASONS]
+    points = [_point(attempts.parameters.iloc[0]) for attempts in shown]
+    names = [*dict.fromkeys(name for point in points for name in point)][:_PARAMETERS]
+    units = _units(run)
+    rows = []
+    for attempts, point in zip(shown, points, strict=True):
+        lost = attempts.simulation[attempts.outcome == "failed permanently"].nunique()
+        workers = attempts.worker.unique()
+        first = attempts.iloc[0]
+        rows.append(
+            [
+                reasons[first.name][:300],
+                *map(str, (len(attempts), lost)),
+                workers[0] if len(workers) == 1 else f"{len(workers)} workers",
+                first.simulation,
+                *(number(point[n]) if n in point else "" for n in names),
+            ]
+        )
+    head = [f"{n} [{units.get(n) or '1'}]" for n in names]
+    head = ["reason", "attempts", "lost", "on", "first simulation", *head]
     section.add(
         "table",
-        head=[*map(str, known)],
-        rows=[[text[:300] for text in row] for row in shown.to_numpy().tolist()],
-        caption=f"{counted(len(table), 'attempt')} at a simulation failed"
+        head=head,
+        rows=rows,
+        caption=f"{counted(len(table), 'attempt')} at a simulation failed, by their "
+        "reasons; lost are simulations that failed permanently, and parameters are "
+        "those of the first one. failures.csv has all"
         + (
-            f"; the first {_FAILURES} are shown, failures.csv has all."
-            if more > 0
-            else "."
+            f", also {len(alike) - _REASONS} more reasons." if alike[_REASONS:] else "."
         ),
     )
 
 
-def _point(text: str) -> str:
-    """Return the parameters of an attempt with four digits."""
+def _point(text: str) -> dict[str, float]:
+    """Return the parameters of an attempt; none of another version, or cut off."""
     try:
-        point = ast.literal_eval(text)
-        return ", ".join(f"{name} {number(value)}" for name, value in point.items())
+        return {str(name): float(v) for name, v in ast.literal_eval(text).items()}
     except (ValueError, SyntaxError, TypeError, AttributeError):
-        return text  # Of another version, or cut off.
+        return {}
 
 
 def _cost(run: RunFolder, section: Section) -> None:
-    section.absent = "It is known when the run has ended."
+    section.absent = "It is in outcome.json, which a fit writes at its end."
     cost = RunCost.of(run)
     if cost is None:
         return
@@ -300,20 +312,23 @@ def _cost(run: RunFolder, section: Section) -> None:
             f"/ ({number(cost.per_simulation)} s - {number(cost.surrogate)} s) = "
             f"{_paid(cost)}",
         )
+    if cost.shared:
+        section.add(
+            "text",
+            "The solver's seconds are those of simulations that shared a machine with "
+            "each other and with the training: alone, one may take a fraction of that, "
+            "and the surrogate pays later.",
+        )
     if peer is None:
         section.add(
             "text",
             "How long the solver takes at the surrogate's error, on a coarser grid or "
-            "with longer steps, is not known; such a solver is the fair peer. In a "
-            "clone, for the heat equation, the combined equation and Navier-Stokes, it "
-            "is measured by: "
-            + shlex.join(
-                [
-                    *("python", "benchmarks/payback.py", str(run.path)),
-                    *("--json", str(run.path / "payback.json")),
-                ]
-            ),
+            "with longer steps, is not known; such a solver is the fair peer.",
         )
+        if solver_of(run) in PAID_BACK:
+            words = ["python", "benchmarks/payback.py", str(run.path)]
+            words += ["--json", str(run.path / "payback.json")]
+            section.add("code", shlex.join(words), "In a clone, it is measured by:")
 
 
 def _hours(each: float | None, count: int, of: str) -> str:
