@@ -69,8 +69,8 @@ def show_logs() -> None:
     # The seed is in config.yaml, and a command line may yet be refused.
     logging.getLogger("lightning_fabric.utilities.seed").setLevel(logging.WARNING)
     # One line each, without a line of this package's source.
-    warnings.formatwarning = lambda message, category, *_: (
-        f"{category.__name__}: {message}\n"
+    warnings.formatwarning = lambda message, *_: (
+        f"surrogate-flow: warning: {' '.join(str(message).split())}\n"
     )
     for text in _UNWANTED_WARNINGS:
         warnings.filterwarnings("ignore", text)

@@ -18,7 +18,7 @@ from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.quantities import Parameter
 from surrogate_flow.sampling.sampler import Sampler
 
-__all__ = ["Table", "read_table"]
+__all__ = ["Table", "numbers_in", "read_table"]
 
 _BLANKS = r"\s+"
 _HEADER = re.compile(r"(?P<name>.*\S)(?:\s*\[|\s+\()(?P<units>[^\[\]]*)[\])]")
@@ -27,7 +27,8 @@ _HEADER = re.compile(r"(?P<name>.*\S)(?:\s*\[|\s+\()(?P<units>[^\[\]]*)[\])]")
 def read_table(path: Path) -> pd.DataFrame:
     """Return a CSV file with a header; separated by commas, semicolons, tabs or blanks.
 
-    The units of a column ``speed [m/s]`` or ``speed (m/s)`` are in ``attrs["units"]``.
+    The units of a column ``speed [m/s]`` or ``speed (m/s)`` are in ``attrs["units"]``;
+    the index has the lines of the file, and ``attrs["source"]`` its path.
 
     Raises
     ------
@@ -55,6 +56,10 @@ def read_table(path: Path) -> pd.DataFrame:
             table = table.rename(columns=bare)
         units = {h["name"]: h["units"] for h in headers.values() if h}
         table.attrs["units"] = {c: u for c, u in units.items() if c in table.columns}
+        table.attrs["source"] = str(path)
+        lines = [n for n, line in enumerate(text.splitlines(), 1) if line.strip()][1:]
+        if len(lines) == len(table):  # else a cell has several
+            table.index = pd.Index(lines, name="line")
         return table
     except FileNotFoundError as error:
         raise MissingFileError(
@@ -68,6 +73,59 @@ def read_table(path: Path) -> pd.DataFrame:
             f"{path}: cannot be read as CSV ({why}). It needs a header of parameters "
             "and a row for each simulation."
         ) from error
+
+
+def numbers_in(
+    table: pd.DataFrame, parameter: Parameter, *, bounded: bool = False
+) -> Float[np.ndarray, " row"]:
+    """Return the column of a parameter: finite numbers, whole ones if it is whole.
+
+    Raises
+    ------
+    ArgumentError
+        If there is none, in these units, or a value is no such number, or lies outside
+        of the bounds; with the line of a file, or else with the index of the row.
+    """
+    name, source = parameter.name, table.attrs.get("source", "parameters")
+    if name not in table:
+        columns = list(map(str, table.columns))
+        raise ArgumentError(
+            source,
+            f"a column for each parameter, and {name!r} is one",
+            f"the columns {', '.join(columns)}",
+            nearest(name, columns),
+        )
+    units = table.attrs.get("units", {}).get(name, parameter.units)
+    if (units or "1") != (parameter.units or "1"):
+        raise ArgumentError(
+            f"{source}: {name}",
+            f"the units of the spec, {parameter.units or 'none'}",
+            units,
+            "Convert the column, or correct its header.",
+        )
+    column, expected, remedy = table[name], "a finite number", ""
+    # Dates and complex numbers would become others.
+    given = column if column.dtype.kind in "biuf" else column.astype(str)
+    numbers: Float[np.ndarray, " row"]
+    numbers = pd.to_numeric(given, errors="coerce").to_numpy(
+        np.float64, na_value=np.nan
+    )
+    wrong = ~np.isfinite(numbers)
+    if parameter.whole:
+        wrong, expected = wrong | (numbers % 1 != 0), "a whole number"
+    if bounded:
+        low, high = parameter.low, parameter.high
+        wrong |= ~((low <= numbers) & (numbers <= high))
+        if parameter.whole:
+            low, high = math.ceil(low), math.floor(high)
+        expected += f" from {low:g} to {high:g}"
+        remedy = "These are the bounds of the spec: correct the row, or widen them."
+    if wrong.any():
+        row = int(wrong.argmax())
+        place = f"{table.index.name or 'index'} {table.index[row]}"
+        what = f"{source}, {place}: {name}"
+        raise ArgumentError(what, expected, column.iloc[row], remedy)
+    return numbers
 
 
 def _separator(text: str) -> str:
@@ -116,9 +174,9 @@ class Table(Sampler):
         shuffle: bool = True,
     ) -> None:
         super().__init__(seed)
-        self.name = "Table" if isinstance(points, Mapping) else str(points)
         self.shuffle = shuffle
         self._rows = _frame(points)
+        self.name: str = self._rows.attrs["source"]
         if self._rows.empty:
             raise ArgumentError(self.name, "one row or more", "none")
         self.count = len(self._rows)
@@ -132,48 +190,9 @@ class Table(Sampler):
     ) -> Float[np.ndarray, "point parameter"]:
         """Return rows; see `Sampler.ask`."""
         if first + count > len(self._rows):
-            raise ArgumentError(
-                f"{self.name}", f"{first + count} rows", len(self._rows)
-            )
-        points = np.column_stack([self._column(p) for p in bounds])
-        return points[self._order[first : first + count]]
-
-    def _column(self, parameter: Parameter) -> Float[np.ndarray, " point"]:
-        name = parameter.name
-        if name not in self._rows:
-            columns = list(map(str, self._rows.columns))
-            raise ArgumentError(
-                f"{self.name}",
-                f"a column for each parameter, and {name!r} is one",
-                f"the columns {', '.join(columns)}",
-                nearest(name, columns),
-            )
-        column: Float[np.ndarray, " point"] = pd.to_numeric(
-            self._rows[name], errors="coerce"
-        ).to_numpy(np.float64)
-        units = self._rows.attrs.get("units", {}).get(name, parameter.units)
-        if parameter.units and units != parameter.units:
-            raise ArgumentError(
-                f"{self.name}: {name}",
-                f"the units of the spec, {parameter.units}",
-                units,
-                "Convert the column, or correct its header.",
-            )
-        low, high = parameter.low, parameter.high
-        outside = ~((low <= column) & (column <= high))
-        if parameter.whole:
-            low, high = math.ceil(low), math.floor(high)
-            outside |= column % 1 != 0
-        if outside.any():
-            row = int(outside.argmax())
-            raise ArgumentError(
-                f"{self.name}: {name} in row {row + 1}",
-                f"a {'whole ' * parameter.whole}number from {low:g} to {high:g}",
-                self._rows[name].iloc[row],
-                "The spec of the solver has these bounds: correct the row, or widen "
-                "them.",
-            )
-        return column
+            raise ArgumentError(self.name, f"{first + count} rows", len(self._rows))
+        columns = [numbers_in(self._rows, p, bounded=True) for p in bounds]
+        return np.column_stack(columns)[self._order[first : first + count]]
 
 
 def _frame(points: Path | Mapping[str, Sequence[float]]) -> pd.DataFrame:
@@ -184,6 +203,8 @@ def _frame(points: Path | Mapping[str, Sequence[float]]) -> pd.DataFrame:
             raise ArgumentError("Table: points", what, type(points).__name__, remedy)
         return read_table(Path(points))
     try:
-        return pd.DataFrame(points)
+        table = pd.DataFrame(points)
     except ValueError as error:
         raise ArgumentError(f"Table: {error}. Give columns of one length.") from error
+    table.attrs["source"] = "Table"
+    return table

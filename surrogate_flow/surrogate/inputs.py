@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from surrogate_flow.fields.errors import (
     require_kind,
 )
 from surrogate_flow.fields.names import nearest
-from surrogate_flow.fields.quantities import Parameter, counted, numbers
+from surrogate_flow.fields.quantities import counted, numbers
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.files import NETCDF, not_netcdf
-from surrogate_flow.sampling.table import read_table
+from surrogate_flow.sampling.table import numbers_in, read_table
 
 __all__ = [
+    "LABEL",
     "SAMPLE",
     "checked_histories",
     "positions",
@@ -35,21 +36,23 @@ __all__ = [
     "vectors",
 ]
 
+LABEL = "id"  # the column with names of samples, and the coordinate
 SAMPLE = "sample"  # the dim of predictions for several parameters
 
 
 def vectors(
     spec: FieldSpec, parameters: Any
-) -> tuple[Float[np.ndarray, "sample parameter"], bool]:
-    """Return a vector of parameters for each sample, and whether there are several.
+) -> tuple[Float[np.ndarray, "sample parameter"], bool, np.ndarray | None]:
+    """Return a vector for each sample, whether there are several, and their labels.
 
     Parameters
     ----------
     spec : FieldSpec
     parameters : mapping of str to float or sequence, DataFrame or xr.Dataset
-        One number each is a single sample. Of a table, a column for each parameter,
-        and no other; of a Dataset, a variable, along the same dim. A single number
-        among sequences holds for all samples.
+        One number each is a single sample. Of a table, a column for each parameter; of
+        a Dataset, a variable, along the same dim. A single number among sequences holds
+        for all samples. Labels of samples are the column `LABEL`, or else an index that
+        is not 0, 1, 2, ...
 
     Raises
     ------
@@ -57,104 +60,99 @@ def vectors(
         If a name is unknown or missing, units are not those of the spec, a value is
         not a finite number, or there is no sample.
     """
-    units: Mapping[str, str] = {}
     several = True
     if isinstance(parameters, xr.Dataset):
-        columns, units = _of_dataset(spec, parameters)
-        several = any(values.ndim for values in columns.values())
+        table, several = _of_dataset(spec, parameters)
     elif isinstance(parameters, pd.DataFrame):
-        columns = {str(name): column for name, column in parameters.items()}
-        units = parameters.attrs.get("units", {})
+        table = _table(spec, parameters, parameters.index, parameters.attrs)
     elif isinstance(parameters, Mapping) and any(map(_long, parameters.values())):
-        columns = dict(parameters)
+        table = _table(spec, parameters)
     else:
         vector = spec.vector(parameters)[None]
         _warn_of_extrapolation(spec, vector)
-        return vector, False
-    names = [p.name for p in spec.parameters]
-    for name in columns:
-        if name not in names:
-            raise ArgumentError(f"Unknown parameter {name!r}. {nearest(name, names)}")
-    if missing := [name for name in names if name not in columns]:
+        return vector, False, None
+    if several and SAMPLE in _taken(spec):
         raise ArgumentError(
-            f"Missing parameters {missing}: expected a column for each of {names}, "
-            f"got {list(columns)}."
+            f"predict: a name of the spec is {SAMPLE!r}, as is the dim of a table. "
+            "Predict its rows one by one."
         )
-    arrays = [_numbers(p, columns[p.name], units) for p in spec.parameters]
-    sizes = {array.size for array in arrays if array.ndim} or {1}
-    if len(sizes) > 1:
-        lengths = {n: a.size for n, a in zip(names, arrays, strict=True)}
-        raise ArgumentError("parameters", "columns of one length", lengths)
-    if sizes == {0}:
-        raise ArgumentError("parameters", "one sample or more", "an empty table")
-    table: Float[np.ndarray, "sample parameter"] = np.stack(
-        [np.broadcast_to(array, sizes) for array in arrays], axis=1
-    )
-    _warn_of_extrapolation(spec, table)
-    return table, several
+    rows = np.stack([numbers_in(table, p) for p in spec.parameters], axis=1)
+    _warn_of_extrapolation(spec, rows)
+    return rows, several, _labels(spec, table) if several else None
 
 
 def _long(values: Any) -> bool:
     return isinstance(values, Iterable) and not isinstance(values, str)
 
 
-def _of_dataset(
-    spec: FieldSpec, dataset: xr.Dataset
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the parameters in a Dataset, among its coordinates, too; their units."""
+def _of_dataset(spec: FieldSpec, dataset: xr.Dataset) -> tuple[pd.DataFrame, bool]:
+    """Return a Dataset, with parameters among its coordinates; whether it has a dim."""
     names = {p.name for p in spec.parameters}
     found = {
-        str(name): variable
+        name: variable
         for name, variable in dataset.variables.items()
-        if name in names or name in dataset.data_vars
+        if name in names | {LABEL} or name in dataset.data_vars
     }
-    dims = {dim for name in names & {*found} for dim in found[name].dims}
-    if len(dims) > 1 or any(found[name].ndim > 1 for name in names & {*found}):
-        raise ArgumentError(
-            "parameters: a Dataset",
-            f"one dim, such as {SAMPLE!r}",
-            sorted(map(str, dims)),
-        )
-    units = {
-        name: str(variable.attrs["units"])
-        for name, variable in found.items()
-        if "units" in variable.attrs
-    }
-    return {name: variable.values for name, variable in found.items()}, units
+    known = [variable for name, variable in found.items() if name in names]
+    dims = {dim for variable in known for dim in variable.dims}
+    if len(dims) > 1:
+        expected = f"one dim, such as {SAMPLE!r}"
+        raise ArgumentError("parameters: a Dataset", expected, sorted(map(str, dims)))
+    index = dataset.indexes.get(*dims - names) if dims - names else None
+    units = {name: v.attrs["units"] for name, v in found.items() if "units" in v.attrs}
+    attrs = {"units": units, "source": dataset.encoding.get("source", "parameters")}
+    columns = {name: variable.values for name, variable in found.items()}
+    return _table(spec, columns, index, attrs), bool(dims)
 
 
-def _numbers(
-    parameter: Parameter, values: Any, units: Mapping[str, str]
-) -> Float[np.ndarray, "*sample"]:
-    """Return a column, or a number, and refuse what is none, by its row."""
-    name = parameter.name
-    got = units.get(name, parameter.units)
-    if (got or "1") != (parameter.units or "1"):
-        raise ArgumentError(
-            f"parameters: {name}",
-            f"the units of the spec, {parameter.units or 'none'}",
-            got,
-            "Convert the column, or correct its header.",
-        )
-    given = np.asarray(values)
-    if given.ndim > 1:
-        raise ArgumentError(f"parameters: {name}", "one dim", f"{given.ndim}")
-    column = pd.to_numeric(pd.Series(given.ravel()), errors="coerce").to_numpy()
-    if column.dtype.kind not in "fiu":
-        raise ArgumentError(f"parameters: {name}", "numbers", f"{column.dtype}")
-    column = column.astype(np.float64)
-    wrong = ~np.isfinite(column)
-    if parameter.whole:
-        wrong |= column % 1 != 0
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise ArgumentError(
-            f"parameters: {name} in row {row + 1}",
-            "a whole number" if parameter.whole else "a finite number",
-            given.ravel()[row],
-        )
-    numbers: Float[np.ndarray, "*sample"] = column.reshape(given.shape)
-    return numbers
+def _table(
+    spec: FieldSpec,
+    given: Mapping[Any, Any] | pd.DataFrame,
+    index: pd.Index | None = None,
+    attrs: Mapping[Any, Any] = {},
+) -> pd.DataFrame:
+    """Return columns of one length, and single numbers for all rows, as a table."""
+    source, known = attrs.get("source", "parameters"), [p.name for p in spec.parameters]
+    names = list(map(str, given))
+    for name in names:
+        if names.count(name) > 1:
+            raise ArgumentError(source, "columns of different names", f"two {name!r}")
+        if name not in known and (name != LABEL or LABEL in _taken(spec)):
+            hint = f"{nearest(name, known)} Labels of rows go into a column {LABEL!r}."
+            raise ArgumentError(f"{source}: unknown column {name!r}. {hint}")
+    columns = {str(name): values for name, values in given.items()}
+    try:
+        arrays = {name: np.asarray(values) for name, values in columns.items()}
+        single = {name: a.item() for name, a in arrays.items() if not a.ndim}
+        if len(single) == len(arrays):
+            index = pd.RangeIndex(1)
+        table = pd.DataFrame(arrays | single, index)
+    except ValueError as error:
+        sizes = {name: len(v) for name, v in columns.items() if isinstance(v, Sized)}
+        raise ArgumentError(source, "columns of one length and dim", sizes) from error
+    if not len(table):
+        raise ArgumentError(source, "one row or more", "none")
+    table.attrs = {**attrs}
+    return table
+
+
+def _taken(spec: FieldSpec) -> set[str]:
+    """Return the names that a dataset of a spec has."""
+    fields = {v.name for v in spec.variables}
+    labels = {p.name for p in spec.parameters} | {c.name for c in spec.coordinates}
+    return {*spec.dims} | fields | labels
+
+
+def _labels(spec: FieldSpec, table: pd.DataFrame) -> np.ndarray | None:
+    """Return labels of the rows as files hold them, text or small numbers; or none."""
+    index = table.index
+    of_file = index.name == "line" and "source" in table.attrs
+    plain = of_file or index.equals(pd.RangeIndex(len(index)))
+    if LABEL in _taken(spec) or (plain and LABEL not in table):
+        return None
+    labels = np.asarray(table.get(LABEL, index))
+    small = labels.dtype.kind in "iu" and np.abs(labels).max() < 2**31
+    return labels if small else labels.astype(str).astype(object)
 
 
 def _warn_of_extrapolation(
@@ -168,18 +166,14 @@ def _warn_of_extrapolation(
     said = []
     for k in np.flatnonzero(outside.any(0)):
         p, values = spec.parameters[k], table[outside[:, k], k]
-        bounds = f"[{p.low:g}, {p.high:g}]"
-        if len(table) == 1:
-            value = f"{p.name} = {values[0]:g} {p.units}".rstrip()
-            said.append(f"{value} lies outside of the range {bounds}")
-        else:
-            ends = f"{values.min():g} to {values.max():g}, not in {bounds} {p.units}"
-            said.append(f"{p.name} in {len(values):,} ({ends.rstrip()})")
-    what = "that the surrogate was trained on"
-    text = f"{' and '.join(said)} {what}."
-    if len(table) > 1:
-        lie = f"{outside.any(1).sum():,} of {len(table):,} samples lie"
-        text = f"{lie} outside of the ranges {what}: {', '.join(said)}."
+        ends = dict.fromkeys(f"{end:g}" for end in (values.min(), values.max()))
+        rows = f"in {len(values):,} of {counted(len(table), 'sample')} "
+        said.append(
+            f"{p.name} = {' to '.join(ends)} {p.units} ".replace("  ", " ")
+            + rows * (len(table) > 1)
+            + f"lies outside of [{p.low:g}, {p.high:g}]"
+        )
+    text = f"{', and '.join(said)}: the surrogate was trained within these bounds."
     warnings.warn(text, stacklevel=5)
 
 
@@ -187,18 +181,29 @@ def read_parameters(path: Path) -> pd.DataFrame | xr.Dataset:
     """Return a table of parameters: netCDF, or else CSV with a header."""
     if path.suffix not in NETCDF:
         return read_table(path)
+    what = f"with a variable for each parameter, along a dim such as {SAMPLE!r}."
+    return _read_netcdf("--parameters", path, what)
+
+
+def read_history(path: Path) -> xr.Dataset:
+    """Return the content of a netCDF file."""
+    what = "with the first steps of a simulation, such as the history.nc of a run."
+    return _read_netcdf("--history", path, what)
+
+
+def _read_netcdf(option: str, path: Path, what: str) -> xr.Dataset:
     if not path.is_file():
         raise MissingFileError(
-            f"--parameters: no file {str(path)!r} in {Path.cwd()}. Expected netCDF "
-            f"with a variable for each parameter, along a dim such as {SAMPLE!r}."
+            f"{option}: no file {str(path)!r} in {Path.cwd()}. Expected netCDF {what}"
         )
     try:
+        # Times stay numbers, whatever their units.
         return xr.load_dataset(path, decode_times=False)
     except Exception as error:
         # Of any type, by the damage.
         raise ArgumentError(
-            f"--parameters {path} {not_netcdf(error)} Write it with xarray's "
-            "Dataset.to_netcdf, or name a CSV file."
+            f"{option} {path} {not_netcdf(error)} Write it with xarray's "
+            "Dataset.to_netcdf."
         ) from error
 
 
@@ -312,21 +317,3 @@ def _first(spec: FieldSpec, history: xr.Dataset) -> int:
     distances = np.abs(times - float(given.values.flat[0]))
     step = int(distances.argmin())
     return step if distances[step] <= TIME_TOLERANCE * np.diff(times).min() else 0
-
-
-def read_history(path: Path) -> xr.Dataset:
-    """Return the content of a netCDF file."""
-    if not path.is_file():
-        raise MissingFileError(
-            f"--history: no file {str(path)!r} in {Path.cwd()}. Expected a netCDF file "
-            "with the first steps of a simulation, such as the history.nc of a run."
-        )
-    try:
-        # Times stay numbers, whatever their units.
-        return xr.load_dataset(path, decode_times=False)
-    except Exception as error:
-        # Of any type, by the damage.
-        raise ArgumentError(
-            f"--history {path} {not_netcdf(error)} Write it with xarray's "
-            "Dataset.to_netcdf."
-        ) from error

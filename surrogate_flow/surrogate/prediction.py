@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from surrogate_flow.fields.errors import ArgumentError, UserError
-from surrogate_flow.fields.quantities import counted
+from surrogate_flow.fields.quantities import attributes, counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.surrogate.inputs import (
+    LABEL,
     SAMPLE,
     checked_histories,
     positions,
@@ -109,14 +110,8 @@ class Prediction:
         if batch_size is not None and batch_size < 1:
             raise ArgumentError("predict: batch_size", "a number >= 1", batch_size)
         self.spec, self._surrogate = spec, surrogate
-        self.table, self.several = vectors(spec, parameters)
+        self.table, self.several, self._labels = vectors(spec, parameters)
         self.count = len(self.table)
-        taken = {v.name for v in spec.variables} | {p.name for p in spec.parameters}
-        if self.several and SAMPLE in taken.union(spec.dims):
-            raise ArgumentError(
-                f"predict: a name of the spec is {SAMPLE!r}, as is the dim of a table. "
-                "Predict its rows one by one."
-            )
         self._first, self._past = checked_histories(spec, window, history, self.count)
         wanted = spec.times[self._first :] if times is None else times
         if window.inputs:
@@ -281,7 +276,11 @@ class Prediction:
         if not self.several:
             parameters = {name: column[0] for name, column in columns.items()}
             return spec.dataset(fields[0], self.times, parameters)
-        return spec.dataset(fields, self.times, columns)
+        labelled = spec.dataset(fields, self.times, columns)
+        if self._labels is None:
+            return labelled
+        named = attributes("", "label of the sample")
+        return labelled.assign_coords({LABEL: (SAMPLE, self._labels, named)})
 
 
 def _free() -> int:

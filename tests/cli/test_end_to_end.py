@@ -189,8 +189,8 @@ def test_a_warning_is_one_line(run, tmp_path):
         f"--parameters={ {**WALLS, 'top': 900.0} }",
         cwd=tmp_path,
     )
-    (said,) = [line for line in done.stdout.splitlines() if "Warning" in line]
-    assert said.startswith("UserWarning: top = 900 K lies outside of the range")
+    (said,) = [line for line in done.stdout.splitlines() if "warning" in line]
+    assert said.startswith("surrogate-flow: warning: top = 900 K lies outside of [")
     assert "surrogate.predict(" not in done.stdout
 
 

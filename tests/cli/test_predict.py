@@ -1,6 +1,7 @@
 """``surrogate-flow predict`` for tables and samples, into netCDF and Zarr."""
 
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +26,7 @@ SPEC = SOLVER.spec
 NAMES = [p.name for p in SPEC.parameters]
 ROWS = np.random.default_rng(0).uniform(100, 500, (20, 5)).round(2)
 TABLE = {name: ROWS[:, k] for k, name in enumerate(NAMES)}
+LABELS = [f"case {k}" for k in range(20)]
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +59,14 @@ def predict(checkpoints, tmp_path, monkeypatch):
 
 def csv(path, units=True, rows=ROWS):
     header = ",".join(f"{name} [K]" if units else name for name in NAMES)
-    np.savetxt(path, rows, delimiter=",", header=header, comments="")
+    lines = [",".join(map(str, row)) for row in rows.tolist()]
+    named = [f"{name},{line}" for name, line in zip(LABELS, lines, strict=True)]
+    path.write_text("\n".join([f"id,{header}", *named]))
 
 
 def netcdf(path):
     columns = {name: ("row", values, {"units": "K"}) for name, values in TABLE.items()}
-    xr.Dataset(columns).to_netcdf(path)
+    xr.Dataset(columns, {"row": LABELS}).to_netcdf(path)
 
 
 @pytest.mark.parametrize("write", [csv, netcdf])
@@ -70,14 +74,15 @@ def netcdf(path):
 def test_a_table_gives_one_dataset(write, output, predict, tmp_path, capsys):
     """As Python does; a checker of CF finds nothing in it."""
     table = f"table.{write.__name__ if write is csv else 'nc'}"
-    write(table)
+    write(tmp_path / table)
     predict(f"--parameters={table}", f"--output={output}", "--batch_size=6")
-    expected = predict.surrogate.predict(TABLE)
+    expected = predict.surrogate.predict({**TABLE, "id": LABELS})
     with xr.open_dataset(output, decode_coords="all") as got:
         np.testing.assert_allclose(got.temperature, expected.temperature, rtol=1e-5)
         assert got.temperature.dims == ("sample", "time", "x", "y")
         assert {*got.coords} == {*expected.coords}
         np.testing.assert_allclose(got.left, TABLE["left"])
+        assert list(got.id.values) == LABELS
         np.testing.assert_allclose(got.time, SPEC.times)
         if output.endswith("zarr"):
             assert zarr.open_array(f"{output}/temperature").chunks == (6, 9, 6, 4)
@@ -124,7 +129,7 @@ def test_samples_roll_out_from_one_history(predict, checkpoints):
     truth = xr.concat(SOLVER.solve(dict.fromkeys(NAMES, 300) | {"top": 400}), "time")
     first = truth.isel(time=slice(2))
     to_netcdf(first, "first.nc")
-    csv("table.csv")
+    csv(Path("table.csv"))
     predict("--parameters=table.csv", "--history=first.nc", of="rolls")
     expected = checkpoints["rolls"][0].predict(TABLE, history=first)
     with xr.open_dataset("field.nc") as got:
@@ -154,19 +159,26 @@ def test_what_is_interrupted_leaves_nothing(output, predict, tmp_path, monkeypat
 MISTAKES = {
     "unknown column": (
         ("100,200,300,200,300,1", ",".join([*NAMES, "lef"])),
-        "Unknown parameter 'lef'. Did you mean 'left'",
+        "table.csv: unknown column 'lef'. Did you mean 'left'? Valid names: "
+        f"{', '.join(NAMES)}. Labels of rows go into a column 'id'.",
     ),
     "missing column": (
         ("100,200,300,200", ",".join(NAMES[:4])),
-        "Missing parameters ['top']: expected a column for each of",
+        "table.csv: expected a column for each parameter, and 'top' is one, got the",
     ),
     "units": (
         ("100,200,300,200,300", ",".join(NAMES).replace("left", "left [degC]")),
-        "parameters: left: expected the units of the spec, K, got degC",
+        "table.csv: left: expected the units of the spec, K, got degC",
     ),
-    "NaN": (("100,200,nan,200,300",), "right in row 2: expected a finite number"),
-    "text": (("100,warm,3,200,300",), "left in row 2: expected a finite number, got w"),
-    "nothing": (None, "parameters: expected one sample or more, got an empty table"),
+    "NaN": (
+        ("100,200,nan,200,300",),
+        "table.csv, line 4: right: expected a finite number, got nan",
+    ),
+    "text": (
+        ("100,warm,3,200,300",),
+        "table.csv, line 4: left: expected a finite number, got warm",
+    ),
+    "nothing": (None, "table.csv: expected one row or more, got none"),
 }
 
 
@@ -178,7 +190,7 @@ def test_a_mistake_in_a_table_is_one_line(
     """And nothing is written."""
     line, *header = table or ("",)
     names = header[0] if header else ",".join(NAMES)
-    rows = [",".join(["300"] * (names.count(",") + 1)), line] if table else []
+    rows = ["", ",".join(["300"] * (names.count(",") + 1)), line] if table else []
     (tmp_path / "table.csv").write_text("\n".join([names, *rows]) + "\n")
     with pytest.raises(SystemExit) as ended:
         predict("--parameters=table.csv", f"--output={output}")

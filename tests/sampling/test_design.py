@@ -356,11 +356,14 @@ def test_a_table_has_each_row_once(table):
         ([[0.5]], "Table: points: expected a CSV file, or columns by .* got list"),
         (pd.DataFrame(ROWS), r"got DataFrame. .* Table\(frame.to_dict\('list'\)\)"),
         ({"initial": [200]}, r"'inflow' is one, got the columns initial"),
-        ({**ROWS, "inflow": [-1.5, None, -1.5, -1, -1]}, "inflow in row 2: .* got nan"),
-        ({**ROWS, "inflow": ["-1,5"] * 5}, "inflow in row 1: .* got -1,5"),
-        ({**ROWS, "initial": [100, 500, 501, 1, 1]}, "row 3: .* 100 to 500, got 501"),
-        ({**ROWS, "n": [1, 4, 2.5, 1, 1]}, "n in row 3: .* whole .* 1 to 4, got 2.5"),
-        ({**ROWS, "n": [1, 4, 0, 1, 1]}, "n in row 3: .* whole .* 1 to 4, got 0"),
+        (
+            {**ROWS, "inflow": [-1.5, None, -1.5, -1, -1]},
+            "Table, index 1: inflow: .* got nan",
+        ),
+        ({**ROWS, "inflow": ["-1,5"] * 5}, "index 0: inflow: .* got -1,5"),
+        ({**ROWS, "initial": [100, 500, 501, 1, 1]}, "index 2: .* 100 to 500, got 501"),
+        ({**ROWS, "n": [1, 4, 2.5, 1, 1]}, "index 2: n: .* whole .* 1 to 4, got 2.5"),
+        ({**ROWS, "n": [1, 4, 0, 1, 1]}, "index 2: n: .* whole .* 1 to 4, got 0"),
     ],
 )
 def test_rows_that_no_solver_takes_are_named(columns, expected):
@@ -385,7 +388,7 @@ def test_rows_that_no_solver_takes_are_named(columns, expected):
         ("rate (1/s),viscosity [m2/s]\n1,0.5\n2,0.25\n", [[0.5], [0.25]]),
         ("rate [1/s] viscosity [m2/s]\n1 0.5\n2 0.25\n", [[0.5], [0.25]]),
         ("viscosity [mm2/s]\n0.5\n0.25\n", "viscosity: .* m2/s, got mm2/s"),
-        ("viscosity\n0,5\n0,25\n", "viscosity in row 1: .* got 0,5"),
+        ("viscosity\n0,5\n0,25\n", "runs.csv, line 2: viscosity: .* got 0,5"),
         ("rate,viscosity\n1,0,5\n2,0,25\n", "rows are longer than its header"),
     ],
 )

@@ -94,6 +94,22 @@ def test_every_kind_of_table_gives_the_same():
         if table is expected:
             table = table[NAMES]
         xr.testing.assert_identical(surrogate.predict(table), expected)
+    names = [f"case {k}" for k in range(7)]
+    assert "id" not in expected.coords
+    for table in (
+        frame.assign(id=names),
+        frame.set_axis(names),
+        {**TABLE, "id": names},
+        xr.Dataset(along | {"id": ("row", names)}),
+        xr.Dataset(along, {"row": names}),
+    ):
+        got = surrogate.predict(table)
+        assert list(got.id) == names
+        assert got.id.dims == ("sample",)
+        xr.testing.assert_identical(got.drop_vars("id"), expected)
+    assert list(surrogate.predict(frame[frame.left > 200]).id) == [
+        k for k, value in enumerate(TABLE["left"]) if value > 200
+    ]
     one = surrogate.predict({**TABLE, "top": 200})
     assert one.sizes["sample"] == 7
     assert (one.top == 200).all()
@@ -130,9 +146,11 @@ def without(name):
 
 
 SHORT = dict.fromkeys(NAMES, np.array([300.0, 200.0]))
+FRAME = pd.DataFrame(TABLE, index=list("abcdefg"))
 MISTAKES = {
-    "unknown": ({**TABLE, "lef": ROWS[:, 0]}, "Unknown parameter 'lef'. Did you mean"),
-    "missing": (without("left"), r"Missing parameters \['left'\].*got \['initial', 'r"),
+    "unknown": ({**TABLE, "lef": ROWS[:, 0]}, "unknown column 'lef'. Did you mean"),
+    "missing": (without("left"), r"'left' is one, got the columns initial, right, bot"),
+    "twice": (pd.concat([FRAME, FRAME.top], axis=1), "different names, got two 'top'"),
     "units": (
         with_units(TABLE, left="degC"),
         "parameters: left: expected the units of the spec, K, got degC. Convert",
@@ -141,17 +159,31 @@ MISTAKES = {
         xr.Dataset({n: ("sample", v, {"units": "m"}) for n, v in TABLE.items()}),
         "initial: expected the units of the spec, K, got m",
     ),
-    "NaN": ({**SHORT, "top": [1.0, np.nan]}, "top in row 2: expected a finite number"),
-    "text": ({**SHORT, "top": ["a", 1]}, "top in row 1: expected a finite .*, got a"),
-    "empty": (pd.DataFrame(TABLE)[:0], "one sample or more, got an empty table"),
-    "lengths": ({**SHORT, "top": [1, 2, 3]}, "columns of one length, got .*'top': 3"),
+    "NaN": (
+        {**SHORT, "top": [1, np.nan]},
+        "index 1: top: expected a finite .* got nan",
+    ),
+    "text": ({**SHORT, "top": ["a", 1]}, "index 0: top: expected a finite .*, got a"),
+    "index": (
+        FRAME.assign(left=[*ROWS[:2, 1], np.nan, *ROWS[3:, 1]]),
+        "parameters, index c: left: exp",
+    ),
+    "dates": (
+        FRAME.assign(top=pd.Timestamp("2020-01-01")),
+        "index a: top: .* got 2020",
+    ),
+    "empty": (
+        pd.DataFrame(TABLE)[:0],
+        "parameters: expected one row or more, got none",
+    ),
+    "lengths": ({**SHORT, "top": [1, 2, 3]}, "columns of one length .* got .*'top': 3"),
     "two dims": (
         xr.Dataset({n: (n, v) for n, v in TABLE.items()}),
         "a Dataset: expected one dim, such as 'sample', got",
     ),
     "a field among them": (
         xr.Dataset({n: ("sample", v) for n, v in TABLE.items()}).assign(t=1.0),
-        "Unknown parameter 't'",
+        "unknown column 't'",
     ),
 }
 
@@ -180,7 +212,10 @@ def test_one_warning_counts_what_lies_outside():
     table = {**TABLE, "left": [90, 900, 300, 300, 300, 300, 300], "top": [300] * 7}
     table["top"][6] = 501
     surrogate, _ = make(Direct())
-    said = r"3 of 7 samples lie .*: left in 2 \(90 to 900, not in \[100, 500\] K\), top"
+    bounds = r"samples lies outside of \[100, 500\]"
+    said = (
+        rf"^left = 90 to 900 K in 2 of 7 {bounds}, and top = 501 K in 1 of 7 {bounds}: "
+    )
     with pytest.warns(UserWarning, match=said) as w:
         surrogate.predict(table)
     assert len(w) == 1
