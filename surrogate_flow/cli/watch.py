@@ -8,9 +8,9 @@ from typing import Any
 
 from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
-from surrogate_flow.fields.errors import MissingFileError
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.report.folder.run_folder import runs_below
+from surrogate_flow.report.html.comparison_page import runs_in
 from surrogate_flow.report.live.server import serve
 
 __all__ = ["run"]
@@ -31,15 +31,7 @@ def run(words: Sequence[str]) -> None:
         )
     if not 0 <= options.port < 2**16:
         raise RecipeError(f"--port: expected 0 to 65535, got {options.port}.")
-    serve(options.run[0] if options.run else _newest(Path("runs")), options.port)
-
-
-def _newest(root: Path) -> Path:
-    """Return the folder of the run that has written last."""
-    found = runs_below(root)
-    if not found:
-        raise MissingFileError(
-            "No run in runs/.",
-            remedy="Name the folder of one: surrogate-flow watch FOLDER.",
-        )
-    return found[-1]
+    (place,) = options.run or [Path("runs")]
+    # Of a folder of runs the one that has written last.
+    alone = runs_in(place) == [place]
+    serve(place if alone else (runs_below(place) or [place])[-1], options.port)

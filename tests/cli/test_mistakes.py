@@ -105,7 +105,7 @@ MISTAKES = {
         ["check", "./own_solvers.py"],
         "class_path: expected one such as 'own_solvers.Own', got './own_solvers.py'",
     ),
-    "watch: no run": (["watch"], "No run in runs/. Name the folder of one"),
+    "watch: no run": (["watch"], "got runs, which is no folder. A fit prints its own"),
     "watch: two runs": (["watch", "a", "b"], "expected one folder of a run, got 2"),
     "watch: no run's folder": (["watch", "nope"], "nope"),
     "watch: a port that is none": (["watch", "--port=99999"], "expected 0 to 65535"),

@@ -262,9 +262,8 @@ def test_what_waits_for_a_slow_scheduler_is_bounded_and_keeps_failures(tmp_path)
 
 def test_watch_shows_a_folder_that_nobody_writes(tmp_path):
     """Without a run, a cluster or a home to write in; on another port if one is taken."""
-    wrote(tmp_path / "runs", rows(0))
     folder = tmp_path / "runs" / "heat2d" / "now"
-    folder.parent.mkdir()
+    folder.parent.mkdir(parents=True)
     wrote(folder, rows(30, loss=float("nan")))
     field("1D").to_netcdf(folder / "newest.nc", engine="h5netcdf")
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -293,13 +292,15 @@ def test_watch_shows_a_folder_that_nobody_writes(tmp_path):
         look(link[0], tmp_path, "newest")
         watching.append(
             subprocess.Popen(
-                [*words, link[1], "runs/heat2d/now"],
+                [*words, link[1], "runs/heat2d"],
                 **{"cwd": tmp_path, "env": environ, "text": True},
                 stdout=subprocess.PIPE,
             )
         )
         assert "is taken" in watching[1].stdout.readline()
-        assert link[0] not in watching[1].stdout.readline()
+        line = watching[1].stdout.readline()
+        assert line.startswith("Live page of runs/heat2d/now: ")
+        assert link[0] not in line
         for process in watching:
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 130
