@@ -32,6 +32,7 @@ def field(kind):
         dims, values = ("y", "x"), np.sin(3 * x) + y[:, None]
     elif kind == "3D":
         dims, values = ("z", "y", "x"), np.arange(5)[:, None, None] * np.ones((6, 8))
+        coordinates["z"] = "z", np.linspace(0, 1, 5), METRES
     elif kind == "1D":
         dims, values, coordinates = ("x",), np.sin(x), {"x": coordinates["x"]}
     elif kind in ("mesh", "nodes"):

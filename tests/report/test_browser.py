@@ -31,6 +31,13 @@ def keep(page, name):
         page.picture(Path(folder) / name)
 
 
+# Of a page that is drawn: the hint before, and whether the notice of a lost connection is seen.
+CONNECTING = "return document.querySelector('.connecting').offsetHeight"
+LOST = "return Bokeh.documents[0].get_model_by_name('lost').visible"
+WIDE = "return document.documentElement.scrollWidth - window.innerWidth"
+PHONE = {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+
+
 def address(program):
     """Return the first address that a program prints."""
     for line in program.stdout:
@@ -62,6 +69,7 @@ def test_a_run_is_seen_from_its_start_to_its_report(browser, tmp_path):
             timeout=250,
         )
         page.wait_for_data(*drawn)
+        assert browser.driver.execute_script(CONNECTING) == 0
         keep(page, "live.png")
     (run,) = tmp_path.glob("runs/*/*")
     watch = programs.start("watch", run, "--port", 0, cwd=tmp_path)
@@ -71,8 +79,17 @@ def test_a_run_is_seen_from_its_start_to_its_report(browser, tmp_path):
         fit.send_signal(signal.SIGINT)
         said = fit.communicate(timeout=120)
         page.wait(lambda page: "ended" in page.text(), "it does not tell the end")
+        browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+        page.wait(lambda _: browser.driver.execute_script(WIDE) == 0, "too wide")
+        keep(page, "phone.png")
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        assert browser.driver.execute_script(CONNECTING) == 0
+        assert not browser.driver.execute_script(LOST)
     watch.send_signal(signal.SIGINT)
     watch.communicate(timeout=60)
+    page.wait(
+        lambda _: browser.driver.execute_script(LOST), "it looks as if it went on"
+    )
     with browser.page(run / "report.html") as page:
         page.wait_for_data()
         error = json.loads((run / "outcome.json").read_text())["errors"]

@@ -97,6 +97,7 @@ def test_each_message_is_small(tmp_path):
     wrote(tmp_path, pd.DataFrame(losses | dict.fromkeys(names, 0.5)), "losses.csv")
     failed = {"time": "2026", "simulation": 3, "attempt": 1, "outcome": "failed"}
     failed |= {"error": "E" * 900, "worker": "w" * 900, "message": "m" * 9000}
+    failed["parameters"] = repr({n: -1.23456789e-200 for n in names})
     wrote(tmp_path, pd.DataFrame([failed] * 300), "failures.csv")
     field("2D").to_netcdf(tmp_path / "newest.nc", engine="h5netcdf")
     run, changes = RunFolder(tmp_path), Changes(tmp_path)
@@ -108,6 +109,8 @@ def test_each_message_is_small(tmp_path):
     assert [*message["losses"]] == ["simulation", "loss", *names[:6]]
     assert message["about"]["spec"]["count"] == 1000
     assert len(run.failures) == 300
+    (point,) = {str(each["parameters"]) for each in message["failures"]}
+    assert point == str({n: -1.235e-200 for n in names[:6]})
     append(tmp_path / "failures.csv", pd.DataFrame([failed]))
     assert len(changes.message(RunFolder(tmp_path))["failures"]) == 1
 

@@ -2,11 +2,12 @@
 
 import math
 import os
+import re
 
 import numpy as np
 import pytest
 from bokeh.document import Document
-from bokeh.models import ColumnDataSource, DataTable, Div, Select
+from bokeh.models import ColumnDataSource, Div, Select
 from bokeh.plotting import figure
 from live_states import PARAMETERS, field, losses, row, state
 
@@ -47,7 +48,7 @@ def test_each_moment_is_drawn_once():
     told = state(rows=10)
     doc = page(told)
     drawn = source(doc, "series")
-    assert list(drawn["minutes"]) == [second / 60 for second in range(10)]
+    assert list(drawn["seconds"]) == [*range(10)]
     assert list(drawn["seen"]) == [19 * second for second in range(10)]
     assert drawn["steps_per_second"][9] == pytest.approx(25.0)
     assert drawn["trainer_waits"][9] == pytest.approx(30.0)
@@ -62,6 +63,13 @@ def test_each_moment_is_drawn_once():
     assert list(source(doc, "times_seen")["samples"]) == [30, 20, 0, 10]
     assert "Reservoir: 220 samples, 11 unseen" in text(doc)
     assert "Simulations: 2 of 250, 0 failed" in text(doc)
+    # What was a rate is none when the run has ended.
+    assert "samples/s" not in text(doc)
+    assert "1,100 samples trained, 275 steps arrived" in text(doc)
+    told.update({"about": {"simulations": 220}})
+    told.update({"rows": [row(second) for second in (12, 13, 14)]})
+    again(doc)
+    assert "Simulations: 3 of 220 + 30 held out, 0 failed" in text(doc)
 
 
 def test_a_long_run_takes_no_more_memory():
@@ -103,6 +111,8 @@ def test_maps_of_a_field(kind):
     np.testing.assert_allclose(
         drawn["difference"], np.full_like(drawn["solver"], 0.5), rtol=1e-6
     )
+    said = text(page(state(kind)))
+    assert ("middle slice z = 0.5 m" in said) == (kind == "3D")
     if kind == "2D":
         # A pixel is centred on its point.
         assert (drawn["x"], drawn["dw"]) == ([-1 / 14], [pytest.approx(8 / 7)])
@@ -126,6 +136,8 @@ def test_curves_of_a_field_and_plain_numbers(kind):
     count = len(given)
     x = np.arange(count) if kind == "number" else np.linspace(0, 1, count)
     np.testing.assert_allclose(drawn["x"], x)
+    pairs = "u, 8 samples of the last batch" in text(page(state(kind)))
+    assert pairs == (kind == "samples")
 
 
 def test_a_field_on_uneven_points_is_drawn_where_it_is():
@@ -157,7 +169,7 @@ def test_the_parameter_space_in_the_colours_of_the_loss():
     assert {k for k in drawn if k[0] == "x"} == {f"x{k}" for k in range(6)}
     assert all((k < drawn[f"x{k}"]).all() for k in range(6))
     assert all((drawn[f"x{k}"] < k + 1).all() for k in range(6))
-    assert "(the first 6 of 8)" in text(doc)
+    assert "20 simulations, sampled once a second (the first 6 of 8 " in text(doc)
     told.update({"losses": losses(30, names)})
     again(doc)
     assert len(source(doc, "parameters")["loss"]) == 30
@@ -191,8 +203,23 @@ def test_what_is_wrong_is_said_on_top_and_nothing_is_run():
     doc = page(told)
     assert "The loss is &lt;b&gt;nan&lt;/b&gt;." in text(doc)
     assert "stopped" in text(doc)
-    (table,) = doc.select({"type": DataTable})
-    assert table.source.data["message"] == ["<i>no</i>"]
+    assert "&lt;i&gt;no&lt;/i&gt;" in text(doc)
+
+
+def test_attempts_that_failed_alike_are_a_row():
+    """With the bounds of their parameters, and as many simulations as there is room for."""
+    told, failed = state(), {"outcome": "retried", "error": "FloatingPointError"}
+    for k in range(8):
+        said, point = f"infinite at step {k}", {"left": 100.0 + k, "top": 7.0}
+        failed |= {"simulation": k, "message": said, "parameters": point}
+        told.update({"failures": [failed.copy()]})
+    told.update({"failures": [{"simulation": 9, "error": "WorkerDied"}]})
+    rows = re.findall("<tr>(.*?)</tr>", text(page(told)))
+    assert len(rows) == 3
+    for cell in ("8", "8 retried", "7, 6, 5, 4, 3 and 3 more", "100 to 107", "7"):
+        assert f"<td>{cell}</td>" in rows[2]
+    assert "<td>infinite at step 7</td>" in rows[2]
+    assert "<td>left [K]</td>" in rows[0]
 
 
 def test_each_newest_field_is_the_one_that_was_told():

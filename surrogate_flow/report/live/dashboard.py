@@ -137,10 +137,13 @@ def _show(
     """Fill a document in the style of Dask's own pages."""
     from distributed.dashboard.components.scheduler import env
 
-    from surrogate_flow.report.live.page import document
+    from surrogate_flow.report.live.page import CONNECTING, document
 
     document(doc, dashboard.runs, dashboard.others)
-    doc.template = env.get_template("simple.html")
+    doc.template = env.from_string(
+        '{% extends "simple.html" %}{% block content %}{{ super() }}'
+        f"{CONNECTING}{{% endblock %}}"
+    )
     doc.template_variables.update(extra)
 
 

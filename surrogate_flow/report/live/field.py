@@ -12,10 +12,12 @@ from bokeh.models import (
     HoverTool,
     LinearColorMapper,
     Range1d,
+    Slope,
 )
 from bokeh.palettes import Inferno256, RdBu11, interp_palette
 from jaxtyping import Float
 
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.thinning import SURROGATE, cells_of
 from surrogate_flow.report.live.series import BLUE, GREY, ORANGE, panel, tidy
 from surrogate_flow.report.live.state import LiveState
@@ -91,7 +93,8 @@ class NewestField:
         width = float(error[np.isfinite(error)].max(initial=0.0)) or 1.0
         self._scale("difference", -width, width)
         units = f" {self._units}" if self._units else ""
-        self.figures[0].title.text = f"{self._variable}, {_named(fields)}"
+        words = [self._variable, *_named(fields, fields[self._variable])]
+        self.figures[0].title.text = ", ".join(words)
         self.figures[-1].title.text = f"surrogate - solver: {width:.3g}{units} at most"
 
     def _scale(self, name: str, low: float, high: float) -> None:
@@ -159,16 +162,19 @@ class NewestField:
 
     def _curves(self, field: xr.DataArray) -> list[Any]:
         units = f" [{self._units}]" if self._units else ""
-        across = _labels(field)[0]
-        both = panel("", across, f"{self._variable}{units}")
-        difference = panel("", across, f"difference{units}", x_range=both.x_range)
+        across, whole = _labels(field)[0], field.dims == ("sample",)
+        difference = panel("", across, f"difference{units}")
         difference.y_range = Range1d(-1.0, 1.0)
+        lines = [("difference", "#444444", difference)]
+        if whole:
+            # Over time the values of many simulations are a cloud.
+            both = self._pairs(units)
+        else:
+            both = panel("", across, f"{self._variable}{units}")
+            difference.x_range = both.x_range
+            lines = [("solver", BLUE, both), ("surrogate", ORANGE, both), *lines]
         curve = bool(field.dims) and field.dims[0] in field.coords
-        for name, colour, made in (
-            ("solver", BLUE, both),
-            ("surrogate", ORANGE, both),
-            ("difference", "#444444", difference),
-        ):
+        for name, colour, made in lines:
             options: dict[str, Any] = (
                 {} if made is difference else {"legend_label": name}
             )
@@ -179,13 +185,26 @@ class NewestField:
                     "x", name, source=self._source, color=colour, **options
                 )
             else:
+                size = 4 if whole else 7
                 drawn = made.scatter(
-                    "x", name, source=self._source, color=colour, size=7, **options
+                    "x", name, source=self._source, color=colour, size=size, **options
                 )
             tips = [(across, "@x"), (name, f"@{name}{{0.[0000]}} {self._units}")]
             made.add_tools(HoverTool(renderers=[drawn], tooltips=tips))
-        tidy(both)
+        if not whole:
+            tidy(both)
         return [both, difference]
+
+    def _pairs(self, units: str) -> Any:
+        """Return the surrogate over the solver, which are equal on the diagonal."""
+        made = panel("", f"solver{units}", f"surrogate{units}")
+        made.add_layout(Slope(gradient=1, y_intercept=0, line_color=GREY))
+        drawn = made.scatter(
+            "solver", "surrogate", source=self._source, size=4, color=ORANGE
+        )
+        tips = [(name, f"@{name}{{0.[0000]}} {self._units}") for name in _MAPS]
+        made.add_tools(HoverTool(renderers=[drawn], tooltips=tips))
+        return made
 
     def _nodes(self, data: dict[str, xr.DataArray]) -> dict[str, Any]:
         """Return nodes, or the means of their values over each cell."""
@@ -289,15 +308,27 @@ def _points(data: dict[str, xr.DataArray]) -> dict[str, Any]:
     return {"x": x, **{n: np.atleast_1d(v.values) for n, v in data.items()}}
 
 
-def _named(fields: xr.Dataset) -> str:
-    """Return which simulation and moment it is, in words."""
+def _named(fields: xr.Dataset, field: xr.DataArray) -> list[str]:
+    """Return which simulation, moment and slice it is, in words."""
+    if field.dims == ("sample",):
+        known = int(np.isfinite(field.values).sum())
+        return [f"{counted(known, 'sample')} of the last batch"]
     words = []
     if "simulation" in fields.attrs:
         words.append(f"simulation {fields.attrs['simulation']}")
-    time = fields.coords.get("time")
+    time = field.coords.get("time")
     if time is not None and time.ndim == 0:
-        units = time.attrs.get("units", "")
-        words.append(f"{float(time):.4g} {units}".rstrip())
+        words.append(_amount(time))
     elif "step" in fields.attrs:
         words.append(f"step {fields.attrs['step']}")
-    return ", ".join(words)
+    for name, at in _still(field).coords.items():
+        # Of the plain numbers beside a field, a parameter has no long name.
+        cut = name in field.dims or "long_name" in at.attrs
+        if name != "time" and at.ndim == 0 and cut:
+            words.append(f"middle slice {name} = {_amount(at)}")
+    return words
+
+
+def _amount(number: xr.DataArray) -> str:
+    units = number.attrs.get("units", "")
+    return f"{float(number):.4g} {'' if units == '1' else units}".rstrip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 
 from surrogate_flow.report.folder.run_folder import RunFolder, joined_ranks, typed
 from surrogate_flow.report.folder.tables import complete_rows, read_table
+from surrogate_flow.report.folder.words import arguments
 from surrogate_flow.report.live.state import DRAWN, LiveState
 
 __all__ = ["Changes", "Follower", "Tail"]
@@ -19,8 +21,17 @@ _ROWS = 1200  # of telemetry.csv, at most: of a long run, not all
 _RECENT = 600  # rows of it in which problems are looked for
 _FAILURES = 100
 # Characters of what the page shows of a failure: all of them are 64 KB at most.
-_SHOWN = {"simulation": 20, "attempt": 10, "outcome": 20, "worker": 60, "error": 60}
-_SHOWN |= {"message": 300}
+_SHOWN = {"simulation": 20, "attempt": 10, "outcome": 20, "worker": 40, "error": 40}
+_SHOWN |= {"message": 200}
+
+
+def _point(text: str) -> dict[str, float]:
+    """Return the first parameters of a row of failures.csv; none of a damaged one."""
+    try:
+        point = [*ast.literal_eval(text).items()][:DRAWN]
+        return {str(name)[:20]: float(f"{value:.4g}") for name, value in point}
+    except (ValueError, SyntaxError, TypeError, AttributeError):
+        return {}
 
 
 class Tail:
@@ -72,7 +83,8 @@ class Changes:
             spec = run.about.get("spec")
             known = spec.get("parameters", []) if isinstance(spec, dict) else []
             spec = {"parameters": known[:DRAWN], "count": len(known)}
-            message["about"] = {"spec": spec}
+            data = arguments(run.settings.get("data"))
+            message["about"] = {"spec": spec, "simulations": data.get("simulations")}
         if self._changed("losses.csv") and len(table := self._losses()):
             message["losses"] = {
                 str(name): table[name].to_numpy(np.float32).tobytes() for name in table
@@ -82,6 +94,7 @@ class Changes:
             rows = table.tail(_FAILURES).fillna("").astype(str).to_dict("records")
             message["failures"] = [
                 {k: row[k][:most] for k, most in _SHOWN.items() if k in row}
+                | {"parameters": _point(row.get("parameters", ""))}
                 for row in rows
             ]
         # Else it is read with each look for problems.

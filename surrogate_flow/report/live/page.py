@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import logging
+import re
 import time
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,13 @@ import distributed
 from bokeh.document import Document
 from bokeh.layouts import column, row
 from bokeh.models import (
-    ColumnDataSource,
-    DataTable,
+    CustomJS,
     Div,
     GlyphRenderer,
     Select,
-    TableColumn,
 )
 from bokeh.themes import Theme
+from jinja2 import Environment
 
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.live.field import NewestField, variables_of
@@ -28,14 +29,33 @@ from surrogate_flow.report.live.parameters import Parameters
 from surrogate_flow.report.live.series import Panel, Series, TimesSeen, seconds, shown
 from surrogate_flow.report.live.state import LiveState, names_of
 
-__all__ = ["document", "theme"]
+__all__ = ["CONNECTING", "document", "theme"]
 
 logger = logging.getLogger(__name__)
 
 _EVERY = 1000  # milliseconds
 _WIDE: Any = {"sizing_mode": "stretch_width"}
 _COLOURS = {"running": "#3f9b6c", "ended": "#3a6ea5", "stopped": "#c0392b"}
-_TABLE = ("simulation", "attempt", "outcome", "worker", "error", "message")
+_TABLE = ("attempts", "outcome", "simulations", "worker", "error", "message")
+_SIMULATIONS = 5  # that are named in a row of it
+_WRAPPED: Any = {"styles": {"flex-wrap": "wrap"}, **_WIDE}  # in a narrow window
+
+#: What a browser shows until the first plots are drawn.
+CONNECTING = """
+<style>[data-root-id]:has(*) ~ .connecting { display: none; }</style>
+<p class="connecting" style="margin: 12px; font: 13px sans-serif">
+Connecting ... If this stays, the WebSocket of the page does not get through, as where a
+proxy stops it.</p>
+"""
+_TEMPLATE = (
+    "{% extends base %}{% block preamble %}"
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    "{% endblock %}{% block contents %}{{ super() }}" + CONNECTING + "{% endblock %}"
+)
+_LOST = (
+    "&#9888; The connection to this page's server is lost: it shows nothing new. That "
+    "of a fit ends with it; <code>surrogate-flow watch</code> shows the run then."
+)
 
 
 def theme() -> Theme:
@@ -61,7 +81,14 @@ def document(
     page = Page(runs, others)
     doc.title = "Surrogate"
     doc.theme = theme()
+    doc.template = Environment().from_string(_TEMPLATE)
     doc.add_root(page.root)
+    for event, is_lost in (
+        ("connection_lost", "true"),
+        ("client_reconnected", "false"),
+    ):
+        shows = CustomJS(args={"lost": page.lost}, code=f"lost.visible = {is_lost}")
+        doc.js_on_event(event, shows)
     doc.add_periodic_callback(page.update, _EVERY)
 
 
@@ -77,6 +104,8 @@ class Page:
     Attributes
     ----------
     root : Column
+    lost : Div
+        That a browser shows while it has no connection.
     panels : list of Panel
     """
 
@@ -94,11 +123,15 @@ class Page:
         self._variables = Select(title="", width=180)
         self._variables.on_change("value", self._choose_variable)
         self._body = column(**_WIDE)
-        head = row(self._status, self._run, **_WIDE)
+        self.lost = Div(
+            **{"text": _LOST, "name": "lost", "visible": False},
+            styles={"color": "#a33", "font-size": "13px"},
+        )
+        head = row(self._status, self._run, **_WRAPPED)
         self.panels: list[Panel] = []
         self._missing = Div(styles={"color": "#777", "font-size": "12px"}, **_WIDE)
         self.root = column(
-            *(head, self._body, self._missing), name="surrogate", **_WIDE
+            *(self.lost, head, self._body, self._missing), name="surrogate", **_WIDE
         )
         self.root.margin = (4, 10, 4, 10)
         self.update()
@@ -160,7 +193,7 @@ class Page:
             figures.insert(max(0, len(figures) - 3), seen.root)
             self.panels.append(seen)
         above, below = figures[:-3], figures[-3:]
-        rows = [row(*below, **_WIDE)]
+        rows = [row(*below, **_WRAPPED)]
         newest = state.newest
         if newest is not None and (names := variables_of(newest)):
             field = NewestField(newest, variable := self._variable)
@@ -168,13 +201,13 @@ class Page:
             if len(names) > 1:
                 self._variables.options, self._variables.value = [*names], variable
                 rows.append(row(self._variables, **_WIDE))
-            rows.append(row(*field.figures, **_WIDE))
-        left = column(*rows, **_WIDE)
-        parts = [row(*above, **_WIDE)] if above else []
+            rows.append(row(*field.figures, **_WRAPPED))
+        left = column(*rows, styles={"min-width": "min(780px, 100%)"}, **_WIDE)
+        parts = [row(*above, **_WRAPPED)] if above else []
         if state.parameters:
             matrix = Parameters(state)
             self.panels.append(matrix)
-            parts.append(row(left, matrix.root, **_WIDE))
+            parts.append(row(left, matrix.root, **_WRAPPED))
         else:
             parts.append(left)
         if state.failures:
@@ -209,36 +242,71 @@ class Page:
 
 
 class Failures:
-    """Which attempts have failed, and why; the newest first."""
+    """The attempts that failed, a row a reason; the newest first."""
 
     def __init__(self) -> None:
         self._changes = -1
-        self._source = ColumnDataSource({name: [] for name in _TABLE}, name="failures")
-        widths = (70, 60, 120, 160, 160, 700)
-        columns = [
-            TableColumn(field=name, title=name, width=width)
-            for name, width in zip(_TABLE, widths, strict=True)
-        ]
-        table = DataTable(
-            source=self._source,
-            columns=columns,
-            height=180,
-            index_position=None,
-            sortable=False,
-            **_WIDE,
-        )
-        title = Div(text="<b>Attempts that failed, and why</b> (failures.csv)")
-        self.root = column(title, table, **_WIDE)
+        self.root = Div(styles={"max-height": "260px", "overflow": "auto"}, **_WIDE)
 
     def update(self, state: LiveState) -> None:
         """Fill the table, if more have failed."""
         if state.changes["failures"] == self._changes:
             return
         self._changes = state.changes["failures"]
-        newest = [*state.failures][::-1]
-        self._source.data = {
-            name: [str(each.get(name, "")) for each in newest] for name in _TABLE
-        }
+        reasons: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for each in reversed(state.failures):
+            # Of one reason times and places differ.
+            said = re.sub(r"\d+", "", str(each.get("message", "")))
+            reasons.setdefault((str(each.get("error", "")), said), []).append(each)
+        names = dict.fromkeys(n for each in state.failures for n in _point(each))
+        spec = state.about.get("spec") or {}
+        units = {p["name"]: p.get("units", "") for p in spec.get("parameters", ())}
+        head = [f"{n} [{u}]" if (u := units.get(n)) and u != "1" else n for n in names]
+        rows = [[*_TABLE, *head], *(_reason(r, names) for r in reasons.values())]
+        cells = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
+            for row in rows
+        )
+        last = "the last " if len(state.failures) == state.failures.maxlen else ""
+        self.root.text = (
+            "<style>td { padding: 2px 12px 2px 0; vertical-align: top;"
+            " font-size: 12px; white-space: nowrap; } tr:first-child { color: #777; }"
+            " td:nth-child(6) { white-space: normal; min-width: 260px;"
+            " overflow-wrap: anywhere; }</style><b>Attempts that failed, and why</b> "
+            f"({last}{len(state.failures)} of failures.csv)<table>{cells}</table>"
+        )
+
+
+def _point(failure: Mapping[str, Any]) -> Mapping[str, float]:
+    return failure.get("parameters") or {}
+
+
+def _reason(alike: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[str]:
+    """Return the row of attempts that failed alike, the newest first."""
+
+    def known(name: str) -> list[str]:
+        return [*dict.fromkeys(str(each.get(name, "")) for each in alike)]
+
+    simulations, workers = known("simulation"), known("worker")
+    more = len(simulations) - _SIMULATIONS
+    named = ", ".join(simulations[:_SIMULATIONS])
+    bounds = []
+    for name in names:
+        values = [p[name] for each in alike if name in (p := _point(each))]
+        ends = dict.fromkeys([min(values), max(values)] if values else [])
+        bounds.append(" to ".join(f"{value:.4g}" for value in ends))
+    outcomes = Counter(str(each.get("outcome", "")) for each in alike)
+    return [
+        str(len(alike)),
+        ", ".join(
+            f"{n} {word}" if len(alike) > 1 else word for word, n in outcomes.items()
+        ),
+        f"{named} and {more} more" if more > 0 else named,
+        workers[0] if len(workers) == 1 else counted(len(workers), "worker"),
+        str(alike[0].get("error", "")),
+        str(alike[0].get("message", "")),
+        *bounds,
+    ]
 
 
 _DECIDING = (
@@ -256,13 +324,15 @@ def _status(state: LiveState, others: int) -> str:
     parts = [f"{badge} <b>{html.escape(state.name)}</b>"]
     if state.series:
         now = state.series[-1]
-        parts += [seconds(60 * now["minutes"]), f"batch {shown(now['step'])}"]
+        parts += [seconds(now["seconds"]), f"batch {shown(now['step'])}"]
         if now["loss"] == now["loss"]:
             parts.append(f"loss {now['loss']:.3g}")
-        parts.append(f"{shown(now['samples_per_second'])} samples/s")
+        goes_on = state.state == "running"
+        if goes_on:
+            parts.append(f"{shown(now['samples_per_second'])} samples/s")
         if state.validations:
             parts.append(f"validation error {state.validations[-1][1]:.2%}")
-        if waiting := state.last.get("waiting"):
+        if goes_on and (waiting := state.last.get("waiting")):
             parts.append(html.escape(str(waiting)))
     problems = [*state.problems]
     if silent := state.silent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,16 @@ from bokeh.models import (
     FixedTicker,
     HoverTool,
     LogColorMapper,
+    Title,
 )
 
-from surrogate_flow.report.live.series import GREY, panel
+from surrogate_flow.report.live.series import GREY, panel, shown
 from surrogate_flow.report.live.state import DRAWN, LiveState
 
 __all__ = ["Parameters"]
 
 _MARGIN = 0.07  # of a cell
+_LONG = 12  # characters of a name
 
 
 class Parameters:
@@ -41,12 +44,12 @@ class Parameters:
         self._source = ColumnDataSource({}, name="parameters")
         self.root = made = panel(
             "Parameters",
-            "",
+            "on the diagonal the loss upwards",
             "",
             x_range=(-0.02, count + 0.02),
             y_range=(-0.02, count + 0.02),
         )
-        made.sizing_mode, made.height, made.width = "fixed", 480, 440
+        made.height, made.min_width, made.max_width = 480, 340, 440
         made.grid.visible = False
         self._colours = LogColorMapper("Viridis256", low=1e-6, high=1.0)
         self._colours.nan_color = GREY
@@ -90,7 +93,7 @@ class Parameters:
         made.yaxis.major_label_orientation = "vertical"
         made.axis.major_label_text_font_size = "10px"
         made.yaxis.major_label_overrides = {
-            count - k - 0.5: name for k, name in enumerate(self._names)
+            count - k - 0.5: _short(name) for k, name in enumerate(self._names)
         }
         bar = ColorBar(
             color_mapper=self._colours,
@@ -100,6 +103,9 @@ class Parameters:
             background_fill_color=None,
         )
         made.add_layout(bar, "right")
+        name = Title(text="loss of the sample, last seen", align="center")
+        name.text_font_size, name.text_font_style = "11px", "normal"
+        made.add_layout(name, "right")
 
     def update(self, state: LiveState) -> None:
         """Draw the points, if there are others."""
@@ -129,18 +135,24 @@ class Parameters:
                 (finite.min(), finite.max()) if len(finite) else (0, 1)
             )
             columns[f"loss{k}"] = count - 1 - k + _within(logs, low_loss, high_loss)
-            units = f" [{self._units[name]}]" if self._units[name] else ""
-            labels.append(f"{name}{units}\n{low:.3g} to {high:.3g}")
+            units = "" if self._units[name] == "1" else self._units[name]
+            labels.append(f"{_short(name)}\n{low:.3g} to {high:.3g}\n{units}")
         self._source.data = columns
         if labels != self._labels:
             self._labels = labels
             self.root.xaxis.major_label_overrides = {
                 k + 0.5: label for k, label in enumerate(labels)
             }
-        words = f"Loss of {len(loss):,} simulations; on the diagonal its height"
+        done = state.series[-1]["simulations_done"] if state.series else math.nan
+        of = f" of {shown(done)}" if done >= len(loss) else ""
+        words = f"{len(loss):,}{of} simulations, sampled once a second"
         if self._all > count:
-            words += f" (the first {count} of {self._all})"
+            words += f" (the first {count} of {self._all} parameters)"
         self.root.title.text = words
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONG else f"{name[: _LONG - 1]}\u2026"
 
 
 def _within(values: Any, low: float, high: float) -> Any:

@@ -7,10 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from bokeh.models import ColumnDataSource, HoverTool, Span
+from bokeh.models import (
+    AdaptiveTicker,
+    ColumnDataSource,
+    CustomJSTickFormatter,
+    HoverTool,
+    NumeralTickFormatter,
+    Span,
+)
 from bokeh.plotting import figure
 
-from surrogate_flow.report.live.state import SERIES, LiveState
+from surrogate_flow.report.live.state import SERIES, LiveState, number
 
 __all__ = [
     "BLUE",
@@ -30,7 +37,13 @@ BLUE, ORANGE, GREY, GREEN, RED = "#3a6ea5", "#e07b28", "#8c8c8c", "#3f9b6c", "#c
 HEIGHT = 232  # of a panel, in pixels
 _BARS = 40  # of the histogram
 _WORDS = 3  # moments from one title to the next: each takes as long as the curves
+_FEW = 60  # moments in which single losses are marked
 _KEPT = 1200  # moments that a browser keeps
+_MOMENT = """
+const last = ticks[ticks.length - 1];
+const [unit, size] = last < 180 ? ["s", 1] : last < 7200 ? ["min", 60] : ["h", 3600];
+return tick == 0 ? "0" : `${+(tick / size).toFixed(2)} ${unit}`;
+"""
 
 
 class Panel(Protocol):
@@ -47,9 +60,10 @@ def panel(title: str, across: str, up: str, **options: Any) -> Any:
         x_axis_label=across,
         y_axis_label=up,
         height=HEIGHT,
-        min_width=200,
+        min_width=260,
         sizing_mode="stretch_width",
         tools="pan,wheel_zoom,reset,save",
+        active_drag=None,  # or a finger that scrolls the page would move the plot
         toolbar_location="above",
         **options,
     )
@@ -82,6 +96,10 @@ class Series:
         self._rows, self._thinned, self._validated = 0, -1, 0
         self._titled, self._state = 0, ""
         self._titles: list[tuple[Any, Callable[[LiveState], str]]] = []
+        # Of all figures, since each model makes each message longer.
+        self._moments = AdaptiveTicker(base=60, mantissas=[1, 2, 5, 10, 15, 20, 30])
+        self._moment = CustomJSTickFormatter(code=_MOMENT)
+        self._count = NumeralTickFormatter(format="0.[00]a")
         self.figures = [*self._figures(state)]
 
     def _figures(self, state: LiveState) -> Iterator[Any]:
@@ -106,6 +124,7 @@ class Series:
             new = state.series[-count:]
             self.source.stream({n: [r[n] for r in new] for n in SERIES}, _KEPT)
         self._rows = state.rows
+        self._dots.visible = state.rows < _FEW
         if len(state.validations) != self._validated:
             self._validated = len(state.validations)
             steps, errors = ([each[k] for each in state.validations] for k in (0, 1))
@@ -128,12 +147,14 @@ class Series:
         **options: Any,
     ) -> Any:
         """Return a figure with lines (column, legend, colour, dash) over time."""
-        made = panel(words(LiveState("")), "time since the start [min]", up, **options)
+        made = panel(words(LiveState("")), "time since the start", up, **options)
+        made.xaxis.ticker, made.xaxis.formatter = self._moments, self._moment
+        made.yaxis.formatter = self._count
         if stacked:
             names, legends, colours = zip(*stacked, strict=True)
             made.varea_stack(
                 [*names],
-                x="minutes",
+                x="seconds",
                 color=[*colours],
                 fill_alpha=0.55,
                 legend_label=[*legends],
@@ -141,7 +162,7 @@ class Series:
             )
         drawn = [
             made.line(
-                "minutes",
+                "seconds",
                 name,
                 source=self.source,
                 color=colour,
@@ -157,7 +178,7 @@ class Series:
                 renderers=drawn[:1],
                 mode="vline",
                 tooltips=[
-                    ("time", "@minutes{0.0} min"),
+                    ("time", "@seconds{00:00:00}"),
                     *((legend, f"@{name}{{0,0.[0]}}{hover}") for legend, name in shown),
                 ],
             )
@@ -172,10 +193,8 @@ class Series:
             if not state.rows:
                 return "Reservoir"
             now = state.series[-1]
-            return (
-                f"Reservoir: {shown(now['population'])} samples, "
-                f"{shown(now['unseen'])} unseen"
-            )
+            kept = things(now["population"], "sample")
+            return f"Reservoir: {kept}, {shown(now['unseen'])} unseen"
 
         return self._figure(
             words,
@@ -192,6 +211,10 @@ class Series:
             if not state.rows:
                 return "Rates"
             now = state.series[-1]
+            if state.state != "running":
+                trained = things(number_of(state, "samples"), "sample")
+                steps = things(number_of(state, "steps_received"), "step")
+                return f"{trained} trained{f', {steps} arrived' if arrives else ''}"
             trained = f"{shown(now['samples_per_second'])} samples/s trained"
             if arrives:
                 steps = shown(now["steps_per_second"])
@@ -251,6 +274,10 @@ class Series:
             ),
         ]
         made.scatter("step", "error", source=self.validations, size=5, color=BLUE)
+        # The few batches of a short run, of which lines show none if there is but one.
+        self._dots = made.scatter(
+            "step", "loss", source=self.source, size=4, color=ORANGE
+        )
         for line, name in zip(lines, ("loss", "error"), strict=True):
             tips = [("batch", "@step{0,0}"), (name, f"@{name}{{0.0000}}")]
             made.add_tools(HoverTool(renderers=[line], mode="vline", tooltips=tips))
@@ -263,7 +290,13 @@ class Series:
             if not state.rows:
                 return "Simulations"
             now = state.series[-1]
-            of = f" of {shown(now['simulations_planned'])}" if planned else ""
+            all_, trains = (
+                now["simulations_planned"],
+                number(state.about.get("simulations")),
+            )
+            of = f" of {shown(all_)}" if planned else ""
+            if all_ > trains:
+                of = f" of {shown(trains)} + {shown(all_ - trains)} held out"
             return (
                 f"Simulations: {shown(now['simulations_done'])}{of}, "
                 f"{shown(now['simulations_failed'])} failed"
@@ -274,14 +307,16 @@ class Series:
             ("simulations_failed", "failed", RED, "solid"),
             ("simulations_planned", "planned", GREY, "dashed"),
         ]
-        return self._figure(words, "simulations", lines[: 3 if planned else 2])
+        made = self._figure(words, "simulations", lines[: 3 if planned else 2])
+        made.yaxis[0].ticker.min_interval = 1
+        return made
 
     def _workers(self, jobs: bool) -> Any:
         def words(state: LiveState) -> str:
             if not state.rows:
                 return "Workers"
             now = state.series[-1]
-            running = f"{shown(now['simulations_running'])} simulations"
+            running = things(now["simulations_running"], "simulation")
             if jobs:
                 return (
                     f"Jobs: {shown(now['jobs_at_work'])} of "
@@ -295,7 +330,9 @@ class Series:
             ("jobs_at_work", "jobs", GREEN, "solid"),
             ("jobs_wanted", "wanted", GREEN, "dashed"),
         ]
-        return self._figure(words, "number", lines[: 4 if jobs else 2])
+        made = self._figure(words, "number", lines[: 4 if jobs else 2])
+        made.yaxis[0].ticker.min_interval = 1
+        return made
 
 
 class TimesSeen:
@@ -307,6 +344,7 @@ class TimesSeen:
         )
         self._drawn = -_WORDS, ""
         self.root = panel("Times seen", "times seen", "samples")
+        self.root.xaxis[0].ticker.min_interval = 1
         bars = self.root.vbar(
             "times", top="samples", width="width", source=self._source, color=ORANGE
         )
@@ -349,6 +387,11 @@ def number_of(state: LiveState, name: str) -> float:
 def shown(value: float) -> str:
     """Return a count in words; a dash if it is not known."""
     return f"{value:,.0f}" if math.isfinite(value) else "-"
+
+
+def things(value: float, noun: str) -> str:
+    """Return a count of things in words."""
+    return f"{shown(value)} {noun}{'s' * (value != 1)}"
 
 
 def seconds(value: float) -> str:

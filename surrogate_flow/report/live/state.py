@@ -26,9 +26,9 @@ _FAILURES = 100  # the last ones, that are kept
 _SILENT = 30.0  # seconds without a message until the page says so
 
 #: The numbers of a moment that are drawn over time: those of telemetry.csv, and
-#: ``minutes``, ``seen``, rates a second, and shares of the time in percent.
+#: ``seen``, rates a second, and shares of the time in percent.
 SERIES = (
-    *("minutes", "step", "loss", "samples_per_second", "population", "unseen", "seen"),
+    *("seconds", "step", "loss", "samples_per_second", "population", "unseen", "seen"),
     *("capacity", "threshold", "steps_per_second", "trainer_waits", "reservoir_waits"),
     *("simulations_planned", "simulations_done", "simulations_running"),
     *("simulations_failed", "workers", "jobs_wanted", "jobs_at_work", "epoch"),
@@ -81,8 +81,8 @@ class LiveState:
     --------
     >>> state = LiveState("heat2d")
     >>> state.update({"rows": [{"seconds": 60.0, "population": 5, "unseen": 2}]})
-    >>> state.series[-1]["minutes"], state.series[-1]["seen"]
-    (1.0, 3.0)
+    >>> state.series[-1]["seconds"], state.series[-1]["seen"]
+    (60.0, 3.0)
     """
 
     def __init__(self, name: str) -> None:
@@ -182,9 +182,8 @@ class LiveState:
 
     def _append(self, row: dict[str, Any]) -> None:
         self.last, numbers = row, {n: number(row.get(n)) for n in SERIES}
-        numbers["minutes"] = number(row.get("seconds")) / 60
         numbers["seen"] = numbers["population"] - numbers["unseen"]
-        now = number(row.get("seconds"))
+        now = numbers["seconds"]
         recent = self._recent
         while len(recent) > 1 and number(recent[1].get("seconds")) <= now - _WINDOW:
             recent.popleft()
