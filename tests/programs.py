@@ -1,8 +1,9 @@
 """Commands of the program as processes, without paying for their imports each time.
 
 `start` forks each command from one process that has imported torch and Lightning, and
-nothing else; working folder, environment, streams and signals are the command's own.
-`command` gives the words for a true start of an interpreter.
+nothing else; working folder, environment, streams and signals are the command's own. So
+are the second rank and the run of a comparison that such a command starts. `command`
+gives the words for a true start of an interpreter.
 """
 
 import array
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -46,6 +48,13 @@ IMPORTED = (
     ),
     *("neuralop.models", "tensorboard", "matplotlib.pyplot"),
 )
+FORKED = "forked command"  # the name of a process that a command has started
+
+
+def words_of(command):
+    """Return the arguments of a command line of the program; None of any other."""
+    python, module, *words = command if len(command) > 2 else ("", "")
+    return words[1:] if [python, module] == [sys.executable, "-m"] else None
 
 
 def command(*words):
@@ -62,6 +71,12 @@ def environment():
 def start(*words, cwd, env=None, start_new_session=False):
     """Start a command; its output, errors among it, comes as text on `stdout`."""
     return Program(words, cwd, env or environment(), start_new_session)
+
+
+def popen(command, *, stdout, env, start_new_session=False, **_):
+    """Start a command of the program as `subprocess.Popen` does; its output goes to a file."""
+    words = words_of(command)
+    return Program(words, Path.cwd(), env, start_new_session, stdout.fileno())
 
 
 def run(*words, cwd, env=None, timeout=110, check=True):
@@ -88,10 +103,10 @@ def fit(folder, workflow, *overrides, **kwargs):
 class Program:
     """A command that was forked; as `subprocess.Popen`, as far as tests need it."""
 
-    def __init__(self, words, cwd, env, new_session):
+    def __init__(self, words, cwd, env, new_session, file=None):
         self.args = command(*words)
         self.returncode = None
-        out, inside = os.pipe()
+        out, inside = os.pipe() if file is None else (None, os.dup(file))
         self._server = _Server.get()
         self.pid = self._server.fork(
             {
@@ -103,7 +118,8 @@ class Program:
             inside,
         )
         os.close(inside)
-        self.stdout = os.fdopen(out, encoding="utf-8", errors="replace")
+        if out is not None:
+            self.stdout = os.fdopen(out, encoding="utf-8", errors="replace")
 
     def poll(self):
         """Return the exit status, or None while it runs."""
@@ -193,10 +209,7 @@ class _Server:
         self._pids = []
 
     def fork(self, request, out):
-        place = json.dumps(request).encode()
-        fds = array.array("i", [out]).tobytes()
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
-        self._socket.sendmsg([place], ancillary)
+        _send(self._socket, request, out)
         while not self._pids:
             self._receive(None)
         return self._pids.pop()
@@ -224,6 +237,18 @@ class _Server:
             ready, _, _ = select.select([self._socket], [], [], 0)
 
 
+def _send(connection, request, out):
+    fds = array.array("i", [out]).tobytes()
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
+    connection.sendmsg([json.dumps(request).encode()], ancillary)
+
+
+def _received(connection):
+    """Return what was asked for, with the file for its output; None at the end."""
+    place, ancillary, _, _ = connection.recvmsg(1 << 18, socket.CMSG_SPACE(4))
+    return (json.loads(place), array.array("i", ancillary[0][2])[0]) if place else None
+
+
 def serve(number):
     """Fork a command for each request, and say how each has ended."""
     for name in IMPORTED:
@@ -242,16 +267,16 @@ def serve(number):
                 code = os.waitstatus_to_exitcode(status)
                 requests.send(json.dumps(["ended", pid, code]).encode())
         if requests in ready:
-            place, ancillary, _, _ = requests.recvmsg(1 << 18, socket.CMSG_SPACE(4))
-            if not place:
+            received = _received(requests)
+            if received is None:
                 return
-            out = array.array("i", ancillary[0][2])[0]
+            request, out = received
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 for fd in (requests.detach(), woken, wake):
                     os.close(fd)
-                _run(json.loads(place), out)
+                _run(request, out)
             os.close(out)
             requests.send(json.dumps(["forked", pid]).encode())
 
@@ -272,7 +297,6 @@ def _run(request, out):
     import atexit
     import io
     import runpy
-    import threading
     import traceback
 
     import dask.config
@@ -303,7 +327,10 @@ def _run(request, out):
         *(path for path in sys.path[1:] if path not in paths),
     ]
     sys.argv[1:] = request["words"]
-    if request["words"][0] in ("fit", "generate"):
+    kind, *options = request["words"]
+    if kind == "compare" or "--trainer.devices=2" in options:
+        _fork_next()
+    if kind in ("fit", "generate"):
         _fork_workers()
     code = 0
     try:
@@ -359,6 +386,44 @@ def _fork_workers():
         forkserver.ensure_running()
     finally:
         util.spawnv_passfds = spawn
+
+
+def _fork_next():
+    """Let the first command that this one starts be a child that has imported all."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        received = _received(theirs)
+        theirs.close()
+        if received is None:
+            os._exit(0)
+        Path("/proc/self/comm").write_text(FORKED)
+        _run(*received)
+    theirs.close()
+    start = subprocess.Popen
+
+    class Popen(start):
+        def __init__(self, command, *args, **options):
+            words = words_of(command)
+            if words is None or ours.fileno() < 0:
+                super().__init__(command, *args, **options)
+                return
+            request = {
+                "words": words,
+                "cwd": str(options.get("cwd") or Path.cwd()),
+                "env": dict(options["env"]),
+                "new_session": options.get("start_new_session", False),
+            }
+            out = options.get("stdout")
+            _send(ours, request, 1 if out is None else out.fileno())
+            ours.close()
+            self.args, self.pid, self.returncode = command, pid, None
+            self.stdin = self.stdout = self.stderr = None
+            self._child_created, self._waitpid_lock = True, threading.Lock()
+            self._sigint_wait_secs = 0.25
+
+    subprocess.Popen = Popen
 
 
 if __name__ == "__main__":

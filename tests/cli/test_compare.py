@@ -8,10 +8,13 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import programs
 import psutil
 import pytest
 from batch import wait_until
@@ -25,6 +28,7 @@ from surrogate_flow.cli.compare import (
     ComparisonTable,
     FinishedRun,
     comparison,
+    process,
     variants_of,
 )
 from surrogate_flow.cli.compare.process import running
@@ -55,6 +59,13 @@ def folder(tmp_path, monkeypatch):
     """An empty one, to run in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Runs of a comparison are forked, as other commands of these tests are."""
+    own = SimpleNamespace(**{**vars(subprocess), "Popen": programs.popen})
+    monkeypatch.setattr(process, "subprocess", own)
 
 
 def rows():
@@ -103,7 +114,9 @@ def test_it_is_said_when_simulations_are_used_up(folder, monkeypatch, capsys):
 
 
 @pytest.mark.timeout(280)
-def test_arms_train_the_same_batches_and_are_run_once(folder, capsys, monkeypatch):
+def test_arms_train_the_same_batches_and_are_run_once(
+    folder, forked, capsys, monkeypatch
+):
     """An offline and an online arm; what has ended does not run again."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
     once = ["--seeds=1", "--trainer.callbacks=recorder.ValidatedOn"]
@@ -191,7 +204,7 @@ def test_seconds_of_a_data_set_that_was_made_in_parts_are_unknown(
     assert one.seconds(variants[0], 0) is None
 
 
-def test_a_run_that_fails_shows_the_end_of_its_log(folder, capsys):
+def test_a_run_that_fails_shows_the_end_of_its_log(folder, forked, capsys):
     """Its words, and where the rest of them is."""
     # No look at the settings could tell; and no machine is as fast.
     late = ["--data.faults.patience=0.001", "--data.solver.cells=[150,150]"]

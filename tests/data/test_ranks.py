@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from programs import fit
+from programs import FORKED, fit
 from test_resume import SIMULATIONS, STEPS, lines, start, workflow
 
 from surrogate_flow.cli.app import main
@@ -54,7 +54,7 @@ def family(process):
 def second_rank(process):
     """The process that Lightning has started; none before."""
     children = psutil.Process(process.pid).children()
-    return [child for child in children if "fit" in child.cmdline()]
+    return [child for child in children if child.name() == FORKED]
 
 
 def gone(processes):
