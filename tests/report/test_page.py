@@ -444,7 +444,8 @@ def test_runs_are_compared(count, tmp_path):
     """Errors, settings that differ, all curves; what one lacks is said."""
     folders = []
     for k in range(count):
-        network = {"class_path": "surrogate_flow.nn.FNO", "init_args": {"width": 8 + k}}
+        known = {"width": 8 + k, **({"unset": None} if k else {})}
+        network = {"class_path": "surrogate_flow.nn.FNO", "init_args": known}
         folders.append(
             write_run(
                 tmp_path / f"run{k}",

@@ -15,6 +15,7 @@ from surrogate_flow.report.folder.headline import (
     rollout_of,
 )
 from surrogate_flow.report.folder.run_folder import FILES, RunFolder, runs_below
+from surrogate_flow.report.folder.tables import while_training
 from surrogate_flow.report.folder.words import flattened, number, percent, seconds
 from surrogate_flow.report.html import plots
 from surrogate_flow.report.html.page import Section, filled, render
@@ -118,7 +119,9 @@ def _numbers(named: Mapping[str, RunFolder], section: Section) -> None:
         return lambda run: getattr(costs[id(run)], name, None)
 
     def paid(run: RunFolder) -> str:
-        return "never" if of_cost("never")(run) else number(of_cost("break_even")(run))
+        known = of_cost("break_even")(run)
+        more = " or more" if known and of_cost("shared")(run) else ""
+        return "never" if of_cost("never")(run) else f"{number(known)}{more}"
 
     columns: dict[str, Callable[[RunFolder], str]] = {
         "surrogate": lambda run: model_of(run),
@@ -141,7 +144,8 @@ def _numbers(named: Mapping[str, RunFolder], section: Section) -> None:
         head=("quantity", *named),
         rows=[(title, *map(of, named.values())) for title, of in columns.items()],
         caption="Errors of the last weights, over held-out simulations, and what each "
-        "run took; paid for itself after so many evaluations.",
+        "run took; paid for itself after so many evaluations, or more where solvers "
+        "shared a machine with the training.",
     )
     counts = {run.outcome.validated for run in named.values() if run.outcome}
     if len(counts - {None}) > 1:
@@ -163,7 +167,9 @@ def _differences(named: Mapping[str, RunFolder], section: Section) -> None:
             str(flat.get(name, "-")) if flat else "not known" for flat in settings
         ]
         differ = len({str(flat.get(name, "-")) for flat in known}) > 1
-        if differ and name not in _NOT_COMPARED:
+        # What one class leaves unset, and another does not have, is no difference.
+        told = {*values} - {"None", "-", ""}
+        if differ and told and name not in _NOT_COMPARED:
             rows.append((name, *(value[:200] for value in values)))
     if rows:
         caption = "By their options on the command line; all others are the same."
@@ -183,7 +189,7 @@ def _curves(named: Mapping[str, RunFolder], section: Section) -> None:
         "The error at each time, relative to the size over all times.",
     )
     section.plot(
-        plots.rates({name: run.telemetry for name, run in named.items()}),
+        plots.rates({n: while_training(run.telemetry) for n, run in named.items()}),
         "Samples trained in a second, repetitions counted, since each run began.",
     )
 

@@ -254,7 +254,8 @@ def _draw(plot: Any, lines: Sequence[Line]) -> None:
     )
     for run, name, x, y in lines:
         every = max(1, len(x) // _POINTS)
-        label = ", ".join(part for part in (run, name) if part)
+        told = name if len(names) > 1 or not run else ""
+        label = ", ".join(part for part in (run, told) if part)
         number = runs.index(run) if len(runs) > 1 else names.index(name)
         options = {
             "source": {"x": np.asarray(x)[::every], "y": np.asarray(y)[::every]},
@@ -265,7 +266,8 @@ def _draw(plot: Any, lines: Sequence[Line]) -> None:
         dash = _DASHES[names.index(name) % len(_DASHES)] if len(runs) > 1 else "solid"
         plot.line("x", "y", line_width=2, line_dash=dash, **options)
         if len(x) < _FEW:
-            plot.scatter("x", "y", size=6, **options)
+            # Open ones of dashed lines, since in a legend they hide the dashes.
+            plot.scatter("x", "y", size=6, fill_alpha=float(dash == "solid"), **options)
     if plot.legend:
         legend = plot.legend[0]
         legend.label_text_color, legend.background_fill_color = _GREY, None
