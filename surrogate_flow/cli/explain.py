@@ -22,6 +22,7 @@ from surrogate_flow.cli.hints import (
     EXPECTED,
     bases_of,
     described,
+    likely,
     stands_for_others,
     subclasses_of,
 )
@@ -235,7 +236,7 @@ class Complaint:
         jobs = not prefix and hasattr(self.owner, "job_cls")  # a dask-jobqueue class
         names = sorted(known_arguments(self.owner)) if jobs else self._known(prefix)
         wrapped = None if prefix else getattr(self.owner, "cluster_class", None)
-        valid = nearest(name, names)
+        valid = likely(name, names)
         if isinstance(wrapped, type):  # the owner is a batch system of ours
             theirs = known_arguments(wrapped) - {*names, *_OLD}
             near = closest(name, [*names, *theirs])
@@ -265,7 +266,7 @@ class Complaint:
         section = SYNONYMS.get(typed, typed).replace("-", "_")
         if section in SECTIONS and rest:
             name = rest.partition(".")[0]
-            valid = nearest(name, self._known(section))
+            valid = likely(name, self._known(section))
             return ParserError(f"unknown argument {name!r} of {section}. {valid}", name)
         inside = f"{section}.{rest}".rstrip(".")
         meant = [
@@ -388,10 +389,8 @@ class Complaint:
         return ParserError(text, value)
 
     def _out_of_range(self, found: re.Match[str]) -> ParserError:
-        value = found["value"]
-        return ParserError(
-            f"expected a number {found['rule']}".rstrip() + f", got {value}.", value
-        )
+        value, expected = found["value"], f"expected a number {found['rule']}".rstrip()
+        return ParserError(f"{expected}, got {value}.", value)
 
     def _known(self, prefix: str = "") -> list[str]:
         """Return the names of arguments, or of those in a group, in their order."""

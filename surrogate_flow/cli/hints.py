@@ -1,4 +1,4 @@
-"""Types of arguments: in the words of a user, and the classes that they stand for."""
+"""Arguments in the words of a user: their types, classes, and the names meant."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from surrogate_flow.cli.pages import options_shown
+from surrogate_flow.cli.recipes import SYNONYMS
+from surrogate_flow.fields.names import nearest
+
 __all__ = [
     "EXPECTED",
     "bases_of",
     "described",
     "known_classes",
+    "likely",
     "stands_for_others",
     "subclasses_of",
 ]
@@ -99,3 +104,12 @@ def stands_for_others(kind: Any) -> bool:
     # That of Dask is not declared abstract.
     name = f"{kind.__module__}.{kind.__name__}"
     return inspect.isabstract(kind) or name == "distributed.deploy.cluster.Cluster"
+
+
+def likely(name: str, valid: Sequence[str]) -> str:
+    """Return the nearest name, or the option that another tool's name stands for."""
+    known = SYNONYMS.get(name)
+    if known is None or known in valid:
+        return nearest(known or name, valid)
+    others = [option for option in options_shown() if option.endswith(f".{known}")]
+    return f"Did you mean {others[0]!r}?" if others else nearest(name, valid)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dask.utils import format_bytes, format_time
+from dask.utils import format_bytes
 from distributed import Client
 from jsonargparse import ArgumentParser
 from rich.console import Console
@@ -25,6 +25,7 @@ from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import own_folder
 from surrogate_flow.report.console import print_lines, the_console
+from surrogate_flow.report.folder.words import counted_large, seconds
 from surrogate_flow.solvers.child_processes import ChildProcesses
 from surrogate_flow.solvers.solver import Run, Solver, datasets_of
 from surrogate_flow.stream import Encoder
@@ -285,33 +286,42 @@ def _rows(
     spec, cores, (least, most) = data.spec, data.cores_per_simulation, where.at_once
     count = "without end" if data.simulations is None else data.simulations
     yield "simulations", f"{data.held_out} held out, then {count}"
-    size = format_bytes(spec.steps * spec.step_bytes)
-    yield "each", f"{spec.steps} steps of {format_bytes(spec.step_bytes)}: {size}"
+    size = f"{_size(spec.step_bytes)}: {_size(spec.steps * spec.step_bytes)}"
+    yield "each", f"{counted_large(spec.steps, 'step')} of {size}"
     if where.jobs:
         jobs = _range(where.jobs.minimum, where.jobs.maximum)
         yield "jobs", f"{jobs}, each with {where.resources}"
-    each = f"{cores} core{'s' if cores > 1 else ''} each"
-    yield "at once", f"{_range(least, most)} simulations, {each}"
+    at_once = _range(least, most, of="simulation")
+    yield "at once", f"{at_once}, {counted_large(cores, 'core')} each"
     if pace is None:
         yield "pace", f"no step within {_LONGEST:g} s on this machine"
         return
     one, rate = pace.simulation(spec), pace.bytes_per_second(spec)
-    yield "pace", f"{format_time(one)} for a simulation on this machine"
+    yield "pace", f"{seconds(one)} for a simulation on this machine"
     if pace.lost:
         yield "note", pace.lost
     if not least:
         yield "note", "the scheduler has no workers yet"
         return
-    stream = _range(int(least * rate), int(most * rate), format_bytes)
-    steps = rate / spec.step_bytes
-    counted = _range(round(least * steps), round(most * steps))
-    yield "stream", f"{stream} a second expected, {counted} steps"
+    stream = _range(least * rate, most * rate, _size)
+    rate /= spec.step_bytes
+    steps = _range(round(least * rate), round(most * rate), of="step")
+    yield "stream", f"{stream} a second expected, {steps}"
     if data.simulations is not None:
         total = one * (data.held_out + data.simulations)
-        yield "solving", _range(total / most, total / least, format_time)
+        yield "solving", _range(total / most, total / least, seconds)
     if where.walltime and one > where.walltime:
         yield "note", "a simulation takes longer than the walltime: none would end"
 
 
-def _range(low: float, high: float, name: Callable[[Any], str] = str) -> str:
-    return name(low) if low == high else f"{name(low)} to {name(high)}"
+def _size(count: float) -> str:
+    """Return bytes in three digits."""
+    value, units = format_bytes(int(count)).split()
+    return f"{float(value):.3g} {units}"
+
+
+def _range(
+    low: float, high: float, name: Callable[[Any], str] = str, of: str = ""
+) -> str:
+    words = name(low) if low == high else f"{name(low)} to {name(high)}"
+    return words + f" {of}{'s' * (high != 1)}" * bool(of)

@@ -14,12 +14,12 @@ import xarray as xr
 import yaml
 from dask.utils import format_bytes
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
 from rich.console import Console
 from rich.text import Text
 
 from surrogate_flow.cli.runs import given_checkpoint
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import NETCDF
@@ -51,8 +51,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of the command; `help` describes them."""
     parser.add_argument("--ckpt_path", required=True, type=str)
     parser.add_argument("--parameters", type=str | None)
-    parser.add_argument("--samples", type=int | None)
-    parser.add_argument("--sampler", type=str, default="sobol")
+    parser.add_argument("--samples", type=PositiveInt)
+    parser.add_argument("--sampler", type=Literal[*_SAMPLERS], default="sobol")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--times", type=list[float] | None)
     parser.add_argument("--history", type=Path | None)
@@ -136,16 +136,6 @@ def _parameters(text: str) -> Any:
 
 def _sampler(options: Any) -> BlockSampler:
     """Return the sampler of --samples."""
-    if options.samples < 1:
-        raise UserError("--samples", "a number >= 1", options.samples)
-    if options.sampler not in _SAMPLERS:
-        names = list(_SAMPLERS)
-        raise UserError(
-            "--sampler",
-            f"one of {', '.join(names)}",
-            repr(options.sampler),
-            nearest(options.sampler, names),
-        )
     kind = _SAMPLERS[options.sampler]
     if kind is LatinHypercube:
         # One design, of as many strata as there are samples.

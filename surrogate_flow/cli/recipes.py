@@ -63,6 +63,8 @@ SYNONYMS = {
     "seed": "seed_everything",
     "resume": "ckpt_path",
     "output_dir": "default_root_dir",
+    "validation": "held_out",
+    "validation_simulations": "held_out",
 }
 #: Options that take a recipe, and the folders of the shipped ones.
 FOLDERS = {

@@ -90,6 +90,11 @@ class FieldSpec:
         taken |= {
             v.name + SURROGATE: f"the prediction of {v.name!r}" for v in self.variables
         }
+        taken |= {
+            v.name: "a prediction, in files of a run"
+            for v in self.variables
+            if v.name.endswith(SURROGATE)
+        }
         if self.cells is not None:
             taken["cells"] = "those of the mesh"
         for what, names in (

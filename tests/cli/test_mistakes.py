@@ -332,6 +332,18 @@ MISTAKES = {
         "unknown option '--seed_every'",
         "Did you mean '--seed_everything'",
     ),
+    "a likely name": (
+        [*FIT, "--data.validation_simulations=3"],
+        "'validation_simulations' of OnlineData. Did you mean 'held_out'",
+    ),
+    "a likely name without prefix": (
+        [*FIT, "--validation_simulations=3"],
+        "Did you mean '--data.held_out'",
+    ),
+    "a likely name in another place": (
+        [*FIT, "--model.learning_rate=1"],
+        "'learning_rate' of model. Did you mean '--model.optimizer.lr'",
+    ),
     "a word too many": ([*FIT, "30"], "unexpected word '30'"),
     "unknown option of data": (
         [*FIT, "--data.simulation=3"],
@@ -361,7 +373,7 @@ MISTAKES = {
     "unknown option of the optimizer": (
         [*FIT, "--model.optimizer.learning_rate=1"],
         "--model.optimizer.learning_rate: ",
-        "of Adam. Valid names: lr, betas",
+        "of Adam. Did you mean 'lr'? Valid names: lr, betas",
     ),
     "unknown option of the schedule": (
         [*FIT, "--model.scheduler=StepLR", "--model.scheduler.step_sise=1"],
@@ -453,12 +465,11 @@ MISTAKES = {
     ),
     "predict: a sampler that is none": (
         ["predict", "--ckpt_path=last", "--samples=3", "--sampler=sobl"],
-        "--sampler: expected one of sobol, halton, latin_hypercube, uniform, got",
-        "Did you mean 'sobol'",
+        "--sampler: expected one of 'sobol', 'halton', 'latin_hypercube', 'uniform'",
     ),
     "predict: no samples": (
         ["predict", "--ckpt_path=last", "--samples=0"],
-        "--samples: expected a number >= 1, got 0",
+        "--samples: expected a number >0, got 0",
     ),
     "predict: another device": (
         ["predict", "--ckpt_path=last", "--samples=3", "--device=tpu"],

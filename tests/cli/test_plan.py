@@ -196,9 +196,10 @@ def test_a_machine_without_queue(capsys):
     cluster = partial(
         LocalCluster, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
     )
-    show(OnlineData(Wave(), cluster=cluster), Console(width=200))
+    show(OnlineData(Heat2D(steps=1), cluster=cluster), Console(width=200))
     printed = capsys.readouterr().out
     assert "2 simulations, 1 core each" in printed
+    assert "1 step of 39.1 kiB: 39.1 kiB" in printed
     assert "script" not in printed
 
 

@@ -186,8 +186,10 @@ def test_a_spec_without_space() -> None:
         ({"coordinates": SPEC.coordinates[:1] * 2}, ["'x'", "twice"]),
         (
             {"variables": (Variable("u"), Variable("u_surrogate"))},
-            ["'u_surrogate'", "the prediction of 'u'", "Rename"],
+            ["'u_surrogate'", "a prediction", "Rename"],
         ),
+        ({"dims": ("pressure_surrogate", "y")}, ["the prediction of 'pressure'"]),
+        ({"variables": (Variable("u_surrogate"),)}, ["'u_surrogate'", "a prediction"]),
         (
             {
                 **{"dims": ("node",), "shape": (3,), "cells": ((0, 1, 2),)},
