@@ -17,6 +17,7 @@ from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.surrogate.export import export
 from surrogate_flow.surrogate.surrogate import Surrogate
+from surrogate_flow.surrogate.writing import require_place
 
 __all__ = ["add_arguments", "run"]
 
@@ -34,16 +35,11 @@ def run(options: Any) -> None:
     """Write a surrogate to a file, and say what is in it."""
     suffix = f".{options.format}"
     output: Path = options.output or Path(f"surrogate{suffix}")
-    if output.suffix != suffix or output.is_dir():
+    require_place(output, f"surrogate{suffix}")
+    if output.suffix != suffix:
         expected = f"a file's name that ends in {suffix}"
-        got = "a folder" if output.is_dir() else repr(output.name)
-        named = output / "surrogate" if output.is_dir() else output
-        remedy = f"Such as --output {named.with_suffix(suffix)}."
-        raise UserError(f"--output {output}", expected, got, remedy)
-    if not output.parent.is_dir():
-        raise UserError(
-            f"--output {output}: there is no folder {output.parent}. Make it first."
-        )
+        remedy = f"Such as --output {output.with_suffix(suffix)}."
+        raise UserError(f"--output {output}", expected, repr(output.name), remedy)
     replaced = output.exists()
     surrogate = Surrogate.load(given_checkpoint(options.ckpt_path))
     with _said_if_slow(f"Exporting {type(surrogate.network).__name__}, and checking"):

@@ -143,10 +143,6 @@ class Pace:
     seconds: float
     lost: str = ""
 
-    def bytes_per_second(self, spec: FieldSpec) -> float:
-        """Return what one simulation yields, in float32."""
-        return self.steps * spec.step_bytes / self.seconds
-
     def simulation(self, spec: FieldSpec) -> float:
         """Return the seconds of a complete simulation."""
         return self.seconds * spec.steps / self.steps
@@ -296,15 +292,15 @@ def _rows(
     if pace is None:
         yield "pace", f"no step within {_LONGEST:g} s on this machine"
         return
-    one, rate = pace.simulation(spec), pace.bytes_per_second(spec)
+    one, rate = pace.simulation(spec), pace.steps / pace.seconds
     yield "pace", f"{seconds(one)} for a simulation on this machine"
     if pace.lost:
         yield "note", pace.lost
     if not least:
         yield "note", "the scheduler has no workers yet"
         return
-    stream = _range(least * rate, most * rate, _size)
-    rate /= spec.step_bytes
+    each = rate * spec.step_bytes
+    stream = _range(least * each, most * each, _size)
     steps = _range(round(least * rate), round(most * rate), of="step")
     yield "stream", f"{stream} a second expected, {steps}"
     if data.simulations is not None:

@@ -180,7 +180,11 @@ def _warn_of_extrapolation(
 def read_parameters(path: Path) -> pd.DataFrame | xr.Dataset:
     """Return a table of parameters: netCDF, or else CSV with a header."""
     if path.suffix not in NETCDF:
-        return read_table(path)
+        # The index of a DataFrame, as pandas writes it unless it is left out.
+        table, index = read_table(path), "Unnamed: 0"
+        if LABEL in table:
+            return table.drop(columns=index, errors="ignore")
+        return table.rename(columns={index: LABEL})
     what = f"with a variable for each parameter, along a dim such as {SAMPLE!r}."
     return _read_netcdf("--parameters", path, what)
 

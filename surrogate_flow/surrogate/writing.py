@@ -19,7 +19,7 @@ from surrogate_flow.files import NETCDF
 from surrogate_flow.surrogate.inputs import SAMPLE
 from surrogate_flow.surrogate.prediction import Prediction
 
-__all__ = ["require_writable", "write"]
+__all__ = ["require_place", "require_writable", "write"]
 
 ZARR = ".zarr"
 _NETCDF = ("", ".nc3", ".netcdf", *NETCDF)
@@ -38,17 +38,23 @@ def require_writable(path: Path) -> None:
         raise ArgumentError(
             what, "a new name", "one that exists", "Remove it, or name another."
         )
-    if path.is_dir():
-        raise ArgumentError(
-            f"{what}: expected a file's name, got a folder. Name the file in it, such "
-            f"as {path / 'field.nc'}."
-        )
+    require_place(path, "field.nc")
     if path.suffix not in (ZARR, *_NETCDF):
         raise ArgumentError(
             what,
             "the name of a netCDF file, or of a Zarr store",
             repr(path.suffix),
             f"Name it {path.with_suffix('.nc')}, and convert it with xarray.",
+        )
+
+
+def require_place(path: Path, name: str) -> None:
+    """Refuse a file that is a folder, with a name in it, or is in none."""
+    what = f"--output {path}"
+    if path.is_dir():
+        raise ArgumentError(
+            f"{what}: expected a file's name, got a folder. Name the file in it, such "
+            f"as {path / name}."
         )
     if not path.parent.is_dir():
         raise ArgumentError(f"{what}: there is no folder {path.parent}. Make it first.")

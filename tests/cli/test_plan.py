@@ -43,8 +43,6 @@ def test_the_pace_is_that_of_the_solver():
     assert pace.steps == STEPS
     assert 1.2 <= pace.seconds < time.perf_counter() - begin
     assert pace.simulation(Wave.spec) == pace.seconds
-    rate = STEPS * Wave.spec.step_bytes / pace.seconds
-    assert pace.bytes_per_second(Wave.spec) == rate
 
 
 def test_a_pace_is_taken_for_some_seconds_only():

@@ -61,7 +61,7 @@ def csv(path, units=True, rows=ROWS):
     header = ",".join(f"{name} [K]" if units else name for name in NAMES)
     lines = [",".join(map(str, row)) for row in rows.tolist()]
     named = [f"{name},{line}" for name, line in zip(LABELS, lines, strict=True)]
-    path.write_text("\n".join([f"id,{header}", *named]))
+    path.write_text("\n".join([f",{header}", *named]))  # as pandas has it
 
 
 def netcdf(path):
