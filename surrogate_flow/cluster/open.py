@@ -139,7 +139,9 @@ def open_cluster(
                 cluster.scheduler_address,
                 "" if is_local(cluster) else ", and can read the keys of the stream",
             )
-        if security.shows_to_all(cluster):
+        host = security.dashboard_host(cluster)
+        if host in ("", "0.0.0.0", "[::]"):
+            host = "{host}"
             logger.warning(
                 "Dask's dashboard at %s listens on every interface of this machine, "
                 "and asks for no password: whoever reaches it sees what the study does."
@@ -148,7 +150,10 @@ def open_cluster(
                 cluster.dashboard_link,
                 DASHBOARD,
             )
-        yield cluster
+        # Dask names the host to which workers come, where the dashboard may not listen.
+        name = "distributed.dashboard.link"
+        with dask.config.set({name: dask.config.get(name).replace("{host}", host)}):
+            yield cluster
 
 
 def is_local(cluster: Any) -> bool:

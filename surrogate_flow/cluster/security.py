@@ -13,7 +13,7 @@ from pathlib import Path
 from distributed.deploy.cluster import Cluster
 from distributed.security import Security
 
-__all__ = ["in_files", "in_memory", "keys_for", "requires_keys", "shows_to_all"]
+__all__ = ["dashboard_host", "in_files", "in_memory", "keys_for", "requires_keys"]
 
 _ROLES = ("client", "scheduler", "worker")
 _TEXTS = ("tls_ca_file", *(f"tls_{r}_{w}" for r in _ROLES for w in ("cert", "key")))
@@ -83,9 +83,15 @@ def requires_keys(cluster: Cluster) -> bool:
     return scheme in ("tls", "wss", "inproc")
 
 
-def shows_to_all(cluster: Cluster) -> bool:
-    """Whether the dashboard of a scheduler in this process has every interface."""
+def dashboard_host(cluster: Cluster) -> str:
+    """Return where the dashboard of a scheduler in this process listens.
+
+    Returns
+    -------
+    str
+        "" for every interface; ``{host}``, as Dask writes that of the scheduler, for a
+        scheduler that is elsewhere or shows nothing.
+    """
     spec = getattr(cluster, "scheduler_spec", None) or {"options": {}}
-    address = spec["options"].get("dashboard_address")
-    host = str(address).rpartition("://")[2].rpartition(":")[0]
-    return address is not None and host in ("", "0.0.0.0", "[::]")
+    address = spec["options"].get("dashboard_address") or "{host}:0"
+    return str(address).rpartition("://")[2].rpartition(":")[0]

@@ -263,8 +263,14 @@ def test_the_dashboard_is_for_this_machine(chosen, tmp_path, warnings):
 def test_the_dashboard_of_a_queue_s_cluster(tmp_path, warnings):
     """This machine only, where Dask shows it to all; who wants that says so, and is told what it means."""
     factory = partial(SLURMCluster, cores=1, memory="1GB", interface="lo")
-    with open_cluster(factory, tmp_path) as cluster:
+    # Of a node, where jobs come to.
+    options = {"host": "127.0.0.2"}
+    with (
+        dask.config.set({"jobqueue.slurm.scheduler-options": options}),
+        open_cluster(factory, tmp_path) as cluster,
+    ):
         assert listening(cluster.dashboard_link) == {"127.0.0.1"}
+        assert cluster.dashboard_link.startswith("http://127.0.0.1:")
     assert not warnings
     options = {"dashboard_address": "0.0.0.0:0", "interface": "lo"}
     with (

@@ -56,6 +56,10 @@ _LOST = (
     "&#9888; The connection to this page's server is lost: it shows nothing new. That "
     "of a fit ends with it; <code>surrogate-flow watch</code> shows the run then."
 )
+_LOSES = """
+lost.visible = true;
+status.text = status.text.replace(">running<", ">not connected<");
+"""
 
 
 def theme() -> Theme:
@@ -83,12 +87,12 @@ def document(
     doc.theme = theme()
     doc.template = Environment().from_string(_TEMPLATE)
     doc.add_root(page.root)
-    for event, is_lost in (
-        ("connection_lost", "true"),
-        ("client_reconnected", "false"),
-    ):
-        shows = CustomJS(args={"lost": page.lost}, code=f"lost.visible = {is_lost}")
-        doc.js_on_event(event, shows)
+    # In the place of a notice of Bokeh, which would hide the status.
+    doc.config.notify_connection_status = False
+    notice = {"lost": page.lost, "status": page.status}
+    doc.js_on_event("connection_lost", CustomJS(args=notice, code=_LOSES))
+    found = CustomJS(args=notice, code="lost.visible = false")
+    doc.js_on_event("client_reconnected", found)
     doc.add_periodic_callback(page.update, _EVERY)
 
 
@@ -104,6 +108,7 @@ class Page:
     Attributes
     ----------
     root : Column
+    status : Div
     lost : Div
         That a browser shows while it has no connection.
     panels : list of Panel
@@ -117,7 +122,7 @@ class Page:
         self._options: list[tuple[str, str]] = []
         self._shape: Any = None
         self._broken = False
-        self._status = Div(**_WIDE)
+        self.status = Div(**_WIDE)
         self._run = Select(title="", width=330, visible=False)
         self._run.on_change("value", self._choose_run)
         self._variables = Select(title="", width=180)
@@ -127,7 +132,7 @@ class Page:
             **{"text": _LOST, "name": "lost", "visible": False},
             styles={"color": "#a33", "font-size": "13px"},
         )
-        head = row(self._status, self._run, **_WRAPPED)
+        head = row(self.status, self._run, **_WRAPPED)
         self.panels: list[Panel] = []
         self._missing = Div(styles={"color": "#777", "font-size": "12px"}, **_WIDE)
         self.root = column(
@@ -145,7 +150,7 @@ class Page:
         except Exception:
             self._broken = True
             logger.exception("The live page is not updated any more.")
-            self._status.text = "This page has failed: see the log. The run goes on."
+            self.status.text = "This page has failed: see the log. The run goes on."
 
     def _update(self) -> None:
         names, options = [*self._runs], [*names_of(self._runs).items()]
@@ -158,7 +163,7 @@ class Page:
                 self._chosen, self._variable = names[-1], ""
                 self._run.value = self._chosen
         if not names:
-            self._status.text = (
+            self.status.text = (
                 "No run yet. A <code>surrogate-flow fit</code> on this scheduler "
                 "appears here by itself."
             )
@@ -169,8 +174,8 @@ class Page:
             self._build(state)
         for part in self.panels:
             part.update(state)
-        if (text := _status(state, len(self._others))) != self._status.text:
-            self._status.text = text
+        if (text := _status(state, len(self._others))) != self.status.text:
+            self.status.text = text
         missing = "".join(f"<div>{html.escape(each)}</div>" for each in state.missing)
         if missing != self._missing.text:
             self._missing.text = missing
