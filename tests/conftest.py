@@ -76,6 +76,8 @@ def no_run_outlives_its_test():
 LONGEST = (
     *("test_jobs_", "test_ranks", "test_resume", "test_compare", "test_generate"),
     *("test_data.py", "test_watchdog", "test_end_to_end", "test_seeds"),
+    *("test_browser", "test_autoregressive", "test_docs", "test_benchmarks"),
+    *("test_packaging", "test_workers_solvers", "test_ensemble", "test_full_disk"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Commands of the program as processes, without paying for their imports each time.
+"""Commands of the program, and scripts, as processes that do not pay for their imports.
 
 `start` forks each command from one process that has imported torch and Lightning, and
 nothing else; working folder, environment, streams and signals are the command's own. So
@@ -330,11 +330,16 @@ def _run(request, out):
     kind, *options = request["words"]
     if kind == "compare" or "--trainer.devices=2" in options:
         _fork_next()
-    if kind in ("fit", "generate"):
+    if kind in ("fit", "generate", "validate", "test"):
         _fork_workers()
     code = 0
     try:
-        runpy.run_module("surrogate_flow", run_name="__main__", alter_sys=True)
+        if kind.endswith(".py"):
+            sys.argv[:] = request["words"]
+            sys.path.insert(0, str(Path(kind).parent))
+            runpy.run_path(kind, run_name="__main__")
+        else:
+            runpy.run_module("surrogate_flow", run_name="__main__", alter_sys=True)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(bool(error.code))
         if isinstance(error.code, str):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import xarray as xr
 
@@ -29,10 +30,8 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 def test_writes_its_rows(name, tmp_path):
     """A list of cases, each with its value, unit, peer, peer's value and their ratio."""
     file = tmp_path / "rows.json"
-    subprocess.run(
-        [sys.executable, BENCHMARKS / f"{name}.py", "--quick", "--json", str(file)],
-        check=True,
-        timeout=110,
+    programs.run(
+        BENCHMARKS / f"{name}.py", "--quick", "--json", file, cwd=tmp_path, timeout=110
     )
     rows = json.loads(file.read_text())
     assert len(rows) >= 4

@@ -90,7 +90,9 @@ def test_the_demo_by_its_recipe(queue, site):
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how", [pytest.param(signal.SIGINT, marks=pytest.mark.bench), signal.SIGTERM]
+)
 def test_whatever_ends_a_run_leaves_no_job(how, slurm, site):
     """Ctrl-C at a terminal, and what a batch system sends before it kills, while a job is handed over."""
     slow = site / "bin" / "sbatch"
@@ -117,7 +119,9 @@ def test_whatever_ends_a_run_leaves_no_job(how, slurm, site):
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.bench)]
+)
 def test_a_run_that_waits_for_its_jobs_ends_when_told(how, slurm, site):
     """While the first job is handed over, and none has begun: the run ends at once, and so do they."""
     later = "['--begin=now+3600']"
@@ -130,14 +134,14 @@ def test_a_run_that_waits_for_its_jobs_ends_when_told(how, slurm, site):
     assert not list(site.glob("runs/**/.keys*"))
 
 
-def submit(queue, name, words, monkeypatch):
+def submit(queue, name, words, monkeypatch, *options):
     """Submit a script with further arguments, as its first lines say."""
     script = f"workflows/clusters/{name}.{'sbatch' if queue == 'slurm' else 'pbs'}"
     if queue == "slurm":
-        batch.call("sbatch", script, *words)
+        batch.call("sbatch", *options, script, *words)
     else:
         monkeypatch.setenv("ARGUMENTS", " ".join(words))
-        batch.call("qsub", "-V", script)
+        batch.call("qsub", "-V", *options, script)
 
 
 def test_the_trainer_in_its_own_allocation(queue, site, monkeypatch):
@@ -163,9 +167,10 @@ def test_the_trainer_in_its_own_allocation(queue, site, monkeypatch):
 
 def test_a_sweep(queue, site, monkeypatch):
     """One fit an index of the job array, each with a seed and a folder of its own."""
-    submit(queue, "sweep", [*SMALL, "--data.cluster.n_workers=1"], monkeypatch)
-    finish("runs", 3)
-    for seed in range(3):
+    two = ["--array=0-1"] if queue == "slurm" else ["-J", "0-1"]
+    submit(queue, "sweep", [*SMALL, "--data.cluster.n_workers=1"], monkeypatch, *two)
+    finish("runs", 2)
+    for seed in range(2):
         (config,) = site.glob(f"runs/sweep/fully_connected-{seed}/**/config.yaml")
         assert yaml.safe_load(config.read_text())["seed_everything"] == seed
 

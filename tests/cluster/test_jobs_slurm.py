@@ -73,7 +73,7 @@ def begin_to_train(data):
     ("kind", "processes", "size"),
     [
         pytest.param("slurm", 1, {"n_workers": 2}, marks=pytest.mark.bench),
-        ("slurm", 2, {"n_workers": 4}),
+        pytest.param("slurm", 2, {"n_workers": 4}, marks=pytest.mark.bench),
         ("slurm", 2, {"minimum_jobs": 2, "maximum_jobs": 3}),
         pytest.param(
             "pbs", 1, {"minimum_jobs": 2, "maximum_jobs": 3}, marks=pytest.mark.pbs

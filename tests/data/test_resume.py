@@ -84,7 +84,12 @@ def kill_after(process, path, batches, kept):
 
 @pytest.mark.parametrize(
     ("policy", "kept"),
-    [("FIRO", False), ("FIFO", False), ("FIRO", True), ("Reservoir", False)],
+    [
+        pytest.param("FIRO", False, marks=pytest.mark.bench),
+        ("FIFO", False),
+        ("FIRO", True),
+        ("Reservoir", False),
+    ],
 )
 def test_goes_on_after_sigkill(tmp_path, policy, kept):
     """FIFO and FIRO: the multiset of an undisturbed run. All: nothing is left out."""
@@ -141,7 +146,12 @@ def weights(folder):
 
 
 @pytest.mark.parametrize(
-    "policy", [pytest.param("FIFO", marks=pytest.mark.bench), "FIRO", "Reservoir"]
+    "policy",
+    [
+        pytest.param("FIFO", marks=pytest.mark.bench),
+        pytest.param("FIRO", marks=pytest.mark.bench),
+        "Reservoir",
+    ],
 )
 def test_deterministic_runs_are_equal_bit_by_bit(tmp_path, policy):
     """Over one worker, two workers, and a run of two that was killed and went on."""

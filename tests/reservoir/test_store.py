@@ -309,7 +309,7 @@ def test_capacity_in_bytes():
     assert store.stats().capacity_bytes == 41 * 24
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_accepted_settings_do_not_deadlock(data):
     """Whatever the constructor accepts lets producers and trainer finish."""

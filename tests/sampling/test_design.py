@@ -197,14 +197,14 @@ def test_a_sampler_that_adapts_is_asked_for_what_is_needed():
 
 def test_one_thread_takes_while_another_reports():
     """No number is lost or taken twice, and parameters never leave the box."""
-    design = Design(BOX, Shifting(), held_out=1, simulations=3000)
+    design = Design(BOX, Shifting(), held_out=1, simulations=1500)
     got = []
     taker = threading.Thread(target=lambda: got.extend(taken(design)))
     taker.start()
     while taker.is_alive():
         design.tell(losses(1))
     taker.join()
-    assert [number for number, _, _ in got] == list(range(3001))
+    assert [number for number, _, _ in got] == list(range(1501))
     for _, _, point in got:
         assert all(
             p.low <= value <= p.high for p, value in zip(BOX, point, strict=True)

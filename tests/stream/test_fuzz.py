@@ -135,7 +135,7 @@ class Line:
         return ""
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([b"a", b"b"]), anything), max_size=8))
 def test_whatever_comes_is_taken_or_refused(sent):
     """Any conversation of two peers: nothing is raised, each refusal is counted and told."""
@@ -160,11 +160,11 @@ def test_whatever_comes_is_taken_or_refused(sent):
         assert all(len(msg.encode(word)) <= msg.HEADER_BYTES for word in told)
 
 
-# Hypothesis takes about a millisecond for a message, so the hundred thousand that go
+# Hypothesis takes about a millisecond for a message, so the many that go
 # through a socket are drawn by a seeded generator of our own, in a process of its own.
 
 # Before growth is measured, more peers have come than the inlet remembers.
-TOTAL, WARM, EACH = 100_000, 24_000, 20
+WARM, EACH = 24_000, 20
 HOSTILE, UNKNOWN = 4000, 2**40
 assert WARM // EACH > stats.PEERS
 
@@ -362,7 +362,10 @@ class Begun(Ledger):
 
 
 @pytest.mark.timeout(200)
-def test_a_hundred_thousand_malformed_messages_change_nothing(caplog):
+@pytest.mark.parametrize(
+    "total", [40_000, pytest.param(100_000, marks=pytest.mark.bench)]
+)
+def test_malformed_messages_change_nothing(total, caplog):
     """No crash, no growth, each refusal counted, few logged; a study runs on, each step once."""
     caplog.set_level(logging.WARNING)
     begin = time.monotonic()
@@ -371,10 +374,10 @@ def test_a_hundred_thousand_malformed_messages_change_nothing(caplog):
         first, due = run_attack(inlet, 1, WARM)
         assert settled(inlet, due).refusals == due
         before = use(inlet, ledger)
-        second, more = run_attack(inlet, 2, TOTAL - WARM)
+        second, more = run_attack(inlet, 2, total - WARM)
         counters = settled(inlet, due + more)
         after = use(inlet, ledger)
-        assert counters.refusals == due + more > 0.9 * TOTAL
+        assert counters.refusals == due + more > 0.9 * total
         # The hostile simulation has begun; none of its connections is left.
         assert (counters.connections, counters.simulations) == (0, 1)
         assert (counters.pending, counters.outstanding) == (0, 0)

@@ -4,15 +4,15 @@ import collections
 import csv
 import json
 import re
-import subprocess
 
 import numpy as np
+import programs
 import pytest
 import torch
 import xarray as xr
 from conventions import findings
 from matplotlib.image import imread
-from programs import WORKFLOW, command, environment, fit
+from programs import WORKFLOW, fit
 from test_ranks import HELD_OUT, TWO
 from test_resume import SIMULATIONS, STEPS, kill_after, lines, start
 
@@ -104,13 +104,7 @@ def test_the_next_command_works_as_it_is_printed(run):
     line = re.search(r"Next: surrogate-flow (predict .*)", output)[1]
     words = re.match(r"(.*--parameters) '(.*)' (.*)", line)
     folder = path.parents[2]
-    subprocess.run(
-        command(*words[1].split(), words[2], *words[3].split()),
-        cwd=folder,
-        env=environment(),
-        check=True,
-        timeout=60,
-    )
+    programs.run(*words[1].split(), words[2], *words[3].split(), cwd=folder)
     field = xr.load_dataset(folder / "field.nc").temperature
     history = xr.load_dataset(path / "history.nc")
     assert findings(path / "history.nc") == []
@@ -125,21 +119,14 @@ def test_the_next_command_works_as_it_is_printed(run):
 def test_test_rolls_out_too(run, tmp_path):
     """`test` from the checkpoint: errors in detail, and the curve, in a folder of its own."""
     _, path = run
-    ended = subprocess.run(
-        command(
-            "test",
-            f"--data={path.parents[2] / 'workflow.yaml'}",
-            "--model=fully_connected",
-            *WINDOW,
-            f"--ckpt_path={path / 'checkpoints' / 'last.ckpt'}",
-        ),
+    programs.run(
+        "test",
+        f"--data={path.parents[2] / 'workflow.yaml'}",
+        "--model=fully_connected",
+        *WINDOW,
+        f"--ckpt_path={path / 'checkpoints' / 'last.ckpt'}",
         cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
     )
-    assert ended.returncode == 0, ended.stderr
     (folder,) = {p.parent for p in tmp_path.rglob("rollout.csv")}
     assert len(curve(folder)) == STEPS - 1
     assert not (folder / "history.nc").exists()
