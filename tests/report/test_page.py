@@ -321,6 +321,7 @@ def test_commands_of_folders_with_blanks_can_be_typed(tmp_path, monkeypatch):
     assert shlex.split(predict)[4::2] == [str(best), str(past)]
     on = next(p for p in RunFolder(folder).problems if "To go on" in p)
     assert shlex.split(on)[-1] == f"{folder}/checkpoints/last.ckpt"
+    assert f"type: {said}fit --data heat --model fno" in on
 
 
 def test_the_page_elsewhere_leaves_the_folder_as_it_is(tmp_path, monkeypatch, caplog):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from surrogate_flow.report.folder.run_folder import RunFolder
+from surrogate_flow.report.folder.words import python_path
 
 __all__ = ["bounds_of", "predict_command", "repeat_command", "spec_of"]
 
@@ -36,14 +35,14 @@ def repeat_command(run: RunFolder) -> str:
         return typed
     command = next((word for word in typed.split() if word in _COMMANDS), "fit")
     words = ["surrogate-flow", command, "--config", str(config)]
-    return f"{_python_path(run)}{shlex.join(words)}"
+    return f"{python_path(run.settings)}{shlex.join(words)}"
 
 
 def predict_command(run: RunFolder) -> str:
     """Return the command that predicts, as the run has left it; empty if it cannot."""
     if left := run.about.get("next"):
         words = [_here(run, word) for word in shlex.split(str(left))]
-        return f"{_python_path(run)}{shlex.join(words)}"
+        return f"{python_path(run.settings)}{shlex.join(words)}"
     known = [run.path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     found = next((path for path in known if path.is_file()), None)
     if found is None:
@@ -53,7 +52,7 @@ def predict_command(run: RunFolder) -> str:
     words = ["surrogate-flow", "predict", "--ckpt_path", str(found)]
     words += ["--parameters", f"{{{values or 'NAME: VALUE, ...'}}}"]
     words += ["--history", str(past)] if past.is_file() else []
-    return f"{_python_path(run)}{shlex.join([*words, '--output', 'field.nc'])}"
+    return f"{python_path(run.settings)}{shlex.join([*words, '--output', 'field.nc'])}"
 
 
 def _here(run: RunFolder, word: str) -> str:
@@ -61,28 +60,3 @@ def _here(run: RunFolder, word: str) -> str:
     name = Path(word).name
     files = (run.path / "checkpoints" / name, run.path / name)
     return next((str(f) for f in files if name in _FILES and f.is_file()), word)
-
-
-def _python_path(run: RunFolder) -> str:
-    """Return what stands before a command, so that Python finds the user's modules."""
-    folders = [Path(f) for f in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    needed = []
-    for module in sorted({*_modules(run.settings)} - {"surrogate_flow", "__main__"}):
-        names = module, f"{module}.py"
-        found = [str(f) for f in folders if any((f / name).exists() for name in names)]
-        if found or importlib.util.find_spec(module) is None:
-            needed.append(found[0] if found else f"FOLDER_OF_{module}")
-    path = shlex.quote(os.pathsep.join(dict.fromkeys(needed)))
-    return f"PYTHONPATH={path} " if needed else ""
-
-
-def _modules(settings: Any) -> Iterator[str]:
-    """Yield the packages of the classes that settings name."""
-    if isinstance(settings, Mapping):
-        if isinstance(path := settings.get("class_path"), str):
-            yield path.partition(".")[0]
-        for value in settings.values():
-            yield from _modules(value)
-    elif isinstance(settings, list):
-        for value in settings:
-            yield from _modules(value)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.folder.tables import while_training
-from surrogate_flow.report.folder.words import arguments
+from surrogate_flow.report.folder.words import arguments, python_path
 
 __all__ = ["Observed", "State", "problems_of"]
 
@@ -73,7 +73,10 @@ def _end(run: Observed) -> str:
     if not last.is_file():
         return f"{said} It has left no checkpoint to go on from."
     command = str(run.about.get("command") or "surrogate-flow fit, as before, with")
-    return f"{said} To go on, type: {command} --ckpt_path {shlex.quote(str(last))}"
+    command = (
+        f"{python_path(run.settings)}{command} --ckpt_path {shlex.quote(str(last))}"
+    )
+    return f"{said} To go on, type: {command}"
 
 
 def _divergence(run: Observed) -> str:

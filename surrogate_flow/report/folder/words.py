@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Mapping
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["arguments", "counted_large", "flattened", "number", "percent", "seconds"]
+__all__ = ["arguments", "counted_large", "flattened", "number", "percent"]
+__all__ += ["python_path", "seconds"]
 
 
 def counted_large(count: int, noun: str, plural: str = "") -> str:
@@ -101,3 +106,28 @@ def flattened(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
         else:
             flat[f"{before}{name}".removesuffix(".class_path")] = value
     return flat
+
+
+def python_path(settings: Any) -> str:
+    """Return what stands before a command, so that Python finds the user's modules."""
+    folders = [Path(f) for f in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    needed = []
+    for module in sorted({*_modules(settings)} - {"surrogate_flow", "__main__"}):
+        names = module, f"{module}.py"
+        found = [str(f) for f in folders if any((f / name).exists() for name in names)]
+        if found or importlib.util.find_spec(module) is None:
+            needed.append(found[0] if found else f"FOLDER_OF_{module}")
+    path = shlex.quote(os.pathsep.join(dict.fromkeys(needed)))
+    return f"PYTHONPATH={path} " if needed else ""
+
+
+def _modules(settings: Any) -> Iterator[str]:
+    """Yield the packages of the classes that settings name."""
+    if isinstance(settings, Mapping):
+        if isinstance(path := settings.get("class_path"), str):
+            yield path.partition(".")[0]
+        for value in settings.values():
+            yield from _modules(value)
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _modules(value)
