@@ -14,7 +14,6 @@ import pandas as pd
 from jaxtyping import Float
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
-from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.quantities import Parameter
 from surrogate_flow.sampling.sampler import Sampler
 
@@ -88,13 +87,9 @@ def numbers_in(
     """
     name, source = parameter.name, table.attrs.get("source", "parameters")
     if name not in table:
-        columns = list(map(str, table.columns))
-        raise ArgumentError(
-            source,
-            f"a column for each parameter, and {name!r} is one",
-            f"the columns {', '.join(columns)}",
-            nearest(name, columns),
-        )
+        columns = f"the columns {', '.join(map(str, table.columns))}"
+        expected = f"a column for each parameter, and {name!r} is one"
+        raise ArgumentError(source, expected, columns)
     units = table.attrs.get("units", {}).get(name, parameter.units)
     if (units or "1") != (parameter.units or "1"):
         raise ArgumentError(
