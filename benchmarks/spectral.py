@@ -1,4 +1,4 @@
-"""The convolution of a Fourier layer, in real arithmetic, beside one by FFT.
+"""The convolution of a Fourier layer, beside one by an FFT of all modes.
 
 Forward and backward pass of one layer, in turn with that of the same weights by
 ``torch.fft``, on the grids, modes and batches of the recipes and on larger ones; both
@@ -19,7 +19,7 @@ from rich.progress import track
 from row import Row, report
 from torch import Tensor, fft
 
-from surrogate_flow.nn.spectral import RealSpectralConv
+from surrogate_flow.nn.spectral import PrunedSpectralConv
 
 __all__ = ["CASES"]
 
@@ -35,6 +35,9 @@ CASES = {
     "3D, 16 modes": ((32, 32, 32), 16, 4, 32),
     "2D, all modes": ((64, 64), 64, 8, 32),
     "1D, all modes": ((256,), 256, 32, 32),
+    "1D, a long line": ((4096,), 255, 16, 32),
+    "2D, long and narrow": ((1024, 16), 16, 4, 32),
+    "3D, a large grid": ((64, 64, 64), 32, 1, 16),
 }
 
 
@@ -76,7 +79,7 @@ def measure(name: str, rounds: int) -> Row:
     sizes, modes, batch, width = CASES[name]
     kept = [min(modes, size) for size in sizes]
     peer = ComplexConv(width, width, kept)
-    ours = RealSpectralConv(width, width, kept, sizes=sizes)
+    ours = PrunedSpectralConv(width, width, kept, sizes=sizes)
     ours.load_state_dict(peer.state_dict())
     x = torch.randn(batch, width, *sizes, requires_grad=True)
     gradient = torch.randn(x.shape)

@@ -27,9 +27,7 @@ class FNO(OnGrid):
         As of every network, see `surrogate_flow.nn`.
     modes : int or sequence of int
         Modes kept along each dim, positive and negative frequencies counted: 16 are
-        those of up to 8 waves. On a grid of fewer points all are kept. They are made
-        for few modes: if all of a hundred points or more are kept, an FFT, which this
-        does without, would take half of the time.
+        those of up to 8 waves. On a grid of fewer points all are kept.
     width : int
         Channels of the hidden layers.
     layers : int
@@ -100,10 +98,10 @@ def _spectral() -> Any:
     try:
         # neuralop changes how the whole process shows warnings.
         with warnings.catch_warnings():
-            from surrogate_flow.nn.spectral import RealSpectralConv
+            from surrogate_flow.nn.spectral import PrunedSpectralConv
     except ImportError as error:
         raise MissingPackageError(
             f"FNO needs neuraloperator, which cannot be imported ({error}). Type "
             "pip install 'neuraloperator>=2.0', or use UNet (--model unet)."
         ) from error
-    return RealSpectralConv
+    return PrunedSpectralConv

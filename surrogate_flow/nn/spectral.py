@@ -1,4 +1,4 @@
-"""The convolution of a Fourier layer, in real arithmetic.
+"""The convolution of a Fourier layer, which can be exported.
 
 Imported when an FNO is built, not before: neuralop takes a second or two.
 """
@@ -12,21 +12,23 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from neuralop.layers.spectral_convolution import SpectralConv
-from torch import Tensor
+from torch import Tensor, fft
 
-__all__ = ["RealSpectralConv"]
+__all__ = ["PrunedSpectralConv"]
 
 
-class RealSpectralConv(SpectralConv):  # type: ignore[misc]
+class PrunedSpectralConv(SpectralConv):  # type: ignore[misc]
     """y = F⁻¹(R F(x)) + b, with a matrix R of channels for each of the lowest modes.
 
     The weights are those of ``neuralop``, whose own forward pass (2.0.0) shifts the
     spectrum back with ``fftshift``: right for even sizes, off by one frequency along
-    every dim of odd size but the last. F is a product with cosines and sines of the
-    modes that are kept, dim by dim: with few modes of a hundred points it takes less
-    time than an FFT, and it has no complex numbers, which ONNX lacks. It runs in single
-    precision, whatever the precision of the rest; but TF32 on GPUs, where it is allowed
-    (``torch.set_float32_matmul_precision("high")``), rounds its products as all others.
+    every dim of odd size but the last. F is an FFT, dim by dim,
+    and what is not kept of a dim is left out before the next; few modes of the last dim
+    are products with their cosines and sines, which take less time. In a program of
+    ``torch.export`` all are: they have no complex numbers, which ONNX lacks, and give
+    the same to rounding. All is single precision, whatever that of the rest; but TF32
+    on GPUs, where ``torch.set_float32_matmul_precision("high")`` allows it, rounds
+    products as all others.
 
     Parameters
     ----------
@@ -51,6 +53,8 @@ class RealSpectralConv(SpectralConv):  # type: ignore[misc]
         super().__init__(in_channels, out_channels, n_modes, **arguments)
         self.sizes = tuple(sizes)
         *self.modes, last = self.weight.shape[2:]
+        #: Of the last dim, whose products take less time than an FFT then.
+        self.few = last < 2 * math.log2(sizes[-1])
         waves = _waves(sizes[-1], range(last)).flatten(1)
         # Of the spectrum of real fields, half is kept; some modes are their own other.
         twice = [1 + (2 * k % sizes[-1] > 0) for k in range(last)]
@@ -78,10 +82,17 @@ class RealSpectralConv(SpectralConv):  # type: ignore[misc]
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
                 return self.forward(x)
+        real = torch.compiler.is_exporting()
+        y: Tensor = (self._by_products if real else self._by_fft)(x.float()) + self.bias
+        return y
+
+    def _by_products(
+        self, x: Float[Tensor, "batch channel *space"]
+    ) -> Float[Tensor, "batch channel *space"]:
         matrices = [getattr(self, f"along{n}").float() for n in range(len(self.modes))]
         steps = [*zip(matrices, self.sizes, self.modes, strict=False)]
         # Real and imaginary part stand before the modes of the dims that are done.
-        z = x.float() @ self.analysis.float()
+        z = x @ self.analysis.float()
         done = z.shape[-1] // 2
         for matrix, size, mode in reversed(steps):
             z = matrix @ z.reshape(-1, 2 * size, done)
@@ -91,7 +102,28 @@ class RealSpectralConv(SpectralConv):  # type: ignore[misc]
             done //= mode
             z = matrix.T @ z.reshape(-1, 2 * mode, done)
         z = z.reshape(-1, self.out_channels, *self.sizes[:-1], 2 * done)
-        y: Tensor = z @ self.synthesis.float() + self.bias
+        return z @ self.synthesis.float()
+
+    def _by_fft(
+        self, x: Float[Tensor, "batch channel *space"]
+    ) -> Float[Tensor, "batch channel *space"]:
+        steps = [*enumerate(zip(self.sizes, self.modes, strict=False), 2)]
+        if self.few:
+            z = torch.complex(*(x @ self.analysis.float()).chunk(2, -1))
+        else:
+            z = fft.rfft(x)[..., : self.weight.shape[-1]] / math.prod(self.sizes)
+        for dim, (size, mode) in reversed(steps):
+            parts = [mode - mode // 2, size - mode, mode // 2]
+            above, _, below = torch.split(fft.fft(z, dim=dim), parts, dim)
+            z = torch.cat([below, above], dim)
+        z = torch.einsum("bi...,io...->bo...", z, self.weight.to_tensor())
+        for dim, (size, mode) in steps:
+            below, above = torch.split(z, [mode // 2, mode - mode // 2], dim)
+            none = z.new_zeros(*z.shape[:dim], size - mode, *z.shape[dim + 1 :])
+            z = fft.ifft(torch.cat([above, none, below], dim), dim=dim, norm="forward")
+        if self.few:
+            return torch.cat([z.real, z.imag], -1) @ self.synthesis.float()
+        y: Tensor = fft.irfft(z, self.sizes[-1], norm="forward")
         return y
 
     def _mixed(

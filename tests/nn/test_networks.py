@@ -238,10 +238,10 @@ def test_fourier_layers_are_those_of_neuralop(modes):
     """On even grids, where both are right, the same weights give the same fields."""
     from neuralop.layers.spectral_convolution import SpectralConv
 
-    from surrogate_flow.nn.spectral import RealSpectralConv
+    from surrogate_flow.nn.spectral import PrunedSpectralConv
 
     theirs = SpectralConv(3, 2, modes, implementation="factorized")
-    ours = RealSpectralConv(3, 2, modes, sizes=(8, 6), implementation="factorized")
+    ours = PrunedSpectralConv(3, 2, modes, sizes=(8, 6), implementation="factorized")
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, 8, 6)
     torch.testing.assert_close(ours(x), theirs(x))
@@ -252,13 +252,21 @@ def test_fourier_layers_are_those_of_neuralop(modes):
 
 @pytest.mark.parametrize(
     ("shape", "modes"),
-    [((9,), (9,)), ((8,), (8,)), ((7, 9), (4, 5)), ((5, 4, 6), (3, 4, 6))],
+    [
+        ((9,), (9,)),
+        ((8,), (8,)),
+        ((7, 9), (4, 5)),
+        ((5, 4, 6), (3, 1, 6)),
+        ((3, 40), (2, 40)),
+    ],
 )
-def test_fourier_layers_are_those_of_an_fft(shape, modes):
-    """Fields and gradients, on even and odd grids, up to all modes."""
-    from surrogate_flow.nn.spectral import RealSpectralConv
+@pytest.mark.parametrize("exporting", [False, True])
+def test_fourier_layers_are_those_of_an_fft(shape, modes, exporting, monkeypatch):
+    """Fields and gradients, on even and odd grids, up to all modes; exported ones too."""
+    from surrogate_flow.nn.spectral import PrunedSpectralConv
 
-    layer = RealSpectralConv(3, 2, modes, sizes=shape)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
+    layer = PrunedSpectralConv(3, 2, modes, sizes=shape)
     x = torch.randn(2, 3, *shape, requires_grad=True)
     dims = tuple(range(-len(shape), 0))
     spectrum = torch.fft.rfftn(x.double(), dim=dims)
@@ -280,6 +288,18 @@ def test_fourier_layers_are_those_of_an_fft(shape, modes):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
     assert layer.state_dict().keys() == {"weight.tensor", "bias"}
     assert layer.to("meta")(x.to("meta")).shape == expected.shape
+
+
+def test_many_modes_take_the_time_of_an_fft():
+    """Products of matrices are those of the channels of each mode alone."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from surrogate_flow.nn.spectral import PrunedSpectralConv
+
+    layer = PrunedSpectralConv(3, 2, (8, 63), sizes=(32, 64))
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.randn(4, 3, 32, 64))
+    assert counter.get_total_flops() == 2 * 4 * 3 * 2 * 8 * 32
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (10, 7), (3, 1), (7, 5, 3), (33, 2)])

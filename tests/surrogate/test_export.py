@@ -73,14 +73,14 @@ ANY = partial(OnGrid, module="torch.nn.Conv2d", arguments={"kernel_size": 1})
 CASES = {
     "fully connected, from step to step": (SMALL, PLANE, STEP),
     "fno, 1D, padded": (partial(FOURIER, padding=0.2), LINE, BUNDLE),
+    "fno, 2D": (FOURIER, PLANE, Direct()),
+    "fno, 3D": (FOURIER, SPACE, Direct()),
     "unet, 2D, periodic": (partial(LEVELS, padding="circular"), PLANE, Direct()),
     "message passing": (NODES, MESH, BUNDLE),
     "on grid": (ANY, PLANE, BUNDLE),
 }
 MORE = {
     "fully connected": (SMALL, NUMBERS, Direct()),
-    "fno, 2D": (FOURIER, PLANE, Direct()),
-    "fno, 3D": (FOURIER, SPACE, Direct()),
     "unet, 1D": (LEVELS, LINE, BUNDLE),
     "message passing, direct": (NODES, PLANE, Direct()),
 }
