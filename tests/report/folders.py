@@ -141,6 +141,8 @@ def write_run(
                 lambda t: t.isoformat()
             ),
             "capacity": 5000,
+            "inserted": 865,
+            "drawn": 36_000,
             "threshold": 500,
             "times_seen": "10 400 300 100 50 5",
         }

@@ -12,9 +12,11 @@ from bokeh.plotting import figure
 from live_states import PARAMETERS, field, losses, row, state
 
 from surrogate_flow.fields.thinning import cells_of
+from surrogate_flow.report.folder.tables import OFTEN
 from surrogate_flow.report.live import LiveState
 from surrogate_flow.report.live.page import document
 from surrogate_flow.report.live.reach import tunnel
+from surrogate_flow.reservoir.stats import Tally
 
 
 def page(*states):
@@ -83,6 +85,15 @@ def test_a_long_run_takes_no_more_memory():
     assert len(told.series) == len(drawn) <= 1200
     assert (drawn[0], drawn[-1]) == (0.0, 49990.0)
     assert (np.diff(drawn[-500:]) == 10).all()
+
+
+def test_samples_that_were_seen_often():
+    """The last number is of all that were drawn 64 times or more; the mean is of all draws."""
+    assert len(Tally(1).left) == OFTEN + 1
+    often = {"inserted": 100, "drawn": 3_600_000, "times_seen": "0 " * OFTEN + "100"}
+    doc = page(state(**often))
+    assert "Times seen: 36,000.0 on average" in text(doc)
+    assert list(source(doc, "times_seen")["label"])[-2:] == ["62 to 63", "64 or more"]
 
 
 def test_ranks_are_counted_together():

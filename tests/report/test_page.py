@@ -73,6 +73,7 @@ def test_every_section_says_something_of_a_whole_run(whole):
             "data-root-id"
             in page.split(f'<section id="{name}">')[1].split("</section>")[0]
         )
+    assert "1, 2, ... times; on average 41.6." in shown["seen"]  # drawn / inserted
     for caption in ("best", "median", "worst"):
         assert f"The {caption} of the held-out simulations" in shown["cases"]
     assert page.count('src="data:image/webp;base64,') == 4  # three cases and a film

@@ -18,7 +18,7 @@ import yaml
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.report.folder.diagnosis import State, problems_of
-from surrogate_flow.report.folder.tables import TEXT, read_table
+from surrogate_flow.report.folder.tables import OFTEN, TEXT, counts_of, read_table
 
 __all__ = ["COLUMNS", "FILES", "OUTCOME", "REPORT", "RunFolder", "RunSummary"]
 __all__ += ["joined_column", "joined_ranks", "runs_below", "typed"]
@@ -108,7 +108,9 @@ COLUMNS: Mapping[str, Column] = {
         "training.validation", "`val_relative_l2` of the last validation", None, "first"
     ),
     "times_seen": Column(
-        "store.times_seen", "samples seen 0, 1, 2, ... times, between blanks"
+        "store.times_seen",
+        f"samples seen 0, 1, 2, ... and {OFTEN} or more times, of those that left and "
+        "those in the reservoir, between blanks",
     ),
 }
 
@@ -424,8 +426,7 @@ def joined_column(name: str, ranks: Sequence[Sequence[Any]]) -> Any:
 
 
 def _added(texts: Iterable[str | None]) -> str:
-    each = (map(int, (text or "").split()) for text in texts)
-    counts = itertools.zip_longest(*each, fillvalue=0)
+    counts = itertools.zip_longest(*map(counts_of, texts), fillvalue=0)
     return " ".join(str(sum(ranks)) for ranks in counts)
 
 

@@ -8,10 +8,19 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-__all__ = ["TEXT", "complete_rows", "read_table", "while_training"]
+__all__ = [
+    "OFTEN",
+    "TEXT",
+    "complete_rows",
+    "counts_of",
+    "read_table",
+    "while_training",
+]
 
 #: Columns that are no numbers, though they may look like some.
 TEXT = ("waiting", "time", "times_seen")
+#: Samples that were seen at least so often are counted together.
+OFTEN = 64
 _LONGEST = 64_000  # bytes of a row
 
 
@@ -54,6 +63,20 @@ def read_table(data: bytes) -> tuple[pd.DataFrame, int]:
     read = sum(record.count(b"\n") + 1 for record in records if record.strip())
     damaged = sum(1 for line in lines if line.strip()) - read
     return table, damaged + sum(map(bool, map(bytes.strip, records))) - 1 - len(table)
+
+
+def counts_of(text: object) -> list[int]:
+    """Return the numbers of a text in ``times_seen``; none, if it is damaged.
+
+    Examples
+    --------
+    >>> counts_of("3 2.0"), counts_of("3 nan"), counts_of(None)
+    ([3, 2], [], [])
+    """
+    try:
+        return [int(float(word)) for word in str(text or "").split()]
+    except ValueError:
+        return []
 
 
 def while_training(telemetry: pd.DataFrame) -> pd.DataFrame:

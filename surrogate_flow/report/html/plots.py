@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from bokeh.models import HoverTool, NumeralTickFormatter, Range1d
+from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d
 from bokeh.models.annotations import Span
 from bokeh.plotting import figure
+
+from surrogate_flow.report.folder.tables import OFTEN
 
 __all__ = [
     "ENOUGH",
@@ -143,8 +145,10 @@ def times_seen(counts: Sequence[int]) -> Any:
     plot = _figure("times seen", "samples", hover=False)
     plot.xaxis.ticker.min_interval = 1
     seen = [*range(len(counts))]
-    bars = plot.vbar(x=seen, top=[*counts], width=0.85, color=_COLOURS[0])
-    said = [("seen", "@x times"), ("samples", "@top{0,0}")]
+    words = [f"{n} or more" if n == OFTEN else f"{n}" for n in seen]
+    data = ColumnDataSource({"x": seen, "top": [*counts], "seen": words})
+    bars = plot.vbar(x="x", top="top", source=data, width=0.85, color=_COLOURS[0])
+    said = [("seen", "@seen times"), ("samples", "@top{0,0}")]
     plot.add_tools(HoverTool(tooltips=said, renderers=[bars]))
     plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
     plot.y_range.start = 0

@@ -25,7 +25,7 @@ from surrogate_flow.report.folder.cost import (
 )
 from surrogate_flow.report.folder.headline import headline, name_of, rollout_of
 from surrogate_flow.report.folder.run_folder import RunFolder
-from surrogate_flow.report.folder.tables import while_training
+from surrogate_flow.report.folder.tables import counts_of, while_training
 from surrogate_flow.report.folder.words import counted_large, number, percent, seconds
 from surrogate_flow.report.html import film, plots
 from surrogate_flow.report.html.page import Section, filled, render
@@ -157,12 +157,12 @@ def _parameters(run: RunFolder, section: Section) -> None:
 
 def _seen(run: RunFolder, section: Section) -> None:
     section.absent = "Times seen are those of a reservoir; this run has noted none."
-    texts = [text for text in run.telemetry.get("times_seen", ()) if text]
-    if not texts:
+    table = run.telemetry
+    table = table[table.times_seen.map(counts_of).map(bool)] if len(table) else table
+    if not len(table):
         return
-    counts = [int(float(word)) for word in texts[-1].split()]
-    total = sum(counts)
-    mean = sum(n * count for n, count in enumerate(counts)) / max(total, 1)
+    counts = counts_of((last := table.iloc[-1]).times_seen)
+    total, mean = sum(counts), last.drawn / max(last.inserted, 1)
     section.plot(
         plots.times_seen(counts),
         f"How many of {total:,} samples the network has seen 0, 1, 2, ... times; "

@@ -17,6 +17,7 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
+from surrogate_flow.report.folder.tables import OFTEN
 from surrogate_flow.report.live.state import SERIES, LiveState, number
 
 __all__ = [
@@ -336,7 +337,7 @@ class Series:
 
 
 class TimesSeen:
-    """How many samples in the reservoir were seen how many times."""
+    """How many samples were seen how many times; those that left count, too."""
 
     def __init__(self) -> None:
         self._source = ColumnDataSource(
@@ -370,12 +371,17 @@ class TimesSeen:
             "times": first + (wide - 1) / 2,
             "width": np.full(len(first), 0.9 * wide),
             "samples": binned,
-            "label": [f"{a}" if wide == 1 else f"{a} to {a + wide - 1}" for a in first],
+            "label": [_bar(a, a + wide - 1) for a in first],
         }
-        if total := counts.sum():
-            mean = float((counts * np.arange(len(counts))).sum() / total)
-            self._mean.location = mean
-            self.root.title.text = f"Times seen: {mean:.1f} on average"
+        if entered := number_of(state, "inserted"):
+            mean = self._mean.location = number_of(state, "drawn") / entered
+            self.root.title.text = f"Times seen: {mean:,.1f} on average"
+
+
+def _bar(low: int, high: int) -> str:
+    if high >= OFTEN:
+        return f"{low} or more"
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def number_of(state: LiveState, name: str) -> float:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from surrogate_flow.files import not_netcdf
 from surrogate_flow.report.folder.run_folder import COLUMNS, joined_column
+from surrogate_flow.report.folder.tables import counts_of
 
 __all__ = ["DRAWN", "SERIES", "LiveState", "names_of", "number"]
 
@@ -177,8 +178,8 @@ class LiveState:
 
     @property
     def times_seen(self) -> list[int]:
-        """Numbers of samples in the reservoir that were seen 0, 1, 2, ... times."""
-        return _counts(self.last)
+        """Numbers of samples, of those that left too, seen 0, 1, 2, ... times."""
+        return counts_of(self.last.get("times_seen"))
 
     def _append(self, row: dict[str, Any]) -> None:
         self.last, numbers = row, {n: number(row.get(n)) for n in SERIES}
@@ -246,11 +247,6 @@ def number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
-
-
-def _counts(row: Mapping[str, Any]) -> list[int]:
-    text = row.get("times_seen")
-    return [int(n) for n in text.split()] if isinstance(text, str) else []
 
 
 def _joined(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
