@@ -108,13 +108,14 @@ class PrunedSpectralConv(SpectralConv):  # type: ignore[misc]
         self, x: Float[Tensor, "batch channel *space"]
     ) -> Float[Tensor, "batch channel *space"]:
         steps = [*enumerate(zip(self.sizes, self.modes, strict=False), 2)]
+        norm = "backward" if self.few else "forward"  # the analysis has been scaled
         if self.few:
             z = torch.complex(*(x @ self.analysis.float()).chunk(2, -1))
         else:
-            z = fft.rfft(x)[..., : self.weight.shape[-1]] / math.prod(self.sizes)
+            z = fft.rfft(x, norm="forward")[..., : self.weight.shape[-1]]
         for dim, (size, mode) in reversed(steps):
             parts = [mode - mode // 2, size - mode, mode // 2]
-            above, _, below = torch.split(fft.fft(z, dim=dim), parts, dim)
+            above, _, below = torch.split(fft.fft(z, dim=dim, norm=norm), parts, dim)
             z = torch.cat([below, above], dim)
         z = torch.einsum("bi...,io...->bo...", z, self.weight.to_tensor())
         for dim, (size, mode) in steps:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 _SHARE = 0.002  # of the trainer's time that a record may take
 _LOSSES, _FIELD = 10.0, 2.0  # seconds between two versions of their files, at least
 _LIMIT = 64_000  # bytes of newest.nc
+_POINTS = 1000  # of each of its variables, before any of them is left out
 _KEPT = 2000  # simulations in losses.csv
 _SAMPLES = 256  # of a batch whose fields have no dims
 _NAMED = 24  # parameters in newest.nc, each of which takes half a kilobyte
@@ -146,13 +148,19 @@ class NewestFile:
     ) -> None:
         self.spec, self._times = spec, np.array(spec.times)
         self._samples = min(samples, _SAMPLES)
-        points = limit // (8 * len(spec.variables))
+        count = len(spec.variables)
+        points = max(_POINTS, limit // (8 * count))
         while True:
-            self._thin = Thinning.of(spec, points, cut).apart(("sample", "simulation"))
+            some = replace(spec, variables=spec.variables[:count])
+            self._thin = Thinning.of(some, points, cut).apart(("sample", "simulation"))
             self._template = self._made()
-            if len(self._template) <= limit or points < 2:
+            part = min(0.95, limit / len(self._template))
+            if len(self._template) <= limit or (count == 1 and points < 2):
                 break
-            points = int(points * min(0.95, limit / len(self._template)))
+            if count > 1 and points <= _POINTS:
+                count = max(1, int(part * count))
+            else:
+                points = int(part * points)
 
     @property
     def index(self) -> tuple[slice, ...]:
@@ -193,8 +201,9 @@ class NewestFile:
         if look is not None:
             shown = slice(count) if whole else slice(look.newest, look.newest + 1)
             seen, some = look.seen, len(look.seen.step[shown])
-            truth[:some] = look.truth[:count].reshape(-1, *shape)
-            guess[:some] = look.guess[:count].reshape(-1, *shape)
+            some_of = slice(count), slice(shape[0])
+            truth[:some] = look.truth[some_of].reshape(-1, *shape)
+            guess[:some] = look.guess[some_of].reshape(-1, *shape)
             steps[:some], numbers[:some] = seen.step[shown], seen.simulation[shown]
             points[:some] = seen.parameters[shown]
         along = {"time": self._times[steps]}
@@ -214,8 +223,10 @@ class NewestFile:
         units = {p.name: attributes(p.units) for p in self._thin.spec.parameters}
         units["time"] = attributes(self.spec.time_units, "time")
         coordinates = {n: (lead, v, units.get(n, {})) for n, v in along.items()}
-        unknown = dict.fromkeys(("simulation", "step", "batch"), np.int64(-1))
-        dataset = self._thin.dataset(*pair, lead, coordinates).assign_attrs(unknown)
+        attrs = dict.fromkeys(("simulation", "step", "batch"), np.int64(-1))
+        if out := len(self.spec.variables) - len(self._thin.spec.variables):
+            attrs["variables_left_out"] = np.int64(out)
+        dataset = self._thin.dataset(*pair, lead, coordinates).assign_attrs(attrs)
         file = io.BytesIO()
         with h5netcdf.File(file, "w") as stored:
             dataset.dump_to_store(xr.backends.H5NetCDFStore(stored))

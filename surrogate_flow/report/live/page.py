@@ -205,6 +205,8 @@ class Page:
             self.panels.append(field)
             if len(names) > 1:
                 self._variables.options, self._variables.value = [*names], variable
+                out = newest.attrs.get("variables_left_out")
+                self._variables.title = f"{out} more are not shown" if out else ""
                 rows.append(row(self._variables, **_WIDE))
             rows.append(row(*field.figures, **_WRAPPED))
         left = column(*rows, styles={"min-width": "min(780px, 100%)"}, **_WIDE)
