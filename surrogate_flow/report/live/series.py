@@ -378,7 +378,7 @@ class TimesSeen:
             self.root.title.text = f"Times seen: {mean:,.1f} on average"
 
 
-def _bar(low: int, high: int) -> str:
+def _bar(low: Any, high: Any) -> str:
     if high >= OFTEN:
         return f"{low} or more"
     return f"{low}" if low == high else f"{low} to {high}"
