@@ -30,7 +30,7 @@ from surrogate_flow.files import (
     tolerate_full_disk,
     write_atomically,
 )
-from surrogate_flow.report.folder.run_folder import COLUMNS
+from surrogate_flow.report.folder.tables import COLUMNS
 from surrogate_flow.threads import LoudThread
 
 __all__ = ["Clock", "MetricsTable", "Monitor", "StatusListener", "telemetry"]

@@ -16,7 +16,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from surrogate_flow.report.boards import Boards
-from surrogate_flow.report.folder.run_folder import COLUMNS, FILES
+from surrogate_flow.report.folder.run_folder import FILES
+from surrogate_flow.report.folder.tables import COLUMNS
 from surrogate_flow.report.monitor import Clock, Monitor
 from surrogate_flow.report.progress import ProgressLine
 

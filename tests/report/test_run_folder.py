@@ -10,7 +10,8 @@ import pytest
 import xarray as xr
 
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.report.folder.run_folder import COLUMNS, RunFolder, RunSummary
+from surrogate_flow.report.folder.run_folder import RunFolder, RunSummary
+from surrogate_flow.report.folder.tables import COLUMNS
 
 NOW = datetime.fromisoformat("2026-03-01T12:00:00+01:00")
 OUTCOME = {
@@ -215,18 +216,20 @@ def test_a_run_that_was_cut_off_can_go_on(tmp_path):
 
 
 def test_what_is_no_run_is_refused_naming_the_newest(tmp_path, monkeypatch):
-    """A folder above runs, an empty one, a file, nothing; here or below runs."""
+    """A folder above runs, as deep as in a comparison, an empty one, a file, nothing."""
     monkeypatch.chdir(tmp_path)
-    older, newer = tmp_path / "runs/heat/1", tmp_path / "runs/heat/2"
+    compared = "runs/compare/heat-fno/fifo/seed-0/run-1/heat/2"
+    older, newer = tmp_path / "runs/heat/1", tmp_path / compared
     for at, folder in enumerate((newer, older)):
         folder.mkdir(parents=True)
         wrote(folder, rows(2))
         os.utime(folder / "telemetry.csv", (NOW.timestamp() - at,) * 2)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
+    (tmp_path / "runs/heat/all").symlink_to(tmp_path / "runs")
     for wrong, newest in (
         (tmp_path / "runs", newer),
-        *((name, "runs/heat/2") for name in ("empty", "file", "absent")),
+        *((name, compared) for name in ("empty", "file", "absent")),
     ):
         with pytest.raises(UserError, match=f"The newest is {newest}.$") as caught:
             RunFolder(wrong)

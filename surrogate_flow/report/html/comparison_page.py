@@ -14,7 +14,7 @@ from surrogate_flow.report.folder.headline import (
     name_of,
     rollout_of,
 )
-from surrogate_flow.report.folder.run_folder import FILES, RunFolder, runs_below
+from surrogate_flow.report.folder.run_folder import RunFolder, is_run, runs_below
 from surrogate_flow.report.folder.tables import while_training
 from surrogate_flow.report.folder.words import flattened, number, percent, seconds
 from surrogate_flow.report.html import plots
@@ -30,7 +30,7 @@ def runs_in(path: Path) -> list[Path]:
 
     Of a comparison those of its runs that have ended, and the newest of others.
     """
-    if _is_run(path):
+    if is_run(path):
         return [path]
     if (path / "comparison.json").is_file():
         found = [_compared(place) for place in sorted(path.glob("*/seed-*"))]
@@ -66,17 +66,12 @@ def comparison_page(runs: Sequence[RunFolder]) -> str:
     return render(f"Runs of {title}", f"{headline}.", sections)
 
 
-def _is_run(path: Path) -> bool:
-    known = (name for name in FILES if "*" not in name)
-    return any((path / name).is_file() for name in ("telemetry.csv", *known))
-
-
 def _compared(place: Path) -> Path | None:
     """Return the folder of a run of a comparison, by its note or as the newest."""
     try:
         done = json.loads((place / "done.json").read_text("utf-8"))
         folder = place / str(done["folder"])
-        if _is_run(folder):
+        if is_run(folder):
             return folder
     except (OSError, ValueError, LookupError, TypeError):
         pass

@@ -11,7 +11,7 @@ from typing import Any
 
 from distributed import SchedulerPlugin
 
-from surrogate_flow.report.folder.run_folder import COLUMNS
+from surrogate_flow.report.folder.tables import COLUMNS
 from surrogate_flow.report.live.state import LiveState, names_of, number
 
 __all__ = ["NAME", "PAGE", "Dashboard", "NoDashboard", "topic_of"]

@@ -10,8 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from surrogate_flow.report.folder.run_folder import RunFolder, joined_ranks, typed
-from surrogate_flow.report.folder.tables import complete_rows, read_table
+from surrogate_flow.report.folder.run_folder import RunFolder
+from surrogate_flow.report.folder.tables import (
+    complete_rows,
+    joined_ranks,
+    read_table,
+    typed,
+)
 from surrogate_flow.report.folder.words import arguments
 from surrogate_flow.report.live.state import DRAWN, LiveState
 

@@ -20,7 +20,8 @@ from surrogate_flow.data.module import RunCallback, Status, SurrogateData, data_
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.files import observing
 from surrogate_flow.report.folder.diagnosis import problems_of
-from surrogate_flow.report.folder.run_folder import RunFolder, typed
+from surrogate_flow.report.folder.run_folder import RunFolder
+from surrogate_flow.report.folder.tables import typed
 from surrogate_flow.report.live.dashboard import NAME, PAGE, Dashboard, topic_of
 from surrogate_flow.report.live.follow import Changes
 from surrogate_flow.report.live.reach import elsewhere

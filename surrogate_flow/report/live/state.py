@@ -15,8 +15,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from surrogate_flow.files import not_netcdf
-from surrogate_flow.report.folder.run_folder import COLUMNS, joined_column
-from surrogate_flow.report.folder.tables import counts_of
+from surrogate_flow.report.folder.tables import COLUMNS, counts_of, joined_column
 
 __all__ = ["DRAWN", "SERIES", "LiveState", "names_of", "number"]
 
