@@ -26,7 +26,6 @@ __all__ = [
     "observing",
     "own_folder",
     "remedy",
-    "tolerate_full_disk",
     "write_atomically",
     "write_text",
 ]
@@ -181,15 +180,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text, whole or not at all."""
     with write_atomically(path) as part:
         part.write_text(text, "utf-8")
-
-
-@contextmanager
-def tolerate_full_disk(path: Path) -> Iterator[None]:
-    """Log that a file was not written, and go on: it is not worth a run."""
-    try:
-        yield
-    except OSError as error:
-        log_unwritten(path, error)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError
-from surrogate_flow.files import tolerate_full_disk, write_text
+from surrogate_flow.files import observing, write_text
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.crate import CRATE, write_crate
 from surrogate_flow.report.folder.run_folder import REPORT, RunFolder
@@ -50,7 +50,7 @@ def report(words: Sequence[str]) -> None:
         ) from error
     if alone and not options.output:
         # The page is there, whatever becomes of the list of the files.
-        with tolerate_full_disk(runs[0].path / CRATE):
+        with observing(runs[0].path / CRATE):
             write_crate(runs[0])
     what = "the report" if alone else f"{len(runs)} runs side by side"
     print_lines(the_console(), f"{output}: {what}; open it in a browser.")

@@ -18,7 +18,7 @@ from typing import Protocol
 from surrogate_flow.ensemble.placement import Place
 from surrogate_flow.fields.errors import line_of
 from surrogate_flow.fields.quantities import Simulation
-from surrogate_flow.files import tolerate_full_disk
+from surrogate_flow.files import observing
 
 __all__ = [
     "Event",
@@ -161,7 +161,7 @@ class FailureLog:
                 "".join(traceback.format_exception(error)[-4:]).strip(),
             )
         )
-        with tolerate_full_disk(self.path):
+        with observing(self.path):
             self._write()
 
     def _log(self, event: Retried | Failed, outcome: str) -> None:

@@ -15,7 +15,7 @@ from surrogate_flow.fields.names import apart
 from surrogate_flow.fields.quantities import SURROGATE, attributes
 from surrogate_flow.fields.spec import Coordinate, FieldSpec
 
-__all__ = ["SURROGATE", "Thinning", "cells_of"]
+__all__ = ["SURROGATE", "Thinning", "cells_of", "variables_of"]
 
 _CELLS = ("cell", "corner")  # dims; -1 stands for no corner
 
@@ -143,6 +143,11 @@ class Thinning:
             for c in (*spec.coordinates, *self.planes.values())
         }
         return xr.Dataset(fields, coords={**grid, **coordinates})
+
+
+def variables_of(fields: xr.Dataset) -> list[str]:
+    """Return the names of the variables that solver and surrogate both have."""
+    return [str(n) for n in fields.data_vars if f"{n}{SURROGATE}" in fields]
 
 
 def cells_of(fields: xr.Dataset) -> list[list[int]] | None:

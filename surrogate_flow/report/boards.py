@@ -26,7 +26,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from surrogate_flow.data.module import RunCallback, Status
 from surrogate_flow.fields.quantities import in_units
-from surrogate_flow.fields.thinning import SURROGATE, cells_of
+from surrogate_flow.fields.thinning import SURROGATE, cells_of, variables_of
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.monitor import telemetry
 from surrogate_flow.report.pictures.drawing import Row, draw, flat, titled
@@ -210,9 +210,8 @@ def newest_picture(newest: xr.Dataset) -> Figure:
     for name, c in newest.coords.items():
         if c.ndim == 0 and name != "time" and name not in newest.indexes:
             named[str(name)] = float(c), str(c.attrs.get("units", ""))
-    names = [str(n) for n in newest.data_vars if f"{n}{SURROGATE}" in newest]
     rows = []
-    for name in names[:_VARIABLES]:
+    for name in variables_of(newest)[:_VARIABLES]:
         truth, guess = newest[name], newest[f"{name}{SURROGATE}"]
         if truth.dims == ("sample",):
             order = np.argsort(truth.values[np.isfinite(truth.values)])

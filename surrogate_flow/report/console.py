@@ -9,14 +9,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.logging import RichHandler
 from rich.text import Text
 
-from surrogate_flow.files import tolerate_full_disk
+from surrogate_flow.files import observing
 from surrogate_flow.threads import LoudThread
 
 __all__ = ["LiveLine", "print_lines", "show_logs", "the_console"]
@@ -152,5 +151,5 @@ class LiveLine:
             if (now := self._text()) != line:
                 line = now
                 # A log on a full disk, or a pipe that nobody reads, ends no run.
-                with tolerate_full_disk(Path("The progress")):
+                with observing("The progress"):
                     self._console.print(line, soft_wrap=True)

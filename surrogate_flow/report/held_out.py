@@ -38,11 +38,6 @@ class HeldOut(RunCallback):
     ranks, with the errors of the last validation. cases.nc, at the end of a fit, has
     the best, the median and the worst of them by ``relative_l2``, which autoregressive
     surrogates roll out. What fails is logged, and ends no run.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the run.
     """
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

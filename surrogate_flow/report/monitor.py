@@ -27,7 +27,6 @@ from surrogate_flow.data.module import RunCallback, Status, TrainingStats, data_
 from surrogate_flow.files import (
     log_unwritten,
     observing,
-    tolerate_full_disk,
     write_atomically,
 )
 from surrogate_flow.report.folder.tables import COLUMNS
@@ -268,7 +267,7 @@ class _Table:
 
     def append(self, row: Mapping[str, Any]) -> None:
         # A full disk is logged once, and tried again with each row.
-        tolerant = suppress(OSError) if self._full else tolerate_full_disk(self._path)
+        tolerant = suppress(OSError) if self._full else observing(self._path)
         text = io.StringIO()
         rows = csv.DictWriter(text, self._columns)
         if not self._size:

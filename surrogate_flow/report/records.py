@@ -26,7 +26,7 @@ from surrogate_flow.fields.names import apart
 from surrogate_flow.fields.quantities import attributes
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.thinning import SURROGATE, Thinning
-from surrogate_flow.files import observing, tolerate_full_disk, write_atomically
+from surrogate_flow.files import observing, write_atomically
 from surrogate_flow.report.about import about_run, now
 from surrogate_flow.report.pictures.axes import across_up_and_cut
 from surrogate_flow.report.report import held_out_of, next_command
@@ -241,11 +241,6 @@ class Records(RunCallback):
     A listener of the `Monitor`, in whose thread losses and fields are written: the
     trainer looks at one step a second, and copies what was seen. What fails is logged
     once, and ends no run.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -348,14 +343,14 @@ class Records(RunCallback):
             self._write("run.json", lambda part: part.write_text(text, "utf-8"))
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        """Write a file whole, if it is time; a full disk is logged once."""
+        """Write a file whole, if it is time; what fails is logged once."""
         pace = self._paces.get(name)
         if pace is not None and self._trains and not pace.due:
             return
         path = self.folder / name
         known = name in self._unwritten
         self._unwritten.add(name)
-        with suppress(OSError) if known else tolerate_full_disk(path):
+        with suppress(Exception) if known else observing(path):
             self.folder.mkdir(parents=True, exist_ok=True)
             timed = pace.taking() if pace else nullcontext()
             with timed, write_atomically(path) as part:

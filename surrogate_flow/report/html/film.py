@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from surrogate_flow.fields.quantities import counted, in_units
-from surrogate_flow.fields.thinning import SURROGATE, cells_of
+from surrogate_flow.fields.thinning import SURROGATE, cells_of, variables_of
 from surrogate_flow.report.folder.words import percent
 from surrogate_flow.report.pictures.drawing import Row, draw, flat, titled
 
@@ -62,11 +62,11 @@ def stills(cases: xr.Dataset, *, mesh: bool = False) -> list[Case]:
         Whether they are of nodes, of which not all may be there.
     """
     cells, found = _cells(cases, mesh=mesh), []
-    left = max(0, len(_variables(cases)) - _VARIABLES)
+    left = max(0, len(variables_of(cases)) - _VARIABLES)
     for name in map(str, cases.case.values):
         case, moments = _of(cases, name), []
         rows = []
-        for variable in _variables(cases)[:_VARIABLES]:
+        for variable in variables_of(cases)[:_VARIABLES]:
             truth, guess = _pair(case, variable)
             if truth.ndim > 2 or (cells is not None and truth.ndim > 1):
                 step = _worst_step(truth, guess)
@@ -90,7 +90,7 @@ def film_of(cases: xr.Dataset, *, mesh: bool = False) -> Film | None:
     cells = _cells(cases, mesh=mesh)
     names = [*map(str, cases.case.values)]
     case = _of(cases, "median" if "median" in names else names[0])
-    variable = _variables(cases)[0]
+    variable = variables_of(cases)[0]
     truth, guess = _pair(case, variable)
     if truth.ndim < 2 or truth.sizes["time"] < 2:
         return None
@@ -156,11 +156,6 @@ def _encoded(image: np.ndarray, quality: int) -> str:
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _variables(cases: xr.Dataset) -> list[str]:
-    names = [str(name) for name in cases.data_vars]
-    return [name for name in names if f"{name}{SURROGATE}" in names]
-
-
 def _pair(case: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
     truth, guess = case[name], case[f"{name}{SURROGATE}"]
     dims = ("time", *(dim for dim in truth.dims if dim != "time"))
@@ -211,7 +206,7 @@ def _of(cases: xr.Dataset, name: str) -> xr.Dataset:
     """Return one case, and the names of its parameters."""
     besides = ("case", "simulation", "relative_l2")
     along = [n for n, c in cases.variables.items() if c.dims == ("case",)]
-    known = [n for n in along if n not in besides and n not in _variables(cases)]
+    known = [n for n in along if n not in besides and n not in variables_of(cases)]
     numbers = [
         str(n)
         for n in known

@@ -23,18 +23,13 @@ from surrogate_flow.report.live.series import BLUE, GREY, ORANGE, panel, tidy
 from surrogate_flow.report.live.state import LiveState
 from surrogate_flow.report.pictures.axes import across_up_and_cut
 
-__all__ = ["NewestField", "variables_of"]
+__all__ = ["NewestField"]
 
 _LONG = 5.0  # how many times longer than wide a domain is drawn to scale
 _MAPS = ("solver", "surrogate", "difference")
 _TITLES = {"solver": "solver", "surrogate": "surrogate"}
 # Blue where the surrogate is too low, red where it is too high.
 _AROUND_ZERO = interp_palette(RdBu11, 255)
-
-
-def variables_of(fields: xr.Dataset) -> list[str]:
-    """Return the names of the variables that solver and surrogate both have."""
-    return [str(n) for n in fields.data_vars if f"{n}{SURROGATE}" in fields]
 
 
 class NewestField:

@@ -24,7 +24,8 @@ from bokeh.themes import Theme
 from jinja2 import Environment
 
 from surrogate_flow.fields.quantities import counted
-from surrogate_flow.report.live.field import NewestField, variables_of
+from surrogate_flow.fields.thinning import variables_of
+from surrogate_flow.report.live.field import NewestField
 from surrogate_flow.report.live.parameters import Parameters
 from surrogate_flow.report.live.series import Panel, Series, TimesSeen, seconds, shown
 from surrogate_flow.report.live.state import LiveState, names_of

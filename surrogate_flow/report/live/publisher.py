@@ -19,7 +19,6 @@ from pytorch_lightning.trainer.states import TrainerFn
 from surrogate_flow.data.module import RunCallback, Status, SurrogateData, data_of
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.files import observing
-from surrogate_flow.report.folder.diagnosis import problems_of
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.tables import typed
 from surrogate_flow.report.live.dashboard import NAME, PAGE, Dashboard, topic_of
@@ -46,11 +45,6 @@ class LivePage(RunCallback):
     A listener of the `Monitor`: each `Status` becomes an event on the scheduler, in the
     thread of Dask's client, so that nobody waits for it. Without a cluster, or where
     the scheduler cannot load this package, `surrogate-flow watch` is named instead.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -147,7 +141,7 @@ class LivePage(RunCallback):
             vars(run).update(
                 telemetry=typed(pd.DataFrame([*self._recent])), state="running"
             )
-            message["problems"] = problems_of(run)
+            message["problems"] = run.problems
         return message
 
     def on_train_end(self, *_: Any) -> None:
