@@ -66,15 +66,6 @@ def inputs(spec: FieldSpec, window: Window, batch: int = 3) -> tuple:
     )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors are small here: threads would only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("window", [Direct(), Bundle(), Bundle(1, 1)], ids=str)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_shapes_and_gradients(spec: FieldSpec, window: Window) -> None:

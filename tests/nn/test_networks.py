@@ -72,15 +72,6 @@ SMALL = {
 ON_GRIDS = {name: make for name, make in SMALL.items() if name != "fully connected"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors gain nothing from a second thread, and lose where cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def inputs_of(spec, window, batch=2):
     """Normalised inputs of a batch."""
     return (
