@@ -22,10 +22,11 @@ from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.user_code import user_code
 from surrogate_flow.fields.errors import UserError, line_of
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import own_folder
 from surrogate_flow.report.console import print_lines, the_console
-from surrogate_flow.report.folder.words import counted_large, seconds
+from surrogate_flow.report.folder.words import seconds
 from surrogate_flow.solvers.child_processes import ChildProcesses
 from surrogate_flow.solvers.solver import Run, Solver, datasets_of
 from surrogate_flow.stream import Encoder
@@ -283,12 +284,12 @@ def _rows(
     count = "without end" if data.simulations is None else data.simulations
     yield "simulations", f"{data.held_out} held out, then {count}"
     size = f"{_size(spec.step_bytes)}: {_size(spec.steps * spec.step_bytes)}"
-    yield "each", f"{counted_large(spec.steps, 'step')} of {size}"
+    yield "each", f"{counted(spec.steps, 'step')} of {size}"
     if where.jobs:
         jobs = _range(where.jobs.minimum, where.jobs.maximum)
         yield "jobs", f"{jobs}, each with {where.resources}"
     at_once = _range(least, most, of="simulation")
-    yield "at once", f"{at_once}, {counted_large(cores, 'core')} each"
+    yield "at once", f"{at_once}, {counted(cores, 'core')} each"
     if pace is None:
         yield "pace", f"no step within {_LONGEST:g} s on this machine"
         return

@@ -37,15 +37,15 @@ SURROGATE = "_surrogate"
 LEVELS = 256  # of single precision that a variation should span
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str, plural: str = "") -> str:
     """Return a number of things in words.
 
     Examples
     --------
-    >>> counted(1, "step"), counted(2, "step")
-    ('1 step', '2 steps')
+    >>> counted(1, "step"), counted(1900, "batch", "batches")
+    ('1 step', '1,900 batches')
     """
-    return f"{count} {noun}{'s' * (count != 1)}"
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def number(value: Any, what: str) -> float:

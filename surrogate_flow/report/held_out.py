@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,7 +72,10 @@ class HeldOut(RunCallback):
         known = {number: point for share in points for number, point in share.items()}
         table = _errors(data.spec, spread.by_simulation, known)
         if data.ranks.rank == 0:
-            leave(self.folder / "validation.csv", lambda part: _write_csv(table, part))
+            leave(
+                self.folder / "validation.csv",
+                lambda part: table.to_csv(part, index=False, float_format="%.7g"),
+            )
         return table
 
     def _fields(
@@ -153,10 +155,6 @@ def _errors(
     names = apart([p.name for p in spec.parameters], {*columns, *errors})
     columns |= {name: values[:, k] for k, name in enumerate(names)}
     return pd.DataFrame(columns | errors)
-
-
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    table.to_csv(path, index=False, float_format="%.7g")
 
 
 def _predicted(

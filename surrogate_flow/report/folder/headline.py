@@ -13,7 +13,6 @@ from surrogate_flow.report.folder.cost import RunCost
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.words import (
     arguments,
-    counted_large,
     number,
     percent,
     seconds,
@@ -41,10 +40,10 @@ def _sentence(run: RunFolder) -> str:
     if outcome is None:
         return f"{what}: {_progress(run)}"
     errors, cost = outcome.errors, RunCost.of(run)
-    batches = counted_large(outcome.batches, "batch", "batches")
+    batches = counted(outcome.batches, "batch", "batches")
     count = cost.simulations if cost else outcome.simulations
     trained = max(count - (outcome.validated or 0), 0)
-    simulations = counted_large(trained, "simulation")
+    simulations = counted(trained, "simulation")
     parts = [f"{what}, trained on {batches} from {simulations}, {_error(run, errors)}"]
     solver = cost.solver if cost else None
     parts.append(

@@ -10,19 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["arguments", "counted_large", "flattened", "number", "percent"]
-__all__ += ["python_path", "seconds"]
-
-
-def counted_large(count: int, noun: str, plural: str = "") -> str:
-    """Return a number of things, with commas.
-
-    Examples
-    --------
-    >>> counted_large(1900, "batch", "batches")
-    '1,900 batches'
-    """
-    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+__all__ = ["arguments", "flattened", "number", "percent", "python_path", "seconds"]
 
 
 def percent(value: float | None, spread: float | None = None) -> str:

@@ -26,7 +26,7 @@ from surrogate_flow.report.folder.cost import (
 from surrogate_flow.report.folder.headline import headline, name_of, rollout_of
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.tables import counts_of, while_training
-from surrogate_flow.report.folder.words import counted_large, number, percent, seconds
+from surrogate_flow.report.folder.words import number, percent, seconds
 from surrogate_flow.report.html import film, plots
 from surrogate_flow.report.html.page import Section, filled, render
 
@@ -276,7 +276,7 @@ def _cost(run: RunFolder, section: Section) -> None:
         (
             "solver, one simulation",
             seconds(cost.per_simulation),
-            f"solver time over {counted_large(cost.simulations, 'simulation')}",
+            f"solver time over {counted(cost.simulations, 'simulation')}",
         ),
         (
             "surrogate, one evaluation",

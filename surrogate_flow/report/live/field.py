@@ -27,7 +27,6 @@ __all__ = ["NewestField"]
 
 _LONG = 5.0  # how many times longer than wide a domain is drawn to scale
 _MAPS = ("solver", "surrogate", "difference")
-_TITLES = {"solver": "solver", "surrogate": "surrogate"}
 # Blue where the surrogate is too low, red where it is too high.
 _AROUND_ZERO = interp_palette(RdBu11, 255)
 
