@@ -206,7 +206,7 @@ options:
   --skip_damaged true      leave out files that cannot be read or differ from others
 """,
     "report": f"""\
-usage: surrogate-flow report RUN [RUN ...] [--output FILE]
+usage: surrogate-flow report [RUN ...] [--output FILE]
 
 {COMMANDS["report"]} It is made
 of the run's folder alone, needs no network, and opens in every browser; also of a run
@@ -214,10 +214,12 @@ that goes on or was killed. A run leaves its own, report.html. Several are put s
 side: errors, cost, settings that differ, and curves over each other. RUN may be a
 folder of runs, such as that of 'compare'. Examples:
 
+  surrogate-flow report
   surrogate-flow report runs/heat2d/2026-01-31_12-00-00
   surrogate-flow report runs/compare/heat2d-fully_connected
 
 options:
+  RUN             the folder of a run; the newest one under runs/ by default
   --output FILE   RUN/report.html by default; comparison.html of several
 """,
     "watch": f"""\

@@ -9,11 +9,10 @@ from typing import Any
 from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.files import observing, write_text
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.crate import CRATE, write_crate
-from surrogate_flow.report.folder.run_folder import REPORT, RunFolder
+from surrogate_flow.report.folder.run_folder import REPORT, RunFolder, newest_in
 from surrogate_flow.report.html.comparison_page import comparison_page, runs_in
 from surrogate_flow.report.html.run_page import run_page
 
@@ -28,13 +27,9 @@ def report(words: Sequence[str]) -> None:
     options: Any = parse(
         CommandLine(["report", *words]), lambda words: parser.parse_args(words[1:])
     )
-    if not options.runs:
-        raise RecipeError(
-            "report needs the folder of a run, got none. Type, for example, "
-            "surrogate-flow report runs/heat2d/2026-01-31_12-00-00."
-        )
     # A folder without any is refused as a run, which names the newest one.
-    folders = [run for path in options.runs for run in runs_in(path) or [path]]
+    paths = options.runs or [newest_in(Path("runs"))]
+    folders = [run for path in paths for run in runs_in(path) or [path]]
     runs = [RunFolder(path) for path in dict.fromkeys(folders)]
     alone = len(runs) == 1
     output = options.output or (

@@ -9,8 +9,7 @@ from typing import Any
 from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.fields.names import RecipeError
-from surrogate_flow.report.folder.run_folder import runs_below
-from surrogate_flow.report.html.comparison_page import runs_in
+from surrogate_flow.report.folder.run_folder import newest_in
 from surrogate_flow.report.live.server import serve
 
 __all__ = ["run"]
@@ -31,7 +30,4 @@ def run(words: Sequence[str]) -> None:
         )
     if not 0 <= options.port < 2**16:
         raise RecipeError(f"--port: expected 0 to 65535, got {options.port}.")
-    (place,) = options.run or [Path("runs")]
-    # Of a folder of runs the one that has written last.
-    alone = runs_in(place) == [place]
-    serve(place if alone else (runs_below(place) or [place])[-1], options.port)
+    serve(newest_in(*(options.run or [Path("runs")])), options.port)

@@ -20,7 +20,7 @@ from surrogate_flow.report.folder.diagnosis import State, problems_of
 from surrogate_flow.report.folder.tables import joined_ranks, read_table, typed
 
 __all__ = ["FILES", "OUTCOME", "REPORT", "RunFolder", "RunSummary"]
-__all__ += ["is_run", "runs_below"]
+__all__ += ["is_run", "newest_in", "runs_below"]
 
 Read = TypeVar("Read")
 
@@ -312,6 +312,11 @@ def runs_below(root: Path) -> list[Path]:
 def is_run(path: Path) -> bool:
     """Whether a folder has any file of a run."""
     return any(any(path.glob(pattern)) for pattern in FILES)
+
+
+def newest_in(path: Path) -> Path:
+    """Return a run's folder, or that of the run below it that wrote last."""
+    return path if is_run(path) else (runs_below(path) or [path])[-1]
 
 
 def _mapping(load: Callable[[Any], Any], path: Path) -> dict[str, Any]:
