@@ -109,7 +109,10 @@ MISTAKES = {
     "watch: two runs": (["watch", "a", "b"], "expected one folder of a run, got 2"),
     "watch: no run's folder": (["watch", "nope"], "nope"),
     "watch: a port that is none": (["watch", "--port=99999"], "expected 0 to 65535"),
-    "report: no run": (["report"], "got runs, which is no folder. A fit prints its own"),
+    "report: no run": (
+        ["report"],
+        "got runs, which is no folder. A fit prints its own",
+    ),
     "report: an option that is none": (["report", "a", "--out=b"], "mean '--output'"),
     "report: what is no run": (
         ["report", "nope"],

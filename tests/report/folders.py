@@ -184,7 +184,7 @@ def write_run(
         "command": "surrogate-flow fit --data heat --model fno",
         "started": "2026-11-27T10:00:00+00:00",
         "ended": "2026-11-27T10:01:02+00:00",
-        "versions": {"surrogate_flow": "0.1.0", "python": "3.13.5", "torch": "2.13.0"},
+        "versions": {"surrogate-flow": "0.1.0", "python": "3.13.5", "torch": "2.13.0"},
         **{"host": "node1", "cores": 2, "device": "cpu", "ranks": 1, "spec": of},
     }
     files = {

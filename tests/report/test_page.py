@@ -77,7 +77,7 @@ def test_every_section_says_something_of_a_whole_run(whole):
     for caption in ("best", "median", "worst"):
         assert f"The {caption} of the held-out simulations" in shown["cases"]
     assert page.count('src="data:image/webp;base64,') == 4  # three cases and a film
-    assert "surrogate_flow 0.1.0, python 3.13.5, torch 2.13.0" in shown["settings"]
+    assert "surrogate-flow 0.1.0, python 3.13.5, torch 2.13.0" in shown["settings"]
     assert "cores_per_simulation: 2" in shown["settings"]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import mimetypes
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -62,8 +61,8 @@ def write_crate(run: RunFolder) -> Path:
     about, crate = run.about, ROCrate(gen_preview=False, version="1.1")
     root = crate.root_dataset
     crate.name, crate.description = f"{name_of(run)}, {run.path.name}", headline(run)
-    ended = str(about.get("ended") or _now())
-    root["datePublished"] = ended
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    root["datePublished"] = str(about.get("ended") or now)
     for path in sorted(run.path.rglob("*")):
         place = path.relative_to(run.path)
         if place.parts[0] == _LOGS or _passing(path):
@@ -75,8 +74,9 @@ def write_crate(run: RunFolder) -> Path:
     if (run.path / _LOGS).is_dir():
         named = {"name": _LOGS, "description": "logs of the jobs of a cluster"}
         crate.add_directory(run.path / _LOGS, _LOGS, properties=named)
-    versions: Any = about.get("versions") or {}
-    version, others = _versions(versions if isinstance(versions, Mapping) else {})
+    versions = dict(about.get("versions") or {})
+    version = versions.pop("surrogate-flow", None)
+    others = [f"{name} {each}" for name, each in versions.items()]
     software = SoftwareApplication(
         crate,
         "#surrogate-flow",
@@ -122,14 +122,3 @@ def _properties(place: Path, path: Path) -> dict[str, Any]:
         "encodingFormat": kind or "application/octet-stream",
         "contentSize": str(path.stat().st_size),
     }
-
-
-def _versions(versions: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Return that of this package, and of the others in words."""
-    own = ("surrogate-flow", "surrogate_flow")
-    mine = next((str(versions[name]) for name in own if name in versions), "")
-    return mine, [f"{name} {v}" for name, v in versions.items() if name not in own]
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

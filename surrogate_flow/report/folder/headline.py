@@ -10,7 +10,7 @@ import pandas as pd
 
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.folder.cost import RunCost
-from surrogate_flow.report.folder.run_folder import RunFolder
+from surrogate_flow.report.folder.run_folder import RunFolder, RunSummary
 from surrogate_flow.report.folder.words import (
     arguments,
     number,
@@ -36,25 +36,19 @@ def headline(run: RunFolder) -> str:
 
 def _sentence(run: RunFolder) -> str:
     what = f"The {model_of(run)} of {name_of(run)}"
-    outcome = run.outcome
-    if outcome is None:
+    outcome, cost = run.outcome, RunCost.of(run)
+    if outcome is None or cost is None:
         return f"{what}: {_progress(run)}"
-    errors, cost = outcome.errors, RunCost.of(run)
     batches = counted(outcome.batches, "batch", "batches")
-    count = cost.simulations if cost else outcome.simulations
-    trained = max(count - (outcome.validated or 0), 0)
-    simulations = counted(trained, "simulation")
-    parts = [f"{what}, trained on {batches} from {simulations}, {_error(run, errors)}"]
-    solver = cost.solver if cost else None
-    parts.append(
-        "took "
-        + (f"{seconds(solver)} of solvers and " if solver else "")
-        + f"{seconds(outcome.training_seconds)} of training"
-    )
-    if cost is not None and cost.break_even is not None:
+    trained = max(cost.simulations - (outcome.validated or 0), 0)
+    simulations, error = counted(trained, "simulation"), _error(run, outcome)
+    parts = [f"{what}, trained on {batches} from {simulations}, {error}"]
+    solver = f"{seconds(cost.solver)} of solvers and " if cost.solver else ""
+    parts.append(f"took {solver}{seconds(cost.training)} of training")
+    if cost.break_even is not None:
         more = " or more" if cost.shared else ""  # alone, a solver is quicker
         parts.append(f"pays for itself after {cost.break_even:,} evaluations{more}")
-    elif cost is not None and cost.never:
+    elif cost.never:
         parts.append(
             "never pays for itself, since an evaluation takes "
             f"{seconds(cost.surrogate)} and the solver {seconds(cost.per_simulation)}"
@@ -62,12 +56,12 @@ def _sentence(run: RunFolder) -> str:
     return f"{', '.join(parts[:-1])}, and {parts[-1]}."
 
 
-def _error(run: RunFolder, errors: Mapping[str, float]) -> str:
+def _error(run: RunFolder, outcome: RunSummary) -> str:
+    errors, count = outcome.errors, outcome.validated
     error = errors.get("val_relative_l2")
     spread = errors.get("val_relative_l2_standard_error")
     if error is None:
         return "has no validation error"
-    count = run.outcome.validated if run.outcome else None
     of = f" over {counted(count, 'held-out simulation')}" if count else ""
     if lost := _lost(run):
         of += f", without {lost} that failed"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -102,42 +102,11 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 
 def _numbers(named: Mapping[str, RunFolder], section: Section) -> None:
-    costs = {id(run): RunCost.of(run) for run in named.values()}
-
-    def of_outcome(name: str) -> Callable[[RunFolder], float | None]:
-        return lambda run: getattr(run.outcome, name, None)
-
-    def of_errors(name: str) -> Callable[[RunFolder], float | None]:
-        return lambda run: run.outcome.errors.get(name) if run.outcome else None
-
-    def of_cost(name: str) -> Callable[[RunFolder], float | None]:
-        return lambda run: getattr(costs[id(run)], name, None)
-
-    def paid(run: RunFolder) -> str:
-        known = of_cost("break_even")(run)
-        more = " or more" if known and of_cost("shared")(run) else ""
-        return "never" if of_cost("never")(run) else f"{number(known)}{more}"
-
-    columns: dict[str, Callable[[RunFolder], str]] = {
-        "surrogate": lambda run: model_of(run),
-        "state": lambda run: run.state,
-        "relative L2 error": lambda run: percent(error_of(run)),
-        "standard error": lambda run: percent(
-            of_errors("val_relative_l2_standard_error")(run)
-        ),
-        "skill": lambda run: number(of_errors("val_skill")(run), digits=3),
-        "held-out simulations": lambda run: number(of_outcome("validated")(run)),
-        "batches": lambda run: number(of_outcome("batches")(run)),
-        "simulations": lambda run: number(of_cost("simulations")(run)),
-        "solvers": lambda run: seconds(of_cost("solver")(run)),
-        "training": lambda run: seconds(of_cost("training")(run)),
-        "one evaluation": lambda run: seconds(of_cost("surrogate")(run)),
-        "paid for itself after": paid,
-    }
+    columns = [_quantities(run) for run in named.values()]
     section.add(
         "table",
         head=("quantity", *named),
-        rows=[(title, *map(of, named.values())) for title, of in columns.items()],
+        rows=[(title, *(of[title] for of in columns)) for title in columns[0]],
         caption="Errors of the last weights, over held-out simulations, and what each "
         "run took; paid for itself after so many evaluations, or more where solvers "
         "shared a machine with the training.",
@@ -149,6 +118,28 @@ def _numbers(named: Mapping[str, RunFolder], section: Section) -> None:
             "The errors are means over different numbers of held-out simulations: they "
             "do not compare.",
         )
+
+
+def _quantities(run: RunFolder) -> dict[str, str]:
+    """Return errors and cost in words, by their titles."""
+    cost = RunCost.of(run)
+    errors = run.outcome.errors if run.outcome else {}
+    never, paid = cost is not None and cost.never, getattr(cost, "break_even", None)
+    more = " or more" if paid and cost is not None and cost.shared else ""
+    return {
+        "surrogate": model_of(run),
+        "state": run.state,
+        "relative L2 error": percent(error_of(run)),
+        "standard error": percent(errors.get("val_relative_l2_standard_error")),
+        "skill": number(errors.get("val_skill"), digits=3),
+        "held-out simulations": number(getattr(run.outcome, "validated", None)),
+        "batches": number(getattr(run.outcome, "batches", None)),
+        "simulations": number(getattr(cost, "simulations", None)),
+        "solvers": seconds(getattr(cost, "solver", None)),
+        "training": seconds(getattr(cost, "training", None)),
+        "one evaluation": seconds(getattr(cost, "surrogate", None)),
+        "paid for itself after": "never" if never else f"{number(paid)}{more}",
+    }
 
 
 def _differences(named: Mapping[str, RunFolder], section: Section) -> None:
