@@ -7,7 +7,6 @@ import csv
 import datetime
 import logging
 import os
-import re
 import textwrap
 import traceback
 from collections import Counter
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from surrogate_flow.ensemble.placement import Place
-from surrogate_flow.fields.errors import line_of
+from surrogate_flow.fields.errors import kind_of, line_of
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.files import observing
 
@@ -36,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 _SHORT = 100  # characters of an error that was logged before
 _KINDS = 100  # of failures that the log tells apart
-_RANDOM = re.compile(r"\S*[\d/\\]\S*")
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ class FailureLog:
     def _log(self, event: Retried | Failed, outcome: str) -> None:
         first, line = described(event.error)
         # Without a line, one kind of message is one defect, whatever numbers and paths.
-        kind, said = type(event.error).__name__, _RANDOM.sub("", str(event.error))
+        kind, said = type(event.error).__name__, kind_of(str(event.error))
         alike = kind, line_of(event.error) or said
         if alike not in self._alike and len(self._alike) >= _KINDS:
             alike = kind, ""

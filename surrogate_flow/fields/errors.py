@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ __all__ = [
     "MissingFileError",
     "MissingPackageError",
     "UserError",
+    "kind_of",
     "line_at",
     "line_in",
     "line_of",
@@ -21,6 +23,7 @@ __all__ = [
 
 
 _PACKAGE = str(Path(__file__).parents[1])
+_DIFFERS = re.compile(r"\S*[\d/\\]\S*")
 
 
 class UserError(Exception):
@@ -114,6 +117,17 @@ def raised_by_user(error: BaseException | None) -> UserError | None:
             "if __name__ == '__main__'."
         )
     return UserError(f"{said} {line.strip()}")
+
+
+def kind_of(message: str) -> str:
+    """Return a message without numbers and paths, which differ where the reason is one.
+
+    Examples
+    --------
+    >>> kind_of("no convergence at t=0.5 in /tmp/17")
+    'no convergence at  in '
+    """
+    return _DIFFERS.sub("", message)
 
 
 def line_at(generator: object) -> str:

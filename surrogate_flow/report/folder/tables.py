@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import itertools
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 __all__ = ["COLUMNS", "OFTEN", "complete_rows", "counts_of", "joined_column"]
-__all__ += ["joined_ranks", "read_table", "typed", "while_training"]
+__all__ += ["joined_ranks", "point_of", "read_table", "typed", "while_training"]
 
 #: Samples that were seen at least so often are counted together.
 OFTEN = 64
@@ -206,6 +207,14 @@ def counts_of(text: object) -> list[int]:
         return [int(float(word)) for word in str(text or "").split()]
     except ValueError:
         return []
+
+
+def point_of(text: str) -> dict[str, float]:
+    """Return the parameters in a row of failures.csv; none in one that is cut off."""
+    try:
+        return {str(name): float(v) for name, v in ast.literal_eval(text).items()}
+    except (ValueError, SyntaxError, TypeError, AttributeError):
+        return {}
 
 
 def while_training(telemetry: pd.DataFrame) -> pd.DataFrame:

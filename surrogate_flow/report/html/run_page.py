@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import shlex
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from surrogate_flow.fields.errors import kind_of
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.folder.commands import (
     bounds_of,
@@ -25,7 +25,11 @@ from surrogate_flow.report.folder.cost import (
 )
 from surrogate_flow.report.folder.headline import headline, name_of, rollout_of
 from surrogate_flow.report.folder.run_folder import RunFolder
-from surrogate_flow.report.folder.tables import counts_of, while_training
+from surrogate_flow.report.folder.tables import (
+    counts_of,
+    point_of,
+    while_training,
+)
 from surrogate_flow.report.folder.words import number, percent, seconds
 from surrogate_flow.report.html import film, plots
 from surrogate_flow.report.html.page import Section, filled, render
@@ -212,11 +216,10 @@ def _failures(run: RunFolder, section: Section) -> None:
     columns = [*("simulation", "outcome", "worker", "error", "message", "parameters")]
     table = run.failures.reindex(columns=columns).astype(object).fillna("").astype(str)
     reasons = table.error + ": " + table.message
-    # One kind of message is one reason, whatever numbers and paths.
-    kinds = reasons.str.replace(r"\S*[\d/\\]\S*", "", regex=True)
-    alike = sorted((t for _, t in table.groupby(kinds)), key=len, reverse=True)
+    kinds = table.groupby(reasons.map(kind_of))
+    alike = sorted((attempts for _, attempts in kinds), key=len, reverse=True)
     shown = alike[:_REASONS]
-    points = [_point(attempts.parameters.iloc[0]) for attempts in shown]
+    points = [point_of(attempts.parameters.iloc[0]) for attempts in shown]
     names = [*dict.fromkeys(name for point in points for name in point)][:_PARAMETERS]
     units = _units(run)
     rows = []
@@ -246,14 +249,6 @@ def _failures(run: RunFolder, section: Section) -> None:
             f", also {len(alike) - _REASONS} more reasons." if alike[_REASONS:] else "."
         ),
     )
-
-
-def _point(text: str) -> dict[str, float]:
-    """Return the parameters of an attempt; none of another version, or cut off."""
-    try:
-        return {str(name): float(v) for name, v in ast.literal_eval(text).items()}
-    except (ValueError, SyntaxError, TypeError, AttributeError):
-        return {}
 
 
 def _cost(run: RunFolder, section: Section) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.tables import (
     complete_rows,
     joined_ranks,
+    point_of,
     read_table,
     typed,
 )
@@ -31,12 +31,9 @@ _SHOWN |= {"message": 200}
 
 
 def _point(text: str) -> dict[str, float]:
-    """Return the first parameters of a row of failures.csv; none of a damaged one."""
-    try:
-        point = [*ast.literal_eval(text).items()][:DRAWN]
-        return {str(name)[:20]: float(f"{value:.4g}") for name, value in point}
-    except (ValueError, SyntaxError, TypeError, AttributeError):
-        return {}
+    """Return the first parameters of an attempt, in few characters."""
+    point = [*point_of(text).items()][:DRAWN]
+    return {name[:20]: float(f"{value:.4g}") for name, value in point}
 
 
 class Tail:

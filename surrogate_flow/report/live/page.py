@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from bokeh.models import (
 from bokeh.themes import Theme
 from jinja2 import Environment
 
+from surrogate_flow.fields.errors import kind_of
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.thinning import variables_of
 from surrogate_flow.report.live.field import NewestField
@@ -263,8 +263,7 @@ class Failures:
         self._changes = state.changes["failures"]
         reasons: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for each in reversed(state.failures):
-            # Of one reason times and places differ.
-            said = re.sub(r"\d+", "", str(each.get("message", "")))
+            said = kind_of(str(each.get("message", "")))
             reasons.setdefault((str(each.get("error", "")), said), []).append(each)
         names = dict.fromkeys(n for each in state.failures for n in _point(each))
         spec = state.about.get("spec") or {}
