@@ -38,7 +38,6 @@ BLUE, ORANGE, GREY, GREEN, RED = "#3a6ea5", "#e07b28", "#8c8c8c", "#3f9b6c", "#c
 HEIGHT = 232  # of a panel, in pixels
 _BARS = 40  # of the histogram
 _WORDS = 3  # moments from one title to the next: each takes as long as the curves
-_FEW = 60  # moments in which single losses are marked
 _KEPT = 1200  # moments that a browser keeps
 _MOMENT = """
 const last = ticks[ticks.length - 1];
@@ -125,7 +124,6 @@ class Series:
             new = state.series[-count:]
             self.source.stream({n: [r[n] for r in new] for n in SERIES}, _KEPT)
         self._rows = state.rows
-        self._dots.visible = state.rows < _FEW
         if len(state.validations) != self._validated:
             self._validated = len(state.validations)
             steps, errors = ([each[k] for each in state.validations] for k in (0, 1))
@@ -275,10 +273,6 @@ class Series:
             ),
         ]
         made.scatter("step", "error", source=self.validations, size=5, color=BLUE)
-        # The few batches of a short run, of which lines show none if there is but one.
-        self._dots = made.scatter(
-            "step", "loss", source=self.source, size=4, color=ORANGE
-        )
         for line, name in zip(lines, ("loss", "error"), strict=True):
             tips = [("batch", "@step{0,0}"), (name, f"@{name}{{0.0000}}")]
             made.add_tools(HoverTool(renderers=[line], mode="vline", tooltips=tips))
