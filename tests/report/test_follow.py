@@ -1,5 +1,7 @@
 """What is new in a run's folder: each row once, small messages, files that are replaced."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -62,6 +64,21 @@ def test_a_page_follows_all_ranks(tmp_path):
     (tmp_path / "telemetry_1.csv").unlink()
     follower.update()
     assert [row["step"] for row in state.series] == [0, 10]
+
+
+def test_a_wait_that_is_longer_than_what_is_kept_is_said_whole(tmp_path):
+    """Of a run before in the same folder nothing is."""
+    now = datetime.now(UTC).isoformat()
+    table = rows(3000, step=np.minimum(np.arange(3000), 100), time=now)
+    path = wrote(tmp_path, table[:1500]) / "telemetry.csv"
+    follower = Follower(tmp_path)
+    append(path, table[1500:])
+    follower.update()
+    assert "No batch has been trained for 2899 s" in follower.state.problems[0]
+    append(path, rows(10, time=now).assign(seconds=np.arange(3000.0, 3010)))
+    follower.update()
+    assert follower.state.problems == []
+    assert follower.state.series[-1]["samples_per_second"] == 80
 
 
 def test_an_older_run_has_the_errors_of_its_metrics(tmp_path):

@@ -87,6 +87,17 @@ def test_a_long_run_takes_no_more_memory():
     assert (np.diff(drawn[-500:]) == 10).all()
 
 
+def test_rates_are_those_of_the_last_run_of_a_folder():
+    """Whose totals begin at 0 again."""
+    told = state(rows=10)
+    for second in (0, 1):
+        told.update({"rows": [row(second) | {"seconds": 10.0 + second}]})
+    assert [r["steps_per_second"] for r in told.series[-2:]] == [
+        pytest.approx(math.nan, nan_ok=True),
+        25.0,
+    ]
+
+
 def test_samples_that_were_seen_often():
     """The last number is of all that were drawn 64 times or more; the mean is of all draws."""
     assert len(Tally(1).left) == OFTEN + 1

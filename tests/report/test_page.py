@@ -503,8 +503,12 @@ def test_the_folder_is_a_crate(tmp_path):
     folder = write_run(tmp_path / "run", without=["cases.nc", "failures.csv"])
     (folder / "jobs").mkdir()
     (folder / "jobs" / "1.out").write_text("log")
+    hidden = folder / ".keys-ab" / "private.pem"
+    hidden.parent.mkdir()
     files = {p for p in folder.rglob("*") if p.is_file()}
+    hidden.touch()
     write_crate(RunFolder(folder))
+    hidden.unlink()
     assert {p for p in folder.rglob("*") if p.is_file()} - files == {folder / CRATE}
     crate = ROCrate(folder)
     assert crate.name == "heat, run"

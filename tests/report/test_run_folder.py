@@ -143,6 +143,13 @@ def test_a_run_goes_on_while_it_writes(tmp_path):
     wrote(tmp_path, rows(3))
     assert read(tmp_path, 5).state == "running"
     assert read(tmp_path, 60).state == "stopped"
+    outcome, begun = tmp_path / "outcome.json", {"started": NOW.isoformat()}
+    outcome.touch()
+    (tmp_path / "run.json").write_text(json.dumps(begun))
+    for age, state in ((1, "running"), (-1, "ended")):  # of a run before, and of this
+        os.utime(outcome, (NOW.timestamp() - age,) * 2)
+        assert read(tmp_path, 5).state == state
+    outcome.unlink()
     (tmp_path / "run.json").write_text('{"ended": "2026-03-01T12:00:00+01:00"}')
     assert read(tmp_path, 60).state == "ended"
     (tmp_path / "run.json").write_text('{"error": "MemoryError: no room"}')
@@ -168,6 +175,8 @@ WAITS = {"draw_wait_seconds": np.maximum(0, np.arange(200.0) - 10) * 0.6}
         ({"loss": [np.inf] * 200}, "--trainer.gradient_clip_val 1"),
         ({"step": np.minimum(np.arange(200), 100) * 10}, "No batch has been trained for 99 s"),
         ({"step": np.minimum(np.arange(200), 120) * 10}, None),
+        ({"step": np.minimum(np.arange(200), 100) * 10, "stage": "fit, writing the report"}, None),
+        ({"step": np.arange(200) % 150, "samples": np.arange(200) % 150}, None),
         (WAITS, "The trainer waits for data 60% of its time: ask for more jobs, --data.cluster.maximum_jobs 8."),
         ({"put_wait_seconds": np.arange(200.0), "workers": 2}, "Simulations wait for the trainer 100% of the time"),
         ({"put_wait_seconds": np.arange(200.0), "workers": 1}, None),
@@ -245,6 +254,8 @@ def test_a_quote_without_an_end_takes_one_line(tmp_path):
     run = read(tmp_path)
     assert run.losses.simulation.tolist() == [0, 1, 2, 3, 4, *range(6, 20_000)]
     assert "Of losses.csv damaged lines are left out: 1." in run.missing
+    (tmp_path / "failures.csv").write_bytes(b"simulation,message\n3,caf\xe9\n")
+    assert read(tmp_path).failures.message.tolist() == ["caf\ufffd"]
     (tmp_path / "losses.csv").write_text('simulation,loss\n1,"a\nb"\n2,"c\nd\n')
     run = read(tmp_path)
     assert run.losses.simulation.tolist() == [1]

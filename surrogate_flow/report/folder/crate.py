@@ -65,7 +65,7 @@ def write_crate(run: RunFolder) -> Path:
     root["datePublished"] = str(about.get("ended") or now)
     for path in sorted(run.path.rglob("*")):
         place = path.relative_to(run.path)
-        if place.parts[0] == _LOGS or _passing(path):
+        if place.parts[0] == _LOGS or _passing(place):
             continue
         # A run that goes on may replace or remove it now.
         with suppress(FileNotFoundError):
@@ -107,9 +107,10 @@ def write_crate(run: RunFolder) -> Path:
     return path
 
 
-def _passing(path: Path) -> bool:
-    """Whether a file is of the crate itself, or there only while something writes."""
-    return path.name == CRATE or path.name.startswith(".") or path.suffix == ".part"
+def _passing(place: Path) -> bool:
+    """Whether a file is of the crate itself, hidden, or not yet whole."""
+    hidden = any(part.startswith(".") for part in place.parts)
+    return hidden or place.name == CRATE or place.suffix == ".part"
 
 
 def _properties(place: Path, path: Path) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -12,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from surrogate_flow.fields.quantities import counted
-from surrogate_flow.report.folder.tables import while_training
+from surrogate_flow.report.folder.tables import of_last_process, while_training
 from surrogate_flow.report.folder.words import arguments, python_path
 
-__all__ = ["Observed", "State", "problems_of"]
+__all__ = ["Observed", "State", "has_results", "problems_of"]
 
 #: ``ended`` by itself or by Ctrl-C, with its results; ``stopped``: killed, or failed.
 State = Literal["running", "ended", "stopped"]
@@ -62,10 +64,18 @@ def problems_of(run: Observed) -> list[str]:
     return [sentence for sentence in [*found, _weak(run)] if sentence]
 
 
+def has_results(outcome: Path, about: Mapping[str, Any]) -> bool:
+    """Return whether a run has left them; those of a run before are older than it."""
+    with suppress(ValueError, OSError):
+        begun = datetime.fromisoformat(str(about.get("started")))
+        return outcome.stat().st_mtime >= begun.timestamp()
+    return outcome.is_file()
+
+
 def _end(run: Observed) -> str:
     if run.state != "stopped":
         return ""
-    error, steps = run.about.get("error"), run.telemetry.step.max()
+    error, steps = run.about.get("error"), of_last_process(run.telemetry).step.max()
     at = f" at batch {steps:.0f}" if np.isfinite(steps) else ""
     said = f"The run failed{at}: {error}" if error else f"The run was cut off{at}"
     said = f"{said.rstrip('.')}."
@@ -96,8 +106,9 @@ def _stall(run: Observed) -> str:
     if run.state != "running" or not len(table):
         return ""
     last = table.iloc[-1]
-    since = last.seconds - table.seconds[table.step == last.step].min()
-    if not since >= _STALLED:
+    since = last.seconds - table.seconds[table.step != table.step.shift()].iloc[-1]
+    # While it validates, saves or writes its report, none is trained.
+    if "," in last.stage or since < _STALLED:
         return ""
     reason = f" ({last.waiting})" if last.waiting else ""
     return (
@@ -108,7 +119,10 @@ def _stall(run: Observed) -> str:
 
 def _waits(run: Observed) -> list[str]:
     table = run.telemetry
-    if run.state != "running":
+    if run.state == "running":
+        table = of_last_process(table)
+        table = table[~table.stage.str.contains(",")]
+    else:
         table = while_training(table)
     table = table[table.step > 0]
     if run.state == "running" and len(table):
@@ -158,7 +172,8 @@ def _failed(run: Observed) -> str:
 
 
 def _weak(run: Observed) -> str:
-    errors = run.outcome.errors if run.outcome else {}
+    known = run.state != "running" and run.outcome  # else that of a run before
+    errors = known.errors if known else {}
     skill = errors.get("val_skill", 1.0)
     if skill > 0 or math.isnan(skill):
         return ""

@@ -16,7 +16,7 @@ import xarray as xr
 import yaml
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
-from surrogate_flow.report.folder.diagnosis import State, problems_of
+from surrogate_flow.report.folder.diagnosis import State, has_results, problems_of
 from surrogate_flow.report.folder.tables import joined_ranks, read_table, typed
 
 __all__ = ["FILES", "OUTCOME", "REPORT", "RunFolder", "RunSummary"]
@@ -242,7 +242,7 @@ class RunFolder:
         """Whether it goes on, by its last row; or has ended, and how."""
         if "error" in self.about:
             return "stopped"
-        if (self.path / OUTCOME).is_file() or "ended" in self.about:
+        if "ended" in self.about or has_results(self.path / OUTCOME, self.about):
             return "ended"
         age = self._now() - self._last_seen
         patience = _ALIVE if len(self.telemetry) else _BEGINNING

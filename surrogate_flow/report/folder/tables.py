@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 __all__ = ["COLUMNS", "OFTEN", "complete_rows", "counts_of", "joined_column"]
-__all__ += ["joined_ranks", "point_of", "read_table", "typed", "while_training"]
+__all__ += ["joined_ranks", "newest_rows", "of_last_process", "point_of", "read_table"]
+__all__ += ["typed", "while_training"]
 
 #: Samples that were seen at least so often are counted together.
 OFTEN = 64
@@ -97,13 +98,14 @@ COLUMNS: Mapping[str, Column] = {
         "training.validation", "`val_relative_l2` of the last validation", None, "first"
     ),
     "times_seen": Column(
-        "store.times_seen",
-        f"samples seen 0, 1, 2, ... and {OFTEN} or more times, of those that left and "
-        "those in the reservoir, between blanks",
+        "store.times_seen", f"samples seen 0, 1, ... {OFTEN} or more times, in all"
+    ),
+    "stage": Column(
+        "training.stage", "`fit`, `test`, and what it does meanwhile", None, "first"
     ),
 }
 #: Columns that are no numbers, though they may look like some.
-_TEXT = ("waiting", "time", "times_seen")
+_TEXT = ("waiting", "time", "times_seen", "stage")
 
 
 def complete_rows(data: bytes) -> bytes:
@@ -141,7 +143,12 @@ def read_table(data: bytes) -> tuple[pd.DataFrame, int]:
         behind, _ = _records(rest[1:])
         records += [record for record in behind if _fields(record) == columns]
     text = io.BytesIO(b"\n".join([*records, b""]))
-    table = pd.read_csv(text, on_bad_lines="skip", dtype=dict.fromkeys(_TEXT, str))
+    table = pd.read_csv(
+        text,
+        on_bad_lines="skip",
+        dtype=dict.fromkeys(_TEXT, str),
+        encoding_errors="replace",
+    )
     read = sum(record.count(b"\n") + 1 for record in records if record.strip())
     damaged = sum(1 for line in lines if line.strip()) - read
     return table, damaged + sum(map(bool, map(bytes.strip, records))) - 1 - len(table)
@@ -218,15 +225,42 @@ def point_of(text: str) -> dict[str, float]:
 
 
 def while_training(telemetry: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows up to the last batch: behind it, pictures and pages are made.
+    """Return the rows of the last training: behind it, pictures and pages are made.
 
     Examples
     --------
-    >>> while_training(pd.DataFrame({"samples": [0, 64, 128, 128]})).samples.tolist()
+    >>> table = pd.DataFrame({"samples": [0, 64, 128, 128]})
+    >>> while_training(table).samples.tolist()
     [0, 64, 128]
     """
     grown = telemetry.samples.diff() > 0
-    return telemetry.loc[: grown[grown].index[-1]] if grown.any() else telemetry
+    last = telemetry.loc[: grown[grown].index[-1]] if grown.any() else telemetry
+    return of_last_process(last)
+
+
+def of_last_process(telemetry: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the last run of a folder: the totals of each begin at 0.
+
+    Examples
+    --------
+    >>> of_last_process(pd.DataFrame({"samples": [0, 64, 0, 32]})).samples.tolist()
+    [0, 32]
+    """
+    falls = telemetry.samples.diff() < 0
+    return telemetry.loc[falls[falls].index[-1] :] if falls.any() else telemetry
+
+
+def newest_rows(telemetry: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Return the last rows, and before them the one in which their last step began.
+
+    Examples
+    --------
+    >>> newest_rows(pd.DataFrame({"step": [1, 2, 2, 2]}), 2).index.tolist()
+    [1, 2, 3]
+    """
+    begun = telemetry[telemetry.step != telemetry.step.shift()].tail(1)
+    last = telemetry.tail(count)
+    return last if begun.index[0] >= last.index[0] else pd.concat([begun, last])
 
 
 def _records(lines: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:

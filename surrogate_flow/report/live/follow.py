@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.tables import (
     complete_rows,
     joined_ranks,
+    newest_rows,
     point_of,
     read_table,
     typed,
@@ -82,8 +84,12 @@ class Changes:
         message: dict[str, Any] = {}
         if self._changed("run.json"):
             # Of the spec, only what is shown: a mesh is large.
-            spec = run.about.get("spec")
-            known = spec.get("parameters", []) if isinstance(spec, dict) else []
+            known = arguments(run.about.get("spec")).get("parameters")
+            known = [
+                p
+                for p in (known if isinstance(known, list) else ())
+                if isinstance(p, dict) and isinstance(p.get("name"), str)
+            ]
             spec = {"parameters": known[:DRAWN], "count": len(known)}
             data = arguments(run.settings.get("data"))
             message["about"] = {"spec": spec, "simulations": data.get("simulations")}
@@ -110,9 +116,10 @@ class Changes:
         """Return what is drawn of losses.csv, as few columns as that."""
         path = self._folder / "losses.csv"
         try:
-            names = [*pd.read_csv(path, nrows=0)]
+            names = [*pd.read_csv(path, nrows=0, encoding_errors="replace")]
             points = [n for n in names if n not in ("step", "seconds")]
-            table = pd.read_csv(path, usecols=points[: 2 + DRAWN])
+            some = points[: 2 + DRAWN]
+            table = pd.read_csv(path, usecols=some, encoding_errors="replace")
         except (OSError, ValueError):
             return pd.DataFrame()  # `RunFolder.missing` says why.
         known = {"simulation", "loss"} <= {*table}
@@ -159,7 +166,9 @@ class Follower:
         self._recent = typed(pd.DataFrame())
         self._unlogged: set[str] = set()
         self.state = LiveState("/".join(folder.resolve().parts[-2:]))
-        self.update()
+        RunFolder(folder)
+        with suppress(Exception):  # The next look says why: a page opens at any.
+            self.update()
 
     def update(self) -> None:
         """Read what has been written since the last time."""
@@ -168,7 +177,8 @@ class Follower:
         table = _with_losses(self._rows(), run, self._unlogged)
         if len(table):
             recent = [self._recent, table] if len(self._recent) else [table]
-            self._recent = pd.concat(recent, ignore_index=True).tail(_RECENT)
+            whole = pd.concat(recent, ignore_index=True)
+            self._recent = newest_rows(whole, _RECENT)
         if len(table) > _ROWS:
             places = np.unique(np.linspace(0, len(table) - 1, _ROWS).astype(int))
             table = table.iloc[places]

@@ -54,6 +54,7 @@ class LivePage(RunCallback):
         self._client: Client | None = None
         self._rank = 0
         self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
+        self._begun: dict[str, Any] = {}
         self._pace, self._judged = Throttle(_FILES), 0.0
         self._unsent: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -122,6 +123,8 @@ class LivePage(RunCallback):
         row = telemetry(status)
         message: dict[str, Any] = {"rank": self._rank, "rows": [row]}
         if self._trains:
+            if row.get("step") != self._begun.get("step"):
+                self._begun = row
             self._recent.append(row)
         now = time.monotonic()
         if self._rank == 0 and self._pace.due:
@@ -137,10 +140,11 @@ class LivePage(RunCallback):
         message = self._changes.message(run)
         if now - self._judged >= _PROBLEMS:
             self._judged = now
-            # Of the last two minutes, whatever the file has.
-            vars(run).update(
-                telemetry=typed(pd.DataFrame([*self._recent])), state="running"
-            )
+            # Of the last two minutes, whatever the file has, and of the last batch.
+            rows = [*self._recent]
+            if rows and self._begun["seconds"] < rows[0]["seconds"]:
+                rows.insert(0, self._begun)
+            vars(run).update(telemetry=typed(pd.DataFrame(rows)), state="running")
             message["problems"] = run.problems
         return message
 

@@ -181,6 +181,9 @@ class LiveState:
         return counts_of(self.last.get("times_seen"))
 
     def _append(self, row: dict[str, Any]) -> None:
+        totals = "samples", "steps_received"
+        if any(number(row.get(n)) < number(self.last.get(n)) for n in totals):
+            self._recent.clear()  # Another run goes on in the folder.
         self.last, numbers = row, {n: number(row.get(n)) for n in SERIES}
         numbers["seen"] = numbers["population"] - numbers["unseen"]
         now = numbers["seconds"]
