@@ -66,6 +66,19 @@ def test_a_page_follows_all_ranks(tmp_path):
     assert [row["step"] for row in state.series] == [0, 10]
 
 
+def test_a_page_opens_of_a_damaged_folder(tmp_path):
+    """A spec of another form is shown as far as it is known; what cannot be read is said."""
+    path = wrote(tmp_path, rows(3)) / "run.json"
+    path.write_text('{"spec": {"parameters": [{"low": 1}, 5, {"name": "a"}]}}')
+    state = Follower(tmp_path).state
+    assert state.about["spec"]["parameters"] == [{"name": "a"}]
+    (tmp_path / "telemetry.csv").write_bytes(b"\n")
+    state = (follower := Follower(tmp_path)).state
+    assert len(state.series) == 0
+    with pytest.raises(ValueError, match="empty"):
+        follower.update()
+
+
 def test_a_wait_that_is_longer_than_what_is_kept_is_said_whole(tmp_path):
     """Of a run before in the same folder nothing is."""
     now = datetime.now(UTC).isoformat()
