@@ -176,6 +176,7 @@ WAITS = {"draw_wait_seconds": np.maximum(0, np.arange(200.0) - 10) * 0.6}
         ({"step": np.minimum(np.arange(200), 100) * 10}, "No batch has been trained for 99 s"),
         ({"step": np.minimum(np.arange(200), 120) * 10}, None),
         ({"step": np.minimum(np.arange(200), 100) * 10, "stage": "fit, writing the report"}, None),
+        ({"step": np.minimum(np.arange(200), 100) * 10, "stage": "fit, saving"}, "No batch has been trained for 99 s"),
         ({"step": np.arange(200) % 150, "samples": np.arange(200) % 150}, None),
         (WAITS, "The trainer waits for data 60% of its time: ask for more jobs, --data.cluster.maximum_jobs 8."),
         ({"put_wait_seconds": np.arange(200.0), "workers": 2}, "Simulations wait for the trainer 100% of the time"),

@@ -25,6 +25,7 @@ State = Literal["running", "ended", "stopped"]
 _STALLED = 90.0  # seconds without a step of the optimizer that are worth a word
 _RECENT = 60.0  # seconds over which waiting is measured while a run goes on
 _MUCH = 0.5  # share of the time
+_ENDING = "writing the report"  # when no batch is trained any more
 _LONG = 300  # letters of an error
 
 
@@ -107,8 +108,7 @@ def _stall(run: Observed) -> str:
         return ""
     last = table.iloc[-1]
     since = last.seconds - table.seconds[table.step != table.step.shift()].iloc[-1]
-    # While it validates, saves or writes its report, none is trained.
-    if "," in last.stage or since < _STALLED:
+    if _ENDING in last.stage or since < _STALLED:
         return ""
     reason = f" ({last.waiting})" if last.waiting else ""
     return (
@@ -121,7 +121,7 @@ def _waits(run: Observed) -> list[str]:
     table = run.telemetry
     if run.state == "running":
         table = of_last_process(table)
-        table = table[~table.stage.str.contains(",")]
+        table = table[~table.stage.str.contains(_ENDING)]
     else:
         table = while_training(table)
     table = table[table.step > 0]
