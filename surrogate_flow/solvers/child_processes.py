@@ -136,7 +136,7 @@ class _Process:
         self._drawn = itertools.count(self._common + 1)
         self._on: list[int] = []
         self._guarded: set[int] = set()
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._guard: tuple[subprocess.Popen[bytes], int] | None = None
 
     def draw(self) -> int | None:
         """Return a mark that nothing has."""
@@ -172,16 +172,15 @@ class _Process:
             self._guarded.discard(token)
             if self._guard is None or self._guarded:
                 return
-            guard, self._guard = self._guard, None
+            (guard, pipe), self._guard = self._guard, None
         guard.kill()
         guard.wait()
-        assert guard.stdin is not None
-        guard.stdin.close()
+        os.close(pipe)
 
     def forked(self) -> None:
         """Begin anew in a child that only forks: it would hold the guard's pipe."""
-        if self._guard and self._guard.stdin:
-            self._guard.stdin.close()
+        if self._guard:
+            os.close(self._guard[1])
         self.__init__()  # type: ignore[misc]
 
 
@@ -198,15 +197,26 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
 
 
-def _guard(common: int) -> subprocess.Popen[bytes]:
-    """Start the guard; of the pipe that it reads, the kernel closes the other end."""
-    return subprocess.Popen(
-        [sys.executable, "-IS", __file__, str(common)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        bufsize=0,
-        start_new_session=True,
-    )
+def _guard(common: int) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the guard; of the pipe that it reads, the kernel closes the other end.
+
+    A file object would close it while the interpreter ends, and this process, marked
+    while a solver's thread still runs, would be killed in the place of its exit.
+    """
+    read, write = os.pipe()
+    try:
+        guard = subprocess.Popen(
+            [sys.executable, "-IS", __file__, str(common)],
+            stdin=read,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(write)
+        raise
+    finally:
+        os.close(read)
+    return guard, write
 
 
 def _kill(found: Callable[[], Iterable[int]], spared: Collection[int] = ()) -> None:

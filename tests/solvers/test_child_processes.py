@@ -63,6 +63,29 @@ def test_all_that_a_killed_worker_has_started_dies():
         assert all(gone(pid) for pid in (*pids, guard))
 
 
+# Forgets the guard as an interpreter does that ends, and says whether the guard sees it.
+FORGETS = """
+import gc, os, psutil, subprocess
+from surrogate_flow.solvers import child_processes
+with child_processes.ChildProcesses().marked():
+    guard = psutil.Process().children()[0].pid
+end = os.open(f"/proc/{guard}/fd/0", os.O_RDONLY | os.O_NONBLOCK)
+vars(child_processes._process).clear()
+subprocess._active.clear()
+gc.collect()
+try:
+    print("ended", os.read(end, 1))
+except BlockingIOError:
+    print("lives")
+"""
+
+
+def test_an_interpreter_that_ends_is_not_killed_in_the_place_of_its_exit():
+    """While a thread solves, it is marked itself: its guard waits for its death."""
+    command = [sys.executable, "-c", FORGETS]
+    assert subprocess.check_output(command, text=True) == "lives\n"
+
+
 @pytest.fixture
 def ended():
     with ExitStack() as ended:
