@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import xarray as xr
 import yaml
@@ -88,17 +87,22 @@ def run(options: Any) -> None:
         )
     if sampler is not None:
         given = _drawn(sampler, options.samples, surrogate.spec)
-    if isinstance(given, Mapping) and history is not None:
-        _warn_of_others(given, history)
     prediction = Prediction(
         surrogate, given, options.times, history, options.batch_size
     )
+    if history is not None:
+        _warn_of_others(prediction, history)
     console = the_console()
     line = LiveLine(_progress(prediction), console, every=5.0)
     if prediction.several:
         line.start()
     try:
         write(prediction, output, type(surrogate.network).__name__)
+    except KeyboardInterrupt:
+        line.stop()
+        rest = "the file that was there stays" if replaced else "nothing is left of it"
+        print_lines(Console(), f"{output} was not written: {rest}.")
+        raise
     finally:
         line.stop()
     line.check()
@@ -157,18 +161,24 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
-def _warn_of_others(parameters: Mapping[str, Any], history: xr.Dataset) -> None:
-    """Warn of a history of another simulation."""
-    for name, value in parameters.items():
-        theirs = history.coords.get(name)
-        if theirs is None or theirs.size != 1 or not isinstance(value, int | float):
-            continue
-        if not math.isclose(float(theirs), value, rel_tol=1e-3):
-            warnings.warn(
-                f"{name} = {value:g}, but the history is of a simulation with "
-                f"{name} = {float(theirs):g}.",
-                stacklevel=2,
-            )
+def _warn_of_others(prediction: Prediction, history: xr.Dataset) -> None:
+    """Warn once of a history of another simulation, or of others."""
+    differs, count = {}, prediction.count
+    for p, values in zip(prediction.spec.parameters, prediction.table.T, strict=True):
+        theirs = np.ravel(history.coords.get(p.name, []))
+        if theirs.size in (1, count) and theirs.dtype.kind in "fiu":
+            other = ~np.isclose(values, theirs, rtol=1e-3, atol=0)
+            if other.any():
+                said = f" ({values[0]:g} in place of {theirs[0]:g})" * (count == 1)
+                differs[p.name + said] = other
+    if differs:
+        rows = np.any([*differs.values()], axis=0).sum()
+        what = f"{rows:,} of {count:,} samples have" if count > 1 else "the sample has"
+        warnings.warn(
+            f"The history is of another simulation: {what} another "
+            f"{', '.join(differs)}.",
+            stacklevel=2,
+        )
 
 
 def _progress(prediction: Prediction) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import math
 import re
 import shlex
 import sys
@@ -137,6 +138,8 @@ def for_files(dataset: xr.Dataset) -> xr.Dataset:
             kept.attrs = time_attributes(time_units(variable.attrs))
         if "flag_values" in kept.attrs:
             kept.attrs["flag_values"] = np.array(kept.attrs["flag_values"], kept.dtype)
+        if kept.dims[1:2] == ("time",):
+            kept.encoding["chunksizes"] = _chunks(kept)
         if name in dataset.coords:
             # They have no missing values.
             kept.encoding = {"_FillValue": None}
@@ -144,6 +147,14 @@ def for_files(dataset: xr.Dataset) -> xr.Dataset:
     # Where time is of one length, CF wants all dims behind it in another order.
     written.encoding["unlimited_dims"] = {"time"}
     return written
+
+
+def _chunks(variable: xr.Variable) -> tuple[int, ...]:
+    """Return chunks of samples: netCDF's own would have one time of all of them."""
+    samples, times, *space = variable.shape
+    step = variable.dtype.itemsize * math.prod(space)
+    most = min(times, max(1, 2**24 // step))
+    return min(samples, max(1, 2**20 // (step * most))), most, *space
 
 
 def to_netcdf(dataset: xr.Dataset, path: Path, **attributes: str) -> None:

@@ -82,7 +82,8 @@ def vectors(
 
 
 def _long(values: Any) -> bool:
-    return isinstance(values, Iterable) and not isinstance(values, str)
+    several = isinstance(values, Iterable) and not isinstance(values, str)
+    return several and getattr(values, "ndim", 1) > 0
 
 
 def _of_dataset(spec: FieldSpec, dataset: xr.Dataset) -> tuple[pd.DataFrame, bool]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from dask.utils import format_bytes
 from zarr.codecs import ZstdCodec
 
 from surrogate_flow.dataset.layout import consolidate
@@ -80,6 +81,15 @@ def write(prediction: Prediction, path: Path, network: str) -> None:
         else:
             to_netcdf(fields, path, **noted)
     except failures as error:
+        # Libraries of netCDF tell no reason; what was written is removed again.
+        free, size = shutil.disk_usage(path.resolve().parent).free, prediction.nbytes
+        if fields is not None and free < size:
+            raise UserError(
+                f"--output {path}: no space on its disk",
+                f"{format_bytes(size)} free",
+                format_bytes(free),
+                "Make room, or name a file on another disk.",
+            ) from error
         raise UserError(
             f"--output {path}: cannot be written ({error}). Expected a folder where "
             "you may write, on a disk with room; name another file."

@@ -1,8 +1,10 @@
 """``surrogate-flow predict`` for tables and samples, into netCDF and Zarr."""
 
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -127,18 +129,22 @@ def test_samples_are_drawn_within_the_bounds(name, sampler, predict):
 
 def test_samples_roll_out_from_one_history(predict, checkpoints):
     truth = xr.concat(SOLVER.solve(dict.fromkeys(NAMES, 300) | {"top": 400}), "time")
-    first = truth.isel(time=slice(2))
+    first = truth.isel(time=slice(2)).assign_coords(left=ROWS[0, 1], bottom="a")
+    first = first.drop_vars(["initial", "right"])
     to_netcdf(first, "first.nc")
     csv(Path("table.csv"))
-    predict("--parameters=table.csv", "--history=first.nc", of="rolls")
+    with pytest.warns(match="20 of 20 samples have another left, top."):
+        predict("--parameters=table.csv", "--history=first.nc", of="rolls")
     expected = checkpoints["rolls"][0].predict(TABLE, history=first)
     with xr.open_dataset("field.nc") as got:
         np.testing.assert_allclose(got.temperature, expected.temperature, rtol=1e-5)
 
 
 @pytest.mark.parametrize("output", ["out.nc", "out.zarr"])
-def test_what_is_interrupted_leaves_nothing(output, predict, tmp_path, monkeypatch):
-    """In the middle of it: no file, no folder, no thread."""
+def test_what_is_interrupted_leaves_nothing(
+    output, predict, tmp_path, monkeypatch, capsys
+):
+    """In the middle of it: no file, no folder, no thread; and this is said."""
     forward, passes = FullyConnected.forward, []
 
     def interrupted(*args):
@@ -152,6 +158,9 @@ def test_what_is_interrupted_leaves_nothing(output, predict, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         predict("--samples=8", "--batch_size=2", f"--output={output}")
     assert len(passes) == 3
+    assert (
+        f"{output} was not written: nothing is left of it." in capsys.readouterr().out
+    )
     assert list(tmp_path.iterdir()) == []
     assert threading.active_count() == threads
 
@@ -222,3 +231,18 @@ def test_other_mistakes_are_one_line(predict, tmp_path, capsys, monkeypatch):
         assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["there.zarr"]
     predict("--samples=2", "--output=fits.zarr")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    # As netCDF's library tells of a full disk.
+    full = OSError(-101, "NetCDF: HDF error")
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", Mock(side_effect=full))
+    for free, message in (
+        (1000, "no space on its disk: expected 1.69 kiB free, got 0.98 kiB."),
+        (2000, "cannot be written ([Errno -101] NetCDF: HDF error)"),
+    ):
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free)
+        )
+        with pytest.raises(SystemExit):
+            predict("--samples=2")
+        assert message in capsys.readouterr().err

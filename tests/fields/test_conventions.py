@@ -7,7 +7,7 @@ from conventions import findings
 from test_stored import write
 
 from surrogate_flow import Archive, to_netcdf
-from surrogate_flow.fields.conventions import about, time_units
+from surrogate_flow.fields.conventions import about, for_files, time_units
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.solvers import Combined1D, Heat2D, HeatPlate, Lorenz
 
@@ -50,12 +50,22 @@ def test_a_checker_finds_nothing(spec, samples, tmp_path):
     with xr.open_dataset(path) as got:
         assert got.time.dtype == np.float64
         assert got.attrs["Conventions"] == "CF-1.8"
+        chunks = got[spec.variables[0].name].encoding["chunksizes"]
+        assert not samples or chunks[1] == spec.steps
         assert (time_units(got.time.attrs) or "1") == (spec.time_units or "1")
         got.time.attrs = given.time.attrs
         xr.testing.assert_equal(got, given)
         for name, variable in got.variables.items():
             assert variable.attrs.get("units") == given[name].attrs.get("units")
             assert variable.attrs["long_name"]
+
+
+def test_one_sample_of_many_is_read_alone():
+    """A chunk has samples with all times, or one, whatever their number."""
+    for steps, cells, chunks in ((9, 8, (3640, 9, 8)), (20, 10**5, (1, 20, 10**5))):
+        fields = np.broadcast_to(np.float32(0), (5000, steps, cells))
+        kept = for_files(xr.Dataset({"u": (("sample", "time", "x"), fields)})).u
+        assert kept.encoding["chunksizes"] == chunks
 
 
 @pytest.mark.parametrize(

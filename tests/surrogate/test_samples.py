@@ -59,6 +59,8 @@ def test_a_row_is_what_it_is_alone(batch_size):
     got = surrogate.predict(TABLE, times, batch_size=batch_size)
     assert passes == {None: [21], 1: [3] * 7, 3: [9, 9, 3]}[batch_size]
     assert got.temperature.dims == ("sample", "time", "x", "y")
+    one = surrogate.predict({name: np.array(300.0) for name in NAMES}, times)
+    assert one.temperature.dims == ("time", "x", "y")
     assert list(got.sample) == list(range(7))
     np.testing.assert_allclose(got.temperature, expected.temperature, rtol=1e-5)
     np.testing.assert_allclose(got.time, times)
