@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from bokeh.document import Document
-from bokeh.models import ColumnDataSource, Div, Select
+from bokeh.models import ColumnDataSource, Div, HoverTool, Select
 from bokeh.plotting import figure
 from live_states import PARAMETERS, field, losses, row, state
 
@@ -79,12 +79,15 @@ def test_a_long_run_takes_no_more_memory():
     told = state(rows=0)
     doc = page(told)
     for first in range(0, 5000, 500):
-        told.update({"rows": [row(second) for second in range(first, first + 500)]})
+        seconds = range(first, first + 500)
+        told.update({"rows": [row(s, validation=1 / (1 + s)) for s in seconds]})
         again(doc)
-    drawn = source(doc, "series")["step"]
-    assert len(told.series) == len(drawn) <= 1200
-    assert (drawn[0], drawn[-1]) == (0.0, 49990.0)
-    assert (np.diff(drawn[-500:]) == 10).all()
+    for name in ("series", "validations"):
+        drawn = source(doc, name)["step"]
+        assert len(drawn) <= 1200
+        assert (drawn[0], drawn[-1]) == (0.0, 49990.0)
+        assert (np.diff(drawn[-500:]) == 10).all()
+    assert len(told.series) == len(source(doc, "series")["step"])
 
 
 def test_rates_are_those_of_the_last_run_of_a_folder():
@@ -226,6 +229,17 @@ def test_what_is_wrong_is_said_on_top_and_nothing_is_run():
     assert "The loss is &lt;b&gt;nan&lt;/b&gt;." in text(doc)
     assert "stopped" in text(doc)
     assert "&lt;i&gt;no&lt;/i&gt;" in text(doc)
+    for kind in ("2D", "1D", "samples"):
+        fields = field(kind)
+        fields.u.attrs["units"] = "<img src=x onerror=alert(1)>"
+        told.update({"newest": fields})
+        doc = page(told)
+        # Of a tooltip the label is text, but the value is HTML.
+        tips = [
+            tip for hover in doc.select({"type": HoverTool}) for tip in hover.tooltips
+        ]
+        assert any("<img" in label for label, _ in tips)
+        assert not any("<" in value for _, value in tips)
 
 
 def test_attempts_that_failed_alike_are_a_row():

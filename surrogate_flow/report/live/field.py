@@ -139,7 +139,7 @@ class NewestField:
             if figures:
                 made.x_range, made.y_range = figures[0].x_range, figures[0].y_range
             value = f"@{name}" if self._mesh else "@image"
-            tips = [(name, f"{value}{{0.[0000]}} {self._units}"), ("at", "$x, $y")]
+            tips = [self._tip(name, value), ("at", "$x, $y")]
             made.add_tools(HoverTool(renderers=[drawn], tooltips=tips))
             made.add_layout(
                 ColorBar(
@@ -183,11 +183,16 @@ class NewestField:
                 drawn = made.scatter(
                     "x", name, source=self._source, color=colour, size=size, **options
                 )
-            tips = [(across, "@x"), (name, f"@{name}{{0.[0000]}} {self._units}")]
+            tips = [(across, "@x"), self._tip(name, f"@{name}")]
             made.add_tools(HoverTool(renderers=[drawn], tooltips=tips))
         if not whole:
             tidy(both)
         return [both, difference]
+
+    def _tip(self, name: str, value: str) -> tuple[str, str]:
+        """Return a line of a tooltip: its label is text, its value would be HTML."""
+        units = f" [{self._units}]" if self._units else ""
+        return f"{name}{units}", f"{value}{{0.[0000]}}"
 
     def _pairs(self, units: str) -> Any:
         """Return the surrogate over the solver, which are equal on the diagonal."""
@@ -196,7 +201,7 @@ class NewestField:
         drawn = made.scatter(
             "solver", "surrogate", source=self._source, size=4, color=ORANGE
         )
-        tips = [(name, f"@{name}{{0.[0000]}} {self._units}") for name in _MAPS]
+        tips = [self._tip(name, f"@{name}") for name in _MAPS]
         made.add_tools(HoverTool(renderers=[drawn], tooltips=tips))
         return made
 

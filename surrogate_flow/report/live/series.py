@@ -124,8 +124,8 @@ class Series:
             new = state.series[-count:]
             self.source.stream({n: [r[n] for r in new] for n in SERIES}, _KEPT)
         self._rows = state.rows
-        if len(state.validations) != self._validated:
-            self._validated = len(state.validations)
+        if state.changes["validations"] != self._validated:
+            self._validated = state.changes["validations"]
             steps, errors = ([each[k] for each in state.validations] for k in (0, 1))
             self.validations.data = {"step": steps, "error": errors}
         if 0 < state.rows - self._titled < _WORDS and state.state == self._state:

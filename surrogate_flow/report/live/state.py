@@ -61,7 +61,7 @@ class LiveState:
     last : dict
         The last row of telemetry.csv.
     validations : list of tuple
-        Batch and error of each validation.
+        Batch and error of up to 1,200 validations, the newest last.
     failures : deque of dict
         Rows of failures.csv, the newest last.
     losses : dict of str to array
@@ -75,7 +75,7 @@ class LiveState:
     state : str
         ``running``, ``ended`` or ``stopped``.
     changes : Counter
-        How many times each part was received.
+        How many times each part was received, ``validations`` among them.
 
     Examples
     --------
@@ -146,6 +146,7 @@ class LiveState:
         self._others.clear()
         self.last, self.rows = {}, 0
         self.thinned += 1
+        self.changes["validations"] += 1
 
     @property
     def newest(self) -> xr.Dataset | None:
@@ -206,7 +207,9 @@ class LiveState:
             known = self.validations[-1:] and self.validations[-1][1]
             if known != error:
                 self.validations.append((numbers["step"], error))
-                del self.validations[1 : -_ROWS // 2 : 2]
+                self.changes["validations"] += 1
+                if len(self.validations) > _ROWS:
+                    del self.validations[1 : _ROWS // 2 : 2]
 
 
 def _decoded(file: io.BytesIO, before: xr.Dataset | None) -> xr.Dataset:
