@@ -42,7 +42,7 @@ def test_only_what_was_appended_is_read(tmp_path, monkeypatch):
     assert tail.rows()[0].samples.tolist() == [400]
 
 
-def test_a_page_follows_all_ranks(tmp_path):
+def test_a_page_follows_all_ranks(tmp_path, monkeypatch):
     """Rows of each are joined, though one is late; the table of another run begins anew."""
     path, table = tmp_path / "telemetry.csv", rows(6)
     wrote(tmp_path, table[:3])
@@ -64,6 +64,17 @@ def test_a_page_follows_all_ranks(tmp_path):
     (tmp_path / "telemetry_1.csv").unlink()
     follower.update()
     assert [row["step"] for row in state.series] == [0, 10]
+    # All files are read for a new one alone, not for one that is being written.
+    reads = []
+    monkeypatch.setattr(
+        RunFolder, "missing", property(lambda run: reads.append(run) or [])
+    )
+    (tmp_path / "losses.csv.part").write_text("simulation,loss\n")
+    follower.update()
+    assert reads == []
+    (tmp_path / "losses.csv.part").rename(tmp_path / "losses.csv")
+    follower.update()
+    assert len(reads) == 1
 
 
 def test_a_page_opens_of_a_damaged_folder(tmp_path):
@@ -125,8 +136,9 @@ def test_each_message_is_small(tmp_path):
     numbers = np.arange(2000.0)
     losses = {"simulation": numbers, "step": numbers, "loss": 0.1, "seconds": 1.0}
     wrote(tmp_path, pd.DataFrame(losses | dict.fromkeys(names, 0.5)), "losses.csv")
-    failed = {"time": "2026", "simulation": 3, "attempt": 1, "outcome": "failed"}
+    failed = {"time": "2026", "simulation": 3, "attempt": 1}
     failed |= {"error": "E" * 900, "worker": "w" * 900, "message": "m" * 9000}
+    failed |= {"outcome": "failed permanently"}
     failed["parameters"] = repr({n: -1.23456789e-200 for n in names})
     wrote(tmp_path, pd.DataFrame([failed] * 300), "failures.csv")
     field("2D").to_netcdf(tmp_path / "newest.nc", engine="h5netcdf")
@@ -138,11 +150,13 @@ def test_each_message_is_small(tmp_path):
         assert size <= 65536, name
     assert [*message["losses"]] == ["simulation", "loss", *names[:6]]
     assert message["about"]["spec"]["count"] == 1000
-    assert len(run.failures) == 300
+    assert run.lost[0] == 300
     (point,) = {str(each["parameters"]) for each in message["failures"]}
     assert point == str({n: -1.235e-200 for n in names[:6]})
     append(tmp_path / "failures.csv", pd.DataFrame([failed]))
-    assert len(changes.message(RunFolder(tmp_path))["failures"]) == 1
+    run = RunFolder(tmp_path)
+    assert len(changes.message(run)["failures"]) == 1
+    assert (run.lost[0], run.lost[1]["simulation"]) == (301, 3)
 
 
 @pytest.mark.parametrize(

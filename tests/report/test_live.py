@@ -303,6 +303,14 @@ def test_a_run_that_begins_later_is_shown_unless_another_was_chosen():
 def test_an_error_of_the_page_is_logged_once(caplog):
     told = state()
     doc = page(told)
+    told.losses["loss"] = None
+    told.changes["losses"] += 1
+    told.update({"rows": [row(10)]})
+    again(doc)
+    again(doc)
+    assert caplog.text.count("A plot of the live page is not updated any more") == 1
+    assert "A plot of this page has failed: see the log." in text(doc)
+    assert len(source(doc, "series")["step"]) == 11
     told.series.append({})
     told.rows += 1
     again(doc)

@@ -211,9 +211,11 @@ def test_no_mistake_of_the_page_ends_a_run(client, tmp_path, caplog, monkeypatch
         raise KeyError("getpwuid(): uid not found: 4711")
 
     monkeypatch.setattr("surrogate_flow.report.live.publisher.elsewhere", fails)
-    run(client, tmp_path)
+    page = run(client, tmp_path)
     wait_until(lambda: "No live page on the scheduler" in caplog.text)
     assert "uid not found: 4711" in caplog.text
+    asyncio.run(page._register(SimpleNamespace()))
+    assert "has no attribute 'dashboard_link'" in caplog.text
 
 
 def test_two_runs_of_one_name_are_two(client, tmp_path):
@@ -252,7 +254,11 @@ def test_what_waits_for_a_slow_scheduler_is_bounded_and_keeps_failures(tmp_path)
     page._post(client, {"failures": [{"simulation": 3}]})
     for second in range(50):
         page._post(client, {"rows": [row(second)], "state": "running"})
-    page._client, page._ready = client, True
+    page._client = client
+    # At the end of a run nobody waits for a page that is not there yet.
+    asyncio.run(asyncio.wait_for(page._send_all(client), 5))
+    assert not sent
+    page._ready = True
     page._post(client, {"rows": [row(50)]})
     page._post(client, {"rows": [row(51)]})
     (_, message) = sent

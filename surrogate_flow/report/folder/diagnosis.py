@@ -39,8 +39,8 @@ class Observed(Protocol):
         """A row a second."""
 
     @property
-    def failures(self) -> pd.DataFrame:
-        """A row an attempt that failed."""
+    def lost(self) -> tuple[int, Mapping[Any, Any]]:
+        """How many simulations failed permanently, and the row of the last one."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -156,18 +156,14 @@ def _more(run: Observed) -> str:
 
 
 def _failed(run: Observed) -> str:
-    table = run.failures
-    if not {"simulation", "outcome", "error", "message"} <= {*table}:
+    count, last = run.lost
+    if not count:
         return ""
-    lost = table[table.outcome == "failed permanently"]
-    if not len(lost):
-        return ""
-    last = lost.iloc[-1]
-    said = f"{last.error}: {last.message}".rstrip(".")
+    said = f"{last['error']}: {last['message']}".rstrip(".")
     said = said if len(said) <= _LONG else f"{said[:_LONG]} ..."
     return (
-        f"{counted(len(lost), 'simulation')} failed permanently, the last of them "
-        f"{last.simulation}: {said}. See {run.path / 'failures.csv'}."
+        f"{counted(count, 'simulation')} failed permanently, the last of them "
+        f"{last['simulation']}: {said}. See {run.path / 'failures.csv'}."
     )
 
 

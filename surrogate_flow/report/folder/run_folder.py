@@ -17,7 +17,7 @@ import yaml
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.report.folder.diagnosis import State, has_results, problems_of
-from surrogate_flow.report.folder.tables import joined_ranks, read_table, typed
+from surrogate_flow.report.folder.tables import joined_ranks, lost_of, read_table, typed
 
 __all__ = ["FILES", "OUTCOME", "REPORT", "RunFolder", "RunSummary"]
 __all__ += ["is_run", "newest_in", "runs_below"]
@@ -191,6 +191,11 @@ class RunFolder:
         tables = self._tables("failures*.csv")
         table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
         return table.sort_values("time", kind="stable") if "time" in table else table
+
+    @functools.cached_property
+    def lost(self) -> tuple[int, Mapping[Any, Any]]:
+        """How many simulations failed permanently, and the row of the last one."""
+        return lost_of(self.failures)
 
     @functools.cached_property
     def losses(self) -> pd.DataFrame:

@@ -13,7 +13,14 @@ import numpy as np
 import pandas as pd
 
 __all__ = ["COLUMNS", "OFTEN", "complete_rows", "counts_of", "joined_column"]
-__all__ += ["joined_ranks", "newest_rows", "of_last_process", "point_of", "read_table"]
+__all__ += [
+    "joined_ranks",
+    "lost_of",
+    "newest_rows",
+    "of_last_process",
+    "point_of",
+    "read_table",
+]
 __all__ += ["typed", "while_training"]
 
 #: Samples that were seen at least so often are counted together.
@@ -222,6 +229,14 @@ def point_of(text: str) -> dict[str, float]:
         return {str(name): float(v) for name, v in ast.literal_eval(text).items()}
     except (ValueError, SyntaxError, TypeError, AttributeError):
         return {}
+
+
+def lost_of(failures: pd.DataFrame) -> tuple[int, Mapping[Any, Any]]:
+    """Return how many simulations failed permanently, and the row of the last one."""
+    if not {"simulation", "outcome", "error", "message"} <= {*failures}:
+        return 0, {}
+    lost = failures[failures.outcome == "failed permanently"]
+    return len(lost), next(iter(lost.tail(1).to_dict("records")), {})
 
 
 def while_training(telemetry: pd.DataFrame) -> pd.DataFrame:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from surrogate_flow.report.folder.run_folder import RunFolder
+from surrogate_flow.report.folder.run_folder import FILES, RunFolder
 from surrogate_flow.report.folder.tables import (
     complete_rows,
     joined_ranks,
+    lost_of,
     newest_rows,
     point_of,
     read_table,
@@ -77,7 +78,7 @@ class Changes:
         self._folder = folder
         self._stamps: dict[str, tuple[int, int]] = {}
         self._tails: dict[Path, Tail] = {}
-        self._failures = pd.DataFrame()
+        self._lost = lost_of(pd.DataFrame())
 
     def message(self, run: RunFolder) -> dict[str, Any]:
         """Return what `LiveState.update` takes; empty if nothing is new."""
@@ -98,7 +99,8 @@ class Changes:
                 str(name): table[name].to_numpy(np.float32).tobytes() for name in table
             }
         if self._changed("failures*.csv") and len(table := self._new_failures()):
-            self._failures = pd.concat([self._failures, table], ignore_index=True)
+            count, last = lost_of(table)
+            self._lost = self._lost[0] + count, last or self._lost[1]
             rows = table.tail(_FAILURES).fillna("").astype(str).to_dict("records")
             message["failures"] = [
                 {k: row[k][:most] for k, most in _SHOWN.items() if k in row}
@@ -106,7 +108,7 @@ class Changes:
                 for row in rows
             ]
         # Else it is read with each look for problems.
-        vars(run)["failures"] = self._failures
+        vars(run)["lost"] = self._lost
         if self._changed("newest.nc"):
             # Replaced whole, so never half of it.
             message["newest"] = (self._folder / "newest.nc").read_bytes()
@@ -160,7 +162,7 @@ class Follower:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._changes = folder, Changes(folder)
-        self._files: set[str] = set()
+        self._known: set[str] = set()
         self._tails: dict[Path, Tail] = {}
         self._last: dict[Path, pd.DataFrame] = {}
         self._recent = typed(pd.DataFrame())
@@ -184,12 +186,13 @@ class Follower:
             table = table.iloc[places]
         if len(table):
             message["rows"] = table.to_dict("records")
-        files = {path.name for path in self._folder.iterdir()}
-        if files != self._files:
-            # Else every file would be read each time.
-            self._files, message["missing"] = files, RunFolder(self._folder).missing
         vars(run)["telemetry"] = self._recent
         message |= {"problems": run.problems, "state": run.state}
+        files = [p for name in FILES for p in self._folder.glob(name)]
+        known = {run.state, *(path.name for path in files if path.stat().st_size)}
+        if known != self._known:
+            # Else every file would be read each time.
+            self._known, message["missing"] = known, RunFolder(self._folder).missing
         self.state.update(message)
 
     def _rows(self) -> pd.DataFrame:

@@ -122,7 +122,7 @@ class Page:
         self._chosen = self._variable = ""
         self._options: list[tuple[str, str]] = []
         self._shape: Any = None
-        self._broken = False
+        self._broken, self._failed = False, list[str]()
         self.status = Div(**_WIDE)
         self._run = Select(title="", width=330, visible=False)
         self._run.on_change("value", self._choose_run)
@@ -173,13 +173,23 @@ class Page:
         if (shape := self._shape_of(state)) != self._shape:
             self._shape = shape
             self._build(state)
-        for part in self.panels:
-            part.update(state)
+        self._draw(state)
         if (text := _status(state, len(self._others))) != self.status.text:
             self.status.text = text
-        missing = "".join(f"<div>{html.escape(each)}</div>" for each in state.missing)
+        words = [*state.missing, *self._failed]
+        missing = "".join(f"<div>{html.escape(each)}</div>" for each in words)
         if missing != self._missing.text:
             self._missing.text = missing
+
+    def _draw(self, state: LiveState) -> None:
+        """Update all panels; one that fails is logged, and stays as it is."""
+        for part in [*self.panels]:
+            try:
+                part.update(state)
+            except Exception:
+                self.panels.remove(part)
+                self._failed = ["A plot of this page has failed: see the log."]
+                logger.exception("A plot of the live page is not updated any more.")
 
     def _choose_run(self, attr: str, old: str, new: str) -> None:
         if new != self._chosen:
@@ -192,6 +202,7 @@ class Page:
             self.update()
 
     def _build(self, state: LiveState) -> None:
+        self._failed = []
         series = Series(state)
         figures, self.panels = [*series.figures], [series]
         if state.times_seen:
@@ -223,8 +234,7 @@ class Page:
             self.panels.append(failures)
             parts.append(failures.root)
         # With data, since a glyph without its columns counts as a mistake.
-        for part in self.panels:
-            part.update(state)
+        self._draw(state)
         # Each message names all models of the page: what is alike stands once.
         views: dict[str, Any] = {}
         for drawn in (d for p in parts for d in p.select({"type": GlyphRenderer})):

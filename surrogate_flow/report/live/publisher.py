@@ -89,6 +89,7 @@ class LivePage(RunCallback):
             ask.loop.add_callback(self._register, ask)
 
     async def _register(self, client: Any) -> None:
+        link = "not known"
         try:
             link = str(client.dashboard_link)
             page = f"{link.rpartition('/')[0]}/{PAGE}"
@@ -104,7 +105,7 @@ class LivePage(RunCallback):
                 "Dask dashboard: %s",
                 why,
                 self.folder,
-                client.dashboard_link,
+                link,
             )
             return
         logger.info("Live page: %s (Dask dashboard: %s)", page, link)
@@ -189,7 +190,8 @@ class LivePage(RunCallback):
             client.loop.add_callback(self._send, client)
 
     async def _send_all(self, client: Any) -> None:
-        while self._client is not None and (self._unsent or self._sends):
+        # Before the page is there, this waits for it as all messages do.
+        while self._ready and self._client and (self._unsent or self._sends):
             await self._send(client)
             await asyncio.sleep(0.01)
 
