@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from surrogate_flow.cli.hints import (
 from surrogate_flow.cli.pages import options_shown
 from surrogate_flow.cli.recipes import (
     CONFIG,
+    QUOTES,
     SECTIONS,
     SYNONYMS,
     WRAPPING,
@@ -50,7 +51,6 @@ __all__ = [
     "ParserError",
     "innermost",
     "placed",
-    "refused_by_trainer",
     "shielded",
 ]
 
@@ -66,8 +66,6 @@ _HIDDEN = {
 }
 # Arguments of dask-jobqueue that have other names now.
 _OLD = ("extra", "env_extra", "job_extra", "header_skip", "project")
-# Options of the trainer that Lightning refuses by the hardware, naming none.
-_HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 
 
 class ParserError(UserError):
@@ -138,24 +136,6 @@ def _leads(names: list[str], place: str) -> bool:
     there = place.split(".") if place else []
     own = [name for name in names if name not in WRAPPING][: len(there)]
     return own == there[: len(own)]
-
-
-def refused_by_trainer(error: Exception, words: Sequence[str]) -> UserError:
-    """Return what Lightning's trainer refuses in a command line, with the options."""
-    said = re.sub(r"<([\w.]+) object at 0x\w+>", r"\1", " ".join(str(error).split()))
-    typed = [
-        option.removeprefix("--trainer.")
-        for option, _, _ in pairs(words)
-        if option.startswith("--trainer.")
-    ]
-    named = [name for name in typed if _holds(said, name.rpartition(".")[2])]
-    named = named or [name for name in typed if name in _HARDWARE] or typed
-    options = " and ".join(f"--trainer.{name}" for name in named)
-    return UserError(
-        f"{options or 'trainer'}: {said.rstrip('.!')}.",
-        remedy=f"Leave {options or 'it'} out for the default, or see "
-        "'surrogate-flow fit --trainer.help'.",
-    )
 
 
 def _holds(value: object, word: str) -> bool:
@@ -248,16 +228,14 @@ class Complaint:
                 f"{kind} passes {name!r} on to its jobs: move it, "
                 f"dict_kwargs: {{{name}: ...}}."
             )
-        passes_on = wrapped is None and _takes_any(self.owner)
+        taken = inspect.signature(self.owner).parameters.values()
+        passes_on = wrapped is None and any(p.kind == p.VAR_KEYWORD for p in taken)
         return ParserError(text, name, passes_on=passes_on)
 
     def _unrecognized(self, found: re.Match[str]) -> ParserError:
         if found["name"].startswith("-"):
             return self._unknown(found)
-        return ParserError(
-            f"unexpected word {found['name']!r}. Options begin with --, and a value "
-            "with blanks needs quotes."
-        )
+        return ParserError(f"unexpected word {found['name']!r}. {QUOTES}")
 
     def _unknown_option(self, word: str) -> ParserError:
         """Name the option that was meant, perhaps one without its section in front."""
@@ -441,9 +419,3 @@ _PATTERNS: dict[str, Callable[[Complaint, re.Match[str]], ParserError | None]] =
     ),
     r"Not of type \w+: (?P<rule>)[^\n']+'(?P<value>.+)'": Complaint._out_of_range,
 }
-
-
-def _takes_any(owner: Any) -> bool:
-    """Whether a class takes keywords of any name."""
-    parameters = inspect.signature(owner).parameters.values()
-    return any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)

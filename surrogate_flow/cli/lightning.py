@@ -23,7 +23,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 
 from surrogate_flow import nn, solvers
-from surrogate_flow.cli import explain, runs
+from surrogate_flow.cli import runs
 from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.plan import require_trained
 from surrogate_flow.cli.recipes import CommandLine
@@ -33,6 +33,7 @@ from surrogate_flow.cli.trainer import (
     as_list,
     in_slurm,
     loggers_of,
+    refused_by_trainer,
     require_possible,
 )
 from surrogate_flow.data.module import SurrogateData
@@ -130,7 +131,7 @@ class SurrogateCLI(LightningCLI):
                 cause = cause.__cause__
             if user_error(error) or raised_by_user(error) or cause is None:
                 raise
-            raise explain.refused_by_trainer(cause, sys.argv[1:]) from error
+            raise refused_by_trainer(cause, sys.argv[1:]) from error
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Refuse to execute a checkpoint, whatever else Lightning offers."""
@@ -272,7 +273,7 @@ def _refusing(*kinds: type[Exception]) -> Iterator[None]:
         by_callback = "pytorch_lightning/callbacks/" in raised_at
         known: tuple[type[Exception], ...] = (MisconfigurationException, *kinds)
         if isinstance(error, (*known, RuntimeError) if by_callback else known):
-            raise explain.refused_by_trainer(error, sys.argv[1:]) from error
+            raise refused_by_trainer(error, sys.argv[1:]) from error
         raise
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "COMMANDS",
     "CONFIG",
     "FOLDERS",
+    "QUOTES",
     "SECTIONS",
     "SYNONYMS",
     "WRAPPING",
@@ -81,8 +82,15 @@ SECTIONS = ("data", "model", "trainer")
 CONFIG = ("--config", "-c")
 _STORED = "surrogate_flow.StoredData"
 _OF_CLASS = ("--data.cluster", "--trainer.logger")  # options whose recipe names one
-#: Options of the commands that do not need both --data and --model.
-_NEEDED = {"plan": ("--data",), "generate": ("--data",), "export": ()}
+#: What the parser says of words that it cannot take.
+QUOTES = "Options begin with --, and a value with blanks needs quotes."
+#: Options of the commands that need others than --data and --model.
+_NEEDED = {
+    **dict.fromkeys(("plan", "generate"), ("--data",)),
+    **dict.fromkeys(("validate", "test"), ("--data", "--model", "--ckpt_path")),
+    "export": ("--ckpt_path",),
+}
+_KEPT = "A run keeps its own in runs/<workflow>/<time>/checkpoints/"
 #: Options that may stand for a recipe: all else has a default.
 _ENOUGH = {"--data": "--data.solver", "--model": "--model.network"}
 _SUFFIXES = (".yaml", ".yml", ".zarr")
@@ -127,7 +135,7 @@ class CommandLine:
         for at, (option, value, joined) in enumerate(given):
             if line.command != "compare" and not option.startswith("-"):
                 before = given[at - 1] if at else ("", None, False)
-                _refuse_words([option, *_plain_words(given[at + 1 :])], *before[:2])
+                _refuse_words(given[at:], *before[:2])
             if line.command == "compare" and re.match(_OF_RUNS, option):
                 passed.append(option if value is None else f"{option}={value}")
             else:
@@ -149,11 +157,7 @@ class CommandLine:
         return not options & {"--data", "--model", *CONFIG}
 
     def with_dict_kwargs(self, name: str) -> CommandLine:
-        """Return the line with an argument of a cluster under ``dict_kwargs``.
-
-        Classes such as those of dask-jobqueue pass on to their jobs what they do not
-        name themselves.
-        """
+        """Return the line with what a cluster's class only passes on to its jobs."""
         option = rf"--data\.cluster\.(init_args\.)?(?={name}(=|\.|$))"
         moved = "--data.cluster.dict_kwargs."
         return replace(self, words=[re.sub(option, moved, w) for w in self.words])
@@ -165,11 +169,10 @@ class CommandLine:
             option = option.partition("=")[0]
             raise RecipeError(f"unknown option {option!r}. Did you mean '-{option}'?")
         if value is None:
-            if option.partition(".")[0].removeprefix("--") in SECTIONS:
-                word = "=".join(part for part in after[0][:2] if part) if after else ""
-                own = word.partition(".")[0].removeprefix("--") in SECTIONS
+            if re.match(_OF_RUNS, f"{option}."):
+                word = "=".join(filter(None, after[0][:2])) if after else ""
                 hint = f" If {word} is its value, type {option}='[\"{word}\"]'."
-                hint = hint if word and not own else ""
+                hint *= bool(word and not re.match(_OF_RUNS, f"{word}."))
                 raise RecipeError(f"{option} needs a value, got none.{hint}")
             self.words.append(option)
             return
@@ -198,10 +201,7 @@ class CommandLine:
                 )
             self.files[option], value = path, str(path)
         elif option == "--ckpt_path" and _names_missing_file(value):
-            raise RecipeError(
-                f"No checkpoint {value!r} in {Path.cwd()}. A run keeps its own in "
-                "runs/<workflow>/<time>/checkpoints/."
-            )
+            raise RecipeError(f"No checkpoint {value!r} in {Path.cwd()}. {_KEPT}.")
         self.words += [f"{option}={value}"] if joined else [option, value]
 
     def _require(self, options: set[str]) -> None:
@@ -209,20 +209,14 @@ class CommandLine:
         if settings or (self.command == "predict" and self.needs_no_workflow):
             return
         for option in _NEEDED.get(self.command, ("--data", "--model")):
-            enough = "" if self.command == "compare" else _ENOUGH[option]
+            enough = "" if self.command == "compare" else _ENOUGH.get(option, "")
             if not options & {option, enough, f"{enough}.class_path"}:
-                other = f", or a class, such as {enough} package.module.Class"
-                raise RecipeError(
-                    f"{self.command} needs {option}, got none. Name a recipe, such as "
-                    f"--data heat2d --model fully_connected{enough and other}."
-                )
-        of_checkpoint = self.command in ("validate", "test", "export")
-        if of_checkpoint and "--ckpt_path" not in options:
-            raise RecipeError(
-                f"{self.command} needs --ckpt_path, got none. A run keeps its "
-                "checkpoints in runs/<workflow>/<time>/checkpoints/; 'last' is the "
-                "newest."
-            )
+                remedy = "Name a recipe, such as --data heat2d --model fully_connected"
+                if option == "--ckpt_path":
+                    remedy = f"{_KEPT}; 'last' is the newest"
+                elif enough:
+                    remedy += f", or a class, such as {enough} package.module.Class"
+                raise RecipeError(f"{self.command} needs {option}, got none. {remedy}.")
 
 
 def _classes_first(given: list[_Pair]) -> list[_Pair]:
@@ -236,14 +230,10 @@ def _classes_first(given: list[_Pair]) -> list[_Pair]:
     return given
 
 
-def _plain_words(given: Sequence[_Pair]) -> list[str]:
-    """Return the words before the next option."""
-    words = itertools.takewhile(lambda pair: not pair[0].startswith("-"), given)
-    return [word for word, _, _ in words]
-
-
-def _refuse_words(words: Sequence[str], option: str, value: str | None) -> None:
+def _refuse_words(given: Sequence[_Pair], option: str, value: str | None) -> None:
     """Refuse words that no option takes, which stand behind that option."""
+    plain = itertools.takewhile(lambda pair: not pair[0].startswith("-"), given)
+    words = [word for word, _, _ in plain]
     if value and value[0] in "{[":
         whole = " ".join([value, *words])
         raise RecipeError(f"{option}: put quotes around its value: '{whole}'.")
@@ -253,9 +243,7 @@ def _refuse_words(words: Sequence[str], option: str, value: str | None) -> None:
         for takes, folder in FOLDERS.items()
         if word in shipped(folder) or (takes == "--data" and is_data_set(word))
     ]
-    remedy = "Options begin with --, and a value with blanks needs quotes."
-    if meant:
-        remedy = f"Did you mean {' '.join(meant)!r}?"
+    remedy = f"Did you mean {' '.join(meant)!r}?" if meant else QUOTES
     raise RecipeError(f"unexpected word {words[0]!r}. {remedy}")
 
 
@@ -291,19 +279,20 @@ def given_recipe(option: str, value: str) -> Path | None:
     """
     if option not in FOLDERS or value == "null" or value.lstrip().startswith("{"):
         return None
+    path = Path(value)
+    is_yaml = path.suffix in (".yaml", ".yml")
     if option == "--trainer.logger" and value not in shipped(FOLDERS[option]):
         # Also a class of Lightning by its bare name, true, false, or a list.
-        return Path(value) if Path(value).suffix in (".yaml", ".yml") else None
-    if value.endswith(".py") and Path(value).is_file():
+        return path if is_yaml else None
+    if path.suffix == ".py" and path.is_file():
         takes = _ENOUGH.get(option, option)
         raise RecipeError(
             f"{option}: expected a recipe or a class path, got the file {value}. "
-            f"Name its class: {takes} {class_in(Path(value))}."
+            f"Name its class: {takes} {class_in(path)}."
         )
-    is_file = Path(value).exists() or Path(value).suffix in (".yaml", ".yml")
-    typo = any(closest(value, [path.name]) for path in _files(Path()))
-    typo = typo and bool(closest(Path(value).suffix, _SUFFIXES))
-    if _CLASS_PATH.fullmatch(value) and not is_file and not typo:
+    typo = any(closest(value, [file.name]) for file in _files(Path()))
+    typo = typo and bool(closest(path.suffix, _SUFFIXES))
+    if _CLASS_PATH.fullmatch(value) and not (path.exists() or is_yaml or typo):
         return None
     return find_recipe(FOLDERS[option], value)
 
@@ -331,14 +320,9 @@ def shipped(kind: str) -> dict[str, Path]:
 
 
 def find_recipe(kind: str, name: str) -> Path:
-    """Return the path of a recipe, given as one or by the name of a shipped one.
+    """Return the path of a recipe, given as one or by the name of one in that folder.
 
-    Parameters
-    ----------
-    kind : {"workflows", "workflows/clusters", "models", "models/loggers"}
-        The folder that holds the shipped ones.
-    name : str
-        Such as ``"workflows/heat2d.yaml"`` or ``"heat2d"``.
+    Such as ``"workflows/heat2d.yaml"``, or ``"heat2d"`` of the folder ``"workflows"``.
 
     Raises
     ------
@@ -386,11 +370,7 @@ def _files_to_import(name: str) -> str:
 def read_recipe(path: Path, *, of_class: bool = False) -> dict[str, Any]:
     """Return what a YAML file holds: a mapping, with each class in its form.
 
-    Parameters
-    ----------
-    path : Path
-    of_class : bool
-        Whether it has to name a class, as the recipe of a cluster does.
+    With `of_class` it has to name a class, as the recipe of a cluster does.
 
     Raises
     ------

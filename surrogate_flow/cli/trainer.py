@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.utilities import rank_zero_only
 
+from surrogate_flow.cli.recipes import pairs
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.report.monitor import MetricsTable
 from surrogate_flow.surrogate.schedule import require_metric
@@ -39,6 +41,7 @@ __all__ = [
     "as_list",
     "in_slurm",
     "loggers_of",
+    "refused_by_trainer",
     "require_possible",
 ]
 
@@ -50,6 +53,8 @@ _FIT_AGAIN: dict[type, str] = {
     LearningRateFinder: "Set --model.optimizer.lr; 'compare' fits with several.",
     BackboneFinetuning: "The network is trained as a whole.",
 }
+# Options of the trainer that Lightning refuses by the hardware, naming none.
+_HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 _BATCHES = "an int, the number of batches, or 1.0 for all of them"
 
 
@@ -249,3 +254,25 @@ class MetricsEvents(TensorBoardLogger):
             if not self._ended:
                 logger.error("TensorBoard's events end here (%s).", error)
             self._ended = True
+
+
+def refused_by_trainer(error: Exception, words: Sequence[str]) -> UserError:
+    """Return what Lightning's trainer refuses in a command line, with the options."""
+    said = re.sub(r"<([\w.]+) object at 0x\w+>", r"\1", " ".join(str(error).split()))
+    typed = [
+        option.removeprefix("--trainer.")
+        for option, _, _ in pairs(words)
+        if option.startswith("--trainer.")
+    ]
+    named = [
+        name
+        for name in typed
+        if re.search(rf"\b{re.escape(name.rpartition('.')[2])}\b", said)
+    ]
+    named = named or [name for name in typed if name in _HARDWARE] or typed
+    options = " and ".join(f"--trainer.{name}" for name in named)
+    return UserError(
+        f"{options or 'trainer'}: {said.rstrip('.!')}.",
+        remedy=f"Leave {options or 'it'} out for the default, or see "
+        "'surrogate-flow fit --trainer.help'.",
+    )
