@@ -77,6 +77,7 @@ class SurrogateCLI(LightningCLI):
         self._made: tuple[Path, list[Path]] | None = None
         self._checkpoints = AtomicCheckpoints()
         self._stopped = Request()
+        self._words = sys.argv[1:] if words is None else words
         try:
             super().__init__(
                 Surrogate,
@@ -110,6 +111,11 @@ class SurrogateCLI(LightningCLI):
             if first and self._made is not None:
                 runs.discard(*self._made)
             raise
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static
+        """Return the command that is given: a parser of each is most of a start."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in self._words[:1] if name in known}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Give the model the spec of the data."""
