@@ -17,7 +17,7 @@ from typing import Any
 
 from surrogate_flow.dataset.writer import ArchiveError
 from surrogate_flow.fields import FieldSpec
-from surrogate_flow.fields.conventions import about, masked, version
+from surrogate_flow.fields.conventions import about, command, version
 from surrogate_flow.fields.names import (
     first_difference,
     public_path,
@@ -86,7 +86,7 @@ class Provenance:
             "format": FORMAT,
             "workflow": self.workflow,
             "created": now,
-            "command": " ".join(masked(sys.argv)),
+            "command": command(),
             "versions": json.dumps({"python": platform.python_version(), **versions}),
             "spec_digest": self.spec.digest(),
             **{name: json.dumps(value) for name, value in self._plain().items()},

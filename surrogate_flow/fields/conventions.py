@@ -23,12 +23,14 @@ from surrogate_flow.files import write_atomically
 
 __all__ = [
     "about",
+    "command",
     "for_files",
     "masked",
     "time_attributes",
     "time_units",
     "to_netcdf",
     "version",
+    "without_secrets",
 ]
 
 # In UDUNITS, which CF goes by, SINCE and since are one; xarray makes dates of the
@@ -76,6 +78,32 @@ def masked(words: Sequence[str]) -> list[str]:
     return shown
 
 
+def without_secrets(settings: Any, name: str = "") -> Any:
+    """Return nested settings, masked as the words of a command with their options.
+
+    Examples
+    --------
+    >>> without_secrets({"logger": [{"api_key": 12, "uri": "http://me:pw@host"}]})
+    {'logger': [{'api_key': '***', 'uri': 'http://***@host'}]}
+    """
+    if isinstance(settings, Mapping):
+        inside = settings.items()
+        return {key: without_secrets(v, f"{name}.{key}") for key, v in inside}
+    if isinstance(settings, list):
+        return [without_secrets(value, name) for value in settings]
+    if settings is None or isinstance(settings, bool):
+        return settings
+    shown = masked([f"--{name}={settings}"])[0].removeprefix(f"--{name}=")
+    return settings if shown == str(settings) else shown
+
+
+def command() -> str:
+    """Return the command of this process, masked; empty in a notebook."""
+    program, *words = sys.argv
+    name = Path(program).name
+    return "" if name.startswith("ipykernel") else shlex.join(masked([name, *words]))
+
+
 def about(title: str, made_by: str = "") -> dict[str, str]:
     """Return a file's attributes: what it holds, what made it, and with which command.
 
@@ -85,12 +113,11 @@ def about(title: str, made_by: str = "") -> dict[str, str]:
     'CF-1.8'
     """
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    program, *words = sys.argv
     return {
         "Conventions": "CF-1.8",
         "title": title,
         "source": f"surrogate_flow {version()}" + f": {made_by}" * bool(made_by),
-        "history": f"{now} {shlex.join(masked([Path(program).name, *words]))}",
+        "history": f"{now} {command() or 'in a notebook'}",
     }
 
 

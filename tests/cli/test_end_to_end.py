@@ -101,8 +101,8 @@ def test_leaves_the_run_folder(run):
     errors = RunSummary.read(path).errors
     both = ("val_relative_l2", "val_relative_l2_standard_error")
     error = percent(*(errors.get(name) for name in both))
-    assert f"errs by {error} " in said.split("</p>")[0]
-    assert "pays for itself after" in said.split("</p>")[0]
+    assert f"an error of {error} " in said.split("</p>")[0]
+    assert "breaks even after" in said.split("</p>")[0]
     assert any("tfevents" in name for name in names)
     assert not {"failures.csv", "hparams.yaml"} & names
     with (path / "metrics.csv").open(newline="") as file:

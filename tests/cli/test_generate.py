@@ -472,7 +472,7 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "Traceback" not in output, output
-    assert re.search(r"noted.zarr, \d+ of 4002 simulations", output)
+    assert re.search(r"noted.zarr, \d+ of 4,002 simulations", output)
     assert "Type the same command again" in output
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive

@@ -121,3 +121,5 @@ def test_what_made_a_file_is_in_it(monkeypatch):
     assert said["history"].endswith(" surrogate-flow predict '--times=[1, 2]'")
     assert said["source"].startswith("surrogate_flow 0.")
     assert "institution" not in said
+    monkeypatch.setattr("sys.argv", ["/a/ipykernel_launcher.py", "-f", "kernel.json"])
+    assert about("Predictions")["history"].endswith(" in a notebook")

@@ -219,6 +219,12 @@ def test_a_run_that_was_cut_off_can_go_on(tmp_path):
         "The run failed at batch 1990: MemoryError: x. To go on, type: "
         f"surrogate-flow fit --data heat2d --ckpt_path {last}"
     )
+    for command, on in (
+        ("python train.py", f"To go on: trainer.fit(..., ckpt_path='{last}')."),
+        ("surrogate-flow fit --key ***", "surrogate-flow fit, as before, with --"),
+    ):
+        (tmp_path / "run.json").write_text(json.dumps({"command": command}))
+        assert on in read(tmp_path, 60).problems[0]
     outcome = {**OUTCOME, "errors": {"val_skill": -0.5}}
     (tmp_path / "run.json").unlink()
     (tmp_path / "outcome.json").write_text(json.dumps(outcome))

@@ -103,7 +103,7 @@ class RunCost:
 
     @property
     def break_even(self) -> int | None:
-        """Evaluations until the run has paid for itself."""
+        """Evaluations after which the run breaks even."""
         each = self.per_simulation
         if self.solver is None or each is None or self.surrogate is None:
             return None

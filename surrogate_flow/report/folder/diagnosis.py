@@ -27,6 +27,7 @@ _RECENT = 60.0  # seconds over which waiting is measured while a run goes on
 _MUCH = 0.5  # share of the time
 _ENDING = "writing the report"  # when no batch is trained any more
 _LONG = 300  # letters of an error
+_AGAIN = "surrogate-flow fit, as before, with"  # of a command that is not known
 
 
 class Observed(Protocol):
@@ -83,7 +84,10 @@ def _end(run: Observed) -> str:
     last = run.path / "checkpoints" / "last.ckpt"
     if not last.is_file():
         return f"{said} It has left no checkpoint to go on from."
-    command = str(run.about.get("command") or "surrogate-flow fit, as before, with")
+    command = str(run.about.get("command", _AGAIN))
+    if not command.startswith("surrogate-flow"):
+        return f"{said} To go on: trainer.fit(..., ckpt_path={str(last)!r})."
+    command = _AGAIN if "***" in command else command
     command = (
         f"{python_path(run.settings)}{command} --ckpt_path {shlex.quote(str(last))}"
     )

@@ -47,10 +47,10 @@ def _sentence(run: RunFolder) -> str:
     parts.append(f"took {solver}{seconds(cost.training)} of training")
     if cost.break_even is not None:
         more = " or more" if cost.shared else ""  # alone, a solver is quicker
-        parts.append(f"pays for itself after {cost.break_even:,} evaluations{more}")
+        parts.append(f"breaks even after {cost.break_even:,} evaluations{more}")
     elif cost.never:
         parts.append(
-            "never pays for itself, since an evaluation takes "
+            "never breaks even, since an evaluation takes "
             f"{seconds(cost.surrogate)} and the solver {seconds(cost.per_simulation)}"
         )
     return f"{', '.join(parts[:-1])}, and {parts[-1]}."
@@ -68,7 +68,7 @@ def _error(run: RunFolder, outcome: RunSummary) -> str:
     inside = [f"relative L2{of}"]
     if "val_skill" in errors:
         inside.append(f"skill {number(errors['val_skill'], digits=3)}")
-    return f"errs by {percent(error, spread)} ({'; '.join(inside)})"
+    return f"has an error of {percent(error, spread)} ({'; '.join(inside)})"
 
 
 def _lost(run: RunFolder) -> int:
@@ -135,5 +135,5 @@ def _progress(run: RunFolder) -> str:
     if (error := error_of(run)) is not None:
         count = len(run.validation)
         of = f" over {counted(count, 'held-out simulation')}" if count else ""
-        parts.append(f"and errs by {percent(error)} (relative L2{of})")
+        parts.append(f"and has an error of {percent(error)} (relative L2{of})")
     return f"{' '.join(parts)}."

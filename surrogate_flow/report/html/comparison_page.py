@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from surrogate_flow.fields.conventions import without_secrets
 from surrogate_flow.report.folder.cost import RunCost
 from surrogate_flow.report.folder.headline import (
     error_of,
@@ -47,12 +49,14 @@ def comparison_page(runs: Sequence[RunFolder]) -> str:
     known = {
         label: error
         for label, run in named.items()
-        if (error := error_of(run)) is not None
+        if (error := error_of(run)) is not None and math.isfinite(error)
     }
     best = min(known, key=lambda label: known[label], default=None)
     headline = f"{len(runs)} runs side by side"
     if best is not None:
-        headline += f"; {best} errs least, by {percent(known[best])} (relative L2)"
+        headline += (
+            f"; {best} has the smallest error, {percent(known[best])} (relative L2)"
+        )
     makers = (
         ("numbers", "Errors and cost", _numbers),
         ("differences", "Settings that differ", _differences),
@@ -108,8 +112,7 @@ def _numbers(named: Mapping[str, RunFolder], section: Section) -> None:
         head=("quantity", *named),
         rows=[(title, *(of[title] for of in columns)) for title in columns[0]],
         caption="Errors of the last weights, over held-out simulations, and what each "
-        "run took; paid for itself after so many evaluations, or more where solvers "
-        "shared a machine with the training.",
+        "run took; more evaluations where solvers shared a machine with the training.",
     )
     counts = {run.outcome.validated for run in named.values() if run.outcome}
     if len(counts - {None}) > 1:
@@ -138,13 +141,13 @@ def _quantities(run: RunFolder) -> dict[str, str]:
         "solvers": seconds(getattr(cost, "solver", None)),
         "training": seconds(getattr(cost, "training", None)),
         "one evaluation": seconds(getattr(cost, "surrogate", None)),
-        "paid for itself after": "never" if never else f"{number(paid)}{more}",
+        "evaluations to break even": "never" if never else f"{number(paid)}{more}",
     }
 
 
 def _differences(named: Mapping[str, RunFolder], section: Section) -> None:
     section.absent = "All settings are the same."
-    settings = [flattened(run.settings) for run in named.values()]
+    settings = [flattened(without_secrets(run.settings)) for run in named.values()]
     known = [flat for flat in settings if flat]
     names = dict.fromkeys(name for flat in settings for name in flat)
     rows = []

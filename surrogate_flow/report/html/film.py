@@ -75,7 +75,7 @@ def stills(cases: xr.Dataset, *, mesh: bool = False) -> list[Case]:
             truth, guess, place = flat(truth, guess)
             title = titled(f"{_number(case)}{place}{_cut(cases)}", _parameters(case))
             rows.append(Row(truth, guess, title))
-        when = " at the time at which the surrogate errs most" if moments else ""
+        when = " at the time of its largest error" if moments else ""
         caption = (
             f"The {name} of the held-out simulations{_error(case)}: solver, surrogate "
             f"and their difference{when}."

@@ -63,7 +63,7 @@ def learning(metrics: Tables) -> list[tuple[Any, str]]:
             "loss [1]",
             "The loss in normalised units, of training batches and of the held-out "
             "simulations: where the second rises and the first falls, the network "
-            "learns by heart.",
+            "overfits.",
         ),
         (
             ["val_relative_l2"],

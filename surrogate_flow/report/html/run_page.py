@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from surrogate_flow.fields.conventions import without_secrets
 from surrogate_flow.fields.errors import kind_of
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.folder.commands import (
@@ -175,7 +176,7 @@ def _seen(run: RunFolder, section: Section) -> None:
 
 
 def _waiting(run: RunFolder, section: Section) -> None:
-    section.absent = "Nobody's waiting has been noted."
+    section.absent = "No waiting times have been recorded."
     table = while_training(run.telemetry)
     if not len(table):
         return
@@ -279,7 +280,7 @@ def _cost(run: RunFolder, section: Section) -> None:
             "outcome.json, surrogate_seconds: a whole simulation predicted at the end",
         ),
         (
-            "evaluations until it has paid for itself",
+            "evaluations to break even",
             _paid(cost),
             "solver and training time, over what one saves",
         ),
@@ -363,5 +364,6 @@ def _settings(run: RunFolder, section: Section) -> None:
             caption="How and where it was run, as run.json has it.",
         )
     if run.settings:
-        text = yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)
+        shown = without_secrets(run.settings)
+        text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
         section.add("folded", text, "config.yaml: all settings")

@@ -19,6 +19,7 @@ from bokeh.server.util import bind_sockets
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 
+from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.live.follow import Follower
 from surrogate_flow.report.live.page import document
 from surrogate_flow.report.live.reach import elsewhere
@@ -54,7 +55,7 @@ def serve(folder: Path, port: int) -> None:
 
 
 async def _serve(follower: Follower, folder: Path, port: int) -> None:
-    state = follower.state
+    state, console = follower.state, the_console()
     runs = {state.name: state}
     origins = [f"{_HOST}:*", "localhost:*", *_hub(os.environ)]
     application: Any = BokehTornado(
@@ -67,18 +68,18 @@ async def _serve(follower: Follower, folder: Path, port: int) -> None:
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         why = "is taken" if taken else f"cannot be used ({error.strerror})"
-        print(f"Port {port} {why}; another one is used.")
+        print_lines(console, f"Port {port} {why}; another one is used.")
         sockets, port = bind_sockets(_HOST, 0)
     server = HTTPServer(application)
     application.initialize(IOLoop.current())
     application.start()
     server.add_sockets(sockets)
     link = f"http://{_HOST}:{port}"
-    print(f"Live page of {folder}: {link} (Ctrl-C ends it)", flush=True)
+    lines = [f"Live page of {folder}: {link} (Ctrl-C ends it)"]
     if "JUPYTERHUB_SERVICE_PREFIX" in os.environ and not _hub(os.environ):
-        print("Behind JupyterHub, set BOKEH_ALLOW_WS_ORIGIN=<host of the hub> before.")
-    if line := elsewhere(link):
-        print(line, flush=True)
+        origin = "BOKEH_ALLOW_WS_ORIGIN=<host of the hub>"
+        lines.append(f"Behind JupyterHub, set {origin} before.")
+    print_lines(console, *lines, *filter(None, [elsewhere(link)]))
     said = ""
     while True:
         begin = time.monotonic()
