@@ -37,6 +37,7 @@ from surrogate_flow.cli.trainer import (
     require_possible,
 )
 from surrogate_flow.data.module import SurrogateData
+from surrogate_flow.data.online import OnlineData, require_reachable
 from surrogate_flow.fields.errors import UserError, raised_by_user, user_error
 from surrogate_flow.report.callbacks import AtomicCheckpoints, run_callbacks
 from surrogate_flow.report.console import the_console
@@ -218,6 +219,10 @@ class SurrogateCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "fit":
             require_trained(self.model)
+            if isinstance(self.datamodule, OnlineData):
+                # Before a logger begins a run.
+                world = self.trainer.world_size
+                require_reachable(self.datamodule, self.model.window, world)
         path, workflow = kwargs.get("ckpt_path"), self.datamodule.workflow
         if path in ("last", "best"):
             path = runs.last_checkpoint(self._root, workflow, path, self._folder)
@@ -275,10 +280,14 @@ def _refusing(*kinds: type[Exception]) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raised_at = traceback.extract_tb(error.__traceback__)[-1].filename
-        by_callback = "pytorch_lightning/callbacks/" in raised_at
+        frames = traceback.extract_tb(error.__traceback__)
         known: tuple[type[Exception], ...] = (MisconfigurationException, *kinds)
-        if isinstance(error, (*known, RuntimeError) if by_callback else known):
+        if "pytorch_lightning/callbacks/" in frames[-1].filename:
+            known += (RuntimeError,)
+        if any(frame.name == "experiment" for frame in frames):
+            # Of any type: a logger's package that is broken, or has no account.
+            known += (Exception,)
+        if isinstance(error, known):
             raise refused_by_trainer(error, sys.argv[1:]) from error
         raise
 

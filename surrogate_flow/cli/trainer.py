@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -269,6 +270,9 @@ def refused_by_trainer(error: Exception, words: Sequence[str]) -> UserError:
         for name in typed
         if re.search(rf"\b{re.escape(name.rpartition('.')[2])}\b", said)
     ]
+    frames = traceback.extract_tb(error.__traceback__)
+    if any("pytorch_lightning/loggers/" in frame.filename for frame in frames):
+        named = ["logger"]
     named = named or [name for name in typed if name in _HARDWARE] or typed
     options = " and ".join(f"--trainer.{name}" for name in named)
     return UserError(

@@ -25,7 +25,7 @@ from surrogate_flow.data.module import (
     run_folder,
 )
 from surrogate_flow.data.online_loader import AppliedBatches, OnlineLoader
-from surrogate_flow.data.ranks import Ranks, RankState
+from surrogate_flow.data.ranks import RankState
 from surrogate_flow.data.router import Router
 from surrogate_flow.data.source import Local, Source
 from surrogate_flow.data.validation import ValidationSet
@@ -35,6 +35,7 @@ from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.errors import ArgumentError, UserError, require_kind
 from surrogate_flow.fields.quantities import Simulation, named
+from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Policy, Reservoir, Store
 from surrogate_flow.sampling import Design, Observations, Sampler, Uniform
 from surrogate_flow.sampling.design import shared_points
@@ -212,7 +213,7 @@ class OnlineData(SurrogateData):
                 self.store = Store(
                     self.spec, self.window, self.batch_size, self.reservoir
                 )
-                require_reachable(self.store, self.simulations, self.ranks)
+                require_reachable(self, self.window, self.ranks.world)
         archive = None
         if fit and (path := self.archive):
             archive = shared(path, self.ranks, lambda: self.planned(path)[0])
@@ -433,15 +434,16 @@ class OnlineData(SurrogateData):
         )
 
 
-def require_reachable(store: Store, simulations: int | None, ranks: Ranks) -> None:
+def require_reachable(data: OnlineData, window: Window, world: int = 1) -> None:
     """Refuse a threshold that a rank's share of the simulations can never fill."""
-    if simulations is None:
+    if data.simulations is None:
         return
-    share, each = simulations // ranks.world, store.window.samples(store.spec.steps)
-    if share * each < store.threshold:
+    share, each = data.simulations // world, window.samples(data.spec.steps)
+    threshold = data.reservoir.threshold
+    if share * each < threshold:
         raise ArgumentError(
             "The threshold can never be reached",
             f"at most {share * each} samples ({share} simulations of {each})",
-            f"a threshold of {store.threshold}",
+            f"a threshold of {threshold}",
             "Lower it, or run more simulations.",
         )

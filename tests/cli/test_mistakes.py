@@ -644,9 +644,9 @@ MISTAKES = {
         "data.cluster.memory: expected a size such as '8 GB' or '500 MiB', got '8gigs'",
     ),
     "no logger that is installed": (
-        [*FIT, "--trainer.logger=CometLogger"],
+        [*FIT, "--trainer.max_steps=3", "--trainer.logger=CometLogger"],
         "--trainer.logger: Requirement 'comet-ml",
-        "pip install",
+        "Leave --trainer.logger out",
     ),
     "no mode of a callback": (
         [
@@ -1141,6 +1141,17 @@ def test_settings_of_a_run_are_no_recipe(capsys):
     Path("config.yaml").write_text("data: {}\nmodel: {}\n")
     error = error_of(["fit", "--data=config.yaml", *MODEL], capsys)
     assert "Type surrogate-flow fit --config config.yaml" in error
+
+
+def test_a_logger_begins_no_run_that_cannot_be(capsys, monkeypatch):
+    """Nor is its package, which is there but broken, a traceback."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    fit = [*FIT, *SMALL, "--data.simulations=8", "--trainer.logger=wandb"]
+    broken = error_of([*fit, "--data.reservoir.threshold=2"], capsys)
+    assert broken.startswith("--trainer.logger: import of wandb halted")
+    assert "never be reached" in error_of(
+        [*fit, "--data.reservoir.threshold=50"], capsys
+    )
 
 
 def test_hardware_that_is_not_there_names_its_options():

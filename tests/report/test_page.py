@@ -452,13 +452,19 @@ def test_the_largest_folder_makes_less_than_five_megabytes(tmp_path):
 def test_runs_are_compared(count, tmp_path):
     """Errors, settings that differ, all curves; what one lacks is said."""
     folders = []
+    stored = {"class_path": "surrogate_flow.StoredData", "init_args": {"name": "heat"}}
+    data = SETTINGS["data"], stored
     for k in range(count):
         known = {"width": 8 + k, "token": k, **({"unset": None} if k else {})}
         network = {"class_path": "surrogate_flow.nn.FNO", "init_args": known}
         folders.append(
             write_run(
                 tmp_path / f"run{k}",
-                settings={**SETTINGS, "model": {"network": network}},
+                settings={
+                    **SETTINGS,
+                    "model": {"network": network},
+                    "data": data[k > 0],
+                },
                 outcome={
                     "errors": {**OUTCOME["errors"], "val_relative_l2": 0.03 - 0.01 * k}
                 },
@@ -475,6 +481,10 @@ def test_runs_are_compared(count, tmp_path):
     assert table["relative L2 error"] == errors
     assert table["model.network.width"] == [str(8 + k) for k in range(count)]
     assert [name for name in table if "." in name] == ["model.network.width"]
+    assert table["data"][:2] == [
+        "surrogate_flow.OnlineData",
+        "surrogate_flow.StoredData",
+    ]
     assert "run0: metrics.csv is not there" in shown["warnings"]
     assert page.count("data-root-id") >= 4
     assert resources(page) == []

@@ -277,10 +277,9 @@ class Comparison:
 
 
 def _check_reservoir(data: OnlineData, window: Window) -> None:
-    ranks = Ranks()
-    ValidationSet.of_rank(ranks, data.spec, window, data.batch_size, data.held_out)
-    store = Store(data.spec, window, data.batch_size, data.reservoir)
-    require_reachable(store, data.simulations, ranks)
+    ValidationSet.of_rank(Ranks(), data.spec, window, data.batch_size, data.held_out)
+    Store(data.spec, window, data.batch_size, data.reservoir)
+    require_reachable(data, window)
 
 
 def _note_done(place: Path, folder: Path, seconds: float) -> None:

@@ -6,7 +6,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from surrogate_flow.fields.conventions import without_secrets
 from surrogate_flow.report.folder.cost import RunCost
@@ -158,13 +160,22 @@ def _differences(named: Mapping[str, RunFolder], section: Section) -> None:
         differ = len({str(flat.get(name, "-")) for flat in known}) > 1
         # What one class leaves unset, and another does not have, is no difference.
         told = {*values} - {"None", "-", ""}
-        if differ and told and name not in _NOT_COMPARED:
+        own = _of_one_class(name, known)
+        if differ and told and not own and name not in _NOT_COMPARED:
             rows.append((name, *(value[:200] for value in values)))
     if rows:
         caption = "By their options on the command line; all others are the same."
         section.add("table", head=("setting", *named), rows=rows, caption=caption)
     if not known:
         section.absent = "No run has a config.yaml."
+
+
+def _of_one_class(name: str, known: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an option is not one of all the classes that runs have in its place."""
+    parents = [*accumulate(name.split(".")[:-1], "{}.{}".format)]
+    return any(name not in flat for flat in known) and any(
+        len({str(flat.get(parent)) for flat in known}) > 1 for parent in parents
+    )
 
 
 def _curves(named: Mapping[str, RunFolder], section: Section) -> None:
