@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,21 +17,13 @@ from surrogate_flow.fields.thinning import SURROGATE, cells_of, variables_of
 from surrogate_flow.report.folder.words import percent
 from surrogate_flow.report.pictures.drawing import Row, draw, flat, titled
 
-__all__ = ["Case", "Film", "encoded", "film_of", "stills"]
+__all__ = ["Film", "film_of", "stills"]
 
 _VARIABLES = 3  # of a simulation, which are drawn: a page has a size
 _FRAMES = 24  # of a rollout
 _DPI = 84  # so that a picture is as wide as a page
 
 Cells = Sequence[Sequence[int]]
-
-
-class Case(NamedTuple):
-    """A picture of one simulation, and what it is in a sentence."""
-
-    name: str
-    picture: str
-    caption: str
 
 
 class Film(NamedTuple):
@@ -42,15 +34,8 @@ class Film(NamedTuple):
     caption: str
 
 
-def encoded(figure: Figure, quality: int = 85) -> str:
-    """Return a figure as the address of a picture that holds it."""
-    figure.set_dpi(_DPI)
-    figure.canvas.draw()
-    return _encoded(np.asarray(figure.canvas.buffer_rgba()), quality)  # type: ignore[attr-defined]
-
-
-def stills(cases: xr.Dataset, *, mesh: bool = False) -> list[Case]:
-    """Draw each case at the time at which the surrogate errs most.
+def stills(cases: xr.Dataset, *, mesh: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield a picture of each case at the time of its largest error, and a caption.
 
     Fields on a line are drawn over all times, numbers as curves.
 
@@ -61,7 +46,7 @@ def stills(cases: xr.Dataset, *, mesh: bool = False) -> list[Case]:
     mesh : bool
         Whether they are of nodes, of which not all may be there.
     """
-    cells, found = _cells(cases, mesh=mesh), []
+    cells = _cells(cases, mesh=mesh)
     left = max(0, len(variables_of(cases)) - _VARIABLES)
     for name in map(str, cases.case.values):
         case, moments = _of(cases, name), []
@@ -73,16 +58,22 @@ def stills(cases: xr.Dataset, *, mesh: bool = False) -> list[Case]:
                 moments.append(float(truth.time[step]))
                 truth, guess = truth.isel(time=[step]), guess.isel(time=[step])
             truth, guess, place = flat(truth, guess)
-            title = titled(f"{_number(case)}{place}{_cut(cases)}", _parameters(case))
+            title = titled(
+                f"simulation {int(case.simulation)}{place}{_cut(cases)}",
+                _parameters(case),
+            )
             rows.append(Row(truth, guess, title))
         when = " at the time of its largest error" if moments else ""
         caption = (
-            f"The {name} of the held-out simulations{_error(case)}: solver, surrogate "
-            f"and their difference{when}."
+            f"The {name} of the held-out simulations, of relative error "
+            f"{percent(float(case.relative_l2))}: solver, surrogate and their "
+            f"difference{when}."
             + (f" {counted(left, 'variable')} more are in cases.nc." if left else "")
         )
-        found.append(Case(name, encoded(draw(rows, cells)), caption))
-    return found
+        figure = draw(rows, cells)
+        figure.set_dpi(_DPI)
+        figure.canvas.draw()
+        yield _encoded(figure, 85), caption
 
 
 def film_of(cases: xr.Dataset, *, mesh: bool = False) -> Film | None:
@@ -99,7 +90,7 @@ def film_of(cases: xr.Dataset, *, mesh: bool = False) -> Film | None:
     errors = np.abs((guess - truth).values)
     limits = float(truth.min()), float(truth.max())
     width = float(errors[np.isfinite(errors)].max(initial=0.0)) or 1.0
-    title = titled(f"{_number(case)}{_cut(cases)}", _parameters(case))
+    title = titled(f"simulation {int(case.simulation)}{_cut(cases)}", _parameters(case))
     moments = [
         Row(*flat(truth.isel(time=[k]), guess.isel(time=[k]))[:2], title, limits, width)
         for k in range(truth.sizes["time"])
@@ -144,13 +135,13 @@ def _frames(figure: Figure, rows: Sequence[Row]) -> list[str]:
             # Below the field they would be hidden in part.
             for spine in axis.spines.values():
                 axis.draw_artist(spine)
-        image = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
-        frames.append(_encoded(image, 70))
+        frames.append(_encoded(figure, 70))
     return frames
 
 
-def _encoded(image: np.ndarray, quality: int) -> str:
-    file = io.BytesIO()
+def _encoded(figure: Figure, quality: int) -> str:
+    """Return a figure that is drawn as the address of a picture that holds it."""
+    image, file = np.asarray(figure.canvas.buffer_rgba()), io.BytesIO()  # type: ignore[attr-defined]
     # The quickest of its methods: forty pictures are to take a second or two.
     Image.fromarray(image).convert("RGB").save(file, "WEBP", quality=quality, method=1)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -172,16 +163,6 @@ def _worst_step(truth: xr.DataArray, guess: xr.DataArray) -> int:
     errors = np.square((guess - truth).values)
     errors = errors.reshape(len(errors), -1).mean(1)
     return int(np.nan_to_num(errors, nan=-1.0).argmax())
-
-
-def _number(case: xr.Dataset) -> str:
-    known = case.get("simulation")
-    return "simulation" if known is None else f"simulation {int(known)}"
-
-
-def _error(case: xr.Dataset) -> str:
-    known = case.get("relative_l2")
-    return "" if known is None else f", of relative error {percent(float(known))}"
 
 
 def _cut(cases: xr.Dataset) -> str:

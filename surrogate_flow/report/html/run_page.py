@@ -127,12 +127,13 @@ def _cases(run: RunFolder, section: Section) -> None:
         return
     mesh = spec_of(run).get("cells") is not None
     shown = film.film_of(run.cases, mesh=mesh)
-    for case in film.stills(run.cases, mesh=mesh):
-        section.add("picture", case.picture, case.caption)
+    for picture, caption in film.stills(run.cases, mesh=mesh):
+        section.add("picture", picture, caption)
     if shown is None:
         section.add("text", "The pictures show all times, so none is animated.")
     else:
-        all_times, frames = len(spec_of(run).get("times", ())), len(shown.frames)
+        all_times = spec_of(run).get("times", {}).get("count", 0)
+        frames = len(shown.frames)
         few = f" It shows {frames} of {all_times} times." * (frames < all_times)
         section.add("film", caption=f"{shown.caption}{few}", film=shown)
 
