@@ -1,12 +1,12 @@
 """What records and the live page cost a run: samples/s with and without, in turn.
 
-One fit of the demo, whose newest losses and fields are written and sent to the page,
-open in a session of Bokeh in another process, for some seconds, and none of it for as
-many; then one with a page that nobody looks at. Each window is compared with
-the mean of the two around it; the value is the median of the rates with the page, the
-peer that of those without. The solvers run on the same cores meanwhile. *processor* is
-the time that the loop of Dask's scheduler takes with the page, in percent of a core,
-beside what it takes without: both are in the process that trains.
+Fits of the demo and of a mesh, whose newest losses and fields are written and sent to
+the page, open in a session of Bokeh in another process, for some seconds, and none of
+it for as many; then one of the demo with a page that nobody looks at. Each window is
+compared with the mean of the two around it; the value is the median of the rates with
+the page, the peer that of those without. The solvers run on the same cores meanwhile.
+*processor* is the time that the loop of Dask's scheduler takes with the page, in
+percent of a core, beside what it takes without: both are in the process that trains.
 """
 
 from __future__ import annotations
@@ -121,11 +121,14 @@ class InTurn(LivePage):
             trainer.should_stop = True
 
 
-def measure(seconds: float, windows: int, opens: bool, words: list[str]) -> list[Row]:
+def measure(
+    seconds: float, windows: int, data: str, opens: bool, words: list[str]
+) -> list[Row]:
     """Fit until there were so many windows."""
+    words = [f"--data={data}", "--data.simulations=null", *words]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "page" / "now"
-        data, surrogate = build(["fit", *words])
+        source, surrogate = build(["fit", "--model=fully_connected", *words])
         records = Records(folder)
         page = InTurn(records, seconds, windows, opens)
         monitor = Monitor(folder, [page])
@@ -138,7 +141,7 @@ def measure(seconds: float, windows: int, opens: bool, words: list[str]) -> list
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(surrogate, data)
+        trainer.fit(surrogate, source)
     ratios = [
         2 * page.rates[k] / (page.rates[k - 1] + page.rates[k + 1])
         for k in range(1, len(page.rates) - 1, 2)
@@ -149,8 +152,8 @@ def measure(seconds: float, windows: int, opens: bool, words: list[str]) -> list
     )
     made, state = [], "open" if opens else "closed"
     for case, unit, values in (
-        (f"training, page {state}", "samples/s", page.rates),
-        (f"processor, page {state}", "% of a core", page.shares),
+        (f"{data}, training, page {state}", "samples/s", page.rates),
+        (f"{data}, processor, page {state}", "% of a core", page.shares),
     ):
         on, off = statistics.median(values[1::2]), statistics.median(values[::2])
         made.append(Row(case, on, unit, "no page", off))
@@ -167,11 +170,11 @@ def main() -> None:
     options, words = parser.parse_known_args()
     if options.quick:
         options.seconds, options.windows = 2.0, 5
-    demo = ["--data=heat2d", "--model=fully_connected", "--data.simulations=null"]
+    cases = ("heat2d", True), ("heat_plate", True), ("heat2d", False)
     rows = [
         row
-        for opens in (True, False)
-        for row in measure(options.seconds, options.windows, opens, [*demo, *words])
+        for data, opens in cases
+        for row in measure(options.seconds, options.windows, data, opens, words)
     ]
     report(rows, options.json)
 

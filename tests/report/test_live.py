@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from bokeh.document import Document
+from bokeh.document.events import ColumnDataChangedEvent
 from bokeh.models import ColumnDataSource, Div, HoverTool, Select
 from bokeh.plotting import figure
 from live_states import PARAMETERS, field, losses, row, state
@@ -262,15 +263,22 @@ def test_each_newest_field_is_the_one_that_was_told():
     """Of a file with other numbers only these are read; one of another form is read whole."""
     told = state(None)
     doc = page(told)
-    for shift, kind in ((0, "2D"), (5, "2D"), (0, "1D"), (3, "1D")):
+    kinds = ((0, "2D"), (5, "2D"), (0, "1D"), (3, "1D"), (0, "mesh"), (4, "mesh"))
+    events = []
+    doc.on_change(events.append)
+    for shift, kind in kinds:
         fields = field(kind)
         fields = fields.assign(u=fields.u + shift).assign_attrs(simulation=shift)
         told.update({"newest": bytes(fields.to_netcdf(engine="h5netcdf"))})
         again(doc)
         drawn = source(doc, "newest")["solver"]
         shown = drawn[0] if kind == "2D" else drawn
-        np.testing.assert_allclose(shown, fields.u, rtol=1e-6)
+        cells = np.array([1.0, 1.5]) + shift  # the means of their nodes
+        expected = cells if kind == "mesh" else fields.u
+        np.testing.assert_allclose(shown, expected, rtol=1e-6)
         assert f"u, simulation {shift}, step 3" in text(doc)
+    sent = [e.cols for e in events if isinstance(e, ColumnDataChangedEvent)]
+    assert sorted(sent[-1]) == ["difference", "solver", "surrogate"]  # no places again
 
 
 def test_a_damaged_picture_is_said_and_the_rest_shown():

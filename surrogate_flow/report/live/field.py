@@ -15,7 +15,7 @@ from bokeh.models import (
     Slope,
 )
 from bokeh.palettes import Inferno256, RdBu11, interp_palette
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.thinning import SURROGATE, cells_of
@@ -58,7 +58,7 @@ class NewestField:
         }
         for mapper in self._mappers.values():
             mapper.nan_color = GREY
-        self._cells = cells_of(fields)
+        self._cells = _corners(fields)
         self._mesh = _is_mesh(field)
         if field.ndim > 1 or self._mesh:
             self.figures = self._maps(field)
@@ -77,7 +77,7 @@ class NewestField:
         if truth.ndim > 1:
             self._source.data = _images(data)
         elif self._mesh:
-            self._source.data = self._nodes(data)
+            self._draw_nodes(data)
         else:
             self._source.data = _points(data)
         finite = truth.values[np.isfinite(truth.values)]
@@ -112,7 +112,7 @@ class NewestField:
         for name in _MAPS:
             made = panel(name, *labels)
             mapper = self._mappers["difference" if name == "difference" else "field"]
-            if self._mesh and self._cells:
+            if self._mesh and self._cells is not None:
                 drawn = made.patches(
                     *("xs", "ys"),
                     source=self._source,
@@ -205,18 +205,26 @@ class NewestField:
         made.add_tools(HoverTool(renderers=[drawn], tooltips=tips))
         return made
 
-    def _nodes(self, data: dict[str, xr.DataArray]) -> dict[str, Any]:
-        """Return nodes, or the means of their values over each cell."""
-        x, y = (c.values.astype(float) for c in _along(data["solver"])[:2])
-        if not self._cells:
-            return {"x": x, "y": y, **{n: v.values for n, v in data.items()}}
-        cells = [np.array(cell) for cell in self._cells]
-        columns = {n: [v.values[c].mean() for c in cells] for n, v in data.items()}
-        return {
-            "xs": [x[cell] for cell in cells],
-            "ys": [y[cell] for cell in cells],
-            **columns,
-        }
+    def _draw_nodes(self, data: dict[str, xr.DataArray]) -> None:
+        """Draw nodes, or the means of their values over each cell; places once."""
+        columns: dict[str, Any] = {n: v.values for n, v in data.items()}
+        cells = self._cells
+        if cells is not None:
+            count = (cells >= 0).sum(axis=1)
+            columns = {
+                n: np.where(cells >= 0, v[cells], 0).sum(axis=1) / count
+                for n, v in columns.items()
+            }
+        if self._source.data:
+            self._source.data.update(columns)
+            return
+        for name, along in zip("xy", _along(data["solver"])[:2], strict=True):
+            at = along.values.astype(float)
+            if cells is None:
+                columns[name] = at
+            else:
+                columns[f"{name}s"] = [at[cell[cell >= 0]].tolist() for cell in cells]
+        self._source.data = columns
 
 
 def _still(field: xr.DataArray) -> xr.DataArray:
@@ -227,6 +235,11 @@ def _still(field: xr.DataArray) -> xr.DataArray:
         dims = across_up_and_cut(field)
         field = field.isel({dim: field.sizes[dim] // 2 for dim in dims[2:]})
     return field
+
+
+def _corners(fields: xr.Dataset) -> Int[np.ndarray, "cell corner"] | None:
+    """Return the nodes of each cell, -1 for none; None if there are no cells."""
+    return None if cells_of(fields) is None else np.asarray(fields["cells"].values)
 
 
 def _is_mesh(field: xr.DataArray) -> bool:

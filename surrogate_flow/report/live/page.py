@@ -16,7 +16,6 @@ from bokeh.layouts import column, row
 from bokeh.models import (
     CustomJS,
     Div,
-    GlyphRenderer,
     Select,
 )
 from bokeh.themes import Theme
@@ -221,23 +220,24 @@ class Page:
                 self._variables.title = f"{out} more are not shown" if out else ""
                 rows.append(row(self._variables, **_WIDE))
             rows.append(row(*field.figures, **_WRAPPED))
+            figures += field.figures
         left = column(*rows, styles={"min-width": "min(780px, 100%)"}, **_WIDE)
         parts = [row(*above, **_WRAPPED)] if above else []
         if state.parameters:
             matrix = Parameters(state)
             self.panels.append(matrix)
             parts.append(row(left, matrix.root, **_WRAPPED))
+            figures.append(matrix.root)
         else:
             parts.append(left)
-        if state.failures:
-            failures = Failures()
-            self.panels.append(failures)
-            parts.append(failures.root)
+        failures = Failures()
+        self.panels.append(failures)
+        parts.append(failures.root)
         # With data, since a glyph without its columns counts as a mistake.
         self._draw(state)
         # Each message names all models of the page: what is alike stands once.
         views: dict[str, Any] = {}
-        for drawn in (d for p in parts for d in p.select({"type": GlyphRenderer})):
+        for drawn in (each for made in figures for each in made.renderers):
             drawn.view = views.setdefault(drawn.data_source.id, drawn.view)
             drawn.nonselection_glyph = drawn.muted_glyph = None
         self._body.children = parts
@@ -255,7 +255,7 @@ class Page:
             )
         return (
             *(self._chosen, fields, [now.get(n) == now.get(n) for n in _DECIDING]),
-            *(bool(state.times_seen), [*state.parameters], bool(state.failures)),
+            *(bool(state.times_seen), [*state.parameters]),
         )
 
 
@@ -263,8 +263,9 @@ class Failures:
     """The attempts that failed, a row a reason; the newest first."""
 
     def __init__(self) -> None:
-        self._changes = -1
-        self.root = Div(styles={"max-height": "260px", "overflow": "auto"}, **_WIDE)
+        self._changes = 0
+        styles = {"max-height": "260px", "overflow": "auto"}
+        self.root = Div(visible=False, styles=styles, **_WIDE)
 
     def update(self, state: LiveState) -> None:
         """Fill the table, if more have failed."""
@@ -284,6 +285,7 @@ class Failures:
             f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
             for row in rows
         )
+        self.root.visible = bool(state.failures)
         last = "the last " if len(state.failures) == state.failures.maxlen else ""
         self.root.text = (
             "<style>td { padding: 2px 12px 2px 0; vertical-align: top;"
