@@ -154,6 +154,17 @@ def test_plots_show_a_single_point_and_where_there_is_none():
     assert plot.x_range.start <= 0 < 100 <= plot.x_range.end
 
 
+def test_a_plot_of_many_held_out_simulations_stays_small():
+    """A thousand dots, from all over the parameter's range."""
+    cases = pd.DataFrame({"left": np.linspace(0, 1, 9_999), "relative_l2": 0.5})
+    (plot,) = plots.over_parameters(cases, {"left": "K"}, {"left": (0.0, 1.0)})
+    for drawn in plot.renderers:
+        (x,) = (v for k, v in drawn.data_source.data.items() if k == "x")
+        assert 700 < len(x) <= 1000
+        assert min(x) < 0.11
+        assert max(x) > 0.89
+
+
 def test_nothing_is_loaded_and_text_is_text(whole):
     """No address of another machine; a message of a failure is not a script."""
     page, _ = whole

@@ -31,6 +31,7 @@ _COLOURS = (
     *("#a5765b", "#e377c2", "#8c8c8c", "#b5b52f", "#22b8cf"),
 )
 _POINTS = 600  # of a curve
+_DOTS = 1000  # simulations that are shown, evenly over a parameter
 _LETTERS = 46  # of a legend in one line, on a phone
 _FEW = 30  # points that have marks: one alone makes no line
 _ENTRY = 20  # pixels of a legend's height, for each of its lines
@@ -121,6 +122,7 @@ def over_parameters(
         values = pd.to_numeric(validation[name], errors="coerce")
         known = pd.DataFrame({"x": values, "y": errors}).dropna().sort_values("x")
         known["simulation"] = validation.get("simulation", known.index)
+        every = max(1, -(-len(known) // _DOTS))
         plot = _figure(f"{name} [{unit or '1'}]", "relative L2 error [1]", hover=False)
         plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
         if name in bounds and len(known):
@@ -129,14 +131,15 @@ def over_parameters(
             room = 0.03 * (high - low)
             plot.x_range = Range1d(low - room, high + room)
         dots = plot.scatter(
-            "x", "y", source=dict(known), size=7, alpha=0.6, color=_COLOURS[0]
+            "x", "y", source=dict(known[::every]), size=7, alpha=0.6, color=_COLOURS[0]
         )
         said = [("simulation", "@simulation"), (name, "@x"), ("error", "@y{0.00 %}")]
         plot.add_tools(HoverTool(tooltips=said, renderers=[dots]))
         if len(known) >= ENOUGH:
             window = max(9, len(known) // 5)
             median = known.rolling(window, center=True).median().dropna()
-            plot.line(median["x"], median["y"], line_width=3, color=_COLOURS[1])
+            shown = median[::every]
+            plot.line(shown["x"], shown["y"], line_width=3, color=_COLOURS[1])
         yield plot
 
 
