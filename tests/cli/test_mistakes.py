@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
 import surrogate_flow.ensemble.study
-from surrogate_flow.cli import explain
+from surrogate_flow.cli import explain, trainer
 from surrogate_flow.cli.app import main
 
 DATA, MODEL = ["--data", "heat2d"], ["--model", "fully_connected"]
@@ -1156,7 +1156,7 @@ def test_a_logger_begins_no_run_that_cannot_be(capsys, monkeypatch):
 
 def test_hardware_that_is_not_there_names_its_options():
     """Lightning names none of them."""
-    error = explain.refused_by_trainer(
+    error = trainer.refused_by_trainer(
         ValueError("You requested gpu: [0, 1]\n But your machine only has: [0]"),
         [
             "--trainer.devices=2",
