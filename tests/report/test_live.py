@@ -15,6 +15,7 @@ from live_states import PARAMETERS, field, losses, row, state
 from surrogate_flow.fields.thinning import cells_of
 from surrogate_flow.report.folder.tables import OFTEN
 from surrogate_flow.report.live import LiveState
+from surrogate_flow.report.live.dashboard import Dashboard, topic_of
 from surrogate_flow.report.live.page import document
 from surrogate_flow.report.live.reach import tunnel
 from surrogate_flow.reservoir.stats import Tally
@@ -306,6 +307,18 @@ def test_a_run_that_begins_later_is_shown_unless_another_was_chosen():
     again(doc)
     assert "<b>first</b>" in text(doc)
     assert select.options == [(n, n) for n in ("first", "second", "third")]
+
+
+def test_the_end_of_a_run_is_shown_before_its_scheduler_is_gone():
+    """Without a wait for the next look of the page."""
+    dashboard, doc, topic = Dashboard(), Document(), topic_of("run")
+    dashboard.log_event(topic, {"rows": [row(1)]})
+    dashboard.pages.add(document(doc, dashboard.runs))
+    assert len(doc.session_callbacks) == 1
+    dashboard.log_event(topic, {"state": "ended"})
+    _, soon = doc.session_callbacks
+    soon.callback()
+    assert ">ended<" in text(doc)
 
 
 def test_an_error_of_the_page_is_logged_once(caplog):

@@ -202,7 +202,7 @@ def _waiting(run: RunFolder, section: Section) -> None:
 
 
 def _reservoir(run: RunFolder, section: Section) -> None:
-    section.absent = "This run has no reservoir, or has noted nothing of it."
+    section.absent = "This run has no reservoir, or was too short to draw it."
     plot = plots.population(run.telemetry) if len(run.telemetry) else None
     section.plot(
         plot,

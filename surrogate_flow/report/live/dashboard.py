@@ -44,12 +44,15 @@ class Dashboard(SchedulerPlugin):
         By topic, the newest last.
     others : set of str
         Topics of runs that there is no room for, since each of `runs` goes on.
+    pages : set of Page
+        Those that are open.
     """
 
     def __init__(self) -> None:
         self.name = NAME
         self.others: set[str] = set()
         self.runs: dict[str, LiveState] = {}
+        self.pages: weakref.WeakSet[Any] = weakref.WeakSet()
         self._clients: dict[str, str] = {}
 
     async def start(self, scheduler: Any) -> None:
@@ -93,9 +96,15 @@ class Dashboard(SchedulerPlugin):
             return
         if client := msg.get("client"):
             self._clients[topic] = str(client)
+        over = msg.get("state", "running") != "running"
         if state := self._state_of(topic):
             state.update(msg)
-        elif msg.get("state", "running") != "running":
+            if over:
+                # At once, since the scheduler may end with the run.
+                for page in [*self.pages]:
+                    if doc := page.root.document:
+                        doc.add_next_tick_callback(page.update)
+        elif over:
             self._forget(topic)
         # Fields of several runs would fill the scheduler's memory: the state has what
         # they say, and nobody asks for these events.
@@ -139,7 +148,7 @@ def _show(
 
     from surrogate_flow.report.live.page import CONNECTING, document
 
-    document(doc, dashboard.runs, dashboard.others)
+    dashboard.pages.add(document(doc, dashboard.runs, dashboard.others))
     doc.template = env.from_string(
         '{% extends "simple.html" %}{% block content %}{{ super() }}'
         f"{CONNECTING}{{% endblock %}}"

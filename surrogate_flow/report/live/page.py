@@ -70,8 +70,8 @@ def theme() -> Theme:
 
 def document(
     doc: Document, runs: Mapping[str, LiveState], others: Collection[str] = ()
-) -> None:
-    """Fill a document of Bokeh with the page, and keep it up to date.
+) -> Page:
+    """Fill a document of Bokeh with the page, and keep it up to date; return the page.
 
     Parameters
     ----------
@@ -94,6 +94,7 @@ def document(
     found = CustomJS(args=notice, code="lost.visible = false")
     doc.js_on_event("client_reconnected", found)
     doc.add_periodic_callback(page.update, _EVERY)
+    return page
 
 
 class Page:
