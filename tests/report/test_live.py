@@ -73,7 +73,7 @@ def test_each_moment_is_drawn_once():
     told.update({"about": {"simulations": 220}})
     told.update({"rows": [row(second) for second in (12, 13, 14)]})
     again(doc)
-    assert "Simulations: 3 of 220 + 30 held out, 0 failed" in text(doc)
+    assert "Simulations: 3 of 250, 0 failed, 30 held out" in text(doc)
 
 
 def test_a_long_run_takes_no_more_memory():

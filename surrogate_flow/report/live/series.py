@@ -285,16 +285,14 @@ class Series:
             if not state.rows:
                 return "Simulations"
             now = state.series[-1]
-            all_, trains = (
-                now["simulations_planned"],
-                number(state.about.get("simulations")),
-            )
+            all_ = now["simulations_planned"]
+            held_out = all_ - number(state.about.get("simulations"))
             of = f" of {shown(all_)}" if planned else ""
-            if all_ > trains:
-                of = f" of {shown(trains)} + {shown(all_ - trains)} held out"
+            # The last, since a narrow panel cuts its title.
+            rest = f", {shown(held_out)} held out" if held_out > 0 else ""
             return (
                 f"Simulations: {shown(now['simulations_done'])}{of}, "
-                f"{shown(now['simulations_failed'])} failed"
+                f"{shown(now['simulations_failed'])} failed{rest}"
             )
 
         lines = [
