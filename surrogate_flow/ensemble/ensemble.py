@@ -95,6 +95,7 @@ class Ensemble:
         self._again: list[tuple[float, Simulation, int]] = []
         self._tried: dict[int, list[Place | None]] = {}
         self._failed = self._retried = self._held_out = 0
+        self._bounds: dict[str, tuple[float, float]] = {}  # of those that failed
         self._closing = threading.Event()
         self._thread = LoudThread(self._run, "ensemble")
 
@@ -256,15 +257,20 @@ class Ensemble:
             self._failed += 1
             self._tasks.placement.give_up(self._tried.pop(number))
             self._held_out -= simulation.part != "training"
+            for name, value in simulation.parameters.items():
+                low, high = self._bounds.get(name, (value, value))
+                self._bounds[name] = min(low, value), max(high, value)
             self._emit(Failed(simulation, attempt, error, place))
             self._check_failures(simulation, error)
 
     def _check_failures(self, last: Simulation, error: BaseException) -> None:
         if self._tasks.placement.count() > self._faults.max_failures:
             first, line = described(error)
+            ranges = (f"{n} {a:.4g} to {b:.4g}" for n, (a, b) in self._bounds.items())
             raise EnsembleError(
                 f"{counted(self._failed, 'simulation')} failed permanently, more than "
-                f"max_failures={self._faults.max_failures}; the last was "
+                f"max_failures={self._faults.max_failures} (the option "
+                f"--data.faults.max_failures), with {', '.join(ranges)}; the last was "
                 f"{last.number} with {dict(last.parameters)}: {first.rstrip('.')}. "
                 f"All are listed in failures.csv in the run's folder.{line}"
             )

@@ -23,7 +23,7 @@ from surrogate_flow.files import (
     write_text,
 )
 from surrogate_flow.report.boards import Boards
-from surrogate_flow.report.console import the_console
+from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.crate import CRATE, write_crate
 from surrogate_flow.report.folder.run_folder import OUTCOME, REPORT, RunFolder
 from surrogate_flow.report.held_out import HeldOut
@@ -205,10 +205,13 @@ class WritePage(RunCallback):
     """Writes report.html as a run ends or fails, and then what makes it an RO-Crate.
 
     Both are of what is in the run's folder, and behind all that writes there. A run
-    that was ended before its first batch has neither.
+    that was ended before its first batch has neither. Of a run that fails it prints
+    where they are, as `Report` does of others.
     """
 
-    _made = False
+    def __init__(self, folder: Path, console: Console | None = None) -> None:
+        super().__init__(folder)
+        self._made, self._console = False, console
 
     def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Write the page."""
@@ -222,6 +225,8 @@ class WritePage(RunCallback):
         failed = self.trained or any(self.folder.glob("failures*.csv"))
         if failed and not isinstance(error, KeyboardInterrupt):
             self._page(trainer)
+            lines = f"Run: {self.folder}", f"Report: {self.folder / REPORT}"
+            print_lines(self._console or Console(), *lines[: 2 * self._made])
             self.teardown(trainer, module, "")
 
     def teardown(
@@ -310,4 +315,4 @@ def run_callbacks(
                 )
             )
     # Behind all others, whose files they show.
-    return [*callbacks, *[WritePage(folder)] * report, page]
+    return [*callbacks, *[WritePage(folder, console)] * report, page]

@@ -292,7 +292,11 @@ def test_too_many_failures_end_the_study(client, tmp_path):
         ) as e:
             study.ensemble.check()
     assert "troubled.py:" in str(e.value)
-    assert len(study.failed) == 4
+    # Two more where a worker was set aside before the other had failed three.
+    assert 4 <= len(study.failed) < 12
+    values = [s.parameters["phase"] for s in planned(50) if s.number in study.failed]
+    within = f"phase {min(values):.4g} to {max(values):.4g}; the last was"
+    assert f"--data.faults.max_failures), with {within}" in str(e.value)
 
 
 def test_parameters_are_drawn_only_when_there_is_room(client, tmp_path):

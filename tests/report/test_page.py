@@ -358,8 +358,11 @@ def test_the_page_elsewhere_leaves_the_folder_as_it_is(tmp_path, monkeypatch, ca
     assert "ro-crate-metadata.json was not written" in caplog.text
 
 
-def test_a_run_that_fails_leaves_its_page(tmp_path):
-    """And the list of its files; not before its first batch, nor by a second Ctrl-C."""
+def test_a_run_that_fails_leaves_its_page(tmp_path, capsys):
+    """And the list of its files; not before its first batch, nor by a second Ctrl-C.
+
+    It says where they are.
+    """
     trainer = SimpleNamespace(is_global_zero=True, loggers=[])
     without = ["cases.nc", "failures.csv", "outcome.json"]
     folder = write_run(tmp_path / "run", without=without)
@@ -375,6 +378,8 @@ def test_a_run_that_fails_leaves_its_page(tmp_path):
     callback.on_exception(trainer, None, RuntimeError())
     left = {path.name for path in {*folder.rglob("*")} - before}
     assert left == {"report.html", "ro-crate-metadata.json"}
+    said = capsys.readouterr().out.replace("\n", "")
+    assert said == f"Run: {folder}Report: {folder / 'report.html'}"
 
 
 def test_what_payback_measures_is_shown(tmp_path, monkeypatch):
