@@ -128,7 +128,8 @@ options:
   --batch_size N      samples that are predicted together; as many as fit by default
   --device DEVICE     cpu or cuda; auto, the default, takes a GPU if there is one
   --output FILE       netCDF (field.nc by default), or Zarr: a name that ends with
-                      .zarr is written part by part, and never lies in memory whole
+                      .zarr is written part by part, and never lies in memory whole;
+                      a file that is there is replaced, a Zarr store is not
 
 A table gives one dataset with the dim 'sample'. What is interrupted leaves no file.
 
@@ -220,7 +221,8 @@ folder of runs, such as that of 'compare'. Examples:
 
 options:
   RUN             the folder of a run; the newest one under runs/ by default
-  --output FILE   RUN/report.html by default; comparison.html of several
+  --output FILE   RUN/report.html by default; of several comparison.html in the
+                  current folder; a file that is there is replaced
 """,
     "watch": f"""\
 usage: surrogate-flow watch [RUN] [--port N]

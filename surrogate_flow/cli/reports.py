@@ -35,6 +35,8 @@ def report(words: Sequence[str]) -> None:
     output = options.output or (
         runs[0].path / REPORT if alone else Path("comparison.html")
     )
+    own = alone and not options.output
+    replaced = not own and output.exists()
     page = run_page(runs[0]) if alone else comparison_page(runs)
     try:
         write_text(output, page)
@@ -43,9 +45,13 @@ def report(words: Sequence[str]) -> None:
             f"--output {output}: cannot be written ({error}). Expected the name of a "
             "file in a folder where you may write; name another."
         ) from error
-    if alone and not options.output:
+    if own:
         # The page is there, whatever becomes of the list of the files.
         with observing(runs[0].path / CRATE):
             write_crate(runs[0])
     what = "the report" if alone else f"{len(runs)} runs side by side"
-    print_lines(the_console(), f"{output}: {what}; open it in a browser.")
+    print_lines(
+        the_console(),
+        *[f"{output}: the file that was there is replaced."] * replaced,
+        f"{output}: {what}; open it in a browser.",
+    )

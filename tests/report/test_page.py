@@ -340,13 +340,20 @@ def test_commands_of_folders_with_blanks_can_be_typed(tmp_path, monkeypatch):
     assert f"type: {said}fit --data heat --model fno" in on
 
 
-def test_the_page_elsewhere_leaves_the_folder_as_it_is(tmp_path, monkeypatch, caplog):
-    """It may be somebody else's; and without the list of files there is a report."""
+def test_the_page_elsewhere_leaves_the_folder_as_it_is(
+    tmp_path, monkeypatch, caplog, capsys
+):
+    """It may be somebody else's; without the list of files there is a report; what is replaced is said."""
     monkeypatch.chdir(tmp_path)
     folder = write_run(tmp_path / "runs" / "heat" / "run", without=["cases.nc"])
     before = {*folder.rglob("*")}
-    main(["report", str(folder), f"--output={tmp_path}/mine.html"])
-    assert (tmp_path / "mine.html").is_file()
+    elsewhere = ["report", str(folder), "--output=mine.html"]
+    main(elsewhere)
+    assert Path("mine.html").is_file()
+    assert "replaced" not in capsys.readouterr().out
+    main(elsewhere)
+    replaced = "mine.html: the file that was there is replaced.\n"
+    assert capsys.readouterr().out.startswith(replaced)
     assert {*folder.rglob("*")} == before
 
     def fail(run):
