@@ -31,9 +31,9 @@ from surrogate_flow.sampling import (
     Uniform,
 )
 from surrogate_flow.surrogate.inputs import read_history, read_parameters
-from surrogate_flow.surrogate.prediction import Prediction
+from surrogate_flow.surrogate.prediction import Prediction, require_memory
 from surrogate_flow.surrogate.surrogate import Surrogate
-from surrogate_flow.surrogate.writing import require_writable, write
+from surrogate_flow.surrogate.writing import ZARR, require_writable, write
 
 __all__ = ["add_arguments", "run"]
 
@@ -86,6 +86,11 @@ def run(options: Any) -> None:
             f"Such as --history {left}, of the run that left the checkpoint.",
         )
     if sampler is not None:
+        if output.suffix != ZARR:
+            # Before minutes go by; a history leaves fewer steps, at least one.
+            spec = surrogate.spec
+            times = 1 if history is not None else len(options.times or spec.times)
+            require_memory(spec, options.samples, times)
         given = _drawn(sampler, options.samples, surrogate.spec)
     prediction = Prediction(
         surrogate, given, options.times, history, options.batch_size

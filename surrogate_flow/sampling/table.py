@@ -17,7 +17,7 @@ from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.fields.quantities import Parameter
 from surrogate_flow.sampling.sampler import Sampler
 
-__all__ = ["Table", "numbers_in", "read_table"]
+__all__ = ["Table", "numbers_in", "read_table", "units_apart"]
 
 _BLANKS = r"\s+"
 _HEADER = re.compile(r"(?P<name>.*\S)(?:\s*\[|\s+\()(?P<units>[^\[\]]*)[\])]")
@@ -49,12 +49,7 @@ def read_table(path: Path) -> pd.DataFrame:
                 # Else a row that is longer than the header moves by one column.
                 index_col=None if separator == _BLANKS else False,
             )
-        headers = {c: _HEADER.fullmatch(str(c)) for c in table.columns}
-        bare = {c: h["name"] for c, h in headers.items() if h}
-        if len({*table.columns.map(lambda c: bare.get(c, c))}) == len(headers):
-            table = table.rename(columns=bare)
-        units = {h["name"]: h["units"] for h in headers.values() if h}
-        table.attrs["units"] = {c: u for c, u in units.items() if c in table.columns}
+        table = units_apart(table)
         table.attrs["source"] = str(path)
         lines = [n for n, line in enumerate(text.splitlines(), 1) if line.strip()][1:]
         if len(lines) == len(table):  # else a cell has several
@@ -72,6 +67,18 @@ def read_table(path: Path) -> pd.DataFrame:
             f"{path}: cannot be read as CSV ({why}). It needs a header of parameters "
             "and a row for each simulation."
         ) from error
+
+
+def units_apart(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose columns ``speed [m/s]`` have their units in ``attrs``."""
+    headers = {c: _HEADER.fullmatch(str(c)) for c in table.columns}
+    bare = {c: h["name"] for c, h in headers.items() if h}
+    if len({*table.columns.map(lambda c: bare.get(c, c))}) == len(headers):
+        table = table.rename(columns=bare)
+    units = {h["name"]: h["units"] for h in headers.values() if h}
+    there = {c: u for c, u in units.items() if c in table.columns}
+    table.attrs = {**table.attrs, "units": table.attrs.get("units", {}) | there}
+    return table
 
 
 def numbers_in(

@@ -23,7 +23,7 @@ from surrogate_flow.fields.quantities import counted, numbers
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.files import NETCDF, not_netcdf
-from surrogate_flow.sampling.table import numbers_in, read_table
+from surrogate_flow.sampling.table import numbers_in, read_table, units_apart
 
 __all__ = [
     "LABEL",
@@ -49,10 +49,10 @@ def vectors(
     ----------
     spec : FieldSpec
     parameters : mapping of str to float or sequence, DataFrame or xr.Dataset
-        One number each is a single sample. Of a table, a column for each parameter; of
-        a Dataset, a variable, along the same dim. A single number among sequences holds
-        for all samples. Labels of samples are the column `LABEL`, or else an index that
-        is not 0, 1, 2, ...
+        One number each is a single sample. Of a table, a column for each parameter, as
+        ``speed`` or ``speed [m/s]``; of a Dataset, a variable, along the same dim. A
+        single number among sequences holds for all samples. Labels of samples are the
+        column `LABEL`, or else an index that is not 0, 1, 2, ...
 
     Raises
     ------
@@ -64,7 +64,8 @@ def vectors(
     if isinstance(parameters, xr.Dataset):
         table, several = _of_dataset(spec, parameters)
     elif isinstance(parameters, pd.DataFrame):
-        table = _table(spec, parameters, parameters.index, parameters.attrs)
+        named = units_apart(parameters.copy(deep=False))
+        table = _table(spec, named, named.index, named.attrs)
     elif isinstance(parameters, Mapping) and any(map(_long, parameters.values())):
         table = _table(spec, parameters)
     else:

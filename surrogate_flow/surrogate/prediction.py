@@ -31,7 +31,7 @@ from surrogate_flow.surrogate.inputs import (
 )
 from surrogate_flow.surrogate.rollout import predictions
 
-__all__ = ["Part", "Prediction"]
+__all__ = ["Part", "Prediction", "require_memory"]
 
 _BYTES = 2**12  # of the device's free memory, for each value that a pass predicts
 _FEWEST, _MOST = 2**18, 2**24  # values that a pass predicts, by default
@@ -120,8 +120,7 @@ class Prediction:
             self._steps = positions(spec, wanted)
         self.times = np.atleast_1d(wanted).tolist()
         self.shape = (self.count, len(self.times), *spec.step_shape)
-        plain = all(v.plain for v in spec.variables)
-        self.dtype = np.dtype(np.float32 if plain else np.float64)
+        self.dtype = _dtype(spec)
         self.nbytes = math.prod(self.shape) * self.dtype.itemsize
         self.chunk = self._chunk(batch_size)
         self.done = 0
@@ -253,15 +252,7 @@ class Prediction:
         UserError
             If it does not fit into memory.
         """
-        free = _free()
-        if self.nbytes > free:
-            raise UserError(
-                f"predict: {self.count:,} samples at {len(self.times):,} times",
-                f"what fits into free memory, {format_bytes(free)}",
-                format_bytes(self.nbytes),
-                "Write it part by part: --output field.zarr, or, in Python, "
-                "surrogate.predict_to_file('field.zarr', ...).",
-            )
+        require_memory(self.spec, self.count, len(self.times))
         fields = np.empty(self.shape, self.dtype)
         for part in self:
             fields[part.samples, part.times] = part.fields
@@ -281,6 +272,29 @@ class Prediction:
             return labelled
         named = attributes("", "label of the sample")
         return labelled.assign_coords({LABEL: (SAMPLE, self._labels, named)})
+
+
+def require_memory(spec: FieldSpec, samples: int, times: int) -> None:
+    """Refuse a prediction that does not fit into memory as a whole.
+
+    Raises
+    ------
+    UserError
+    """
+    nbytes = samples * times * math.prod(spec.step_shape) * _dtype(spec).itemsize
+    if nbytes > (free := _free()):
+        raise UserError(
+            f"predict: {samples:,} samples at {times:,} times",
+            f"what fits into free memory, {format_bytes(free)}",
+            format_bytes(nbytes),
+            "Write it part by part: --output field.zarr, or, in Python, "
+            "surrogate.predict_to_file('field.zarr', ...).",
+        )
+
+
+def _dtype(spec: FieldSpec) -> np.dtype[Any]:
+    plain = all(v.plain for v in spec.variables)
+    return np.dtype(np.float32 if plain else np.float64)
 
 
 def _free() -> int:

@@ -347,8 +347,8 @@ class Surrogate(L.LightningModule):
         ----------
         parameters : mapping of str to float or sequence, DataFrame or xr.Dataset
             One value for each parameter of the spec; or a column of them, whose units,
-            in ``attrs``, must be those of the spec. A column ``id``, or an index that
-            is not 0, 1, 2, ..., has labels of the samples.
+            in ``attrs`` or as ``speed [m/s]``, must be those of the spec. A column
+            ``id``, or an index that is not 0, 1, 2, ..., has labels of the samples.
         times : sequence of float, optional
             In the units of the spec. With a direct window the network interpolates
             between two steps of the solver; an autoregressive one rolls out over steps

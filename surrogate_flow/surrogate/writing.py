@@ -20,7 +20,7 @@ from surrogate_flow.files import NETCDF
 from surrogate_flow.surrogate.inputs import SAMPLE
 from surrogate_flow.surrogate.prediction import Prediction
 
-__all__ = ["require_place", "require_writable", "write"]
+__all__ = ["ZARR", "require_place", "require_writable", "write"]
 
 ZARR = ".zarr"
 _NETCDF = ("", ".nc3", ".netcdf", *NETCDF)

@@ -17,6 +17,7 @@ from conventions import findings
 
 from surrogate_flow import to_netcdf
 from surrogate_flow.cli.app import main
+from surrogate_flow.cli.predict import _drawn
 from surrogate_flow.fields.window import Autoregressive
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.sampling import Halton, LatinHypercube, Sobol, Uniform
@@ -211,7 +212,12 @@ def test_a_mistake_in_a_table_is_one_line(
 
 
 def test_other_mistakes_are_one_line(predict, tmp_path, capsys, monkeypatch):
-    """A store that is there, no GPU, and netCDF that would not fit into memory."""
+    """A store that is there, no GPU, and netCDF that would not fit into memory.
+
+    That is said before any sample is drawn.
+    """
+    drawn = Mock(wraps=_drawn)
+    monkeypatch.setattr("surrogate_flow.cli.predict._drawn", drawn)
     (tmp_path / "there.zarr").mkdir()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(
@@ -224,11 +230,12 @@ def test_other_mistakes_are_one_line(predict, tmp_path, capsys, monkeypatch):
             [],
             "2 samples at 9 times: expected what fits into free memory, 0.98 kiB, got",
         ),
-        (["--batch_size=0"], "predict: batch_size: expected a number >= 1, got 0"),
+        (["--batch_size=0", "--output=a.zarr"], "batch_size: expected a number >= 1"),
     ):
         with pytest.raises(SystemExit):
             predict("--samples=2", *words)
         assert message in capsys.readouterr().err
+        assert drawn.called == ("--output=a.zarr" in words)
     assert [path.name for path in tmp_path.iterdir()] == ["there.zarr"]
     predict("--samples=2", "--output=fits.zarr")
     monkeypatch.undo()

@@ -92,10 +92,13 @@ def test_every_kind_of_table_gives_the_same():
     expected = surrogate.predict(TABLE)
     frame = pd.DataFrame(TABLE)[NAMES[::-1]]
     along = {name: ("row", values, {"units": "K"}) for name, values in TABLE.items()}
-    for table in (frame, xr.Dataset(along), xr.Dataset(coords=along), expected):
+    headed = frame.rename(columns="{} [K]".format)
+    given = headed, xr.Dataset(along), xr.Dataset(coords=along)
+    for table in (frame, *given, expected):
         if table is expected:
             table = table[NAMES]
         xr.testing.assert_identical(surrogate.predict(table), expected)
+    assert (list(headed), headed.attrs) == ([f"{n} [K]" for n in NAMES[::-1]], {})
     names = [f"case {k}" for k in range(7)]
     assert "id" not in expected.coords
     for table in (
@@ -156,6 +159,10 @@ MISTAKES = {
     "units": (
         with_units(TABLE, left="degC"),
         "parameters: left: expected the units of the spec, K, got degC. Convert",
+    ),
+    "units of a column": (
+        FRAME.rename(columns={"left": "left [degC]"}),
+        "left: expected the units of the spec, K, got degC",
     ),
     "units of a Dataset": (
         xr.Dataset({n: ("sample", v, {"units": "m"}) for n, v in TABLE.items()}),
