@@ -22,6 +22,7 @@ __all__ = [
     "DirectoryLock",
     "leave",
     "log_unwritten",
+    "no_checkpoint",
     "not_netcdf",
     "observing",
     "own_folder",
@@ -37,6 +38,22 @@ LOCK = ".lock"
 _OWNER, _OWN = ".flow-owner", re.compile(r"flow-([a-z]+-)?[a-z0-9_]{8}")
 #: How the names of netCDF files end.
 NETCDF = (".nc", ".nc4", ".cdf", ".h5", ".hdf5")
+
+
+def no_checkpoint(path: str | Path) -> str:
+    """Return that there is none, and which may be meant, of a folder or by its name."""
+    given, runs = Path(path), Path("runs")
+    found = [*given.glob("*.ckpt"), *given.glob("checkpoints/*.ckpt")]
+    if path in ("best", "last"):
+        by_time = sorted(
+            runs.glob(f"*/*/checkpoints/{path}.ckpt"),
+            key=lambda p: p.stat().st_mtime_ns,
+        )
+        found += by_time[-1:]
+    remedy = "A run keeps its own in runs/<workflow>/<time>/checkpoints/."
+    if found:
+        remedy = f"Did you mean {' or '.join(map(str, sorted(found)))}?"
+    return f"No checkpoint {str(path)!r} in {Path.cwd()}. {remedy}"
 
 
 def not_netcdf(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from surrogate_flow.fields.names import RecipeError, class_in, closest, nearest
-from surrogate_flow.files import NETCDF
+from surrogate_flow.files import NETCDF, no_checkpoint
 
 __all__ = [
     "COMMANDS",
@@ -201,7 +201,7 @@ class CommandLine:
                 )
             self.files[option], value = path, str(path)
         elif option == "--ckpt_path" and _names_missing_file(value):
-            raise RecipeError(f"No checkpoint {value!r} in {Path.cwd()}. {_KEPT}.")
+            raise RecipeError(no_checkpoint(value))
         self.words += [f"{option}={value}"] if joined else [option, value]
 
     def _require(self, options: set[str]) -> None:

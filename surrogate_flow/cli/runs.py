@@ -204,6 +204,8 @@ def given_checkpoint(path: str) -> str:
     """Return the path of a checkpoint; ``last`` and ``best`` are of the newest run."""
     named = path in ("last", "best")
     if named and (found := newest(Path("runs"), f"*/*/checkpoints/{path}.ckpt")):
-        logger.info("From the checkpoint %s", found)
+        workflow = found.parents[2].name
+        what = "From the checkpoint %s: the newest run of any workflow is of %s"
+        logger.info(what, found, workflow)
         return str(found)
     return path

@@ -72,6 +72,11 @@ class Archive:
         self._lock: DirectoryLock | None = None
         self.attributes: dict[str, Any] = dict(self._group.attrs)
         got = self.attributes.get("format")
+        if str(self.attributes.get("title")).startswith("Prediction of a surrogate"):
+            raise ArchiveError(
+                f"{path}: expected a data set, got a prediction. Name one that "
+                "generate or import has written."
+            )
         if got != FORMAT:
             raise ArchiveError(
                 f"{path}: expected a data set of format {FORMAT}, got "

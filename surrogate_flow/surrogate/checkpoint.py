@@ -20,6 +20,7 @@ from surrogate_flow.fields.names import (
     with_present_names,
 )
 from surrogate_flow.fields.window import Window
+from surrogate_flow.files import no_checkpoint
 
 __all__ = [
     "ERROR",
@@ -48,10 +49,7 @@ def read(
     Where training `resumes`, weights alone are refused.
     """
     if not Path(path).is_file():
-        raise MissingFileError(
-            f"No checkpoint {str(path)!r} in {Path.cwd()}. A run keeps its own in "
-            "runs/<workflow>/<time>/checkpoints/."
-        )
+        raise MissingFileError(no_checkpoint(path))
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -383,18 +383,26 @@ class Surrogate(L.LightningModule):
         prediction = Prediction(self, parameters, *args, **kwargs)
         write(prediction, Path(path), type(self.network).__name__)
 
-    def _repr_html_(self) -> str:
-        """Return what it predicts from what, for a notebook."""
+    def _rows(self) -> list[tuple[str, str]]:
+        """Return what it predicts from what."""
         weights = sum(w.numel() for w in self.network.parameters() if not is_lazy(w))
         error = "not known" if self.error is None else f"{self.error:.2%}, relative L2"
-        rows = [
+        return [
             *rows_of(self.spec),
             ("window", str(self.window)),
             ("network", f"{type(self.network).__name__}, {weights:,} weights"),
             ("validation error", error),
             ("device", str(self.device)),
         ]
-        return table("Surrogate", rows)
+
+    def __repr__(self) -> str:
+        """Return it line by line; the layers are those of ``network``."""
+        rows = (f"{name}: {said}".splitlines() for name, said in self._rows())
+        return "\n  ".join(["Surrogate", *map("\n    ".join, rows)])
+
+    def _repr_html_(self) -> str:
+        """Return it as a table, for a notebook."""
+        return table("Surrogate", self._rows())
 
     def on_save_checkpoint(self, saved: dict[str, Any]) -> None:
         """Add what `load` needs, as plain values."""

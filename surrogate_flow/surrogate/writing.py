@@ -36,8 +36,9 @@ def require_writable(path: Path) -> None:
     """
     what = f"--output {path}"
     if path.suffix == ZARR and path.exists():
+        # Also from Python, where it is no option.
         raise ArgumentError(
-            what, "a new name", "one that exists", "Remove it, or name another."
+            f"{path}", "a new name", "one that exists", "Remove it, or name another."
         )
     require_place(path, "field.nc")
     if path.suffix not in (ZARR, *_NETCDF):

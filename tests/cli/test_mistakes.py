@@ -105,19 +105,20 @@ MISTAKES = {
         ["check", "./own_solvers.py"],
         "class_path: expected one such as 'own_solvers.Own', got './own_solvers.py'",
     ),
-    "watch: no run": (["watch"], "got runs, which is no folder. A fit prints its own"),
+    "watch: no run": (["watch"], "got runs, no folder in", "Go to where fit was typed"),
     "watch: two runs": (["watch", "a", "b"], "expected one folder of a run, got 2"),
     "watch: no run's folder": (["watch", "nope"], "nope"),
     "watch: a port that is none": (["watch", "--port=99999"], "expected 0 to 65535"),
     "report: no run": (
         ["report"],
-        "got runs, which is no folder. A fit prints its own",
+        "got runs, no folder in",
+        "Go to where fit was typed, or name the folder that it printed",
     ),
     "report: an option that is none": (["report", "a", "--out=b"], "mean '--output'"),
     "report: what is no run": (
         ["report", "nope"],
         "expected one with config.yaml",
-        "got nope, which is no folder",
+        "got nope, no folder in",
     ),
     "no value": (
         ["fit", *MODEL, *DATA, "--data.simulations"],

@@ -18,6 +18,7 @@ from conventions import findings
 from surrogate_flow import to_netcdf
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.predict import _drawn
+from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.fields.window import Autoregressive
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.sampling import Halton, LatinHypercube, Sobol, Uniform
@@ -238,6 +239,8 @@ def test_other_mistakes_are_one_line(predict, tmp_path, capsys, monkeypatch):
         assert drawn.called == ("--output=a.zarr" in words)
     assert [path.name for path in tmp_path.iterdir()] == ["there.zarr"]
     predict("--samples=2", "--output=fits.zarr")
+    with pytest.raises(ArchiveError, match="a data set, got a prediction"):
+        Archive(tmp_path / "fits.zarr")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     # As netCDF's library tells of a full disk.

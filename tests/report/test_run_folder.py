@@ -275,5 +275,5 @@ def test_only_runs_are_searched_for_the_newest(tmp_path, monkeypatch):
     folder = tmp_path / "home/a/b"
     folder.mkdir(parents=True)
     wrote(folder, rows(2))
-    with pytest.raises(UserError, match="A fit prints its own"):
+    with pytest.raises(UserError, match="Go to where fit was typed"):
         RunFolder(tmp_path / "home")

@@ -11,6 +11,7 @@ import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from surrogate_flow.cli import runs
 from surrogate_flow.cli.app import main
+from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.data.checkpoint import StudyCheckpoint, read_steps
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.ledger import Ledger
@@ -59,6 +61,28 @@ def evil(tmp_path, saved):
     """That checkpoint, and something that would run; and where one would see it."""
     torch.save({**saved, "more": Evil(tmp_path / "ran")}, tmp_path / "evil.ckpt")
     return tmp_path / "evil.ckpt", tmp_path / "ran"
+
+
+def test_what_is_none_names_those_that_may_be_meant(tmp_path, monkeypatch, caplog):
+    """A run's folder has two; a bare name means the newest run, of whichever workflow."""
+    monkeypatch.chdir(tmp_path)
+    kept = [Path(f"runs/heat/1/checkpoints/{name}.ckpt") for name in ("best", "last")]
+    kept[0].parent.mkdir(parents=True)
+    for path in kept:
+        path.touch()
+    meant = f"Did you mean {kept[0]} or {kept[1]}"
+    for folder in ("runs/heat/1", "runs/heat/1/checkpoints/"):
+        with pytest.raises(ValueError, match=meant):
+            CommandLine.of(["export", "--ckpt_path", folder, "--format=pt2"])
+    with pytest.raises(FileNotFoundError, match=meant):
+        Surrogate.load("runs/heat/1")
+    with pytest.raises(FileNotFoundError, match=f"Did you mean {kept[0]}?"):
+        Surrogate.load("best")
+    with pytest.raises(FileNotFoundError, match="A run keeps its own in runs/"):
+        Surrogate.load("first")
+    caplog.set_level("INFO")
+    assert runs.given_checkpoint("last") == str(kept[1])
+    assert "the newest run of any workflow is of heat" in caplog.text
 
 
 def test_the_bait_works(evil):

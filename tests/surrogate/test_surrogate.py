@@ -187,7 +187,12 @@ def test_bad_predictions_are_refused(surrogate, parameters, times, message):
 
 def test_a_notebook_shows_what_it_is():
     """Of names and units that would be HTML, too, and before it was ever saved."""
-    page = Surrogate(TWO_FIELDS, FullyConnected)._repr_html_()
+    made = Surrogate(TWO_FIELDS, FullyConnected)
+    page = made._repr_html_()
+    lines = repr(made).splitlines()
+    assert lines[0] == "Surrogate"
+    assert "    a: -1 to 3" in lines or "  parameters: a: -1 to 3" in lines
+    assert len(lines) < 12
     assert "p [Pa], q [kg]" in page
     assert "a: -1 to 3" in page
     assert "Direct()" in page

@@ -165,8 +165,10 @@ class RunFolder:
             raise kind(
                 "The folder of a run",
                 "one with config.yaml and telemetry.csv, as runs/heat2d/<time>",
-                path if self.path.is_dir() else f"{path}, which is no folder",
-                f"The newest is {found[-1]}." if found else "A fit prints its own.",
+                path if self.path.is_dir() else f"{path}, no folder in {Path.cwd()}",
+                f"The newest is {found[-1]}."
+                if found
+                else "Go to where fit was typed, or name the folder that it printed.",
             )
 
     @functools.cached_property
