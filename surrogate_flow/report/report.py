@@ -24,6 +24,7 @@ from surrogate_flow.files import leave, observing
 from surrogate_flow.report.console import print_lines
 from surrogate_flow.report.error_curve import BASELINES, ErrorCurve, baseline_error
 from surrogate_flow.report.folder.run_folder import REPORT
+from surrogate_flow.report.folder.words import skill as in_words
 from surrogate_flow.report.pictures.picture import picture
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -192,7 +193,9 @@ def _errors(
     rmse = {n: float(metrics[f"{stage}_rmse_{n}"]) for n in units}
     skills = {n: 1 - (rmse[n] / c) ** 2 for n, c in constants.items() if c}
     skill = np.mean([*skills.values()]) if skills else 1.0
-    beside = f", skill {skill:.3f} against a constant field" if skills else ""
+    beside = (
+        f", skill {in_words(float(skill))} against a constant field" if skills else ""
+    )
     if skills:
         beside += _despite_mean(error, {n: rmse[n] / constants[n] for n in skills})
     # For outcome.json.

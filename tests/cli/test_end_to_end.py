@@ -102,7 +102,7 @@ def test_leaves_the_run_folder(run):
     both = ("val_relative_l2", "val_relative_l2_standard_error")
     error = percent(*(errors.get(name) for name in both))
     assert f"an error of {error} " in said.split("</p>")[0]
-    assert "breaks even after" in said.split("</p>")[0]
+    assert "(break-even: see Cost)" in said.split("</p>")[0]
     assert any("tfevents" in name for name in names)
     assert not {"failures.csv", "hparams.yaml"} & names
     with (path / "metrics.csv").open(newline="") as file:

@@ -114,7 +114,9 @@ def test_a_shared_machine_is_said(cluster, shared, tmp_path):
     page = run_page(RunFolder(folder))
     assert "s3cret" not in page
     assert "uri: http://***@h" in sections(page)["settings"]
-    assert (" evaluations or more." in page) == shared
+    said = unescape(page.split('class="headline">')[1].split("</p>")[0])
+    assert ("beside the training (break-even: see Cost)." in said) == shared
+    assert ("breaks even after" in said) != shared
     assert ("that shared a machine" in sections(page)["cost"]) == shared
     assert "benchmarks/payback.py" in sections(page)["cost"]
 
@@ -511,6 +513,31 @@ def test_runs_are_compared(count, tmp_path):
     assert "run0: metrics.csv is not there" in shown["warnings"]
     assert page.count("data-root-id") >= 4
     assert resources(page) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"about": {"spec": spec((4,), 2)}}, "different problems"),
+        ({"solver": {"class_path": "Burgers"}}, "different problems"),
+        ({"outcome": {"validated": 39}}, "different numbers of held-out simulations"),
+    ],
+)
+def test_no_run_is_best_where_errors_do_not_compare(other, said, tmp_path):
+    """Not of other fields, of another solver, nor over other counts."""
+    folders = []
+    for name, known in (("a", {}), ("b", other)):
+        more = dict(known)
+        solver = more.pop("solver", {"class_path": "Heat"})
+        data = {"init_args": {"name": "heat", "solver": solver}}
+        settings = {**SETTINGS, "data": data}
+        without = ["cases.nc"]
+        folders.append(
+            write_run(tmp_path / name, settings=settings, without=without, **more)
+        )
+    page = comparison_page([RunFolder(folder) for folder in folders])
+    assert said in sections(page)["numbers"]
+    assert "has the smallest error" not in page
 
 
 def test_runs_of_a_comparison_are_found(tmp_path):

@@ -17,6 +17,7 @@ from test_ranks import HELD_OUT, TWO
 from test_resume import SIMULATIONS, STEPS, kill_after, lines, start
 
 from surrogate_flow.fields.window import Autoregressive
+from surrogate_flow.report.folder.words import skill
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -81,7 +82,7 @@ def test_leaves_what_a_user_looks_at(run):
         r"Validation error: [\d.]+% ± [\d.]+% relative .*skill 0\.[89]", output
     )
     errors = json.loads((path / "outcome.json").read_text())["errors"]
-    assert f"skill {errors['val_skill']:.3f}" in output
+    assert f"skill {skill(errors['val_skill'])} " in output
     guesses = ("no change", "linear extrapolation")
     for guess in guesses[: 1 + (f"of {guesses[1]}" in output)]:
         error = errors[f"val_relative_l2_of_{guess.replace(' ', '_')}"]

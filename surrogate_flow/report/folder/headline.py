@@ -16,6 +16,7 @@ from surrogate_flow.report.folder.words import (
     number,
     percent,
     seconds,
+    skill,
 )
 
 __all__ = ["error_of", "headline", "model_of", "name_of", "rollout_of"]
@@ -46,8 +47,10 @@ def _sentence(run: RunFolder) -> str:
     solver = f"{seconds(cost.solver)} of solvers and " if cost.solver else ""
     parts.append(f"took {solver}{seconds(cost.training)} of training")
     if cost.break_even is not None:
-        more = " or more" if cost.shared else ""  # alone, a solver is quicker
-        parts.append(f"breaks even after {cost.break_even:,} evaluations{more}")
+        # Beside the training, a solver takes longer than alone.
+        after = f"breaks even after {cost.break_even:,} evaluations"
+        beside = "ran its simulations beside the training (break-even: see Cost)"
+        parts.append(beside if cost.shared else after)
     elif cost.never:
         parts.append(
             "never breaks even, since an evaluation takes "
@@ -67,7 +70,7 @@ def _error(run: RunFolder, outcome: RunSummary) -> str:
         of += f", without {lost} that failed"
     inside = [f"relative L2{of}"]
     if "val_skill" in errors:
-        inside.append(f"skill {number(errors['val_skill'], digits=3)}")
+        inside.append(f"skill {skill(errors['val_skill'])}")
     return f"has an error of {percent(error, spread)} ({'; '.join(inside)})"
 
 

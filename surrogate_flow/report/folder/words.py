@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = ["arguments", "flattened", "number", "percent", "python_path", "seconds"]
+__all__ += ["skill"]
 
 
 def percent(value: float | None, spread: float | None = None) -> str:
@@ -46,6 +47,20 @@ def number(value: float | None, units: str = "", digits: int = 4) -> str:
     whole = float(value).is_integer() and abs(value) >= 10**digits / 10
     text = f"{value:,.0f}" if whole else f"{value:.{digits}g}"
     return f"{text} {units}" if units not in ("", "1") else text
+
+
+def skill(value: float | None) -> str:
+    """Return a skill in three digits, or in those that tell it from 1.
+
+    Examples
+    --------
+    >>> skill(0.8764), skill(0.99962), skill(1.0), skill(None)
+    ('0.876', '0.9996', '1', 'not known')
+    """
+    digits = 3
+    while value is not None and value < 1 and float(f"{value:.{digits}g}") == 1:
+        digits += 1
+    return number(value, digits=digits)
 
 
 def seconds(value: float | None) -> str:

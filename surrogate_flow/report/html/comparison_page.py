@@ -20,7 +20,14 @@ from surrogate_flow.report.folder.headline import (
 )
 from surrogate_flow.report.folder.run_folder import RunFolder, is_run, runs_below
 from surrogate_flow.report.folder.tables import while_training
-from surrogate_flow.report.folder.words import flattened, number, percent, seconds
+from surrogate_flow.report.folder.words import (
+    arguments,
+    flattened,
+    number,
+    percent,
+    seconds,
+    skill,
+)
 from surrogate_flow.report.html import plots
 from surrogate_flow.report.html.page import Section, filled, render
 
@@ -55,7 +62,7 @@ def comparison_page(runs: Sequence[RunFolder]) -> str:
     }
     best = min(known, key=lambda label: known[label], default=None)
     headline = f"{len(runs)} runs side by side"
-    if best is not None:
+    if best is not None and not _unlike(runs):
         headline += (
             f"; {best} has the smallest error, {percent(known[best])} (relative L2)"
         )
@@ -116,13 +123,30 @@ def _numbers(named: Mapping[str, RunFolder], section: Section) -> None:
         caption="Errors of the last weights, over held-out simulations, and what each "
         "run took; more evaluations where solvers shared a machine with the training.",
     )
-    counts = {run.outcome.validated for run in named.values() if run.outcome}
+    if reason := _unlike([*named.values()]):
+        section.add("warning", reason)
+
+
+def _unlike(runs: Sequence[RunFolder]) -> str:
+    """Return why the errors of runs do not compare, as far as this is known."""
+    specs = [run.about.get("spec") for run in runs]
+    solvers = [arguments(run.settings.get("data")).get("solver") for run in runs]
+    for problem in (specs, solvers):
+        if (
+            len({json.dumps(of, sort_keys=True, default=str) for of in problem if of})
+            > 1
+        ):
+            return (
+                "These are different problems, by their solvers or fields: the errors "
+                "do not compare."
+            )
+    counts = {run.outcome.validated for run in runs if run.outcome}
     if len(counts - {None}) > 1:
-        section.add(
-            "warning",
+        return (
             "The errors are means over different numbers of held-out simulations: they "
-            "do not compare.",
+            "do not compare."
         )
+    return ""
 
 
 def _quantities(run: RunFolder) -> dict[str, str]:
@@ -136,7 +160,7 @@ def _quantities(run: RunFolder) -> dict[str, str]:
         "state": run.state,
         "relative L2 error": percent(error_of(run)),
         "standard error": percent(errors.get("val_relative_l2_standard_error")),
-        "skill": number(errors.get("val_skill"), digits=3),
+        "skill": skill(errors.get("val_skill")),
         "held-out simulations": number(getattr(run.outcome, "validated", None)),
         "batches": number(getattr(run.outcome, "batches", None)),
         "simulations": number(getattr(cost, "simulations", None)),
