@@ -267,6 +267,12 @@ class Records(RunCallback):
                 self.about = about_run(trainer, data)
             self._note()
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the checkpoint that the fit goes on from, which is known by now."""
+        if self.about and trainer.ckpt_path:
+            self.about["resumed_from"] = str(Path(trainer.ckpt_path).absolute())
+            self._note()
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to look at training steps."""
         data, first = data_of(trainer), trainer.is_global_zero
@@ -284,8 +290,11 @@ class Records(RunCallback):
         self._trains = False
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the command that predicts."""
-        held_out = held_out_of(trainer)
+        """Note the command that predicts, and whether a signal has ended the fit."""
+        data, held_out = data_of(trainer), held_out_of(trainer)
+        if self.about and data is not None and data.stopped:
+            self.about["ended_early"] = True
+            self._note()
         if self.about and held_out is not None and isinstance(pl_module, Surrogate):
             with observing("The command in run.json"):
                 command = next_command(self.folder, trainer, pl_module, held_out)

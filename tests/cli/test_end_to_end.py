@@ -19,7 +19,7 @@ from matplotlib.image import imread
 from programs import CELLS, STEPS, WORKFLOW, command, environment, fit
 
 from surrogate_flow.cli.app import main
-from surrogate_flow.report.folder.run_folder import RunSummary
+from surrogate_flow.report.folder.run_folder import RunFolder, RunSummary
 from surrogate_flow.report.folder.words import percent
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -260,6 +260,10 @@ def test_ctrl_c_once_saves_and_leaves_nothing(tmp_path):
     assert "Validation error" in output
     # It says how the run goes on, and not that it has come to its end.
     assert "--ckpt_path last goes on" in output
+    said = RunFolder(path).problems[0]
+    assert re.match(
+        r"The run was ended early at batch \d+, by a signal. To go on", said
+    )
     assert "max_epochs" not in output
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive

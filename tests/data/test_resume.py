@@ -19,6 +19,7 @@ from programs import CELLS, STEPS, fit
 
 from surrogate_flow.cli import runs
 from surrogate_flow.cli.app import main
+from surrogate_flow.report.folder.run_folder import RunFolder
 
 SIMULATIONS = 60
 POLICIES = {
@@ -120,6 +121,11 @@ def test_goes_on_after_sigkill(tmp_path, policy, kept):
     if policy != "Reservoir":
         assert set(counts.values()) == {1}
     assert "Going on: " in output
+    later = time.time() + 60  # when it is seen that the first was killed
+    folders = sorted(tmp_path.glob("runs/tiny/*"))
+    before, now = (RunFolder(folder, now=lambda: later) for folder in folders)
+    assert now.resumed_from == str(before.path / "checkpoints" / "last.ckpt")
+    assert before.problems[0].endswith(f"It went on in {now.path}.")
     left = [
         p.name
         for p in tmp_path.glob("runs/tiny/*/checkpoints/*")

@@ -98,6 +98,21 @@ def test_the_headline_has_the_numbers_of_the_files(whole):
     assert "payback.py" not in cost  # nor is the solver
 
 
+def test_a_run_that_went_on_says_which_numbers_are_of_a_part(tmp_path):
+    """Its simulations and seconds are; no break-even is made of them."""
+    about = {"resumed_from": "runs/heat/1/checkpoints/last.ckpt"}
+    folder = write_run(tmp_path / "run", about=about, without=["cases.nc"])
+    page = unescape(run_page(RunFolder(folder)))
+    said = page.split('class="headline">')[1].split("</p>")[0]
+    trained = "1,900 batches, the last of them from 160 simulations of this part"
+    assert trained in said
+    assert said.endswith("and took 80 s of solvers and 40 s of training in this part.")
+    assert f"went on from {about['resumed_from']}:" in sections(page)["warnings"]
+    assert " = (80 s" not in sections(page)["cost"]
+    compared = sections(comparison_page([RunFolder(folder)]))["numbers"]
+    assert "200 (last part)" in compared
+
+
 @pytest.mark.parametrize(
     ("cluster", "shared"),
     [(None, True), ("distributed.LocalCluster", True), ("slurm.Slurm", False)],

@@ -225,6 +225,17 @@ def test_a_run_that_was_cut_off_can_go_on(tmp_path):
     ):
         (tmp_path / "run.json").write_text(json.dumps({"command": command}))
         assert on in read(tmp_path, 60).problems[0]
+    on = tmp_path.parent / f"{tmp_path.name}-on" / "run.json"
+    on.parent.mkdir()
+    on.write_text(json.dumps({"resumed_from": str(last)}))
+    assert read(tmp_path, 60).problems[0] == (
+        f"The run was cut off at batch 1990. It went on in {on.parent}."
+    )
+    early = {"ended": "2026-03-01T12:00:00+01:00", "ended_early": True}
+    (tmp_path / "run.json").write_text(json.dumps(early))
+    assert (
+        read(tmp_path).problems[0].startswith("The run was ended early at batch 1990")
+    )
     outcome = {**OUTCOME, "errors": {"val_skill": -0.5}}
     (tmp_path / "run.json").unlink()
     (tmp_path / "outcome.json").write_text(json.dumps(outcome))

@@ -60,6 +60,8 @@ class RunCost:
         are counted by telemetry.csv, and take as long as those of the first.
     shared : bool
         Whether the simulations had the machine of the training, while that went on.
+    part : bool
+        Whether the run went on from a checkpoint, and these are the numbers since then.
     """
 
     simulations: int
@@ -69,6 +71,7 @@ class RunCost:
     cores: int = 1
     ranks: int = 1
     shared: bool = False
+    part: bool = False
 
     @classmethod
     def of(cls, run: RunFolder) -> RunCost | None:
@@ -92,6 +95,7 @@ class RunCost:
             _positive(settings.get("cores_per_simulation")),
             ranks,
             bool(solver_of(run)) and "LocalCluster" in _class(settings.get("cluster")),
+            bool(run.resumed_from),
         )
 
     @property
@@ -105,15 +109,15 @@ class RunCost:
     def break_even(self) -> int | None:
         """Evaluations after which the run breaks even."""
         each = self.per_simulation
-        if self.solver is None or each is None or self.surrogate is None:
+        if self.solver is None or each is None or self.surrogate is None or self.part:
             return None
         return break_even(self.solver + self.training, each, self.surrogate)
 
     @property
     def never(self) -> bool:
         """Whether a prediction takes as long as the solver, or longer."""
-        known = self.per_simulation is not None and self.surrogate is not None
-        return known and self.break_even is None
+        each, surrogate = self.per_simulation, self.surrogate
+        return each is not None and surrogate is not None and each <= surrogate
 
 
 def at_equal_error(folder: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -75,12 +76,16 @@ def has_results(outcome: Path, about: Mapping[str, Any]) -> bool:
 
 
 def _end(run: Observed) -> str:
-    if run.state != "stopped":
+    early = run.state == "ended" and run.about.get("ended_early")
+    if run.state != "stopped" and not early:
         return ""
     error, steps = run.about.get("error"), of_last_process(run.telemetry).step.max()
     at = f" at batch {steps:.0f}" if np.isfinite(steps) else ""
     said = f"The run failed{at}: {error}" if error else f"The run was cut off{at}"
+    said = f"The run was ended early{at}, by a signal" if early else said
     said = f"{said.rstrip('.')}."
+    if (successor := _successor(run.path)) is not None:
+        return f"{said} It went on in {successor}."
     last = run.path / "checkpoints" / "last.ckpt"
     if not last.is_file():
         return f"{said} It has left no checkpoint to go on from."
@@ -92,6 +97,16 @@ def _end(run: Observed) -> str:
         f"{python_path(run.settings)}{command} --ckpt_path {shlex.quote(str(last))}"
     )
     return f"{said} To go on, type: {command}"
+
+
+def _successor(folder: Path) -> Path | None:
+    """Return the folder beside it of the run that went on from one, if any."""
+    for path in sorted(folder.parent.glob("*/run.json"), reverse=True):
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            source = Path(json.loads(path.read_text("utf-8"))["resumed_from"])
+            if source.parts[-3] == folder.resolve().name and path.parent != folder:
+                return path.parent
+    return None
 
 
 def _divergence(run: Observed) -> str:

@@ -43,9 +43,13 @@ def _sentence(run: RunFolder) -> str:
     batches = counted(outcome.batches, "batch", "batches")
     trained = max(cost.simulations - (outcome.validated or 0), 0)
     simulations, error = counted(trained, "simulation"), _error(run, outcome)
-    parts = [f"{what}, trained on {batches} from {simulations}, {error}"]
+    data = f"{batches} from {simulations}"
+    if cost.part:
+        data = f"{batches}, the last of them from {simulations} of this part"
+    parts = [f"{what}, trained on {data}, {error}"]
     solver = f"{seconds(cost.solver)} of solvers and " if cost.solver else ""
-    parts.append(f"took {solver}{seconds(cost.training)} of training")
+    part = " in this part" if cost.part else ""
+    parts.append(f"took {solver}{seconds(cost.training)} of training{part}")
     if cost.break_even is not None:
         # Beside the training, a solver takes longer than alone.
         after = f"breaks even after {cost.break_even:,} evaluations"

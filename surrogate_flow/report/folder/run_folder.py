@@ -256,6 +256,13 @@ class RunFolder:
         return "running" if age < patience else "stopped"
 
     @property
+    def resumed_from(self) -> str:
+        """The checkpoint that a fit has gone on from; empty if from none."""
+        # Older versions have it in the settings alone, as they have that of a test.
+        asked = self.settings.get("ckpt_path") if self.outcome else None
+        return str(self.about.get("resumed_from") or asked or "")
+
+    @property
     def problems(self) -> list[str]:
         """What is wrong, in plain words, each with what helps; as `problems_of`."""
         return problems_of(self)

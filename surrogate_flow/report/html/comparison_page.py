@@ -154,6 +154,7 @@ def _quantities(run: RunFolder) -> dict[str, str]:
     cost = RunCost.of(run)
     errors = run.outcome.errors if run.outcome else {}
     never, paid = cost is not None and cost.never, getattr(cost, "break_even", None)
+    part = " (last part)" if cost is not None and cost.part else ""
     more = " or more" if paid and cost is not None and cost.shared else ""
     return {
         "surrogate": model_of(run),
@@ -163,9 +164,9 @@ def _quantities(run: RunFolder) -> dict[str, str]:
         "skill": skill(errors.get("val_skill")),
         "held-out simulations": number(getattr(run.outcome, "validated", None)),
         "batches": number(getattr(run.outcome, "batches", None)),
-        "simulations": number(getattr(cost, "simulations", None)),
-        "solvers": seconds(getattr(cost, "solver", None)),
-        "training": seconds(getattr(cost, "training", None)),
+        "simulations": f"{number(getattr(cost, 'simulations', None))}{part}",
+        "solvers": f"{seconds(getattr(cost, 'solver', None))}{part}",
+        "training": f"{seconds(getattr(cost, 'training', None))}{part}",
         "one evaluation": seconds(getattr(cost, "surrogate", None)),
         "evaluations to break even": "never" if never else f"{number(paid)}{more}",
     }

@@ -81,6 +81,12 @@ def _warnings(run: RunFolder, section: Section) -> None:
     for problem in run.problems:
         section.add("warning", problem)
     section.absent = "Nothing is wrong, and nothing is missing."
+    if run.resumed_from:
+        section.add(
+            "note",
+            f"This run went on from {run.resumed_from}: simulations, curves, waits and "
+            "cost are those of this part, and batches count from the beginning.",
+        )
     if run.missing:
         section.add("note", " ".join(run.missing))
 
@@ -301,7 +307,8 @@ def _cost(run: RunFolder, section: Section) -> None:
         rows=rows,
         caption="What the run took, and what one more evaluation takes.",
     )
-    if cost.per_simulation is not None and cost.surrogate is not None:
+    known = cost.per_simulation is not None and cost.surrogate is not None
+    if known and not cost.part:
         section.add(
             "equation",
             "N = (solver time + training time) / (solver, one simulation - surrogate, "
