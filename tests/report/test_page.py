@@ -247,7 +247,9 @@ def test_what_is_damaged_is_said_and_the_rest_is_shown(tmp_path):
     shown = sections(page)
     assert [*shown] == SECTIONS
     assert "an error of 3.21 %" in page
-    assert "cases.nc cannot be read" in shown["warnings"]
+    for name in ("warnings", "cases"):
+        assert "cases.nc cannot be read" in shown[name]
+    assert "There is no cases.nc" not in shown["cases"]
     assert not any("cannot be shown" in text for text in shown.values())
 
 
@@ -265,6 +267,8 @@ def test_a_run_that_diverged_or_was_killed_is_shown(tmp_path):
     )
     page = run_page(RunFolder(killed))
     assert "was cut off after 1,800 batches with a loss of 0.04979" in page
+    compared = sections(comparison_page([RunFolder(killed)]))["numbers"]
+    assert re.search(r"batches\s+1,800\s+simulations\s+180", compared)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "telemetry.csv").touch()
     assert [*sections(run_page(RunFolder(tmp_path / "empty")))] == SECTIONS

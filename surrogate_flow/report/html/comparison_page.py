@@ -154,6 +154,7 @@ def _quantities(run: RunFolder) -> dict[str, str]:
     cost = RunCost.of(run)
     errors = run.outcome.errors if run.outcome else {}
     never, paid = cost is not None and cost.never, getattr(cost, "break_even", None)
+    done = _last(run, "simulations_done")
     part = " (last part)" if cost is not None and cost.part else ""
     more = " or more" if paid and cost is not None and cost.shared else ""
     return {
@@ -163,13 +164,18 @@ def _quantities(run: RunFolder) -> dict[str, str]:
         "standard error": percent(errors.get("val_relative_l2_standard_error")),
         "skill": skill(errors.get("val_skill")),
         "held-out simulations": number(getattr(run.outcome, "validated", None)),
-        "batches": number(getattr(run.outcome, "batches", None)),
-        "simulations": f"{number(getattr(cost, 'simulations', None))}{part}",
+        "batches": number(getattr(run.outcome, "batches", _last(run, "step"))),
+        "simulations": f"{number(getattr(cost, 'simulations', done))}{part}",
         "solvers": f"{seconds(getattr(cost, 'solver', None))}{part}",
         "training": f"{seconds(getattr(cost, 'training', None))}{part}",
         "one evaluation": seconds(getattr(cost, "surrogate", None)),
         "evaluations to break even": "never" if never else f"{number(paid)}{more}",
     }
+
+
+def _last(run: RunFolder, column: str) -> float | None:
+    """Return the last number of telemetry.csv, which a run without outcome has, too."""
+    return next(iter(run.telemetry[column].dropna()[::-1]), None)
 
 
 def _differences(named: Mapping[str, RunFolder], section: Section) -> None:

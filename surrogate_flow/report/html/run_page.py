@@ -39,6 +39,11 @@ __all__ = ["run_page"]
 
 _REASONS = 20  # of failures
 _PARAMETERS = 12  # plots, and columns of a table
+_SHOWN = {
+    **{"learning": "metrics", "cases": "cases", "parameters": "validation"},
+    **dict.fromkeys(("seen", "waiting", "reservoir"), "telemetry"),
+    **{"failures": "failures", "cost": "outcome"},
+}  # the file that a section shows
 
 
 def run_page(run: RunFolder) -> str:
@@ -58,6 +63,10 @@ def run_page(run: RunFolder) -> str:
         ("settings", "Settings and versions", _settings),
     )
     sections = [filled(name, title, partial(fill, run)) for name, title, fill in makers]
+    unread = [said for said in run.missing if " cannot be read: " in said]
+    for section in sections:
+        mine = [s for s in unread if s.startswith(_SHOWN.get(section.name, " "))]
+        section.absent = " ".join(mine) or section.absent
     started = run.about.get("started")
     footer = f"{run.path}{f', started {started}' if started else ''}."
     return render(f"{name_of(run)}, {run.path.name}", headline(run), sections, footer)
@@ -113,7 +122,10 @@ def _learning(run: RunFolder, section: Section) -> None:
 
 
 def _rollout(run: RunFolder, section: Section) -> None:
-    section.absent = "There is no rollout.csv: a fit and a test write it at their end."
+    section.absent = (
+        "There is no rollout.csv that can be read: a fit and a test write it at their "
+        "end."
+    )
     table = rollout_of(run)
     plot = plots.rollout({"": table}, str(spec_of(run).get("time_units", "")))
     # A surrogate that goes on from first steps has no errors of these.
@@ -356,7 +368,7 @@ def _paid(cost: RunCost) -> str:
 
 
 def _settings(run: RunFolder, section: Section) -> None:
-    section.absent = "There is neither config.yaml nor run.json."
+    section.absent = "Neither config.yaml nor run.json can be read."
     if run.about:
         flat = {
             name: ", ".join(f"{k} {v}" for k, v in value.items())
