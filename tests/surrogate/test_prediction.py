@@ -318,7 +318,7 @@ def test_picture_shows_the_last_step_rolled_out(held_out):
         (["--times=[]"], "expected at least one time, got none"),
         (["--output=."], "--output .: expected a file's name, got a folder"),
         (["--output=no/field.nc"], "there is no folder no"),
-        (["--output=/proc/field.nc"], "--output /proc/field.nc: cannot be written"),
+        (["--output=/proc/field.nc"], "--output /proc/field.nc: no space on its disk"),
     ],
 )
 def test_predict_refuses_what_it_cannot_do(
