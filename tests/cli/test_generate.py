@@ -196,7 +196,9 @@ BASED = "from troubled import Wave\n\nclass Base(Wave):\n    colour = 1\n"
 
 def imported(folder, monkeypatch, name, text):
     (folder / f"{name}.py").write_text(text)
-    monkeypatch.delitem(sys.modules, name, raising=False)
+    # Put in first, so that it is gone when the test has ended.
+    monkeypatch.setitem(sys.modules, name, None)
+    del sys.modules[name]
     return importlib.import_module(name)
 
 
