@@ -1,12 +1,14 @@
-"""Threads that end a run with what they raise."""
+"""Threads that end a run with what they raise, and what wakes them."""
 
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 
-__all__ = ["LoudThread", "repeat"]
+__all__ = ["LoudThread", "Waker", "repeat"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,30 @@ class LoudThread(threading.Thread):
         """Raise what ended it, if anything did."""
         if self.error is not None:
             raise self.error
+
+
+class Waker:
+    """A self-pipe that wakes a thread blocked in `poll`; `resources` close it."""
+
+    def __init__(self, resources: ExitStack) -> None:
+        self._reader, self._writer = socket.socketpair()
+        for end in (self._reader, self._writer):
+            end.setblocking(False)
+            resources.callback(end.close)
+
+    def fileno(self) -> int:
+        """Return what can be polled: readable after `wake`."""
+        return self._reader.fileno()
+
+    def wake(self) -> None:
+        """Make the pipe readable; from any thread, never blocks."""
+        # A full pipe is readable already; after closing nobody polls.
+        with suppress(OSError):
+            self._writer.send(b"!")
+
+    def clear(self) -> None:
+        """Make the pipe unreadable until the next `wake`."""
+        self._reader.recv(4096)
 
 
 def repeat(

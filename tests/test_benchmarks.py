@@ -23,7 +23,15 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
         "predict",
         *(
             pytest.param(name, marks=pytest.mark.bench)
-            for name in ("stream", "clients", "ensemble", "soak", "training", "page")
+            for name in (
+                "stream",
+                "clients",
+                "ensemble",
+                "soak",
+                "training",
+                "page",
+                "fanout",
+            )
         ),
     ],
 )

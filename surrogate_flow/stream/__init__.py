@@ -11,8 +11,10 @@ from surrogate_flow.stream.errors import (
     StreamStopped,
     StreamTimeout,
 )
+from surrogate_flow.stream.fanout import Fanout
 from surrogate_flow.stream.inlet import Inlet
 from surrogate_flow.stream.outlet import Outlet
+from surrogate_flow.stream.relay import Relay
 from surrogate_flow.stream.sink import Discard, Sink
 from surrogate_flow.stream.stats import SimulationProgress, StreamStats
 
@@ -20,9 +22,11 @@ __all__ = [
     "Discard",
     "Encoder",
     "Endpoint",
+    "Fanout",
     "Inlet",
     "NotExpected",
     "Outlet",
+    "Relay",
     "SimulationProgress",
     "Sink",
     "SpecMismatch",

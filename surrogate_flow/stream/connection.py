@@ -43,11 +43,14 @@ class Connection:
         self._sent = self._granted = 0
         self._asked = -REPEAT_SECONDS
         self._kept_alive = time.monotonic()
-        self._reason = ""
-        self._welcome: msg.Welcome | None = None
-        self._done = False
+        #: Why the inlet has one wait.
+        self.reason = ""
+        #: What the inlet has replied, and when it was last heard.
+        self.welcome: msg.Welcome | None = None
+        self.done = False
+        self.heard = time.monotonic()
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket = socket
+        self.socket = socket
         # ZeroMQ reconnects under the same name, so that the inlet notices a loss.
         socket.routing_id = b"o" + os.urandom(16)
         Timing().apply(socket)
@@ -66,17 +69,25 @@ class Connection:
         parameters: Float64[np.ndarray, " parameter"],
     ) -> msg.Welcome:
         """Announce an attempt; return the reply: where to begin."""
+        frames = self.opening(simulation, attempt, parameters)
+        self._wait(lambda: self.welcome is not None, frames)
+        assert self.welcome is not None
+        return self.welcome
+
+    def opening(
+        self,
+        simulation: int,
+        attempt: int,
+        parameters: Float64[np.ndarray, " parameter"],
+    ) -> list[bytes]:
+        """Return what announces an attempt."""
         study, spec = self.endpoint.study, self.endpoint.spec
         opening = msg.Open(study, spec, simulation, attempt, parameters.nbytes)
-        frames = [msg.encode(opening), parameters.tobytes()]
-        self._wait(lambda: self._welcome is not None, frames)
-        assert self._welcome is not None
-        self._granted = self._welcome.credit
-        return self._welcome
+        return [msg.encode(opening), parameters.tobytes()]
 
     def acquire(self, need: int) -> None:
         """Wait until `need` bytes may be sent."""
-        if self._socket.poll(0):
+        if self.socket.poll(0):
             self.receive()
         if self._granted - self._sent < need:
             question = [msg.encode(msg.Ask(need, self._sent))]
@@ -87,16 +98,21 @@ class Connection:
         if not need:
             return 0
         allowed = min(need, self._granted - self._sent)
-        now = time.monotonic()
-        try:
-            if allowed < need and now - self._asked >= REPEAT_SECONDS:
-                question = msg.encode(msg.Ask(need, self._sent))
-                self._socket.send(question, zmq.NOBLOCK)
-                self._asked = now
-        except zmq.Again:
-            # The queue is full, without a connection: the next wait times out.
+        if allowed < need and not self.repeat([msg.encode(msg.Ask(need, self._sent))]):
             return 0
-        return allowed if self._socket.poll(0, zmq.POLLOUT) else 0
+        return allowed if self.socket.poll(0, zmq.POLLOUT) else 0
+
+    def repeat(self, request: list[bytes]) -> bool:
+        """Send a request, every 5 s, without waiting; return whether one can."""
+        now = time.monotonic()
+        if now - self._asked >= REPEAT_SECONDS:
+            try:
+                self.socket.send_multipart(request, zmq.NOBLOCK)
+            except zmq.Again:
+                # The queue is full, without a connection: the next wait times out.
+                return False
+            self._asked = now
+        return True
 
     def transmit(self, message: msg.Steps, payload: memoryview) -> zmq.MessageTracker:
         """Send steps for which credit was acquired.
@@ -104,10 +120,10 @@ class Connection:
         They are not copied: do not change them until the tracker is done.
         """
         try:
-            self._socket.send(msg.encode(message), zmq.SNDMORE)
-            tracker = self._socket.send(payload, copy=False, track=True)
+            self.socket.send(msg.encode(message), zmq.SNDMORE)
+            tracker = self.socket.send(payload, copy=False, track=True)
         except zmq.Again:
-            raise self._timed_out() from None
+            raise self.timed_out() from None
         self._sent += message.length
         assert isinstance(tracker, zmq.MessageTracker)
         return tracker
@@ -118,16 +134,16 @@ class Connection:
         if now - self._kept_alive > KEEP_ALIVE_SECONDS:
             self._kept_alive = now
             self.receive()
-            self._socket.send(msg.encode(msg.Ask(0, self._sent)))
+            self.socket.send(msg.encode(msg.Ask(0, self._sent)))
 
     def end(self, simulation: int, steps: int) -> None:
         """Announce that all steps were sent; wait until the sink has them."""
-        self._wait(lambda: self._done, [msg.encode(msg.End(simulation, steps))])
+        self._wait(lambda: self.done, [msg.encode(msg.End(simulation, steps))])
 
     def abort(self, reason: str) -> None:
         """Announce that this attempt has failed; neither blocks nor raises."""
         with contextlib.suppress(zmq.ZMQError):
-            self._socket.send(msg.encode(msg.Abort(reason)), zmq.NOBLOCK)
+            self.socket.send(msg.encode(msg.Abort(reason)), zmq.NOBLOCK)
 
     def abort_and_wait(self, reason: str) -> None:
         """Announce a failure; wait until the inlet has received all that was sent."""
@@ -138,28 +154,27 @@ class Connection:
         """Handle what the inlet has sent, without waiting."""
         while True:
             try:
-                header = self._socket.recv(zmq.NOBLOCK)
+                header = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            self.heard = time.monotonic()
             self._handle(header)
 
     def close(self) -> None:
         """Close the socket; may be called again."""
-        self._socket.close()
+        self.socket.close()
 
     def _wait(self, ready: Callable[[], bool], request: list[bytes]) -> None:
         """Repeat the request until `ready`, as long as the inlet sends anything."""
-        now = received = time.monotonic()
-        repeat = now
+        now = repeat = self.heard = time.monotonic()
         while not ready():
-            if now - received >= self.timeout:
-                raise self._timed_out()
+            if now - self.heard >= self.timeout:
+                raise self.timed_out()
             if now >= repeat:
-                self._socket.send_multipart(request)
+                self.socket.send_multipart(request)
                 repeat = now + REPEAT_SECONDS
-            pause = min(repeat, received + self.timeout) - now
-            if self._socket.poll(math.ceil(1000 * pause)):
-                received = time.monotonic()
+            pause = min(repeat, self.heard + self.timeout) - now
+            if self.socket.poll(math.ceil(1000 * pause)):
                 self.receive()
             now = time.monotonic()
 
@@ -169,24 +184,27 @@ class Connection:
             self._granted = max(self._granted, message.granted)
             self._asked = -REPEAT_SECONDS
         elif isinstance(message, msg.Wait):
-            self._reason = message.reason
+            self.reason = message.reason
         elif isinstance(message, msg.Welcome):
-            self._welcome = message
+            self.welcome = message
+            self._granted = max(self._granted, message.credit)
+            self._asked = -REPEAT_SECONDS
         elif isinstance(message, msg.Done):
-            self._done = True
+            self.done = True
         elif isinstance(message, msg.Stop):
             raise StreamStopped(message.reason)
         elif isinstance(message, msg.Refused):
             raise StreamRefused(message.reason)
 
-    def _timed_out(self) -> StreamTimeout:
-        if self._welcome is None:
+    def timed_out(self) -> StreamTimeout:
+        """Return the error of an inlet that was not heard in time."""
+        if self.welcome is None:
             cause = (
                 "It never answered. Usual cause: the trainer has ended, a firewall is "
                 "in between, or the keys are of another study."
             )
         else:
-            last = self._reason or "none"
+            last = self.reason or "none"
             cause = f"Its last reason to wait: {last}. The trainer has died or hangs."
         return StreamTimeout(
             f"No message from the inlet at {self.endpoint.address} for "

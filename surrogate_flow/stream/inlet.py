@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import secrets
-import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
@@ -27,37 +26,13 @@ from surrogate_flow.stream.protocol import HEADER_BYTES, Message, encode
 from surrogate_flow.stream.reception import Reception
 from surrogate_flow.stream.sink import Sink
 from surrogate_flow.stream.stats import SimulationProgress, StreamStats
-from surrogate_flow.threads import LoudThread
+from surrogate_flow.threads import LoudThread, Waker
 
 __all__ = ["Inlet"]
 
 BUDGET = 64 << 20
 BATCH = 64
 FRAMES = 2
-
-
-class Waker:
-    """A self-pipe that wakes a thread blocked in `poll`; `resources` close it."""
-
-    def __init__(self, resources: ExitStack) -> None:
-        self._reader, self._writer = socket.socketpair()
-        for end in (self._reader, self._writer):
-            end.setblocking(False)
-            resources.callback(end.close)
-
-    def fileno(self) -> int:
-        """Return what can be polled: readable after `wake`."""
-        return self._reader.fileno()
-
-    def wake(self) -> None:
-        """Make the pipe readable; from any thread, never blocks."""
-        # A full pipe is readable already; after closing nobody polls.
-        with suppress(OSError):
-            self._writer.send(b"!")
-
-    def clear(self) -> None:
-        """Make the pipe unreadable until the next `wake`."""
-        self._reader.recv(4096)
 
 
 class Inlet:

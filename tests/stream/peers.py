@@ -231,7 +231,7 @@ def check_stream(spec: FieldSpec, host: str | None, seed: int) -> None:
         elif fate == "cut":
             assert outlet._connection is not None
             with outlet._lock:
-                outlet._connection._socket.close(linger=0)
+                outlet._connection.socket.close(linger=0)
             outlet.__exit__(RuntimeError, error, None)
         elif outlet.complete:
             outlet.__exit__(None, None, None)
