@@ -14,6 +14,7 @@ from distributed.deploy.cluster import Cluster
 from surrogate_flow.cluster.batch import batch_system
 from surrogate_flow.cluster.config import ClusterConfig
 from surrogate_flow.data.archiving import Archiving, planned, shared
+from surrogate_flow.data.attached import Attach, Attached
 from surrogate_flow.data.checkpoint import StudyCheckpoint, checkpoint_folder
 from surrogate_flow.data.module import (
     Cost,
@@ -96,6 +97,9 @@ class OnlineData(SurrogateData):
     archive : Path, optional
         Data set in Zarr format 3 that the workers write the simulations of a fit into,
         as ``surrogate-flow generate`` does; it may be there, and is completed then.
+    attach : Attach, optional
+        Of a study that runs elsewhere, such as that of a sweep, and feeds a fit instead
+        of one of its own.
     name : str, optional
         Of the workflow, in task names and folders; the solver's by default.
     """
@@ -116,6 +120,7 @@ class OnlineData(SurrogateData):
         checkpoint_reservoir: bool = False,
         deterministic: bool = False,
         archive: Path | None = None,
+        attach: Attach | None = None,
         name: str = "",
     ) -> None:
         super().__init__()
@@ -175,6 +180,16 @@ class OnlineData(SurrogateData):
         self.checkpoint_reservoir = checkpoint_reservoir
         self.deterministic = deterministic
         self.archive = None if archive is None else Path(archive)
+        self.attach = attach
+        if attach is not None:
+            attach.require_shared(
+                {
+                    "deterministic": deterministic,
+                    "archive": archive is not None,
+                    "sampler, which adapts": self.observes,
+                    "simulations: null": self.simulations is None,
+                }
+            )
         self.workflow = name or type(solver).__name__.lower()
         named(self.workflow, "", "data")
         self.store: Store | None = None
@@ -214,11 +229,16 @@ class OnlineData(SurrogateData):
                     self.spec, self.window, self.batch_size, self.reservoir
                 )
                 require_reachable(self, self.window, self.ranks.world)
-        archive = None
-        if fit and (path := self.archive):
-            archive = shared(path, self.ranks, lambda: self.planned(path)[0])
-        self._archiving = Archiving(archive, self.ranks)
-        self.source = self._local(self._archiving, self.validation)
+        router = Router(self.validation, self.store, deterministic=self.deterministic)
+        if fit and self.attach:
+            with self.ranks.fail_together():
+                self.source = Attached(self.attach, self.design, router, self.ranks)
+        else:
+            archive = None
+            if fit and (path := self.archive):
+                archive = shared(path, self.ranks, lambda: self.planned(path)[0])
+            self._archiving = Archiving(archive, self.ranks)
+            self.source = self._local(self._archiving, router)
         self.client = self.source.client
         if self.store is not None:
             self._checkpoint = StudyCheckpoint(
@@ -244,11 +264,11 @@ class OnlineData(SurrogateData):
             workflow=self.workflow,
         )
 
-    def _local(self, archiving: Archiving, validation: ValidationSet) -> Local:
+    def _local(self, archiving: Archiving, router: Router) -> Local:
         return Local(
             self.solver,
             self.design,
-            Router(validation, self.store, deterministic=self.deterministic),
+            router,
             cluster=self.cluster,
             faults=self.faults,
             settings=StudySettings(

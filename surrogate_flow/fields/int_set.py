@@ -36,8 +36,8 @@ class IntSet:
     >>> done.ranges, len(done), 2 in done, 5 in done
     ([(0, 4), (7, 8)], 5, True, False)
     >>> done.discard(1)
-    >>> list(done)
-    [0, 2, 3, 7]
+    >>> list(done), list(done - IntSet([(2, 4)])), list(done | IntSet([(1, 3)]))
+    ([0, 2, 3, 7], [0, 7], [0, 1, 2, 3, 7])
     """
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
@@ -60,7 +60,7 @@ class IntSet:
         return [(start, end) for start, end in edges.reshape(-1, 2).tolist()]
 
     def __len__(self) -> int:
-        return int.from_bytes(self._bits, "little").bit_count()
+        return self._whole().bit_count()
 
     def __contains__(self, number: int) -> bool:
         byte, bit = divmod(number, 8)
@@ -68,6 +68,12 @@ class IntSet:
 
     def __iter__(self) -> Iterator[int]:
         yield from np.flatnonzero(self._flags()).tolist()
+
+    def __or__(self, other: IntSet) -> IntSet:
+        return IntSet._of(self._whole() | other._whole())
+
+    def __sub__(self, other: IntSet) -> IntSet:
+        return IntSet._of(self._whole() & ~other._whole())
 
     def add(self, number: int) -> None:
         """Add a number, which may be there already."""
@@ -79,6 +85,15 @@ class IntSet:
         """Remove a number, if it is there."""
         if number in self:
             self._bits[number // 8] ^= 1 << number % 8
+
+    @classmethod
+    def _of(cls, whole: int) -> IntSet:
+        made = cls()
+        made._bits = bytearray(whole.to_bytes((whole.bit_length() + 7) // 8, "little"))
+        return made
+
+    def _whole(self) -> int:
+        return int.from_bytes(self._bits, "little")
 
     def _flags(self) -> UInt8[np.ndarray, " number"]:
         # A copy: a bytearray that numpy uses cannot grow.

@@ -196,17 +196,29 @@ class Design:
             while self._end is None or self._next < self._end:
                 number = self._next
                 self._next += 1
-                if number % self._world == self._rank and not any(
+                if self.mine(number) and not any(
                     number in ended for ended in self._ended
                 ):
-                    point = self._point(number)
-                    if self._sampler.adapts and number >= self.held_out:
-                        self._drawn[number] = point.tolist()
-                    part = "training" if number >= self.held_out else self._part
-                    if part == "training":
-                        self._warn_of_repetition(number, point)
-                    return Simulation(number, part, self._named(point))
+                    return self._at(number)
         return None
+
+    def at(self, number: int) -> Simulation:
+        """Return the simulation of a number."""
+        with self._lock:
+            return self._at(number)
+
+    def mine(self, number: int) -> bool:
+        """Whether a number is of this rank."""
+        return number % self._world == self._rank
+
+    def _at(self, number: int) -> Simulation:
+        point = self._point(number)
+        if self._sampler.adapts and number >= self.held_out:
+            self._drawn[number] = point.tolist()
+        part = "training" if number >= self.held_out else self._part
+        if part == "training":
+            self._warn_of_repetition(number, point)
+        return Simulation(number, part, self._named(point))
 
     def __iter__(self) -> Iterator[Simulation]:
         return iter(self.next, None)

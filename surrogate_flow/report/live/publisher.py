@@ -230,7 +230,10 @@ class LivePage(RunCallback):
 def _topic(folder: Path) -> str:
     """Return a topic that no other run has, of this folder's name or another's."""
     started = time.strftime("%H:%M:%S")
-    name = "/".join(folder.resolve().parts[-2:])
+    *_, trials, number, workflow, name = ("", "", *folder.resolve().parts)
+    # Those of a sweep are told apart by their numbers.
+    of_sweep = trials == "trials" and number.isdigit()
+    name = f"trial {int(number)}" if of_sweep else f"{workflow}/{name}"
     return topic_of(name, f"{started} {uuid.uuid4().hex[:4]}")
 
 

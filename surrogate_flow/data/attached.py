@@ -1,0 +1,280 @@
+"""A source of steps that somebody else's study feeds, such as that of a sweep."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from surrogate_flow.data.ranks import Ranks
+from surrogate_flow.data.router import Router
+from surrogate_flow.dataset import Archive, ArchiveError
+from surrogate_flow.ensemble.ensemble import EnsembleStats
+from surrogate_flow.ensemble.events import Exhausted
+from surrogate_flow.ensemble.ledger import Ledger, RecordingSink, SimulationState
+from surrogate_flow.ensemble.sharing import Joining, Meeting, Told, new_token
+from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.fields.int_set import IntSet
+from surrogate_flow.sampling import Design
+from surrogate_flow.stream import Inlet, Outlet, StreamError, StreamStats
+from surrogate_flow.threads import LoudThread, repeat
+
+__all__ = ["Attach", "Attached"]
+
+logger = logging.getLogger(__name__)
+
+_TELL = 1.0  # seconds between two words to the study
+_SILENT = 60.0  # seconds without a word of the study after which it is gone
+_READERS = 3  # simulations that are read from the disk at once
+
+
+@dataclass(frozen=True)
+class Attach:
+    """Which study a training takes part in.
+
+    Attributes
+    ----------
+    folder : Path
+        Of the study, such as that of a sweep.
+    name : str
+        Of the training, unlike those of others.
+    """
+
+    folder: Path
+    name: str
+
+    @staticmethod
+    def require_shared(given: Mapping[str, bool]) -> None:
+        """Refuse options of the data that no other training can have.
+
+        Raises
+        ------
+        ArgumentError
+        """
+        for option in (name for name, is_given in given.items() if is_given):
+            raise ArgumentError(
+                f"data.attach does not go with data.{option}: others train from the "
+                "same simulations. Leave it out, or give each its own ensemble "
+                "(share_simulations: false)."
+            )
+
+
+class Attached:
+    """The share of a training in a study that runs elsewhere.
+
+    Simulations that begin while it is there arrive by the stream; those before are read
+    in the study's data set, and so are those of which steps were missed.
+
+    Parameters
+    ----------
+    attach : Attach
+    design : Design
+        That of the study.
+    router : Router
+        Where the steps go.
+    ranks : Ranks
+
+    Raises
+    ------
+    EnsembleError
+        If no study runs there.
+    """
+
+    def __init__(
+        self, attach: Attach, design: Design, router: Router, ranks: Ranks
+    ) -> None:
+        self._folder, self._design, self._router = attach.folder, design, router
+        self.ledger = Ledger()
+        self._resources = ExitStack()
+        meeting = Meeting.read(attach.folder)
+        try:
+            enter, leave = self._resources.enter_context, self._resources.callback
+            self._archive = Archive(Path(meeting.archive))
+            self.spec = self._archive.spec
+            cluster = meeting.cluster()
+            self.client = enter(cluster.client())
+            sink = _Beginning(self.ledger, router, design)
+            self.inlet = enter(Inlet(self.spec, sink, host=cluster.interface))
+            self._me = Joining(
+                attach.name, new_token(), self.inlet.endpoint, ranks.rank, ranks.world
+            )
+            self._topic = meeting.topic
+            self._told: Told | None = None
+            self._heard = time.monotonic()
+            self._news: SimpleQueue[Told] = SimpleQueue()
+            #: Numbers that are read, or were given up.
+            self._asked = IntSet()
+            self._exhausted = self._ending = False
+            self._closing = threading.Event()
+            self._errors: SimpleQueue[BaseException] = SimpleQueue()
+            # Those of held-out simulations never wait for others, which wait for the
+            # trainer.
+            self._readers = [ThreadPoolExecutor(n) for n in (_READERS, 1)]
+            self._thread = LoudThread(self._run, "attached")
+            leave(self._leave)
+            leave(self.inlet.stop_outlets, "the training has ended")
+        except BaseException:
+            self._resources.close()
+            raise
+
+    def start(self) -> None:
+        """Join the study; may be called again."""
+        if self._thread.ident is None:
+            topic = f"{self._topic}/{self._me.member}"
+            self.client.subscribe_topic(topic, self._hear)
+            self._heard = time.monotonic()
+            self._thread.start()
+
+    def check(self, waited: float | None = None) -> None:
+        """Raise what has gone wrong; end as at SIGTERM if the study is gone."""
+        self._thread.check()
+        self.inlet.check()
+        with suppress(Empty):
+            raise self._errors.get_nowait()
+        silent = time.monotonic() - self._heard
+        if silent > _SILENT and not self._exhausted and not self._ending:
+            self._ending = True
+            logger.error(
+                "No word for %.0f s of the study in %s, which has ended or was killed: "
+                "the training ends with a checkpoint. Go on with surrogate-flow sweep "
+                "resume %s",
+                silent,
+                self._folder,
+                self._folder,
+            )
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stats(self) -> EnsembleStats:
+        """Count the simulations of this training, and the workers of the study."""
+        counts = self.ledger.counts()
+        shared = self._told.stats if self._told else EnsembleStats(0, 0, 0, 0, 0)
+        return replace(
+            shared,
+            done=counts.complete,
+            running=counts.running,
+            failed=counts.failed,
+            planned=self._design.planned,
+        )
+
+    def stream(self) -> StreamStats:
+        """Return what has arrived; `worked` is that of the whole study."""
+        stats = self.inlet.stats()
+        return replace(stats, worked=self._told.worked) if self._told else stats
+
+    def waiting(self) -> str:
+        """Return what holds up the simulations, or ""."""
+        if self._told is None:
+            return f"waits for the study in {self._folder}"
+        return self._told.waiting
+
+    def close(self) -> None:
+        """Leave the study; may be called again."""
+        self._resources.close()
+
+    def _leave(self) -> None:
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+            with suppress(OSError, TimeoutError):
+                self._say(leaves=True)
+        for readers in self._readers:
+            readers.shutdown(cancel_futures=True)
+
+    def _hear(self, event: tuple[float, Any]) -> None:
+        """Take what the study says; in the loop of Dask's client."""
+        with suppress(msgspec.MsgspecError):
+            told = msgspec.msgpack.decode(event[1], type=Told)
+            if told.token == self._me.token:
+                self._news.put(told)
+
+    def _say(self, *, leaves: bool = False) -> None:
+        said = msgspec.structs.replace(self._me, leaves=leaves)
+        self.client.log_event(self._topic, msgspec.msgpack.encode(said))
+
+    def _run(self) -> None:
+        failing = "The study cannot be reached"
+        repeat(self._turn, self._closing, _TELL, failing)
+
+    def _turn(self) -> None:
+        told = None
+        while not self._news.empty():
+            told = self._news.get()
+        if self._exhausted:
+            return
+        if told is not None:
+            self._told, self._heard = told, time.monotonic()
+            self._follow(told)
+        self._say(leaves=self._exhausted)
+
+    def _follow(self, told: Told) -> None:
+        """Read what is on the disk alone, and let go of what has failed."""
+        plain = self.ledger.to_plain()
+        ended = IntSet(plain["complete"]) | IntSet(plain["failed"])
+        gone = IntSet(told.failed) | IntSet(told.dropped)
+        for number in filter(self._design.mine, gone - ended - self._asked):
+            self._asked.add(number)
+            self._give_up(number)
+        waiting = IntSet(told.on_disk) - ended - IntSet(told.streamed) - self._asked
+        # Once for all of them.
+        complete = self._archive.complete() if len(waiting) else []
+        for number in filter(self._design.mine, sorted({*waiting} & {*complete})):
+            self._asked.add(number)
+            readers = self._readers[number < self._design.held_out]
+            readers.submit(self._read, number)
+        counts = self.ledger.counts()
+        if told.exhausted and self._design.planned == counts.complete + counts.failed:
+            self._exhausted = True
+            self._router(Exhausted())
+
+    def _give_up(self, number: int) -> None:
+        if self.ledger.state(number) is SimulationState.PLANNED:
+            self.ledger.begin(self._design.at(number))
+        self.inlet.give_up(number)
+
+    def _read(self, number: int) -> None:
+        """Send a simulation of the data set to the inlet, in a thread of its own."""
+        spec, row = self.spec, self._archive.parameters[number]
+        try:
+            # A later attempt than what has come by the stream.
+            with Outlet(self.inlet.endpoint, spec, number, 1, row) as outlet:
+                outlet.skip()
+                size = self._archive.chunk_steps
+                for first in range(outlet.next_step, spec.steps, size):
+                    count = min(size, spec.steps - first)
+                    steps = np.empty((count, *spec.step_shape), np.float32)
+                    self._archive.read(number, first, steps)
+                    outlet.send(steps)
+        except ArchiveError as error:
+            logger.error("%s", error)
+            self._give_up(number)
+        except StreamError as error:
+            if not self._closing.is_set():
+                self._errors.put(error)
+        except BaseException as error:
+            self._errors.put(error)
+
+
+class _Beginning(RecordingSink):
+    """Records, too, that a simulation has begun: at its first step here."""
+
+    def __init__(self, ledger: Ledger, router: Router, design: Design) -> None:
+        super().__init__(ledger, router)
+        self._book, self._design = ledger, design
+
+    def open(self, simulation: int) -> int:
+        """Return the first step that is wanted of a simulation."""
+        if self._book.state(simulation) is SimulationState.PLANNED:
+            self._book.begin(self._design.at(simulation))
+        return super().open(simulation)

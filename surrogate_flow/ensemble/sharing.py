@@ -1,0 +1,341 @@
+"""One study for several trainings: each that joins gets every step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event as Flag
+from typing import Any, Literal, Self
+
+import msgspec
+
+from surrogate_flow.cluster.existing import Existing
+from surrogate_flow.cluster.open import ClusterSource
+from surrogate_flow.dataset import Archive
+from surrogate_flow.ensemble.ensemble import EnsembleStats
+from surrogate_flow.ensemble.events import Event, Exhausted, Failed, Finished, Listener
+from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.ensemble.packed import Packed
+from surrogate_flow.ensemble.study import OpenCluster, Study, StudySettings
+from surrogate_flow.ensemble.workers import EnsembleError
+from surrogate_flow.fields.int_set import IntSet
+from surrogate_flow.files import write_atomically
+from surrogate_flow.sampling import Design
+from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.stream import Endpoint, Fanout, Relay
+from surrogate_flow.threads import LoudThread
+
+__all__ = ["MEETING", "Joining", "Late", "Meeting", "SharedStudy", "Told"]
+
+logger = logging.getLogger(__name__)
+
+#: What becomes of steps for which a training has no room while others have.
+Late = Literal["wait", "drop", "spool"]
+MEETING = "ensemble.json"
+_TICK = 0.25  # seconds between two looks at what trainings say
+_SILENT = 10.0  # seconds without a word after which a training is taken out
+
+
+class Meeting(msgspec.Struct, frozen=True):
+    """Where trainings join a study: the file `MEETING` in the folder of the study."""
+
+    scheduler: str
+    topic: str
+    archive: str
+    host: str
+    #: Whether all is on one machine.
+    local: bool
+    #: Files of the keys: authority, certificate and key.
+    keys: tuple[str, str, str] | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read the file of a folder.
+
+        Raises
+        ------
+        EnsembleError
+            If there is none: no study runs.
+        """
+        path = folder / MEETING
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise EnsembleError(
+                f"{path}: no ensemble runs for this training ({error}).",
+                remedy=f"surrogate-flow sweep resume {folder}",
+            ) from error
+
+    def cluster(self) -> Existing:
+        """Return how its scheduler is reached from here."""
+        here = self.host == socket.gethostname()
+        if not here and "//127." in self.scheduler:
+            raise EnsembleError(
+                f"The ensemble at {self.scheduler} is on {self.host} alone, and this "
+                f"is {socket.gethostname()}.",
+                remedy="Have the simulations run on a cluster that all trials reach, "
+                "such as options: {data.cluster: slurm}.",
+            )
+        names = self.keys or (None, None, None)
+        cluster = Existing(self.scheduler, None, *names)
+        cluster.local = self.local and here
+        return cluster
+
+
+class Joining(msgspec.Struct, frozen=True):
+    """What each process of a training says once a second."""
+
+    name: str
+    #: Of its inlet: another one has joined anew.
+    token: str
+    endpoint: Endpoint
+    rank: int = 0
+    world: int = 1
+    leaves: bool = False
+
+    @property
+    def member(self) -> str:
+        """Return the name of the process."""
+        return self.name if self.world == 1 else f"{self.name}/{self.rank}"
+
+
+Ranges = list[tuple[int, int]]
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What a training is told of the study, once a second: all of it, each time."""
+
+    token: str
+    #: Of all simulations, and solver seconds of the complete ones.
+    stats: EnsembleStats
+    worked: float
+    #: What holds up the simulations, or "".
+    waiting: str
+    #: As ranges ``[start, end)``: complete in the data set; failed for good.
+    on_disk: Ranges
+    failed: Ranges
+    #: Which this training gets by the stream, and which it is to do without; it reads
+    #: all others from the disk.
+    streamed: Ranges
+    dropped: Ranges
+    #: Whether each simulation is complete or has failed.
+    exhausted: bool
+
+
+@dataclass
+class _Member:
+    joining: Joining
+    relay: Relay
+    heard: float
+
+
+class SharedStudy:
+    """A study whose steps go to every training that joins, and into a data set.
+
+    A training joins and leaves at any time. It gets the simulations that begin while it
+    is there by the stream, and reads the others in the data set.
+
+    Parameters
+    ----------
+    solver, design, cluster, faults, settings, listeners
+        As `Study`. Simulations that are complete in the data set do not run again.
+    archive : Archive
+        Of the same design, to add to.
+    late : {"wait", "drop", "spool"}
+        Whether the slowest training holds up the others, misses the rest of
+        simulations, or reads that in the data set later.
+
+    Attributes
+    ----------
+    study : Study
+    """
+
+    def __init__(
+        self,
+        solver: Solver | Packed,
+        design: Design,
+        *,
+        cluster: ClusterSource | OpenCluster,
+        faults: Faults,
+        settings: StudySettings,
+        archive: Archive,
+        late: Late = "wait",
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self._archive, self._late = archive, late
+        self._spec = archive.spec
+        self._on_disk, self._failed = IntSet(), IntSet()
+        for number in archive.complete():
+            self._on_disk.add(number)
+        design.skip(IntSet(self._on_disk.ranges))
+        self._exhausted = False
+        self._fanout = Fanout(
+            late="wait" if late == "wait" else "drop", held_out=design.held_out
+        )
+        self._members: dict[str, _Member] = {}
+        self._known: set[str] = set()
+        self._heard: SimpleQueue[Joining] = SimpleQueue()
+        self._closing = Flag()
+        self._thread = LoudThread(self._run, "sharing")
+        self._resources = ExitStack()
+        try:
+            self.study = Study(
+                solver,
+                design,
+                self._fanout,
+                cluster=cluster,
+                faults=faults,
+                settings=replace(settings, writer=archive.writer),
+                listeners=[self._note, *listeners],
+            )
+            self._resources.callback(self.study.close)
+            self._topic = f"surrogate-flow/{secrets.token_hex(8)}"
+            self.study.client.subscribe_topic(self._topic, self._hear)
+            self._publish(settings.folder)
+            self._resources.callback(self._leave_all)
+        except BaseException:
+            self._resources.close()
+            raise
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.study.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop what runs, and let every training know; may be called again."""
+        self._resources.close()
+
+    def check(self) -> None:
+        """Raise what stopped the study, or the sharing, if anything did."""
+        self._thread.check()
+        # Simulations wait for a training rather than hang.
+        self.study.check(held_up=bool(self._fanout.waiting()))
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The trainings that take part now; ranks of one are several."""
+        return tuple(self._members)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether each simulation is complete or has failed."""
+        return self._exhausted
+
+    def stats(self) -> EnsembleStats:
+        """Count simulations by state, those of earlier processes included."""
+        stats = self.study.stats()
+        return replace(stats, done=len(self._on_disk))
+
+    def dropped(self) -> dict[str, int]:
+        """Count the simulations of which each training has missed steps."""
+        return {name: len(self._fanout.dropped(name)) for name in self._known}
+
+    def _publish(self, folder: Path) -> None:
+        """Write where trainings join, for this user alone."""
+        address = self.study.cluster.address
+        known = self._resources.enter_context(address.in_files(folder))
+        keys: Any = known.security  # its attributes are those of Dask's settings
+        names = keys and (keys.tls_ca_file, keys.tls_client_cert, keys.tls_client_key)
+        meeting = Meeting(
+            known.scheduler_address,
+            self._topic,
+            str(self._archive.path.resolve()),
+            socket.gethostname(),
+            known.local,
+            names or None,
+        )
+        path = folder / MEETING
+        with write_atomically(path) as part:
+            part.touch(0o600)
+            part.write_bytes(msgspec.json.encode(meeting))
+        self._resources.callback(path.unlink, missing_ok=True)
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, Finished):
+            self._on_disk.add(event.simulation.number)
+        elif isinstance(event, Failed):
+            self._archive.fail(event.simulation.number)
+            self._failed.add(event.simulation.number)
+        elif isinstance(event, Exhausted):
+            self._exhausted = True
+
+    def _hear(self, event: tuple[float, Any]) -> None:
+        """Take what a training says; in the loop of Dask's client."""
+        with suppress(msgspec.MsgspecError):
+            self._heard.put(msgspec.msgpack.decode(event[1], type=Joining))
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            with suppress(Empty):
+                self._take(self._heard.get(timeout=_TICK))
+            now = time.monotonic()
+            for name, member in list(self._members.items()):
+                if member.relay.lost or now - member.heard > _SILENT:
+                    why = member.relay.lost or f"no word from it for {_SILENT:g} s"
+                    logger.warning("%s gets no more steps: %s", name, why)
+                    self._remove(name)
+
+    def _take(self, said: Joining) -> None:
+        name = said.member
+        member = self._members.get(name)
+        if member is not None and (said.leaves or member.joining.token != said.token):
+            self._remove(name)
+            member = None
+        if said.leaves:
+            return
+        if member is None:
+            relay = Relay(said.endpoint, self._spec)
+            relay.__enter__()
+            self._known = self._known | {name}
+            member = self._members[name] = _Member(said, relay, 0.0)
+            self._fanout.add(name, relay, (said.rank, said.world))
+            logger.info("%s takes part", name)
+        member.heard = time.monotonic()
+        self._tell(name, said.token)
+
+    def _remove(self, name: str) -> None:
+        self._fanout.remove(name)
+        self._members.pop(name).relay.stop()
+
+    def _tell(self, name: str, token: str) -> None:
+        fanout = self._fanout
+        # Before the others, so that nothing is missing in them.
+        exhausted = self._exhausted
+        told = Told(
+            token,
+            self.stats(),
+            self.study.inlet.stats().worked,
+            "; ".join(filter(None, [fanout.waiting(), self.study.waiting()])),
+            # Before those of the stream: one that begins and ends now is of these.
+            on_disk=self._on_disk.ranges,
+            failed=self._failed.ranges,
+            streamed=fanout.streamed(name).ranges,
+            dropped=fanout.dropped(name).ranges if self._late == "drop" else [],
+            exhausted=exhausted,
+        )
+        topic = f"{self._topic}/{name}"
+        self.study.client.log_event(topic, msgspec.msgpack.encode(told))
+
+    def _leave_all(self) -> None:
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        for name in list(self._members):
+            self._remove(name)
+
+
+def new_token() -> str:
+    """Return what no other process has."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"

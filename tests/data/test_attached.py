@@ -1,0 +1,295 @@
+"""Trainings that share a study: each gets every step, whenever it joins, exactly once."""
+
+import collections
+import contextlib
+import threading
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from batch import wait_until
+from distributed import LocalCluster
+from troubled import STEPS, Wave
+
+from surrogate_flow.data.archiving import planned
+from surrogate_flow.data.attached import Attach, Attached
+from surrogate_flow.data.online import OnlineData
+from surrogate_flow.data.ranks import Ranks
+from surrogate_flow.ensemble.events import Exhausted
+from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.ensemble.sharing import MEETING, SharedStudy
+from surrogate_flow.ensemble.study import StudySettings
+from surrogate_flow.ensemble.workers import EnsembleError
+from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.sampling import Design, Sobol
+from surrogate_flow.stream import Discard, Inlet
+
+HELD_OUT, SIMULATIONS = 2, 10
+ALL = HELD_OUT + SIMULATIONS
+CLUSTER = partial(
+    LocalCluster,
+    n_workers=2,
+    threads_per_worker=1,
+    processes=False,
+    dashboard_address="127.0.0.1:0",
+)
+
+
+class Book(Discard):
+    """Counts every step, and has room for so many."""
+
+    def __init__(self, room=None):
+        self.steps = collections.Counter()
+        self.room = room
+        self.exhausted = threading.Event()
+        self.wakes = []
+
+    def offer(self, simulation, first, steps, parameters):
+        if self.room is not None and simulation >= HELD_OUT:
+            steps = steps[: self.room]
+            self.room -= len(steps)
+        for k, step in enumerate(steps):
+            expected = parameters[0] + first + k + 1 + np.arange(step.shape[-1]) / 10
+            np.testing.assert_allclose(step[0], expected, rtol=1e-5)
+            self.steps[simulation, first + k] += 1
+        return len(steps)
+
+    def make_room(self):
+        self.room = None
+        for wake in self.wakes:
+            wake()
+
+    def on_room(self, wake):
+        self.wakes.append(wake)
+
+    def __call__(self, event):
+        assert isinstance(event, Exhausted)
+        self.exhausted.set()
+
+
+def whole(numbers=range(ALL)):
+    """Every step of all simulations, once."""
+    return {(n, k): 1 for n in numbers for k in range(STEPS)}
+
+
+def design(rank=0, world=1):
+    """What all agree on."""
+    return Design(
+        Wave.spec.parameters,
+        Sobol(seed=3),
+        held_out=HELD_OUT,
+        simulations=SIMULATIONS,
+        rank=rank,
+        world=world,
+    )
+
+
+@contextlib.contextmanager
+def study(folder, late="wait", solver=None):
+    """A study that waits for trainings."""
+    solver = solver or Wave()
+    archive, _ = planned(
+        folder / "simulations.zarr",
+        solver,
+        Sobol(seed=3),
+        held_out=HELD_OUT,
+        simulations=SIMULATIONS,
+        workflow="wave",
+    )
+    try:
+        with SharedStudy(
+            solver,
+            design(),
+            cluster=CLUSTER,
+            faults=Faults(retries=0),
+            settings=StudySettings("wave", folder),
+            archive=archive,
+            late=late,
+        ) as shared:
+            yield shared
+    finally:
+        archive.release()
+
+
+@contextlib.contextmanager
+def training(folder, name, book, ranks=None):
+    """One that takes part."""
+    ranks = ranks or Ranks()
+    mine = design(ranks.rank, ranks.world)
+    attached = Attached(Attach(folder, name), mine, book, ranks)
+    try:
+        attached.start()
+        yield attached
+    finally:
+        attached.close()
+
+
+def ended(*parts):
+    """Wait until each has every simulation."""
+
+    def all_are():
+        for _, attached in parts:
+            attached.check()
+        return all(book.exhausted.is_set() for book, _ in parts)
+
+    wait_until(all_are)
+
+
+def test_each_gets_every_step_once_whenever_it_joins(tmp_path):
+    """One is there from the beginning, one joins in the middle, one at the end."""
+    first, second, last = Book(room=40), Book(), Book()
+    with study(tmp_path) as shared:
+        with training(tmp_path, "first", first) as one:
+            wait_until(lambda: not first.room)
+            with training(tmp_path, "second", second) as two:
+                wait_until(lambda: len(shared.members) == 2)
+                first.make_room()
+                ended((first, one), (second, two))
+        wait_until(lambda: not shared.members)
+        with training(tmp_path, "last", last) as three:
+            ended((last, three))
+            assert three.stats().done == ALL
+            assert three.stream().steps == ALL * STEPS
+        shared.check()
+    for book in (first, second, last):
+        assert book.steps == whole()
+    assert not (tmp_path / MEETING).exists()
+    assert not [*tmp_path.glob(".keys*")]
+    with pytest.raises(EnsembleError, match="sweep resume"):
+        Attached(Attach(tmp_path, "late"), design(), Book(), Ranks())
+
+
+class Fails(Wave):
+    """A wave that breaks off in some simulations."""
+
+    def solve(self, parameters):
+        for k, step in enumerate(super().solve(parameters)):
+            if k == 3 and parameters["phase"] > 0.6:
+                raise ArithmeticError("nan")
+            yield step
+
+
+@pytest.mark.parametrize("late", ["drop", "spool"])
+def test_one_that_lags_holds_up_nobody(tmp_path, late, monkeypatch):
+    """It does without the rest, which is counted, or reads that later."""
+    size = Wave.spec.step_bytes
+    small = partial(Inlet, budget=4 * size, coalesce_bytes=size)
+    monkeypatch.setattr("surrogate_flow.data.attached.Inlet", small)
+    slow, fast = Book(room=12), Book()
+    with (
+        study(tmp_path, late) as shared,
+        training(tmp_path, "slow", slow) as one,
+        training(tmp_path, "fast", fast) as two,
+    ):
+        wait_until(lambda: len(shared.members) == 2)
+        # As if its backlog were a simulation.
+        shared._members["slow"].relay._backlog = STEPS * size
+        ended((fast, two))
+        lost = shared.dropped()
+        slow.make_room()
+        ended((slow, one))
+        assert fast.steps == whole()
+        assert lost["fast"] == 0
+        if late == "spool":
+            assert slow.steps == whole()
+        else:
+            assert set(slow.steps.values()) == {1}
+            assert set(whole(range(HELD_OUT))) <= set(slow.steps)
+            assert one.stats().failed == shared.dropped()["slow"]
+
+
+def test_what_fails_for_good_is_left_in_all(tmp_path):
+    """The others are whole; the ends of all come."""
+    books = [Book(), Book()]
+    with study(tmp_path, solver=Fails()) as shared, contextlib.ExitStack() as stack:
+        parts = [
+            (book, stack.enter_context(training(tmp_path, f"{n}", book)))
+            for n, book in enumerate(books)
+        ]
+        ended(*parts)
+        broken = {s.number for s in design() if s.parameters["phase"] > 0.6}
+        assert 0 < len(broken) < ALL
+        for book, attached in parts:
+            good = whole(n for n in range(ALL) if n not in broken)
+            assert good.items() <= book.steps.items()
+            assert set(book.steps.values()) == {1}
+            assert attached.stats().failed == len(broken)
+        assert shared.exhausted
+
+
+def test_a_study_that_was_killed_goes_on_and_so_does_a_training(tmp_path):
+    """Complete simulations do not run again; a new process of a training gets all."""
+    first, again = Book(room=20), Book()
+    with study(tmp_path), training(tmp_path, "one", first):
+        wait_until(lambda: not first.room)
+    with study(tmp_path) as shared, training(tmp_path, "one", again) as one:
+        ended((again, one))
+        assert shared.study.stats().done < ALL == shared.stats().done
+    assert again.steps == whole()
+
+
+def test_a_training_that_is_killed_holds_up_nobody(tmp_path, monkeypatch, caplog):
+    """Nobody waits for it when it has been silent for a while."""
+    monkeypatch.setattr("surrogate_flow.ensemble.sharing._SILENT", 1.5)
+    dead, alive = Book(room=3), Book()
+    with (
+        study(tmp_path) as shared,
+        training(tmp_path, "dead", dead) as one,
+        training(tmp_path, "alive", alive) as two,
+    ):
+        wait_until(lambda: len(shared.members) == 2)
+        # Its thread ends without a word, as it would by SIGKILL.
+        one._closing.set()
+        ended((alive, two))
+        assert "dead" not in shared.members
+    assert "dead gets no more steps: no word from it" in caplog.text
+    assert alive.steps == whole()
+
+
+def test_two_ranks_share_a_stream(tmp_path):
+    """Each has its simulations, by number."""
+    books = [Book(), Book()]
+    with study(tmp_path), contextlib.ExitStack() as stack:
+        parts = [
+            (
+                book,
+                stack.enter_context(
+                    training(tmp_path, "1", book, SimpleNamespace(rank=rank, world=2))
+                ),
+            )
+            for rank, book in enumerate(books)
+        ]
+        ended(*parts)
+    for rank, book in enumerate(books):
+        assert book.steps == whole(range(rank, ALL, 2))
+
+
+def test_a_study_that_does_not_answer_ends_a_training_in_order(tmp_path, monkeypatch):
+    """By the signal that has it write a checkpoint, once."""
+    monkeypatch.setattr("surrogate_flow.data.attached._SILENT", 1.0)
+    sent = []
+    monkeypatch.setattr("os.kill", lambda process, number: sent.append(number))
+    book = Book(room=20)
+    with study(tmp_path) as shared, training(tmp_path, "one", book) as one:
+        wait_until(lambda: not book.room)
+        shared._closing.set()
+        wait_until(lambda: one.check() or sent)
+        one.check()
+    assert sent == [15]
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"deterministic": True}, "data.deterministic"),
+        ({"archive": "own.zarr"}, "data.archive"),
+        ({"simulations": None}, "simulations: null"),
+    ],
+)
+def test_what_others_cannot_share_is_refused(option, named):
+    """Before anything runs."""
+    attach = Attach(Path(), "one")
+    with pytest.raises(ArgumentError, match=named):
+        OnlineData(Wave(), attach=attach, **option)
