@@ -49,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             watch.run(words[1:])
             return
+        if words[:1] == ["sweep"]:
+            from surrogate_flow.cli.sweep import command
+
+            command.run(words[1:])
+            return
         # Seconds of imports, for a command line that makes sense so far.
         _run(CommandLine.of(words))
     except (Exception, SystemExit) as error:

@@ -206,6 +206,44 @@ options:
   --seed N                 of the choice of the held-out ones; 0 by default
   --skip_damaged true      leave out files that cannot be read or differ from others
 """,
+    "sweep": f"""\
+usage: surrogate-flow sweep RECIPE [--folder FOLDER] [--detach]
+       surrogate-flow sweep status | resume | stop FOLDER
+
+{COMMANDS["sweep"]} Every step that a
+solver produces goes to all trials, so that ten models cost one ensemble. A recipe names
+a workflow, a model, and options of 'fit' with their values, as a list or a range:
+
+  data: heat2d
+  model: fully_connected
+  options: {{trainer.max_steps: 2000}}
+  space:
+    model.optimizer.init_args.lr: {{low: 1.0e-4, high: 1.0e-2, log: true}}
+    seed_everything: [0, 1, 2]
+
+  surrogate-flow sweep learning_rate
+  surrogate-flow sweep my_sweep.yaml --detach
+  surrogate-flow sweep status sweeps/my_sweep
+
+options:
+  RECIPE            a file, or one of learning_rate, networks, reservoir
+  --folder FOLDER   sweeps/<recipe> by default; the same command goes on there
+  --detach          run in the background, and return
+
+keys of a recipe, beside those above:
+  search: tpe               or grid (all lists: the default), random
+  trials: N                 all of a grid by default, else 20
+  prune: true               end trials that lag behind the median
+  at_once: N                trials at a time: by default one a GPU, or one for two cores
+  jobs: slurm               each trial is a job of a batch system, by a cluster's recipe
+  late: wait                for the slowest trial; drop: it misses steps; spool: it
+                            reads them later in the data set
+  share_simulations: true   false: each trial has its own ensemble
+  seed: N                   of the search
+
+status shows the trials, resume goes on after whatever has ended it, stop ends it; all
+read the folder alone. docs/sweeps.md tells more.
+""",
     "report": f"""\
 usage: surrogate-flow report [RUN ...] [--output FILE]
 

@@ -49,6 +49,7 @@ COMMANDS = {
     "generate": "Write the simulations to a data set on disk.",
     "import": "Write simulations that have ended, a file each, to a data set.",
     "compare": "Train offline and online, and put the errors side by side.",
+    "sweep": "Train many models on one ensemble, here or as jobs.",
     "report": "A page of a run, or of several side by side, as one file.",
     "watch": "The live page of a run, from its folder, in a browser.",
     "check": "Check a solver, network, sampler or policy of your own.",

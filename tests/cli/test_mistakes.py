@@ -43,6 +43,14 @@ MISTAKES = {
         "no such file",
         "'slurm'",
     ),
+    "sweep: no recipe": (["sweep"], "sweep needs a recipe, got none"),
+    "sweep: missing recipe": (["sweep", "networkz"], "mean 'networks'"),
+    "sweep: status of nothing": (["sweep", "status"], "needs the folder of a sweep"),
+    "sweep: no sweep": (["sweep", "resume", "."], "one with sweep.yaml, got ."),
+    "sweep: a misspelt option": (
+        ["sweep", "networks", "--detatch"],
+        "Did you mean '--detach'",
+    ),
     "missing settings": (["fit", "--config=nope.yaml"], "No file 'nope.yaml'"),
     "missing checkpoint": (
         [*FIT, "--ckpt_path=none.ckpt"],

@@ -372,9 +372,9 @@ def test_a_server_that_does_not_answer_is_no_news(tmp_path, monkeypatch):
 def test_which_queue(tmp_path):
     """By the class of the cluster."""
     with open_cluster(SLURM, tmp_path) as cluster:
-        assert queue_of(cluster) is squeue
+        assert queue_of(type(cluster)) is squeue
     with open_cluster(PBS(**SITE), tmp_path) as cluster:
-        assert queue_of(cluster) is qstat
+        assert queue_of(type(cluster)) is qstat
 
 
 class Coupled:

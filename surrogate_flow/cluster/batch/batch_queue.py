@@ -50,12 +50,12 @@ _UNLISTED = JobStatus(JobState.GONE, "not in the queue")
 
 
 def queue_of(
-    cluster: JobQueueCluster,
+    cluster_class: type[JobQueueCluster],
 ) -> Callable[[Collection[str]], Statuses | None] | None:
     """Return what lists the jobs of a cluster; None if its command is not known."""
-    if isinstance(cluster, SLURMCluster):
+    if issubclass(cluster_class, SLURMCluster):
         return squeue
-    return qstat if isinstance(cluster, PBSCluster) else None
+    return qstat if issubclass(cluster_class, PBSCluster) else None
 
 
 def squeue(jobs: Collection[str]) -> Statuses | None:

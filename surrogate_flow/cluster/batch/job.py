@@ -17,7 +17,7 @@ from distributed.scheduler import WorkerState
 
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster, Submission
 
-__all__ = ["Job", "JobRefused", "JobTiming"]
+__all__ = ["Job", "JobRefused", "JobTiming", "output_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Job:
             self._too_late = True
             raise JobRefused(f"no answer within {self._timeout:g} s") from error
         except (RuntimeError, ValueError, OSError) as error:
-            raise JobRefused(_output(error)) from error
+            raise JobRefused(output_of(error)) from error
         except BaseException:
             # Ctrl-C: a job that is being submitted is cancelled.
             self._too_late = True
@@ -197,7 +197,7 @@ def _tail(path: Path) -> list[str]:
     return [line for line in lines if line.strip()][-_LINES:]
 
 
-def _output(error: Exception) -> str:
+def output_of(error: Exception) -> str:
     """Return what a submit command has printed, or the error itself."""
     text = str(error)
     printed = re.search(r"stdout:\n(.*)\nstderr:\n(.*)", text, re.DOTALL)

@@ -26,7 +26,7 @@ class Registry:
 
     def __init__(self, cluster: JobQueueCluster, timing: JobTiming) -> None:
         self._timing = timing
-        self._query_queue = queue_of(cluster)
+        self._query_queue = queue_of(type(cluster))
         self._known: Statuses = {}
         self._no_answer = False
         self._queried, self._interval = -math.inf, timing.query

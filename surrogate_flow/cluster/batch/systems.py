@@ -183,6 +183,24 @@ class BatchSystem(ClusterConfig):
                 self._complete(cluster, cores, folder)
                 yield cluster
 
+    def job(self, name: str, command: str, logs: Path) -> Submission:
+        """Return a job that runs a line of shell, to be submitted by `start`."""
+        self.require_known()
+        class_ = self.cluster_class.job_cls
+        arguments = {
+            k: v for k, v in self._arguments.items() if k in _parameters(class_)
+        }
+        arguments |= {"log_directory": str(logs), "job_name": name}
+        job: Submission = class_("none", name, **arguments)
+        # A worker of Dask, otherwise.
+        job._command_template = command
+        return job
+
+    @property
+    def cancel_command(self) -> str:
+        """The command that cancels jobs, to be followed by their names."""
+        return str(self.cluster_class.job_cls.cancel_command)
+
     def request(self, cluster: JobQueueCluster) -> JobRequest:
         """Return what is requested for an opened cluster.
 
@@ -323,9 +341,14 @@ class JobQueue(BatchSystem):
 def known_arguments(class_: Any) -> set[str]:
     """Return what a cluster of dask-jobqueue takes, for itself or for its jobs."""
     job = getattr(class_, "job_cls", Submission)  # which their base lacks
+    return _parameters(class_) | _parameters(job) | _parameters(BatchSystem)
+
+
+def _parameters(class_: Any) -> set[str]:
+    """Return the arguments of a class, and of those that it inherits from."""
     return {
         parameter.name
-        for owner in (*class_.__mro__[:-1], *job.__mro__[:-1], BatchSystem)
+        for owner in class_.__mro__[:-1]
         for parameter in inspect.signature(owner).parameters.values()
         if parameter.kind is not parameter.VAR_KEYWORD
     }

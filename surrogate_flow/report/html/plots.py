@@ -15,6 +15,10 @@ from surrogate_flow.report.folder.tables import OFTEN
 
 __all__ = [
     "ENOUGH",
+    "GREY",
+    "Line",
+    "draw",
+    "figure_of",
     "learning",
     "over_parameters",
     "population",
@@ -24,7 +28,7 @@ __all__ = [
     "waiting",
 ]
 
-_GREY = "#7c7c7c"  # legible on white and on black
+GREY = "#7c7c7c"  # legible on white and on black
 # Of curves: legible on both, too.
 _COLOURS = (
     *("#2f8fdd", "#f28c28", "#2ca02c", "#e04b4b", "#a778d8"),
@@ -84,10 +88,10 @@ def learning(metrics: Tables) -> list[tuple[Any, str]]:
                         shown = name if len(names) > 1 else ""
                         lines.append(Line(run, shown, known["step"] + 1, known[name]))
         if lines:
-            plot = _figure("batches", label, log=names is not rates)
+            plot = figure_of("batches", label, log=names is not rates)
             if names == ["val_relative_l2"]:
                 plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
-            _draw(plot, lines)
+            draw(plot, lines)
             found.append((plot, caption))
     return found
 
@@ -102,10 +106,10 @@ def rollout(tables: Tables, units: str) -> Any:
                 lines.append(Line(run, variable, table["time"], table[name]))
     if not lines:
         return None
-    plot = _figure(f"time [{units or '1'}]", "relative L2 error [1]")
+    plot = figure_of(f"time [{units or '1'}]", "relative L2 error [1]")
     plot.y_range.start = 0
     plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
-    _draw(plot, lines)
+    draw(plot, lines)
     return plot
 
 
@@ -123,7 +127,9 @@ def over_parameters(
         known = pd.DataFrame({"x": values, "y": errors}).dropna().sort_values("x")
         known["simulation"] = validation.get("simulation", known.index)
         every = max(1, -(-len(known) // _DOTS))
-        plot = _figure(f"{name} [{unit or '1'}]", "relative L2 error [1]", hover=False)
+        plot = figure_of(
+            f"{name} [{unit or '1'}]", "relative L2 error [1]", hover=False
+        )
         plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
         if name in bounds and len(known):
             low = min(bounds[name][0], known["x"].min())
@@ -145,7 +151,7 @@ def over_parameters(
 
 def times_seen(counts: Sequence[int]) -> Any:
     """Return how many samples were seen how often."""
-    plot = _figure("times seen", "samples", hover=False)
+    plot = figure_of("times seen", "samples", hover=False)
     plot.xaxis.ticker.min_interval = 1
     seen = [*range(len(counts))]
     words = [f"{n} or more" if n == OFTEN else f"{n}" for n in seen]
@@ -174,10 +180,10 @@ def waiting(telemetry: pd.DataFrame) -> Any:
             ("simulations wait for room", "put_wait_seconds"),
         )
     }
-    plot = _figure("time [s]", "share of the time [1]")
+    plot = figure_of("time [s]", "share of the time [1]")
     plot.yaxis.formatter = NumeralTickFormatter(format="0 %")
     plot.y_range.start, plot.y_range.end = 0, 1.02
-    _draw(plot, [Line("", words, middle, share) for words, share in shares.items()])
+    draw(plot, [Line("", words, middle, share) for words, share in shares.items()])
     return plot
 
 
@@ -187,7 +193,7 @@ def population(telemetry: pd.DataFrame) -> Any:
     if len(table) < 2:
         return None
     table = table.iloc[:: max(1, len(table) // _POINTS)]
-    plot = _figure("time [s]", "samples")
+    plot = figure_of("time [s]", "samples")
     plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
     seen = table["population"] - table["unseen"]
     lines = [
@@ -195,13 +201,13 @@ def population(telemetry: pd.DataFrame) -> Any:
         Line("", "seen", table["seconds"], seen),
         Line("", "unseen", table["seconds"], table["unseen"]),
     ]
-    _draw(plot, lines)
+    draw(plot, lines)
     top = float(table["population"].max())
     for name in ("capacity", "threshold"):
         if name in table and len(known := table[name].dropna()):
             value = float(known.iloc[-1])
             level = Span(location=value, dimension="width")
-            level.line_color, level.line_dash = _GREY, "dashed"
+            level.line_color, level.line_dash = GREY, "dashed"
             plot.add_layout(level)
             top = max(top, value)
     plot.y_range.end = 1.05 * top
@@ -220,14 +226,15 @@ def rates(telemetry: Tables) -> Any:
             lines.append(Line(run, "", known["seconds"], rate))
     if not lines:
         return None
-    plot = _figure("time [s]", "samples/s")
+    plot = figure_of("time [s]", "samples/s")
     plot.y_range.start = 0
     plot.yaxis.formatter = NumeralTickFormatter(format="0,0.[000]")
-    _draw(plot, lines)
+    draw(plot, lines)
     return plot
 
 
-def _figure(x: str, y: str, *, log: bool = False, hover: bool = True) -> Any:
+def figure_of(x: str, y: str, *, log: bool = False, hover: bool = True) -> Any:
+    """Return an empty plot with labelled axes."""
     plot: Any = figure(
         height=280,
         sizing_mode="stretch_width",
@@ -238,23 +245,23 @@ def _figure(x: str, y: str, *, log: bool = False, hover: bool = True) -> Any:
         # Neither a page's background nor its print has a colour of ours.
         background_fill_color=None,
         border_fill_color=None,
-        outline_line_color=_GREY,
+        outline_line_color=GREY,
     )
     plot.toolbar.logo, plot.toolbar.autohide = None, True
     for axis in plot.axis:
         for part in ("axis_label_text", "major_label_text", "axis_line"):
-            setattr(axis, f"{part}_color", _GREY)
-        axis.major_tick_line_color, axis.minor_tick_line_color = _GREY, None
+            setattr(axis, f"{part}_color", GREY)
+        axis.major_tick_line_color, axis.minor_tick_line_color = GREY, None
         axis.axis_label_text_font_style = "normal"
     for line in plot.grid:
-        line.grid_line_color, line.grid_line_alpha = _GREY, 0.25
+        line.grid_line_color, line.grid_line_alpha = GREY, 0.25
     if hover:
         said = [("", "$name"), (x, "@x{0.[0000]}"), (y, "@y{0.[000000]}")]
         plot.add_tools(HoverTool(tooltips=said))
     return plot
 
 
-def _draw(plot: Any, lines: Sequence[Line]) -> None:
+def draw(plot: Any, lines: Sequence[Line]) -> None:
     """Draw curves, thinned, with a legend below if there are several."""
     runs, names = (
         [*dict.fromkeys(x)] for x in zip(*(n[:2] for n in lines), strict=True)
@@ -277,7 +284,7 @@ def _draw(plot: Any, lines: Sequence[Line]) -> None:
             plot.scatter("x", "y", size=6, fill_alpha=float(dash == "solid"), **options)
     if plot.legend:
         legend = plot.legend[0]
-        legend.label_text_color, legend.background_fill_color = _GREY, None
+        legend.label_text_color, legend.background_fill_color = GREY, None
         legend.border_line_color, legend.click_policy = None, "hide"
         legend.location, legend.margin, legend.padding = "left", 0, 2
         # Side by side where that fits.

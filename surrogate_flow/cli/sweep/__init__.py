@@ -1,0 +1,1 @@
+"""Many models on one ensemble: what is tried, where, and what came of it."""

@@ -1,0 +1,191 @@
+"""``surrogate-flow sweep``: many models on one ensemble."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from surrogate_flow.cli.parser import Parser, parse
+from surrogate_flow.cli.recipes import CommandLine, find_recipe, read_recipe
+from surrogate_flow.cli.signals import stop_requested
+from surrogate_flow.cli.sweep import table
+from surrogate_flow.cli.sweep.controller import Controller, last_line, require_possible
+from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder, TrialRow
+from surrogate_flow.cli.sweep.page import sweep_page
+from surrogate_flow.cli.sweep.places import Here, Jobs, Place
+from surrogate_flow.cli.sweep.recipe import SweepRecipe
+from surrogate_flow.cluster.batch import BatchSystem
+from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.files import write_text
+from surrogate_flow.report.console import print_lines, show_logs, the_console
+from surrogate_flow.report.folder.run_folder import REPORT
+
+__all__ = ["run"]
+
+logger = logging.getLogger(__name__)
+
+_WIDTH = 120  # characters of the table where there is no terminal
+_DETACH = 120.0  # seconds in which a sweep that is detached must have begun
+_ACTIONS = ("status", "resume", "stop")
+
+
+def run(words: Sequence[str]) -> None:
+    """Begin a sweep, or look at one, go on with it, or stop it."""
+    if words and words[0] in _ACTIONS:
+        _act(words[0], words[1:])
+        return
+    parser = Parser(prog="surrogate-flow sweep", allow_abbrev=False)
+    parser.add_argument("recipe", nargs="?", type=str)
+    parser.add_argument("--folder", type=Path | None)
+    parser.add_argument("--detach", action="store_true")
+    options = _parsed(parser, words)
+    if options.recipe is None:
+        raise RecipeError(
+            "sweep needs a recipe, got none. Type, for example, surrogate-flow sweep "
+            "learning_rate; or sweep status FOLDER."
+        )
+    path = find_recipe("workflows/sweeps", options.recipe)
+    recipe = SweepRecipe.read(path)
+    folder = SweepFolder.create(options.folder or Path("sweeps") / path.stem, recipe)
+    _run(folder, detach=options.detach)
+
+
+def _act(action: str, words: Sequence[str]) -> None:
+    parser = Parser(prog=f"surrogate-flow sweep {action}", allow_abbrev=False)
+    parser.add_argument("folder", nargs="?", type=Path)
+    if action == "resume":
+        parser.add_argument("--detach", action="store_true")
+    options = _parsed(parser, words)
+    if options.folder is None:
+        raise RecipeError(f"sweep {action} needs the folder of a sweep, got none.")
+    folder = SweepFolder(options.folder)
+    if action == "status":
+        write_text(folder.path / REPORT, sweep_page(folder, _show(folder)))
+    elif action == "stop":
+        _stop(folder)
+    else:
+        _run(folder, detach=options.detach)
+
+
+def _parsed(parser: ArgumentParser, words: Sequence[str]) -> Any:
+    def act(words: list[str]) -> Namespace:
+        return parser.parse_args(words[1:])
+
+    return parse(CommandLine(["sweep", *words]), act)
+
+
+def _run(folder: SweepFolder, *, detach: bool) -> None:
+    show_logs()
+    with folder.held():
+        place = _place(folder)
+        require_possible(folder)
+        if not detach:
+            with stop_requested() as stopped:
+                Controller(folder, place).run(stopped.is_set)
+            _finish(folder)
+            left = folder.recipe.count - sum(
+                r.state != "running" for r in folder.rows()
+            )
+            if left:
+                print_lines(
+                    the_console(),
+                    f"{left} trials are left. To go on, type: surrogate-flow sweep "
+                    f"resume {shlex.quote(str(folder.path))}",
+                )
+            if stopped.is_set():
+                sys.exit(stopped.status)
+            return
+    _detach(folder)
+
+
+def _place(folder: SweepFolder) -> Place:
+    jobs = folder.recipe.jobs
+    if jobs is None:
+        return Here()
+    if isinstance(jobs, str):
+        jobs = read_recipe(find_recipe("workflows/clusters", jobs), of_class=True)
+    parser = Parser(prog="surrogate-flow sweep")
+    parser.add_argument("--jobs", type=BatchSystem)
+    parsed = parser.instantiate(parser.parse_object({"jobs": jobs}))
+    return Jobs(parsed.jobs, folder.path / "jobs")
+
+
+def _detach(folder: SweepFolder) -> None:
+    """Have a process of its own run the sweep, which outlives this terminal."""
+    log = folder.path / "sweep.log"
+    with log.open("ab") as file:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "surrogate_flow", "sweep", "resume", folder.path],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _DETACH
+    while not folder.begun:
+        if child.poll() is not None or time.monotonic() > deadline:
+            raise SweepError(f"The sweep did not begin: {last_line(log)} [{log}]")
+        time.sleep(0.5)
+    name = shlex.quote(str(folder.path))
+    print_lines(
+        the_console(),
+        f"The sweep runs as process {child.pid} [{log}].",
+        f"Look at it: surrogate-flow sweep status {name}",
+        f"End it:     surrogate-flow sweep stop {name}",
+    )
+
+
+def _stop(folder: SweepFolder) -> None:
+    if not (holder := folder.holder):
+        print_lines(the_console(), f"Nobody runs {folder.path}.")
+        return
+    folder.ask_to_stop()
+    print_lines(the_console(), f"{holder} ends the sweep: trials save and end first.")
+
+
+def _show(folder: SweepFolder) -> list[TrialRow]:
+    rows, console = folder.rows(), the_console()
+    count = folder.recipe.count
+    who = folder.holder or "nobody"
+    ended = f"{count - folder.left} of {count} trials have ended"
+    print_lines(console, f"{folder.path}: {ended}; run by {who}")
+    # A log has no width of its own.
+    wide = Console(width=_WIDTH, file=console.file)
+    (console if console.is_terminal else wide).print(table.shown(rows))
+    for row in rows:
+        if row.why:
+            print_lines(console, f"Trial {row.number} failed: {row.why}")
+    return rows
+
+
+def _finish(folder: SweepFolder) -> None:
+    """Show and write what all trials came to."""
+    rows, console = _show(folder), the_console()
+    write_text(folder.path / "trials.csv", table.written(rows))
+    write_text(folder.path / REPORT, sweep_page(folder, rows))
+    complete = [row for row in rows if row.state == "complete"]
+    if not complete:
+        if rows and all(row.state == "failed" for row in rows):
+            raise SweepError(
+                f"Every trial failed, the first with: {rows[0].why}. Its log is "
+                f"{folder.log(rows[0].number)}."
+            )
+        return
+    best = complete[0]
+    path = folder.keep_best(best)
+    words = shlex.join(["surrogate-flow", "fit", *folder.recipe.words(best.point)])
+    print_lines(
+        console,
+        f"The best is trial {best.number}: {path or 'it has no checkpoint'}",
+        f"To train it again: {words}",
+        f"Open {folder.path / REPORT} in a browser.",
+    )

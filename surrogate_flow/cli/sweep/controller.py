@@ -1,0 +1,252 @@
+"""Runs a sweep: starts trials, watches them, tells the search what they came to."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from surrogate_flow.cli.lightning import build
+from surrogate_flow.cli.plan import require_trained
+from surrogate_flow.cli.sweep.folder import METRIC, SweepFolder
+from surrogate_flow.cli.sweep.places import Handle, Place
+from surrogate_flow.data.online import OnlineData
+from surrogate_flow.ensemble.sharing import SharedStudy
+from surrogate_flow.ensemble.study import StudySettings
+from surrogate_flow.fields.errors import UserError, user_error
+from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.report.console import print_lines, the_console
+from surrogate_flow.report.folder.run_folder import RunFolder
+from surrogate_flow.sampling import Design
+
+__all__ = ["Controller", "require_possible"]
+
+logger = logging.getLogger(__name__)
+
+_POLL = 0.5  # seconds between two looks at the trials
+_REPORT = 5.0  # seconds between two looks at their validations
+_ATTEMPTS = 4  # of a trial that is killed before it gets any further
+_END = 120.0  # seconds for trials to validate, save and end
+_KILLED = {128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGKILL}
+
+
+def require_possible(folder: SweepFolder) -> None:
+    """Build data and network for each value of the space, before anything runs.
+
+    Raises
+    ------
+    RecipeError
+        With the first point that is refused, and why.
+    """
+    recipe = folder.recipe
+    for point in recipe.corners():
+        try:
+            data, surrogate = build(["fit", *folder.words(point)])
+            require_trained(surrogate)
+        except (Exception, SystemExit) as error:
+            advice = user_error(error)
+            if advice is None:
+                raise
+            shown = ", ".join(f"{k}: {v}" for k, v in point.items())
+            raise RecipeError(f"space: {shown} is refused: {advice}") from error
+        if recipe.share_simulations and not isinstance(data, OnlineData):
+            raise RecipeError(
+                f"data: expected a workflow, whose simulations trials share, got "
+                f"{type(data).__name__}. Set share_simulations: false."
+            )
+
+
+class Controller:
+    """Has every trial of a sweep run once, whatever is killed meanwhile.
+
+    Parameters
+    ----------
+    folder : SweepFolder
+        Held by this process.
+    place : Place
+    """
+
+    def __init__(self, folder: SweepFolder, place: Place) -> None:
+        self._folder, self._place = folder, place
+        self._study = folder.study
+        self._recipe = folder.recipe
+        self._at_once = folder.recipe.at_once or place.at_once
+        self._reported = 0.0
+        #: Seconds between two looks at the validations of trials.
+        self.report = _REPORT
+        self._ending = False
+
+    def run(self, stopped: Callable[[], bool]) -> None:
+        """Run until all trials have ended, or `stopped` returns true."""
+        folder = self._folder
+        with self._ensemble() as check:
+            while not stopped() and not folder.stops:
+                check()
+                running = self._watch()
+                if not running and not folder.left:
+                    return
+                while len(running) < self._at_once and self._unbegun:
+                    running.append(self._begin())
+                time.sleep(_POLL)
+            self._end_all()
+
+    @contextlib.contextmanager
+    def _ensemble(self) -> Iterator[Callable[[], None]]:
+        """Open the study that all trials share; yield what raises its errors."""
+        recipe = self._recipe
+        if not recipe.share_simulations:
+            yield lambda: None
+            return
+        data, _ = build(["fit", *recipe.words(recipe.corners()[0])])
+        assert isinstance(data, OnlineData), "refused before"
+        archive, _ = data.planned(self._folder.path / "simulations.zarr")
+        design = Design(
+            data.spec.parameters,
+            data.sampler,
+            held_out=data.held_out,
+            fixed=data.fixed,
+            simulations=data.simulations,
+        )
+        try:
+            with SharedStudy(
+                data.solver,
+                design,
+                cluster=data.cluster,
+                faults=data.faults,
+                settings=StudySettings(
+                    data.workflow, self._folder.path, cores=data.cores_per_simulation
+                ),
+                archive=archive,
+                late=recipe.late,
+            ) as shared:
+                logger.info("Dask dashboard: %s", shared.study.dashboard_link)
+                try:
+                    yield shared.check
+                finally:
+                    archive.spend(shared.study.inlet.stats().worked)
+        finally:
+            archive.release()
+
+    @property
+    def _unbegun(self) -> int:
+        return self._recipe.count - self._folder.begun
+
+    def _running(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    def _begin(self) -> FrozenTrial:
+        trial = self._study.ask(self._folder.distributions)
+        self._start(trial, 0)
+        return self._study.get_trials(deepcopy=False)[trial.number]
+
+    def _start(self, trial: Trial, attempt: int) -> None:
+        """Start a trial, or have it go on from its last checkpoint."""
+        folder, number = self._folder, trial.number
+        words = ["fit", *folder.words(trial.params, f"trial {number}")]
+        words += ["--trainer.default_root_dir", str(folder.trial(number))]
+        if (checkpoint := folder.checkpoint(number)) is not None:
+            words += ["--ckpt_path", str(checkpoint)]
+        trial.set_user_attr("attempt", attempt)
+        trial.set_user_attr("reached", folder.reached(number))
+        handle = self._place.start(number, words, folder.log(number))
+        trial.set_user_attr("handle", handle)
+        again = f", attempt {attempt + 1}" if attempt else ""
+        shown = ", ".join(f"{k} {v}" for k, v in trial.params.items())
+        logger.info("Trial %d begins%s: %s", number, again, shown)
+
+    def _watch(self) -> list[FrozenTrial]:
+        """Return the trials that run; settle those that have ended."""
+        now = time.monotonic()
+        reports = now - self._reported > self.report
+        self._reported = now if reports else self._reported
+        running = []
+        for frozen in self._running():
+            trial = Trial(self._study, frozen._trial_id)
+            handle: Handle = frozen.user_attrs.get("handle", {})
+            if handle and self._place.runs(handle):
+                running.append(frozen)
+                if reports:
+                    self._report(trial, handle)
+            elif self._settle(trial, handle):
+                running.append(frozen)
+        return running
+
+    def _report(self, trial: Trial, handle: Handle) -> None:
+        """Tell the search of a trial's validations; end one that lags."""
+        known = self._study.get_trials(deepcopy=False)[trial.number]
+        for step, error in self._folder.validations(trial.number).items():
+            if step not in known.intermediate_values:
+                trial.report(error, step)
+        pruned = trial.user_attrs.get("pruned")
+        if self._recipe.prune and not pruned and trial.should_prune():
+            trial.set_user_attr("pruned", True)
+            logger.info("Trial %d lags, and is ended", trial.number)
+            self._place.end(handle)
+
+    def _settle(self, trial: Trial, handle: Handle) -> bool:
+        """Note what a trial that has ended came to; return whether it runs again."""
+        number, folder = trial.number, self._folder
+        outcome = folder.outcome(number)
+        if trial.user_attrs.get("pruned"):
+            self._study.tell(trial, state=TrialState.PRUNED)
+            return False
+        error = outcome.errors.get(METRIC) if outcome else None
+        if error is not None:
+            self._study.tell(trial, error)
+            logger.info("Trial %d is complete: relative L2 error %.3g", number, error)
+            return False
+        attempt = int(trial.user_attrs.get("attempt", 0)) + 1
+        if trial.user_attrs.get("reached") != folder.reached(number):
+            attempt = 1  # It has got further since.
+        why = self._why(number, self._place.status(handle) if handle else None)
+        if outcome is not None:
+            why = f"it has no {METRIC}: leave out trainer.limit_val_batches"
+        if why or attempt >= _ATTEMPTS:
+            why = why or f"killed {attempt} times before it got any further"
+            trial.set_user_attr("why", why)
+            self._study.tell(trial, state=TrialState.FAIL)
+            logger.error("Trial %d failed: %s [%s]", number, why, folder.log(number))
+            return False
+        self._start(trial, attempt)
+        return True
+
+    def _why(self, number: int, status: int | None) -> str:
+        """Return why a trial failed; "" where it was killed, and can go on."""
+        runs = self._folder.runs(number)
+        if runs:
+            with contextlib.suppress(UserError):
+                if error := RunFolder(runs[-1]).about.get("error"):
+                    return str(error).splitlines()[0]
+        if status is None or status < 0 or status in _KILLED:
+            return ""
+        return last_line(self._folder.log(number)) or f"exit status {status}"
+
+    def _end_all(self) -> None:
+        """Have all trials end with a checkpoint, and wait until they have."""
+        handles = [t.user_attrs.get("handle") for t in self._running()]
+        left = [handle for handle in handles if handle and self._place.runs(handle)]
+        for handle in left:
+            self._place.end(handle)
+        if left:
+            print_lines(
+                the_console(), f"{len(left)} trials save and end, within {_END:g} s."
+            )
+        deadline = time.monotonic() + _END
+        while any(map(self._place.runs, left)) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that says something, or ""."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 8192))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

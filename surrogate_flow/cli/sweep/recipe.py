@@ -1,0 +1,240 @@
+"""The recipe of a sweep: which options take which values, and how they are searched."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from surrogate_flow.ensemble.sharing import Late
+from surrogate_flow.fields.names import RecipeError, nearest
+
+__all__ = ["Point", "Range", "SweepRecipe", "words_of"]
+
+Value = str | int | float | bool | None
+#: Values of one trial, by their options.
+Point = Mapping[str, Value]
+
+# Options of the data that change no simulation.
+_TRAINING = re.compile(r"data\.(reservoir|batch_size|checkpoint_reservoir)\b")
+
+
+class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Values from `low` to `high`, both included; whole ones if both are whole."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: int | float | None = None
+
+
+class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a sweep tries.
+
+    Attributes
+    ----------
+    data, model : str
+        Recipes, as `fit` takes them; `space` may have them instead.
+    space : dict
+        Option of `fit` -> its values, as a list or a `Range`.
+    options : dict
+        Option of `fit` -> the value that all trials have.
+    search : {"grid", "random", "tpe"}, optional
+        Each combination of lists, random points, or Optuna's tree-structured Parzen
+        estimator; the grid by default, or ``tpe`` where there is a range.
+    trials : int, optional
+        How many; all of a grid by default, else 20.
+    seed : int
+        Of the search.
+    prune : bool
+        Whether a trial ends early that is worse than the median of those before at the
+        same validation.
+    at_once : int, optional
+        Trials at a time; by default one a GPU, or one for two cores.
+    jobs : str or dict, optional
+        Recipe of a batch system: each trial is a job of it. Otherwise here.
+    late : {"wait", "drop", "spool"}
+        What becomes of a trial that is slower than others; as `SharedStudy`.
+    share_simulations : bool
+        Whether one ensemble feeds all trials, or each has its own.
+    """
+
+    space: dict[str, list[Any] | Range]
+    data: str = ""
+    model: str = ""
+    options: dict[str, Any] = {}
+    search: Literal["grid", "random", "tpe"] | None = None
+    trials: int | None = None
+    seed: int = 0
+    prune: bool = False
+    at_once: int | None = None
+    jobs: str | dict[str, Any] | None = None
+    late: Late = "wait"
+    share_simulations: bool = True
+
+    @classmethod
+    def read(cls, path: Path) -> SweepRecipe:
+        """Read a file.
+
+        Raises
+        ------
+        RecipeError
+            If it is none, with what is wrong and what would be right.
+        """
+        try:
+            plain = yaml.safe_load(path.read_text("utf-8"))
+            recipe = msgspec.convert(plain, cls)
+        except FileNotFoundError:
+            raise RecipeError(f"No file {str(path)!r} in {Path.cwd()}.") from None
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            said = " ".join(str(error).split())
+            raise RecipeError(f"{path}: not valid YAML: {said}") from error
+        except msgspec.ValidationError as error:
+            raise RecipeError(f"{path}: {_explained(error)}") from error
+        try:
+            recipe._require_sense()
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from None
+        return recipe
+
+    def _require_sense(self) -> None:
+        if not self.space:
+            raise RecipeError(
+                "space: expected options with their values, got none. For example: "
+                "space: {model.optimizer.init_args.lr: {low: 1e-4, high: 1e-2, log: "
+                "true}}"
+            )
+        for name, values in self.space.items():
+            if isinstance(values, Range):
+                least = 0 if values.log else -math.inf
+                if not least < values.low < values.high:
+                    above = "0 < low < high" if values.log else "low < high"
+                    got = f"low: {values.low}, high: {values.high}"
+                    raise RecipeError(f"space.{name}: expected {above}, got {got}.")
+            elif not values:
+                raise RecipeError(f"space.{name}: expected values, got an empty list.")
+        for name in ("data", "model"):
+            if bool(getattr(self, name)) == (name in self.space):
+                got = "both" if name in self.space else "neither"
+                raise RecipeError(
+                    f"{name}: expected it as a recipe or in the space, got {got}."
+                )
+        for name in sorted({*self.options} & {*self.space}):
+            raise RecipeError(f"{name} is among the options and in the space.")
+        if self.search == "grid" and (ranges := self._ranges):
+            raise RecipeError(
+                f"space.{ranges[0]}: a grid needs a list of values, got a range. Give "
+                "a list, or search: tpe."
+            )
+        for name in ("trials", "at_once"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise RecipeError(f"{name}: expected at least 1, got {number}.")
+        if self.share_simulations:
+            self._require_one_ensemble()
+
+    def _require_one_ensemble(self) -> None:
+        for name in self.space:
+            if name == "data" or (
+                name.startswith("data.") and not _TRAINING.match(name)
+            ):
+                raise RecipeError(
+                    f"space.{name} changes the simulations, and one ensemble feeds all "
+                    "trials. Set share_simulations: false, so that each has its own."
+                )
+
+    @property
+    def _ranges(self) -> list[str]:
+        return [name for name, v in self.space.items() if isinstance(v, Range)]
+
+    @property
+    def searched(self) -> str:
+        """How the space is searched."""
+        return self.search or ("tpe" if self._ranges else "grid")
+
+    @property
+    def count(self) -> int:
+        """Number of trials."""
+        if self.searched != "grid":
+            return self.trials or 20
+        lists = (v for v in self.space.values() if not isinstance(v, Range))
+        points = math.prod(map(len, lists))
+        return min(points, self.trials or points)
+
+    def choices(self) -> dict[str, list[Value]]:
+        """Return the values of each list; what is none of numbers or text, as JSON."""
+        return {
+            name: [_plain(value) for value in values]
+            for name, values in self.space.items()
+            if not isinstance(values, Range)
+        }
+
+    def grid(self) -> list[dict[str, Value]]:
+        """Return the points of a grid, or as many at random as there are trials."""
+        choices = self.choices()
+        points = [
+            dict(zip(choices, values, strict=True))
+            for values in itertools.product(*choices.values())
+        ]
+        if self.count < len(points):
+            return random.Random(self.seed).sample(points, self.count)
+        return points
+
+    def ranges(self) -> dict[str, Range]:
+        """Return the ranges."""
+        return {k: v for k, v in self.space.items() if isinstance(v, Range)}
+
+    def corners(self) -> list[dict[str, Value]]:
+        """Return points that have each value of each list, and the ends of each range.
+
+        What is wrong in one option shows before a trial begins.
+        """
+        ends = {k: [v.low, v.high] for k, v in self.ranges().items()}
+        each: dict[str, list[Any]] = self.choices() | ends
+        first = {name: values[0] for name, values in each.items()}
+        others = (first | {k: v} for k, values in each.items() for v in values[1:])
+        return [first, *others]
+
+    def words(self, point: Point) -> list[str]:
+        """Return the options of `fit` for a trial."""
+        named = {"data": self.data, "model": self.model}
+        return words_of({**named, **self.options, **point})
+
+
+def words_of(options: Mapping[str, Any]) -> list[str]:
+    """Return options as the words of a command line; those without a value are left."""
+    texts = {k: _plain(v) for k, v in options.items() if v != ""}
+    return [
+        word
+        for name, value in texts.items()
+        for word in (
+            f"--{name}",
+            value if isinstance(value, str) else json.dumps(value),
+        )
+    ]
+
+
+def _plain(value: Any) -> Value:
+    scalar = value is None or isinstance(value, str | int | float | bool)
+    return value if scalar else json.dumps(value)
+
+
+def _explained(error: msgspec.ValidationError) -> str:
+    """Return what is wrong, with the key's place and the nearest name."""
+    text = str(error)
+    if found := re.search(r"unknown field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", text):
+        known = Range if found[2] else SweepRecipe
+        return f"unknown key {found[1]!r}. {nearest(found[1], known.__struct_fields__)}"
+    if "missing required field" in text:
+        return "expected a space, such as space: {seed_everything: [0, 1, 2]}."
+    what, _, place = text.partition(" - at ")
+    key = re.sub(r"\[\.\.\.\]", ".", place.strip("`$.")) or "the file"
+    return f"{key}: {what[0].lower()}{what[1:]}."

@@ -1,0 +1,353 @@
+"""Sweeps: each trial runs once and is not lost, whatever is killed; what a recipe may not say."""
+
+import collections
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+
+import programs
+import psutil
+import pytest
+import yaml
+from batch import wait_until
+from optuna.trial import TrialState
+
+from surrogate_flow.cli.app import main
+from surrogate_flow.cli.sweep import table
+from surrogate_flow.cli.sweep.controller import Controller
+from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
+from surrogate_flow.cli.sweep.page import sweep_page
+from surrogate_flow.cli.sweep.places import Here
+from surrogate_flow.cli.sweep.recipe import Range, SweepRecipe, words_of
+from surrogate_flow.dataset import Archive
+from surrogate_flow.fields.names import RecipeError
+
+# A training of a moment: notes that it began, and leaves what a run leaves.
+TRAINING = """
+import json, pathlib, sys, time
+words = sys.argv[1:]
+folder = pathlib.Path(words[words.index("--trainer.default_root_dir") + 1])
+lr = float(words[words.index("--model.lr") + 1])
+run = folder / "w" / str(time.time_ns())
+(run / "checkpoints").mkdir(parents=True)
+(run / "config.yaml").write_text("{}")
+(run / "checkpoints" / "last.ckpt").write_text("")
+if lr < 0:
+    print("surrogate-flow: error: a rate is positive"); sys.exit(2)
+with (folder / "ledger").open("a") as ledger:
+    ledger.write("begins\\n"); ledger.flush()
+    for step in range(3):
+        time.sleep(PAUSE)
+        with (run / "metrics.csv").open("a") as metrics:
+            metrics.write("" if step else "step,val_relative_l2\\n")
+            metrics.write(f"{step},{lr + 1 / (1 + step)}\\n")
+    (run / "outcome.part").write_text(json.dumps(dict(
+        batches=3, samples=3, unique_samples=3, simulations=1, solver_seconds=1.0,
+        training_seconds=1.0, samples_per_second=3.0, errors={"val_relative_l2": lr})))
+    ledger.write("ends\\n"); ledger.flush()
+    (run / "outcome.part").rename(run / "outcome.json")
+"""
+
+
+class Moments(Here):
+    """Runs trainings of a moment."""
+
+    def __init__(self, pause=0.02):
+        super().__init__()
+        self.program = TRAINING.replace("PAUSE", str(pause))
+
+    def start(self, number, words, log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            child = subprocess.Popen(
+                [sys.executable, "-S", "-c", self.program, *words],
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        self._children[child.pid] = child
+        return {"pid": child.pid, "began": psutil.Process(child.pid).create_time()}
+
+
+def sweep(folder, **changed):
+    """The folder of a sweep without an ensemble."""
+    plain = {
+        "data": "heat2d",
+        "model": "fno",
+        "space": {"model.lr": [0.1, 0.2, 0.3]},
+        "share_simulations": False,
+        "at_once": 4,
+    }
+    return SweepFolder.create(folder, SweepRecipe(**{**plain, **changed}))
+
+
+def ledger(folder):
+    """What each trial has noted, by its number."""
+    return {
+        int(path.parent.name): path.read_text().split()
+        for path in (folder.path / "trials").glob("*/ledger")
+    }
+
+
+def test_the_best_comes_first_and_what_fails_names_itself(tmp_path):
+    """A failed trial leaves the others as they are."""
+    space = {"model.lr": [0.3, -1.0, 0.1], "seed_everything": [0, 1]}
+    folder = sweep(tmp_path / "s", space=space)
+    Controller(folder, Moments()).run(bool)
+    rows = folder.rows()
+    assert [row.state for row in rows] == [*["complete"] * 4, *["failed"] * 2]
+    assert [row.error for row in rows[:4]] == [0.1, 0.1, 0.3, 0.3]
+    assert {row.why for row in rows[4:]} == {
+        "surrogate-flow: error: a rate is positive"
+    }
+    first, second, failed = table.grouped(rows)
+    assert (first.point, first.error, first.spread) == ({"model.lr": 0.1}, 0.1, 0.0)
+    assert failed.point == {"model.lr": -1.0}
+    assert second.errors == [0.3, 0.3]
+    head, lines = table.cells(table.grouped(rows))
+    assert head == ["trials", "lr", "error", "training", "state"]
+    assert lines[0][1:] == ["0.1", "10.00% ± 0.00%", "1 s", "complete"]
+    assert table.written(rows).splitlines()[1].split(",")[2:4] == ["0.1", "0"]
+    page = sweep_page(folder, rows)
+    for words in ("4 of 6 trials", "a rate is positive", "--model.lr 0.1"):
+        assert words in page
+    assert folder.keep_best(rows[0]).name == "best.ckpt"
+    # Nothing runs a second time.
+    before = ledger(folder)
+    Controller(folder, Moments()).run(bool)
+    assert ledger(folder) == before
+
+
+def test_no_trial_is_lost_and_none_run_twice_whatever_is_killed(tmp_path):
+    """Trials and the controller, at random; by the trials' own notes."""
+    count, chance = 40, random.Random(3)
+    folder = sweep(
+        tmp_path / "s", space={"model.lr": [n / 100 for n in range(1, count + 1)]}
+    )
+
+    def control():
+        folder = SweepFolder(tmp_path / "s")
+        with folder.held():
+            Controller(folder, Moments(0.15)).run(bool)
+
+    killed = collections.Counter()
+    while folder.left:
+        # Forked: it has imported all that it needs.
+        controller = get_context("fork").Process(target=control)
+        controller.start()
+        try:
+            while controller.is_alive():
+                time.sleep(chance.uniform(0.1, 0.6))
+                if killed["trial"] < 10 and (running := alive(folder)):
+                    os.kill(chance.choice(running), signal.SIGKILL)
+                    killed["trial"] += 1
+                if killed["controller"] < 3 and folder.begun > 8 * (
+                    killed["controller"] + 1
+                ):
+                    controller.kill()
+                    killed["controller"] += 1
+        finally:
+            controller.kill()
+            controller.join()
+    trials = folder.study.get_trials()
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * count
+    noted = ledger(folder)
+    assert len(noted) == count
+    # One that has ended was never begun again; one that was killed was.
+    assert {words.count("ends") for words in noted.values()} == {1}
+    assert all(words[-1] == "ends" for words in noted.values())
+    began = sum(words.count("begins") for words in noted.values())
+    assert count < began <= count + killed["trial"]
+    assert killed["trial"] == 10
+    assert killed["controller"] == 3
+
+
+def alive(folder):
+    """The processes of trials that run."""
+    here = Here()
+    trials = folder.study.get_trials(states=(TrialState.RUNNING,))
+    handles = [trial.user_attrs.get("handle") for trial in trials]
+    return [handle["pid"] for handle in handles if handle and here.runs(handle)]
+
+
+def test_a_trial_that_lags_is_ended(tmp_path):
+    """Behind the median of those before, at the same batch."""
+    space = {"model.lr": [0.1, 9.0], "seed_everything": [0, 1, 2, 3]}
+    folder = sweep(tmp_path / "s", space=space, prune=True, at_once=1)
+    controller = Controller(folder, Moments(0.5))
+    controller.report = 0.1
+    controller.run(bool)
+    states = {(row.point["model.lr"], row.state) for row in folder.rows()}
+    assert (0.1, "complete") in states
+    assert (9.0, "pruned") in states
+    assert (0.1, "pruned") not in states
+
+
+def test_stop_ends_it_in_order_and_resume_goes_on(tmp_path):
+    """From any process, by the folder; nobody else may run it meanwhile."""
+    folder = sweep(tmp_path / "s", at_once=1)
+    ends = threading.Thread(target=lambda: Controller(folder, Moments(0.5)).run(bool))
+    with folder.held():
+        ends.start()
+        wait_until(lambda: folder.begun)
+        other = SweepFolder(folder.path)
+        assert "process" in other.holder
+        with pytest.raises(SweepError, match="is run by process"), other.held():
+            pass
+        other.ask_to_stop()
+        ends.join()
+    assert folder.left == 3
+    assert not folder.holder
+    with folder.held():
+        Controller(folder, Moments()).run(bool)
+    assert folder.left == 0
+
+
+def test_a_folder_is_of_one_sweep(tmp_path):
+    """More trials may be asked for; another space is another sweep."""
+    sweep(tmp_path / "s")
+    sweep(tmp_path / "s", trials=2)
+    with pytest.raises(SweepError, match="of another sweep: its space"):
+        sweep(tmp_path / "s", space={"model.lr": [1.0]})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    with pytest.raises(SweepError, match="has other files"):
+        sweep(tmp_path / "mine")
+    with pytest.raises(SweepError, match="folder of a sweep"):
+        SweepFolder(tmp_path / "mine")
+
+
+def test_ranges_are_searched_within(tmp_path):
+    """Whole numbers stay whole; the search goes on in another process."""
+    space = {"model.lr": Range(1e-4, 1e-2, log=True), "model.n": Range(2, 8, step=2)}
+    folder = sweep(tmp_path / "s", space=space, trials=6)
+    Controller(folder, Moments()).run(bool)
+    points = [row.point for row in folder.rows()]
+    assert len(points) == 6
+    assert all(1e-4 <= p["model.lr"] <= 1e-2 for p in points)
+    assert {p["model.n"] for p in points} <= {2, 4, 6, 8}
+    assert len({p["model.lr"] for p in points}) == 6
+
+
+GOOD = {"data": "heat2d", "model": "fno", "space": {"seed_everything": [0, 1]}}
+WRONG = {
+    "unknown key": ({"spaces": {}}, "unknown key 'spaces'.*'space'"),
+    "empty space": ({"space": {}}, "space: expected options"),
+    "no values": ({"space": {"model.lr": []}}, "model.lr: expected values"),
+    "a range upside down": (
+        {"space": {"model.lr": {"low": 2, "high": 1}}},
+        "low < high",
+    ),
+    "the logarithm of zero": (
+        {"space": {"model.lr": {"low": 0, "high": 1, "log": True}}},
+        "0 < low",
+    ),
+    "a range in a grid": (
+        {"space": {"model.lr": {"low": 1, "high": 2}}, "search": "grid"},
+        "a grid needs a list",
+    ),
+    "a word of a range": (
+        {"space": {"model.lr": {"low": 1, "hihg": 2}}},
+        "unknown key 'hihg'.*'high'",
+    ),
+    "no data": ({"data": ""}, "data: expected it as a recipe or in the space"),
+    "both": ({"space": {"model": ["fno"]}}, "model: .*got both"),
+    "an option twice": (
+        {"options": {"seed_everything": 1}},
+        "among the options and in the space",
+    ),
+    "another solver": (
+        {"space": {"data.solver.cells": [[8, 8], [9, 9]]}},
+        "changes the simulations.*share_simulations: false",
+    ),
+    "no trial": ({"trials": 0}, "trials: expected at least 1"),
+    "an unknown policy": ({"late": "never"}, "late: "),
+    "a text for a number": ({"trials": "many"}, "trials: expected `int"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_a_recipe_may_not_say(name, tmp_path):
+    """One line, with what would be right."""
+    changed, words = WRONG[name]
+    path = tmp_path / "s.yaml"
+    path.write_text(json.dumps({**GOOD, **changed}))
+    with pytest.raises(RecipeError, match=words) as caught:
+        SweepRecipe.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_words_of_a_command_line():
+    """Values as a shell would give them."""
+    words = words_of({"model": "fno", "a": [1, 2], "b": True, "c": None, "d": 1e-3})
+    assert words == [
+        *("--model", "fno", "--a", "[1, 2]", "--b", "true", "--c", "null"),
+        *("--d", "0.001"),
+    ]
+
+
+def test_trials_share_one_ensemble_and_one_that_is_killed_goes_on(
+    tmp_path, monkeypatch, capfd
+):
+    """From its checkpoint, while the other trains; all end with a table and a page."""
+    monkeypatch.chdir(tmp_path)
+    own = SimpleNamespace(**{**vars(subprocess), "Popen": programs.popen})
+    monkeypatch.setattr("surrogate_flow.cli.sweep.places.subprocess", own)
+    monkeypatch.setattr(os, "environ", programs.environment())
+    workflow = {**programs.WORKFLOW, "simulations": 60}
+    Path("w.yaml").write_text(yaml.safe_dump(workflow))
+    recipe = {
+        "data": "w.yaml",
+        "model": "fully_connected",
+        "options": {"trainer.max_steps": 150, "trainer.val_check_interval": 20},
+        "space": {"model.optimizer.init_args.lr": [1e-3, 1e-2]},
+        "at_once": 2,
+    }
+    Path("s.yaml").write_text(yaml.safe_dump(recipe))
+    killed = []
+
+    def kill():
+        folder = tmp_path / "sweeps" / "s"
+        wait_until(lambda: (folder / "journal.log").exists(), 60)
+        sweep = SweepFolder(folder)
+        wait_until(lambda: sweep.checkpoint(1), 100)
+        (handle,) = (
+            t.user_attrs["handle"] for t in sweep.study.get_trials() if t.number == 1
+        )
+        os.kill(handle["pid"], signal.SIGKILL)
+        killed.append(handle["pid"])
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    main(["sweep", "s.yaml"])
+    killer.join()
+    assert killed
+    folder = SweepFolder(Path("sweeps/s"))
+    rows = folder.rows()
+    assert [row.state for row in rows] == ["complete", "complete"]
+    assert len(folder.runs(0)) == 1
+    assert len(folder.runs(1)) == 2
+    said = capfd.readouterr().out
+    assert "Trial 1 begins, attempt 2" in said
+    assert f"The best is trial {rows[0].number}: sweeps/s/best.ckpt" in said
+    for name in ("report.html", "trials.csv", "best.ckpt"):
+        assert (folder.path / name).is_file()
+    archive = Archive(folder.path / "simulations.zarr")
+    # Once in all, whoever trained on it.
+    complete = len(archive.complete())
+    assert 0 < complete <= 64
+    assert archive.solver_seconds > 0
+    for number in (0, 1):
+        log = folder.log(number).read_text()
+        assert "Traceback" not in log
+    # Looked at by another process, and with nothing left to do.
+    main(["sweep", "status", "sweeps/s"])
+    assert "2 of 2 trials have ended; run by nobody" in capfd.readouterr().out
