@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from optuna.trial import TrialState
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.sweep import table
-from surrogate_flow.cli.sweep.controller import Controller
+from surrogate_flow.cli.sweep.controller import Controller, require_possible
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
 from surrogate_flow.cli.sweep.page import sweep_page
 from surrogate_flow.cli.sweep.places import Here
@@ -299,6 +300,7 @@ def test_trials_share_one_ensemble_and_one_that_is_killed_goes_on(
 ):
     """From its checkpoint, while the other trains; all end with a table and a page."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
     own = SimpleNamespace(**{**vars(subprocess), "Popen": programs.popen})
     monkeypatch.setattr("surrogate_flow.cli.sweep.places.subprocess", own)
     monkeypatch.setattr(os, "environ", programs.environment())
@@ -351,3 +353,17 @@ def test_trials_share_one_ensemble_and_one_that_is_killed_goes_on(
     # Looked at by another process, and with nothing left to do.
     main(["sweep", "status", "sweeps/s"])
     assert "2 of 2 trials have ended; run by nobody" in capfd.readouterr().out
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "workflows" / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", [*(path.stem for path in RECIPES), "docs"])
+def test_every_value_of_a_shipped_recipe_is_taken(name, tmp_path, monkeypatch):
+    """Of those in workflows/sweeps, and of the one in docs/sweeps.md."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    path = tmp_path / "docs.yaml"
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text("utf-8")
+    path.write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1], "utf-8")
+    path = {recipe.stem: recipe for recipe in RECIPES}.get(name, path)
+    require_possible(SweepFolder.create(tmp_path / "s", SweepRecipe.read(path)))

@@ -15,7 +15,7 @@ from rich.console import Console
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.report.console import print_lines
 
-__all__ = ["RunError", "run_command", "running"]
+__all__ = ["RunError", "run_command", "running", "tail"]
 
 _POLL_SECONDS = 0.5  # between updates of the status line
 _TAIL = 20  # lines of the log in an error
@@ -52,11 +52,11 @@ def run_command(words: Sequence[str], log: Path, title: str, console: Console) -
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_SECONDS)
-            status.update(f"{title}: {_tail(log, 1)}"[: console.width - 4])
+            status.update(f"{title}: {tail(log, 1)}"[: console.width - 4])
     if process.returncode:
         raise RunError(
             f"{title}: the run failed (exit status {process.returncode}). "
-            f"{log} ends with:\n{_tail(log, _TAIL)}"
+            f"{log} ends with:\n{tail(log, _TAIL)}"
         )
     print_lines(console, f"{title}: done")
 
@@ -121,7 +121,8 @@ def _interrupt(
             process.wait()
 
 
-def _tail(log: Path, lines: int) -> str:
+def tail(log: Path, lines: int) -> str:
+    """Return the last lines of a log, but for those at its end that are empty."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 8192))
         text = file.read().decode(errors="replace")

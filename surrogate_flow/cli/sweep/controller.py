@@ -11,6 +11,7 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from surrogate_flow.cli.compare.process import tail
 from surrogate_flow.cli.lightning import build
 from surrogate_flow.cli.plan import require_trained
 from surrogate_flow.cli.sweep.folder import METRIC, SweepFolder
@@ -129,8 +130,14 @@ class Controller:
                     yield shared.check
                 finally:
                     archive.spend(shared.study.inlet.stats().worked)
+                    self._tell_of_dropped(shared)
         finally:
             archive.release()
+
+    def _tell_of_dropped(self, shared: SharedStudy) -> None:
+        for name, count in shared.dropped().items():
+            if count and self._recipe.late == "drop":
+                logger.warning("%s has missed steps of %d simulations", name, count)
 
     @property
     def _unbegun(self) -> int:
@@ -242,11 +249,5 @@ class Controller:
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a log that says something, or ""."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 8192))
-            lines = file.read().decode(errors="replace").split("\n")
-    except OSError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    """Return the last line of a log, or ""."""
+    return tail(log, 1).strip() if log.is_file() else ""
