@@ -37,11 +37,12 @@ from surrogate_flow.cli.trainer import (
     require_possible,
 )
 from surrogate_flow.data.module import SurrogateData
-from surrogate_flow.data.online import OnlineData, require_reachable
+from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.errors import UserError, raised_by_user, user_error
 from surrogate_flow.report.callbacks import AtomicCheckpoints, run_callbacks
 from surrogate_flow.report.console import the_console
 from surrogate_flow.report.progress import ProgressLine
+from surrogate_flow.reservoir.layout import require_reachable
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -219,10 +220,12 @@ class SurrogateCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "fit":
             require_trained(self.model)
-            if isinstance(self.datamodule, OnlineData):
+            if isinstance(data := self.datamodule, OnlineData):
                 # Before a logger begins a run.
-                world = self.trainer.world_size
-                require_reachable(self.datamodule, self.model.window, world)
+                require_reachable(
+                    *(data.reservoir, data.spec, self.model.window, data.simulations),
+                    self.trainer.world_size,
+                )
         path, workflow = kwargs.get("ckpt_path"), self.datamodule.workflow
         if path in ("last", "best"):
             path = runs.last_checkpoint(self._root, workflow, path, self._folder)

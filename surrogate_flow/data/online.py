@@ -29,24 +29,23 @@ from surrogate_flow.data.online_loader import AppliedBatches, OnlineLoader
 from surrogate_flow.data.ranks import RankState
 from surrogate_flow.data.router import Router
 from surrogate_flow.data.source import Local, Source
-from surrogate_flow.data.validation import ValidationSet
+from surrogate_flow.data.validation import ValidationSet, usual_held_out
 from surrogate_flow.dataset import Archive
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.errors import ArgumentError, UserError, require_kind
 from surrogate_flow.fields.quantities import Simulation, named
-from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Policy, Reservoir, Store
+from surrogate_flow.reservoir.layout import require_reachable
 from surrogate_flow.sampling import Design, Observations, Sampler, Uniform
 from surrogate_flow.sampling.design import shared_points
 from surrogate_flow.solvers.solver import Solver, spec_of
 
-__all__ = ["OnlineData", "require_reachable"]
+__all__ = ["OnlineData"]
 
 logger = logging.getLogger(__name__)
 
-_MANY, _FEW, _SMALL = 30, 10, 64 << 20  # held-out simulations, and bytes of many
 _POLL = 0.5  # seconds between two health checks while waiting
 _FILL_POLL = 0.05  # seconds between two looks at a reservoir that fills
 
@@ -156,13 +155,11 @@ class OnlineData(SurrogateData):
                 "time in each run: expected deterministic: false with it, got true. "
                 "Use a sampler that does not adapt, such as Sobol."
             )
-        # By the spec alone, so that a resumed or longer run has the same ones.
-        small = _MANY * self.spec.steps * self.spec.step_bytes <= _SMALL
         self.fixed, self.held_out, self.simulations = shared_points(
             self.sampler,
             held_out_sampler,
             held_out=held_out,
-            usual=_MANY if small else _FEW,
+            usual=usual_held_out(self.spec),
             simulations=simulations,
         )
         for given in (self.sampler, self.fixed):
@@ -228,7 +225,10 @@ class OnlineData(SurrogateData):
                 self.store = Store(
                     self.spec, self.window, self.batch_size, self.reservoir
                 )
-                require_reachable(self, self.window, self.ranks.world)
+                require_reachable(
+                    *(self.reservoir, self.spec, self.window, self.simulations),
+                    self.ranks.world,
+                )
         router = Router(self.validation, self.store, deterministic=self.deterministic)
         if fit and self.attach:
             with self.ranks.fail_together():
@@ -451,19 +451,4 @@ class OnlineData(SurrogateData):
             store=None if store is None else store.stats(),
             stream=source.stream(),
             waiting="; ".join(filter(None, [waiting, source.waiting()])),
-        )
-
-
-def require_reachable(data: OnlineData, window: Window, world: int = 1) -> None:
-    """Refuse a threshold that a rank's share of the simulations can never fill."""
-    if data.simulations is None:
-        return
-    share, each = data.simulations // world, window.samples(data.spec.steps)
-    threshold = data.reservoir.threshold
-    if share * each < threshold:
-        raise ArgumentError(
-            "The threshold can never be reached",
-            f"at most {share * each} samples ({share} simulations of {each})",
-            f"a threshold of {threshold}",
-            "Lower it, or run more simulations.",
         )

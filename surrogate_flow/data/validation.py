@@ -22,11 +22,18 @@ from surrogate_flow.reservoir.memory import allocate
 from surrogate_flow.stream import Sink
 from surrogate_flow.surrogate.batch import Batch
 
-__all__ = ["ValidationSet"]
+__all__ = ["ValidationSet", "usual_held_out"]
 
 logger = logging.getLogger(__name__)
 
+_MANY, _FEW, _SMALL = 30, 10, 64 << 20  # held-out simulations, and bytes of many
 _VALUES = 2**18  # of a batch that is larger than those of the training
+
+
+def usual_held_out(spec: FieldSpec) -> int:
+    """Return how many simulations are held out: fewer where they are large."""
+    # By the spec alone, so that a resumed or longer run has the same ones.
+    return _MANY if _MANY * spec.steps * spec.step_bytes <= _SMALL else _FEW
 
 
 class ValidationSet(Sink):

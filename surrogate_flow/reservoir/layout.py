@@ -7,12 +7,12 @@ from typing import final
 
 from dask.utils import format_bytes, parse_bytes
 
-from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.errors import ArgumentError, UserError
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir.policy import Policy
 
-__all__ = ["Layout", "slots_of"]
+__all__ = ["Layout", "require_reachable", "slots_of"]
 
 
 @final
@@ -121,6 +121,26 @@ def slots_of(policy: Policy, spec: FieldSpec, window: Window, batch_size: int) -
     if policy.limiter is not None:
         policy.limiter.check(batch_size)
     return steps
+
+
+def require_reachable(
+    policy: Policy,
+    spec: FieldSpec,
+    window: Window,
+    simulations: int | None,
+    world: int = 1,
+) -> None:
+    """Refuse a threshold that a rank's share of the simulations can never fill."""
+    if simulations is None:
+        return
+    share, each = simulations // world, window.samples(spec.steps)
+    if share * each < policy.threshold:
+        raise ArgumentError(
+            "The threshold can never be reached",
+            f"at most {share * each} samples ({share} simulations of {each})",
+            f"a threshold of {policy.threshold}",
+            "Lower it, or run more simulations.",
+        )
 
 
 def _steps(capacity: int | str, spec: FieldSpec) -> tuple[int, str]:

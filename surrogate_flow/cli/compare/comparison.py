@@ -18,7 +18,7 @@ from rich.console import Console
 from surrogate_flow.cli.compare.process import run_command
 from surrogate_flow.cli.compare.variant import OFFLINE, Overrides, Variant
 from surrogate_flow.cli.lightning import build
-from surrogate_flow.data.online import OnlineData, require_reachable
+from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields import Window
@@ -28,6 +28,7 @@ from surrogate_flow.files import DirectoryLock, own_folder
 from surrogate_flow.report.console import print_lines
 from surrogate_flow.report.folder.run_folder import OUTCOME, RunSummary
 from surrogate_flow.reservoir import Store
+from surrogate_flow.reservoir.layout import require_reachable
 
 __all__ = ["Comparison", "ComparisonError"]
 
@@ -279,7 +280,7 @@ class Comparison:
 def _check_reservoir(data: OnlineData, window: Window) -> None:
     ValidationSet.of_rank(Ranks(), data.spec, window, data.batch_size, data.held_out)
     Store(data.spec, window, data.batch_size, data.reservoir)
-    require_reachable(data, window)
+    require_reachable(data.reservoir, data.spec, window, data.simulations)
 
 
 def _note_done(place: Path, folder: Path, seconds: float) -> None:
