@@ -20,6 +20,7 @@ __all__ = [
     "LOCK",
     "NETCDF",
     "DirectoryLock",
+    "last_lines",
     "leave",
     "log_unwritten",
     "no_checkpoint",
@@ -38,6 +39,7 @@ LOCK = ".lock"
 _OWNER, _OWN = ".flow-owner", re.compile(r"flow-([a-z]+-)?[a-z0-9_]{8}")
 #: How the names of netCDF files end.
 NETCDF = (".nc", ".nc4", ".cdf", ".h5", ".hdf5")
+_BYTES = 1 << 16  # at the end of a log, in which its last lines are searched
 
 
 def no_checkpoint(path: str | Path) -> str:
@@ -61,6 +63,22 @@ def not_netcdf(error: BaseException) -> str:
     # xarray names its backends at length.
     kind = type(error).__name__
     return f"cannot be read as netCDF ({kind}): it is empty, cut off or no such file."
+
+
+def last_lines(log: Path, count: int) -> list[str]:
+    """Return the last lines of a log that are not blank.
+
+    Examples
+    --------
+    >>> log = Path(tempfile.mkdtemp()) / "log.txt"
+    >>> _ = log.write_text("begins\\n\\nends\\n \\n")
+    >>> last_lines(log, 2)
+    ['begins', 'ends']
+    """
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return [line for line in lines if line.strip()][-count:]
 
 
 class DirectoryLock:

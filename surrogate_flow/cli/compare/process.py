@@ -13,9 +13,10 @@ from pathlib import Path
 from rich.console import Console
 
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.files import last_lines
 from surrogate_flow.report.console import print_lines
 
-__all__ = ["RunError", "run_command", "running", "tail"]
+__all__ = ["RunError", "run_command", "running"]
 
 _POLL_SECONDS = 0.5  # between updates of the status line
 _TAIL = 20  # lines of the log in an error
@@ -52,11 +53,13 @@ def run_command(words: Sequence[str], log: Path, title: str, console: Console) -
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_SECONDS)
-            status.update(f"{title}: {tail(log, 1)}"[: console.width - 4])
+            newest = "".join(last_lines(log, 1))
+            status.update(f"{title}: {newest}"[: console.width - 4])
     if process.returncode:
+        said = "\n".join(last_lines(log, _TAIL))
         raise RunError(
             f"{title}: the run failed (exit status {process.returncode}). "
-            f"{log} ends with:\n{tail(log, _TAIL)}"
+            f"{log} ends with:\n{said}"
         )
     print_lines(console, f"{title}: done")
 
@@ -119,11 +122,3 @@ def _interrupt(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def tail(log: Path, lines: int) -> str:
-    """Return the last lines of a log, but for those at its end that are empty."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 8192))
-        text = file.read().decode(errors="replace")
-    return "\n".join(text.rstrip().splitlines()[-lines:])

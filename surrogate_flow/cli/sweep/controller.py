@@ -11,7 +11,6 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from surrogate_flow.cli.compare.process import tail
 from surrogate_flow.cli.lightning import build
 from surrogate_flow.cli.plan import require_trained
 from surrogate_flow.cli.sweep.folder import METRIC, SweepFolder
@@ -21,6 +20,7 @@ from surrogate_flow.ensemble.sharing import SharedStudy
 from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.fields.errors import UserError, user_error
 from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.files import last_lines
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.sampling import Design
@@ -250,4 +250,4 @@ class Controller:
 
 def last_line(log: Path) -> str:
     """Return the last line of a log, or ""."""
-    return tail(log, 1).strip() if log.is_file() else ""
+    return "".join(last_lines(log, 1)).strip() if log.is_file() else ""

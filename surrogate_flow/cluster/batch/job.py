@@ -16,13 +16,13 @@ from typing import cast
 from distributed.scheduler import WorkerState
 
 from surrogate_flow.cluster.batch.jobqueue import JobQueueCluster, Submission
+from surrogate_flow.files import last_lines
 
 __all__ = ["Job", "JobRefused", "JobTiming", "output_of"]
 
 logger = logging.getLogger(__name__)
 
 _LINES = 5  # lines of a log that an error shows
-_BYTES = 1 << 16  # at the end of the log, in which they are searched
 
 
 @dataclass(frozen=True)
@@ -185,16 +185,9 @@ class Job:
         for path in sorted(paths):
             if number.search(path.name) and kinds.search(path.name):
                 with contextlib.suppress(OSError):
-                    if lines := _tail(path):
+                    if lines := last_lines(path, _LINES):
                         return f"Its log {path} ends with:\n" + "\n".join(lines)
         return ""
-
-
-def _tail(path: Path) -> list[str]:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _BYTES))
-        lines = file.read().decode(errors="replace").splitlines()
-    return [line for line in lines if line.strip()][-_LINES:]
 
 
 def output_of(error: Exception) -> str:
