@@ -259,15 +259,36 @@ WRONG = {
         {"space": {"model.lr": {"low": 1, "hihg": 2}}},
         "unknown key 'hihg'.*'high'",
     ),
-    "no data": ({"data": ""}, "data: expected it as a recipe or in the space"),
-    "both": ({"space": {"model": ["fno"]}}, "model: .*got both"),
+    "no data": ({"data": ""}, "data: expected it as a recipe, .*got none"),
+    "both": ({"space": {"model": ["fno"]}}, "model: .*got several"),
     "an option twice": (
         {"options": {"seed_everything": 1}},
-        "among the options and in the space",
+        "seed_everything is in options and in space",
     ),
     "another solver": (
         {"space": {"data.solver.cells": [[8, 8], [9, 9]]}},
         "changes the simulations.*share_simulations: false",
+    ),
+    "an empty case": ({"cases": {"small": {}}}, "cases.small: expected options"),
+    "a case of the simulations": (
+        {"cases": {"fine": {"data.solver.cells": [9, 9]}}},
+        "cases.fine.data.solver.cells changes the simulations",
+    ),
+    "an option in a case and in the space": (
+        {"cases": {"one": {"seed_everything": 1}}},
+        "seed_everything is in cases.one and in space",
+    ),
+    "data in a case alone": (
+        {"cases": {"one": {"data": "heat2d"}}, "share_simulations": False},
+        "data: expected .* got several",
+    ),
+    "a model in one of two cases": (
+        {"model": "", "cases": {"a": {"model": "fno"}, "b": {"trainer.devices": 1}}},
+        "model: .*in each case, got none",
+    ),
+    "a value of no option": (
+        {"options": {"data.seed": "${seed_everythin}"}, "share_simulations": False},
+        "options.data.seed: no option 'seed_everythin'.*'seed_everything'",
     ),
     "no trial": ({"trials": 0}, "trials: expected at least 1"),
     "an unknown policy": ({"late": "never"}, "late: "),
@@ -293,6 +314,35 @@ def test_words_of_a_command_line():
         *("--model", "fno", "--a", "[1, 2]", "--b", "true", "--c", "null"),
         *("--d", "0.001"),
     ]
+
+
+def test_a_case_has_options_that_belong_together():
+    """One after the other within a seed, each with its own; a seed is the value of another option."""
+    recipe = SweepRecipe(
+        data="heat2d",
+        space={"seed_everything": [0, 1]},
+        cases={
+            "small": {"model": "fno", "model.network.width": 8},
+            "large": {"model": "unet", "data.seed": "${seed_everything}"},
+        },
+        options={"model.seed": [1, "${data}"]},
+        share_simulations=False,
+    )
+    recipe.require_sense()
+    points = recipe.grid()
+    assert [(p["seed_everything"], p["case"]) for p in points] == [
+        *((0, "small"), (0, "large"), (1, "small"), (1, "large")),
+    ]
+    assert recipe.count == 4
+    assert {point["case"] for point in recipe.corners()} == {"small", "large"}
+    words = recipe.words(points[3])
+    assert dict(zip(words[::2], words[1::2], strict=True)) == {
+        "--data": "heat2d",
+        "--model": "unet",
+        "--model.seed": '[1, "heat2d"]',
+        "--data.seed": "1",
+        "--seed_everything": "1",
+    }
 
 
 def test_trials_share_one_ensemble_and_one_that_is_killed_goes_on(
@@ -358,12 +408,14 @@ def test_trials_share_one_ensemble_and_one_that_is_killed_goes_on(
 RECIPES = sorted((Path(__file__).parents[2] / "workflows" / "sweeps").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", [*(path.stem for path in RECIPES), "docs"])
+@pytest.mark.parametrize("name", [*(path.stem for path in RECIPES), 0, 1])
 def test_every_value_of_a_shipped_recipe_is_taken(name, tmp_path, monkeypatch):
-    """Of those in workflows/sweeps, and of the one in docs/sweeps.md."""
+    """Of those in workflows/sweeps, and of the two in docs/sweeps.md."""
     monkeypatch.setattr(sys, "argv", sys.argv)
-    path = tmp_path / "docs.yaml"
-    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text("utf-8")
-    path.write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1], "utf-8")
-    path = {recipe.stem: recipe for recipe in RECIPES}.get(name, path)
+    path = {recipe.stem: recipe for recipe in RECIPES}.get(name)
+    if path is None:
+        page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text("utf-8")
+        block = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[name]
+        path = tmp_path / "docs.yaml"
+        path.write_text(yaml.safe_dump({"data": "heat2d"} | yaml.safe_load(block)))
     require_possible(SweepFolder.create(tmp_path / "s", SweepRecipe.read(path)))

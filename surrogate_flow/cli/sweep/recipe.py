@@ -17,12 +17,16 @@ import yaml
 from surrogate_flow.ensemble.sharing import Late
 from surrogate_flow.fields.names import RecipeError, nearest
 
-__all__ = ["Point", "Range", "SweepRecipe", "words_of"]
+__all__ = ["CASE", "Point", "Range", "SweepRecipe", "words_of"]
 
 Value = str | int | float | bool | None
 #: Values of one trial, by their options.
 Point = Mapping[str, Value]
 
+#: What the case of a trial is called among its values.
+CASE = "case"
+# An option of the same trial, whose value stands there.
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 # Options of the data that change no simulation.
 _TRAINING = re.compile(r"data\.(reservoir|batch_size|checkpoint_reservoir)\b")
 
@@ -45,6 +49,9 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Recipes, as `fit` takes them; `space` may have them instead.
     space : dict
         Option of `fit` -> its values, as a list or a `Range`.
+    cases : dict
+        Name -> options of `fit` with values that belong together; each trial has those
+        of one case.
     options : dict
         Option of `fit` -> the value that all trials have.
     search : {"grid", "random", "tpe"}, optional
@@ -67,7 +74,8 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Whether one ensemble feeds all trials, or each has its own.
     """
 
-    space: dict[str, list[Any] | Range]
+    space: dict[str, list[Any] | Range] = {}
+    cases: dict[str, dict[str, Any]] = {}
     data: str = ""
     model: str = ""
     options: dict[str, Any] = {}
@@ -100,13 +108,20 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         except msgspec.ValidationError as error:
             raise RecipeError(f"{path}: {_explained(error)}") from error
         try:
-            recipe._require_sense()
+            recipe.require_sense()
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from None
         return recipe
 
-    def _require_sense(self) -> None:
-        if not self.space:
+    def require_sense(self) -> None:
+        """Refuse what no trial could have.
+
+        Raises
+        ------
+        RecipeError
+            With the key, and what would be right.
+        """
+        if not (self.space or self.cases):
             raise RecipeError(
                 "space: expected options with their values, got none. For example: "
                 "space: {model.optimizer.init_args.lr: {low: 1e-4, high: 1e-2, log: "
@@ -121,14 +136,16 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     raise RecipeError(f"space.{name}: expected {above}, got {got}.")
             elif not values:
                 raise RecipeError(f"space.{name}: expected values, got an empty list.")
-        for name in ("data", "model"):
-            if bool(getattr(self, name)) == (name in self.space):
-                got = "both" if name in self.space else "neither"
-                raise RecipeError(
-                    f"{name}: expected it as a recipe or in the space, got {got}."
-                )
-        for name in sorted({*self.options} & {*self.space}):
-            raise RecipeError(f"{name} is among the options and in the space.")
+        for options in self._by_case().values():
+            for name in ("data", "model"):
+                known = (bool(getattr(self, name)), name in self.space, name in options)
+                if sum(known) != 1:
+                    got = "several" if any(known) else "none of them"
+                    raise RecipeError(
+                        f"{name}: expected it as a recipe, in the space or in each "
+                        f"case, got {got}."
+                    )
+        self._require_options()
         if self.search == "grid" and (ranges := self._ranges):
             raise RecipeError(
                 f"space.{ranges[0]}: a grid needs a list of values, got a range. Give "
@@ -141,13 +158,43 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.share_simulations:
             self._require_one_ensemble()
 
+    def _by_case(self) -> dict[str, dict[str, Any]]:
+        """Return the options of each case; a recipe without cases is one."""
+        return self.cases or {"": {}}
+
+    def _require_options(self) -> None:
+        """Refuse an option in two places, and the value of one that there is not."""
+        for case, options in self._by_case().items():
+            if self.cases and not options:
+                raise RecipeError(f"cases.{case}: expected options, got none.")
+            named = {f"cases.{case}": options, "options": self.options}
+            named["space"] = {k: v for k, v in self.choices().items() if k != CASE}
+            named["space"] |= dict.fromkeys(self.ranges())
+            given = [
+                (place, k, v) for place, of in named.items() for k, v in of.items()
+            ]
+            known = {"data": "", "model": ""}
+            for place, name, _ in given:
+                if known.get(name):
+                    raise RecipeError(f"{name} is in {known[name]} and in {place}.")
+                known[name] = place
+            for place, name, value in given:
+                for other in _REFERENCE.findall(_text(value)):
+                    if other not in known:
+                        raise RecipeError(
+                            f"{place}.{name}: no option {other!r} in a trial. "
+                            f"{nearest(other, known)}"
+                        )
+
     def _require_one_ensemble(self) -> None:
-        for name in self.space:
+        named = {f"space.{name}": name for name in self.space}
+        named |= {f"cases.{c}.{n}": n for c, of in self.cases.items() for n in of}
+        for place, name in named.items():
             if name == "data" or (
                 name.startswith("data.") and not _TRAINING.match(name)
             ):
                 raise RecipeError(
-                    f"space.{name} changes the simulations, and one ensemble feeds all "
+                    f"{place} changes the simulations, and one ensemble feeds all "
                     "trials. Set share_simulations: false, so that each has its own."
                 )
 
@@ -165,17 +212,17 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Number of trials."""
         if self.searched != "grid":
             return self.trials or 20
-        lists = (v for v in self.space.values() if not isinstance(v, Range))
-        points = math.prod(map(len, lists))
+        points = math.prod(map(len, self.choices().values()))
         return min(points, self.trials or points)
 
     def choices(self) -> dict[str, list[Value]]:
         """Return the values of each list; what is none of numbers or text, as JSON."""
-        return {
+        lists = {
             name: [_plain(value) for value in values]
             for name, values in self.space.items()
             if not isinstance(values, Range)
         }
+        return lists | ({CASE: [*self.cases]} if self.cases else {})
 
     def grid(self) -> list[dict[str, Value]]:
         """Return the points of a grid, or as many at random as there are trials."""
@@ -185,8 +232,9 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for values in itertools.product(*choices.values())
         ]
         if self.count < len(points):
-            return random.Random(self.seed).sample(points, self.count)
-        return points
+            # Those of fewer trials are the first of those of more.
+            random.Random(self.seed).shuffle(points)
+        return points[: self.count]
 
     def ranges(self) -> dict[str, Range]:
         """Return the ranges."""
@@ -206,20 +254,30 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def words(self, point: Point) -> list[str]:
         """Return the options of `fit` for a trial."""
         named = {"data": self.data, "model": self.model}
-        return words_of({**named, **self.options, **point})
+        own = {name: value for name, value in point.items() if name != CASE}
+        case = self._by_case()[str(point.get(CASE, ""))]
+        named = {name: value for name, value in named.items() if value}
+        return words_of({**named, **self.options, **case, **own})
 
 
 def words_of(options: Mapping[str, Any]) -> list[str]:
-    """Return options as the words of a command line; those without a value are left."""
-    texts = {k: _plain(v) for k, v in options.items() if v != ""}
+    """Return options as the words of a command line, and others' values in them.
+
+    Examples
+    --------
+    >>> words_of({"seed_everything": 3, "data.seed": "${seed_everything}"})
+    ['--seed_everything', '3', '--data.seed', '3']
+    """
+    texts = {name: _text(value) for name, value in options.items()}
     return [
         word
-        for name, value in texts.items()
-        for word in (
-            f"--{name}",
-            value if isinstance(value, str) else json.dumps(value),
-        )
+        for name, text in texts.items()
+        for word in (f"--{name}", _REFERENCE.sub(lambda m: texts[m[1]], text))
     ]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _plain(value: Any) -> Value:
@@ -233,8 +291,6 @@ def _explained(error: msgspec.ValidationError) -> str:
     if found := re.search(r"unknown field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", text):
         known = Range if found[2] else SweepRecipe
         return f"unknown key {found[1]!r}. {nearest(found[1], known.__struct_fields__)}"
-    if "missing required field" in text:
-        return "expected a space, such as space: {seed_everything: [0, 1, 2]}."
     what, _, place = text.partition(" - at ")
     key = re.sub(r"\[\.\.\.\]", ".", place.strip("`$.")) or "the file"
     return f"{key}: {what[0].lower()}{what[1:]}."
