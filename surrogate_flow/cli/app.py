@@ -13,6 +13,7 @@ from typing import Any
 
 from surrogate_flow.cli import help as help_
 from surrogate_flow.cli.recipes import CommandLine
+from surrogate_flow.cli.sweep import attempt
 from surrogate_flow.fields.errors import raised_by_user, user_error
 
 __all__ = ["main"]
@@ -26,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Torch's threads would spin while they wait, on cores that simulations need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not attempt.begin():
+        print("Another process trains this trial: nothing is left to do.")
+        return
     try:
         if help_.show(words):
             sys.exit(0)

@@ -14,8 +14,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
+import moments
 import programs
-import psutil
 import pytest
 import yaml
 from batch import wait_until
@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.sweep import table
+from surrogate_flow.cli.sweep.attempt import Attempt
 from surrogate_flow.cli.sweep.controller import Controller, require_possible
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
 from surrogate_flow.cli.sweep.page import sweep_page
@@ -31,51 +32,13 @@ from surrogate_flow.cli.sweep.recipe import Range, SweepRecipe, words_of
 from surrogate_flow.dataset import Archive
 from surrogate_flow.fields.names import RecipeError
 
-# A training of a moment: notes that it began, and leaves what a run leaves.
-TRAINING = """
-import json, pathlib, sys, time
-words = sys.argv[1:]
-folder = pathlib.Path(words[words.index("--trainer.default_root_dir") + 1])
-lr = float(words[words.index("--model.lr") + 1])
-run = folder / "w" / str(time.time_ns())
-(run / "checkpoints").mkdir(parents=True)
-(run / "config.yaml").write_text("{}")
-(run / "checkpoints" / "last.ckpt").write_text("")
-if lr < 0:
-    print("surrogate-flow: error: a rate is positive"); sys.exit(2)
-with (folder / "ledger").open("a") as ledger:
-    ledger.write("begins\\n"); ledger.flush()
-    for step in range(3):
-        time.sleep(PAUSE)
-        with (run / "metrics.csv").open("a") as metrics:
-            metrics.write("" if step else "step,val_relative_l2\\n")
-            metrics.write(f"{step},{lr + 1 / (1 + step)}\\n")
-    (run / "outcome.part").write_text(json.dumps(dict(
-        batches=3, samples=3, unique_samples=3, simulations=1, solver_seconds=1.0,
-        training_seconds=1.0, samples_per_second=3.0, errors={"val_relative_l2": lr})))
-    ledger.write("ends\\n"); ledger.flush()
-    (run / "outcome.part").rename(run / "outcome.json")
-"""
-
 
 class Moments(Here):
     """Runs trainings of a moment."""
 
     def __init__(self, pause=0.02):
         super().__init__()
-        self.program = TRAINING.replace("PAUSE", str(pause))
-
-    def start(self, number, words, log):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            child = subprocess.Popen(
-                [sys.executable, "-S", "-c", self.program, *words],
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
-        self._children[child.pid] = child
-        return {"pid": child.pid, "began": psutil.Process(child.pid).create_time()}
+        self.program = moments.program(pause)
 
 
 def sweep(folder, **changed):
@@ -88,14 +51,6 @@ def sweep(folder, **changed):
         "at_once": 4,
     }
     return SweepFolder.create(folder, SweepRecipe(**{**plain, **changed}))
-
-
-def ledger(folder):
-    """What each trial has noted, by its number."""
-    return {
-        int(path.parent.name): path.read_text().split()
-        for path in (folder.path / "trials").glob("*/ledger")
-    }
 
 
 def test_the_best_comes_first_and_what_fails_names_itself(tmp_path):
@@ -122,9 +77,9 @@ def test_the_best_comes_first_and_what_fails_names_itself(tmp_path):
         assert words in page
     assert folder.keep_best(rows[0]).name == "best.ckpt"
     # Nothing runs a second time.
-    before = ledger(folder)
+    before = moments.ledger(folder)
     Controller(folder, Moments()).run(bool)
-    assert ledger(folder) == before
+    assert moments.ledger(folder) == before
 
 
 def test_no_trial_is_lost_and_none_run_twice_whatever_is_killed(tmp_path):
@@ -160,7 +115,7 @@ def test_no_trial_is_lost_and_none_run_twice_whatever_is_killed(tmp_path):
             controller.join()
     trials = folder.study.get_trials()
     assert [t.state for t in trials] == [TrialState.COMPLETE] * count
-    noted = ledger(folder)
+    noted = moments.ledger(folder)
     assert len(noted) == count
     # One that has ended was never begun again; one that was killed was.
     assert {words.count("ends") for words in noted.values()} == {1}
@@ -172,11 +127,51 @@ def test_no_trial_is_lost_and_none_run_twice_whatever_is_killed(tmp_path):
 
 
 def alive(folder):
-    """The processes of trials that run."""
-    here = Here()
-    trials = folder.study.get_trials(states=(TrialState.RUNNING,))
-    handles = [trial.user_attrs.get("handle") for trial in trials]
-    return [handle["pid"] for handle in handles if handle and here.runs(handle)]
+    """The processes of trials that train."""
+    attempts = [
+        Attempt(path) for path in (folder.path / "trials").glob("*/attempt-*[0-9]")
+    ]
+    return [each.handle["pid"] for each in attempts if each.trains]
+
+
+class Killed(Moments):
+    """Its controller is killed when a trial has started, before that is noted."""
+
+    def start(self, attempt, words, log):
+        super().start(attempt, words, log)
+        if self.begun:
+            wait_until(lambda: attempt.trains)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_trial_that_nobody_has_noted_is_found(begun, tmp_path):
+    """By its own word, once it has begun; one that has not begins no more."""
+    folder = sweep(tmp_path / "s", at_once=1)
+    place = Killed(0.3)
+    place.begun = begun
+
+    def control():
+        Controller(folder, place).run(bool)
+
+    first = get_context("fork").Process(target=control)
+    first.start()
+    first.join()
+    assert first.exitcode == -signal.SIGKILL
+    Controller(SweepFolder(folder.path), Moments()).run(bool)
+    assert folder.left == 0
+    assert moments.ledger(folder) == {n: ["begins", "ends"] for n in range(3)}
+    attempts = {path.name for path in folder.trial(0).glob("attempt-*")}
+    assert attempts == {"attempt-0"} or not begun
+
+
+def test_a_number_of_a_process_is_not_taken_for_a_trial(tmp_path):
+    """After a reboot another process has it; the lock of the trial is gone."""
+    path = tmp_path / "attempt-0"
+    path.write_text(json.dumps({"host": "here", "pid": os.getpid()}))
+    assert Attempt(path).begun
+    assert not Here().runs(Attempt(path, {"pid": os.getpid()}))
+    assert not Here().runs(Attempt(tmp_path / "attempt-1", {"pid": os.getpid()}))
 
 
 def test_a_trial_that_lags_is_ended(tmp_path):
@@ -371,11 +366,9 @@ def test_trials_share_one_ensemble_and_one_that_is_killed_goes_on(
         wait_until(lambda: (folder / "journal.log").exists(), 60)
         sweep = SweepFolder(folder)
         wait_until(lambda: sweep.checkpoint(1), 100)
-        (handle,) = (
-            t.user_attrs["handle"] for t in sweep.study.get_trials() if t.number == 1
-        )
-        os.kill(handle["pid"], signal.SIGKILL)
-        killed.append(handle["pid"])
+        pid = Attempt(sweep.attempt(1, 0)).handle["pid"]
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
 
     killer = threading.Thread(target=kill)
     killer.start()

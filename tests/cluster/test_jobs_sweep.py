@@ -1,13 +1,21 @@
 """Trials of a sweep as jobs of a real Slurm: by its own commands, and by those of PBS."""
 
 import importlib.metadata
+import json
+import os
+import signal
+from multiprocessing import get_context
 
 import batch
+import moments
 import pytest
 from batch import wait_until
 
-from surrogate_flow.cli.sweep.folder import SweepError
+from surrogate_flow.cli.sweep.attempt import Attempt
+from surrogate_flow.cli.sweep.controller import Controller
+from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
 from surrogate_flow.cli.sweep.places import Jobs
+from surrogate_flow.cli.sweep.recipe import SweepRecipe
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -19,24 +27,92 @@ def test_a_trial_is_a_job(slurm, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where PBS leaves the logs of jobs
     place = Jobs(batch.cluster(kind), tmp_path / "jobs")
     log = tmp_path / "trials" / "0000" / "log.txt"
-    short = place.start(0, ["--version"], log)
+
+    def start(number, words, log):
+        attempt = Attempt(tmp_path / "trials" / f"{number:04d}" / "attempt-0")
+        return Attempt(attempt.path, place.start(attempt, words, log))
+
+    short = start(0, ["--version"], log)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "telemetry.csv").write_text("seconds\n1.0\n")
     words = ["watch", str(tmp_path / "run"), "--port", "0"]
-    long = place.start(1, words, tmp_path / "log.txt")
+    long = start(1, words, tmp_path / "log.txt")
     wait_until(lambda: not place.runs(short), 90)
     version = importlib.metadata.version("surrogate-flow")
     assert log.read_text() == f"surrogate-flow {version}\n"
     wait_until((tmp_path / "log.txt").is_file, 90)
-    # As a process that goes on with the sweep would.
+    # As a process that goes on with the sweep would, which has noted nothing.
     again = Jobs(batch.cluster(kind), tmp_path / "jobs")
-    assert again.runs(long)
-    again.end(long)
-    wait_until(lambda: not again.runs(long), 90)
+    wait_until(lambda: Attempt(long.path).trains, 90)
+    assert Attempt(long.path).handle["job"] == long.started["job"].partition(".")[0]
+    again.end(Attempt(long.path))
+    wait_until(lambda: not again.runs(Attempt(long.path)), 90)
+
+
+def test_a_job_of_another_host_is_looked_up_in_the_queue(slurm, tmp_path, monkeypatch):
+    """Whether its host's locks are seen here or not."""
+    monkeypatch.setattr("surrogate_flow.cli.sweep.places._QUERY", 0.0)
+    job = batch.call("sbatch", "--parsable", "--wrap=sleep 600", "-o/dev/null").strip()
+    attempt = Attempt(tmp_path / "attempt-0")
+    attempt.path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": job}))
+    place = Jobs(batch.cluster(), tmp_path / "jobs")
+    assert not attempt.trains
+    assert place.runs(attempt)
+    place.end(attempt)
+    wait_until(lambda: not place.runs(attempt), 60)
+
+
+class Killed(Jobs):
+    """Its controller is killed when a job is submitted, before that is noted."""
+
+    def start(self, attempt, words, log):
+        super().start(attempt, words, log)
+        if self.begun:
+            wait_until(lambda: attempt.trains, 60)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_job_that_nobody_has_noted_trains_once(slurm, begun, tmp_path, monkeypatch):
+    """Whether it has begun when its controller is killed, or waits in the queue."""
+    monkeypatch.setattr("surrogate_flow.cli.sweep.places._QUERY", 0.5)
+    recipe = SweepRecipe(
+        space={"model.lr": [0.1, 0.2]},
+        data="heat2d",
+        model="fno",
+        share_simulations=False,
+        at_once=1,
+    )
+    folder = SweepFolder.create(tmp_path / "s", recipe)
+    later = {} if begun else {"job_extra_directives": ["--begin=now+4"]}
+    places = [
+        Killed(batch.cluster(**later), folder.path / "jobs"),
+        Jobs(batch.cluster(), folder.path / "jobs"),
+    ]
+    places[0].program = moments.program(2.0 if begun else 0.0)
+    places[1].program = moments.program(0.0)
+    places[0].begun = begun
+
+    def control():
+        Controller(folder, places[0]).run(bool)
+
+    first = get_context("fork").Process(target=control)
+    first.start()
+    first.join()
+    assert first.exitcode == -signal.SIGKILL
+    assert len(batch.jobs()) == 1
+    Controller(SweepFolder(folder.path), places[1]).run(bool)
+    wait_until(lambda: not batch.jobs(), 60)
+    assert folder.left == 0
+    assert moments.ledger(folder) == {n: ["begins", "ends"] for n in range(2)}
 
 
 def test_a_job_that_the_queue_refuses_is_one_line(slurm, tmp_path):
     """With the queue's own words."""
     place = Jobs(batch.cluster(queue="nowhere"), tmp_path / "jobs")
-    with pytest.raises(SweepError, match=r"refuses trial 0: .*nvalid partition"):
-        place.start(0, ["--version"], tmp_path / "log.txt")
+    with pytest.raises(SweepError, match=r"refuses trial-0000: .*nvalid partition"):
+        place.start(
+            Attempt(tmp_path / "0000" / "attempt-0"),
+            ["--version"],
+            tmp_path / "log.txt",
+        )

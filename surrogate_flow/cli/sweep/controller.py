@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from surrogate_flow.cli.lightning import build
 from surrogate_flow.cli.plan import require_trained
+from surrogate_flow.cli.sweep.attempt import Attempt
 from surrogate_flow.cli.sweep.folder import METRIC, SweepFolder
-from surrogate_flow.cli.sweep.places import Handle, Place
+from surrogate_flow.cli.sweep.places import Place
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.sharing import SharedStudy
 from surrogate_flow.ensemble.study import StudySettings
@@ -78,6 +80,8 @@ class Controller:
         self._recipe = folder.recipe
         self._at_once = folder.recipe.at_once or place.at_once
         self._reported = 0.0
+        # Attempts at each trial that have ended before it got any further.
+        self._in_vain: Counter[int] = Counter()
         #: Seconds between two looks at the validations of trials.
         self.report = _REPORT
         self._ending = False
@@ -160,7 +164,9 @@ class Controller:
             words += ["--ckpt_path", str(checkpoint)]
         trial.set_user_attr("attempt", attempt)
         trial.set_user_attr("reached", folder.reached(number))
-        handle = self._place.start(number, words, folder.log(number))
+        # Killed between these two: whoever goes on finds it by the attempt's file.
+        begun = Attempt(folder.attempt(number, attempt))
+        handle = self._place.start(begun, words, folder.log(number))
         trial.set_user_attr("handle", handle)
         again = f", attempt {attempt + 1}" if attempt else ""
         shown = ", ".join(f"{k} {v}" for k, v in trial.params.items())
@@ -174,16 +180,21 @@ class Controller:
         running = []
         for frozen in self._running():
             trial = Trial(self._study, frozen._trial_id)
-            handle: Handle = frozen.user_attrs.get("handle", {})
-            if handle and self._place.runs(handle):
+            attempt = self._attempt(frozen)
+            if self._place.runs(attempt):
                 running.append(frozen)
                 if reports:
-                    self._report(trial, handle)
-            elif self._settle(trial, handle):
+                    self._report(trial, attempt)
+            elif self._settle(trial, attempt):
                 running.append(frozen)
         return running
 
-    def _report(self, trial: Trial, handle: Handle) -> None:
+    def _attempt(self, frozen: FrozenTrial) -> Attempt:
+        known = frozen.user_attrs
+        path = self._folder.attempt(frozen.number, known.get("attempt", 0))
+        return Attempt(path, known.get("handle", {}))
+
+    def _report(self, trial: Trial, attempt: Attempt) -> None:
         """Tell the search of a trial's validations; end one that lags."""
         known = self._study.get_trials(deepcopy=False)[trial.number]
         for step, error in self._folder.validations(trial.number).items():
@@ -193,11 +204,14 @@ class Controller:
         if self._recipe.prune and not pruned and trial.should_prune():
             trial.set_user_attr("pruned", True)
             logger.info("Trial %d lags, and is ended", trial.number)
-            self._place.end(handle)
+            self._place.end(attempt)
 
-    def _settle(self, trial: Trial, handle: Handle) -> bool:
+    def _settle(self, trial: Trial, attempt: Attempt) -> bool:
         """Note what a trial that has ended came to; return whether it runs again."""
         number, folder = trial.number, self._folder
+        attempt.close()
+        if self._place.runs(attempt):
+            return True  # It has begun in this moment.
         outcome = folder.outcome(number)
         if trial.user_attrs.get("pruned"):
             self._study.tell(trial, state=TrialState.PRUNED)
@@ -207,19 +221,18 @@ class Controller:
             self._study.tell(trial, error)
             logger.info("Trial %d is complete: relative L2 error %.3g", number, error)
             return False
-        attempt = int(trial.user_attrs.get("attempt", 0)) + 1
-        if trial.user_attrs.get("reached") != folder.reached(number):
-            attempt = 1  # It has got further since.
-        why = self._why(number, self._place.status(handle) if handle else None)
+        further = trial.user_attrs.get("reached") != folder.reached(number)
+        self._in_vain[number] = 1 if further else self._in_vain[number] + 1
+        why = self._why(number, self._place.status(attempt))
         if outcome is not None:
             why = f"it has no {METRIC}: leave out trainer.limit_val_batches"
-        if why or attempt >= _ATTEMPTS:
-            why = why or f"killed {attempt} times before it got any further"
+        if why or self._in_vain[number] >= _ATTEMPTS:
+            why = why or f"killed {_ATTEMPTS} times before it got any further"
             trial.set_user_attr("why", why)
             self._study.tell(trial, state=TrialState.FAIL)
             logger.error("Trial %d failed: %s [%s]", number, why, folder.log(number))
             return False
-        self._start(trial, attempt)
+        self._start(trial, trial.user_attrs.get("attempt", 0) + 1)
         return True
 
     def _why(self, number: int, status: int | None) -> str:
@@ -235,10 +248,11 @@ class Controller:
 
     def _end_all(self) -> None:
         """Have all trials end with a checkpoint, and wait until they have."""
-        handles = [t.user_attrs.get("handle") for t in self._running()]
-        left = [handle for handle in handles if handle and self._place.runs(handle)]
-        for handle in left:
-            self._place.end(handle)
+        running = map(self._attempt, self._running())
+        left = [attempt for attempt in running if self._place.runs(attempt)]
+        for attempt in left:
+            attempt.close()
+            self._place.end(attempt)
         if left:
             print_lines(
                 the_console(), f"{len(left)} trials save and end, within {_END:g} s."

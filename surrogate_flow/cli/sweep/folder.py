@@ -214,6 +214,10 @@ class SweepFolder:
         """Return the file with a trial's output."""
         return self.trial(number) / "log.txt"
 
+    def attempt(self, number: int, attempt: int) -> Path:
+        """Return the file that whoever trains a trial makes, at each attempt."""
+        return self.trial(number) / f"attempt-{attempt}"
+
     def runs(self, number: int) -> list[Path]:
         """Return the folders of a trial's runs, the oldest first."""
         return sorted(path for path in self.trial(number).glob("*/*") if path.is_dir())

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import psutil
 import torch
 from dask.system import CPU_COUNT
 
+from surrogate_flow.cli.sweep.attempt import ATTEMPT, Attempt, Handle
 from surrogate_flow.cli.sweep.folder import SweepError
 from surrogate_flow.cluster.batch import BatchSystem
 from surrogate_flow.cluster.batch.batch_queue import JobState, queue_of
@@ -29,8 +30,7 @@ __all__ = ["Here", "Jobs", "Place"]
 logger = logging.getLogger(__name__)
 
 _QUERY = 5.0  # seconds between two looks into the queue
-#: What finds a trial again, in another process too: plain values.
-Handle = dict[str, Any]
+_HOST = socket.gethostname()
 
 
 class Place(ABC):
@@ -38,20 +38,22 @@ class Place(ABC):
 
     #: Trials at a time, where the recipe does not say.
     at_once: int
+    #: What is started, with the words of a trial behind.
+    program: Sequence[str] = (sys.executable, "-m", "surrogate_flow")
 
     @abstractmethod
-    def start(self, number: int, words: Sequence[str], log: Path) -> Handle:
+    def start(self, attempt: Attempt, words: Sequence[str], log: Path) -> Handle:
         """Start ``surrogate-flow <words>``; its output is appended to `log`."""
 
     @abstractmethod
-    def runs(self, handle: Handle) -> bool:
-        """Whether it may still run."""
+    def runs(self, attempt: Attempt) -> bool:
+        """Whether it trains, or may still begin to."""
 
     @abstractmethod
-    def end(self, handle: Handle) -> None:
+    def end(self, attempt: Attempt) -> None:
         """Ask it to end in order, with a checkpoint; may be called again."""
 
-    def status(self, handle: Handle) -> int | None:
+    def status(self, attempt: Attempt) -> int | None:
         """Return the exit status of one that has ended, if it is known."""
         return None
 
@@ -62,47 +64,52 @@ class Here(Place):
     def __init__(self) -> None:
         self._gpus = _gpus()
         self.at_once = len(self._gpus) or max(1, CPU_COUNT // 2)
-        self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self._taken: dict[int, str] = {}
+        self._children: dict[Path, subprocess.Popen[bytes]] = {}
+        self._taken: dict[Path, str] = {}
 
-    def start(self, number: int, words: Sequence[str], log: Path) -> Handle:
+    def start(self, attempt: Attempt, words: Sequence[str], log: Path) -> Handle:
         """Start a process, in a session of its own: Ctrl-C reaches it from here."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment[ATTEMPT] = str(attempt.path.absolute())
         log.parent.mkdir(parents=True, exist_ok=True)
         free = [gpu for gpu in self._gpus if gpu not in self._taken.values()]
         if free:
+            self._taken[attempt.path] = free[0]
             environment["CUDA_VISIBLE_DEVICES"] = free[0]
         with log.open("ab") as file:
             child = subprocess.Popen(
-                [sys.executable, "-m", "surrogate_flow", *words],
+                [*self.program, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
             )
-        self._children[child.pid] = child
-        if free:
-            self._taken[child.pid] = free[0]
-        return {"pid": child.pid, "began": psutil.Process(child.pid).create_time()}
+        self._children[attempt.path] = child
+        return {"pid": child.pid}
 
-    def runs(self, handle: Handle) -> bool:
-        """Whether its process is there."""
-        child = self._children.get(handle["pid"])
-        if child is not None and child.poll() is not None:
-            self._taken.pop(handle["pid"], None)
-        process = _process(handle)
-        return process is not None and process.status() != psutil.STATUS_ZOMBIE
+    def runs(self, attempt: Attempt) -> bool:
+        """Whether its process lives; one that has not begun is known to its parent."""
+        child = self._children.get(attempt.path)
+        lives = child is not None and child.poll() is None
+        if lives or attempt.trains:
+            self._taken.setdefault(attempt.path, attempt.handle.get("gpu", ""))
+            return True
+        self._taken.pop(attempt.path, None)
+        return False
 
-    def end(self, handle: Handle) -> None:
+    def end(self, attempt: Attempt) -> None:
         """Send SIGTERM."""
-        if (process := _process(handle)) is not None:
-            process.send_signal(signal.SIGTERM)
+        handle = attempt.handle
+        if self.runs(attempt) and handle.get("host", _HOST) == _HOST:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(handle["pid"], signal.SIGTERM)
 
-    def status(self, handle: Handle) -> int | None:
+    def status(self, attempt: Attempt) -> int | None:
         """Return the exit status of a process that was started here."""
-        child = self._children.get(handle["pid"])
-        return child.poll() if child else None
+        child = self._children.get(attempt.path)
+        mine = child is not None and attempt.handle.get("pid", child.pid) == child.pid
+        return child.poll() if child is not None and mine else None
 
 
 class Jobs(Place):
@@ -125,7 +132,7 @@ class Jobs(Place):
         self._asked: dict[str, None] = {}
         self._queried = 0.0
 
-    def start(self, number: int, words: Sequence[str], log: Path) -> Handle:
+    def start(self, attempt: Attempt, words: Sequence[str], log: Path) -> Handle:
         """Submit a job.
 
         Raises
@@ -134,23 +141,33 @@ class Jobs(Place):
             If the queue refuses it, with its words.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = shlex.join([sys.executable, "-m", "surrogate_flow", *words])
+        command = shlex.join([*self.program, *words])
+        file = shlex.quote(f"{ATTEMPT}={attempt.path.absolute()}")
         # The shell's place is taken, so that signals of the queue reach the training.
-        line = f"cd {shlex.quote(os.getcwd())}; exec {command} >> {log.absolute()} 2>&1"
-        job = self._system.job(f"trial-{number}", line, self._folder.absolute())
+        line = (
+            f"cd {shlex.quote(os.getcwd())}; export {file}; "
+            f"exec {command} >> {shlex.quote(str(log.absolute()))} 2>&1"
+        )
+        name = f"trial-{attempt.path.parent.name}"
+        job = self._system.job(name, line, self._folder.absolute())
         try:
             asyncio.run(job.start())
         except (RuntimeError, ValueError, OSError) as error:
             raise SweepError(
-                f"The batch system refuses trial {number}: {output_of(error)}",
+                f"The batch system refuses {name}: {output_of(error)}",
                 remedy="Change the arguments under jobs of the sweep's recipe.",
             ) from error
         self._known[str(job.job_id)] = True
         return {"job": str(job.job_id)}
 
-    def runs(self, handle: Handle) -> bool:
+    def runs(self, attempt: Attempt) -> bool:
         """Whether the queue has it, waiting or running; also if it does not answer."""
-        job = handle["job"]
+        if attempt.trains:
+            return True
+        job = attempt.handle.get("job")
+        # Of a queue that cannot be asked, a job that has begun has ended by now.
+        if job is None or (self._query is None and attempt.begun):
+            return False
         self._asked[job] = None
         if time.monotonic() - self._queried > _QUERY or job not in self._known:
             self._queried = time.monotonic()
@@ -162,22 +179,14 @@ class Jobs(Place):
             self._asked.pop(job, None)
         return runs
 
-    def end(self, handle: Handle) -> None:
+    def end(self, attempt: Attempt) -> None:
         """Cancel the job; the batch system sends SIGTERM first."""
-        command = [*self._system.cancel_command.split(), handle["job"]]
+        if (job := attempt.handle.get("job")) is None:
+            return
+        command = [*self._system.cancel_command.split(), job]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             logger.warning("%s: %s", shlex.join(command), done.stderr.strip())
-
-
-def _process(handle: Handle) -> psutil.Process | None:
-    try:
-        process = psutil.Process(handle["pid"])
-        # Another one may have its number by now.
-        same = abs(process.create_time() - handle["began"]) < 1.0
-    except psutil.NoSuchProcess:
-        return None
-    return process if same else None
 
 
 def _gpus() -> list[str]:

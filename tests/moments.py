@@ -1,0 +1,46 @@
+"""Trials of a moment, which note that they begin and end: by these notes none runs twice."""
+
+import sys
+
+from surrogate_flow.cli.sweep import attempt
+
+TRAINING = """
+import json, pathlib, runpy, sys, time
+if not runpy.run_path("BEGIN")["begin"]():
+    sys.exit()
+words = sys.argv[1:]
+folder = pathlib.Path(words[words.index("--trainer.default_root_dir") + 1])
+lr = float(words[words.index("--model.lr") + 1])
+run = folder / "w" / str(time.time_ns())
+(run / "checkpoints").mkdir(parents=True)
+(run / "config.yaml").write_text("{}")
+(run / "checkpoints" / "last.ckpt").write_text("")
+if lr < 0:
+    print("surrogate-flow: error: a rate is positive"); sys.exit(2)
+with (folder / "ledger").open("a") as ledger:
+    ledger.write("begins\\n"); ledger.flush()
+    for step in range(3):
+        time.sleep(PAUSE)
+        with (run / "metrics.csv").open("a") as metrics:
+            metrics.write("" if step else "step,val_relative_l2\\n")
+            metrics.write(f"{step},{lr + 1 / (1 + step)}\\n")
+    (run / "outcome.part").write_text(json.dumps(dict(
+        batches=3, samples=3, unique_samples=3, simulations=1, solver_seconds=1.0,
+        training_seconds=1.0, samples_per_second=3.0, errors={"val_relative_l2": lr})))
+    ledger.write("ends\\n"); ledger.flush()
+    (run / "outcome.part").rename(run / "outcome.json")
+"""
+
+
+def program(pause):
+    """A command that takes the place of the program, and leaves what a run leaves."""
+    training = TRAINING.replace("PAUSE", str(pause)).replace("BEGIN", attempt.__file__)
+    return [sys.executable, "-S", "-c", training]
+
+
+def ledger(folder):
+    """What each trial has noted, by its number."""
+    return {
+        int(path.parent.name): path.read_text().split()
+        for path in (folder.path / "trials").glob("*/ledger")
+    }
