@@ -28,6 +28,7 @@ from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.thinning import SURROGATE, Thinning
 from surrogate_flow.files import observing, write_atomically
 from surrogate_flow.report.about import about_run, now
+from surrogate_flow.report.folder.run_folder import INTERRUPTED
 from surrogate_flow.report.pictures.axes import across_up_and_cut
 from surrogate_flow.report.report import held_out_of, next_command
 from surrogate_flow.surrogate.observation import Look, Probe
@@ -336,7 +337,7 @@ class Records(RunCallback):
         self._detach()
         said = " ".join(f"{type(exception).__name__}: {exception}".split())
         if isinstance(exception, KeyboardInterrupt):
-            said = "it was interrupted"
+            said = INTERRUPTED
         if self.about:
             self.about |= {"ended": now(), "error": " ".join(masked(said.split()))}
             self._note()

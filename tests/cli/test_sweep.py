@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import moments
 import programs
+import psutil
 import pytest
 import yaml
 from batch import wait_until
@@ -69,8 +70,9 @@ def test_the_best_comes_first_and_what_fails_names_itself(tmp_path):
     assert failed.point == {"model.lr": -1.0}
     assert second.errors == [0.3, 0.3]
     head, lines = table.cells(table.grouped(rows))
-    assert head == ["trials", "lr", "error", "training", "state"]
-    assert lines[0][1:] == ["0.1", "10.00% ± 0.00%", "1 s", "complete"]
+    assert head == ["trials", "lr", "error", "training", "in all", "state"]
+    assert lines[0][1:4] == ["0.1", "10.00% ± 0.00%", "1 s"]
+    assert re.fullmatch(r"\d+ s", lines[0][4])
     assert table.written(rows).splitlines()[1].split(",")[2:4] == ["0.1", "0"]
     page = sweep_page(folder, rows)
     for words in ("4 of 6 trials", "a rate is positive", "--model.lr 0.1"):
@@ -208,17 +210,113 @@ def test_stop_ends_it_in_order_and_resume_goes_on(tmp_path):
 
 
 def test_a_folder_is_of_one_sweep(tmp_path):
-    """More trials may be asked for; another space is another sweep."""
-    sweep(tmp_path / "s")
-    sweep(tmp_path / "s", trials=2)
+    """Of the same options; and what its recipes name does not change meanwhile."""
+    model = tmp_path / "model.yaml"
+    model.write_text("network: fno")
+    first = sweep(tmp_path / "s", model=str(model))
+    with first.held():
+        pass
+    with sweep(tmp_path / "s", model=str(model), trials=2).held():
+        pass
     with pytest.raises(SweepError, match="of another sweep: its space"):
-        sweep(tmp_path / "s", space={"model.lr": [1.0]})
+        sweep(tmp_path / "s", model=str(model), space={"model.n": [1.0]})
+    with pytest.raises(SweepError, match=r"its options.a is None, expected 1"):
+        sweep(tmp_path / "s", model=str(model), options={"a": 1})
+    model.write_text("network: unet")
+    with (
+        pytest.raises(SweepError, match=r"model.yaml has changed since"),
+        sweep(tmp_path / "s", model=str(model)).held(),
+    ):
+        pass
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
-    with pytest.raises(SweepError, match="has other files"):
+    with pytest.raises(SweepError, match="got other files"):
         sweep(tmp_path / "mine")
     with pytest.raises(SweepError, match="folder of a sweep"):
         SweepFolder(tmp_path / "mine")
+
+
+def test_a_grid_may_grow_and_shrink(tmp_path):
+    """Trials that have ended stay as they are, and run no second time; what failed does if asked to."""
+    path = tmp_path / "s"
+    cases = {"a": {"model.lr": 0.1}, "b": {"model.lr": -1.0}, "c": {"model.lr": 0.3}}
+    seeds = {"seed_everything": [0, 1]}
+
+    def run(*names, space=seeds, repeat=False):
+        folder = sweep(path, cases={k: cases[k] for k in names}, space=space)
+        with folder.held():
+            if repeat:
+                folder.repeat_failed()
+            Controller(folder, Moments()).run(bool)
+        return [
+            (r.state, r.point["case"], r.point["seed_everything"])
+            for r in folder.rows()
+        ]
+
+    assert run("a", space={"seed_everything": [0]}) == [("complete", "a", 0)]
+    first = moments.ledger(SweepFolder(path))
+    failed = [("failed", "b", 0), ("failed", "b", 1)]
+    assert run("b", "a") == [("complete", "a", 0), ("complete", "a", 1), *failed]
+    assert SweepFolder(path).begun == 4
+    assert run("b") == failed
+    assert [row.number for row in SweepFolder(path).rows()] == [1, 2]
+    assert run("b", repeat=True) == failed
+    assert [row.number for row in SweepFolder(path).rows()] == [4, 5]
+    assert moments.ledger(SweepFolder(path))[0] == first[0] == ["begins", "ends"]
+    changed = (
+        r"the case a has changed .*began. model.lr was 0.1, now 7; x was None, now 1"
+    )
+    other = sweep(path, cases={"a": {"model.lr": 7, "x": 1}}, space=seeds)
+    with pytest.raises(SweepError, match=changed), other.held():
+        pass
+    waiting = sweep(path, cases={"c": cases["c"]}, space=seeds)
+    assert [(r.number, r.state) for r in waiting.rows()] == [
+        (6, "waiting"),
+        (7, "waiting"),
+    ]
+
+
+def test_seconds_are_those_of_a_whole_run(tmp_path, capsys):
+    """Of a trial that is killed and may not resume, those since it began again; of another version of the package, a warning."""
+    folder = sweep(tmp_path / "s", space={"model.lr": [0.1]}, resume=False)
+    with folder.held():
+        folder.study.set_user_attr("versions", ["0.0.1"])
+        stops = threading.Event()
+        first = threading.Thread(
+            target=lambda: Controller(folder, Moments(0.5)).run(stops.is_set)
+        )
+        first.start()
+        wait_until(lambda: folder.checkpoint(0))
+        stops.set()
+        first.join()
+        begun = time.monotonic()
+        Controller(folder, Moments()).run(bool)
+        took = time.monotonic() - begun
+    (row,) = folder.rows()
+    assert 0 < row.wall_seconds <= took
+    assert row.state == "complete"
+    assert len(folder.runs(0)) == 2
+    assert table.written([row]).splitlines()[1].split(",")[-3] == str(row.wall_seconds)
+    assert len(folder.study.user_attrs["versions"]) == 2
+
+
+def test_a_trial_that_does_not_end_is_killed_and_named(tmp_path, caplog):
+    """Deaf to SIGTERM: killed, with its child."""
+    folder = sweep(tmp_path / "s", space={"model.lr": [0.1]})
+    deaf = (
+        "import signal, subprocess\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()"
+    )
+    place, log = Here(), folder.log(0)
+    place.program = [sys.executable, "-S", "-c", deaf]
+    controller = Controller(folder, place)
+    controller.end = 1.0
+    controller.run(lambda: log.is_file() and bool(log.read_text()))
+    assert "Trial 0000 did not end, and is killed" in caplog.text
+    wait_until(lambda: not psutil.pid_exists(int(log.read_text())))
 
 
 def test_ranges_are_searched_within(tmp_path):

@@ -55,8 +55,9 @@ def run(words: Sequence[str]) -> None:
         )
     path = find_recipe("workflows/sweeps", options.recipe)
     recipe = SweepRecipe.read(path)
-    folder = SweepFolder.create(options.folder or Path("sweeps") / path.stem, recipe)
-    _run(folder, detach=options.detach)
+    place = options.folder or Path("sweeps") / path.stem
+    require_possible(SweepFolder(place, recipe))
+    _run(SweepFolder.create(place, recipe), detach=options.detach)
 
 
 def _act(action: str, words: Sequence[str]) -> None:
@@ -73,6 +74,7 @@ def _act(action: str, words: Sequence[str]) -> None:
     elif action == "stop":
         _stop(folder)
     else:
+        require_possible(folder)
         _run(folder, detach=options.detach)
 
 
@@ -85,9 +87,8 @@ def _parsed(parser: ArgumentParser, words: Sequence[str]) -> Any:
 
 def _run(folder: SweepFolder, *, detach: bool) -> None:
     show_logs()
+    place = _place(folder)
     with folder.held():
-        place = _place(folder)
-        require_possible(folder)
         if not detach:
             with stop_requested() as stopped:
                 Controller(folder, place).run(stopped.is_set)

@@ -18,13 +18,18 @@ from surrogate_flow.cli.sweep.attempt import Attempt
 from surrogate_flow.cli.sweep.folder import METRIC, SweepFolder
 from surrogate_flow.cli.sweep.places import Place
 from surrogate_flow.data.online import OnlineData
+from surrogate_flow.data.ranks import Ranks
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.sharing import SharedStudy
 from surrogate_flow.ensemble.study import StudySettings
+from surrogate_flow.fields import Window
 from surrogate_flow.fields.errors import UserError, user_error
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.files import last_lines
 from surrogate_flow.report.console import print_lines, the_console
-from surrogate_flow.report.folder.run_folder import RunFolder
+from surrogate_flow.report.folder.run_folder import INTERRUPTED, RunFolder
+from surrogate_flow.reservoir import Store
+from surrogate_flow.reservoir.layout import require_reachable
 from surrogate_flow.sampling import Design
 
 __all__ = ["Controller", "require_possible"]
@@ -34,7 +39,7 @@ logger = logging.getLogger(__name__)
 _POLL = 0.5  # seconds between two looks at the trials
 _REPORT = 5.0  # seconds between two looks at their validations
 _ATTEMPTS = 4  # of a trial that is killed before it gets any further
-_END = 120.0  # seconds for trials to validate, save and end
+_END = 600.0  # seconds for trials to validate, save and end
 _KILLED = {128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGKILL}
 
 
@@ -51,6 +56,8 @@ def require_possible(folder: SweepFolder) -> None:
         try:
             data, surrogate = build(["fit", *folder.words(point)])
             require_trained(surrogate)
+            if isinstance(data, OnlineData):
+                _require_reservoir(data, surrogate.window)
         except (Exception, SystemExit) as error:
             advice = user_error(error)
             if advice is None:
@@ -62,6 +69,12 @@ def require_possible(folder: SweepFolder) -> None:
                 f"data: expected a workflow, whose simulations trials share, got "
                 f"{type(data).__name__}. Set share_simulations: false."
             )
+
+
+def _require_reservoir(data: OnlineData, window: Window) -> None:
+    ValidationSet.of_rank(Ranks(), data.spec, window, data.batch_size, data.held_out)
+    Store(data.spec, window, data.batch_size, data.reservoir)
+    require_reachable(data.reservoir, data.spec, window, data.simulations)
 
 
 class Controller:
@@ -82,13 +95,20 @@ class Controller:
         self._reported = 0.0
         # Attempts at each trial that have ended before it got any further.
         self._in_vain: Counter[int] = Counter()
+        # When each trial began, of those that have begun here.
+        self._began: dict[int, float] = {}
         #: Seconds between two looks at the validations of trials.
         self.report = _REPORT
+        #: Seconds for trials to validate, save and end.
+        self.end = _END
         self._ending = False
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Run until all trials have ended, or `stopped` returns true."""
         folder = self._folder
+        if not folder.left:
+            return
+        folder.note_version()
         with self._ensemble() as check:
             while not stopped() and not folder.stops:
                 check()
@@ -148,10 +168,11 @@ class Controller:
         return self._recipe.count - self._folder.begun
 
     def _running(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        trials = self._folder.trials()
+        return [trial for trial in trials if trial.state == TrialState.RUNNING]
 
     def _begin(self) -> FrozenTrial:
-        trial = self._study.ask(self._folder.distributions)
+        trial = self._folder.begin()
         self._start(trial, 0)
         return self._study.get_trials(deepcopy=False)[trial.number]
 
@@ -160,8 +181,11 @@ class Controller:
         folder, number = self._folder, trial.number
         words = ["fit", *folder.words(trial.params, f"trial {number}")]
         words += ["--trainer.default_root_dir", str(folder.trial(number))]
-        if (checkpoint := folder.checkpoint(number)) is not None:
+        checkpoint = folder.checkpoint(number) if self._recipe.resume else None
+        if checkpoint is not None:
             words += ["--ckpt_path", str(checkpoint)]
+        if not attempt or not self._recipe.resume:
+            self._began[number] = time.monotonic()
         trial.set_user_attr("attempt", attempt)
         trial.set_user_attr("reached", folder.reached(number))
         # Killed between these two: whoever goes on finds it by the attempt's file.
@@ -213,6 +237,8 @@ class Controller:
         if self._place.runs(attempt):
             return True  # It has begun in this moment.
         outcome = folder.outcome(number)
+        if (began := self._began.get(number)) is not None:
+            trial.set_user_attr("wall_seconds", time.monotonic() - began)
         if trial.user_attrs.get("pruned"):
             self._study.tell(trial, state=TrialState.PRUNED)
             return False
@@ -222,6 +248,7 @@ class Controller:
             logger.info("Trial %d is complete: relative L2 error %.3g", number, error)
             return False
         further = trial.user_attrs.get("reached") != folder.reached(number)
+        further = further and self._recipe.resume
         self._in_vain[number] = 1 if further else self._in_vain[number] + 1
         why = self._why(number, self._place.status(attempt))
         if outcome is not None:
@@ -240,8 +267,9 @@ class Controller:
         runs = self._folder.runs(number)
         if runs:
             with contextlib.suppress(UserError):
-                if error := RunFolder(runs[-1]).about.get("error"):
-                    return str(error).splitlines()[0]
+                error = str(RunFolder(runs[-1]).about.get("error", INTERRUPTED))
+                if error != INTERRUPTED:
+                    return error.splitlines()[0]
         if status is None or status < 0 or status in _KILLED:
             return ""
         return last_line(self._folder.log(number)) or f"exit status {status}"
@@ -255,11 +283,23 @@ class Controller:
             self._place.end(attempt)
         if left:
             print_lines(
-                the_console(), f"{len(left)} trials save and end, within {_END:g} s."
+                the_console(),
+                f"{len(left)} trials save and end, within {self.end:g} s. "
+                "Ctrl-C kills them.",
             )
-        deadline = time.monotonic() + _END
-        while any(map(self._place.runs, left)) and time.monotonic() < deadline:
-            time.sleep(_POLL)
+        deadline = time.monotonic() + self.end
+        try:
+            while any(map(self._place.runs, left)) and time.monotonic() < deadline:
+                time.sleep(_POLL)
+        finally:
+            # Also at a second Ctrl-C.
+            for attempt in filter(self._place.runs, left):
+                logger.warning(
+                    "Trial %s did not end, and is killed. Usual causes: a long "
+                    "validation, or a solver that hangs; its log.txt says which.",
+                    attempt.path.parent.name,
+                )
+                self._place.kill(attempt)
 
 
 def last_line(log: Path) -> str:

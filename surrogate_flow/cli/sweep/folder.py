@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,12 +26,14 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from surrogate_flow.cli.recipes import given_recipe, is_data_set
 from surrogate_flow.cli.sweep.recipe import Point, Range, SweepRecipe
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.files import DirectoryLock, write_text
 from surrogate_flow.report.folder.run_folder import RunFolder, RunSummary
+from surrogate_flow.report.folder.words import flattened
 
 __all__ = ["METRIC", "SweepError", "SweepFolder", "TrialRow"]
 
@@ -59,6 +63,8 @@ class TrialRow:
         Relative L2 error over the held-out simulations, of its last validation.
     seconds : float, optional
         Of training.
+    wall_seconds : float, optional
+        From its start to its end; None if the sweep was interrupted in between.
     steps : int
         Batches trained.
     why : str
@@ -72,6 +78,7 @@ class TrialRow:
     point: dict[str, Any]
     error: float | None = None
     seconds: float | None = None
+    wall_seconds: float | None = None
     steps: int = 0
     why: str = ""
     run: Path | None = None
@@ -83,6 +90,8 @@ class SweepFolder:
     Parameters
     ----------
     path : Path
+    recipe : SweepRecipe, optional
+        That in the folder by default.
 
     Raises
     ------
@@ -90,62 +99,130 @@ class SweepFolder:
         If it is not the folder of a sweep.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, recipe: SweepRecipe | None = None) -> None:
         self.path = path
-        if not (path / _RECIPE).is_file():
+        if recipe is None and not (path / _RECIPE).is_file():
             raise SweepError("The folder of a sweep", f"one with {_RECIPE}", str(path))
-        self.recipe = SweepRecipe.read(path / _RECIPE)
+        self.recipe = recipe or SweepRecipe.read(path / _RECIPE)
 
     @classmethod
-    def create(cls, path: Path, recipe: SweepRecipe) -> Self:
+    def create(cls, path: Path, recipe: SweepRecipe, option: str = "--folder") -> Self:
         """Make the folder, or open that of the same sweep.
+
+        Parameters
+        ----------
+        path : Path
+        recipe : SweepRecipe
+        option : str
+            That names another folder.
 
         Raises
         ------
         SweepError
             If it is of another sweep, or no folder of ours.
         """
-        plain = msgspec.to_builtins(recipe)
-        file = path / _RECIPE
-        if file.is_file():
-            folder = cls(path)
-            before = msgspec.to_builtins(folder.recipe)
-            free = ("trials", "at_once", "jobs")
-            if differ := [k for k in plain if plain[k] != before[k] and k not in free]:
-                raise SweepError(
-                    f"{path} is of another sweep: its {differ[0]} is "
-                    f"{before[differ[0]]!r}, expected {plain[differ[0]]!r}. Name "
-                    "another folder with --folder."
-                )
-        elif path.exists() and any(path.iterdir()):
+        another = f"Name another folder with {option}."
+        if (path / _RECIPE).is_file():
+            before = SweepRecipe.read(path / _RECIPE)
+            then, now = before.kept(), recipe.kept()
+            for name in {**then, **now}:
+                if then.get(name) != now.get(name):
+                    raise SweepError(
+                        f"{path} is of another sweep: its {name} is "
+                        f"{then.get(name)!r}, expected {now.get(name)!r}. {another}"
+                    )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            got = "other files in it" if path.is_dir() else "a file"
+            expected = "a new folder, or that of the same sweep"
+            raise SweepError(str(path), expected, got, another)
+        folder = cls(path, recipe)
+        if not (path / _RECIPE).is_file():
+            folder._write()
+        return folder
+
+    def _write(self) -> None:
+        """Write the recipe."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            plain = msgspec.to_builtins(self.recipe)
+            write_text(self.path / _RECIPE, yaml.safe_dump(plain, sort_keys=False))
+        except OSError as error:
             raise SweepError(
-                f"{path} has other files: expected a new folder, or that of the same "
-                "sweep. Name another with --folder."
-            )
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(file, yaml.safe_dump(plain, sort_keys=False))
-        return cls(path)
+                f"{self.path} cannot be written ({error}). Name another folder."
+            ) from error
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Be the one who runs the sweep.
+    def held(self, made_of: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """Be the one who runs the sweep; write its recipe.
+
+        Parameters
+        ----------
+        made_of : mapping, optional
+            By its name, what all trials are made of beside the recipe.
 
         Raises
         ------
         SweepError
-            If another process does.
+            If another process does, or trials there are made of something else.
         """
         lock = DirectoryLock(self.path)
-        if not lock.acquired:
+        if lock.holder:
             raise SweepError(
-                f"{self.path} is run by {lock.holder or 'another process'}. Type "
-                f"surrogate-flow sweep status {self.path}, or sweep stop."
+                f"{self.path} is run by {lock.holder}. Type surrogate-flow sweep "
+                f"status {self.path}, or sweep stop."
             )
+        if not lock.acquired:
+            logger.warning("%s cannot be locked: run it once at a time.", self.path)
         try:
+            cases = {f"the case {k}": v for k, v in self.recipe.cases.items()}
+            self._require_same({**cases, **self._recipes(), **(made_of or {})})
+            self._write()
             (self.path / _STOP).unlink(missing_ok=True)
             yield
         finally:
             lock.release(remove=True)
+
+    def _recipes(self) -> dict[str, str]:
+        """Return the text of each recipe of data and model, by its name."""
+        recipe, found = self.recipe, {}
+        for option in ("data", "model"):
+            named = [getattr(recipe, option), *recipe.choices().get(option, ())]
+            named += [case.get(option) for case in recipe.cases.values()]
+            for name in map(str, filter(None, named)):
+                if option == "data" and is_data_set(name):
+                    continue
+                if (path := given_recipe(f"--{option}", name)) is not None:
+                    found[name] = path.read_text("utf-8")
+        return found
+
+    def _require_same(self, made_of: Mapping[str, Any]) -> None:
+        noted = self.study.user_attrs.get("made of", {})
+        for name, value in made_of.items():
+            if (before := noted.get(name, value)) != value:
+                was, now = (flattened({"": each}) for each in (before, value))
+                said = "; ".join(
+                    f"{key.lstrip('.')} was {was.get(key)!r}, now {now.get(key)!r}"
+                    for key in {**was, **now}
+                    if key and was.get(key) != now.get(key)
+                )
+                raise SweepError(
+                    f"{self.path} is of another sweep: {name} has changed since its "
+                    f"trials began. {said}"[:400].strip(" .")
+                    + ". Name another folder."
+                )
+        self.study.set_user_attr("made of", {**noted, **made_of})
+
+    def note_version(self) -> None:
+        """Note this version of the package; warn if trials are of another one."""
+        mine = importlib.metadata.version("surrogate-flow")
+        noted = self.study.user_attrs.get("versions", [])
+        if others := ", ".join(version for version in noted if version != mine):
+            logger.warning(
+                "%s holds trials of surrogate-flow %s; this is %s. What differs "
+                "between trials may be the version: name another folder for this one.",
+                *(self.path, others, mine),
+            )
+        self.study.set_user_attr("versions", [*dict.fromkeys([*noted, mine])])
 
     @property
     def holder(self) -> str:
@@ -180,9 +257,6 @@ class SweepFolder:
                 if recipe.prune
                 else optuna.pruners.NopPruner(),
             )
-        if recipe.searched == "grid" and not study.get_trials(deepcopy=False):
-            for point in recipe.grid():
-                study.enqueue_trial(point)
         return study
 
     @property
@@ -194,17 +268,58 @@ class SweepFolder:
         }
         return lists | {k: _range(v) for k, v in self.recipe.ranges().items()}
 
+    @cached_property
+    def _grid(self) -> dict[str, Point]:
+        """The points of a grid, by what tells them apart; without one none."""
+        grid = self.recipe.grid() if self.recipe.searched == "grid" else []
+        return {_key(point): point for point in grid}
+
+    def trials(self) -> list[FrozenTrial]:
+        """Return the trials that have begun; of each point of a grid the newest."""
+        trials = self.study.get_trials(deepcopy=False)
+        if self.recipe.searched != "grid":
+            return trials
+        repeated = {*self.study.user_attrs.get("repeated", ())}
+        newest = {_key(t.params): t for t in trials if t.number not in repeated}
+        return [trial for key, trial in newest.items() if key in self._grid]
+
+    @property
+    def missing(self) -> list[Point]:
+        """The points of a grid that have not begun, in order."""
+        begun = {_key(trial.params) for trial in self.trials()}
+        return [point for key, point in self._grid.items() if key not in begun]
+
+    def begin(self) -> Trial:
+        """Begin the next trial: of the next point, or where the search wants one."""
+        if self.recipe.searched != "grid":
+            return self.study.ask(self.distributions)
+        # Not asked for: Optuna refuses values that a list did not have before.
+        self.study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                params=dict(self.missing[0]),
+                distributions=self.distributions,
+            )
+        )
+        newest = self.study.get_trials(deepcopy=False)[-1]
+        return Trial(self.study, newest._trial_id)
+
+    def repeat_failed(self) -> None:
+        """Have each point of a grid whose trial has failed run once more."""
+        failed = [t.number for t in self.trials() if t.state == TrialState.FAIL]
+        before = self.study.user_attrs.get("repeated", [])
+        self.study.set_user_attr("repeated", [*before, *failed])
+
     @property
     def begun(self) -> int:
         """Number of trials that have begun."""
-        trials = self.study.get_trials(deepcopy=False)
-        return sum(trial.state != TrialState.WAITING for trial in trials)
+        return len(self.trials())
 
     @property
     def left(self) -> int:
         """Number of trials that have not ended."""
-        trials = self.study.get_trials(deepcopy=False)
-        return self.recipe.count - sum(trial.state.is_finished() for trial in trials)
+        ended = sum(trial.state.is_finished() for trial in self.trials())
+        return self.recipe.count - ended
 
     def trial(self, number: int) -> Path:
         """Return the folder of a trial."""
@@ -240,12 +355,13 @@ class SweepFolder:
             words += ["--data.attach.folder", folder, "--data.attach.name", name]
         return words
 
-    def outcome(self, number: int) -> RunSummary | None:
-        """Return what a trial has come to, if it has ended."""
+    def outcome(self, number: int, *, early: bool = False) -> RunSummary | None:
+        """Return what a trial has come to; with `early` also one ended by a signal."""
         for run in reversed(self.runs(number)):
             with contextlib.suppress(ValueError, OSError):
                 if (found := RunSummary.read(run)) is not None:
-                    return found
+                    ended_early = RunFolder(run).about.get("ended_early", False)
+                    return found if early or not ended_early else None
         return None
 
     def validations(self, number: int) -> dict[int, float]:
@@ -263,7 +379,12 @@ class SweepFolder:
 
     def rows(self) -> list[TrialRow]:
         """Return all trials: the best first, then those that run, then the others."""
-        rows = [self._row(trial) for trial in self.study.get_trials(deepcopy=False)]
+        rows = [self._row(trial) for trial in self.trials()]
+        first = len(self.study.get_trials(deepcopy=False))
+        rows += [
+            TrialRow(number, "waiting", dict(point))
+            for number, point in enumerate(self.missing, first)
+        ]
         order = ("complete", "running", "waiting", "pruned", "failed")
         return sorted(
             rows,
@@ -271,24 +392,24 @@ class SweepFolder:
         )
 
     def _row(self, trial: FrozenTrial) -> TrialRow:
-        number, outcome = trial.number, self.outcome(trial.number)
+        number, outcome = trial.number, self.outcome(trial.number, early=True)
         validations = self.validations(number)
         runs = self.runs(number)
         states = {
             TrialState.COMPLETE: "complete",
             TrialState.PRUNED: "pruned",
             TrialState.FAIL: "failed",
-            TrialState.WAITING: "waiting",
         }
         value = trial.value if trial.state == TrialState.COMPLETE else None
         return TrialRow(
             number,
             states.get(trial.state, "running"),
-            trial.params or trial.system_attrs.get("fixed_params", {}),
+            trial.params,
             error=value
             if value is not None
             else next(reversed(validations.values()), None),
             seconds=outcome.training_seconds if outcome else None,
+            wall_seconds=trial.user_attrs.get("wall_seconds"),
             steps=outcome.batches if outcome else max(validations, default=0),
             why=str(trial.user_attrs.get("why", "")),
             run=runs[-1] if runs else None,
@@ -303,6 +424,10 @@ class SweepFolder:
         part = best.with_suffix(".part")
         shutil.copyfile(found, part)
         return part.replace(best)
+
+
+def _key(point: Point) -> str:
+    return json.dumps(dict(point), sort_keys=True)
 
 
 def _sampler(recipe: SweepRecipe) -> BaseSampler:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -52,6 +52,10 @@ class Place(ABC):
     @abstractmethod
     def end(self, attempt: Attempt) -> None:
         """Ask it to end in order, with a checkpoint; may be called again."""
+
+    def kill(self, attempt: Attempt) -> None:
+        """End it at once, with all that it has started, as far as that can be done."""
+        self.end(attempt)
 
     def status(self, attempt: Attempt) -> int | None:
         """Return the exit status of one that has ended, if it is known."""
@@ -100,10 +104,19 @@ class Here(Place):
 
     def end(self, attempt: Attempt) -> None:
         """Send SIGTERM."""
+        self._send(attempt, os.kill, signal.SIGTERM)
+
+    def kill(self, attempt: Attempt) -> None:
+        """Send SIGKILL to all of its session."""
+        self._send(attempt, os.killpg, signal.SIGKILL)
+
+    def _send(
+        self, attempt: Attempt, send: Callable[[int, int], None], number: int
+    ) -> None:
         handle = attempt.handle
         if self.runs(attempt) and handle.get("host", _HOST) == _HOST:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(handle["pid"], signal.SIGTERM)
+                send(handle["pid"], number)
 
     def status(self, attempt: Attempt) -> int | None:
         """Return the exit status of a process that was started here."""

@@ -16,6 +16,7 @@ import yaml
 
 from surrogate_flow.ensemble.sharing import Late
 from surrogate_flow.fields.names import RecipeError, nearest
+from surrogate_flow.report.folder.words import flattened
 
 __all__ = ["CASE", "Point", "Range", "SweepRecipe", "words_of"]
 
@@ -72,6 +73,9 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         What becomes of a trial that is slower than others; as `SharedStudy`.
     share_simulations : bool
         Whether one ensemble feeds all trials, or each has its own.
+    resume : bool
+        Whether a trial that was interrupted goes on from its last checkpoint. Otherwise
+        it begins again: its counts and seconds are those of a whole run.
     """
 
     space: dict[str, list[Any] | Range] = {}
@@ -87,6 +91,7 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jobs: str | dict[str, Any] | None = None
     late: Late = "wait"
     share_simulations: bool = True
+    resume: bool = True
 
     @classmethod
     def read(cls, path: Path) -> SweepRecipe:
@@ -235,6 +240,19 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             # Those of fewer trials are the first of those of more.
             random.Random(self.seed).shuffle(points)
         return points[: self.count]
+
+    def kept(self) -> dict[str, Any]:
+        """Return what is the same in all recipes of one sweep, by its place.
+
+        A grid may get and lose values, and cases.
+        """
+        plain = msgspec.to_builtins(self)
+        for name in ("trials", "at_once", "jobs"):
+            del plain[name]
+        if self.searched == "grid":
+            plain["space"] = sorted(plain["space"])
+            del plain["cases"]
+        return {name: value for name, value in flattened(plain).items() if value != {}}
 
     def ranges(self) -> dict[str, Range]:
         """Return the ranges."""

@@ -56,13 +56,14 @@ def grouped(rows: Sequence[TrialRow]) -> list[Group]:
 def cells(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     """Return the head and the lines of the table: one for each point."""
     names = list(dict.fromkeys(name for group in groups for name in group.point))
-    head = ["trials", *map(short, names), "error", "training", "state"]
+    head = ["trials", *map(short, names), "error", "training", "in all", "state"]
     lines = [
         [
             ", ".join(str(row.number) for row in group.rows),
             *(_text(group.point.get(name, "")) for name in names),
             _error(group),
-            _seconds(group),
+            _seconds([row.seconds for row in group.rows]),
+            _seconds([row.wall_seconds for row in group.rows]),
             _states(group),
         ]
         for group in groups
@@ -87,11 +88,14 @@ def written(rows: Sequence[TrialRow]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
-        ["trial", "state", *names, "relative_l2", "training_seconds", "batches", "run"]
+        [
+            *("trial", "state", *names, "relative_l2", "training_seconds"),
+            *("wall_seconds", "batches", "run"),
+        ]
     )
     for row in rows:
         values = [row.point.get(name, "") for name in names]
-        numbers = [row.error, row.seconds, row.steps, row.run]
+        numbers = [row.error, row.seconds, row.wall_seconds, row.steps, row.run]
         writer.writerow(
             [row.number, row.state, *values, *("" if n is None else n for n in numbers)]
         )
@@ -126,8 +130,8 @@ def _error(group: Group) -> str:
     return f"({min(known):.2%})" if known else "-"
 
 
-def _seconds(group: Group) -> str:
-    known = [row.seconds for row in group.rows if row.seconds is not None]
+def _seconds(seconds: Sequence[float | None]) -> str:
+    known = [number for number in seconds if number is not None]
     return f"{np.mean(known):.0f} s" if known else "-"
 
 

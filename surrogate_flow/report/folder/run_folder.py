@@ -19,12 +19,14 @@ from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.report.folder.diagnosis import State, has_results, problems_of
 from surrogate_flow.report.folder.tables import joined_ranks, lost_of, read_table, typed
 
-__all__ = ["FILES", "OUTCOME", "REPORT", "RunFolder", "RunSummary"]
+__all__ = ["FILES", "INTERRUPTED", "OUTCOME", "REPORT", "RunFolder", "RunSummary"]
 __all__ += ["is_run", "newest_in", "runs_below"]
 
 Read = TypeVar("Read")
 
 OUTCOME, REPORT = "outcome.json", "report.html"
+#: The error of a run that a signal has ended before it could save anything.
+INTERRUPTED = "it was interrupted"
 
 _ALIVE = 30.0  # seconds since its last row in which a run is taken to go on
 _BEGINNING = 300.0  # and since its settings, before there is a row
