@@ -384,6 +384,33 @@ WRONG = {
         "options.data.seed: no option 'seed_everythin'.*'seed_everything'",
     ),
     "no trial": ({"trials": 0}, "trials: expected at least 1"),
+    "a step of a logarithm": (
+        {"space": {"model.lr": {"low": 1, "high": 8, "log": True, "step": 1}}},
+        "model.lr: expected log or step",
+    ),
+    "half a step of whole numbers": (
+        {"space": {"model.n": {"low": 1, "high": 8, "step": 0.5}}},
+        "model.n: expected a whole step.*low: 1.0",
+    ),
+    "a step backwards": (
+        {"space": {"model.n": {"low": 1, "high": 8, "step": -1}}},
+        "model.n: expected 0 < step",
+    ),
+    "a text in a range": (
+        {"space": {"model.lr": {"low": "x", "high": 1}}},
+        "space.model.lr.low: expected `int",
+    ),
+    "a value alone": ({"space": {"model.lr": 0.1}}, "model.lr: expected a list"),
+    "a value twice": ({"space": {"model.lr": [0, 1, 0]}}, "model.lr: 0 is there twice"),
+    "a seed below zero": ({"seed": -1}, "seed: expected at least 0"),
+    "a folder of one's own": (
+        {"options": {"trainer.default_root_dir": "here"}},
+        "default_root_dir: the sweep sets it",
+    ),
+    "no validation": (
+        {"options": {"trainer.limit_val_batches": 0}},
+        "limit_val_batches: trials are compared by their error",
+    ),
     "an unknown policy": ({"late": "never"}, "late: "),
     "a text for a number": ({"trials": "many"}, "trials: expected `int"),
 }
@@ -398,6 +425,36 @@ def test_what_a_recipe_may_not_say(name, tmp_path):
     with pytest.raises(RecipeError, match=words) as caught:
         SweepRecipe.read(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "an empty file"),
+        ("[1]", "got list"),
+        ("space: {1: [3]}", "option .* got 1"),
+    ],
+)
+def test_what_is_no_recipe(text, words, tmp_path):
+    """One line with what was found; a folder and a file that is missing, too."""
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    for file, said in {
+        path: words,
+        tmp_path: "a folder",
+        tmp_path / "no": "No file",
+    }.items():
+        with pytest.raises(RecipeError, match=said):
+            SweepRecipe.read(file)
+
+
+def test_numbers_with_an_exponent_are_numbers(tmp_path):
+    """As the recipes of fit have it, and as our own advice writes them."""
+    path = tmp_path / "s.yaml"
+    space = "{a: {low: 1e-4, high: 1e-2, log: true}, b: [1e-3, 2]}"
+    path.write_text(f"data: heat2d\nmodel: fno\nspace: {space}\n")
+    found = SweepRecipe.read(path).space
+    assert found == {"a": Range(1e-4, 1e-2, log=True), "b": [1e-3, 2]}
 
 
 def test_words_of_a_command_line():

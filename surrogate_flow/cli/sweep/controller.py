@@ -54,7 +54,7 @@ def require_possible(folder: SweepFolder) -> None:
     recipe = folder.recipe
     for point in recipe.corners():
         try:
-            data, surrogate = build(["fit", *folder.words(point)])
+            data, surrogate = build(["fit", *recipe.words(point)])
             require_trained(surrogate)
             if isinstance(data, OnlineData):
                 _require_reservoir(data, surrogate.window)
@@ -63,7 +63,7 @@ def require_possible(folder: SweepFolder) -> None:
             if advice is None:
                 raise
             shown = ", ".join(f"{k}: {v}" for k, v in point.items())
-            raise RecipeError(f"space: {shown} is refused: {advice}") from error
+            raise RecipeError(f"A trial of {shown} is refused: {advice}") from error
         if recipe.share_simulations and not isinstance(data, OnlineData):
             raise RecipeError(
                 f"data: expected a workflow, whose simulations trials share, got "

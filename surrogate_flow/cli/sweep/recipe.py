@@ -9,10 +9,11 @@ import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import yaml
+from jsonargparse import get_loader
 
 from surrogate_flow.ensemble.sharing import Late
 from surrogate_flow.fields.names import RecipeError, nearest
@@ -20,6 +21,7 @@ from surrogate_flow.report.folder.words import flattened
 
 __all__ = ["CASE", "Point", "Range", "SweepRecipe", "words_of"]
 
+_T = TypeVar("_T")
 Value = str | int | float | bool | None
 #: Values of one trial, by their options.
 Point = Mapping[str, Value]
@@ -28,6 +30,8 @@ Point = Mapping[str, Value]
 CASE = "case"
 # An option of the same trial, whose value stands there.
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+# Options that the sweep itself sets.
+_OWN = re.compile(r"(trainer\.default_root_dir|data\.attach|ckpt_path|config)\b")
 # Options of the data that change no simulation.
 _TRAINING = re.compile(r"data\.(reservoir|batch_size|checkpoint_reservoir)\b")
 
@@ -39,6 +43,25 @@ class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     high: int | float
     log: bool = False
     step: int | float | None = None
+
+    def require_sense(self, name: str) -> None:
+        """Refuse a range without values, as `SweepRecipe.require_sense` does."""
+        expected = got = ""
+        if not (0 if self.log else -math.inf) < self.low < self.high < math.inf:
+            expected = "0 < low < high" if self.log else "low < high"
+            got = f"low: {self.low}, high: {self.high}"
+        elif self.step is not None:
+            whole = isinstance(self.low, int) and isinstance(self.high, int)
+            got = f"step: {self.step}"
+            if self.log:
+                expected = "log or step, not both"
+            elif not 0 < self.step <= self.high - self.low:
+                expected = "0 < step <= high - low"
+            elif whole and self.step % 1:
+                expected = "a whole step between whole ends; write low: "
+                expected += f"{float(self.low)} for others"
+        if expected:
+            raise RecipeError(f"{name}: expected {expected}, got {got}.")
 
 
 class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,20 +126,41 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             If it is none, with what is wrong and what would be right.
         """
         try:
-            plain = yaml.safe_load(path.read_text("utf-8"))
-            recipe = msgspec.convert(plain, cls)
+            # As in all recipes, 1e-4 is a number, which plain YAML takes for text.
+            plain = get_loader("yaml")(path.read_text("utf-8"))
+        except IsADirectoryError:
+            raise RecipeError(f"{path}: expected a file, got a folder.") from None
         except FileNotFoundError:
             raise RecipeError(f"No file {str(path)!r} in {Path.cwd()}.") from None
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             said = " ".join(str(error).split())
             raise RecipeError(f"{path}: not valid YAML: {said}") from error
-        except msgspec.ValidationError as error:
-            raise RecipeError(f"{path}: {_explained(error)}") from error
         try:
+            recipe = cls._of(plain)
             recipe.require_sense()
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from None
         return recipe
+
+    @classmethod
+    def _of(cls, plain: Any) -> SweepRecipe:
+        if not isinstance(plain, dict):
+            got = "an empty file" if plain is None else type(plain).__name__
+            raise RecipeError(
+                f"expected keys such as data, model and space, got {got}."
+            )
+        space = plain.get("space")
+        for name, values in space.items() if isinstance(space, dict) else ():
+            if not isinstance(name, str):
+                raise RecipeError(f"space: expected an option of fit, got {name!r}.")
+            if not isinstance(values, list | dict):
+                raise RecipeError(
+                    f"space.{name}: expected a list of values, or a range such as "
+                    f"{{low: 1e-4, high: 1e-2, log: true}}, got {values!r}."
+                )
+            if isinstance(values, dict):
+                _convert(values, Range, f"space.{name}")
+        return _convert(plain, cls)
 
     def require_sense(self) -> None:
         """Refuse what no trial could have.
@@ -134,13 +178,12 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         for name, values in self.space.items():
             if isinstance(values, Range):
-                least = 0 if values.log else -math.inf
-                if not least < values.low < values.high:
-                    above = "0 < low < high" if values.log else "low < high"
-                    got = f"low: {values.low}, high: {values.high}"
-                    raise RecipeError(f"space.{name}: expected {above}, got {got}.")
+                values.require_sense(f"space.{name}")
             elif not values:
                 raise RecipeError(f"space.{name}: expected values, got an empty list.")
+        for name, texts in self.choices().items():
+            if twice := [text for text in texts if texts.count(text) > 1]:
+                raise RecipeError(f"space.{name}: {twice[0]!r} is there twice.")
         for options in self._by_case().values():
             for name in ("data", "model"):
                 known = (bool(getattr(self, name)), name in self.space, name in options)
@@ -156,10 +199,10 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"space.{ranges[0]}: a grid needs a list of values, got a range. Give "
                 "a list, or search: tpe."
             )
-        for name in ("trials", "at_once"):
+        for name, least in (("trials", 1), ("at_once", 1), ("seed", 0)):
             number = getattr(self, name)
-            if number is not None and number < 1:
-                raise RecipeError(f"{name}: expected at least 1, got {number}.")
+            if number is not None and number < least:
+                raise RecipeError(f"{name}: expected at least {least}, got {number}.")
         if self.share_simulations:
             self._require_one_ensemble()
 
@@ -184,6 +227,7 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     raise RecipeError(f"{name} is in {known[name]} and in {place}.")
                 known[name] = place
             for place, name, value in given:
+                _require_free(place, name, value)
                 for other in _REFERENCE.findall(_text(value)):
                     if other not in known:
                         raise RecipeError(
@@ -303,12 +347,36 @@ def _plain(value: Any) -> Value:
     return value if scalar else json.dumps(value)
 
 
-def _explained(error: msgspec.ValidationError) -> str:
+def _require_free(place: str, name: str, value: Any) -> None:
+    """Refuse an option that the sweep sets, and one without which it has no error."""
+    if _OWN.match(name):
+        raise RecipeError(
+            f"{place}.{name}: the sweep sets it for each trial. Leave it out."
+        )
+    values = value if isinstance(value, list) else [value]
+    if name == "trainer.limit_val_batches" and {0, "0"} & {*map(str, values), *values}:
+        raise RecipeError(
+            f"{place}.{name}: trials are compared by their error on held-out "
+            "simulations, got 0. Leave it out."
+        )
+
+
+def _convert(plain: Any, to: type[_T], place: str = "") -> _T:
+    try:
+        return msgspec.convert(plain, to)
+    except msgspec.ValidationError as error:
+        raise RecipeError(_explained(error, place)) from error
+
+
+def _explained(error: msgspec.ValidationError, within: str) -> str:
     """Return what is wrong, with the key's place and the nearest name."""
     text = str(error)
     if found := re.search(r"unknown field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", text):
-        known = Range if found[2] else SweepRecipe
-        return f"unknown key {found[1]!r}. {nearest(found[1], known.__struct_fields__)}"
+        known = Range if within else SweepRecipe
+        near = nearest(found[1], known.__struct_fields__)
+        return f"{within and within + ': '}unknown key {found[1]!r}. {near}"
     what, _, place = text.partition(" - at ")
-    key = re.sub(r"\[\.\.\.\]", ".", place.strip("`$.")) or "the file"
+    key = ".".join(
+        filter(None, [within, re.sub(r"\[\.\.\.\]", "", place.strip("`$."))])
+    )
     return f"{key}: {what[0].lower()}{what[1:]}."
