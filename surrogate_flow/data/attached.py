@@ -36,7 +36,8 @@ __all__ = ["Attach", "Attached"]
 logger = logging.getLogger(__name__)
 
 _TELL = 1.0  # seconds between two words to the study
-_SILENT = 60.0  # seconds without a word of the study after which it is gone
+_ANSWER = 10.0  # seconds that the scheduler has to take one
+_SILENT = 50.0  # seconds without a word of the study after which it is gone
 _READERS = 3  # simulations that are read from the disk at once
 
 
@@ -187,8 +188,9 @@ class Attached:
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join()
-            with suppress(OSError, TimeoutError):
-                self._say(leaves=True)
+            with suppress(OSError):
+                if not self._ending:
+                    self._say(leaves=True)
         for readers in self._readers:
             readers.shutdown(cancel_futures=True)
 
@@ -201,7 +203,15 @@ class Attached:
 
     def _say(self, *, leaves: bool = False) -> None:
         said = msgspec.structs.replace(self._me, leaves=leaves)
-        self.client.log_event(self._topic, msgspec.msgpack.encode(said))
+        message, client = msgspec.msgpack.encode(said), self.client
+        try:
+            log_event = client.scheduler.log_event
+            client.sync(
+                log_event, topic=self._topic, msg=message, callback_timeout=_ANSWER
+            )
+        except Exception as error:
+            # Dask's client raises errors of any type once its scheduler is gone.
+            raise ConnectionError(f"{type(error).__name__}: {error}") from error
 
     def _run(self) -> None:
         failing = "The study cannot be reached"

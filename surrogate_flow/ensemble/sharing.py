@@ -42,6 +42,7 @@ Late = Literal["wait", "drop", "spool"]
 MEETING = "ensemble.json"
 _TICK = 0.25  # seconds between two looks at what trainings say
 _SILENT = 10.0  # seconds without a word after which a training is taken out
+_STALLED = 1.0  # seconds of a look after which this process was stopped, or too busy
 
 
 class Meeting(msgspec.Struct, frozen=True):
@@ -277,10 +278,16 @@ class SharedStudy:
             self._heard.put(msgspec.msgpack.decode(event[1], type=Joining))
 
     def _run(self) -> None:
+        before = time.monotonic()
         while not self._closing.is_set():
             with suppress(Empty):
                 self._take(self._heard.get(timeout=_TICK))
             now = time.monotonic()
+            if (stalled := now - before) > _STALLED:
+                # What was said meanwhile is not read yet.
+                for member in self._members.values():
+                    member.heard += stalled
+            before = now
             for name, member in list(self._members.items()):
                 if member.relay.lost or now - member.heard > _SILENT:
                     why = member.relay.lost or f"no word from it for {_SILENT:g} s"

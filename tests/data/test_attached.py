@@ -2,7 +2,11 @@
 
 import collections
 import contextlib
+import multiprocessing
+import os
+import signal
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,12 +21,14 @@ from surrogate_flow.data.archiving import planned
 from surrogate_flow.data.attached import Attach, Attached
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.ranks import Ranks
+from surrogate_flow.ensemble import sharing
 from surrogate_flow.ensemble.events import Exhausted
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.sharing import MEETING, SharedStudy
 from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.sampling import Design, Sobol
 from surrogate_flow.stream import Discard, Inlet
 
@@ -278,6 +284,46 @@ def test_a_study_that_does_not_answer_ends_a_training_in_order(tmp_path, monkeyp
         wait_until(lambda: one.check() or sent)
         one.check()
     assert sent == [15]
+
+
+def hold(folder, silent):
+    """A study, in a process of its own, until that is killed."""
+    sharing._SILENT = silent
+    with study(folder):
+        threading.Event().wait()
+
+
+def test_a_study_may_be_stopped_for_a_while_and_if_it_is_killed_a_training_ends(
+    tmp_path, monkeypatch
+):
+    """In order, too, though Dask's client gives up before."""
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=hold, args=(tmp_path, 3.0))
+    process.start()
+    try:
+        wait_until((tmp_path / MEETING).exists, 100)
+        book = Book(room=20)
+        with training(tmp_path, "one", book) as one:
+            wait_until(lambda: one.check() or not book.room)
+            wait_until(lambda: one._told and one._told.streamed)
+            before = IntSet(one._told.streamed)
+            os.kill(process.pid, signal.SIGSTOP)
+            wait_until(lambda: time.monotonic() - one._heard > 5.0)
+            os.kill(process.pid, signal.SIGCONT)
+            wait_until(lambda: one.check() or time.monotonic() - one._heard < 1.0)
+            assert not len(before - IntSet(one._told.streamed))
+            one.client._timeout = 1.0
+            process.kill()
+            process.join()
+            wait_until(lambda: one.check() or one.client.status == "closed")
+            sent = []
+            monkeypatch.setattr("os.kill", lambda pid, number: sent.append(number))
+            monkeypatch.setattr("surrogate_flow.data.attached._SILENT", 5.0)
+            wait_until(lambda: one.check() or sent)
+            one.check()
+        assert sent == [signal.SIGTERM]
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize(
