@@ -171,7 +171,7 @@ class SharedStudy:
         late: Late = "wait",
         listeners: Sequence[Listener] = (),
     ) -> None:
-        self._archive, self._late = archive, late
+        self._archive, self._late, self._design = archive, late, design
         self._spec = archive.spec
         self._on_disk, self._failed = IntSet(), IntSet()
         for number in archive.complete():
@@ -221,8 +221,15 @@ class SharedStudy:
     def check(self) -> None:
         """Raise what stopped the study, or the sharing, if anything did."""
         self._thread.check()
-        # Simulations wait for a training rather than hang.
-        self.study.check(held_up=bool(self._fanout.waiting()))
+        self.study.check(held_up=self._held_up)
+
+    @property
+    def _held_up(self) -> bool:
+        """Whether simulations wait for a training: never held-out ones, but for one."""
+        ended = self._on_disk | self._failed
+        held_out = all(n in ended for n in range(self._design.held_out))
+        waits = held_out or not self._members
+        return waits and bool(self._fanout.waiting())
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -303,7 +310,8 @@ class SharedStudy:
         if said.leaves:
             return
         if member is None:
-            relay = Relay(said.endpoint, self._spec)
+            held_out = self._design.held_out
+            relay = Relay(said.endpoint, self._spec, held_out=held_out)
             relay.__enter__()
             self._known = self._known | {name}
             member = self._members[name] = _Member(said, relay, 0.0)

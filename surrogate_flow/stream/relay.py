@@ -28,12 +28,30 @@ _BACKLOG = 16 << 20
 _TICK = 0.5  # seconds between two looks at who waits
 
 
+class _Backlog:
+    """Bytes of steps that wait; `taken` and `forwarded` have one writer thread each."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.taken = self.forwarded = 0
+        #: Whether less was taken than offered, since room was announced.
+        self.full = False
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be taken."""
+        return max(0, self.limit - self.taken + self.forwarded)
+
+
 class _Passage:
     """The way of one simulation to the other inlet."""
 
-    def __init__(self, simulation: int, parameters: np.ndarray) -> None:
+    def __init__(
+        self, simulation: int, parameters: np.ndarray, backlog: _Backlog
+    ) -> None:
         self.simulation = simulation
         self.parameters = parameters
+        self.backlog = backlog
         #: Steps that wait for credit, and the number of the first of each array.
         self.queue: deque[tuple[int, np.ndarray]] = deque()
         #: Whether no steps follow, and whether the inlet wants none.
@@ -45,7 +63,8 @@ class Relay(Sink):
     """A sink whose steps go on to another inlet, in the order in which they came.
 
     What that inlet has no credit for waits here, `backlog` bytes of it at most; then
-    this sink is full.
+    this sink is full. Held-out simulations have a backlog of their own: a trainer waits
+    for them before it takes any others.
 
     Parameters
     ----------
@@ -54,6 +73,8 @@ class Relay(Sink):
     spec : FieldSpec
     backlog : int, optional
         Bytes; 16 MB by default, or four steps if these are more.
+    held_out : int
+        Simulations below this number are held out.
     timeout : float
         Seconds without any message from an inlet that is asked for something, after
         which it is taken to be `lost`.
@@ -75,19 +96,20 @@ class Relay(Sink):
         spec: FieldSpec,
         *,
         backlog: int | None = None,
+        held_out: int = 0,
         timeout: float = 60.0,
     ) -> None:
         self.endpoint = endpoint
         self.lost = ""
         self._spec, self._size = spec, spec.step_bytes
-        self._backlog = max(backlog or max(_BACKLOG, 4 * self._size), self._size)
+        self._held_out = held_out
+        limit = max(backlog or max(_BACKLOG, 4 * self._size), self._size)
+        self._backlog, self._urgent = _Backlog(limit), _Backlog(limit)
         self._timeout = timeout
         self._open: dict[int, _Passage] = {}
         self._passages: dict[zmq.Socket[bytes], _Passage] = {}
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        # Bytes; each number is written by one thread alone.
-        self._taken = self._forwarded = 0
-        self._full = self._stopping = False
+        self._stopping = False
         self._wakes: list[Callable[[], None]] = []
         self._resources = ExitStack()
         self._waker = Waker(self._resources)
@@ -130,18 +152,22 @@ class Relay(Sink):
             return len(steps)
         passage = self._open.get(simulation)
         if passage is None:
-            self._open[simulation] = passage = _Passage(simulation, parameters)
+            held_out = simulation < self._held_out
+            backlog = self._urgent if held_out else self._backlog
+            passage = _Passage(simulation, parameters, backlog)
+            self._open[simulation] = passage
             self._do(functools.partial(self._begin, passage))
         if passage.over:
             return len(steps)
-        count = min(len(steps), self._room())
+        backlog = passage.backlog
+        count = min(len(steps), backlog.room // self._size)
         if count < len(steps):
-            self._full = True
+            backlog.full = True
             # What was forwarded before has woken nobody.
-            count = min(len(steps), self._room())
+            count = min(len(steps), backlog.room // self._size)
         if count:
             passage.queue.append((first, steps[:count]))
-            self._taken += count * self._size
+            backlog.taken += count * self._size
             self._do(functools.partial(self._forward, passage))
         return count
 
@@ -154,7 +180,7 @@ class Relay(Sink):
 
     def waiting(self) -> str:
         """Return why the other inlet grants nothing, if the backlog is full."""
-        if self.lost or self._room():
+        if self.lost or self._backlog.room >= self._size:
             return ""
         reasons = {p.connection.reason for p in list(self._passages.values())}
         return "; ".join(sorted(filter(None, reasons))) or "waits for its inlet"
@@ -162,9 +188,6 @@ class Relay(Sink):
     def on_room(self, wake: Callable[[], None]) -> None:
         """Have `wake` called when steps have been forwarded after it was full."""
         self._wakes.append(wake)
-
-    def _room(self) -> int:
-        return max(0, self._backlog - self._taken + self._forwarded) // self._size
 
     def _do(self, command: Callable[[], None]) -> None:
         """Call something in the thread, after all earlier commands."""
@@ -262,8 +285,8 @@ class Relay(Sink):
             queue.popleft()
             if count < len(steps):
                 queue.appendleft((first + count, steps[count:]))
-            self._forwarded += count * size
-        self._wake_if_full()
+            passage.backlog.forwarded += count * size
+        self._wake_if_full(passage.backlog)
 
     def _leave(self, passage: _Passage) -> None:
         """Forward nothing more of a simulation."""
@@ -277,12 +300,12 @@ class Relay(Sink):
     def _discard(self, passage: _Passage) -> None:
         while passage.queue:
             _, steps = passage.queue.popleft()
-            self._forwarded += len(steps) * self._size
-        self._wake_if_full()
+            passage.backlog.forwarded += len(steps) * self._size
+        self._wake_if_full(passage.backlog)
 
-    def _wake_if_full(self) -> None:
-        if self._full and self._room():
-            self._full = False
+    def _wake_if_full(self, backlog: _Backlog) -> None:
+        if backlog.full and backlog.room >= self._size:
+            backlog.full = False
             for wake in self._wakes:
                 wake()
 

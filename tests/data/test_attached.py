@@ -25,7 +25,7 @@ from surrogate_flow.ensemble import sharing
 from surrogate_flow.ensemble.events import Exhausted
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.sharing import MEETING, SharedStudy
-from surrogate_flow.ensemble.study import StudySettings
+from surrogate_flow.ensemble.study import StudySettings, StudyTimeout
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.int_set import IntSet
@@ -93,7 +93,7 @@ def design(rank=0, world=1):
 
 
 @contextlib.contextmanager
-def study(folder, late="wait", solver=None):
+def study(folder, late="wait", solver=None, **faults):
     """A study that waits for trainings."""
     solver = solver or Wave()
     archive, _ = planned(
@@ -109,7 +109,7 @@ def study(folder, late="wait", solver=None):
             solver,
             design(),
             cluster=CLUSTER,
-            faults=Faults(retries=0),
+            faults=Faults(retries=0, **faults),
             settings=StudySettings("wave", folder),
             archive=archive,
             late=late,
@@ -191,7 +191,7 @@ def test_one_that_lags_holds_up_nobody(tmp_path, late, monkeypatch):
     ):
         wait_until(lambda: len(shared.members) == 2)
         # As if its backlog were a simulation.
-        shared._members["slow"].relay._backlog = STEPS * size
+        shared._members["slow"].relay._backlog.limit = STEPS * size
         ended((fast, two))
         lost = shared.dropped()
         slow.make_room()
@@ -204,6 +204,30 @@ def test_one_that_lags_holds_up_nobody(tmp_path, late, monkeypatch):
             assert set(slow.steps.values()) == {1}
             assert set(whole(range(HELD_OUT))) <= set(slow.steps)
             assert one.stats().failed == shared.dropped()["slow"]
+
+
+class Hangs(Wave):
+    """A wave whose first simulation takes until the test ends."""
+
+    ended = threading.Event()
+
+    def solve(self, parameters):
+        if parameters["phase"] == next(iter(design())).parameters["phase"]:
+            self.ended.wait()
+        yield from super().solve(parameters)
+
+
+def test_a_held_out_simulation_that_hangs_is_said_though_trainings_wait(tmp_path):
+    """They take nothing else before it is there."""
+    try:
+        with study(tmp_path, solver=Hangs(), patience=3.0) as shared:
+            with training(tmp_path, "one", Book(room=0)):
+                wait_until(lambda: shared.members)
+                with pytest.raises(StudyTimeout, match="patience"):
+                    wait_until(shared.check)
+            Hangs.ended.set()
+    finally:
+        Hangs.ended.set()
 
 
 def test_what_fails_for_good_is_left_in_all(tmp_path):

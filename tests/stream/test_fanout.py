@@ -117,6 +117,46 @@ def test_the_slowest_holds_up_the_others_or_misses_the_rest():
         assert not slow.wrong
 
 
+def test_held_out_simulations_overtake_those_that_wait_for_them():
+    """A trainer that waits for them before it trains is full, and so is its relay."""
+
+    class Trainer(Ledger):
+        def offer(self, simulation, first, steps, vector):
+            if simulation:
+                return super().offer(simulation, first, steps, vector)
+            room, self.room = self.room, None
+            taken = super().offer(simulation, first, steps, vector)
+            self.room = room
+            return taken
+
+        def priority(self, simulation):
+            return 0 if simulation else 2
+
+    trainer, small = Trainer(SPEC), {"budget": 8 * SIZE, "coalesce_bytes": SIZE}
+    trainer.room = 20
+    relay = {"backlog": 16 * SIZE, "held_out": 1}
+    with (
+        Inlet(SPEC, trainer, **small) as inlet,
+        Relay(inlet.endpoint, SPEC, **relay) as relay,
+    ):
+        fanout = Fanout(held_out=1)
+        fanout.add("trial", relay)
+        with Inlet(SPEC, fanout, **small) as hub, ThreadPoolExecutor(3) as pool:
+            runs = [pool.submit(simulate, hub.endpoint, n) for n in (1, 2)]
+            wait_until(fanout.waiting)
+            held_out = pool.submit(simulate, hub.endpoint, 0)
+            try:
+                wait_until(lambda: trainer.closed[0, True])
+            finally:
+                trainer.make_room(None)
+            for run in (held_out, *runs):
+                run.result()
+        arrived([relay])
+    assert trainer.steps == whole(0, 1, 2)
+    assert not trainer.wrong
+    trainer.end()
+
+
 def test_steps_wait_for_the_first_trial_and_one_that_comes_later_begins_with_the_next():
     """What it has missed is said."""
     first, later = Ledger(SPEC), Ledger(SPEC)
