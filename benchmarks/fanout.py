@@ -33,7 +33,9 @@ from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.stream import Endpoint, Fanout, Inlet, Outlet, Relay
 
 TRAINERS = (1, 2, 4, 8)
-PATIENCE = 300.0
+PATIENCE = 100.0
+#: Bytes that may wait on either side, for each trainer: as an `Inlet` and a `Relay`.
+BUDGET, BACKLOG = 64 << 20, 16 << 20
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,12 @@ class Case:
         times = tuple(map(float, range(self.steps)))
         return FieldSpec((), (Variable("u"),), ("x",), (self.cells,), times)
 
+    def messages(self, size: int) -> int:
+        """How many steps so many bytes are; four or more."""
+        return max(4, size // (4 * self.cells))
 
-CASES = (Case("4 MB a step", 1_048_576, 30), Case("40 KB a step", 10_000, 2_000))
+
+CASES = (Case("4 MB a step", 1_048_576, 100), Case("40 KB a step", 10_000, 10_000))
 
 
 def train(pipe: Connection) -> None:
@@ -66,8 +72,9 @@ def train(pipe: Connection) -> None:
                 pipe.send(slab.end)
                 pipe.recv()
         else:
-            with zmq.Context() as context, context.socket(zmq.SUB) as socket:
-                socket.rcvhwm = 16
+            with zmq.Context.instance().socket(zmq.SUB) as socket:
+                socket.rcvhwm = case.messages(BUDGET)
+                socket.rcvtimeo = int(1000 * PATIENCE)
                 socket.subscribe(b"")
                 socket.connect(address)
                 pipe.send("ready")
@@ -86,8 +93,9 @@ def send(case: Case, endpoint: Endpoint | str) -> None:
             for _ in range(case.steps):
                 outlet.send(step)
         return
+    # Its end waits until all is sent.
     with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
-        socket.sndhwm = 16
+        socket.sndhwm = case.messages(BACKLOG)
         socket.connect(endpoint)
         for _ in range(case.steps):
             socket.send(step.data, copy=False)
@@ -116,10 +124,11 @@ def ours(case: Case, pipes: list[Connection], folder: Path) -> float:
 def peer(case: Case, pipes: list[Connection], folder: Path) -> float:
     """Return the seconds that PUB/SUB takes."""
     names = [f"ipc://{folder}/{what}-{time.time_ns()}" for what in ("in", "out")]
-    with zmq.Context() as context:
-        pull, publisher = context.socket(zmq.PULL), context.socket(zmq.XPUB)
-        pull.rcvhwm = publisher.sndhwm = 16
-        publisher.xpub_nodrop = True
+    context = zmq.Context.instance()
+    with context.socket(zmq.PULL) as pull, context.socket(zmq.XPUB) as publisher:
+        pull.rcvhwm, publisher.sndhwm = case.messages(BUDGET), case.messages(BACKLOG)
+        publisher.xpub_nodrop = publisher.xpub_verbose = True
+        publisher.rcvtimeo = int(1000 * PATIENCE)
         pull.bind(names[0])
         publisher.bind(names[1])
         for pipe in pipes:
@@ -130,13 +139,7 @@ def peer(case: Case, pipes: list[Connection], folder: Path) -> float:
 
         def forward() -> None:
             for _ in range(case.steps):
-                frame = pull.recv(copy=False)
-                while True:
-                    try:
-                        publisher.send(frame, copy=False, flags=zmq.NOBLOCK)
-                        break
-                    except zmq.Again:
-                        time.sleep(1e-4)
+                publisher.send(pull.recv(copy=False), copy=False)
 
         hub = threading.Thread(target=forward)
         hub.start()
@@ -144,8 +147,6 @@ def peer(case: Case, pipes: list[Connection], folder: Path) -> float:
             return timed(case, names[0], pipes)
         finally:
             hub.join()
-            pull.close()
-            publisher.close()
 
 
 def timed(
