@@ -49,6 +49,25 @@ def test_writes_its_rows(name, tmp_path):
         assert row["value"] > 0
 
 
+@pytest.mark.bench
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("part", ["shared", "local"])
+def test_trials_of_a_sweep_share_what_others_run_for_each(part, tmp_path):
+    """By the solver's own notes: each simulation ran once, beside once for each trial."""
+    call("sweep", part, "--quick", "--json", "rows.json", cwd=tmp_path, timeout=500)
+    rows = {
+        row["case"]: row for row in json.loads((tmp_path / "rows.json").read_text())
+    }
+    together = 1 if part == "shared" else 0.5
+    (ran,) = (row for case, row in rows.items() if case.endswith(": simulations"))
+    assert (ran["value"], ran["ratio"]) == (32 + 10, together)
+    (spent,) = (row for case, row in rows.items() if case.endswith("processor"))
+    assert spent["value"] > 0
+    if part == "shared":
+        assert rows["2 trials: different ones"]["ratio"] == 1
+        assert rows["batches of each"]["value"] == 20
+
+
 @pytest.mark.parametrize("kind", ["ours", "peer"])
 def test_a_producer_that_dies_ends_the_benchmark(kind, monkeypatch):
     """Not a wait for ever: a message that says who, and with which exit code."""
@@ -94,14 +113,14 @@ def test_every_producer_has_ended_though_one_has_died(monkeypatch):
     assert all(pipe.closed for pipe in producers.pipes)
 
 
-def call(name, *words, cwd):
+def call(name, *words, cwd, timeout=110):
     """Run a benchmark in a folder."""
     done = subprocess.run(
         [sys.executable, BENCHMARKS / f"{name}.py", *map(str, words)],
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
