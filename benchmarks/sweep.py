@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,7 +47,7 @@ class Size:
 
     cells: int = 50
     steps: int = 100
-    simulations: int = 200
+    simulations: int = 150
     widths: int = 256
     seeds: int = 3
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -143,6 +144,8 @@ class Bench:
         folder = self.folder / name
         file = folder / "measured.json"
         if not file.is_file():
+            # What was cut off begins anew.
+            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             begin = time.monotonic()
             result = run(folder)
