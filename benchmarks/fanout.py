@@ -72,7 +72,8 @@ def train(pipe: Connection) -> None:
                 pipe.send(slab.end)
                 pipe.recv()
         else:
-            with zmq.Context.instance().socket(zmq.SUB) as socket:
+            context: zmq.Context[Any] = zmq.Context.instance()
+            with context.socket(zmq.SUB) as socket:
                 socket.rcvhwm = case.messages(BUDGET)
                 socket.rcvtimeo = int(1000 * PATIENCE)
                 socket.subscribe(b"")
@@ -124,7 +125,7 @@ def ours(case: Case, pipes: list[Connection], folder: Path) -> float:
 def peer(case: Case, pipes: list[Connection], folder: Path) -> float:
     """Return the seconds that PUB/SUB takes."""
     names = [f"ipc://{folder}/{what}-{time.time_ns()}" for what in ("in", "out")]
-    context = zmq.Context.instance()
+    context: zmq.Context[Any] = zmq.Context.instance()
     with context.socket(zmq.PULL) as pull, context.socket(zmq.XPUB) as publisher:
         pull.rcvhwm, publisher.sndhwm = case.messages(BUDGET), case.messages(BACKLOG)
         publisher.xpub_nodrop = publisher.xpub_verbose = True
