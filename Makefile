@@ -80,6 +80,9 @@ bench: install
 	$(BIN)/python benchmarks/training.py --rounds 1
 	$(BIN)/python benchmarks/predict.py
 	$(BIN)/python benchmarks/page.py
+	$(BIN)/python benchmarks/fanout.py
+	$(BIN)/python benchmarks/sweep.py shared
+	$(BIN)/python benchmarks/sweep.py local
 
 bench-all: install-test bench
 	$(BIN)/pytest -m bench

@@ -45,9 +45,9 @@ BATCH, HELD_OUT = 32, 10
 class Size:
     """Of the ensemble, the networks and the searches."""
 
-    cells: int = 50
-    steps: int = 100
-    simulations: int = 150
+    cells: int = 40
+    steps: int = 50
+    simulations: int = 160
     widths: int = 256
     seeds: int = 3
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -194,7 +194,7 @@ def shared(bench: Bench) -> list[Row]:
             bench.sweep(
                 f"alone-{seed}",
                 space,
-                at_once=1,
+                at_once=2,
                 share_simulations=False,
                 options=options,
             )
