@@ -5,7 +5,7 @@ import sys
 from surrogate_flow.cli.sweep import attempt
 
 TRAINING = """
-import json, pathlib, runpy, sys, time
+import json, pathlib, runpy, signal, sys, time
 if not runpy.run_path("BEGIN")["begin"]():
     sys.exit()
 words = sys.argv[1:]
@@ -17,6 +17,17 @@ run = folder / "w" / str(time.time_ns())
 (run / "checkpoints" / "last.ckpt").write_text("")
 if lr < 0:
     print("surrogate-flow: error: a rate is positive"); sys.exit(2)
+def leave(steps, early):
+    (run / "outcome.part").write_text(json.dumps(dict(
+        batches=steps, samples=3, unique_samples=3, simulations=1, solver_seconds=1.0,
+        training_seconds=1.0, samples_per_second=3.0, errors={"val_relative_l2": lr},
+        ended_early=early)))
+    if not early:
+        ledger.write("ends\\n"); ledger.flush()
+    (run / "outcome.part").rename(run / "outcome.json")
+def end(number, frame):
+    leave(1, True); sys.exit(128 + number)
+signal.signal(signal.SIGTERM, end)
 with (folder / "ledger").open("a") as ledger:
     ledger.write("begins\\n"); ledger.flush()
     for step in range(3):
@@ -24,11 +35,8 @@ with (folder / "ledger").open("a") as ledger:
         with (run / "metrics.csv").open("a") as metrics:
             metrics.write("" if step else "step,val_relative_l2\\n")
             metrics.write(f"{step},{lr + 1 / (1 + step)}\\n")
-    (run / "outcome.part").write_text(json.dumps(dict(
-        batches=3, samples=3, unique_samples=3, simulations=1, solver_seconds=1.0,
-        training_seconds=1.0, samples_per_second=3.0, errors={"val_relative_l2": lr})))
-    ledger.write("ends\\n"); ledger.flush()
-    (run / "outcome.part").rename(run / "outcome.json")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    leave(3, False)
 """
 
 
@@ -44,3 +52,8 @@ def ledger(folder):
         int(path.parent.name): path.read_text().split()
         for path in (folder.path / "trials").glob("*/ledger")
     }
+
+
+def ended(folder):
+    """The trials that have noted their end."""
+    return sorted(number for number, words in ledger(folder).items() if "ends" in words)

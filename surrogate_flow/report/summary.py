@@ -47,6 +47,7 @@ class WriteSummary(RunCallback):
         data = data_of(trainer)
         if data is None or data.ended_untrained(self._samples > 0):
             return
+        stopped = any(data.ranks.gather(data.stopped))
         if not trainer.is_global_zero:
             return
         cost, evaluation = data.cost(), None
@@ -67,6 +68,7 @@ class WriteSummary(RunCallback):
             validated=data.validated,
             set_aside=[*cost.set_aside],
             surrogate_seconds=evaluation,
+            ended_early=stopped and trainer.global_step != trainer.max_steps,
         )
         text = json.dumps(asdict(summary), indent=1)
         leave(self.path, lambda part: part.write_text(text, "utf-8"))

@@ -204,9 +204,11 @@ def test_stop_ends_it_in_order_and_resume_goes_on(tmp_path):
         ends.join()
     assert folder.left == 3
     assert not folder.holder
+    assert 0 not in moments.ended(folder)
     with folder.held():
         Controller(folder, Moments()).run(bool)
     assert folder.left == 0
+    assert moments.ended(folder) == [0, 1, 2]
 
 
 def test_a_folder_is_of_one_sweep(tmp_path):
@@ -495,10 +497,10 @@ def test_a_case_has_options_that_belong_together():
     }
 
 
-def test_trials_share_one_ensemble_and_one_that_is_killed_goes_on(
+def test_trials_share_one_ensemble_and_what_a_signal_ends_goes_on(
     tmp_path, monkeypatch, capfd
 ):
-    """From its checkpoint, while the other trains; all end with a table and a page."""
+    """From its checkpoint to its last batch; all end with a table and a page."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", sys.argv)
     own = SimpleNamespace(**{**vars(subprocess), "Popen": programs.popen})
@@ -520,23 +522,23 @@ def test_trials_share_one_ensemble_and_one_that_is_killed_goes_on(
         folder = tmp_path / "sweeps" / "s"
         wait_until(lambda: (folder / "journal.log").exists(), 60)
         sweep = SweepFolder(folder)
-        wait_until(lambda: sweep.checkpoint(1), 100)
-        pid = Attempt(sweep.attempt(1, 0)).handle["pid"]
-        os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
+        for number, by in ((1, signal.SIGKILL), (0, signal.SIGTERM)):
+            wait_until(lambda number=number: sweep.checkpoint(number), 100)
+            os.kill(Attempt(sweep.attempt(number, 0)).handle["pid"], by)
+            killed.append(number)
 
     killer = threading.Thread(target=kill)
     killer.start()
     main(["sweep", "s.yaml"])
     killer.join()
-    assert killed
+    assert killed == [1, 0]
     folder = SweepFolder(Path("sweeps/s"))
     rows = folder.rows()
-    assert [row.state for row in rows] == ["complete", "complete"]
-    assert len(folder.runs(0)) == 1
-    assert len(folder.runs(1)) == 2
+    assert [(row.state, row.steps) for row in rows] == [("complete", 150)] * 2
     said = capfd.readouterr().out
-    assert "Trial 1 begins, attempt 2" in said
+    for number in (0, 1):
+        assert len(folder.runs(number)) == 2
+        assert f"Trial {number} begins, attempt 2" in said
     assert f"The best is trial {rows[0].number}: sweeps/s/best.ckpt" in said
     for name in ("report.html", "trials.csv", "best.ckpt"):
         assert (folder.path / name).is_file()

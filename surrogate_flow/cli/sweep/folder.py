@@ -360,8 +360,7 @@ class SweepFolder:
         for run in reversed(self.runs(number)):
             with contextlib.suppress(ValueError, OSError):
                 if (found := RunSummary.read(run)) is not None:
-                    ended_early = RunFolder(run).about.get("ended_early", False)
-                    return found if early or not ended_early else None
+                    return found if early or not found.ended_early else None
         return None
 
     def validations(self, number: int) -> dict[int, float]:

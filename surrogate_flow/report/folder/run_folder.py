@@ -85,6 +85,8 @@ class RunSummary:
     surrogate_seconds : float, optional
         Of one evaluation at the end of the fit: a whole simulation, predicted, with the
         solver's share for the steps that an autoregressive surrogate goes on from.
+    ended_early : bool
+        Whether a signal has ended it before its last batch.
     """
 
     batches: int
@@ -98,6 +100,7 @@ class RunSummary:
     validated: int | None = None
     set_aside: list[str] = field(default_factory=list)
     surrogate_seconds: float | None = None
+    ended_early: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> RunSummary | None:
