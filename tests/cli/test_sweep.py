@@ -116,6 +116,7 @@ def test_no_trial_is_lost_and_none_run_twice_whatever_is_killed(tmp_path):
             controller.kill()
             controller.join()
     trials = folder.study.get_trials()
+    assert [t.user_attrs.get("why") for t in trials] == [None] * count
     assert [t.state for t in trials] == [TrialState.COMPLETE] * count
     noted = moments.ledger(folder)
     assert len(noted) == count
@@ -126,6 +127,21 @@ def test_no_trial_is_lost_and_none_run_twice_whatever_is_killed(tmp_path):
     assert count < began <= count + killed["trial"]
     assert killed["trial"] == 10
     assert killed["controller"] == 3
+
+
+def test_a_trial_of_which_the_values_were_not_noted_yet_gets_them(tmp_path):
+    """The controller was killed as it asked for them."""
+    space = {"model.lr": Range(0.1, 0.2), "seed_everything": [0, 1]}
+    folder = sweep(tmp_path / "s", space=space, trials=3)
+    folder.study.ask()
+    folder.study.ask({"seed_everything": folder.distributions["seed_everything"]})
+    assert folder.rows()[0].state == "running"
+    Controller(folder, Moments()).run(bool)
+    rows = folder.rows()
+    assert [row.state for row in rows] == ["complete"] * 3
+    for row in rows:
+        assert {*row.point} == {*space}
+        assert row.error == row.point["model.lr"]
 
 
 def alive(folder):

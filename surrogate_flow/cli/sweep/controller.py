@@ -179,6 +179,10 @@ class Controller:
     def _start(self, trial: Trial, attempt: int) -> None:
         """Start a trial, or have it go on from its last checkpoint."""
         folder, number = self._folder, trial.number
+        if self._recipe.searched != "grid":
+            # What was killed as it asked has not noted all of them.
+            for name, values in folder.distributions.items():
+                trial._suggest(name, values)
         words = ["fit", *folder.words(trial.params, f"trial {number}")]
         words += ["--trainer.default_root_dir", str(folder.trial(number))]
         checkpoint = folder.checkpoint(number) if self._recipe.resume else None
