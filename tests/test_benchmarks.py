@@ -10,7 +10,7 @@ import programs
 import pytest
 import xarray as xr
 
-from surrogate_flow.cli.compare import Comparison
+from surrogate_flow.cli.sweep.folder import SweepFolder
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -167,10 +167,10 @@ def test_experiments_of_the_papers_are_whole(name, tmp_path, monkeypatch):
     class Checked(BaseException):
         pass
 
-    def checked(self, coming, console):
-        raise Checked([variant.name for variant, _ in coming])
+    def checked(self, made_of):
+        raise Checked([*self.recipe.cases])
 
-    monkeypatch.setattr(Comparison, "_run", checked)
+    monkeypatch.setattr(SweepFolder, "held", checked)
     with pytest.raises(Checked) as variants:
         papers.run(name, tmp_path, quick=False, words=[])
     assert {"offline", "reservoir"} <= {*variants.value.args[0]}

@@ -300,7 +300,8 @@ usage: surrogate-flow compare --data RECIPE --model RECIPE [--OPTION VALUE ...]
 {COMMANDS["compare"]} Offline means: from a data
 set of few simulations that is read many times; online: from simulations as they run,
 with several policies of the reservoir. The number of batches and the validation set
-are the same. Typed again, the command goes on where it was. An example:
+are the same. Typed again, the command goes on where it was: what has ended is not
+repeated, what was interrupted or has failed begins again. An example:
 
   surrogate-flow compare --data heat2d --model fully_connected --batches 3000 --seeds 3
 
@@ -316,6 +317,10 @@ options:
 
 Options of 'fit' under --data., --model. and --trainer. go to every run, those under
 --data. only where something is simulated.
+
+It is a sweep over the sources of samples, one run after the other; 'sweep status
+FOLDER' shows how it stands. It leaves comparison.csv, comparison.png and
+report.html there.
 """,
 }
 for _command, _on in (

@@ -1,8 +1,8 @@
 """Offline against online: every arm trains the same number of batches, and what came of it is put side by side."""
 
+import contextlib
 import csv
 import dataclasses
-import importlib.metadata
 import json
 import os
 import shutil
@@ -14,24 +14,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import programs
-import psutil
 import pytest
+import yaml
 from batch import wait_until
 from programs import start
 from rich.console import Console
 
 from surrogate_flow.cli.app import main
-from surrogate_flow.cli.compare import (
-    Comparison,
-    ComparisonError,
-    ComparisonTable,
-    FinishedRun,
-    comparison,
-    process,
-    variants_of,
-)
-from surrogate_flow.cli.compare.process import running
-from surrogate_flow.cli.compare.variant import Overrides
+from surrogate_flow.cli.compare import command
+from surrogate_flow.cli.compare.table import ComparisonTable, FinishedRun
+from surrogate_flow.cli.compare.variant import Overrides, cases_of
+from surrogate_flow.cli.sweep.controller import Controller
+from surrogate_flow.cli.sweep.folder import SweepFolder
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.report.folder.run_folder import RunSummary
 
@@ -64,7 +58,16 @@ def folder(tmp_path, monkeypatch):
 def forked(monkeypatch):
     """Runs of a comparison are forked, as other commands of these tests are."""
     own = SimpleNamespace(**{**vars(subprocess), "Popen": programs.popen})
-    monkeypatch.setattr(process, "subprocess", own)
+    monkeypatch.setattr("surrogate_flow.cli.sweep.places.subprocess", own)
+    return own
+
+
+@pytest.fixture
+def unrun(monkeypatch):
+    """Comparisons that would run now, none of which does."""
+    called = []
+    monkeypatch.setattr(Controller, "run", lambda self, _: called.append(self))
+    return called
 
 
 def rows():
@@ -121,7 +124,8 @@ def test_arms_train_the_same_batches_and_are_run_once(
     once = ["--seeds=1", "--trainer.callbacks=recorder.ValidatedOn"]
     main(["compare", *WORDS, "offline", "reservoir", *once])
     printed = capsys.readouterr().out
-    assert printed.count(": done") == 3  # with the data set
+    assert printed.count(" is complete: relative L2 error") == 2
+    assert "Data set: comparison/offline.zarr, 6 of 6 simulations" in printed
     assert "relative_l2, change from offline" in printed
     runs = {(row["variant"], int(row["seed"])): row for row in rows()}
     assert len(runs) == 2
@@ -132,11 +136,13 @@ def test_arms_train_the_same_batches_and_are_run_once(
         if variant == "offline":
             assert (int(row["unique_samples"]), int(row["simulations"])) == (80, 6)
         # The process has to start, and the data to come.
-        places = [f"{variant}/seed-0", *(["generate"] if variant == "offline" else [])]
-        took = [Path("comparison", place, "done.json") for place in places]
-        wall = sum(json.loads(path.read_text())["seconds"] for path in took)
+        folder = SweepFolder(Path("comparison"))
+        (trial,) = (r for r in folder.rows() if r.point["case"] == variant)
+        made = folder.study.user_attrs["data set seconds"]
+        wall = trial.wall_seconds + made * (variant == "offline")
         assert float(row["wall_seconds"]) == pytest.approx(wall)
-        assert wall > float(row["training_seconds"]) + len(places)
+        assert trial.wall_seconds > float(row["training_seconds"])
+        assert made > 0
     assert "seconds in all" in printed
     assert "offline with those of the data set" in " ".join(printed.split())
     errors = [float(row["val_relative_l2"]) for row in runs.values()]
@@ -145,9 +151,10 @@ def test_arms_train_the_same_batches_and_are_run_once(
     written = {p: p.stat().st_mtime_ns for p in Path("comparison").rglob("last.ckpt")}
     assert len(written) == 2
     # From a data set or from the stream: the same parameters, the same fields.
-    paths = sorted(Path("comparison").glob("*/seed-*/*/*/*/validated_on.npz"))
-    assert [path.parts[1] for path in paths] == ["offline", "reservoir"]
-    offline, online = (np.load(path) for path in paths)
+    # Online runs come first.
+    paths = sorted(Path("comparison").glob("trials/*/*/*/validated_on.npz"))
+    assert [path.parts[3] for path in paths] == ["heat2d", "offline_stored"]
+    online, offline = (np.load(path) for path in paths)
     assert online["parameters"].shape == (2, 5)
     assert online["fields"].shape == (2, 20, 1, 6, 6)
     assert np.ptp(online["fields"]) > 1
@@ -159,86 +166,96 @@ def test_arms_train_the_same_batches_and_are_run_once(
     for path, when in written.items():
         assert path.stat().st_mtime_ns == when
     # A held-out simulation that had failed, and a data set that was made in parts.
-    (path,) = Path("comparison/reservoir").rglob("outcome.json")
+    (path,) = Path("comparison/trials/0000").rglob("outcome.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "validated": 1}))
-    Path("comparison/generate/done.json").unlink()
+    SweepFolder(Path("comparison")).study.set_user_attr("data set seconds", None)
     main(["compare", *WORDS, "offline", "reservoir", *once])
     assert "simulations: offline over 2, reservoir over 1" in capsys.readouterr().out
     assert [bool(row["wall_seconds"]) for row in rows()] == [False, True]
     with pytest.raises(SystemExit):
         main(["compare", *WORDS, "offline", *once, "--data.solver.diffusivity=2"])
-    assert "runs of another comparison: of_study was" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is of another sweep: the study of the data set has changed" in said
+    assert "data.solver.diffusivity was None, now '2'" in said
+    assert Path("comparison/report.html").is_file()
 
 
 def test_seconds_of_a_data_set_that_was_made_in_parts_are_unknown(
-    tmp_path, monkeypatch
+    folder, unrun, monkeypatch
 ):
-    """Made in one go it counts with each run; interrupted once, nothing is known."""
-    recipe = tmp_path / "one.yaml"
-    recipe.write_text("name: one\n")
-    folder = tmp_path / "c"
-    variants = variants_of({"solver": "a.B"}, ["offline"], {})
-    one = Comparison(folder, variants, 1, recipe, str(recipe), 5, 2)
-    place = folder / "offline/seed-0"
-    place.mkdir(parents=True)
-    (place / "done.json").write_text('{"folder": ".", "seconds": 7.0}')
-    ended: list[BaseException | None] = [None]
+    """Made in one go they are noted; interrupted once, they are not."""
+    stopped = [130, 0, 0]
 
-    def run_command(*_):
-        (folder / "generate").mkdir(exist_ok=True)
-        (folder / "offline.zarr").mkdir(exist_ok=True)
-        if error := ended.pop(0):
-            raise error
+    def generate(data, path, console):
+        path.mkdir(exist_ok=True)
+        return stopped.pop(0)
 
-    monkeypatch.setattr(comparison, "run_command", run_command)
-    console = Console(quiet=True)
-    one._generate(console)
-    assert one.seconds(variants[0], 0) >= 7
-    shutil.rmtree(folder / "generate")
-    (folder / "offline.zarr").rmdir()
-    ended += [KeyboardInterrupt(), None]
-    with pytest.raises(KeyboardInterrupt):
-        one._generate(console)
-    one._generate(console)
-    assert one.seconds(variants[0], 0) is None
+    monkeypatch.setattr(command, "generate", generate)
+    words = ["compare", *WORDS, "offline", "--seeds=1"]
+    noted = []
+    for status in (130, 0, 0):
+        if len(noted) == 2:
+            shutil.rmtree("comparison/offline.zarr")
+        with pytest.raises(SystemExit) if status else contextlib.nullcontext():
+            main(words)
+        attributes = SweepFolder(Path("comparison")).study.user_attrs
+        noted.append("data set seconds" in attributes)
+    assert noted == [False, False, True]
+    assert len(unrun) == 2
 
 
-def test_a_run_that_fails_shows_the_end_of_its_log(folder, forked, capsys):
-    """Its words, and where the rest of them is."""
+def test_a_run_that_fails_is_named_and_the_others_go_on(folder, forked, capsys):
+    """With the end of its log, and exit status 1; typed again, it alone runs again."""
     # No look at the settings could tell: nobody listens there.
     late = ["surrogate_flow.cluster.Existing", "address=tcp://127.0.0.1:9", "timeout=1"]
     late = [f"--data.cluster{'.' if '=' in w else '='}{w}" for w in late]
+
+    def popen(words, **options):
+        fails = "surrogate_flow.reservoir.FIFO" in words
+        return programs.popen([*words, *late] if fails else words, **options)
+
+    forked.Popen = popen
+    for again in (False, True):
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", *WORDS, "fifo", "reservoir", "--seeds=1"])
+        assert ended.value.code == 1
+        log = SweepFolder(Path("comparison")).log(2 if again else 0)
+        said = capsys.readouterr().err
+        assert f"fifo, seed 0: the run failed. {log} ends with" in said
+        assert "does not answer within 1 s" in said
+        assert [row["variant"] for row in rows()] == ["reservoir"]
+    assert len(list(Path("comparison/trials").glob("*"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("--data.reservoir.capacity=90", "init_args.capacity was 100, now 90"),
+        ("--batches=41", "its options.trainer.max_steps is 40, expected 41"),
+        ("--offline=5", "data.simulations was 4, now 5"),
+    ],
+)
+def test_what_is_compared_is_one_thing(other, said, folder, unrun, capsys, monkeypatch):
+    """Runs of another reservoir, of other batches or of more simulations are not mixed with these."""
+    monkeypatch.setattr(command, "generate", lambda *_: 0)
+    words = ["compare", *WORDS, "offline", "reservoir", "--seeds=1"]
+    main(words)
     with pytest.raises(SystemExit):
-        main(["compare", *WORDS, "reservoir", *late])
-    said = capsys.readouterr().err
-    assert "reservoir, seed 0: the run failed (exit status 2)" in said
-    assert "does not answer within 1 s" in said
-    assert "comparison/reservoir/seed-0/log.txt ends with" in said
+        main([*words, other])
+    told = capsys.readouterr().err
+    assert "is of another sweep" in told
+    assert said in told
+    assert len(unrun) == 1
 
 
-@pytest.mark.parametrize("name", ["reservoir", "batches"])
-def test_what_is_compared_is_one_thing(name, folder):
-    """Runs of another reservoir, or of other batches, are not mixed with these."""
-    recipe = Path("one.yaml")
-    recipe.write_text("name: one\n")
-    Path("c").mkdir()
-    same = dict(
-        folder=Path("c"),
-        variants=[],
-        seeds=1,
-        model="one.yaml",
-        batches=5,
-        offline=2,
-        workflow=recipe,
-        overrides=Overrides(reservoir={"capacity": 7}),
-    )
-    note = Comparison(**same)._shared()
-    Path("c/comparison.json").write_text(json.dumps(note))
-    Comparison(**same).run(Console(quiet=True))
-    reservoir = {"overrides": Overrides(reservoir={"capacity": 8})}
-    other = {"reservoir": reservoir, "batches": {"batches": 6}}[name]
-    with pytest.raises(ComparisonError, match=f"of another comparison: {name} was"):
-        Comparison(**{**same, **other}).run(Console(quiet=True))
+def test_what_an_older_version_has_compared_is_left_alone(folder, unrun, capsys):
+    """One line says what to do."""
+    Path("comparison").mkdir()
+    Path("comparison/comparison.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        main(["compare", *WORDS, "fifo"])
+    assert "of an older version, which cannot go on. Name" in capsys.readouterr().err
+    assert [path.name for path in Path("comparison").iterdir()] == ["comparison.json"]
 
 
 @pytest.mark.parametrize(
@@ -258,6 +275,8 @@ def test_what_is_compared_is_one_thing(name, folder):
             "expected a value after --trainer.max_time",
         ),
         (["offline", "--data.reservoir.capcity=3"], "capcity"),
+        (["fifo", "--data.solver.steps=${sed}"], "steps: no option 'sed'"),
+        (["fifo", *["--trainer.callbacks+=Timer"] * 2], "expected it once"),
         (["offline", "reservoir", "--data.reservoir.threshold=500"], "threshold"),
         (["offline", "reservoir", "--data.reservoir.threshold=soon"], "threshold"),
         (["reservoir", "--data.simulations=1"], "threshold can never be reached"),
@@ -266,28 +285,24 @@ def test_what_is_compared_is_one_thing(name, folder):
         (["offline", "--model=fully_connected_autoregressive", *SHORT], "2 steps"),
     ],
 )
-def test_mistakes_are_named(folder, words, message, capsys, monkeypatch):
+def test_mistakes_are_named(folder, words, message, capsys, unrun):
     """Before anything runs, whichever arm it is that could not."""
-    runs = []
-    monkeypatch.setattr(comparison, "run_command", lambda *call: runs.append(call))
     with pytest.raises(SystemExit):
         main(["compare", *WORDS, *words])
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
-    assert not runs
+    assert not unrun
     assert not list(folder.iterdir())
 
 
-def test_a_model_that_does_not_fit_is_refused_first(folder, monkeypatch, capsys):
+def test_a_model_that_does_not_fit_is_refused_first(folder, unrun, capsys):
     """A Fourier network for fields without dims: nothing runs, no folder is made."""
-    runs = []
-    monkeypatch.setattr(comparison, "run_command", lambda *call: runs.append(call))
     with pytest.raises(SystemExit):
         main(["compare", "--data=lorenz", "--model=fno", "--output=comparison"])
     said = capsys.readouterr().err
-    assert "fifo, before anything has run: FNO" in said
-    assert not runs
+    assert "case: fifo is refused: FNO" in said
+    assert not unrun
     assert not list(folder.iterdir())
 
 
@@ -298,29 +313,36 @@ def test_a_study_of_stored_data_cannot_be_compared(folder, capsys):
     assert "compare simulates: expected a workflow" in capsys.readouterr().err
 
 
-def test_recipes_with_a_class_of_their_own_keep_it():
-    """Whatever the form of the recipe, only its reservoir and its end change."""
-    recipe = {
-        "class_path": "surrogate_flow.OnlineData",
-        "init_args": {"solver": "a.B", "simulations": 5},
-    }
-    (variant,) = variants_of(recipe, ["firo"], {"capacity": 9, "threshold": 3})
-    assert variant.recipe["class_path"] == "surrogate_flow.OnlineData"
-    assert variant.recipe["init_args"] == {
-        "solver": "a.B",
-        "simulations": None,
-        "reservoir": {
-            "class_path": "surrogate_flow.reservoir.FIRO",
-            "init_args": {"capacity": 9, "threshold": 3},
-        },
-    }
-    assert recipe["init_args"]["simulations"] == 5
-    (variant,) = variants_of(
-        {"solver": "a.B"}, ["fifo"], {"capacity": 9, "threshold": 3}
-    )
-    assert variant.recipe["reservoir"]["init_args"] == {"capacity": 9}
+def test_each_policy_takes_the_arguments_that_it_has(folder):
+    """Of a recipe of whatever form, and of the command line; the order of samples follows the seed."""
+    arguments = {"solver": "a.B", "simulations": 5, "batch_size": 7}
+    nested = {"class_path": "surrogate_flow.OnlineData", "init_args": arguments}
+    overrides = Overrides.read(["--data.reservoir.capacity=9", "--data.solver.n=2"])
+    for recipe in (nested, arguments):
+        Path("w.yaml").write_text(yaml.safe_dump(recipe))
+        cases = cases_of(["offline", "firo", "fifo"], "w.yaml", "d.zarr", overrides)
+        seed, own = "${seed_everything}", "data.reservoir.init_args"
+        study = {"data.simulations": None, "data.solver.n": "2"}
+        assert cases == {
+            "firo": {
+                "data": "w.yaml",
+                "data.reservoir": "surrogate_flow.reservoir.FIRO",
+                f"{own}.capacity": 9,
+                f"{own}.threshold": 1000,
+                f"{own}.seed": seed,
+                **study,
+            },
+            "fifo": {
+                "data": "w.yaml",
+                "data.reservoir": "surrogate_flow.reservoir.FIFO",
+                f"{own}.capacity": 9,
+                **study,
+            },
+            "offline": {"data": "d.zarr", "data.seed": seed, "data.batch_size": 7},
+        }
+        assert [*cases][-1] == "offline"
     with pytest.raises(RecipeError):
-        variants_of(recipe, ["lifo"], {})
+        cases_of(["lifo"], "w.yaml", "d.zarr", overrides)
 
 
 def outcome(error, **changed):
@@ -398,107 +420,32 @@ def test_outcomes_of_older_versions_are_read(tmp_path):
     assert RunSummary.read(tmp_path) == outcome(0.2)
 
 
-@pytest.fixture
-def runs(folder, monkeypatch):
-    """The folders of runs that end at once, each beside one of somebody else."""
-    made = []
-
-    def run_command(words, *place):
-        (root,) = (w.partition("=")[2] for w in words if "default_root_dir" in w)
-        mine = Path(root, "heat2d", "now")
-        beside = Path(root).parent / "heat2d"
-        strangers = [beside / f"{len(made)}-{n}" for n in range(9)]
-        made.append(mine)
-        for run in (*strangers, mine):
-            run.mkdir(parents=True)
-            one = outcome(0.1 if run == mine else 0.9, batches=40)
-            (run / "outcome.json").write_text(json.dumps(dataclasses.asdict(one)))
-            (run / "metrics.csv").write_text("step,val_relative_l2\n39,0.1\n")
-
-    monkeypatch.setattr(comparison, "run_command", run_command)
-    return made
-
-
-def test_a_run_is_its_own_whoever_ends_beside_it(runs):
-    """As one whose comparison was killed does; cut off itself, it begins in a new folder."""
-    main(["compare", *WORDS, "reservoir", "--seeds=1"])
-    Path("comparison/reservoir/seed-0/done.json").unlink()
-    main(["compare", *WORDS, "reservoir", "--seeds=1"])
-    assert [run.parts[-3] for run in runs] == ["run-1", "run-2"]
-    assert [float(row["val_relative_l2"]) for row in rows()] == [0.1]
-    assert not Path("comparison/.lock").exists()
-
-
-def test_a_folder_of_another_version_is_gone_on_with_under_a_warning(runs, capsys):
-    """It names the versions, also the next time; nothing is said if nothing runs."""
-    words = ["compare", *WORDS, "reservoir"]
-    note = Path("comparison/comparison.json")
-    main([*words, "--seeds=1"])
-    mine = importlib.metadata.version("surrogate-flow")
-    described = json.loads(note.read_text())
-    assert described["versions"] == [mine]
-    main([*words, "--seeds=2"])
-    assert "Warning" not in capsys.readouterr().out
-    described["versions"] = ["0.0.1"]
-    note.write_text(json.dumps(described))
-    main([*words, "--seeds=2"])
-    assert "Warning" not in capsys.readouterr().out
-    for seeds in (3, 4):
-        main([*words, f"--seeds={seeds}"])
-        said = capsys.readouterr().out
-        assert f"holds runs of surrogate-flow 0.0.1; this is {mine}" in said
-        assert json.loads(note.read_text())["versions"] == ["0.0.1", mine]
-    del described["versions"]
-    note.write_text(json.dumps(described))
-    main([*words, "--seeds=5"])
-    assert "surrogate-flow (version not noted); this is" in capsys.readouterr().out
-
-
 def test_ctrl_c_ends_the_run_under_way(folder, capsys):
-    """The comparison ends, and so does its child; the next one begins it anew.
+    """It saves and ends, and so does the comparison; it is not taken for a whole one.
 
     Until then no other one may use its folder.
     """
     words = ["compare", *WORDS, "reservoir", "--batches=100000"]
     process = start(*words, cwd=folder, start_new_session=True)
-    log = folder / "comparison/reservoir/seed-0/log.txt"
+    log = folder / "comparison/trials/0000/log.txt"
     try:
         wait_until(lambda: log.is_file() and "batch " in log.read_text(), 60)
         with pytest.raises(SystemExit):
             main(["compare", *WORDS, "reservoir", "--batches=100000"])
         said = capsys.readouterr().err
-        assert f"in use by another comparison: process {process.pid} on" in said
+        assert f"comparison is run by process {process.pid} on" in said
         os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=60)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 128 + signal.SIGINT
+    assert "Type the same command again to go on." in said
     assert not list(folder.rglob("comparison.csv"))
-    assert not list(folder.rglob("done.json"))
     assert not list(folder.glob("comparison/.lock"))
+    sweep = SweepFolder(folder / "comparison")
+    assert sweep.outcome(0) is None
+    assert sweep.outcome(0, early=True).batches < 100000
+    assert [row.state for row in sweep.rows()] == ["running", "waiting", "waiting"]
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-
-
-def test_a_run_that_does_not_end_is_killed_and_named(tmp_path):
-    """Deaf to Ctrl-C: killed with its child, named; what interrupted goes on its way."""
-    deaf = (
-        "import signal, subprocess\n"
-        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "child = subprocess.Popen(['sleep', '60'])\n"
-        "print(child.pid, flush=True)\n"
-        "child.wait()"
-    )
-    console, log = Console(width=500, record=True), tmp_path / "log.txt"
-    words = [sys.executable, "-c", deaf]
-    with (
-        pytest.raises(KeyboardInterrupt),
-        running(words, log, "firo, seed 2", console, end_seconds=1.0),
-    ):
-        pid = int(wait_until(log.read_text))
-        raise KeyboardInterrupt
-    said = console.export_text()
-    assert "did not end within 1 s, and was killed" in said
-    assert said.startswith("firo, seed 2 (")
-    wait_until(lambda: not psutil.pid_exists(pid))

@@ -511,11 +511,11 @@ MISTAKES = {
     ),
     "compare: a file for its folder": (
         ["compare", *FIT[1:], "--variants=fifo", "--output=own_solvers.py"],
-        "own_solvers.py cannot be written as a folder",
+        "own_solvers.py: expected a new folder, or that of the same sweep, got a file",
     ),
     "compare: a wrong value for its runs": (
         ["compare", *FIT[1:], "--data.solver.steps=x"],
-        "before anything has run: --data.solver.steps: expected int, got 'x'",
+        "case: fifo is refused: --data.solver.steps: expected int, got 'x'",
     ),
     "compare: unknown variant": (
         ["compare", *FIT[1:], "--variants", "fif"],

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import re
 import shlex
 from html import unescape
@@ -560,20 +561,18 @@ def test_no_run_is_best_where_errors_do_not_compare(other, said, tmp_path):
 
 
 def test_runs_of_a_comparison_are_found(tmp_path):
-    """Of a folder that 'compare' left, the run that ended of each seed; else all below."""
-    for variant in ("fifo", "firo"):
-        place = tmp_path / "both" / variant / "seed-0"
-        write_run(
-            place / "run-1" / "heat" / "cut", without=["cases.nc", "outcome.json"]
-        )
-        write_run(place / "run-2" / "heat" / "whole", without=["cases.nc"])
-        (place / "done.json").write_text('{"folder": "run-2/heat/whole", "seconds": 3}')
+    """Of a folder that 'compare' or 'sweep' left, the newest run of each trial; else all below."""
+    for trial in ("0000", "0001"):
+        place = tmp_path / "both" / "trials" / trial / "heat"
+        write_run(place / "cut", without=["cases.nc", "outcome.json"])
+        os.utime(place / "cut" / "telemetry.csv", (1, 1))
+        write_run(place / "whole", without=["cases.nc"])
     assert len(runs_in(tmp_path / "both")) == 4
-    (tmp_path / "both" / "comparison.json").write_text("{}")
+    (tmp_path / "both" / "sweep.yaml").write_text("{}")
     found = runs_in(tmp_path / "both")
     assert [run.name for run in found] == ["whole", "whole"]
     page = comparison_page([RunFolder(run) for run in found])
-    assert ">fifo/seed-0<" in page
+    assert ">0001<" in page
     assert runs_in(found[0]) == [found[0]]
 
 

@@ -245,7 +245,7 @@ def test_a_run_that_was_cut_off_can_go_on(tmp_path):
 def test_what_is_no_run_is_refused_naming_the_newest(tmp_path, monkeypatch):
     """A folder above runs, as deep as in a comparison, an empty one, a file, nothing."""
     monkeypatch.chdir(tmp_path)
-    compared = "runs/compare/heat-fno/fifo/seed-0/run-1/heat/2"
+    compared = "runs/compare/heat-fno/trials/0001/heat/2"
     older, newer = tmp_path / "runs/heat/1", tmp_path / compared
     for at, folder in enumerate((newer, older)):
         folder.mkdir(parents=True)

@@ -1,26 +1,42 @@
-"""``surrogate-flow compare``: its options, and the files that it leaves."""
+"""``surrogate-flow compare``: a sweep over the sources of samples, and its table."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+import msgspec
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
-from surrogate_flow.cli.compare.comparison import Comparison
-from surrogate_flow.cli.compare.table import ComparisonTable
-from surrogate_flow.cli.compare.variant import NAMES, Overrides, variants_of
-from surrogate_flow.cli.signals import end_at_once, interrupted
+from surrogate_flow.cli.compare.table import ComparisonTable, FinishedRun
+from surrogate_flow.cli.compare.variant import NAMES, OFFLINE, Overrides, cases_of
+from surrogate_flow.cli.generate import generate
+from surrogate_flow.cli.lightning import build
+from surrogate_flow.cli.signals import stop_requested
+from surrogate_flow.cli.sweep.controller import Controller, require_possible
+from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder, TrialRow
+from surrogate_flow.cli.sweep.page import sweep_page
+from surrogate_flow.cli.sweep.places import Here
+from surrogate_flow.cli.sweep.recipe import CASE, SweepRecipe
+from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.files import last_lines, write_text
 from surrogate_flow.report.console import print_lines, the_console
+from surrogate_flow.report.folder.run_folder import REPORT
 
 __all__ = ["add_arguments", "compare", "run"]
 
+_CURVE = 20  # validations of a run
+_TAIL = 20  # lines of the log of a run that has failed
 _WIDTH = 130  # characters of the table where there is no terminal
+_SEED = "seed_everything"
+_STUDY = "fifo"  # the online variant whose simulations may be as few as there are
+_SECONDS = "data set seconds"  # what the study's attribute is called
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -39,52 +55,131 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Any) -> None:
     """Run a comparison; Ctrl-C and SIGTERM end it, and the same command resumes it."""
-    end_at_once()
-    try:
-        compare(options, the_console())
-    except KeyboardInterrupt as error:
-        print("Type the same command again to go on.", file=sys.stderr)
-        sys.exit(interrupted(error))
+    if status := compare(options, the_console()):
+        sys.exit(status)
 
 
-def compare(options: Any, console: Console) -> None:
+def compare(options: Any, console: Console) -> int:
     """Train from a data set and from several reservoirs, and put the errors together.
+
+    Returns the exit status: 1 if a run has failed, or that of a signal.
 
     Raises
     ------
     RecipeError
-        If an option is wrong.
-    ComparisonError, RunError
-        If a run fails, or the folder holds runs of another comparison.
+        If an option is wrong; nothing has been written then.
+    SweepError
+        If the folder holds runs of another comparison, or is in use.
     """
-    overrides = Overrides.read(options.overrides)
-    workflow, model = Path(options.data), Path(options.model)
-    for option, path in (("--data", workflow), ("--model", model)):
-        if not path.is_file():
-            raise RecipeError(f"compare {option}", "a recipe", path)
-    recipe = yaml.safe_load(workflow.read_text("utf-8")) or {}
-    overrides.add_batch_size(recipe)
-    folder = options.output or Path("runs/compare") / f"{workflow.stem}-{model.stem}"
-    comparison = Comparison(
-        folder=folder,
-        variants=variants_of(recipe, options.variants, overrides.reservoir),
-        seeds=options.seeds,
-        workflow=workflow,
-        model=str(model),
-        batches=options.batches,
-        offline=options.offline,
-        overrides=overrides,
+    for option in ("data", "model"):
+        if not Path(getattr(options, option)).is_file():
+            got = getattr(options, option)
+            raise RecipeError(f"compare --{option}", "a recipe", got)
+    name = f"{Path(options.data).stem}-{Path(options.model).stem}"
+    path = options.output or Path("runs/compare") / name
+    if (path / "comparison.json").is_file():
+        raise SweepError(
+            f"{path} holds a comparison of an older version, which cannot go on. Name "
+            "another folder with --output."
+        )
+    # Plain ones, which can be written.
+    batches, offline = int(options.batches), int(options.offline)
+    overrides, data_set = Overrides.read(options.overrides), path / f"{OFFLINE}.zarr"
+    names = list(dict.fromkeys(options.variants))
+    recipe = SweepRecipe(
+        model=options.model,
+        options={
+            "trainer.max_steps": batches,
+            "trainer.val_check_interval": max(1, batches // _CURVE),
+            **overrides.fit,
+        },
+        cases=cases_of(names, options.data, str(data_set), overrides),
+        # Seed by seed, so that a machine that gets slower does so for all variants.
+        space={_SEED: list(range(options.seeds))},
+        share_simulations=False,
+        resume=False,
+        at_once=1,
     )
-    comparison.run(console)
-    table = ComparisonTable.of(comparison)
-    # A log has no width of its own, and a spread that is cut off says nothing.
-    wide = Console(width=_WIDTH, file=console.file)
-    (console if console.is_terminal else wide).print(table.table())
-    if warning := table.warning():
-        print_lines(console, warning)
-    numbers, curves = folder / "comparison.csv", folder / "comparison.png"
-    table.write_csv(numbers)
-    table.plot().savefig(curves)
-    print_lines(
-        console, f"{numbers}: all numbers", f"{curves}: the errors over the batches"
-    )
+    recipe.require_sense()
+    # Without a data set yet; seeds differ in nothing that could be refused.
+    study = cases_of([_STUDY], options.data, "", overrides)[_STUDY]
+    study["data.simulations"] = offline
+    cases = {k: study if k == OFFLINE else v for k, v in recipe.cases.items()}
+    first = msgspec.structs.replace(recipe, cases=cases, space={_SEED: [0]})
+    require_possible(SweepFolder(path, first))
+    folder = SweepFolder.create(path, recipe, "--output")
+    with folder.held({"the study of the data set": study}):
+        folder.repeat_failed()
+        left, status = {str(point[CASE]) for point in folder.missing}, 0
+        if OFFLINE in left:
+            words = first.words({CASE: OFFLINE, _SEED: 0})
+            status = _generate(folder, data_set, words, console)
+        if not status:
+            with stop_requested() as stopped:
+                Controller(folder, Here(alone=True)).run(stopped.is_set)
+            status = stopped.status
+        if status or folder.left:
+            print("Type the same command again to go on.", file=sys.stderr)
+            return status
+        return _finish(folder, names, console)
+
+
+def _generate(
+    folder: SweepFolder, path: Path, words: Sequence[str], console: Console
+) -> int:
+    """Make the data set, or what is missing of it; return the exit status."""
+    data, _ = build(["fit", *words])
+    assert isinstance(data, OnlineData), "refused before"
+    fresh, begin = not path.exists(), time.monotonic()
+    status = generate(data, path, console)
+    if fresh and not status:
+        # Of one that was made in parts they are unknown.
+        folder.study.set_user_attr(_SECONDS, time.monotonic() - begin)
+    return status
+
+
+def _finish(folder: SweepFolder, names: Sequence[str], console: Console) -> int:
+    """Show and write what the runs came to; return 1 if one has failed."""
+    rows = folder.rows()
+    write_text(folder.path / REPORT, sweep_page(folder, rows))
+    runs = [_finished(folder, row) for row in rows if row.state == "complete"]
+    runs.sort(key=lambda run: (names.index(run.variant), run.seed))
+    if runs:
+        table = ComparisonTable(runs)
+        # A log has no width of its own, and a spread that is cut off says nothing.
+        wide = Console(width=_WIDTH, file=console.file)
+        (console if console.is_terminal else wide).print(table.table())
+        if warning := table.warning():
+            print_lines(console, warning)
+        numbers, curves = (
+            folder.path / f"comparison.{kind}" for kind in ("csv", "png")
+        )
+        table.write_csv(numbers)
+        table.plot().savefig(curves)
+        print_lines(
+            console,
+            f"{numbers}: all numbers",
+            f"{curves}: the errors over the batches",
+            f"{folder.path / REPORT}: both, and what failed; for a browser",
+        )
+    failed = [row for row in rows if row.state == "failed"]
+    for row in failed:
+        log = folder.log(row.number)
+        end = "\n".join(last_lines(log, _TAIL if row is failed[0] else 1))
+        title = f"{row.point[CASE]}, seed {row.point[_SEED]}"
+        said = f"{title}: the run failed. {log} ends with:\n{end}"
+        print(f"surrogate-flow: error: {said}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _finished(folder: SweepFolder, row: TrialRow) -> FinishedRun:
+    summary, variant = folder.outcome(row.number), str(row.point[CASE])
+    assert summary is not None, "of a complete trial"
+    assert row.run is not None
+    seconds = row.wall_seconds
+    if variant == OFFLINE and seconds is not None:
+        # That of the data set counts with each run, as each needs it.
+        made = folder.study.user_attrs.get(_SECONDS)
+        seconds = None if made is None else seconds + made
+    metrics = row.run / "metrics.csv"
+    return FinishedRun(variant, int(row.point[_SEED]), summary, seconds, metrics)

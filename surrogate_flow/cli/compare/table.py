@@ -12,7 +12,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from surrogate_flow.cli.compare.comparison import Comparison
 from surrogate_flow.cli.compare.variant import OFFLINE
 from surrogate_flow.report.folder.run_folder import RunSummary
 
@@ -42,7 +41,7 @@ class FinishedRun:
     seed : int
     summary : RunSummary
     seconds : float, optional
-        Wall time, as `Comparison.seconds` counts it; None where it is not known.
+        Wall time, with that of the data set; None where it is not known.
     metrics : Path, optional
         Its metrics.csv.
     """
@@ -72,20 +71,6 @@ class ComparisonTable:
         # Without the loss, whose scale differs from run to run.
         names = dict.fromkeys(name for run in runs for name in run.summary.errors)
         self.errors = [name for name in names if name != "val_loss"]
-
-    @classmethod
-    def of(cls, comparison: Comparison) -> ComparisonTable:
-        """Gather the runs of a comparison that have ended."""
-        runs = []
-        for variant in comparison.variants:
-            for seed in range(comparison.seeds):
-                folder = comparison.run_folder(variant, seed)
-                if folder and (summary := RunSummary.read(folder)):
-                    seconds = comparison.seconds(variant, seed)
-                    metrics = folder / "metrics.csv"
-                    run = FinishedRun(variant.name, seed, summary, seconds, metrics)
-                    runs.append(run)
-        return cls(runs)
 
     def table(self) -> Table:
         """Return the figures, one variant a column."""
@@ -123,8 +108,7 @@ class ComparisonTable:
         return (
             "Warning: the errors are taken over different numbers of held-out "
             f"simulations: {counts}. They do not compare. Usual cause: simulations "
-            "that failed; the log.txt of the variant, or of generate, names the file "
-            "that says why."
+            "that failed; failures.csv of a run, or of offline_generate, says why."
         )
 
     def write_csv(self, path: Path) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,7 +12,7 @@ import yaml
 from surrogate_flow.fields.names import RecipeError, class_at, nearest
 from surrogate_flow.reservoir import Reservoir
 
-__all__ = ["NAMES", "OFFLINE", "Overrides", "Variant", "variants_of"]
+__all__ = ["NAMES", "OFFLINE", "Overrides", "cases_of"]
 
 OFFLINE = "offline"
 _POLICIES = {
@@ -23,41 +21,9 @@ _POLICIES = {
     "reservoir": "surrogate_flow.reservoir.Reservoir",
 }
 NAMES = (OFFLINE, *_POLICIES)
-_RESERVOIR = "--data.reservoir"
-_BATCH_SIZE = "--data.batch_size"  # which a data set takes, too
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to bring samples to the trainer.
-
-    Attributes
-    ----------
-    name : str
-        ``"offline"``, or that of a policy of the reservoir.
-    recipe : mapping, optional
-        Of an online study; None for the data set.
-    """
-
-    name: str
-    recipe: Mapping[str, Any] | None = None
-
-    def with_seed(self, seed: int) -> list[str]:
-        """Return the options that change the order of the samples."""
-        if self.recipe is None:
-            return [f"--data.seed={seed}"]
-        arguments = self.recipe.get("init_args", self.recipe)
-        policy = class_at(arguments["reservoir"]["class_path"])
-        known = inspect.signature(policy).parameters
-        return [f"{_RESERVOIR}.seed={seed}"] if "seed" in known else []
-
-    def data(self, folder: Path) -> Path:
-        """Return what ``fit --data`` takes; a recipe is written into the folder."""
-        if self.recipe is None:
-            return folder / "offline.zarr"
-        path = folder / f"{self.name}.yaml"
-        path.write_text(yaml.safe_dump(dict(self.recipe), sort_keys=False), "utf-8")
-        return path
+_RESERVOIR = "data.reservoir"
+_SEED = "${seed_everything}"
+_BATCH_SIZE = "data.batch_size"  # which a data set takes, too
 
 
 @dataclass
@@ -68,18 +34,15 @@ class Overrides:
     ----------
     reservoir : dict
         Arguments of the reservoir, which each policy takes that has them.
-    study : list of str
-        Those under ``--data.``, for what simulates.
-    data_set : list of str
-        Those for a data set.
-    fit : list of str
+    study : dict
+        Those under ``data.``, for what simulates.
+    fit : dict
         All others, for every run.
     """
 
     reservoir: dict[str, Any] = field(default_factory=dict)
-    study: list[str] = field(default_factory=list)
-    data_set: list[str] = field(default_factory=list)
-    fit: list[str] = field(default_factory=list)
+    study: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, words: Sequence[str]) -> Overrides:
@@ -97,55 +60,52 @@ class Overrides:
         """
         overrides = cls()
         for word in words:
-            option, equals, value = word.partition("=")
+            option, equals, value = word.removeprefix("--").partition("=")
             if not equals:
-                raise RecipeError(f"compare: expected a value after {option}.")
-            overrides._add(option.replace("--data.init_args.", "--data.", 1), value)
+                raise RecipeError(f"compare: expected a value after --{option}.")
+            overrides._add(option.replace("data.init_args.", "data.", 1), value)
         return overrides
 
     def _add(self, option: str, value: str) -> None:
         if option in (_RESERVOIR, f"{_RESERVOIR}.class_path"):
             raise RecipeError(
-                f"{option}: compare gives each variant a policy of its own. Name them "
-                "as --variants offline reservoir; capacity and threshold may be given, "
-                f"as {_RESERVOIR}.capacity."
+                f"--{option}: compare gives each variant a policy of its own. Name "
+                "them as --variants offline reservoir; capacity and threshold may be "
+                f"given, as --{_RESERVOIR}.capacity."
             )
-        if option in ("--trainer.max_epochs", "--trainer.max_steps"):
+        if option in ("trainer.max_epochs", "trainer.max_steps"):
             raise RecipeError(
-                f"{option}: compare trains each variant for the same number of "
+                f"--{option}: compare trains each variant for the same number of "
                 "batches. Say how many with --batches."
             )
-        word = f"{option}={value}"
         if option.startswith(f"{_RESERVOIR}."):
             name = option[len(_RESERVOIR) + 1 :].removeprefix("init_args.")
             self.reservoir[name] = yaml.safe_load(value)
-        elif option.startswith("--data."):
-            self.study.append(word)
-            if option == _BATCH_SIZE:
-                self.data_set.append(word)
-        else:
-            self.fit.append(word)
-
-    def add_batch_size(self, recipe: Mapping[str, Any]) -> None:
-        """Train the data set with the batch size of the workflow, unless one is set."""
-        size = recipe.get("init_args", recipe).get("batch_size")
-        if size is not None and not self.data_set:
-            self.data_set.append(f"{_BATCH_SIZE}={size}")
+            return
+        given = self.study if option.startswith("data.") else self.fit
+        # The last one counts, behind what was typed before it.
+        if given.pop(option, None) is not None and option.endswith("+"):
+            raise RecipeError(
+                f"--{option}: expected it once, got it twice. Give a list, as "
+                f"--{option}='[A, B]'."
+            )
+        given[option] = value
 
 
-def variants_of(
-    recipe: Mapping[str, Any], names: Sequence[str], reservoir: Mapping[str, Any]
-) -> list[Variant]:
-    """Return the same study with another policy each, and the data set.
+def cases_of(
+    names: Sequence[str], workflow: str, data_set: str, overrides: Overrides
+) -> dict[str, dict[str, Any]]:
+    """Return the options of each variant: the data set, or the study with a policy.
 
     Parameters
     ----------
-    recipe : mapping
-        Of a workflow. Its reservoir's arguments go to each policy that has them.
     names : sequence of str
         Among ``offline``, ``fifo``, ``firo`` and ``reservoir``.
-    reservoir : mapping
-        Arguments of the reservoir that override those of the recipe.
+    workflow : str
+        A recipe. Its reservoir's arguments go to each policy that has them.
+    data_set : str
+        Its path.
+    overrides : Overrides
 
     Raises
     ------
@@ -156,34 +116,41 @@ def variants_of(
         if name not in NAMES:
             raise RecipeError(f"--variants: no {name!r}. {nearest(name, NAMES)}")
     known = inspect.signature(Reservoir).parameters
-    for name in reservoir:
+    for name in overrides.reservoir:
         if name.partition(".")[0] not in known:
             raise RecipeError(
-                f"unknown option '{_RESERVOIR}.{name}'. {nearest(name, known)}"
+                f"unknown option '--{_RESERVOIR}.{name}'. {nearest(name, known)}"
             )
-    return [
-        Variant(name)
-        if name == OFFLINE
-        else Variant(name, _with_policy(recipe, _POLICIES[name], reservoir))
-        for name in dict.fromkeys(names)
-    ]
+    with open(workflow, encoding="utf-8") as file:
+        recipe: dict[str, Any] = yaml.safe_load(file) or {}
+    recipe = recipe.get("init_args") or recipe
+    # Offline last: online runs fail sooner if something is wrong.
+    cases = {
+        name: {"data": workflow, **_online(recipe, _POLICIES[name], overrides)}
+        for name in names
+        if name != OFFLINE
+    }
+    if OFFLINE in names:
+        cases[OFFLINE] = {"data": data_set, "data.seed": _SEED}
+        size = overrides.study.get(_BATCH_SIZE, recipe.get("batch_size"))
+        if size is not None:
+            cases[OFFLINE][_BATCH_SIZE] = size
+    return cases
 
 
-def _with_policy(
-    recipe: Mapping[str, Any], class_path: str, changed: Mapping[str, Any]
+def _online(
+    recipe: Mapping[str, Any], class_path: str, overrides: Overrides
 ) -> dict[str, Any]:
-    mine = copy.deepcopy(dict(recipe))
-    arguments = mine.get("init_args", mine)
-    before = arguments.get("reservoir") or {}
+    before = recipe.get("reservoir") or {}
     before = before if isinstance(before, Mapping) else {"class_path": before}
     known = inspect.signature(class_at(class_path)).parameters
     default = inspect.signature(Reservoir).parameters
     wanted = {name: default[name].default for name in ("capacity", "threshold")}
-    wanted |= {**before.get("init_args", {}), **changed}
-    arguments["reservoir"] = {
-        "class_path": class_path,
-        "init_args": {k: v for k, v in wanted.items() if k in known},
+    wanted |= {**before.get("init_args", {}), **overrides.reservoir, "seed": _SEED}
+    own = {
+        f"{_RESERVOIR}.init_args.{name}": value
+        for name, value in wanted.items()
+        if name.partition(".")[0] in known
     }
     # Online runs go on as long as they are trained, unless the command line says else.
-    arguments["simulations"] = None
-    return mine
+    return {_RESERVOIR: class_path, **own, "data.simulations": None, **overrides.study}

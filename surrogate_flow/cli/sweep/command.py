@@ -111,7 +111,7 @@ def _run(folder: SweepFolder, *, detach: bool) -> None:
 def _place(folder: SweepFolder) -> Place:
     jobs = folder.recipe.jobs
     if jobs is None:
-        return Here()
+        return Here(alone=folder.recipe.at_once == 1)
     if isinstance(jobs, str):
         jobs = read_recipe(find_recipe("workflows/clusters", jobs), of_class=True)
     parser = Parser(prog="surrogate-flow sweep")

@@ -63,10 +63,16 @@ class Place(ABC):
 
 
 class Here(Place):
-    """Processes of this machine, each with a GPU of its own where there are any."""
+    """Processes of this machine, each with a GPU of its own where there are any.
 
-    def __init__(self) -> None:
-        self._gpus = _gpus()
+    Parameters
+    ----------
+    alone : bool
+        Whether one trial runs at a time, which then has all GPUs.
+    """
+
+    def __init__(self, *, alone: bool = False) -> None:
+        self._gpus = [] if alone else _gpus()
         self.at_once = len(self._gpus) or max(1, CPU_COUNT // 2)
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
         self._taken: dict[Path, str] = {}

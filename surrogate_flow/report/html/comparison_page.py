@@ -39,13 +39,13 @@ _NOT_COMPARED = ("trainer.default_root_dir",)
 def runs_in(path: Path) -> list[Path]:
     """Return a run's folder, or those of the runs below a folder.
 
-    Of a comparison those of its runs that have ended, and the newest of others.
+    Of a sweep or a comparison the newest of each trial.
     """
     if is_run(path):
         return [path]
-    if (path / "comparison.json").is_file():
-        found = [_compared(place) for place in sorted(path.glob("*/seed-*"))]
-        return [run for run in found if run is not None]
+    if (path / "sweep.yaml").is_file():
+        found = map(runs_below, sorted((path / "trials").glob("*")))
+        return [runs[-1] for runs in found if runs]
     return sorted(runs_below(path))
 
 
@@ -79,18 +79,6 @@ def comparison_page(runs: Sequence[RunFolder]) -> str:
     return render(f"Runs of {title}", f"{headline}.", sections)
 
 
-def _compared(place: Path) -> Path | None:
-    """Return the folder of a run of a comparison, by its note or as the newest."""
-    try:
-        done = json.loads((place / "done.json").read_text("utf-8"))
-        folder = place / str(done["folder"])
-        if is_run(folder):
-            return folder
-    except (OSError, ValueError, LookupError, TypeError):
-        pass
-    return next(reversed(runs_below(place)), None)
-
-
 def _labels(paths: Sequence[Path]) -> list[str]:
     """Return what tells the folders apart: their paths without what all share.
 
@@ -98,14 +86,14 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     --------
     >>> _labels([Path("runs/heat/a"), Path("runs/heat/b")])
     ['a', 'b']
-    >>> _labels([Path("cmp/fifo/seed-0/run-1/h/t"), Path("cmp/firo/seed-0/run-1/h/u")])
-    ['fifo/seed-0', 'firo/seed-0']
+    >>> _labels([Path("cmp/trials/0000/heat/a"), Path("cmp/trials/0001/heat/b")])
+    ['0000', '0001']
     """
     parts = [list(path.absolute().parts) for path in paths]
     for words in parts:
-        # Below it, the runs of a comparison differ in their times alone.
-        seeds = [at for at, word in enumerate(words) if word.startswith("seed-")]
-        del words[seeds[0] + 1 if seeds else len(words) :]
+        # Below its folder, the run of a trial has names that say nothing more.
+        trials = [at for at, word in enumerate(words) if word == "trials"]
+        del words[trials[-1] + 2 if trials else len(words) :]
     same = [len({*level}) == 1 for level in zip(*parts, strict=False)]
     shared = [*same, False].index(False)
     labels = ["/".join(words[shared:]) or words[-1] for words in parts]
