@@ -238,6 +238,11 @@ def test_a_folder_is_of_one_sweep(tmp_path):
         pass
     with pytest.raises(SweepError, match="of another sweep: its space"):
         sweep(tmp_path / "s", model=str(model), space={"model.n": [1.0]})
+    # A text stays one, though it looks like a number.
+    text = {"a": "1e-4", "b": 1e-5, "c": "2", "d": "null"}
+    with sweep(tmp_path / "t", options=text).held():
+        assert SweepFolder(tmp_path / "t").recipe.options == text
+    sweep(tmp_path / "t", options=text)
     with pytest.raises(SweepError, match=r"its options.a is None, expected 1"):
         sweep(tmp_path / "s", model=str(model), options={"a": 1})
     model.write_text("network: unet")

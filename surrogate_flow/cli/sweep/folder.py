@@ -14,9 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import msgspec
 import optuna
-import yaml
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -144,8 +142,7 @@ class SweepFolder:
         """Write the recipe."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            plain = msgspec.to_builtins(self.recipe)
-            write_text(self.path / _RECIPE, yaml.safe_dump(plain, sort_keys=False))
+            write_text(self.path / _RECIPE, self.recipe.written())
         except OSError as error:
             raise SweepError(
                 f"{self.path} cannot be written ({error}). Name another folder."

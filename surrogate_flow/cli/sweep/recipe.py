@@ -142,6 +142,10 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise RecipeError(f"{path}: {error}") from None
         return recipe
 
+    def written(self) -> str:
+        """Return the file that `read` reads."""
+        return yaml.dump(msgspec.to_builtins(self), Dumper=_Dumper, sort_keys=False)
+
     @classmethod
     def _of(cls, plain: Any) -> SweepRecipe:
         if not isinstance(plain, dict):
@@ -320,6 +324,17 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         case = self._by_case()[str(point.get(CASE, ""))]
         named = {name: value for name, value in named.items() if value}
         return words_of({**named, **self.options, **case, **own})
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text such as 1e-4, which recipes take for a number."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[\d_.]+[eE][-+]?\d+"),
+    [*"-+.0123456789"],
+)
 
 
 def words_of(options: Mapping[str, Any]) -> list[str]:
