@@ -207,7 +207,7 @@ options:
   --skip_damaged true      leave out files that cannot be read or differ from others
 """,
     "sweep": f"""\
-usage: surrogate-flow sweep RECIPE [--folder FOLDER] [--detach]
+usage: surrogate-flow sweep RECIPE [--folder FOLDER] [--detach] [--KEY VALUE ...]
        surrogate-flow sweep status | resume | stop FOLDER
 
 {COMMANDS["sweep"]} Every step that a
@@ -222,6 +222,7 @@ a workflow, a model, and options of 'fit' with their values, as a list or a rang
     seed_everything: [0, 1, 2]
 
   surrogate-flow sweep learning_rate
+  surrogate-flow sweep learning_rate --trials 3 --trainer.max_steps 200
   surrogate-flow sweep my_sweep.yaml --detach
   surrogate-flow sweep status sweeps/my_sweep
 
@@ -229,6 +230,7 @@ options:
   RECIPE            a file, or one of learning_rate, networks, reservoir
   --folder FOLDER   sweeps/<recipe> by default; the same command goes on there
   --detach          run in the background, and return
+  --KEY VALUE       a key below, or an option of 'fit' for all trials
 
 keys of a recipe, beside those above:
   search: tpe               or grid (all lists: the default), random

@@ -23,7 +23,7 @@ from batch import wait_until
 from optuna.trial import TrialState
 
 from surrogate_flow.cli.app import main
-from surrogate_flow.cli.sweep import table
+from surrogate_flow.cli.sweep import command, table
 from surrogate_flow.cli.sweep.attempt import Attempt
 from surrogate_flow.cli.sweep.controller import Controller, require_possible
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
@@ -478,6 +478,27 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path):
     path.write_text(f"data: heat2d\nmodel: fno\nspace: {space}\n")
     found = SweepRecipe.read(path).space
     assert found == {"a": Range(1e-4, 1e-2, log=True), "b": [1e-3, 2]}
+
+
+def test_a_recipe_is_changed_on_the_command_line(tmp_path, monkeypatch):
+    """Its keys, and options of fit for all trials; as fit takes what its recipes say."""
+    path = tmp_path / "s.yaml"
+    path.write_text(json.dumps({**GOOD, "options": {"trainer.max_steps": 9}}))
+    made = []
+    monkeypatch.setattr(command, "require_possible", made.append)
+    monkeypatch.setattr(command, "_run", lambda folder, **_: made.append(folder))
+    words = ["--trials", "1", "--model=unet", "--trainer.max_steps", "7"]
+    command.run([*words, str(path), "--folder", str(tmp_path / "f")])
+    recipe = made[-1].recipe
+    assert (recipe.trials, recipe.model) == (1, "unet")
+    assert recipe.options == {"trainer.max_steps": 7}
+    for words, said in {
+        ("--trails", "3"): "unknown option '--trails'.*'--trials'",
+        ("--prune",): "expected a value after --prune",
+        ("--trials", "many"): "trials: expected",
+    }.items():
+        with pytest.raises(RecipeError, match=said):
+            command.run([str(path), *words])
 
 
 def test_words_of_a_command_line():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import subprocess
 import sys
@@ -15,7 +16,13 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from surrogate_flow.cli.parser import Parser, parse
-from surrogate_flow.cli.recipes import CommandLine, find_recipe, read_recipe
+from surrogate_flow.cli.recipes import (
+    SECTIONS,
+    CommandLine,
+    find_recipe,
+    pairs,
+    read_recipe,
+)
 from surrogate_flow.cli.signals import stop_requested
 from surrogate_flow.cli.sweep import table
 from surrogate_flow.cli.sweep.controller import Controller, last_line, require_possible
@@ -24,7 +31,7 @@ from surrogate_flow.cli.sweep.page import sweep_page
 from surrogate_flow.cli.sweep.places import Here, Jobs, Place
 from surrogate_flow.cli.sweep.recipe import SweepRecipe
 from surrogate_flow.cluster.batch import BatchSystem
-from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.fields.names import RecipeError, nearest
 from surrogate_flow.files import write_text
 from surrogate_flow.report.console import print_lines, show_logs, the_console
 from surrogate_flow.report.folder.run_folder import REPORT
@@ -35,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 _WIDTH = 120  # characters of the table where there is no terminal
 _DETACH = 120.0  # seconds in which a sweep that is detached must have begun
+_OWN = ("folder", "detach", "help")
+# Options of fit that a sweep takes for all trials.
+_OF_FIT = re.compile(rf"seed_everything$|({'|'.join(SECTIONS)})\.")
 _ACTIONS = ("status", "resume", "stop")
 
 
@@ -47,17 +57,38 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("recipe", nargs="?", type=str)
     parser.add_argument("--folder", type=Path | None)
     parser.add_argument("--detach", action="store_true")
-    options = _parsed(parser, words)
+    changed, others = _changed(words)
+    options = _parsed(parser, others)
     if options.recipe is None:
         raise RecipeError(
             "sweep needs a recipe, got none. Type, for example, surrogate-flow sweep "
             "learning_rate; or sweep status FOLDER."
         )
     path = find_recipe("workflows/sweeps", options.recipe)
-    recipe = SweepRecipe.read(path)
+    recipe = SweepRecipe.read(path, changed)
     place = options.folder or Path("sweeps") / path.stem
     require_possible(SweepFolder(place, recipe))
     _run(SweepFolder.create(place, recipe), detach=options.detach)
+
+
+def _changed(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return what is given for keys of the recipe and options of fit, and the rest."""
+    changed: dict[str, str] = {}
+    others: list[str] = []
+    known = {*SweepRecipe.__struct_fields__} - {"space", "cases", "options"}
+    for option, value, joined in pairs(words):
+        name = option.removeprefix("--")
+        if not option.startswith("--") or name in _OWN:
+            given = [] if value is None else [value]
+            others += [f"{option}={value}"] if joined else [option, *given]
+        elif name not in known and not _OF_FIT.match(name):
+            near = nearest(option, [f"--{each}" for each in sorted({*_OWN, *known})])
+            raise RecipeError(f"sweep: unknown option {option!r}. {near}")
+        elif value is None:
+            raise RecipeError(f"sweep: expected a value after {option}.")
+        else:
+            changed[name] = value
+    return changed, others
 
 
 def _act(action: str, words: Sequence[str]) -> None:

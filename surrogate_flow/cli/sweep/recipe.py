@@ -117,8 +117,15 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resume: bool = True
 
     @classmethod
-    def read(cls, path: Path) -> SweepRecipe:
+    def read(cls, path: Path, changed: Mapping[str, str] | None = None) -> SweepRecipe:
         """Read a file.
+
+        Parameters
+        ----------
+        path : Path
+        changed : mapping of str to str, optional
+            Keys of the recipe and options of `fit`, with values as YAML, that go before
+            those of the file.
 
         Raises
         ------
@@ -136,7 +143,7 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             said = " ".join(str(error).split())
             raise RecipeError(f"{path}: not valid YAML: {said}") from error
         try:
-            recipe = cls._of(plain)
+            recipe = cls._of(_with(plain, changed or {}))
             recipe.require_sense()
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from None
@@ -374,6 +381,17 @@ def _require_free(place: str, name: str, value: Any) -> None:
             f"{place}.{name}: trials are compared by their error on held-out "
             "simulations, got 0. Leave it out."
         )
+
+
+def _with(plain: Any, changed: Mapping[str, str]) -> Any:
+    if not (changed and isinstance(plain, dict)):
+        return plain
+    keys = {k: get_loader("yaml")(v) for k, v in changed.items()}
+    options = {
+        k: keys.pop(k) for k in [*keys] if k not in SweepRecipe.__struct_fields__
+    }
+    before = plain.get("options") or {}
+    return {**plain, **keys, "options": {**before, **options}}
 
 
 def _convert(plain: Any, to: type[_T], place: str = "") -> _T:
