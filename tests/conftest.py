@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from multiprocessing import forkserver
 
@@ -19,8 +20,12 @@ from xdist.scheduler import LoadFileScheduling
 # there are processes. Before torch is imported, here and in the programs they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A page takes a second or two, for each of a hundred fits; one of them leaves it.
+# Page and pictures take three seconds, for each of a hundred fits; some leave them.
 os.environ.setdefault("SURROGATE_FLOW_REPORT", "no")
+
+# A suite in the background of a shell ignores Ctrl-C, and so would all that it starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Other programs may use the machine.
 settings.register_profile("no deadline", deadline=None)

@@ -49,7 +49,7 @@ from surrogate_flow.surrogate.surrogate import Surrogate
 __all__ = ["LightningParser", "SurrogateCLI", "build", "execute"]
 
 _EPOCHS = 1  # by default
-_REPORT = "SURROGATE_FLOW_REPORT"  # "no": of thousands of short fits none has a page
+_REPORT = "SURROGATE_FLOW_REPORT"  # "no": thousands of short fits draw nothing
 
 logger = logging.getLogger(__name__)
 

@@ -58,10 +58,13 @@ class Boards(RunCallback):
     ----------
     folder : Path
         Of the run, with newest.nc.
+    drawn : bool
+        Whether there are pictures.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, drawn: bool = True) -> None:
         super().__init__(folder)
+        self._drawn = drawn
         self._trainer: L.Trainer | None = None
         self._loggers: list[Logger] = []
         self._senders: dict[int, _Sender] = {}
@@ -82,7 +85,7 @@ class Boards(RunCallback):
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Have the newest field drawn."""
-        self._validated = trainer.state.fn == TrainerFn.FITTING
+        self._validated = self._drawn and trainer.state.fn == TrainerFn.FITTING
 
     def on_train_end(self, *_: Any) -> None:
         """Have what follows logged whatever the pace."""

@@ -283,7 +283,7 @@ def run_callbacks(
     checkpoints : bool
         Whether best.ckpt and last.ckpt are written.
     report : bool
-        Whether report.html is, which takes a second or two.
+        Whether report.html and pictures are, which takes two seconds or three.
 
     Examples
     --------
@@ -293,12 +293,12 @@ def run_callbacks(
     folder, console = Path(folder), console or the_console()
     lines = [ProgressLine(console)] if lines is None else lines
     # The loggers have the newest field that the records have written.
-    records, boards = Records(folder), Boards(folder)
+    records, boards = Records(folder), Boards(folder, drawn=report)
     # The monitor comes first: the line ends with its last status.
     page = LivePage(folder)
     watching = Monitor(folder, [*lines, records, boards, page])
     callbacks: list[Callback] = [watching, records, boards, *lines]
-    callbacks += [HeldOut(folder), Report(folder, console, page=report)]
+    callbacks += [HeldOut(folder), Report(folder, console, drawn=report)]
     if fit:
         callbacks += [WriteSummary(folder), FinalValidation()]
     # Two, since one with save_last writes last.ckpt with a new best only.

@@ -47,15 +47,15 @@ class Report(RunCallback):
     folder : Path
         Of the run.
     console : rich.console.Console, optional
-    page : bool
-        Whether report.html is written, too.
+    drawn : bool
+        Whether pictures are, and report.html is written, too.
     """
 
     def __init__(
-        self, folder: Path, console: Console | None = None, *, page: bool = True
+        self, folder: Path, console: Console | None = None, *, drawn: bool = True
     ) -> None:
         super().__init__(folder)
-        self._page = page
+        self._drawn = drawn
         self.console = console or Console()
         # Printed after the progress line has ended.
         self._lines: list[str] = []
@@ -92,10 +92,10 @@ class Report(RunCallback):
             self._write(_HISTORY, history.to_netcdf)
         self._lines += [
             *errors,
-            *_best(trainer),
+            *_best(trainer, self._drawn),
             *(f"Attempts failed, set aside: {at}" for at in data.cost().set_aside),
             f"Run: {self.folder}",
-            *[f"Report: {self.folder / REPORT}"] * self._page,
+            *[f"Report: {self.folder / REPORT}"] * self._drawn,
             f"Next: {next_command(self.folder, trainer, pl_module, held_out)}",
         ]
 
@@ -159,7 +159,8 @@ class Report(RunCallback):
         leave(self.folder / name, write)
 
     def _draw(self, name: str, draw: Callable[[], Figure]) -> None:
-        self._write(name, lambda part: draw().savefig(part, format="png"))
+        if self._drawn:
+            self._write(name, lambda part: draw().savefig(part, format="png"))
 
 
 def held_out_of(trainer: L.Trainer) -> ValidationSet | None:
@@ -260,16 +261,17 @@ def _beside(error: float, baselines: Mapping[str, float]) -> str:
     return f"  {line}" + (f"; worse than {' and '.join(better)}" if better else "")
 
 
-def _best(trainer: L.Trainer) -> list[str]:
+def _best(trainer: L.Trainer, drawn: bool) -> list[str]:
     for callback in trainer.checkpoint_callbacks:
         # Users may have others.
         if not isinstance(callback, ModelCheckpoint) or callback.monitor != _SCORE:
             continue
         score = callback.best_model_score
         if callback.filename == "best" and score is not None:
+            pictures = ", prediction.png, rollout.png" * drawn
             return [
-                "  of the last weights, as are last.ckpt, prediction.png, rollout.png "
-                f"and outcome.json; best.ckpt had {float(score):.2%}"
+                f"  of the last weights, as are last.ckpt{pictures} and outcome.json; "
+                f"best.ckpt had {float(score):.2%}"
             ]
     return []
 

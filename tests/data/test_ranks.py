@@ -96,8 +96,10 @@ SCARCE = {
     [("FIFO", {"archive": "tiny.zarr", **SCARCE}), ("Reservoir", {})],
     ids=["FIFO, one worker for both", "Reservoir"],
 )
-def test_each_rank_trains_its_share(tmp_path, policy, options):
+def test_each_rank_trains_its_share(tmp_path, policy, options, monkeypatch):
     """Simulations are dealt by number; both take the same steps; nothing is lost or doubled."""
+    if policy == "Reservoir":
+        monkeypatch.setenv("SURROGATE_FLOW_REPORT", "")  # left out in other tests
     options = {"simulations": SIMULATIONS + 1, "held_out": HELD_OUT, **options}
     process = start(tmp_path, policy, *TWO, **options)
     output, _ = process.communicate(timeout=110)
@@ -112,9 +114,9 @@ def test_each_rank_trains_its_share(tmp_path, policy, options):
         if policy == "FIFO":
             assert set(counts.values()) == {1}
     (path,) = (tmp_path / "runs" / "tiny").iterdir()
-    assert {"metrics.csv", "prediction.png", "config.yaml"} <= {
-        p.name for p in path.iterdir()
-    }
+    names = {p.name for p in path.iterdir()}
+    assert {"metrics.csv", "rollout.csv", "config.yaml"} <= names
+    assert ({"prediction.png", "report.html"} <= names) == (policy == "Reservoir")
     assert f"mean over {HELD_OUT} simulations" in output
     assert output.count("Dask dashboard") == 1
     if "archive" in options:

@@ -47,16 +47,18 @@ def drawn(spec: FieldSpec, numbers: range = range(2)) -> tuple[Figure, Validatio
     return picture(surrogate, held_out), held_out
 
 
-def test_best_is_shown_with_its_own_error():
+@pytest.mark.parametrize("drawn", [True, False])
+def test_best_is_shown_with_its_own_error(drawn):
     """Not with what another checkpoint of the user's is chosen by."""
     theirs, ours = (
         ModelCheckpoint(monitor=name, filename=file)
         for name, file in (("train_loss", None), ("val_relative_l2", "best"))
     )
     theirs.best_model_score, ours.best_model_score = torch.tensor([0.03, 0.0931])
-    shown = _best(SimpleNamespace(checkpoint_callbacks=[theirs, ours]))
-    assert shown[0].endswith("outcome.json; best.ckpt had 9.31%")
-    assert not _best(SimpleNamespace(checkpoint_callbacks=[theirs]))
+    (shown,) = _best(SimpleNamespace(checkpoint_callbacks=[theirs, ours]), drawn)
+    assert shown.endswith("outcome.json; best.ckpt had 9.31%")
+    assert ("prediction.png" in shown) == drawn
+    assert not _best(SimpleNamespace(checkpoint_callbacks=[theirs]), drawn)
 
 
 def test_a_mean_does_not_hide_an_error():

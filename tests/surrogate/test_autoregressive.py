@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from conventions import findings
 from matplotlib.image import imread
-from programs import WORKFLOW, fit
+from programs import WORKFLOW, environment, fit
 from test_ranks import HELD_OUT, TWO
 from test_resume import SIMULATIONS, STEPS, kill_after, lines, start
 
@@ -38,6 +38,7 @@ def run(tmp_path_factory):
         *WINDOW,
         "--model.optimizer.lr=0.003",
         "--trainer.val_check_interval=100",
+        env={**environment(), "SURROGATE_FLOW_REPORT": ""},
     )
     output, _ = process.communicate(timeout=110)
     assert process.returncode == 0, output
