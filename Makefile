@@ -1,5 +1,5 @@
 # make demo   install into .venv, then train a surrogate while its simulations run
-# make test   install with what the tests need, then the whole suite, in four processes, which wait half of the time
+# make test   install with what tests and docs need, then the whole suite, in four processes, which wait half of the time
 # make soak   a thousand small studies into which faults are injected; goes on where it was
 # make bench-all   the benchmarks, the tests that run each in its tiny form, and variants that make test leaves out
 # make pictures   the pictures of the live page, of watch and of the report under docs/, of a fit of some minutes
@@ -14,12 +14,11 @@ NOTEBOOK ?= off
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: install install-test install-docs demo test docs pictures soak lint format bench bench-all clean
+.PHONY: install install-test demo test docs pictures soak lint format bench bench-all clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test
-install-docs: $(VENV)/installed-docs
 
 # torch goes first and alone: a requirement met already keeps the CPU build where that is what there is.
 $(VENV)/torch:
@@ -34,13 +33,10 @@ $(VENV)/installed: $(VENV)/torch setup.cfg pyproject.toml
 	$(PIP) install -e '.[networks]'
 	@touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
-	$(PIP) install -e '.[test]'
-	@touch $@
-
-$(VENV)/installed-docs: $(VENV)/installed
-	$(PIP) install -e '.[docs]'
-	@touch $@
+# In one go: to resolve and to build again takes half a minute.
+$(VENV)/installed-test: $(VENV)/torch setup.cfg pyproject.toml
+	$(PIP) install -e '.[test,docs]'
+	@touch $(VENV)/installed $@
 
 demo: install
 	$(BIN)/surrogate-flow fit --data workflows/heat2d.yaml --model models/fully_connected.yaml
@@ -48,7 +44,7 @@ demo: install
 test: install-test
 	$(BIN)/pytest -n 4
 
-docs: install-docs
+docs: install-test
 	rm -rf docs/api
 	NOTEBOOK=$(NOTEBOOK) $(BIN)/sphinx-build -q -W --keep-going docs build/docs
 	@echo "build/docs/index.html"
