@@ -79,10 +79,24 @@ def no_run_outlives_its_test():
 
 # The longest files, longest first; those that share the batch system go to one process.
 LONGEST = (
-    *("test_jobs_", "test_ranks", "test_resume", "test_compare", "test_generate"),
-    *("test_data.py", "test_watchdog", "test_end_to_end", "test_seeds"),
-    *("test_browser", "test_autoregressive", "test_docs", "test_benchmarks"),
-    *("test_packaging", "test_workers_solvers", "test_ensemble", "test_full_disk"),
+    *("test_jobs_", "test_watchdog", "test_generate", "test_workers_solvers"),
+    *("test_seeds", "test_resume", "test_ranks", "test_end_to_end", "cli/test_sweep"),
+    *(
+        "test_ensemble.py",
+        "test_data.py",
+        "test_benchmarks",
+        "test_page",
+        "test_compare",
+    ),
+    *("test_live_dashboard", "test_docs", "test_packaging", "test_stored"),
+    *("test_full_disk", "test_browser", "test_recipes", "test_trainer", "test_live.py"),
+    *(
+        "test_mistakes",
+        "test_fuzz",
+        "test_clusters",
+        "test_export",
+        "test_autoregressive",
+    ),
 )
 
 

@@ -48,6 +48,7 @@ def run(tmp_path_factory):
         *("--model.optimizer.lr=0.003", "--trainer.val_check_interval=50"),
         cwd=folder,
         env={**environment(), "SURROGATE_FLOW_REPORT": ""},
+        timeout=250,  # on a busy machine
     )
     (path,) = (folder / "runs" / "tiny").iterdir()
     return done.stdout, path
