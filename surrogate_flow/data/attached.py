@@ -25,6 +25,7 @@ from surrogate_flow.ensemble.ensemble import EnsembleStats
 from surrogate_flow.ensemble.events import Exhausted
 from surrogate_flow.ensemble.ledger import Ledger, RecordingSink, SimulationState
 from surrogate_flow.ensemble.sharing import Joining, Meeting, Told, new_token
+from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.sampling import Design
@@ -124,7 +125,7 @@ class Attached:
             # trainer.
             self._readers = [ThreadPoolExecutor(n) for n in (_READERS, 1)]
             self._thread = LoudThread(self._run, "attached")
-            leave(self._leave)
+            leave(self.leave)
             leave(self.inlet.stop_outlets, "the training has ended")
         except BaseException:
             self._resources.close()
@@ -145,7 +146,8 @@ class Attached:
         with suppress(Empty):
             raise self._errors.get_nowait()
         silent = time.monotonic() - self._heard
-        if silent > _SILENT and not self._exhausted and not self._ending:
+        over = self._exhausted or self._ending or self._closing.is_set()
+        if silent > _SILENT and not over:
             self._ending = True
             logger.error(
                 "No word for %.0f s of the study in %s, which has ended or was killed: "
@@ -176,6 +178,8 @@ class Attached:
 
     def waiting(self) -> str:
         """Return what holds up the simulations, or ""."""
+        if self._closing.is_set():
+            return ""
         if self._told is None:
             return f"waits for the study in {self._folder}"
         return self._told.waiting
@@ -184,12 +188,16 @@ class Attached:
         """Leave the study; may be called again."""
         self._resources.close()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Take no more steps, so that others wait for it no longer; stay connected."""
+        if self._closing.is_set():
+            return
         self._closing.set()
+        self.inlet.stop_outlets("the training has ended")
         if self._thread.is_alive():
             self._thread.join()
             with suppress(OSError):
-                if not self._ending:
+                if not self._ending and not self._exhausted:
                     self._say(leaves=True)
         for readers in self._readers:
             readers.shutdown(cancel_futures=True)
@@ -267,8 +275,10 @@ class Attached:
                     self._archive.read(number, first, steps)
                     outlet.send(steps)
         except ArchiveError as error:
-            logger.error("%s", error)
-            self._give_up(number)
+            what, _, _ = str(error).partition(" Copy the data set")
+            again = f"surrogate-flow sweep resume {self._folder}"
+            remedy = f"Delete that file and stop the sweep: {again} simulates it again."
+            self._errors.put(EnsembleError(what, remedy=remedy))
         except StreamError as error:
             if not self._closing.is_set():
                 self._errors.put(error)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.quantities import Simulation
-from surrogate_flow.stream import NotExpected, Sink
+from surrogate_flow.stream import AlreadyEnded, NotExpected, Sink
 
 __all__ = ["Counts", "Ledger", "RecordingSink", "SimulationState"]
 
@@ -164,11 +164,15 @@ class RecordingSink:
         Raises
         ------
         NotExpected
-            If it has not begun, or has ended.
+            If it has not begun.
+        AlreadyEnded
+            If it has ended.
         """
         state = self._ledger.state(simulation)
         if state is not SimulationState.RUNNING:
-            raise NotExpected(f"simulation {simulation} is {state.value}")
+            planned = state is SimulationState.PLANNED
+            kind = NotExpected if planned else AlreadyEnded
+            raise kind(f"simulation {simulation} is {state.value}")
         return self._sink.open(simulation)
 
     def close(self, simulation: int, complete: bool) -> None:

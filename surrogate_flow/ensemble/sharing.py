@@ -20,6 +20,7 @@ import msgspec
 from surrogate_flow.cluster.existing import Existing
 from surrogate_flow.cluster.open import ClusterSource
 from surrogate_flow.dataset import Archive
+from surrogate_flow.dataset.writer import ABSENT, COMPLETE
 from surrogate_flow.ensemble.ensemble import EnsembleStats
 from surrogate_flow.ensemble.events import Event, Exhausted, Failed, Finished, Listener
 from surrogate_flow.ensemble.faults import Faults
@@ -42,6 +43,7 @@ Late = Literal["wait", "drop", "spool"]
 MEETING = "ensemble.json"
 _TICK = 0.25  # seconds between two looks at what trainings say
 _SILENT = 10.0  # seconds without a word after which a training is taken out
+_NOTE = 30.0  # seconds between two notes of what the simulations have taken
 _STALLED = 1.0  # seconds of a look after which this process was stopped, or too busy
 
 
@@ -147,9 +149,10 @@ class SharedStudy:
     Parameters
     ----------
     solver, design, cluster, faults, settings, listeners
-        As `Study`. Simulations that are complete in the data set do not run again.
+        As `Study`. What is complete in the data set, or has failed for good, does not
+        run again; what has lost chunks there does.
     archive : Archive
-        Of the same design, to add to.
+        Of the same design, to add to. It must stay writable.
     late : {"wait", "drop", "spool"}
         Whether the slowest training holds up the others, misses the rest of
         simulations, or reads that in the data set later.
@@ -173,10 +176,18 @@ class SharedStudy:
     ) -> None:
         self._archive, self._late, self._design = archive, late, design
         self._spec = archive.spec
+        if lost := archive.drop_incomplete():
+            logger.warning(
+                "%s: %d simulations have lost chunks, and run again.",
+                *(archive.path, len(lost)),
+            )
         self._on_disk, self._failed = IntSet(), IntSet()
-        for number in archive.complete():
-            self._on_disk.add(number)
-        design.skip(IntSet(self._on_disk.ranges))
+        for number, state in enumerate(archive.states()):
+            if state != ABSENT:
+                (self._on_disk if state == COMPLETE else self._failed).add(number)
+        # What has failed for good would be in some trainings, and not in others.
+        design.skip(self._on_disk | self._failed)
+        self._worked_before = archive.solver_seconds
         self._exhausted = False
         self._fanout = Fanout(
             late="wait" if late == "wait" else "drop", held_out=design.held_out
@@ -194,7 +205,7 @@ class SharedStudy:
                 self._fanout,
                 cluster=cluster,
                 faults=faults,
-                settings=replace(settings, writer=archive.writer),
+                settings=replace(settings, writer=archive.writer, archives_all=True),
                 listeners=[self._note, *listeners],
             )
             self._resources.callback(self.study.close)
@@ -244,7 +255,12 @@ class SharedStudy:
     def stats(self) -> EnsembleStats:
         """Count simulations by state, those of earlier processes included."""
         stats = self.study.stats()
-        return replace(stats, done=len(self._on_disk))
+        return replace(stats, done=len(self._on_disk), failed=len(self._failed))
+
+    @property
+    def worked(self) -> float:
+        """Solver seconds of the complete simulations, those of earlier processes too."""
+        return self._worked_before + self.study.inlet.stats().worked
 
     def dropped(self) -> dict[str, int]:
         """Count the simulations of which each training has missed steps."""
@@ -285,7 +301,7 @@ class SharedStudy:
             self._heard.put(msgspec.msgpack.decode(event[1], type=Joining))
 
     def _run(self) -> None:
-        before = time.monotonic()
+        before = noted = time.monotonic()
         while not self._closing.is_set():
             with suppress(Empty):
                 self._take(self._heard.get(timeout=_TICK))
@@ -295,6 +311,9 @@ class SharedStudy:
                 for member in self._members.values():
                     member.heard += stalled
             before = now
+            if now - noted > _NOTE:
+                self._note_worked()
+                noted = now
             for name, member in list(self._members.items()):
                 if member.relay.lost or now - member.heard > _SILENT:
                     why = member.relay.lost or f"no word from it for {_SILENT:g} s"
@@ -331,7 +350,7 @@ class SharedStudy:
         told = Told(
             token,
             self.stats(),
-            self.study.inlet.stats().worked,
+            self.worked,
             "; ".join(filter(None, [fanout.waiting(), self.study.waiting()])),
             # Before those of the stream: one that begins and ends now is of these.
             on_disk=self._on_disk.ranges,
@@ -343,10 +362,16 @@ class SharedStudy:
         topic = f"{self._topic}/{name}"
         self.study.client.log_event(topic, msgspec.msgpack.encode(told))
 
+    def _note_worked(self) -> None:
+        """Add to what the data set says that its simulations have taken."""
+        if (seconds := self.worked - self._archive.solver_seconds) > 0:
+            self._archive.spend(seconds)
+
     def _leave_all(self) -> None:
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._note_worked()
         for name in list(self._members):
             self._remove(name)
 

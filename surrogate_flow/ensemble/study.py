@@ -58,6 +58,8 @@ class StudySettings:
         Number of studies that share the workers evenly.
     writer : Writer, optional
         Of a data set that the simulations go into, too.
+    archives_all : bool
+        Whether the study ends when that cannot be written any more.
     streams : bool
         Whether fields arrive in the sink, or only `receipts`: then the data set must be
         writable, or the study ends.
@@ -70,6 +72,7 @@ class StudySettings:
     ahead: int = 2
     share: int = 1
     writer: Writer | None = None
+    archives_all: bool = False
     streams: bool = True
 
 
@@ -186,7 +189,8 @@ class Study:
                     study=placement.study,
                 )
             )
-            unarchived = replace(task, archives=False) if settings.streams else None
+            goes_on = settings.streams and not settings.archives_all
+            unarchived = replace(task, archives=False) if goes_on else None
             tasks = Tasks(client, task, settings.name, placement, unarchived)
             workers = Workers(
                 client,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from surrogate_flow.fields.encoder import Encoder, SpecMismatch
 from surrogate_flow.stream.endpoint import Endpoint, Timing
 from surrogate_flow.stream.errors import (
+    AlreadyEnded,
     NotExpected,
     StreamError,
     StreamRefused,
@@ -19,6 +20,7 @@ from surrogate_flow.stream.sink import Discard, Sink
 from surrogate_flow.stream.stats import SimulationProgress, StreamStats
 
 __all__ = [
+    "AlreadyEnded",
     "Discard",
     "Encoder",
     "Endpoint",

@@ -34,6 +34,10 @@ class NotExpected(LookupError):
     """A sink wants no step of a simulation, because it has not begun."""
 
 
+class AlreadyEnded(NotExpected):
+    """A sink wants no step of a simulation, because it has ended there."""
+
+
 class ProtocolError(ValueError):
     """A message that the inlet refuses; the reason is sent to the outlet.
 

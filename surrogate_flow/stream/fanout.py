@@ -77,7 +77,9 @@ class Fanout(Sink):
                 raise ValueError(f"The sink {name!r} is there already: remove it.")
             self._sinks = self._sinks | {name: sink}
             self._shares[name] = share
-            self._streamed[name], self._dropped[name] = IntSet(), IntSet()
+            self._streamed[name] = IntSet()
+            # What it has missed stays so, if it was there before.
+            self._dropped.setdefault(name, IntSet())
         for wake in self._wakes:
             sink.on_room(wake)
             wake()

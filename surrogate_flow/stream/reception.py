@@ -13,7 +13,7 @@ from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.stream import protocol as msg
 from surrogate_flow.stream.credit import CreditPool
-from surrogate_flow.stream.errors import NotExpected, ProtocolError
+from surrogate_flow.stream.errors import AlreadyEnded, NotExpected, ProtocolError
 from surrogate_flow.stream.session import Session
 from surrogate_flow.stream.sink import Sink
 from surrogate_flow.stream.stats import (
@@ -220,6 +220,9 @@ class Reception:
         if session is None:
             try:
                 first = self._sink.open(simulation)
+            except AlreadyEnded as error:
+                self._reply(identity, msg.Stop(str(error)))
+                return
             except NotExpected as error:
                 reason = str(error) or f"simulation {simulation} has not begun"
                 raise ProtocolError("simulation", reason) from None

@@ -29,6 +29,8 @@ class Sink(Protocol):
         ------
         NotExpected
             If the simulation has not begun: its outlet is refused.
+        AlreadyEnded
+            If it has ended: its outlet is stopped.
         """
         return 0
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import pytorch_lightning as L
 from batch import wait_until
 from distributed import LocalCluster
 from troubled import STEPS, Wave
@@ -29,8 +30,11 @@ from surrogate_flow.ensemble.study import StudySettings, StudyTimeout
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.int_set import IntSet
+from surrogate_flow.nn import FullyConnected
+from surrogate_flow.reservoir import Reservoir
 from surrogate_flow.sampling import Design, Sobol
 from surrogate_flow.stream import Discard, Inlet
+from surrogate_flow.surrogate.surrogate import Surrogate
 
 HELD_OUT, SIMULATIONS = 2, 10
 ALL = HELD_OUT + SIMULATIONS
@@ -168,11 +172,13 @@ def test_each_gets_every_step_once_whenever_it_joins(tmp_path):
 
 
 class Fails(Wave):
-    """A wave that breaks off in some simulations."""
+    """A wave that breaks off in some simulations, at first."""
+
+    mended = False
 
     def solve(self, parameters):
         for k, step in enumerate(super().solve(parameters)):
-            if k == 3 and parameters["phase"] > 0.6:
+            if k == 3 and parameters["phase"] > 0.6 and not self.mended:
                 raise ArithmeticError("nan")
             yield step
 
@@ -217,21 +223,29 @@ class Hangs(Wave):
         yield from super().solve(parameters)
 
 
-def test_a_held_out_simulation_that_hangs_is_said_though_trainings_wait(tmp_path):
-    """They take nothing else before it is there."""
+def test_a_held_out_simulation_that_hangs_is_said_though_a_training_is_full(
+    tmp_path, monkeypatch
+):
+    """It takes nothing else before it is there."""
+    size = Wave.spec.step_bytes
+    small = partial(Inlet, budget=4 * size, coalesce_bytes=size)
+    monkeypatch.setattr("surrogate_flow.data.attached.Inlet", small)
+    monkeypatch.setattr("surrogate_flow.stream.relay._BACKLOG", size)
     try:
-        with study(tmp_path, solver=Hangs(), patience=3.0) as shared:
-            with training(tmp_path, "one", Book(room=0)):
-                wait_until(lambda: shared.members)
-                with pytest.raises(StudyTimeout, match="patience"):
-                    wait_until(shared.check)
+        with (
+            study(tmp_path, solver=Hangs(), patience=3.0) as shared,
+            training(tmp_path, "one", Book(room=0)),
+        ):
+            wait_until(lambda: shared.members and shared._fanout.waiting())
+            with pytest.raises(StudyTimeout, match="patience"):
+                wait_until(shared.check)
             Hangs.ended.set()
     finally:
         Hangs.ended.set()
 
 
-def test_what_fails_for_good_is_left_in_all(tmp_path):
-    """The others are whole; the ends of all come."""
+def test_what_fails_for_good_is_left_in_all(tmp_path, monkeypatch):
+    """Those after a resume too. The others are whole; the ends of all come."""
     books = [Book(), Book()]
     with study(tmp_path, solver=Fails()) as shared, contextlib.ExitStack() as stack:
         parts = [
@@ -247,6 +261,46 @@ def test_what_fails_for_good_is_left_in_all(tmp_path):
             assert set(book.steps.values()) == {1}
             assert attached.stats().failed == len(broken)
         assert shared.exhausted
+        worked = shared.worked
+        assert worked > 0
+    monkeypatch.setattr(Fails, "mended", True)
+    later = Book()
+    with (
+        study(tmp_path, solver=Fails()) as shared,
+        training(tmp_path, "later", later) as three,
+    ):
+        ended((later, three))
+        assert three.stats().failed == shared.stats().failed == len(broken)
+        assert three.stream().worked == shared.worked == pytest.approx(worked)
+    assert later.steps == good
+
+
+def test_a_damaged_simulation_runs_again_or_fails_those_that_read_it(tmp_path, caplog):
+    """Never has one training fewer than another, in silence."""
+    first, again, new = Book(), Book(), Book()
+    with study(tmp_path), training(tmp_path, "first", first) as one:
+        ended((first, one))
+        plain = one.ledger.to_plain()
+    chunk = tmp_path / "simulations.zarr" / "u" / "c.1.0.0"
+    damaged = bytearray(chunk.read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    chunk.write_bytes(damaged)
+    named = pytest.raises(EnsembleError, match=r"c\.1\.0\.0 is damaged.*sweep resume")
+    with study(tmp_path), training(tmp_path, "new", Book()) as two, named:
+        wait_until(two.check)
+    chunk.unlink()
+    with study(tmp_path) as shared, contextlib.ExitStack() as stack:
+        # As one that goes on from its checkpoint.
+        attached = Attached(Attach(tmp_path, "first"), design(), again, Ranks())
+        stack.callback(attached.close)
+        attached.ledger.restore(plain)
+        attached.start()
+        two = stack.enter_context(training(tmp_path, "new", new))
+        ended((new, two), (again, attached))
+        assert shared.study.stats().done == 1
+    assert "gets no more steps" not in caplog.text
+    assert new.steps == whole()
+    assert not again.steps
 
 
 def test_a_study_that_was_killed_goes_on_and_so_does_a_training(tmp_path):
@@ -276,6 +330,35 @@ def test_a_training_that_is_killed_holds_up_nobody(tmp_path, monkeypatch, caplog
         assert "dead" not in shared.members
     assert "dead gets no more steps: no word from it" in caplog.text
     assert alive.steps == whole()
+
+
+def test_a_training_that_has_ended_leaves_before_its_report(tmp_path, monkeypatch):
+    """Which may take long, while others wait for room."""
+    monkeypatch.chdir(tmp_path)
+    left = []
+
+    class Reports(L.Callback):
+        def on_fit_end(self, *_):
+            left.append(wait_until(lambda: not shared.members))
+
+    data = OnlineData(
+        Wave(),
+        sampler=Sobol(seed=3),
+        simulations=SIMULATIONS,
+        held_out=HELD_OUT,
+        batch_size=4,
+        reservoir=Reservoir(capacity=10, threshold=5),
+        attach=Attach(tmp_path, "one"),
+    )
+    options = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar"), False
+    )
+    options |= {"enable_model_summary": False, "accelerator": "cpu"}
+    with study(tmp_path) as shared:
+        trainer = L.Trainer(max_steps=2, callbacks=[Reports()], **options)
+        trainer.fit(Surrogate(Wave.spec, partial(FullyConnected, widths=[8])), data)
+        assert trainer.global_step == 2
+    assert left == [True]
 
 
 def test_two_ranks_share_a_stream(tmp_path):

@@ -112,6 +112,10 @@ def test_the_slowest_holds_up_the_others_or_misses_the_rest():
             assert slow.steps == whole(0) + Counter({(1, s): 1 for s in range(25)})
             assert (missed, streamed) == ([1], [0])
             assert slow.closed == {(1, False): 1, (0, True): 1}
+            # What it has missed is known when it comes again.
+            fanout.remove("slow")
+            fanout.add("slow", Discard())
+            assert [*fanout.dropped("slow")] == [1]
         slow.end()
         fast.end()
         assert not slow.wrong

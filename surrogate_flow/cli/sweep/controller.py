@@ -153,7 +153,6 @@ class Controller:
                 try:
                     yield shared.check
                 finally:
-                    archive.spend(shared.study.inlet.stats().worked)
                     self._tell_of_dropped(shared)
         finally:
             archive.release()
