@@ -402,12 +402,13 @@ class OnlineData(SurrogateData):
     def train_dataloader(self) -> OnlineLoader:
         """Return the batches of the reservoir; a study has one loader, which counts."""
         source, trainer = self._start(), self.trainer
+        leave = source.leave if isinstance(source, Attached) else None
         if self._loader is None:
             self._loader = OnlineLoader(
                 require_setup(self.store),
                 pending=require_setup(self._checkpoint).pending,
                 source=source,
-                applied=AppliedBatches(trainer) if trainer else None,
+                applied=AppliedBatches(trainer, leave) if trainer else None,
                 ranks=self.ranks,
                 stopped=self._stopped,
                 waits_for_all=self.deterministic,

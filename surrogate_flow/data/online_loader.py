@@ -6,7 +6,7 @@ import threading
 import time
 from array import array
 from bisect import bisect_left
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, final
 
 import pytorch_lightning as L
@@ -138,8 +138,10 @@ class AppliedBatches(Callback):
     trainer, in place of an earlier one.
     """
 
-    def __init__(self, trainer: L.Trainer) -> None:
-        self._trainer = trainer
+    def __init__(
+        self, trainer: L.Trainer, at_end: Callable[[], None] | None = None
+    ) -> None:
+        self._trainer, self._at_end = trainer, at_end
         # A run that was told to stop has saved that it had come to its end; whether it
         # has is for the reservoir to say.
         trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = False
@@ -159,6 +161,11 @@ class AppliedBatches(Callback):
         unlimited = trainer.num_training_batches == float("inf")
         if unlimited or not self._progress.current.ready:
             trainer.should_stop = True
+
+    def on_train_end(self, *_: Any) -> None:
+        """Let others go on while pictures and reports are made of the run."""
+        if self._at_end is not None:
+            self._at_end()
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Any

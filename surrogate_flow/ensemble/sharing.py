@@ -259,7 +259,7 @@ class SharedStudy:
 
     @property
     def worked(self) -> float:
-        """Solver seconds of the complete simulations, those of earlier processes too."""
+        """Solver seconds of all simulations, those of earlier processes included."""
         return self._worked_before + self.study.inlet.stats().worked
 
     def dropped(self) -> dict[str, int]:
