@@ -62,6 +62,16 @@ def test_a_job_of_another_host_is_looked_up_in_the_queue(slurm, tmp_path, monkey
     wait_until(lambda: not place.runs(attempt), 60)
 
 
+def test_an_ensemble_that_jobs_do_not_reach_is_refused(slurm, tmp_path, monkeypatch):
+    """Before one is submitted: on this host alone it is for jobs of this host."""
+    place = Jobs(batch.cluster(), tmp_path)
+    place.require_reachable("tcp://127.0.0.1:8786")
+    monkeypatch.setattr("surrogate_flow.cli.sweep.places._HOST", "login.site.org")
+    place.require_reachable("tls://10.0.0.1:8786")
+    with pytest.raises(SweepError, match=r"on login\.site\.org alone.*data\.cluster"):
+        place.require_reachable("tcp://127.0.0.1:8786")
+
+
 class Killed(Jobs):
     """Its controller is killed when a job is submitted, before that is noted."""
 

@@ -149,6 +149,8 @@ class Controller:
                 archive=archive,
                 late=recipe.late,
             ) as shared:
+                address = shared.study.cluster.address.scheduler_address
+                self._place.require_reachable(address)
                 logger.info("Dask dashboard: %s", shared.study.dashboard_link)
                 try:
                     yield shared.check

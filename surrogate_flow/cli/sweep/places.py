@@ -22,7 +22,7 @@ from dask.system import CPU_COUNT
 from surrogate_flow.cli.sweep.attempt import ATTEMPT, Attempt, Handle
 from surrogate_flow.cli.sweep.folder import SweepError
 from surrogate_flow.cluster.batch import BatchSystem
-from surrogate_flow.cluster.batch.batch_queue import JobState, queue_of
+from surrogate_flow.cluster.batch.batch_queue import JobState, hosts_of, queue_of
 from surrogate_flow.cluster.batch.job import output_of
 
 __all__ = ["Here", "Jobs", "Place"]
@@ -52,6 +52,10 @@ class Place(ABC):
     @abstractmethod
     def end(self, attempt: Attempt) -> None:
         """Ask it to end in order, with a checkpoint; may be called again."""
+
+    def require_reachable(self, scheduler: str) -> None:
+        """Refuse an ensemble that trials do not reach, before one is started."""
+        return
 
     def kill(self, attempt: Attempt) -> None:
         """End it at once, with all that it has started, as far as that can be done."""
@@ -178,6 +182,24 @@ class Jobs(Place):
             ) from error
         self._known[str(job.job_id)] = True
         return {"job": str(job.job_id)}
+
+    def require_reachable(self, scheduler: str) -> None:
+        """Refuse an ensemble of this host alone where jobs run on other hosts.
+
+        Raises
+        ------
+        SweepError
+        """
+        if "//127." not in scheduler:
+            return
+        others = hosts_of(self._system.cluster_class) - {_HOST.partition(".")[0]}
+        if others:
+            raise SweepError(
+                f"jobs: trials run on {min(others)} and other hosts, and the ensemble "
+                f"at {scheduler} is on {_HOST} alone.",
+                remedy="Have the simulations run as jobs, too, such as options: "
+                "{data.cluster: slurm}.",
+            )
 
     def runs(self, attempt: Attempt) -> bool:
         """Whether the queue has it, waiting or running; also if it does not answer."""

@@ -58,6 +58,17 @@ def queue_of(
     return qstat if issubclass(cluster_class, PBSCluster) else None
 
 
+def hosts_of(cluster_class: type[JobQueueCluster]) -> set[str]:
+    """Return the hosts of a batch system, without domains; none if it does not say."""
+    text, names = None, r"^(\S+)"
+    if issubclass(cluster_class, SLURMCluster):
+        text = _run(["sinfo", "--noheader", "--Node", "--format=%n"])
+    elif issubclass(cluster_class, PBSCluster):
+        text, names = _run(["pbsnodes", "-a"]), r"^\s+Mom = (\S+)"
+    found = re.findall(names, text or "", re.MULTILINE)
+    return {host.partition(".")[0] for host in found}
+
+
 def squeue(jobs: Collection[str]) -> Statuses | None:
     """Return what ``squeue`` of Slurm reports of jobs; None if it fails."""
     # By user: with the id of a forgotten job, squeue fails for all.
