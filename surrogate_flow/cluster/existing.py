@@ -75,6 +75,18 @@ class Existing(ClusterConfig):
         known.ours = not isinstance(cluster, Existing)
         return known
 
+    @classmethod
+    def shared(
+        cls, address: str, keys: tuple[str, str, str] | None, *, local: bool
+    ) -> Self:
+        """Return how a study of another process is reached.
+
+        `keys` are the files of authority, certificate and key.
+        """
+        known = cls(address, None, *(keys or ()))
+        known.local = local
+        return known
+
     @property
     def scheduler_address(self) -> str:
         """Address of the scheduler.

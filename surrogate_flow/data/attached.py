@@ -24,7 +24,12 @@ from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.ensemble.ensemble import EnsembleStats
 from surrogate_flow.ensemble.events import Exhausted
 from surrogate_flow.ensemble.ledger import Ledger, RecordingSink, SimulationState
-from surrogate_flow.ensemble.sharing import Joining, Meeting, Told, new_token
+from surrogate_flow.ensemble.sharing import (
+    Heartbeat,
+    StudyAddress,
+    StudyStatus,
+    new_token,
+)
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.int_set import IntSet
@@ -36,9 +41,9 @@ __all__ = ["Attach", "Attached"]
 
 logger = logging.getLogger(__name__)
 
-_TELL = 1.0  # seconds between two words to the study
-_ANSWER = 10.0  # seconds that the scheduler has to take one
-_SILENT = 50.0  # seconds without a word of the study after which it is gone
+_INTERVAL = 1.0  # seconds between two heartbeats
+_ANSWER = 10.0  # seconds for the scheduler to take one
+_SILENT = 50.0  # seconds without a status of the study after which it is gone
 _READERS = 3  # simulations that are read from the disk at once
 
 
@@ -100,22 +105,22 @@ class Attached:
         self._folder, self._design, self._router = attach.folder, design, router
         self.ledger = Ledger()
         self._resources = ExitStack()
-        meeting = Meeting.read(attach.folder)
+        address = StudyAddress.read(attach.folder)
         try:
             enter, leave = self._resources.enter_context, self._resources.callback
-            self._archive = Archive(Path(meeting.archive))
+            self._archive = Archive(Path(address.archive))
             self.spec = self._archive.spec
-            cluster = meeting.cluster()
+            cluster = address.cluster()
             self.client = enter(cluster.client())
             sink = _Beginning(self.ledger, router, design)
             self.inlet = enter(Inlet(self.spec, sink, host=cluster.interface))
-            self._me = Joining(
+            self._heartbeat = Heartbeat(
                 attach.name, new_token(), self.inlet.endpoint, ranks.rank, ranks.world
             )
-            self._topic = meeting.topic
-            self._told: Told | None = None
-            self._heard = time.monotonic()
-            self._news: SimpleQueue[Told] = SimpleQueue()
+            self._topic = address.topic
+            self._status: StudyStatus | None = None
+            self._last = time.monotonic()
+            self._statuses: SimpleQueue[StudyStatus] = SimpleQueue()
             #: Numbers that are read, or were given up.
             self._asked = IntSet()
             self._exhausted = self._ending = False
@@ -134,9 +139,9 @@ class Attached:
     def start(self) -> None:
         """Join the study; may be called again."""
         if self._thread.ident is None:
-            topic = f"{self._topic}/{self._me.member}"
-            self.client.subscribe_topic(topic, self._hear)
-            self._heard = time.monotonic()
+            topic = f"{self._topic}/{self._heartbeat.member}"
+            self.client.subscribe_topic(topic, self._receive)
+            self._last = time.monotonic()
             self._thread.start()
 
     def check(self, waited: float | None = None) -> None:
@@ -145,14 +150,14 @@ class Attached:
         self.inlet.check()
         with suppress(Empty):
             raise self._errors.get_nowait()
-        silent = time.monotonic() - self._heard
+        silent = time.monotonic() - self._last
         over = self._exhausted or self._ending or self._closing.is_set()
         if silent > _SILENT and not over:
             self._ending = True
             logger.error(
-                "No word for %.0f s of the study in %s, which has ended or was killed: "
-                "the training ends with a checkpoint. Go on with surrogate-flow sweep "
-                "resume %s",
+                "No status for %.0f s of the study in %s, which has ended or was "
+                "killed: the training ends with a checkpoint. Go on with "
+                "surrogate-flow sweep resume %s",
                 silent,
                 self._folder,
                 self._folder,
@@ -162,7 +167,7 @@ class Attached:
     def stats(self) -> EnsembleStats:
         """Count the simulations of this training, and the workers of the study."""
         counts = self.ledger.counts()
-        shared = self._told.stats if self._told else EnsembleStats(0, 0, 0, 0, 0)
+        shared = self._status.stats if self._status else EnsembleStats(0, 0, 0, 0, 0)
         return replace(
             shared,
             done=counts.complete,
@@ -174,15 +179,15 @@ class Attached:
     def stream(self) -> StreamStats:
         """Return what has arrived; `worked` is that of the whole study."""
         stats = self.inlet.stats()
-        return replace(stats, worked=self._told.worked) if self._told else stats
+        return replace(stats, worked=self._status.worked) if self._status else stats
 
     def waiting(self) -> str:
         """Return what holds up the simulations, or ""."""
         if self._closing.is_set():
             return ""
-        if self._told is None:
+        if self._status is None:
             return f"waits for the study in {self._folder}"
-        return self._told.waiting
+        return self._status.waiting
 
     def close(self) -> None:
         """Leave the study; may be called again."""
@@ -198,20 +203,20 @@ class Attached:
             self._thread.join()
             with suppress(OSError):
                 if not self._ending and not self._exhausted:
-                    self._say(leaves=True)
+                    self._send(leaves=True)
         for readers in self._readers:
             readers.shutdown(cancel_futures=True)
 
-    def _hear(self, event: tuple[float, Any]) -> None:
-        """Take what the study says; in the loop of Dask's client."""
+    def _receive(self, event: tuple[float, Any]) -> None:
+        """Keep a status of the study; in the loop of Dask's client."""
         with suppress(msgspec.MsgspecError):
-            told = msgspec.msgpack.decode(event[1], type=Told)
-            if told.token == self._me.token:
-                self._news.put(told)
+            status = msgspec.msgpack.decode(event[1], type=StudyStatus)
+            if status.token == self._heartbeat.token:
+                self._statuses.put(status)
 
-    def _say(self, *, leaves: bool = False) -> None:
-        said = msgspec.structs.replace(self._me, leaves=leaves)
-        message, client = msgspec.msgpack.encode(said), self.client
+    def _send(self, *, leaves: bool = False) -> None:
+        heartbeat = msgspec.structs.replace(self._heartbeat, leaves=leaves)
+        message, client = msgspec.msgpack.encode(heartbeat), self.client
         try:
             log_event = client.scheduler.log_event
             client.sync(
@@ -223,28 +228,28 @@ class Attached:
 
     def _run(self) -> None:
         failing = "The study cannot be reached"
-        repeat(self._turn, self._closing, _TELL, failing)
+        repeat(self._turn, self._closing, _INTERVAL, failing)
 
     def _turn(self) -> None:
-        told = None
-        while not self._news.empty():
-            told = self._news.get()
+        status = None
+        while not self._statuses.empty():
+            status = self._statuses.get()
         if self._exhausted:
             return
-        if told is not None:
-            self._told, self._heard = told, time.monotonic()
-            self._follow(told)
-        self._say(leaves=self._exhausted)
+        if status is not None:
+            self._status, self._last = status, time.monotonic()
+            self._follow(status)
+        self._send(leaves=self._exhausted)
 
-    def _follow(self, told: Told) -> None:
+    def _follow(self, status: StudyStatus) -> None:
         """Read what is on the disk alone, and let go of what has failed."""
         plain = self.ledger.to_plain()
         ended = IntSet(plain["complete"]) | IntSet(plain["failed"])
-        gone = IntSet(told.failed) | IntSet(told.dropped)
+        gone = IntSet(status.failed) | IntSet(status.dropped)
         for number in filter(self._design.mine, gone - ended - self._asked):
             self._asked.add(number)
             self._give_up(number)
-        waiting = IntSet(told.on_disk) - ended - IntSet(told.streamed) - self._asked
+        waiting = IntSet(status.on_disk) - ended - IntSet(status.streamed) - self._asked
         # Once for all of them.
         complete = self._archive.complete() if len(waiting) else []
         for number in filter(self._design.mine, sorted({*waiting} & {*complete})):
@@ -252,7 +257,7 @@ class Attached:
             readers = self._readers[number < self._design.held_out]
             readers.submit(self._read, number)
         counts = self.ledger.counts()
-        if told.exhausted and self._design.planned == counts.complete + counts.failed:
+        if status.exhausted and self._design.planned == counts.complete + counts.failed:
             self._exhausted = True
             self._router(Exhausted())
 

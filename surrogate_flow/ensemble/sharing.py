@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event as Flag
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import msgspec
 
@@ -32,23 +32,22 @@ from surrogate_flow.files import write_atomically
 from surrogate_flow.sampling import Design
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Endpoint, Fanout, Relay
+from surrogate_flow.stream.fanout import Late
 from surrogate_flow.threads import LoudThread
 
-__all__ = ["MEETING", "Joining", "Late", "Meeting", "SharedStudy", "Told"]
+__all__ = ["ADDRESS_FILE", "Heartbeat", "SharedStudy", "StudyAddress", "StudyStatus"]
 
 logger = logging.getLogger(__name__)
 
-#: What becomes of steps for which a training has no room while others have.
-Late = Literal["wait", "drop", "spool"]
-MEETING = "ensemble.json"
-_TICK = 0.25  # seconds between two looks at what trainings say
-_SILENT = 10.0  # seconds without a word after which a training is taken out
+ADDRESS_FILE = "ensemble.json"
+_TICK = 0.25  # seconds between two looks at heartbeats
+_SILENT = 10.0  # seconds without a heartbeat after which a training is taken out
 _NOTE = 30.0  # seconds between two notes of what the simulations have taken
 _STALLED = 1.0  # seconds of a look after which this process was stopped, or too busy
 
 
-class Meeting(msgspec.Struct, frozen=True):
-    """Where trainings join a study: the file `MEETING` in the folder of the study."""
+class StudyAddress(msgspec.Struct, frozen=True):
+    """Where trainings join a study: the file `ADDRESS_FILE` in its folder."""
 
     scheduler: str
     topic: str
@@ -68,7 +67,7 @@ class Meeting(msgspec.Struct, frozen=True):
         EnsembleError
             If there is none: no study runs.
         """
-        path = folder / MEETING
+        path = folder / ADDRESS_FILE
         try:
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except (OSError, msgspec.MsgspecError) as error:
@@ -87,14 +86,11 @@ class Meeting(msgspec.Struct, frozen=True):
                 remedy="Have the simulations run on a cluster that all trials reach, "
                 "such as options: {data.cluster: slurm}.",
             )
-        names = self.keys or (None, None, None)
-        cluster = Existing(self.scheduler, None, *names)
-        cluster.local = self.local and here
-        return cluster
+        return Existing.shared(self.scheduler, self.keys, local=self.local and here)
 
 
-class Joining(msgspec.Struct, frozen=True):
-    """What each process of a training says once a second."""
+class Heartbeat(msgspec.Struct, frozen=True):
+    """What each process of a training sends once a second."""
 
     name: str
     #: Of its inlet: another one has joined anew.
@@ -113,8 +109,8 @@ class Joining(msgspec.Struct, frozen=True):
 Ranges = list[tuple[int, int]]
 
 
-class Told(msgspec.Struct, frozen=True):
-    """What a training is told of the study, once a second: all of it, each time."""
+class StudyStatus(msgspec.Struct, frozen=True):
+    """The state of a study, as each training gets it once a second: all of it."""
 
     token: str
     #: Of all simulations, and solver seconds of the complete ones.
@@ -135,9 +131,9 @@ class Told(msgspec.Struct, frozen=True):
 
 @dataclass
 class _Member:
-    joining: Joining
+    heartbeat: Heartbeat
     relay: Relay
-    heard: float
+    last: float
 
 
 class SharedStudy:
@@ -189,12 +185,10 @@ class SharedStudy:
         design.skip(self._on_disk | self._failed)
         self._worked_before = archive.solver_seconds
         self._exhausted = False
-        self._fanout = Fanout(
-            late="wait" if late == "wait" else "drop", held_out=design.held_out
-        )
+        self._fanout = Fanout(late=late, held_out=design.held_out)
         self._members: dict[str, _Member] = {}
         self._known: set[str] = set()
-        self._heard: SimpleQueue[Joining] = SimpleQueue()
+        self._heartbeats: SimpleQueue[Heartbeat] = SimpleQueue()
         self._closing = Flag()
         self._thread = LoudThread(self._run, "sharing")
         self._resources = ExitStack()
@@ -210,7 +204,7 @@ class SharedStudy:
             )
             self._resources.callback(self.study.close)
             self._topic = f"surrogate-flow/{secrets.token_hex(8)}"
-            self.study.client.subscribe_topic(self._topic, self._hear)
+            self.study.client.subscribe_topic(self._topic, self._receive)
             self._publish(settings.folder)
             self._resources.callback(self._leave_all)
         except BaseException:
@@ -272,7 +266,7 @@ class SharedStudy:
         known = self._resources.enter_context(address.in_files(folder))
         keys: Any = known.security  # its attributes are those of Dask's settings
         names = keys and (keys.tls_ca_file, keys.tls_client_cert, keys.tls_client_key)
-        meeting = Meeting(
+        written = StudyAddress(
             known.scheduler_address,
             self._topic,
             str(self._archive.path.resolve()),
@@ -280,10 +274,10 @@ class SharedStudy:
             known.local,
             names or None,
         )
-        path = folder / MEETING
+        path = folder / ADDRESS_FILE
         with write_atomically(path) as part:
             part.touch(0o600)
-            part.write_bytes(msgspec.json.encode(meeting))
+            part.write_bytes(msgspec.json.encode(written))
         self._resources.callback(path.unlink, missing_ok=True)
 
     def _note(self, event: Event) -> None:
@@ -295,59 +289,60 @@ class SharedStudy:
         elif isinstance(event, Exhausted):
             self._exhausted = True
 
-    def _hear(self, event: tuple[float, Any]) -> None:
-        """Take what a training says; in the loop of Dask's client."""
+    def _receive(self, event: tuple[float, Any]) -> None:
+        """Keep the heartbeat of a training; in the loop of Dask's client."""
         with suppress(msgspec.MsgspecError):
-            self._heard.put(msgspec.msgpack.decode(event[1], type=Joining))
+            self._heartbeats.put(msgspec.msgpack.decode(event[1], type=Heartbeat))
 
     def _run(self) -> None:
         before = noted = time.monotonic()
         while not self._closing.is_set():
             with suppress(Empty):
-                self._take(self._heard.get(timeout=_TICK))
+                self._handle(self._heartbeats.get(timeout=_TICK))
             now = time.monotonic()
             if (stalled := now - before) > _STALLED:
-                # What was said meanwhile is not read yet.
+                # Heartbeats of that time are not read yet.
                 for member in self._members.values():
-                    member.heard += stalled
+                    member.last += stalled
             before = now
             if now - noted > _NOTE:
                 self._note_worked()
                 noted = now
             for name, member in list(self._members.items()):
-                if member.relay.lost or now - member.heard > _SILENT:
-                    why = member.relay.lost or f"no word from it for {_SILENT:g} s"
+                if member.relay.lost or now - member.last > _SILENT:
+                    why = member.relay.lost or f"no heartbeat for {_SILENT:g} s"
                     logger.warning("%s gets no more steps: %s", name, why)
                     self._remove(name)
 
-    def _take(self, said: Joining) -> None:
-        name = said.member
+    def _handle(self, heartbeat: Heartbeat) -> None:
+        name = heartbeat.member
         member = self._members.get(name)
-        if member is not None and (said.leaves or member.joining.token != said.token):
+        anew = member is not None and member.heartbeat.token != heartbeat.token
+        if member is not None and (heartbeat.leaves or anew):
             self._remove(name)
             member = None
-        if said.leaves:
+        if heartbeat.leaves:
             return
         if member is None:
             held_out = self._design.held_out
-            relay = Relay(said.endpoint, self._spec, held_out=held_out)
+            relay = Relay(heartbeat.endpoint, self._spec, held_out=held_out)
             relay.__enter__()
             self._known = self._known | {name}
-            member = self._members[name] = _Member(said, relay, 0.0)
-            self._fanout.add(name, relay, (said.rank, said.world))
+            member = self._members[name] = _Member(heartbeat, relay, 0.0)
+            self._fanout.add(name, relay, (heartbeat.rank, heartbeat.world))
             logger.info("%s takes part", name)
-        member.heard = time.monotonic()
-        self._tell(name, said.token)
+        member.last = time.monotonic()
+        self._send_status(name, heartbeat.token)
 
     def _remove(self, name: str) -> None:
         self._fanout.remove(name)
         self._members.pop(name).relay.stop()
 
-    def _tell(self, name: str, token: str) -> None:
+    def _send_status(self, name: str, token: str) -> None:
         fanout = self._fanout
         # Before the others, so that nothing is missing in them.
         exhausted = self._exhausted
-        told = Told(
+        status = StudyStatus(
             token,
             self.stats(),
             self.worked,
@@ -360,7 +355,7 @@ class SharedStudy:
             exhausted=exhausted,
         )
         topic = f"{self._topic}/{name}"
-        self.study.client.log_event(topic, msgspec.msgpack.encode(told))
+        self.study.client.log_event(topic, msgspec.msgpack.encode(status))
 
     def _note_worked(self) -> None:
         """Add to what the data set says that its simulations have taken."""

@@ -15,7 +15,7 @@ from surrogate_flow.stream.sink import Sink
 __all__ = ["Fanout", "Late"]
 
 #: What becomes of steps for which a sink has no room while others have.
-Late = Literal["wait", "drop"]
+Late = Literal["wait", "drop", "spool"]
 
 
 class Fanout(Sink):
@@ -23,9 +23,10 @@ class Fanout(Sink):
 
     Parameters
     ----------
-    late : {"wait", "drop"}
+    late : {"wait", "drop", "spool"}
         Whether the slowest sink holds up the others, or misses the rest of a simulation
-        for which it has no room while another sink has. Held-out ones always wait.
+        for which it has no room while another sink has: for good, or until it reads
+        that elsewhere. Held-out ones always wait.
     held_out : int
         Simulations below this number are held out.
 
@@ -145,7 +146,7 @@ class Fanout(Sink):
         """Close it in the sinks that have had all of its steps."""
         with self._lock:
             following = self._next.pop(simulation, None)
-            # One that has failed without an opening is told to all.
+            # One that has failed without an opening is closed in all.
             names = self._sinks if following is None else following
             for name in names:
                 self._sinks[name].close(simulation, complete)

@@ -225,7 +225,7 @@ class Relay(Sink):
                 tick = time.monotonic() + _TICK
                 for passage in list(self._passages.values()):
                     self._forward(passage)
-                    self._require_heard(passage)
+                    self._require_answer(passage)
 
     def _begin(self, passage: _Passage) -> None:
         passage.connection = Connection(self.endpoint, self._timeout)
@@ -309,7 +309,7 @@ class Relay(Sink):
             for wake in self._wakes:
                 wake()
 
-    def _require_heard(self, passage: _Passage) -> None:
+    def _require_answer(self, passage: _Passage) -> None:
         connection, now = passage.connection, time.monotonic()
         if not (passage.queue or passage.ended or connection.welcome is None):
             connection.heard = now  # Nothing is asked of it.

@@ -25,7 +25,7 @@ from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.ensemble import sharing
 from surrogate_flow.ensemble.events import Exhausted
 from surrogate_flow.ensemble.faults import Faults
-from surrogate_flow.ensemble.sharing import MEETING, SharedStudy
+from surrogate_flow.ensemble.sharing import ADDRESS_FILE, SharedStudy
 from surrogate_flow.ensemble.study import StudySettings, StudyTimeout
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.errors import ArgumentError
@@ -165,7 +165,7 @@ def test_each_gets_every_step_once_whenever_it_joins(tmp_path):
         shared.check()
     for book in (first, second, last):
         assert book.steps == whole()
-    assert not (tmp_path / MEETING).exists()
+    assert not (tmp_path / ADDRESS_FILE).exists()
     assert not [*tmp_path.glob(".keys*")]
     with pytest.raises(EnsembleError, match="sweep resume"):
         Attached(Attach(tmp_path, "late"), design(), Book(), Ranks())
@@ -328,7 +328,7 @@ def test_a_training_that_is_killed_holds_up_nobody(tmp_path, monkeypatch, caplog
         one._closing.set()
         ended((alive, two))
         assert "dead" not in shared.members
-    assert "dead gets no more steps: no word from it" in caplog.text
+    assert "dead gets no more steps: no heartbeat" in caplog.text
     assert alive.steps == whole()
 
 
@@ -408,17 +408,17 @@ def test_a_study_may_be_stopped_for_a_while_and_if_it_is_killed_a_training_ends(
     process = context.Process(target=hold, args=(tmp_path, 3.0))
     process.start()
     try:
-        wait_until((tmp_path / MEETING).exists, 100)
+        wait_until((tmp_path / ADDRESS_FILE).exists, 100)
         book = Book(room=20)
         with training(tmp_path, "one", book) as one:
             wait_until(lambda: one.check() or not book.room)
-            wait_until(lambda: one._told and one._told.streamed)
-            before = IntSet(one._told.streamed)
+            wait_until(lambda: one._status and one._status.streamed)
+            before = IntSet(one._status.streamed)
             os.kill(process.pid, signal.SIGSTOP)
-            wait_until(lambda: time.monotonic() - one._heard > 5.0)
+            wait_until(lambda: time.monotonic() - one._last > 5.0)
             os.kill(process.pid, signal.SIGCONT)
-            wait_until(lambda: one.check() or time.monotonic() - one._heard < 1.0)
-            assert not len(before - IntSet(one._told.streamed))
+            wait_until(lambda: one.check() or time.monotonic() - one._last < 1.0)
+            assert not len(before - IntSet(one._status.streamed))
             one.client._timeout = 1.0
             process.kill()
             process.join()

@@ -155,11 +155,11 @@ class Controller:
                 try:
                     yield shared.check
                 finally:
-                    self._tell_of_dropped(shared)
+                    self._log_dropped(shared)
         finally:
             archive.release()
 
-    def _tell_of_dropped(self, shared: SharedStudy) -> None:
+    def _log_dropped(self, shared: SharedStudy) -> None:
         for name, count in shared.dropped().items():
             if count and self._recipe.late == "drop":
                 logger.warning("%s has missed steps of %d simulations", name, count)

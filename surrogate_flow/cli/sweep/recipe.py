@@ -15,9 +15,9 @@ import msgspec
 import yaml
 from jsonargparse import get_loader
 
-from surrogate_flow.ensemble.sharing import Late
 from surrogate_flow.fields.names import RecipeError, nearest
 from surrogate_flow.report.folder.words import flattened
+from surrogate_flow.stream.fanout import Late
 
 __all__ = ["CASE", "Point", "Range", "SweepRecipe", "words_of"]
 
