@@ -3,6 +3,10 @@
 import sys
 
 from surrogate_flow.cli.sweep import attempt
+from surrogate_flow.cli.sweep.places import Here, Jobs
+
+#: The command line, with such trials in the place of trainings.
+COMMAND = [sys.executable, __file__]
 
 TRAINING = """
 import json, pathlib, runpy, signal, sys, time
@@ -10,7 +14,7 @@ if not runpy.run_path("BEGIN")["begin"]():
     sys.exit()
 words = sys.argv[1:]
 folder = pathlib.Path(words[words.index("--trainer.default_root_dir") + 1])
-lr = float(words[words.index("--model.lr") + 1])
+lr = float(next(w for n, w in zip(words, words[1:]) if n.endswith(".lr")))
 run = folder / "w" / str(time.time_ns())
 (run / "checkpoints").mkdir(parents=True)
 (run / "config.yaml").write_text("{}")
@@ -57,3 +61,10 @@ def ledger(folder):
 def ended(folder):
     """The trials that have noted their end."""
     return sorted(number for number, words in ledger(folder).items() if "ends" in words)
+
+
+if __name__ == "__main__":
+    from surrogate_flow.cli.app import main
+
+    Here.program, Jobs.program = program(2.0), COMMAND
+    main()

@@ -227,6 +227,16 @@ def test_stop_ends_it_in_order_and_resume_goes_on(tmp_path):
     assert moments.ended(folder) == [0, 1, 2]
 
 
+def test_a_walltime_ends_it_in_order(tmp_path):
+    """Trials here end with it; the next one goes on."""
+    folder = sweep(tmp_path / "s")
+    Controller(folder, Moments(30.0)).run(bool, ends=time.time() + 1.0)
+    assert folder.left == 3
+    assert not alive(folder)
+    Controller(folder, Moments()).run(bool)
+    assert folder.left == 0
+
+
 def test_a_folder_is_of_one_sweep(tmp_path):
     """Of the same options; and what its recipes name does not change meanwhile."""
     model = tmp_path / "model.yaml"

@@ -3,21 +3,27 @@
 import importlib.metadata
 import json
 import os
+import re
 import signal
+import sys
 from multiprocessing import get_context
+from pathlib import Path
 
 import batch
 import moments
 import pytest
+import yaml
 from batch import wait_until
 
+from surrogate_flow.cli.app import main
 from surrogate_flow.cli.sweep.attempt import Attempt
 from surrogate_flow.cli.sweep.controller import Controller
+from surrogate_flow.cli.sweep.detached import SweepJob
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
 from surrogate_flow.cli.sweep.places import Jobs
 from surrogate_flow.cli.sweep.recipe import SweepRecipe
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(700)
 
 
 @pytest.mark.parametrize("kind", ["slurm", "pbs"])
@@ -27,6 +33,10 @@ def test_a_trial_is_a_job(slurm, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where PBS leaves the logs of jobs
     place = Jobs(batch.cluster(kind), tmp_path / "jobs")
     log = tmp_path / "trials" / "0000" / "log.txt"
+    # Other fronts of PBS than its own may not read the last two.
+    for option in "oe":
+        word = {"slurm": "SBATCH", "pbs": "PBS"}[kind]
+        assert f"#{word} -{option} {tmp_path / 'jobs'}/" in place.script()
 
     def start(number, words, log):
         attempt = Attempt(tmp_path / "trials" / f"{number:04d}" / "attempt-0")
@@ -115,6 +125,76 @@ def test_a_job_that_nobody_has_noted_trains_once(slurm, begun, tmp_path, monkeyp
     wait_until(lambda: not batch.jobs(), 60)
     assert folder.left == 0
     assert moments.ledger(folder) == {n: ["begins", "ends"] for n in range(2)}
+
+
+@pytest.fixture
+def detached(queue, tmp_path, monkeypatch):
+    """Detaches a sweep of two trials, one after the other; returns its folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(Jobs, "program", moments.COMMAND)
+    system = {"slurm": "Slurm", "pbs": "PBS"}[queue]
+
+    def detach(**changed):
+        options = batch.arguments(memory="2 GB", **changed)
+        named = {n: options.pop(n) for n in ("cores", "memory", "walltime")}
+        job = {"class_path": f"surrogate_flow.cluster.{system}"}
+        recipe = {
+            "data": "heat2d",
+            "model": "fully_connected",
+            "space": {"model.optimizer.init_args.lr": [1e-3, 1e-2]},
+            "at_once": 1,
+            "share_simulations": False,
+            "controller": {**job, "init_args": {**named, "options": options}},
+        }
+        Path("s.yaml").write_text(yaml.safe_dump(recipe))
+        main(["sweep", "s.yaml", "--detach"])
+        return SweepFolder(Path("sweeps/s"))
+
+    return detach
+
+
+def test_a_sweep_is_a_job_and_goes_on_in_the_next(detached, capfd):
+    """Before its walltime is over; another one is refused, and looks at it."""
+    folder = detached()
+    (job,) = batch.jobs()
+    assert f"The sweep is job {job}" in capfd.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["sweep", "resume", "sweeps/s"])
+    assert f"is run by job {job} (" in capfd.readouterr().err
+    try:
+        wait_until(lambda: moments.ledger(folder), 200)
+        main(["sweep", "status", "sweeps/s"])
+        said = capfd.readouterr().out
+        assert re.search(rf"run by process \d+ on \S+, job {job} \(", said)
+        # What Slurm sends before a walltime is over, where it is asked to.
+        batch.call("scancel", "--batch", "--signal=USR1", job)
+        wait_until(lambda: not folder.left and not batch.jobs(), 400)
+    except AssertionError:
+        pytest.fail((folder.path / "sweep.log").read_text())
+    said = (folder.path / "sweep.log").read_text()
+    assert f"trials are left: job {SweepJob(folder).id} goes on" in said
+    assert SweepJob(folder).id != job
+    assert [row.state for row in folder.rows()] == ["complete", "complete"]
+    assert moments.ledger(folder) == {
+        0: ["begins", "begins", "ends"],
+        1: ["begins", "ends"],
+    }
+    main(["sweep", "status", "sweeps/s"])
+    assert "run by nobody" in capfd.readouterr().out
+
+
+def test_a_sweep_that_waits_in_the_queue_is_cancelled(detached, capfd):
+    """And says that it waits."""
+    detached(job_extra_directives=["--begin=now+3600"])
+    (job,) = batch.jobs()
+    main(["sweep", "status", "sweeps/s"])
+    assert f"run by job {job} (" in capfd.readouterr().out
+    main(["sweep", "stop", "sweeps/s"])
+    assert f"Job {job} is cancelled" in capfd.readouterr().out
+    wait_until(lambda: not batch.jobs(), 60)
+    main(["sweep", "stop", "sweeps/s"])
+    assert "Nobody runs sweeps/s" in capfd.readouterr().out
 
 
 def test_a_job_that_the_queue_refuses_is_one_line(slurm, tmp_path):

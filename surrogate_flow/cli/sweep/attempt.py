@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -66,6 +67,11 @@ class Attempt:
             return False
         except BlockingIOError:
             return True
+        except OSError:
+            # A file system without locks.
+            with contextlib.suppress(OSError, KeyError):
+                os.kill(self.handle["pid"], 0)
+                return bool(self.handle["host"] == socket.gethostname())
         return False
 
     def close(self) -> None:
@@ -86,7 +92,8 @@ class Attempt:
         part = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.part")
         file = part.open("x", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
             json.dump(said, file)
             file.flush()
             os.link(part, self.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shlex
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -21,16 +21,14 @@ from surrogate_flow.cli.recipes import (
     CommandLine,
     find_recipe,
     pairs,
-    read_recipe,
 )
 from surrogate_flow.cli.signals import stop_requested
-from surrogate_flow.cli.sweep import table
-from surrogate_flow.cli.sweep.controller import Controller, last_line, require_possible
+from surrogate_flow.cli.sweep import detached, table
+from surrogate_flow.cli.sweep.controller import Controller, require_possible
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder, TrialRow
 from surrogate_flow.cli.sweep.page import sweep_page
-from surrogate_flow.cli.sweep.places import Here, Jobs, Place
+from surrogate_flow.cli.sweep.places import Place, place_of
 from surrogate_flow.cli.sweep.recipe import SweepRecipe
-from surrogate_flow.cluster.batch import BatchSystem
 from surrogate_flow.fields.names import RecipeError, nearest
 from surrogate_flow.files import write_text
 from surrogate_flow.report.console import print_lines, show_logs, the_console
@@ -41,10 +39,10 @@ __all__ = ["run"]
 logger = logging.getLogger(__name__)
 
 _WIDTH = 120  # characters of the table where there is no terminal
-_DETACH = 120.0  # seconds in which a sweep that is detached must have begun
 _OWN = ("folder", "detach", "help")
 # Options of fit that a sweep takes for all trials.
 _OF_FIT = re.compile(rf"seed_everything$|({'|'.join(SECTIONS)})\.")
+_PATIENCE = 300.0  # seconds until a lock of a node that has failed is free
 _ACTIONS = ("status", "resume", "stop")
 
 
@@ -96,6 +94,8 @@ def _act(action: str, words: Sequence[str]) -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     if action == "resume":
         parser.add_argument("--detach", action="store_true")
+        # Seconds that the job has in which this runs, 0 for no limit.
+        parser.add_argument("--walltime", type=float | None)
     options = _parsed(parser, words)
     if options.folder is None:
         raise RecipeError(f"sweep {action} needs the folder of a sweep, got none.")
@@ -103,10 +103,10 @@ def _act(action: str, words: Sequence[str]) -> None:
     if action == "status":
         write_text(folder.path / REPORT, sweep_page(folder, _show(folder)))
     elif action == "stop":
-        _stop(folder)
+        detached.stop(folder)
     else:
         require_possible(folder)
-        _run(folder, detach=options.detach)
+        _run(folder, detach=options.detach, walltime=options.walltime)
 
 
 def _parsed(parser: ArgumentParser, words: Sequence[str]) -> Any:
@@ -116,78 +116,49 @@ def _parsed(parser: ArgumentParser, words: Sequence[str]) -> Any:
     return parse(CommandLine(["sweep", *words]), act)
 
 
-def _run(folder: SweepFolder, *, detach: bool) -> None:
+def _run(folder: SweepFolder, *, detach: bool, walltime: float | None = None) -> None:
     show_logs()
-    place = _place(folder)
-    with folder.held():
-        if not detach:
-            with stop_requested() as stopped:
-                Controller(folder, place).run(stopped.is_set)
-            _finish(folder)
-            left = folder.recipe.count - sum(
-                r.state != "running" for r in folder.rows()
-            )
-            if left:
-                print_lines(
-                    the_console(),
-                    f"{left} trials are left. To go on, type: surrogate-flow sweep "
-                    f"resume {shlex.quote(str(folder.path))}",
-                )
-            if stopped.is_set():
-                sys.exit(stopped.status)
+    # A job that goes on may find the lock of the one before, whose node has failed.
+    by_job = walltime is not None
+    if not by_job:
+        detached.require_no_job(folder)
+    place = place_of(folder)
+    with folder.held(patience=_PATIENCE if by_job else 0.0, again=not by_job):
+        if by_job and folder.stops:
             return
-    _detach(folder)
+        if not detach:
+            _control(folder, place, walltime or 0.0)
+            return
+    detached.detach(folder)
 
 
-def _place(folder: SweepFolder) -> Place:
-    jobs = folder.recipe.jobs
-    if jobs is None:
-        return Here(alone=folder.recipe.at_once == 1)
-    if isinstance(jobs, str):
-        jobs = read_recipe(find_recipe("workflows/clusters", jobs), of_class=True)
-    parser = Parser(prog="surrogate-flow sweep")
-    parser.add_argument("--jobs", type=BatchSystem)
-    parsed = parser.instantiate(parser.parse_object({"jobs": jobs}))
-    return Jobs(parsed.jobs, folder.path / "jobs")
-
-
-def _detach(folder: SweepFolder) -> None:
-    """Have a process of its own run the sweep, which outlives this terminal."""
-    log = folder.path / "sweep.log"
-    with log.open("ab") as file:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "surrogate_flow", "sweep", "resume", folder.path],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + _DETACH
-    while not folder.begun:
-        if child.poll() is not None or time.monotonic() > deadline:
-            raise SweepError(f"The sweep did not begin: {last_line(log)} [{log}]")
-        time.sleep(0.5)
-    name = shlex.quote(str(folder.path))
-    print_lines(
-        the_console(),
-        f"The sweep runs as process {child.pid} [{log}].",
-        f"Look at it: surrogate-flow sweep status {name}",
-        f"End it:     surrogate-flow sweep stop {name}",
-    )
-
-
-def _stop(folder: SweepFolder) -> None:
-    if not (holder := folder.holder):
-        print_lines(the_console(), f"Nobody runs {folder.path}.")
+def _control(folder: SweepFolder, place: Place, walltime: float) -> None:
+    """Run the sweep until all trials have ended, or time is over, or it is stopped."""
+    ends = detached.ends_at(walltime)
+    with stop_requested() as stopped:
+        Controller(folder, place).run(stopped.is_set, ends)
+    _finish(folder)
+    left = folder.recipe.count - sum(r.state != "running" for r in folder.rows())
+    # What batch systems send before a walltime is over, where they are asked to.
+    over = time.time() >= ends or stopped.number == signal.SIGUSR1
+    if walltime and over and folder.left and not folder.stops:
+        job = detached.SweepJob(folder).submit()
+        print_lines(the_console(), f"{left} trials are left: job {job} goes on.")
         return
-    folder.ask_to_stop()
-    print_lines(the_console(), f"{holder} ends the sweep: trials save and end first.")
+    if left:
+        print_lines(
+            the_console(),
+            f"{left} trials are left. To go on, type: surrogate-flow sweep resume "
+            f"{shlex.quote(str(folder.path))}",
+        )
+    if stopped.is_set():
+        sys.exit(stopped.status)
 
 
 def _show(folder: SweepFolder) -> list[TrialRow]:
     rows, console = folder.rows(), the_console()
     count = folder.recipe.count
-    who = folder.holder or "nobody"
+    who = detached.runner(folder)
     ended = f"{count - folder.left} of {count} trials have ended"
     print_lines(console, f"{folder.path}: {ended}; run by {who}")
     # A log has no width of its own.

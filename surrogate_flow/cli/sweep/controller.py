@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import time
 from collections import Counter
@@ -103,14 +104,21 @@ class Controller:
         self.end = _END
         self._ending = False
 
-    def run(self, stopped: Callable[[], bool]) -> None:
-        """Run until all trials have ended, or `stopped` returns true."""
+    def run(self, stopped: Callable[[], bool], ends: float = math.inf) -> None:
+        """Run until all trials have ended, or `stopped` returns true.
+
+        At the time `ends` (`time.time`) it leaves trials that need nothing of it.
+        """
         folder = self._folder
         if not folder.left:
             return
         folder.note_version()
         with self._ensemble() as check:
             while not stopped() and not folder.stops:
+                if time.time() >= ends:
+                    if self._place.outlives and not self._recipe.share_simulations:
+                        return
+                    break
                 check()
                 running = self._watch()
                 if not running and not folder.left:

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import logging
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -149,20 +150,34 @@ class SweepFolder:
             ) from error
 
     @contextlib.contextmanager
-    def held(self, made_of: Mapping[str, Any] | None = None) -> Iterator[None]:
+    def held(
+        self,
+        made_of: Mapping[str, Any] | None = None,
+        *,
+        patience: float = 0.0,
+        again: bool = True,
+    ) -> Iterator[None]:
         """Be the one who runs the sweep; write its recipe.
 
         Parameters
         ----------
         made_of : mapping, optional
             By its name, what all trials are made of beside the recipe.
+        patience : float
+            Seconds that another one has to let it go.
+        again : bool
+            Whether a sweep that was stopped runs again.
 
         Raises
         ------
         SweepError
             If another process does, or trials there are made of something else.
         """
-        lock = DirectoryLock(self.path)
+        deadline = time.monotonic() + patience
+        while (lock := DirectoryLock(self.path)).holder:
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(1.0)
         if lock.holder:
             raise SweepError(
                 f"{self.path} is run by {lock.holder}. Type surrogate-flow sweep "
@@ -174,7 +189,8 @@ class SweepFolder:
             cases = {f"the case {k}": v for k, v in self.recipe.cases.items()}
             self._require_same({**cases, **self._recipes(), **(made_of or {})})
             self._write()
-            (self.path / _STOP).unlink(missing_ok=True)
+            if again:
+                (self.path / _STOP).unlink(missing_ok=True)
             yield
         finally:
             lock.release(remove=True)

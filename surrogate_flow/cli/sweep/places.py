@@ -15,17 +15,25 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from dask.system import CPU_COUNT
 
+from surrogate_flow.cli.parser import Parser
+from surrogate_flow.cli.recipes import find_recipe, read_recipe
 from surrogate_flow.cli.sweep.attempt import ATTEMPT, Attempt, Handle
-from surrogate_flow.cli.sweep.folder import SweepError
+from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
 from surrogate_flow.cluster.batch import BatchSystem
-from surrogate_flow.cluster.batch.batch_queue import JobState, hosts_of, queue_of
+from surrogate_flow.cluster.batch.batch_queue import (
+    JobState,
+    JobStatus,
+    hosts_of,
+    queue_of,
+)
 from surrogate_flow.cluster.batch.job import output_of
 
-__all__ = ["Here", "Jobs", "Place"]
+__all__ = ["Here", "Jobs", "Place", "place_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +46,8 @@ class Place(ABC):
 
     #: Trials at a time, where the recipe does not say.
     at_once: int
+    #: Whether trials go on without the process that has started them.
+    outlives = False
     #: What is started, with the words of a trial behind.
     program: Sequence[str] = (sys.executable, "-m", "surrogate_flow")
 
@@ -144,19 +154,43 @@ class Jobs(Place):
         With cores, memory and walltime of a job.
     folder : Path
         Where the logs of jobs go.
+    key : str
+        Of the sweep's recipe, which has the batch system.
     """
 
     at_once = 8
+    outlives = True
 
-    def __init__(self, system: BatchSystem, folder: Path) -> None:
-        self._system, self._folder = system, folder
+    def __init__(self, system: BatchSystem, folder: Path, key: str = "jobs") -> None:
+        self._system, self._folder, self._key = system, folder.absolute(), key
         self._query = queue_of(system.cluster_class)
         self._known: dict[str, bool] = {}
         self._asked: dict[str, None] = {}
         self._queried = 0.0
 
+    @classmethod
+    def of_recipe(cls, folder: SweepFolder, key: str) -> Self:
+        """Return jobs of the batch system that a sweep's recipe has under a key."""
+        given = getattr(folder.recipe, key)
+        if isinstance(given, str):
+            given = read_recipe(find_recipe("workflows/clusters", given), of_class=True)
+        parser = Parser(prog="surrogate-flow sweep")
+        parser.add_argument(f"--{key}", type=BatchSystem)
+        parsed = parser.instantiate(parser.parse_object({key: given}))
+        return cls(parsed[key], folder.path / "jobs", key)
+
     def start(self, attempt: Attempt, words: Sequence[str], log: Path) -> Handle:
-        """Submit a job.
+        """Submit a job."""
+        name = f"trial-{attempt.path.parent.name}"
+        begins = f"export {shlex.quote(f'{ATTEMPT}={attempt.path.absolute()}')}; "
+        job = self.submit(name, words, log, begins)
+        self._known[job] = True
+        return {"job": job}
+
+    def submit(
+        self, name: str, words: Sequence[str], log: Path, before: str = ""
+    ) -> str:
+        """Submit ``surrogate-flow <words>`` after a line of shell; return the job's id.
 
         Raises
         ------
@@ -165,23 +199,29 @@ class Jobs(Place):
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         command = shlex.join([*self.program, *words])
-        file = shlex.quote(f"{ATTEMPT}={attempt.path.absolute()}")
         # The shell's place is taken, so that signals of the queue reach the training.
         line = (
-            f"cd {shlex.quote(os.getcwd())}; export {file}; "
+            f"cd {shlex.quote(os.getcwd())}; {before}"
             f"exec {command} >> {shlex.quote(str(log.absolute()))} 2>&1"
         )
-        name = f"trial-{attempt.path.parent.name}"
-        job = self._system.job(name, line, self._folder.absolute())
+        job = self._system.job(name, line, self._folder)
         try:
             asyncio.run(job.start())
         except (RuntimeError, ValueError, OSError) as error:
             raise SweepError(
                 f"The batch system refuses {name}: {output_of(error)}",
-                remedy="Change the arguments under jobs of the sweep's recipe.",
+                remedy=f"Change the arguments under {self._key} of the sweep's recipe.",
             ) from error
-        self._known[str(job.job_id)] = True
-        return {"job": str(job.job_id)}
+        return str(job.job_id)
+
+    def script(self) -> str:
+        """Return the script of a job, without a command."""
+        return str(self._system.job("", "", self._folder).job_script())
+
+    def status_of(self, job: str) -> JobStatus | None:
+        """Return what the queue says of a job, if it can be asked."""
+        answer = self._query([job]) if self._query else None
+        return (answer or {}).get(job)
 
     def require_reachable(self, scheduler: str) -> None:
         """Refuse an ensemble of this host alone where jobs run on other hosts.
@@ -222,12 +262,22 @@ class Jobs(Place):
 
     def end(self, attempt: Attempt) -> None:
         """Cancel the job; the batch system sends SIGTERM first."""
-        if (job := attempt.handle.get("job")) is None:
-            return
+        if (job := attempt.handle.get("job")) is not None:
+            self.cancel(job)
+
+    def cancel(self, job: str) -> None:
+        """Cancel a job."""
         command = [*self._system.cancel_command.split(), job]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             logger.warning("%s: %s", shlex.join(command), done.stderr.strip())
+
+
+def place_of(folder: SweepFolder) -> Place:
+    """Return where the trials of a sweep run, by its recipe."""
+    if folder.recipe.jobs is None:
+        return Here(alone=folder.recipe.at_once == 1)
+    return Jobs.of_recipe(folder, "jobs")
 
 
 def _gpus() -> list[str]:

@@ -92,6 +92,8 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Trials at a time; by default one a GPU, or one for two cores.
     jobs : str or dict, optional
         Recipe of a batch system: each trial is a job of it. Otherwise here.
+    controller : str or dict, optional
+        Recipe of a batch system: what is detached is a job of it. Otherwise a process.
     late : {"wait", "drop", "spool"}
         What becomes of a trial that is slower than others; as `SharedStudy`.
     share_simulations : bool
@@ -112,6 +114,7 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prune: bool = False
     at_once: int | None = None
     jobs: str | dict[str, Any] | None = None
+    controller: str | dict[str, Any] | None = None
     late: Late = "wait"
     share_simulations: bool = True
     resume: bool = True
@@ -302,7 +305,7 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         A grid may get and lose values, and cases.
         """
         plain = msgspec.to_builtins(self)
-        for name in ("trials", "at_once", "jobs"):
+        for name in ("trials", "at_once", "jobs", "controller"):
             del plain[name]
         if self.searched == "grid":
             plain["space"] = sorted(plain["space"])

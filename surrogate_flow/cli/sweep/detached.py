@@ -1,0 +1,159 @@
+"""A sweep that outlives its terminal: run by a process of this machine, or by a job."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from surrogate_flow.cli.sweep.controller import last_line
+from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
+from surrogate_flow.cli.sweep.places import Jobs
+from surrogate_flow.cluster.batch.batch_queue import JobState, JobStatus
+from surrogate_flow.cluster.batch.walltime import walltime_of
+from surrogate_flow.files import write_text
+from surrogate_flow.report.console import print_lines, the_console
+
+__all__ = ["SweepJob", "detach", "ends_at", "require_no_job", "runner", "stop"]
+
+_BEGIN = 120.0  # seconds in which a process that is detached must have begun
+_MARGIN, _SHARE = 300.0, 0.2  # seconds before its walltime that a job ends; at most
+
+
+class SweepJob:
+    """The job that runs a sweep: ``controller.json`` in its folder has its id.
+
+    Before its walltime is over it ends in order, and submits the next one, until all
+    trials have ended: few sites of PBS let a user have a job run again.
+
+    Parameters
+    ----------
+    folder : SweepFolder
+        With a `controller` in its recipe.
+    """
+
+    def __init__(self, folder: SweepFolder) -> None:
+        self._folder, self._file = folder, folder.path / "controller.json"
+        self._jobs = Jobs.of_recipe(folder, "controller")
+
+    @property
+    def id(self) -> str:
+        """Of the job that was submitted last, or ""."""
+        try:
+            return str(msgspec.json.decode(self._file.read_bytes())["job"])
+        except FileNotFoundError:
+            return ""
+
+    def submit(self) -> str:
+        """Submit it; return its id.
+
+        Raises
+        ------
+        SweepError
+            If the queue refuses it, with its words.
+        """
+        path = self._folder.path.absolute()
+        # 0: without a limit.
+        limit = int(walltime_of(self._jobs.script()) or 0)
+        words = ["sweep", "resume", str(path), "--walltime", str(limit)]
+        job = self._jobs.submit(f"sweep-{path.name}", words, _log(self._folder))
+        write_text(self._file, msgspec.json.encode({"job": job}).decode())
+        return job
+
+    def status(self) -> JobStatus | None:
+        """Return what the queue says of it; None where it is gone."""
+        known = self._jobs.status_of(self.id) if self.id else None
+        return None if known is None or known.state is JobState.GONE else known
+
+    def cancel(self) -> None:
+        """Have it leave the queue."""
+        self._jobs.cancel(self.id)
+
+
+def ends_at(walltime: float) -> float:
+    """Return when a job of so many seconds, 0 for no limit, must begin to end."""
+    # The job's shell has become this process.
+    began: float = psutil.Process().create_time()
+    return began + (walltime - min(_MARGIN, _SHARE * walltime) or math.inf)
+
+
+def require_no_job(folder: SweepFolder) -> None:
+    """Refuse to run a sweep that a job runs, or is to run.
+
+    Raises
+    ------
+    SweepError
+    """
+    job = _job(folder)
+    if job and (known := job.status()):
+        raise SweepError(
+            f"{folder.path} is run by job {job.id} ({known.text}). Type "
+            f"surrogate-flow sweep status {folder.path}, or sweep stop."
+        )
+
+
+def detach(folder: SweepFolder) -> None:
+    """Have a job run the sweep, or a process that outlives this terminal."""
+    name, job = shlex.quote(str(folder.path)), _job(folder)
+    who = f"is job {job.submit()}" if job else f"runs as process {_start(folder)}"
+    print_lines(
+        the_console(),
+        f"The sweep {who} [{_log(folder)}].",
+        f"Look at it: surrogate-flow sweep status {name}",
+        f"End it:     surrogate-flow sweep stop {name}",
+    )
+
+
+def runner(folder: SweepFolder) -> str:
+    """Return who runs a sweep, or is to: the process, and its job with its state."""
+    job = _job(folder)
+    known = job.status() if job else None
+    shown = f"job {job.id} ({known.text})" if job and known else ""
+    return ", ".join(filter(None, [folder.holder, shown])) or "nobody"
+
+
+def stop(folder: SweepFolder) -> None:
+    """Have whoever runs a sweep end it; cancel a job that has not begun to."""
+    holder, job = folder.holder, _job(folder)
+    known = job.status() if job else None
+    said = []
+    if holder:
+        folder.ask_to_stop()
+        said.append(f"{holder} ends the sweep: trials save and end first.")
+    if job and known and (known.state is JobState.WAITING or not holder):
+        job.cancel()
+        said.append(f"Job {job.id} is cancelled ({known.text}).")
+    print_lines(the_console(), *(said or [f"Nobody runs {folder.path}."]))
+
+
+def _job(folder: SweepFolder) -> SweepJob | None:
+    return None if folder.recipe.controller is None else SweepJob(folder)
+
+
+def _log(folder: SweepFolder) -> Path:
+    return folder.path.absolute() / "sweep.log"
+
+
+def _start(folder: SweepFolder) -> int:
+    """Start a process; return its number once it has begun."""
+    log = _log(folder)
+    with log.open("ab") as file:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "surrogate_flow", "sweep", "resume", folder.path],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _BEGIN
+    while not folder.begun:
+        if child.poll() is not None or time.monotonic() > deadline:
+            raise SweepError(f"The sweep did not begin: {last_line(log)} [{log}]")
+        time.sleep(0.5)
+    return child.pid
