@@ -20,6 +20,7 @@ import psutil
 import pytest
 import yaml
 from batch import wait_until
+from optuna.storages.journal import JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 from surrogate_flow.cli.app import main
@@ -225,6 +226,24 @@ def test_stop_ends_it_in_order_and_resume_goes_on(tmp_path):
         Controller(folder, Moments()).run(bool)
     assert folder.left == 0
     assert moments.ended(folder) == [0, 1, 2]
+
+
+def test_a_killed_process_does_not_keep_the_journal(tmp_path, monkeypatch):
+    """Its lock is a file, which stays; whoever comes next removes it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("surrogate_flow.cli.sweep.folder._GRACE", 3)
+    sweep(Path("s"))
+
+    def die():
+        JournalFileSymlinkLock.release = lambda lock: os._exit(9)
+        SweepFolder(Path("s")).study.set_user_attr("dies", True)
+
+    process = get_context("fork").Process(target=die)
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    assert os.path.lexists("s/journal.log.lock")
+    assert SweepFolder(Path("s")).left == 3
 
 
 def test_a_walltime_ends_it_in_order(tmp_path):

@@ -138,10 +138,10 @@ def _control(folder: SweepFolder, place: Place, walltime: float) -> None:
     with stop_requested() as stopped:
         Controller(folder, place).run(stopped.is_set, ends)
     _finish(folder)
-    left = folder.recipe.count - sum(r.state != "running" for r in folder.rows())
+    left = folder.left
     # What batch systems send before a walltime is over, where they are asked to.
     over = time.time() >= ends or stopped.number == signal.SIGUSR1
-    if walltime and over and folder.left and not folder.stops:
+    if walltime and over and left and not folder.stops:
         job = detached.SweepJob(folder).submit()
         print_lines(the_console(), f"{left} trials are left: job {job} goes on.")
         return

@@ -24,7 +24,7 @@ from optuna.distributions import (
 )
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from surrogate_flow.cli.recipes import given_recipe, is_data_set
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 METRIC = "val_relative_l2"
 _RECIPE, _JOURNAL, _STOP = "sweep.yaml", "journal.log", "stop"
 _STUDY = "sweep"
+_GRACE = 10  # seconds until a lock of the journal is taken for that of a killed process
 
 
 class SweepError(UserError, RuntimeError):
@@ -262,7 +263,7 @@ class SweepFolder:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = optuna.create_study(
-                storage=JournalStorage(JournalFileBackend(str(self.path / _JOURNAL))),
+                storage=JournalStorage(_journal(self.path / _JOURNAL)),
                 study_name=_STUDY,
                 load_if_exists=True,
                 sampler=_sampler(recipe),
@@ -440,6 +441,13 @@ class SweepFolder:
 
 def _key(point: Point) -> str:
     return json.dumps(dict(point), sort_keys=True)
+
+
+def _journal(path: Path) -> JournalFileBackend:
+    """Return the journal; a lock that a killed process has left is broken."""
+    # A link, which must lead to the file from its own folder to be seen as old.
+    file = str(path.absolute())
+    return JournalFileBackend(file, JournalFileSymlinkLock(file, _GRACE))
 
 
 def _sampler(recipe: SweepRecipe) -> BaseSampler:
