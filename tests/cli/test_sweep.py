@@ -193,6 +193,16 @@ def test_a_number_of_a_process_is_not_taken_for_a_trial(tmp_path):
     assert not Here().runs(Attempt(tmp_path / "attempt-1", {"pid": os.getpid()}))
 
 
+def test_an_error_that_is_no_number_is_a_failure(tmp_path):
+    """With that as its reason."""
+    folder = sweep(tmp_path / "s", space={"model.lr": [0.1, "nan"]})
+    Controller(folder, Moments()).run(bool)
+    good, bad = folder.rows()
+    assert (good.state, good.error) == ("complete", 0.1)
+    assert bad.state == "failed"
+    assert bad.why == "its val_relative_l2 is nan: the training has diverged"
+
+
 def test_a_trial_that_lags_is_ended(tmp_path):
     """Behind the median of those before, at the same batch."""
     space = {"model.lr": [0.1, 9.0], "seed_everything": [0, 1, 2, 3]}

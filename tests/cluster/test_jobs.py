@@ -299,6 +299,8 @@ Job Id: 18.pbs-server-01
 
 Job Id: 19.pbs-server-01
     job_state = F
+Job Id: 21.pbs-server-01
+    job_state = E
 Job Id: 1170.pbs-server-01
     job_state = R
 """
@@ -317,6 +319,10 @@ Job Id:\t18
 Job Id:\t19
 \tjob_state = C
 \tqueue = main
+
+Job Id:\t21
+\tjob_state = E
+\tqueue = main
 """
 
 
@@ -327,7 +333,7 @@ def test_what_slurm_says(monkeypatch):
     assert [told[n].state.name for n in sorted(told)] == [
         "RUNNING",
         "WAITING",
-        "GONE",
+        "ENDING",
         "WAITING",
         "WAITING",
         "GONE",
@@ -344,9 +350,10 @@ def test_what_slurm_says(monkeypatch):
 def test_what_pbs_says(text, comment, monkeypatch):
     """Jobs are known by their numbers; a comment tells why one waits."""
     monkeypatch.setattr(batch_queue, "_run", lambda words, **_: text)
-    told = qstat(["17", "18.pbs-server-01", "19", "20"])
-    states = [told[n].state for n in sorted(told)]
-    assert states == [JobState.RUNNING, JobState.WAITING, JobState.GONE, JobState.GONE]
+    told = qstat(["17", "18.pbs-server-01", "19", "20", "21"])
+    assert [told[n].state.name for n in sorted(told)] == [
+        *("RUNNING", "WAITING", "GONE", "GONE", "ENDING")
+    ]
     assert told["18.pbs-server-01"].text.endswith(comment)
     assert told["17"].text == "state R"
 

@@ -22,6 +22,7 @@ from surrogate_flow.cli.sweep.detached import SweepJob
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
 from surrogate_flow.cli.sweep.places import Jobs
 from surrogate_flow.cli.sweep.recipe import SweepRecipe
+from surrogate_flow.cluster.batch import JobQueue
 
 pytestmark = pytest.mark.timeout(700)
 
@@ -195,6 +196,78 @@ def test_a_sweep_that_waits_in_the_queue_is_cancelled(detached, capfd):
     wait_until(lambda: not batch.jobs(), 60)
     main(["sweep", "stop", "sweeps/s"])
     assert "Nobody runs sweeps/s" in capfd.readouterr().out
+
+
+def test_a_sweep_of_jobs_goes_on_with_what_was_killed(slurm, tmp_path, monkeypatch):
+    """And not with what fails; a refusal waits, and no job runs again by itself."""
+    monkeypatch.setattr("surrogate_flow.cli.sweep.places._QUERY", 0.5)
+    recipe = SweepRecipe(
+        space={"model.lr": [0.1, -1.0, 0.2]},
+        data="heat2d",
+        model="fno",
+        share_simulations=False,
+        at_once=3,
+    )
+    folder = SweepFolder.create(tmp_path / "a sweep", recipe)
+    place = Jobs(batch.cluster(), folder.path / "jobs")
+    place.program = moments.program(1.0)
+    full = Jobs(batch.cluster(queue="nowhere"), folder.path / "jobs")
+    start, refusals = place.start, []
+
+    def started(attempt, words, log):
+        # The third trial, once.
+        if attempt.path.parent.name == "0002" and not refusals:
+            refusals.append(attempt)
+            return full.start(attempt, words, log)
+        return start(attempt, words, log)
+
+    place.start = started
+    first, killed = Attempt(folder.attempt(0, 0)), []
+
+    def stopped():
+        if not killed and folder.validations(0) and first.trains:
+            job = first.handle["job"]
+            killed.append(batch.call("scontrol", "show", "job", job))
+            batch.call("scancel", job)
+        return False
+
+    controller = Controller(folder, place)
+    controller.again = 1.0
+    controller.run(stopped)
+    assert "Requeue=0" in killed[0]
+    assert len(refusals) == 1
+    rows = {row.number: row for row in folder.rows()}
+    assert [rows[n].state for n in range(3)] == ["complete", "failed", "complete"]
+    assert rows[1].why == "surrogate-flow: error: a rate is positive"
+    noted = moments.ledger(folder)
+    assert noted == {0: ["begins", "begins", "ends"], 2: ["begins", "ends"]}
+    assert len([*folder.path.glob("jobs/*.err")]) == 4
+
+
+def test_a_job_that_cannot_begin_says_why(slurm, tmp_path, monkeypatch):
+    """At its first attempt; and a queue that accepts nothing ends the sweep."""
+    monkeypatch.setattr("surrogate_flow.cli.sweep.places._QUERY", 0.5)
+    recipe = SweepRecipe(
+        space={"model.lr": [0.1]}, data="heat2d", model="fno", share_simulations=False
+    )
+    folder = SweepFolder.create(tmp_path / "s", recipe)
+    full = Jobs(batch.cluster(queue="nowhere"), folder.path / "jobs")
+    with pytest.raises(SweepError, match="refuses trial-0000"):
+        Controller(folder, full).run(bool)
+    assert folder.left == 1
+    place = Jobs(batch.cluster(), folder.path / "jobs")
+    place.program = ["/no/such/python"]
+    Controller(folder, place).run(bool)
+    (row,) = folder.rows()
+    assert row.state == "failed"
+    assert "/no/such/python: No such file" in row.why
+
+
+def test_a_queue_that_cannot_be_asked_is_refused(tmp_path):
+    """Nobody would know when a trial has ended."""
+    system = JobQueue("dask_jobqueue.SGECluster", cores=1, memory="1 GB")
+    with pytest.raises(SweepError, match=r"jobs: expected Slurm or PBS.*SGECluster"):
+        Jobs(system, tmp_path / "jobs")
 
 
 def test_a_job_that_the_queue_refuses_is_one_line(slurm, tmp_path):

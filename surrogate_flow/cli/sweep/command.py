@@ -29,6 +29,7 @@ from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder, TrialRow
 from surrogate_flow.cli.sweep.page import sweep_page
 from surrogate_flow.cli.sweep.places import Place, place_of
 from surrogate_flow.cli.sweep.recipe import SweepRecipe
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError, nearest
 from surrogate_flow.files import write_text
 from surrogate_flow.report.console import print_lines, show_logs, the_console
@@ -136,7 +137,11 @@ def _control(folder: SweepFolder, place: Place, walltime: float) -> None:
     """Run the sweep until all trials have ended, or time is over, or it is stopped."""
     ends = detached.ends_at(walltime)
     with stop_requested() as stopped:
-        Controller(folder, place).run(stopped.is_set, ends)
+        try:
+            Controller(folder, place).run(stopped.is_set, ends)
+        except UserError:
+            _show(folder)
+            raise
     _finish(folder)
     left = folder.left
     # What batch systems send before a walltime is over, where they are asked to.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import signal
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from surrogate_flow.cli.lightning import build
 from surrogate_flow.cli.plan import require_trained
 from surrogate_flow.cli.sweep.attempt import Attempt
 from surrogate_flow.cli.sweep.folder import METRIC, SweepFolder
-from surrogate_flow.cli.sweep.places import Place
+from surrogate_flow.cli.sweep.places import Place, Refused
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.validation import ValidationSet
@@ -41,6 +42,11 @@ _POLL = 0.5  # seconds between two looks at the trials
 _REPORT = 5.0  # seconds between two looks at their validations
 _ATTEMPTS = 4  # of a trial that is killed before it gets any further
 _END = 600.0  # seconds for trials to validate, save and end
+_AGAIN = 30.0  # seconds until a job that the queue has refused is submitted again
+# The last line of a program that has failed, but not because of a signal.
+_ERROR = re.compile(
+    r"surrogate-flow: error: |(?!KeyboardInterrupt)[\w.]*(Error|Exception)\b"
+)
 _KILLED = {128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGKILL}
 
 
@@ -98,6 +104,12 @@ class Controller:
         self._in_vain: Counter[int] = Counter()
         # When each trial began, of those that have begun here.
         self._began: dict[int, float] = {}
+        # Trials that the queue has refused, when they are submitted again, and why.
+        self._refused: dict[int, float] = {}
+        self._refusal = ""
+        self._accepted = False
+        #: Seconds until a job that the queue has refused is submitted again.
+        self.again = _AGAIN
         #: Seconds between two looks at the validations of trials.
         self.report = _REPORT
         #: Seconds for trials to validate, save and end.
@@ -124,6 +136,8 @@ class Controller:
                 if not running and not folder.left:
                     return
                 while len(running) < self._at_once and self._unbegun:
+                    if self._refused:
+                        break
                     running.append(self._begin())
                 time.sleep(_POLL)
             self._end_all()
@@ -203,25 +217,51 @@ class Controller:
         trial.set_user_attr("reached", folder.reached(number))
         # Killed between these two: whoever goes on finds it by the attempt's file.
         begun = Attempt(folder.attempt(number, attempt))
-        handle = self._place.start(begun, words, folder.log(number))
-        trial.set_user_attr("handle", handle)
+        log = folder.log(number)
+        before = log.stat().st_size if log.is_file() else 0
+        try:
+            handle = self._place.start(begun, words, log)
+        except Refused as refused:
+            self._submit_later(number, refused)
+            return
+        self._refused.pop(number, None)
+        self._accepted, self._refusal = True, ""
+        trial.set_user_attr("handle", {**handle, "log": before})
         again = f", attempt {attempt + 1}" if attempt else ""
         shown = ", ".join(f"{k} {v}" for k, v in trial.params.items())
         logger.info("Trial %d begins%s: %s", number, again, shown)
+
+    def _submit_later(self, number: int, refused: Refused) -> None:
+        """Wait with a trial: where jobs were accepted, it is a limit of the queue."""
+        if not self._accepted:
+            raise refused
+        self._refused[number] = time.monotonic() + self.again
+        if self._refusal != (said := str(refused)):
+            self._refusal = said
+            again = f"It is submitted again every {self.again:g} s."
+            logger.warning("Trial %d waits: %s %s", number, said, again)
 
     def _watch(self) -> list[FrozenTrial]:
         """Return the trials that run; settle those that have ended."""
         now = time.monotonic()
         reports = now - self._reported > self.report
         self._reported = now if reports else self._reported
-        running = []
-        for frozen in self._running():
+        running, known = [], self._running()
+        # Before another one begins: which GPUs are taken.
+        runs = {t.number: self._place.runs(self._attempt(t)) for t in known}
+        self._accepted = self._accepted or any(runs.values())
+        for frozen in known:
+            number = frozen.number
             trial = Trial(self._study, frozen._trial_id)
             attempt = self._attempt(frozen)
-            if self._place.runs(attempt):
+            if runs[number]:
                 running.append(frozen)
                 if reports:
                     self._report(trial, attempt)
+            elif number in self._refused:
+                running.append(frozen)
+                if now >= self._refused[number]:
+                    self._start(trial, trial.user_attrs.get("attempt", 0))
             elif self._settle(trial, attempt):
                 running.append(frozen)
         return running
@@ -256,18 +296,22 @@ class Controller:
             self._study.tell(trial, state=TrialState.PRUNED)
             return False
         error = outcome.errors.get(METRIC) if outcome else None
-        if error is not None:
+        if error is not None and not math.isnan(error):
             self._study.tell(trial, error)
             logger.info("Trial %d is complete: relative L2 error %.3g", number, error)
             return False
         further = trial.user_attrs.get("reached") != folder.reached(number)
         further = further and self._recipe.resume
+        began = "host" in attempt.handle
         self._in_vain[number] = 1 if further else self._in_vain[number] + 1
-        why = self._why(number, self._place.status(attempt))
-        if outcome is not None:
+        why = self._why(number, attempt)
+        if error is not None:
+            why = f"its {METRIC} is nan: the training has diverged"
+        elif outcome is not None:
             why = f"it has no {METRIC}: leave out trainer.limit_val_batches"
         if why or self._in_vain[number] >= _ATTEMPTS:
-            why = why or f"killed {_ATTEMPTS} times before it got any further"
+            ended = "was killed" if began else "ended without a word"
+            why = why or f"it {ended} {_ATTEMPTS} times before it got any further"
             trial.set_user_attr("why", why)
             self._study.tell(trial, state=TrialState.FAIL)
             logger.error("Trial %d failed: %s [%s]", number, why, folder.log(number))
@@ -275,17 +319,20 @@ class Controller:
         self._start(trial, trial.user_attrs.get("attempt", 0) + 1)
         return True
 
-    def _why(self, number: int, status: int | None) -> str:
+    def _why(self, number: int, attempt: Attempt) -> str:
         """Return why a trial failed; "" where it was killed, and can go on."""
-        runs = self._folder.runs(number)
+        runs, status = self._folder.runs(number), self._place.status(attempt)
         if runs:
             with contextlib.suppress(UserError):
                 error = str(RunFolder(runs[-1]).about.get("error", INTERRUPTED))
                 if error != INTERRUPTED:
                     return error.splitlines()[0]
-        if status is None or status < 0 or status in _KILLED:
+        log = self._folder.log(number)
+        if status is None:
+            return _error_in(log, attempt)
+        if status < 0 or status in _KILLED:
             return ""
-        return last_line(self._folder.log(number)) or f"exit status {status}"
+        return last_line(log) or f"exit status {status}"
 
     def _end_all(self) -> None:
         """Have all trials end with a checkpoint, and wait until they have."""
@@ -318,3 +365,14 @@ class Controller:
 def last_line(log: Path) -> str:
     """Return the last line of a log, or ""."""
     return "".join(last_lines(log, 1)).strip() if log.is_file() else ""
+
+
+def _error_in(log: Path, attempt: Attempt) -> str:
+    """Return the error that the log of a job ends with; "" of one that was killed."""
+    first = attempt.handle.get("log", 0)
+    if not log.is_file() or log.stat().st_size <= first:
+        return ""
+    line = last_line(log)
+    # One that has not begun was refused by the shell, or by Python.
+    begun = "host" in attempt.handle
+    return line if _ERROR.match(line) or not begun else ""

@@ -33,12 +33,17 @@ from surrogate_flow.cluster.batch.batch_queue import (
 )
 from surrogate_flow.cluster.batch.job import output_of
 
-__all__ = ["Here", "Jobs", "Place", "place_of"]
+__all__ = ["Here", "Jobs", "Place", "Refused", "place_of"]
 
 logger = logging.getLogger(__name__)
 
 _QUERY = 5.0  # seconds between two looks into the queue
+_SUBMIT = 60.0  # seconds that the queue may take to accept a job
 _HOST = socket.gethostname()
+
+
+class Refused(SweepError):
+    """The batch system has not accepted a job."""
 
 
 class Place(ABC):
@@ -156,6 +161,11 @@ class Jobs(Place):
         Where the logs of jobs go.
     key : str
         Of the sweep's recipe, which has the batch system.
+
+    Raises
+    ------
+    SweepError
+        If it is a batch system whose queue cannot be asked.
     """
 
     at_once = 8
@@ -163,7 +173,17 @@ class Jobs(Place):
 
     def __init__(self, system: BatchSystem, folder: Path, key: str = "jobs") -> None:
         self._system, self._folder, self._key = system, folder.absolute(), key
-        self._query = queue_of(system.cluster_class)
+        query = queue_of(system.cluster_class)
+        if query is None:
+            raise SweepError(
+                key,
+                "Slurm or PBS, of which a sweep can ask whether a job is in the queue",
+                system.cluster_class.__name__,
+                f"Leave {key} out: the sweep runs on this machine, and data.cluster in "
+                "its options has the simulations run as such jobs.",
+            )
+        self._query = query
+        self._silent = False
         self._known: dict[str, bool] = {}
         self._asked: dict[str, None] = {}
         self._queried = 0.0
@@ -183,19 +203,26 @@ class Jobs(Place):
         """Submit a job."""
         name = f"trial-{attempt.path.parent.name}"
         begins = f"export {shlex.quote(f'{ATTEMPT}={attempt.path.absolute()}')}; "
-        job = self.submit(name, words, log, begins)
+        # Only the sweep runs it again, which knows its last checkpoint.
+        job = self.submit(name, words, log, begins, once=True)
         self._known[job] = True
         return {"job": job}
 
     def submit(
-        self, name: str, words: Sequence[str], log: Path, before: str = ""
+        self,
+        name: str,
+        words: Sequence[str],
+        log: Path,
+        before: str = "",
+        *,
+        once: bool = False,
     ) -> str:
         """Submit ``surrogate-flow <words>`` after a line of shell; return the job's id.
 
         Raises
         ------
-        SweepError
-            If the queue refuses it, with its words.
+        Refused
+            If the queue does, with its words, or does not answer.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         command = shlex.join([*self.program, *words])
@@ -204,12 +231,14 @@ class Jobs(Place):
             f"cd {shlex.quote(os.getcwd())}; {before}"
             f"exec {command} >> {shlex.quote(str(log.absolute()))} 2>&1"
         )
-        job = self._system.job(name, line, self._folder)
+        job = self._system.job(name, line, self._folder, once=once)
         try:
-            asyncio.run(job.start())
+            asyncio.run(asyncio.wait_for(job.start(), _SUBMIT))
         except (RuntimeError, ValueError, OSError) as error:
-            raise SweepError(
-                f"The batch system refuses {name}: {output_of(error)}",
+            late = isinstance(error, TimeoutError)
+            said = f"no answer within {_SUBMIT:g} s" if late else output_of(error)
+            raise Refused(
+                f"The batch system refuses {name}: {said}",
                 remedy=f"Change the arguments under {self._key} of the sweep's recipe.",
             ) from error
         return str(job.job_id)
@@ -220,8 +249,7 @@ class Jobs(Place):
 
     def status_of(self, job: str) -> JobStatus | None:
         """Return what the queue says of a job, if it can be asked."""
-        answer = self._query([job]) if self._query else None
-        return (answer or {}).get(job)
+        return (self._query([job]) or {}).get(job)
 
     def require_reachable(self, scheduler: str) -> None:
         """Refuse an ensemble of this host alone where jobs run on other hosts.
@@ -246,16 +274,19 @@ class Jobs(Place):
         if attempt.trains:
             return True
         job = attempt.handle.get("job")
-        # Of a queue that cannot be asked, a job that has begun has ended by now.
-        if job is None or (self._query is None and attempt.begun):
+        if job is None:
             return False
         self._asked[job] = None
         if time.monotonic() - self._queried > _QUERY or job not in self._known:
-            self._queried = time.monotonic()
-            answer = self._query([*self._asked]) if self._query else None
+            answer = self._query([*self._asked])
+            if answer is None and not self._silent:
+                logger.warning(
+                    "The queue does not answer: jobs of trials are taken to be in it."
+                )
+            self._silent, self._queried = answer is None, time.monotonic()
             for known, status in (answer or {}).items():
                 self._known[known] = status.state is not JobState.GONE
-        runs = self._known.get(job, True)
+        runs = self._known.setdefault(job, True)
         if not runs:
             self._asked.pop(job, None)
         return runs

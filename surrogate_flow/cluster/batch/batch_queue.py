@@ -22,17 +22,23 @@ _TIMEOUT = 20.0  # seconds that a command may take
 # States of Slurm; in all others a job waits.
 _RUNNING = {"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"}
 _GONE = {
-    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "COMPLETING", "DEADLINE", "FAILED"),
-    *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
+    *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 }
 
 
 class JobState(Enum):
-    """What has become of a job."""
+    """What has become of a job; one that is ending may still write its files."""
 
     WAITING = "waiting"
     RUNNING = "running"
+    ENDING = "ending"
     GONE = "gone"
+
+    @property
+    def over(self) -> bool:
+        """Whether its workers are gone, or about to be."""
+        return self in (JobState.ENDING, JobState.GONE)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def squeue(jobs: Collection[str]) -> Statuses | None:
     for line in text.splitlines():
         job, word, reason = [*line.strip().split("|", 2), "", ""][:3]
         shown = word if reason in ("", "None") else f"{word} ({reason})"
-        known[job] = JobStatus(_state(word, _RUNNING, _GONE), shown)
+        known[job] = JobStatus(_state(word, _RUNNING, {"COMPLETING"}, _GONE), shown)
     return {job: known.get(job, _UNLISTED) for job in jobs}
 
 
@@ -94,15 +100,15 @@ def qstat(jobs: Collection[str]) -> Statuses | None:
     for part in re.split(r"^Job Id:\s*", text, flags=re.MULTILINE)[1:]:
         letter, comment = _value(part, "job_state"), _value(part, "comment")
         shown = f"state {letter}" + (f": {comment}" if comment else "")
-        status = JobStatus(_state(letter, {"R", "E"}, {"C", "F", "X"}), shown)
+        status = JobStatus(_state(letter, {"R"}, {"E"}, {"C", "F", "X"}), shown)
         known[_number(part.split(None, 1)[0])] = status
     return {job: known.get(_number(job), _UNLISTED) for job in jobs}
 
 
-def _state(word: str, running: Collection[str], gone: Collection[str]) -> JobState:
-    if word in gone:
-        return JobState.GONE
-    return JobState.RUNNING if word in running else JobState.WAITING
+def _state(word: str, *words: Collection[str]) -> JobState:
+    states = (JobState.RUNNING, JobState.ENDING, JobState.GONE)
+    known = zip(states, words, strict=True)
+    return next((state for state, of in known if word in of), JobState.WAITING)
 
 
 def _number(job: str) -> str:

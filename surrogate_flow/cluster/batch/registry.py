@@ -78,7 +78,7 @@ class Registry:
         return [
             job
             for job in missing
-            if self._state(job) is JobState.GONE or (job.running_since or began) < began
+            if self._over(job) or (job.running_since or began) < began
         ]
 
     def lost(self) -> list[Job]:
@@ -101,7 +101,7 @@ class Registry:
         self._query([])
         if self._query_queue is None:
             return []
-        return [job for job in self._cancelled if self._state(job) is not JobState.GONE]
+        return [job for job in self._cancelled if not self._over(job)]
 
     def _query(self, jobs: list[Job]) -> None:
         """Record the status of some jobs, and of those that were cancelled."""
@@ -120,7 +120,7 @@ class Registry:
 
     def _cancel_again(self) -> None:
         for job in list(self._cancelled):
-            if self._state(job) is JobState.GONE:
+            if self._over(job):
                 self._cancelled.remove(job)
             elif job.cancels >= _CANCELS:
                 self._cancelled.remove(job)
@@ -135,7 +135,11 @@ class Registry:
         known = self._known.get(job.id)
         return known.state if known else None
 
+    def _over(self, job: Job) -> bool:
+        state = self._state(job)
+        return state is not None and state.over
+
     def _patience(self, job: Job) -> float:
         # A job that waits again was requeued: its node is down, for example.
-        ended = self._state(job) in (JobState.GONE, JobState.WAITING)
+        ended = self._over(job) or self._state(job) is JobState.WAITING
         return self._timing.restart if ended else self._timing.lost

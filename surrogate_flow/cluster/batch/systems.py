@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import shlex
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,9 @@ __all__ = [
     "batch_system",
     "known_arguments",
 ]
+
+# Has a batch system not run a job again by itself.
+_ONCE = {SLURMCluster: "--no-requeue", PBSCluster: "-r n"}
 
 
 @dataclass(frozen=True)
@@ -183,17 +187,33 @@ class BatchSystem(ClusterConfig):
                 self._complete(cluster, cores, folder)
                 yield cluster
 
-    def job(self, name: str, command: str, logs: Path) -> Submission:
-        """Return a job that runs a line of shell, to be submitted by `start`."""
+    def job(
+        self, name: str, command: str, logs: Path, *, once: bool = False
+    ) -> Submission:
+        """Return a job that runs a line of shell, to be submitted by `start`.
+
+        With `once` the batch system does not run it again by itself.
+        """
         self.require_known()
         class_ = self.cluster_class.job_cls
         arguments = {
             k: v for k, v in self._arguments.items() if k in _parameters(class_)
         }
-        arguments |= {"log_directory": str(logs), "job_name": name}
+        extra = self._value("job_extra_directives", "job_extra") or []
+        kinds = [d for c, d in _ONCE.items() if issubclass(self.cluster_class, c)]
+        arguments |= {
+            "job_extra_directives": [*extra, *(kinds if once else ())],
+            "log_directory": str(logs),
+            "job_name": name,
+        }
         job: Submission = class_("none", name, **arguments)
         # A worker of Dask, otherwise.
         job._command_template = command
+        # Directives are split at blanks.
+        job.job_header = job.job_header.replace(str(logs), shlex.quote(str(logs)))
+        # Ctrl-C reaches all processes of a command: it may end a submission whose job
+        # is in the queue already.
+        job._call = partial(job._call, start_new_session=True)
         return job
 
     @property
