@@ -628,6 +628,11 @@ def test_trials_share_one_ensemble_and_what_a_signal_ends_goes_on(
     complete = len(archive.complete())
     assert 0 < complete <= 64
     assert archive.solver_seconds > 0
+    cost = folder.cost()
+    assert cost.startswith(f"One ensemble, {complete} simulations: ")
+    assert "; with one for each of 2 trials, " in cost
+    assert cost in " ".join(said.split())
+    assert cost in (folder.path / "report.html").read_text()
     for number in (0, 1):
         log = folder.log(number).read_text()
         assert "Traceback" not in log

@@ -29,10 +29,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from surrogate_flow.cli.recipes import given_recipe, is_data_set
 from surrogate_flow.cli.sweep.recipe import Point, Range, SweepRecipe
+from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.files import DirectoryLock, write_text
 from surrogate_flow.report.folder.run_folder import RunFolder, RunSummary
-from surrogate_flow.report.folder.words import flattened
+from surrogate_flow.report.folder.words import flattened, seconds
 
 __all__ = ["METRIC", "SweepError", "SweepFolder", "TrialRow"]
 
@@ -427,6 +429,27 @@ class SweepFolder:
             why=str(trial.user_attrs.get("why", "")),
             run=runs[-1] if runs else None,
         )
+
+    def cost(self) -> str:
+        """Return what one ensemble took for all trials, in words; "" without one."""
+        path = self.path / "simulations.zarr"
+        if not self.recipe.share_simulations or not path.is_dir():
+            return ""
+        try:
+            archive = Archive(path)
+            count, spent = len(archive.complete()), archive.solver_seconds
+        except ArchiveError as error:
+            return f"What the ensemble took is not known: {error}"
+        said = (
+            f"One ensemble, {counted(count, 'simulation')}: {seconds(spent)} in solvers"
+        )
+        # Each would have run those that it has taken.
+        ended = filter(None, (self.outcome(trial.number) for trial in self.trials()))
+        alone = [outcome.simulations for outcome in ended]
+        if count and len(alone) > 1:
+            each = seconds(spent / count * sum(alone))
+            said += f"; with one for each of {len(alone)} trials, {each}"
+        return f"{said}."
 
     def keep_best(self, row: TrialRow) -> Path | None:
         """Copy the checkpoint of the best trial beside the table."""

@@ -61,7 +61,7 @@ def _trials(folder: SweepFolder, rows: list[TrialRow], section: Section) -> None
         head, lines = cells(groups)
         caption = (
             "By the error of the last validation, the mean and the spread over seeds; "
-            "in brackets where no trial is complete yet."
+            f"in brackets where no trial is complete yet. {folder.cost()}"
         )
         section.add("table", head=head, rows=lines, caption=caption)
     complete = [row for row in rows if row.state == "complete"]
