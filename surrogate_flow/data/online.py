@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,8 +42,6 @@ from surrogate_flow.sampling.design import shared_points
 from surrogate_flow.solvers.solver import Solver, spec_of
 
 __all__ = ["OnlineData"]
-
-logger = logging.getLogger(__name__)
 
 _POLL = 0.5  # seconds between two health checks while waiting
 _FILL_POLL = 0.05  # seconds between two looks at a reservoir that fills
@@ -426,8 +423,7 @@ class OnlineData(SurrogateData):
         self.validated = validation.validated(self.ranks, self.held_out)
         return validation
 
-    test_dataloader = val_dataloader
-    predict_dataloader = val_dataloader
+    test_dataloader = predict_dataloader = val_dataloader
 
     def cost(self) -> Cost:
         """Return what simulations took, those of this process."""

@@ -28,21 +28,25 @@ from surrogate_flow.ensemble.packed import Packed
 from surrogate_flow.ensemble.study import OpenCluster, Study, StudySettings
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.int_set import IntSet
-from surrogate_flow.files import write_atomically
+from surrogate_flow.files import leave, write_atomically
 from surrogate_flow.sampling import Design
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Endpoint, Fanout, Relay
 from surrogate_flow.stream.fanout import Late
 from surrogate_flow.threads import LoudThread
 
-__all__ = ["ADDRESS_FILE", "Heartbeat", "SharedStudy", "StudyAddress", "StudyStatus"]
+__all__ = ["ADDRESS_FILE", "Heartbeat", "SharedStudy", "Sharing", "StudyAddress"]
+__all__ += ["StudyStatus"]
 
 logger = logging.getLogger(__name__)
 
 ADDRESS_FILE = "ensemble.json"
+_SHARING = "sharing.json"
 _TICK = 0.25  # seconds between two looks at heartbeats
 _SILENT = 10.0  # seconds without a heartbeat after which a training is taken out
 _NOTE = 30.0  # seconds between two notes of what the simulations have taken
+_LAG = 2.0  # seconds between two notes of who lags
+_STALE = 60.0  # seconds after which such a note is one no more
 _STALLED = 1.0  # seconds of a look after which this process was stopped, or too busy
 
 
@@ -107,6 +111,27 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 
 Ranges = list[tuple[int, int]]
+
+
+class Sharing(msgspec.Struct, frozen=True):
+    """Which trainings lag: a file in the folder of the study, of all its processes."""
+
+    #: Of each that has no room for steps now, why.
+    full: dict[str, str] = {}
+    #: Simulations, as ranges ``[start, end)``, of which each has missed steps.
+    missed: dict[str, Ranges] = {}
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read the file of a folder; empty where there is none."""
+        path = folder / _SHARING
+        try:
+            read = msgspec.json.decode(path.read_bytes(), type=cls)
+            # Those that lagged when the study was killed do so no more.
+            goes_on = time.time() - path.stat().st_mtime < _STALE
+            return read if goes_on else cls(missed=read.missed)
+        except (OSError, msgspec.MsgspecError):
+            return cls()
 
 
 class StudyStatus(msgspec.Struct, frozen=True):
@@ -187,7 +212,9 @@ class SharedStudy:
         self._exhausted = False
         self._fanout = Fanout(late=late, held_out=design.held_out)
         self._members: dict[str, _Member] = {}
-        self._known: set[str] = set()
+        self._folder, self._noted = settings.folder, Sharing.read(settings.folder)
+        #: Of trainings, and of their earlier attempts.
+        self._missed = {k: IntSet(ranges) for k, ranges in self._noted.missed.items()}
         self._heartbeats: SimpleQueue[Heartbeat] = SimpleQueue()
         self._closing = Flag()
         self._thread = LoudThread(self._run, "sharing")
@@ -256,9 +283,19 @@ class SharedStudy:
         """Solver seconds of all simulations, those of earlier processes included."""
         return self._worked_before + self.study.inlet.stats().worked
 
-    def dropped(self) -> dict[str, int]:
-        """Count the simulations of which each training has missed steps."""
-        return {name: len(self._fanout.dropped(name)) for name in self._known}
+    def sharing(self) -> Sharing:
+        """Return which trainings lag, and what they have missed for good."""
+        missed = {name: self._missed_by(name).ranges for name in self._missed}
+        return Sharing(self._fanout.full(), {k: r for k, r in missed.items() if r})
+
+    def _missed_by(self, name: str) -> IntSet:
+        before = self._missed.get(name, IntSet())
+        return before | self._fanout.dropped(name) if self._late == "drop" else before
+
+    def _note_sharing(self, sharing: Sharing) -> None:
+        if sharing != self._noted or sharing.full:
+            self._noted, text = sharing, msgspec.json.encode(sharing)
+            leave(self._folder / _SHARING, lambda part: part.write_bytes(text))
 
     def _publish(self, folder: Path) -> None:
         """Write where trainings join, for this user alone."""
@@ -295,7 +332,7 @@ class SharedStudy:
             self._heartbeats.put(msgspec.msgpack.decode(event[1], type=Heartbeat))
 
     def _run(self) -> None:
-        before = noted = time.monotonic()
+        before = noted = lagged = time.monotonic()
         while not self._closing.is_set():
             with suppress(Empty):
                 self._handle(self._heartbeats.get(timeout=_TICK))
@@ -313,6 +350,9 @@ class SharedStudy:
                     why = member.relay.lost or f"no heartbeat for {_SILENT:g} s"
                     logger.warning("%s gets no more steps: %s", name, why)
                     self._remove(name)
+            if now - lagged > _LAG:
+                lagged = now
+                self._note_sharing(self.sharing())
 
     def _handle(self, heartbeat: Heartbeat) -> None:
         name = heartbeat.member
@@ -327,7 +367,8 @@ class SharedStudy:
             held_out = self._design.held_out
             relay = Relay(heartbeat.endpoint, self._spec, held_out=held_out)
             relay.__enter__()
-            self._known = self._known | {name}
+            # A sink of the same name begins anew.
+            self._missed = self._missed | {name: self._missed_by(name)}
             member = self._members[name] = _Member(heartbeat, relay, 0.0)
             self._fanout.add(name, relay, (heartbeat.rank, heartbeat.world))
             logger.info("%s takes part", name)
@@ -369,6 +410,7 @@ class SharedStudy:
         self._note_worked()
         for name in list(self._members):
             self._remove(name)
+        self._note_sharing(Sharing(missed=self.sharing().missed))
 
 
 def new_token() -> str:

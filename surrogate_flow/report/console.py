@@ -65,6 +65,8 @@ def show_logs() -> None:
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         package.setLevel(logging.INFO if first else logging.WARNING)
         package.handlers[:] = [handler]
+    # Else Bokeh, which logs by it, gives it one that shows each line a second time.
+    logging.getLogger().addHandler(logging.NullHandler())
     # The seed is in config.yaml, and a command line may yet be refused.
     logging.getLogger("lightning_fabric.utilities.seed").setLevel(logging.WARNING)
     # One line each, without a line of this package's source.

@@ -157,10 +157,14 @@ class Fanout(Sink):
 
     def waiting(self) -> str:
         """Return which sink waits for what."""
-        if not (sinks := self._sinks):
+        if not self._sinks:
             return "nobody has asked for steps yet"
-        reasons = ((name, sink.waiting()) for name, sink in sinks.items())
-        return "; ".join(f"{name}: {reason}" for name, reason in reasons if reason)
+        return "; ".join(f"{name}: {reason}" for name, reason in self.full().items())
+
+    def full(self) -> dict[str, str]:
+        """Return the sinks without room, and why they have none."""
+        reasons = {name: sink.waiting() for name, sink in self._sinks.items()}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def on_room(self, wake: Callable[[], None]) -> None:
         """Have `wake` called when one of the sinks may have room."""

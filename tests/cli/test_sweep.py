@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import moments
+import msgspec
 import programs
 import psutil
 import pytest
@@ -28,10 +29,12 @@ from surrogate_flow.cli.sweep import command, table
 from surrogate_flow.cli.sweep.attempt import Attempt
 from surrogate_flow.cli.sweep.controller import Controller, require_possible
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
+from surrogate_flow.cli.sweep.follow import SweepFollower
 from surrogate_flow.cli.sweep.page import sweep_page
 from surrogate_flow.cli.sweep.places import Here
 from surrogate_flow.cli.sweep.recipe import Range, SweepRecipe, words_of
 from surrogate_flow.dataset import Archive
+from surrogate_flow.ensemble.sharing import Sharing
 from surrogate_flow.fields.names import RecipeError
 
 
@@ -71,9 +74,11 @@ def test_the_best_comes_first_and_what_fails_names_itself(tmp_path):
     assert failed.point == {"model.lr": -1.0}
     assert second.errors == [0.3, 0.3]
     head, lines = table.cells(table.grouped(rows))
-    assert head == ["trials", "lr", "error", "training", "in all", "state"]
-    assert lines[0][1:4] == ["0.1", "10.00% ± 0.00%", "1 s"]
-    assert re.fullmatch(r"\d+ s", lines[0][4])
+    assert head[:5] == ["trials", "error", "state", "lr", "batches"]
+    assert head[5:] == ["training", "in all"]
+    assert lines[0][1:6] == ["10 %", "complete", "0.1", "3", "1 s"]
+    assert re.fullmatch(r"\d+ s", lines[0][6])
+    assert table.headline(rows, 6) == "4 of 6 trials are complete; best: trial 4, 10 %"
     assert table.written(rows).splitlines()[1].split(",")[2:4] == ["0.1", "0"]
     page = sweep_page(folder, rows)
     for words in ("4 of 6 trials", "a rate is positive", "--model.lr 0.1"):
@@ -83,6 +88,36 @@ def test_the_best_comes_first_and_what_fails_names_itself(tmp_path):
     before = moments.ledger(folder)
     Controller(folder, Moments()).run(bool)
     assert moments.ledger(folder) == before
+
+
+def test_who_lags_and_what_was_missed_is_in_the_table(tmp_path):
+    """While the sweep runs, and what was missed afterwards, too; of all ranks of a trial."""
+    full = {"trial 1/0": "9 of 9 bytes wait", "trial 1/1": "waits for its inlet"}
+    missed = {"trial 1/0": [(4, 6)], "trial 1/1": [(7, 8)], "trial 11": [(0, 90)]}
+    note = msgspec.json.encode(Sharing(full, missed))
+    for late, lags in (
+        ("wait", ("held up by trial 1", "holds up the simulations")),
+        ("drop", ("", "misses steps")),
+    ):
+        folder = sweep(tmp_path / late, late=late)
+        for _ in range(2):
+            folder.begin()
+        assert [row.words for row in folder.rows()] == [*["running"] * 2, "waiting"]
+        (folder.path / "sharing.json").write_bytes(note)
+        rows = folder.rows()
+        assert tuple(row.lag for row in rows[:2]) == lags
+        assert rows[1].why == "9 of 9 bytes wait; waits for its inlet"
+        assert [row.missed for row in rows] == [0, 3, 0]
+        head, lines = table.cells(table.grouped(rows))
+        assert (head[2], head[-1]) == ("state", "missed")
+        assert (lines[1][2], lines[1][-1]) == (f"running, {lags[1]}", "3")
+        assert table.written(rows).splitlines()[2].split(",")[-3] == "3"
+        # Of a sweep that was killed, nobody lags.
+        os.utime(folder.path / "sharing.json", (0, 0))
+        assert [(row.lag, row.missed) for row in folder.rows()[:2]] == [
+            ("", 0),
+            ("", 3),
+        ]
 
 
 def test_no_trial_is_lost_and_none_run_twice_whatever_is_killed(tmp_path):
@@ -214,6 +249,40 @@ def test_a_trial_that_lags_is_ended(tmp_path):
     assert (0.1, "complete") in states
     assert (9.0, "pruned") in states
     assert (0.1, "pruned") not in states
+
+
+def test_watch_shows_a_sweep_by_its_folder_alone(tmp_path):
+    """Of runs, what somebody looks at; also of one that goes on, or was killed."""
+    folder = sweep(tmp_path / "s", space={"model.lr": [0.3, -1.0, 0.1, 0.2]}, trials=3)
+    with folder.held():
+        follower = SweepFollower(folder.path)
+        assert follower.running
+        assert follower.sweeps["s"]["headline"] == "0 of 3 trials are complete"
+        assert not follower.runs
+        Controller(folder, Moments()).run(bool)
+        best = folder.rows()[0]
+        (best.run / "telemetry.csv").write_text(
+            "seconds,step,validation\n1,0,\n3,10,0.5\n4,20,0.5\n5,30,0.25\n"
+        )
+    follower = SweepFollower(folder.path)
+    (told,) = follower.sweeps.values()
+    assert told["headline"] == table.headline(folder.rows(), 3)
+    assert told["trials"][0]["curve"] == [[0.0, 0.5], [2.0, 0.25]]
+    assert (told["state"], follower.running) == ("ended", False)
+    # The best is shown first.
+    name, state = list(follower.runs.items())[-1]
+    assert (name, state.name) == (str(best.run.resolve()), f"trial {best.number}")
+    assert not state.series
+    assert not follower.asked
+    state.looked = time.monotonic()
+    assert follower.asked
+    follower.update()
+    assert [moment["step"] for moment in state.series] == [0, 10, 20, 30]
+    assert not follower.asked
+    more = msgspec.structs.replace(folder.recipe, trials=4)
+    with SweepFolder.create(folder.path, more).held():
+        pass  # It is written.
+    assert SweepFollower(folder.path).sweeps["s"]["state"] == "stopped"
 
 
 def test_stop_ends_it_in_order_and_resume_goes_on(tmp_path):

@@ -25,7 +25,7 @@ from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.ensemble import sharing
 from surrogate_flow.ensemble.events import Exhausted
 from surrogate_flow.ensemble.faults import Faults
-from surrogate_flow.ensemble.sharing import ADDRESS_FILE, SharedStudy
+from surrogate_flow.ensemble.sharing import ADDRESS_FILE, SharedStudy, Sharing
 from surrogate_flow.ensemble.study import StudySettings, StudyTimeout
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.errors import ArgumentError
@@ -199,17 +199,24 @@ def test_one_that_lags_holds_up_nobody(tmp_path, late, monkeypatch):
         # As if its backlog were a simulation.
         shared._members["slow"].relay._backlog.limit = STEPS * size
         ended((fast, two))
-        lost = shared.dropped()
+        lost = shared.sharing().missed
         slow.make_room()
         ended((slow, one))
         assert fast.steps == whole()
-        assert lost["fast"] == 0
+        assert "fast" not in lost
         if late == "spool":
             assert slow.steps == whole()
         else:
             assert set(slow.steps.values()) == {1}
             assert set(whole(range(HELD_OUT))) <= set(slow.steps)
-            assert one.stats().failed == shared.dropped()["slow"]
+            missed = shared.sharing().missed["slow"]
+            assert one.stats().failed == len(IntSet(missed)) > 0
+    # Afterwards, too, and in a process that goes on with it.
+    known = Sharing.read(tmp_path)
+    assert (len(known.missed), known.full) == (late == "drop", {})
+    with study(tmp_path, late) as again, training(tmp_path, "slow", Book()):
+        wait_until(lambda: again.members)
+        assert again.sharing().missed == known.missed
 
 
 class Hangs(Wave):

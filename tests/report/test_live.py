@@ -309,6 +309,82 @@ def test_a_run_that_begins_later_is_shown_unless_another_was_chosen():
     assert select.options == [(n, n) for n in ("first", "second", "third")]
 
 
+def sweep(*states, name="s", **changed):
+    """What a sweep says: its first trial is the best, of each the run is in its folder."""
+    plain = {"values": [0.1, "[64]"], "why": "", "missed": 0, "attempts": 1}
+    plain |= {"error": 0.02, "steps": 1200, "seconds": 60.0}
+    trials = [
+        {
+            **{"number": n, "state": each.partition(",")[0], "words": each, **plain},
+            **{"curve": [[9.0, 0.3], [60.0, 0.02]], "run": f"/{name}/trials/{n}/run"},
+            **(changed if n == len(states) - 1 else {}),
+        }
+        for n, each in enumerate(states)
+    ]
+    said = {
+        "name": name,
+        "folder": f"/{name}",
+        "headline": "1 of 3 trials are complete",
+    }
+    return {**said, "names": ["lr", "widths"], "trials": trials}
+
+
+def chosen(doc):
+    """The number of the trial whose row is marked."""
+    (rows,) = (s for s in doc.select({"type": ColumnDataSource}) if s.name == "trials")
+    return [rows.data["trial"][n] for n in rows.selected.indices], rows
+
+
+def test_the_trials_of_a_sweep_are_listed_and_a_click_shows_the_run_of_one():
+    """Above the run of one of them; those of another sweep, and other runs, are apart."""
+    dashboard, doc = Dashboard(), Document()
+    document(doc, dashboard.runs, dashboard.others, dashboard.sweeps)
+    topic, other = topic_of("s", "1"), topic_of("t", "2")
+    dashboard.log_event(topic, {"sweep": sweep("waiting"), "client": "one"})
+    again(doc)
+    assert "Sweep s</b> &middot; 1 of 3 trials are complete" in text(doc)
+    for n in (0, 1):
+        told = {"rows": [row(9)], "folder": f"/s/trials/{n}/run"}
+        dashboard.log_event(topic_of(f"trial {n}"), told)
+    states = ("complete", "running, held up by trial 0", "failed")
+    told = sweep(*states, why="a rate <is> positive", run="", missed=7, curve=[])
+    dashboard.log_event(topic, {"sweep": told})
+    dashboard.log_event(other, {"sweep": sweep("running", name="t")})
+    again(doc)
+    number, rows = chosen(doc)
+    assert number == [1]
+    assert "<b>trial 1</b>" in text(doc)
+    assert list(rows.data["state"]) == [*states[:2], "failed: a rate <is> positive"]
+    assert list(rows.data["missed"]) == [0, 0, 7]
+    assert "attempts" not in rows.data
+    assert list(source(doc, "errors")["trial"]) == [0, 1]
+    assert "trial 1 orange; the best, trial 0, blue" in text(doc)
+    (select,) = (s for s in doc.select({"type": Select}) if s.options)
+    assert not select.visible
+    rows.selected.indices = [0]
+    assert "<b>trial 0</b>" in text(doc)
+    # It stays, whatever begins after it.
+    dashboard.log_event(topic_of("heat2d/now"), {"rows": [row(1)], "folder": "/now"})
+    again(doc)
+    assert "<b>trial 0</b>" in text(doc)
+    assert chosen(doc)[0] == [0]
+    assert select.visible
+    rows.selected.indices = [2]
+    assert "Trial 2 has no run yet" in text(doc)
+    assert source(doc, "series") is None
+    told["trials"][2]["run"] = "/s/trials/2/run"
+    dashboard.log_event(topic, {"sweep": told})
+    again(doc)
+    assert "surrogate-flow watch /s/trials/2/run" in text(doc)
+    select.value = topic_of("heat2d/now")
+    assert "<b>heat2d/now</b>" in text(doc)
+    assert not chosen(doc)[0]
+    dashboard.remove_client(None, "one")
+    assert {s["state"] for s in dashboard.sweeps.values()} == {"stopped", "running"}
+    select.value = topic_of("trial 0")
+    assert "surrogate-flow sweep resume /s" in text(doc)
+
+
 def test_the_end_of_a_run_is_shown_before_its_scheduler_is_gone():
     """Without a wait for the next look of the page."""
     dashboard, doc, topic = Dashboard(), Document(), topic_of("run")

@@ -173,7 +173,9 @@ def _show(folder: SweepFolder) -> list[TrialRow]:
     (console if console.is_terminal else wide).print(table.shown(rows))
     for row in rows:
         if row.why:
-            print_lines(console, f"Trial {row.number} failed: {row.why}")
+            print_lines(
+                console, f"Trial {row.number} {row.lag or row.state}: {row.why}"
+            )
     return rows
 
 

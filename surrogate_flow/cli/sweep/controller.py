@@ -19,6 +19,7 @@ from surrogate_flow.cli.plan import require_trained
 from surrogate_flow.cli.sweep.attempt import Attempt
 from surrogate_flow.cli.sweep.folder import METRIC, SweepFolder
 from surrogate_flow.cli.sweep.places import Place, Refused
+from surrogate_flow.cli.sweep.table import told
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.validation import ValidationSet
@@ -27,9 +28,10 @@ from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.fields import Window
 from surrogate_flow.fields.errors import UserError, user_error
 from surrogate_flow.fields.names import RecipeError
-from surrogate_flow.files import last_lines
+from surrogate_flow.files import last_lines, observing
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.run_folder import INTERRUPTED, RunFolder
+from surrogate_flow.report.live.publisher import LivePage, new_topic
 from surrogate_flow.reservoir import Store
 from surrogate_flow.reservoir.layout import require_reachable
 from surrogate_flow.sampling import Design
@@ -114,7 +116,7 @@ class Controller:
         self.report = _REPORT
         #: Seconds for trials to validate, save and end.
         self.end = _END
-        self._ending = False
+        self._page = LivePage(folder.path)
 
     def run(self, stopped: Callable[[], bool], ends: float = math.inf) -> None:
         """Run until all trials have ended, or `stopped` returns true.
@@ -147,6 +149,7 @@ class Controller:
         """Open the study that all trials share; yield what raises its errors."""
         recipe = self._recipe
         if not recipe.share_simulations:
+            logger.info("Live page: surrogate-flow watch %s", self._folder.path)
             yield lambda: None
             return
         data, _ = build(["fit", *recipe.words(recipe.corners()[0])])
@@ -173,18 +176,22 @@ class Controller:
             ) as shared:
                 address = shared.study.cluster.address.scheduler_address
                 self._place.require_reachable(address)
-                logger.info("Dask dashboard: %s", shared.study.dashboard_link)
+                topic = new_topic(self._folder.path)
+                self._page.open(shared.study.client, topic, {})
+                self._show()
                 try:
                     yield shared.check
                 finally:
-                    self._log_dropped(shared)
+                    self._show()
+                    self._page.end("stopped" if self._folder.left else "ended")
         finally:
             archive.release()
 
-    def _log_dropped(self, shared: SharedStudy) -> None:
-        for name, count in shared.dropped().items():
-            if count and self._recipe.late == "drop":
-                logger.warning("%s has missed steps of %d simulations", name, count)
+    def _show(self) -> None:
+        """Send the trials to the live page, where there is one of all of them."""
+        if self._recipe.share_simulations:
+            with observing("The live page of the sweep"):
+                self._page.send({"sweep": told(self._folder, self._folder.rows())})
 
     @property
     def _unbegun(self) -> int:
@@ -264,6 +271,8 @@ class Controller:
                     self._start(trial, trial.user_attrs.get("attempt", 0))
             elif self._settle(trial, attempt):
                 running.append(frozen)
+        if reports:
+            self._show()
         return running
 
     def _attempt(self, frozen: FrozenTrial) -> Attempt:

@@ -10,7 +10,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -29,7 +28,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from surrogate_flow.cli.recipes import given_recipe, is_data_set
 from surrogate_flow.cli.sweep.recipe import Point, Range, SweepRecipe
+from surrogate_flow.cli.sweep.trial import Training, TrialRow
 from surrogate_flow.dataset import Archive, ArchiveError
+from surrogate_flow.ensemble.sharing import Sharing
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.files import DirectoryLock, write_text
@@ -48,42 +49,6 @@ _GRACE = 10  # seconds until a lock of the journal is taken for that of a killed
 
 class SweepError(UserError, RuntimeError):
     """A sweep cannot begin, or go on."""
-
-
-@dataclass(frozen=True)
-class TrialRow:
-    """What a trial has come to.
-
-    Attributes
-    ----------
-    number : int
-    state : str
-        waiting, running, complete, pruned, failed.
-    point : dict
-        Its values of the space.
-    error : float, optional
-        Relative L2 error over the held-out simulations, of its last validation.
-    seconds : float, optional
-        Of training.
-    wall_seconds : float, optional
-        From its start to its end; None if the sweep was interrupted in between.
-    steps : int
-        Batches trained.
-    why : str
-        Why it failed.
-    run : Path, optional
-        Folder of its newest run.
-    """
-
-    number: int
-    state: str
-    point: dict[str, Any]
-    error: float | None = None
-    seconds: float | None = None
-    wall_seconds: float | None = None
-    steps: int = 0
-    why: str = ""
-    run: Path | None = None
 
 
 class SweepFolder:
@@ -106,6 +71,8 @@ class SweepFolder:
         if recipe is None and not (path / _RECIPE).is_file():
             raise SweepError("The folder of a sweep", f"one with {_RECIPE}", str(path))
         self.recipe = recipe or SweepRecipe.read(path / _RECIPE)
+        self._ended: dict[int, TrialRow] = {}
+        self._read: dict[Path, Training] = {}
 
     @classmethod
     def create(cls, path: Path, recipe: SweepRecipe, option: str = "--folder") -> Self:
@@ -394,7 +361,8 @@ class SweepFolder:
 
     def rows(self) -> list[TrialRow]:
         """Return all trials: the best first, then those that run, then the others."""
-        rows = [self._row(trial) for trial in self.trials()]
+        sharing, late = Sharing.read(self.path), self.recipe.late
+        rows = [self._row(trial).among(sharing, late) for trial in self.trials()]
         first = len(self.study.get_trials(deepcopy=False))
         rows += [
             TrialRow(number, "waiting", dict(point))
@@ -406,7 +374,26 @@ class SweepFolder:
             key=lambda row: (order.index(row.state), row.error or 0.0, row.number),
         )
 
+    def curve(self, number: int) -> list[tuple[float, float]]:
+        """Return the seconds of training at each validation of a trial, and its error.
+
+        Those of its runs are added.
+        """
+        found, before = list[tuple[float, float]](), 0.0
+        for run in self.runs(number):
+            training = self._training(run)
+            found += [(before + at, error) for at, error in training.curve]
+            before += training.seconds
+        return found
+
+    def _training(self, run: Path) -> Training:
+        training = self._read.setdefault(run, Training(run))
+        training.update()
+        return training
+
     def _row(self, trial: FrozenTrial) -> TrialRow:
+        if trial.number in self._ended:
+            return self._ended[trial.number]
         number, outcome = trial.number, self.outcome(trial.number, early=True)
         validations = self.validations(number)
         runs = self.runs(number)
@@ -416,19 +403,23 @@ class SweepFolder:
             TrialState.FAIL: "failed",
         }
         value = trial.value if trial.state == TrialState.COMPLETE else None
-        return TrialRow(
+        trained = self._training(runs[-1] if runs else self.trial(number))
+        errors = [*validations.values()] or [error for _, error in trained.curve]
+        row = TrialRow(
             number,
             states.get(trial.state, "running"),
             trial.params,
-            error=value
-            if value is not None
-            else next(reversed(validations.values()), None),
-            seconds=outcome.training_seconds if outcome else None,
+            error=value if value is not None else next(reversed(errors), None),
+            seconds=outcome.training_seconds if outcome else trained.seconds or None,
             wall_seconds=trial.user_attrs.get("wall_seconds"),
-            steps=outcome.batches if outcome else max(validations, default=0),
+            steps=outcome.batches if outcome else max([trained.steps, *validations]),
             why=str(trial.user_attrs.get("why", "")),
             run=runs[-1] if runs else None,
+            attempts=int(trial.user_attrs.get("attempt", -1)) + 1,
         )
+        if trial.state.is_finished():
+            self._ended[number] = row
+        return row
 
     def cost(self) -> str:
         """Return what one ensemble took for all trials, in words; "" without one."""

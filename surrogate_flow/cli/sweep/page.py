@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -21,9 +20,7 @@ from bokeh.models import (
 from bokeh.palettes import Viridis256
 
 from surrogate_flow.cli.sweep.folder import SweepFolder, TrialRow
-from surrogate_flow.cli.sweep.table import cells, grouped, short
-from surrogate_flow.fields.errors import UserError
-from surrogate_flow.report.folder.run_folder import RunFolder
+from surrogate_flow.cli.sweep.table import cells, grouped, headline, short
 from surrogate_flow.report.html import plots
 from surrogate_flow.report.html.page import Section, filled, render
 
@@ -37,11 +34,6 @@ _DECADE = 10.0  # ratio of the greatest to the least from which an axis is logar
 
 def sweep_page(folder: SweepFolder, rows: list[TrialRow]) -> str:
     """Return the page; what a sweep does not have yet is said."""
-    complete = [row for row in rows if row.state == "complete"]
-    headline = f"{len(complete)} of {folder.recipe.count} trials are complete"
-    if complete:
-        headline += f"; the best is trial {complete[0].number}: {complete[0].error:.2%}"
-        headline += " (relative L2 error on held-out simulations)"
     makers = (
         ("trials", "Trials", _trials),
         ("space", "Where the good ones lie", _space),
@@ -51,7 +43,8 @@ def sweep_page(folder: SweepFolder, rows: list[TrialRow]) -> str:
     sections = [
         filled(name, title, partial(fill, folder, rows)) for name, title, fill in makers
     ]
-    return render(f"Sweep {folder.path.name}", f"{headline}.", sections)
+    said = headline(rows, folder.recipe.count)
+    return render(f"Sweep {folder.path.name}", f"{said}.", sections)
 
 
 def _trials(folder: SweepFolder, rows: list[TrialRow], section: Section) -> None:
@@ -102,7 +95,7 @@ def _training(folder: SweepFolder, rows: list[TrialRow], section: Section) -> No
     section.absent = "No trial has been validated."
     lines = []
     for row in rows[:_CURVES]:
-        if known := [*_validations(folder, row)]:
+        if known := folder.curve(row.number):
             seconds, errors = zip(*known, strict=True)
             lines.append(plots.Line(f"trial {row.number}", "", seconds, errors))
     if lines:
@@ -112,21 +105,9 @@ def _training(folder: SweepFolder, rows: list[TrialRow], section: Section) -> No
         section.plot(plot, "Of the best trials, since each began to train.")
 
 
-def _validations(folder: SweepFolder, row: TrialRow) -> Iterator[tuple[float, float]]:
-    """Yield when each validation of a trial was seen, and its error."""
-    before = 0.0
-    for run in folder.runs(row.number):
-        with contextlib.suppress(UserError):
-            table = RunFolder(run).telemetry[["seconds", "validation"]].dropna()
-            table = table.drop_duplicates("validation")
-            for second, error in table.itertuples(index=False):
-                yield before + second, error
-            before += float(table["seconds"].max()) if len(table) else 0.0
-
-
 def _failed(folder: SweepFolder, rows: list[TrialRow], section: Section) -> None:
     section.absent = "None."
-    failed = [row for row in rows if row.why]
+    failed = [row for row in rows if row.state == "failed"]
     if failed:
         lines = [
             (str(row.number), row.why, str(folder.log(row.number))) for row in failed

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from surrogate_flow.cli.sweep.folder import TrialRow
+from surrogate_flow.cli.sweep.folder import SweepFolder
+from surrogate_flow.cli.sweep.trial import TrialRow
+from surrogate_flow.report.folder.words import percent
 
-__all__ = ["Group", "cells", "grouped", "short", "shown", "written"]
+__all__ = ["Group", "cells", "grouped", "headline", "short", "shown", "told", "written"]
 
 _SEED = "seed_everything"
+_CURVES = 20  # trials whose errors are drawn, the first ones
+_POINTS = 100  # of each
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,16 @@ class Group:
         return float(np.std(self.errors, ddof=1)) if len(self.errors) > 1 else None
 
 
+def headline(rows: Sequence[TrialRow], count: int) -> str:
+    """Return how many trials are complete, and which is the best."""
+    complete = [row for row in rows if row.state == "complete"]
+    verb = "is" if len(complete) == 1 else "are"
+    said = f"{len(complete)} of {count} trials {verb} complete"
+    if not complete:
+        return said
+    return f"{said}; best: trial {complete[0].number}, {percent(complete[0].error)}"
+
+
 def grouped(rows: Sequence[TrialRow]) -> list[Group]:
     """Return trials by all but their seed: the best mean first."""
     groups: dict[str, list[TrialRow]] = {}
@@ -56,15 +71,24 @@ def grouped(rows: Sequence[TrialRow]) -> list[Group]:
 def cells(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     """Return the head and the lines of the table: one for each point."""
     names = list(dict.fromkeys(name for group in groups for name in group.point))
-    head = ["trials", *map(short, names), "error", "training", "in all", "state"]
+    rows = [row for group in groups for row in group.rows]
+    more: dict[str, Callable[[TrialRow], object]] = {}
+    if any(row.missed for row in rows):
+        more["missed"] = lambda row: f"{row.missed:,}"
+    if any(row.attempts > 1 for row in rows):
+        more["attempts"] = lambda row: row.attempts
+    head = ["trials", "error", "state", *map(short, names)]
+    head += ["batches", "training", "in all", *more]
     lines = [
         [
             ", ".join(str(row.number) for row in group.rows),
-            *(_text(group.point.get(name, "")) for name in names),
             _error(group),
+            _states(group),
+            *(_text(group.point.get(name, "")) for name in names),
+            _each(group, lambda row: f"{row.steps:,}"),
             _seconds([row.seconds for row in group.rows]),
             _seconds([row.wall_seconds for row in group.rows]),
-            _states(group),
+            *(_each(group, of) for of in more.values()),
         ]
         for group in groups
     ]
@@ -87,19 +111,49 @@ def written(rows: Sequence[TrialRow]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row.point))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(
-        [
-            *("trial", "state", *names, "relative_l2", "training_seconds"),
-            *("wall_seconds", "batches", "run"),
-        ]
-    )
+    after = ["relative_l2", "training_seconds", "wall_seconds", "batches", "missed"]
+    writer.writerow(["trial", "state", *names, *after, "attempts", "run"])
     for row in rows:
         values = [row.point.get(name, "") for name in names]
-        numbers = [row.error, row.seconds, row.wall_seconds, row.steps, row.run]
-        writer.writerow(
-            [row.number, row.state, *values, *("" if n is None else n for n in numbers)]
-        )
+        came_to = [row.error, row.seconds, row.wall_seconds, row.steps, row.missed]
+        known = ["" if n is None else n for n in (*came_to, row.attempts, row.run)]
+        writer.writerow([row.number, row.state, *values, *known])
     return file.getvalue()
+
+
+def told(folder: SweepFolder, rows: Sequence[TrialRow]) -> dict[str, Any]:
+    """Return the table of the live page, in plain values."""
+    names = list(dict.fromkeys(name for row in rows for name in row.point))
+    seconds = {row.number: folder.curve(row.number) for row in rows[:_CURVES]}
+    return {
+        "name": folder.path.name,
+        "folder": str(folder.path.resolve()),
+        "headline": headline(rows, folder.recipe.count),
+        "names": [short(name) for name in names],
+        "trials": [
+            {
+                "number": row.number,
+                "values": [_text(row.point.get(name, "")) for name in names],
+                "state": row.state,
+                "words": row.words,
+                "why": row.why,
+                "error": row.error,
+                "steps": row.steps,
+                "seconds": row.seconds,
+                "missed": row.missed,
+                "attempts": row.attempts,
+                "run": str(row.run.resolve()) if row.run else "",
+                "curve": _thinned(seconds.get(row.number, [])),
+            }
+            for row in rows
+        ],
+    }
+
+
+def _thinned(curve: Sequence[tuple[float, float]]) -> list[list[float]]:
+    every = -(-len(curve) // _POINTS) or 1
+    # The last one stays.
+    return [[round(at, 1), error] for at, error in curve[::-1][::every][::-1]]
 
 
 def short(name: str) -> str:
@@ -122,12 +176,17 @@ def _text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def _each(group: Group, of: Callable[[TrialRow], object]) -> str:
+    """Return a value of each trial, or that of all."""
+    values = [str(of(row)) for row in group.rows]
+    return values[0] if len({*values}) == 1 else " / ".join(values)
+
+
 def _error(group: Group) -> str:
     if group.errors:
-        spread = group.spread
-        return f"{group.error:.2%}" + (f" ± {spread:.2%}" if spread is not None else "")
+        return percent(group.error, group.spread)
     known = [row.error for row in group.rows if row.error is not None]
-    return f"({min(known):.2%})" if known else "-"
+    return f"({percent(min(known))})" if known else "-"
 
 
 def _seconds(seconds: Sequence[float | None]) -> str:
@@ -136,7 +195,7 @@ def _seconds(seconds: Sequence[float | None]) -> str:
 
 
 def _states(group: Group) -> str:
-    states = [row.state for row in group.rows]
+    states = [row.words for row in group.rows]
     if len({*states}) == 1:
         return states[0]
     return ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))

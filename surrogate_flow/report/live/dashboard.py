@@ -42,6 +42,8 @@ class Dashboard(SchedulerPlugin):
     ----------
     runs : dict of str to LiveState
         By topic, the newest last.
+    sweeps : dict of str to dict
+        Their tables by topic, as `Trials.update` takes them, the newest last.
     others : set of str
         Topics of runs that there is no room for, since each of `runs` goes on.
     pages : set of Page
@@ -52,6 +54,7 @@ class Dashboard(SchedulerPlugin):
         self.name = NAME
         self.others: set[str] = set()
         self.runs: dict[str, LiveState] = {}
+        self.sweeps: dict[str, dict[str, Any]] = {}
         self.pages: weakref.WeakSet[Any] = weakref.WeakSet()
         self._clients: dict[str, str] = {}
 
@@ -97,7 +100,9 @@ class Dashboard(SchedulerPlugin):
         if client := msg.get("client"):
             self._clients[topic] = str(client)
         over = msg.get("state", "running") != "running"
-        if state := self._state_of(topic):
+        if "sweep" in msg or topic in self.sweeps:
+            self._take_sweep(topic, msg)
+        elif state := self._state_of(topic):
             state.update(msg)
             if over:
                 # At once, since the scheduler may end with the run.
@@ -115,10 +120,21 @@ class Dashboard(SchedulerPlugin):
         """Note that runs have stopped without a last message."""
         for topic in [t for t, its in self._clients.items() if its == client]:
             state = self.runs.get(topic)
-            if state is None:
+            if sweep := self.sweeps.get(topic):
+                if sweep["state"] == "running":
+                    self._take_sweep(topic, {"state": "stopped"})
+            elif state is None:
                 self._forget(topic)
             elif state.state == "running":
                 state.update({"state": "stopped"})
+
+    def _take_sweep(self, topic: str, msg: Mapping[str, Any]) -> None:
+        known = {"state": "running", **self.sweeps.get(topic, {})}
+        said = {"state": msg.get("state", known["state"])}
+        self.sweeps[topic] = known | dict(msg.get("sweep", {})) | said
+        while len(self.sweeps) > _RUNS:
+            self._clients.pop(oldest := next(iter(self.sweeps)), None)
+            del self.sweeps[oldest]
 
     def _state_of(self, topic: str) -> LiveState | None:
         """Return that of a run, of a new one if there is room."""
@@ -148,7 +164,8 @@ def _show(
 
     from surrogate_flow.report.live.page import CONNECTING, document
 
-    dashboard.pages.add(document(doc, dashboard.runs, dashboard.others))
+    runs, others, sweeps = dashboard.runs, dashboard.others, dashboard.sweeps
+    dashboard.pages.add(document(doc, runs, others, sweeps))
     doc.template = env.from_string(
         '{% extends "simple.html" %}{% block content %}{{ super() }}'
         f"{CONNECTING}{{% endblock %}}"

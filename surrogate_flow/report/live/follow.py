@@ -23,7 +23,7 @@ from surrogate_flow.report.folder.tables import (
 from surrogate_flow.report.folder.words import arguments
 from surrogate_flow.report.live.state import DRAWN, LiveState
 
-__all__ = ["Changes", "Follower", "Tail"]
+__all__ = ["Changes", "Follower", "Tail", "name_of"]
 
 _ROWS = 1200  # of telemetry.csv, at most: of a long run, not all
 _RECENT = 600  # rows of it in which problems are looked for
@@ -37,6 +37,19 @@ def _point(text: str) -> dict[str, float]:
     """Return the first parameters of an attempt, in few characters."""
     point = [*point_of(text).items()][:DRAWN]
     return {name[:20]: float(f"{value:.4g}") for name, value in point}
+
+
+def name_of(folder: Path) -> str:
+    """Return the name of a run on its page.
+
+    Examples
+    --------
+    >>> name_of(Path("/runs/heat2d/now")), name_of(Path("/s/trials/0012/heat2d/now"))
+    ('heat2d/now', 'trial 12')
+    """
+    *_, trials, number, workflow, name = ("", "", "", *folder.resolve().parts)
+    of_sweep = trials == "trials" and number.isdigit()
+    return f"trial {int(number)}" if of_sweep else f"{workflow}/{name}"
 
 
 class Tail:
@@ -149,10 +162,14 @@ class Follower:
     Parameters
     ----------
     folder : Path
+    state : LiveState, optional
+        To be kept; a new one by default.
 
     Attributes
     ----------
     state : LiveState
+    runs, sweeps
+        As `document` takes them.
 
     Raises
     ------
@@ -160,14 +177,16 @@ class Follower:
         If it is no folder of a run.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, state: LiveState | None = None) -> None:
         self._folder, self._changes = folder, Changes(folder)
         self._known: set[str] = set()
         self._tails: dict[Path, Tail] = {}
         self._last: dict[Path, pd.DataFrame] = {}
         self._recent = typed(pd.DataFrame())
         self._unlogged: set[str] = set()
-        self.state = LiveState("/".join(folder.resolve().parts[-2:]))
+        self.state = state or LiveState(name_of(folder))
+        self.runs = {self.state.name: self.state}
+        self.sweeps: dict[str, dict[str, Any]] = {}
         RunFolder(folder)
         with suppress(Exception):  # The next look says why: a page opens at any.
             self.update()
@@ -194,6 +213,20 @@ class Follower:
             # Else every file would be read each time.
             self._known, message["missing"] = known, RunFolder(self._folder).missing
         self.state.update(message)
+
+    @property
+    def running(self) -> bool:
+        """Whether the run goes on."""
+        return self.state.state == "running"
+
+    @property
+    def asked(self) -> bool:
+        """Whether a page shows what was not read yet: nothing is."""
+        return False
+
+    def fail(self, why: str) -> None:
+        """Show why it cannot be read; what is known stays."""
+        self.state.update({"problems": [why]})
 
     def _rows(self) -> pd.DataFrame:
         """Return the new rows of telemetry.csv, joined with those of other ranks."""

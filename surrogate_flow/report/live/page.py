@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import logging
+import shlex
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import distributed
@@ -28,6 +30,7 @@ from surrogate_flow.report.live.field import NewestField
 from surrogate_flow.report.live.parameters import Parameters
 from surrogate_flow.report.live.series import Panel, Series, TimesSeen, seconds, shown
 from surrogate_flow.report.live.state import LiveState, names_of
+from surrogate_flow.report.live.trials import Trials, badge
 
 __all__ = ["CONNECTING", "document", "theme"]
 
@@ -69,7 +72,10 @@ def theme() -> Theme:
 
 
 def document(
-    doc: Document, runs: Mapping[str, LiveState], others: Collection[str] = ()
+    doc: Document,
+    runs: Mapping[str, LiveState],
+    others: Collection[str] = (),
+    sweeps: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Page:
     """Fill a document of Bokeh with the page, and keep it up to date; return the page.
 
@@ -81,8 +87,10 @@ def document(
         change meanwhile.
     others : collection of str
         Runs that are not shown. It may change meanwhile.
+    sweeps : mapping of str to mapping
+        As `Trials.update` takes them, the newest last. It may change meanwhile.
     """
-    page = Page(runs, others)
+    page = Page(runs, others, sweeps)
     doc.title = "Surrogate"
     doc.theme = theme()
     doc.template = Environment().from_string(_TEMPLATE)
@@ -105,6 +113,7 @@ class Page:
     runs : mapping of str to LiveState
     others : collection of str
         Runs that are not shown.
+    sweeps : mapping of str to mapping
 
     Attributes
     ----------
@@ -116,10 +125,16 @@ class Page:
     """
 
     def __init__(
-        self, runs: Mapping[str, LiveState], others: Collection[str] = ()
+        self,
+        runs: Mapping[str, LiveState],
+        others: Collection[str] = (),
+        sweeps: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ) -> None:
-        self._runs, self._others = runs, others
+        self._runs, self._others, self._sweeps = runs, others, sweeps
         self._chosen = self._variable = ""
+        #: The number of a trial that was chosen.
+        self._trial: int | None = None
+        self._trials = Trials(self._choose_trial)
         self._options: list[tuple[str, str]] = []
         self._shape: Any = None
         self._broken, self._failed = False, list[str]()
@@ -137,7 +152,9 @@ class Page:
         self.panels: list[Panel] = []
         self._missing = Div(styles={"color": "#777", "font-size": "12px"}, **_WIDE)
         self.root = column(
-            *(self.lost, head, self._body, self._missing), name="surrogate", **_WIDE
+            *(self.lost, self._trials.root, head, self._body, self._missing),
+            name="surrogate",
+            **_WIDE,
         )
         self.root.margin = (4, 10, 4, 10)
         self.update()
@@ -158,11 +175,12 @@ class Page:
         if options != self._options:
             follows = self._chosen in (*[key for key, _ in self._options[-1:]], "")
             follows = follows or self._chosen not in names
-            self._run.options, self._run.visible = [*options], len(names) > 1
-            self._options = options
-            if names and follows:
+            self._run.options, self._options = [*options], options
+            if names and follows and self._trial is None:
                 self._chosen, self._variable = names[-1], ""
                 self._run.value = self._chosen
+        if self._absent():
+            return
         if not names:
             self.status.text = (
                 "No run yet. A <code>surrogate-flow fit</code> on this scheduler "
@@ -170,6 +188,7 @@ class Page:
             )
             return
         state = self._runs[self._chosen]
+        state.looked = time.monotonic()
         if (shape := self._shape_of(state)) != self._shape:
             self._shape = shape
             self._build(state)
@@ -180,6 +199,40 @@ class Page:
         missing = "".join(f"<div>{html.escape(each)}</div>" for each in words)
         if missing != self._missing.text:
             self._missing.text = missing
+
+    def _absent(self) -> bool:
+        """Show the sweep of the run; return whether a trial without run is chosen."""
+        folders = {key: state.folder for key, state in self._runs.items()}
+        folder = folders.get(self._chosen, "")
+        above = {s["folder"]: s for s in self._sweeps.values() if not folders}
+        above |= {s["folder"]: s for s in self._sweeps.values() if _within(folder, s)}
+        sweep = next(reversed(above.values()), None)
+        trials = sweep["trials"] if sweep else ()
+        wanted = next((t for t in trials if t["number"] == self._trial), None)
+        key = next((k for k, f in folders.items() if wanted and f == wanted["run"]), "")
+        if key and key != self._chosen:
+            self._chosen = self._run.value = key
+            self._variable = ""
+        shown = folders.get(self._chosen, "")
+        at = next((t["number"] for t in trials if shown and t["run"] == shown), None)
+        self._trials.update(sweep, wanted["number"] if wanted else at)
+        inside = {sweep is not None and _within(f, sweep) for f in folders.values()}
+        self._run.visible = len(folders) > 1 and inside != {True}
+        if wanted is None or key:
+            return False
+        self._shape, self._body.children, self.panels = None, [], []
+        self.status.text = f"Trial {wanted['number']} has no run yet."
+        if wanted["run"]:
+            command = f"surrogate-flow watch {shlex.quote(wanted['run'])}"
+            self.status.text = (
+                f"The run of trial {wanted['number']} is not on this page any more: "
+                f"<code>{html.escape(command)}</code> shows it."
+            )
+        return True
+
+    def _choose_trial(self, number: int) -> None:
+        self._trial = number
+        self.update()
 
     def _draw(self, state: LiveState) -> None:
         """Update all panels; one that fails is logged, and stays as it is."""
@@ -193,7 +246,7 @@ class Page:
 
     def _choose_run(self, attr: str, old: str, new: str) -> None:
         if new != self._chosen:
-            self._chosen, self._variable = new, ""
+            self._chosen, self._variable, self._trial = new, "", None
             self.update()
 
     def _choose_variable(self, attr: str, old: str, new: str) -> None:
@@ -335,13 +388,14 @@ _DECIDING = (
 )
 
 
+def _within(folder: str, sweep: Mapping[str, Any]) -> bool:
+    return folder.startswith(f"{sweep['folder']}/")
+
+
 def _status(state: LiveState, others: int) -> str:
     """Return the line on top, and the problems below it, in HTML."""
-    badge = (
-        f'<span style="background:{_COLOURS.get(state.state, "#888")};color:white;'
-        f'border-radius:3px;padding:1px 7px">{html.escape(state.state)}</span>'
-    )
-    parts = [f"{badge} <b>{html.escape(state.name)}</b>"]
+    tag = badge(state.state, _COLOURS.get(state.state, "#888"))
+    parts = [f"{tag} <b>{html.escape(state.name)}</b>"]
     if state.series:
         now = state.series[-1]
         parts += [seconds(now["seconds"]), f"batch {shown(now['step'])}"]

@@ -22,12 +22,12 @@ from surrogate_flow.files import observing
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.tables import typed
 from surrogate_flow.report.live.dashboard import NAME, PAGE, Dashboard, topic_of
-from surrogate_flow.report.live.follow import Changes
+from surrogate_flow.report.live.follow import Changes, name_of
 from surrogate_flow.report.live.reach import elsewhere
 from surrogate_flow.report.monitor import telemetry
 from surrogate_flow.report.records import Throttle
 
-__all__ = ["LivePage"]
+__all__ = ["LivePage", "new_topic"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class LivePage(RunCallback):
         """Add the page to the dashboard, in the background, and log its address."""
         self._over, self._trains = False, True
         # The other ranks send to the page of the first.
-        topic = trainer.strategy.broadcast(_topic(self.folder))
+        topic = trainer.strategy.broadcast(new_topic(self.folder))
         data = data_of(trainer)
         if data is None or (self._client and self._client is data.client):
             return
@@ -84,9 +84,18 @@ class LivePage(RunCallback):
                 logger.info("Live page: surrogate-flow watch %s", self.folder)
             return
         if self._rank == 0:
-            self._post(self._client, {"client": self._client.id, "state": "running"})
-            ask: Any = self._client
-            ask.loop.add_callback(self._register, ask)
+            self.open(self._client, topic, {"folder": str(self.folder.resolve())})
+
+    def open(self, client: Any, topic: str, message: dict[str, Any]) -> None:
+        """Begin to send, whatever it is of; the page is added in the background."""
+        self._client, self._topic = client, topic
+        self._post(client, {"client": client.id, "state": "running", **message})
+        client.loop.add_callback(self._register, client)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Have a message sent, unless nobody takes it."""
+        if self._client is not None:
+            self._post(self._client, message)
 
     async def _register(self, client: Any) -> None:
         link = "not known"
@@ -155,22 +164,23 @@ class LivePage(RunCallback):
 
     def on_fit_end(self, *_: Any) -> None:
         """Say that the run has ended, while the cluster is there."""
-        self._end("ended")
+        self.end("ended")
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Say that a run which only validates has ended."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._end("ended")
+            self.end("ended")
 
     def on_test_end(self, *_: Any) -> None:
         """Say that the run has ended."""
-        self._end("ended")
+        self.end("ended")
 
     def on_exception(self, *_: Any) -> None:
         """Say that the run has failed."""
-        self._end("stopped")
+        self.end("stopped")
 
-    def _end(self, state: str) -> None:
+    def end(self, state: str) -> None:
+        """Say how it has ended, while the scheduler is there."""
         client: Any = self._client
         self._over = True
         if client is None or self._rank or client.status != "running":
@@ -227,14 +237,10 @@ class LivePage(RunCallback):
             )
 
 
-def _topic(folder: Path) -> str:
+def new_topic(folder: Path) -> str:
     """Return a topic that no other run has, of this folder's name or another's."""
     started = time.strftime("%H:%M:%S")
-    *_, trials, number, workflow, name = ("", "", *folder.resolve().parts)
-    # Those of a sweep are told apart by their numbers.
-    of_sweep = trials == "trials" and number.isdigit()
-    name = f"trial {int(number)}" if of_sweep else f"{workflow}/{name}"
-    return topic_of(name, f"{started} {uuid.uuid4().hex[:4]}")
+    return topic_of(name_of(folder), f"{started} {uuid.uuid4().hex[:4]}")
 
 
 def _joined(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:

@@ -9,20 +9,21 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from bokeh.application import Application
 from bokeh.application.handlers.function import FunctionHandler
+from bokeh.document import Document
 from bokeh.server.tornado import BokehTornado
 from bokeh.server.util import bind_sockets
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 
 from surrogate_flow.report.console import print_lines, the_console
-from surrogate_flow.report.live.follow import Follower
 from surrogate_flow.report.live.page import document
 from surrogate_flow.report.live.reach import elsewhere
+from surrogate_flow.report.live.state import LiveState
 
 __all__ = ["serve"]
 
@@ -32,34 +33,54 @@ _HOST = "127.0.0.1"
 _HUB = ("PUBLIC_URL", "PUBLIC_HUB_URL", "HOST")  # as JupyterHub tells its servers
 _EVERY = 1.0  # seconds between two looks at a run that goes on
 _ENDED = 10.0  # and at one that has ended
+_ASKED = 0.5  # and at whether a page wants more
 _SHARE = 20.0  # times as long as a look takes
 
 
-def serve(folder: Path, port: int) -> None:
-    """Serve the page of a run on this machine, until Ctrl-C.
+class Followed(Protocol):
+    """What a page shows, as `Follower` reads it of a run's folder."""
+
+    runs: dict[str, LiveState]
+    sweeps: dict[str, dict[str, Any]]
+
+    @property
+    def running(self) -> bool:
+        """Whether more is to come."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether a page shows what was not read yet."""
+
+    def update(self) -> None:
+        """Read what was written since the last time."""
+
+    def fail(self, why: str) -> None:
+        """Show why nothing can be read."""
+
+
+def serve(followed: Followed, folder: Path, port: int) -> None:
+    """Serve a page on this machine, until Ctrl-C.
 
     Parameters
     ----------
+    followed : Followed
     folder : Path
-        Of the run.
+        That it is of.
     port : int
         Another one is taken, and printed, if this is not free.
-
-    Raises
-    ------
-    UserError
-        If it is no folder of a run.
     """
-    follower = Follower(folder)
-    asyncio.run(_serve(follower, folder, port))
+    asyncio.run(_serve(followed, folder, port))
 
 
-async def _serve(follower: Follower, folder: Path, port: int) -> None:
-    state, console = follower.state, the_console()
-    runs = {state.name: state}
+async def _serve(followed: Followed, folder: Path, port: int) -> None:
+    console = the_console()
+
+    def show(doc: Document) -> None:
+        document(doc, followed.runs, (), followed.sweeps)
+
     origins = [f"{_HOST}:*", "localhost:*", *_hub(os.environ)]
     application: Any = BokehTornado(
-        {"/": Application(FunctionHandler(lambda doc: document(doc, runs)))},
+        {"/": Application(FunctionHandler(show))},
         extra_websocket_origins=origins,
         absolute_url="",
     )
@@ -84,15 +105,17 @@ async def _serve(follower: Follower, folder: Path, port: int) -> None:
     while True:
         begin = time.monotonic()
         try:
-            follower.update()
+            followed.update()
         except Exception as error:
             # Such as a folder that was moved: what is known is shown.
             if str(error) != said:
                 said = str(error)
-                state.update({"problems": [said]})
+                followed.fail(said)
         took = time.monotonic() - begin
-        pause = _EVERY if state.state == "running" else _ENDED
-        await asyncio.sleep(max(pause, _SHARE * took))
+        pause = _EVERY if followed.running else _ENDED
+        until = time.monotonic() + max(pause, _SHARE * took)
+        while time.monotonic() < until and not followed.asked:
+            await asyncio.sleep(_ASKED)
 
 
 def _hub(environ: Mapping[str, str]) -> list[str]:

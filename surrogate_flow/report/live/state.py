@@ -74,6 +74,10 @@ class LiveState:
         What is not in the run's folder, and why, in words.
     state : str
         ``running``, ``ended`` or ``stopped``.
+    folder : str
+        Of the run.
+    looked : float
+        When a page has shown it last, by `time.monotonic`.
     changes : Counter
         How many times each part was received, ``validations`` among them.
 
@@ -97,6 +101,7 @@ class LiveState:
         self.problems: list[str] = []
         self.missing: list[str] = []
         self.state = "running"
+        self.folder, self.looked = "", 0.0
         self.changes: Counter[str] = Counter()
         self.received = time.monotonic()
         self._others: dict[int, Mapping[str, Any]] = {}
@@ -113,7 +118,7 @@ class LiveState:
             ``about`` (as run.json), ``rows`` (of telemetry.csv), ``failures`` (rows of
             failures.csv), ``losses`` (columns of losses.csv, as arrays of float32 or
             their bytes), ``newest`` (newest.nc, as bytes or a data set), ``problems``,
-            ``missing``, ``state``; ``rank`` of the rows.
+            ``missing``, ``state``, ``folder``; ``rank`` of the rows.
         """
         self.received = time.monotonic()
         rank = int(message.get("rank", 0))
@@ -136,6 +141,7 @@ class LiveState:
         self.problems = list(message.get("problems", self.problems))
         self.missing = list(message.get("missing", self.missing))
         self.state = str(message.get("state", self.state))
+        self.folder = str(message.get("folder", self.folder))
         self.changes.update(message.keys())
 
     def restart(self) -> None:
