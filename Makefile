@@ -2,7 +2,7 @@
 # make test   install with what tests and docs need, then the whole suite, in four processes, which wait half of the time
 # make soak   a thousand small studies into which faults are injected; goes on where it was
 # make bench-all   the benchmarks, the tests that run each in its tiny form, and variants that make test leaves out
-# make pictures   the pictures of the live page, of watch and of the report under docs/, of a fit of some minutes
+# make pictures   the pictures of the live page, of watch and of the reports under docs/, of a fit and a sweep of some minutes
 # make docs   the site of the documentation, in build/docs; opens without a network; with NOTEBOOK=force it runs the tutorial
 # make lint   what pre-commit and CI check
 # Another torch: make demo TORCH=torch (or any requirement that pip takes). Another Python: PYTHON=python3.12.
@@ -50,7 +50,7 @@ docs: install-test
 	@echo "build/docs/index.html"
 
 pictures: install-test
-	PICTURES=docs PICTURES_OF=heat2d_nonlinear $(BIN)/pytest -q --timeout 900 tests/report/test_browser.py -k run_is_seen
+	PICTURES=docs PICTURES_OF=heat2d_nonlinear $(BIN)/pytest -q --timeout 900 tests/report/test_browser.py -k is_seen
 
 soak: install-test
 	$(BIN)/python tests/faults/soak.py

@@ -2,8 +2,12 @@
 
 import sys
 
+from optuna.trial import create_trial
+
 from surrogate_flow.cli.sweep import attempt
+from surrogate_flow.cli.sweep.folder import SweepFolder
 from surrogate_flow.cli.sweep.places import Here, Jobs
+from surrogate_flow.cli.sweep.recipe import SweepRecipe
 
 #: The command line, with such trials in the place of trainings.
 COMMAND = [sys.executable, __file__]
@@ -48,6 +52,23 @@ def program(pause):
     """A command that takes the place of the program, and leaves what a run leaves."""
     training = TRAINING.replace("PAUSE", str(pause)).replace("BEGIN", attempt.__file__)
     return [sys.executable, "-S", "-c", training]
+
+
+def many_trials(path):
+    """The folder of a sweep of 12 trials that are complete, without their runs."""
+    space = {
+        "model.lr": [0.1, 0.2, 0.3, 0.4],
+        "data.reservoir": ["FIFO", "FIRO", "Reservoir"],
+    }
+    recipe = SweepRecipe(data="heat2d", model="fno", space=space)
+    folder = SweepFolder.create(path, recipe)
+    with folder.held():
+        for number, point in enumerate(recipe.grid(), 1):
+            trial = create_trial(
+                params=point, distributions=folder.distributions, value=number / 100
+            )
+            folder.study.add_trial(trial)
+    return folder
 
 
 def ledger(folder):

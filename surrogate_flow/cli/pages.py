@@ -243,8 +243,9 @@ keys of a recipe, beside those above:
   share_simulations: true   false: each trial has its own ensemble
   seed: N                   of the search
 
-status shows the trials, resume goes on after whatever has ended it, stop ends it; all
-read the folder alone. docs/sweeps.md tells more.
+status shows the trials, resume goes on after whatever has ended it, stop ends it, and
+'surrogate-flow watch FOLDER' has a live page of them; all read the folder alone.
+docs/sweeps.md tells more.
 """,
     "report": f"""\
 usage: surrogate-flow report [RUN ...] [--output FILE]
@@ -268,14 +269,16 @@ options:
 usage: surrogate-flow watch [RUN] [--port N]
 
 {COMMANDS["watch"]} The run may go on, have
-ended, or have been killed; nothing of it is needed but its folder. The page listens on
+ended, or have been killed; nothing of it is needed but its folder. The page of a sweep
+lists its trials, and shows the run of the one that is clicked on. The page listens on
 127.0.0.1; the line to reach it through ssh is printed. Ctrl-C ends it. Examples:
 
   surrogate-flow watch
   surrogate-flow watch runs/heat2d/2026-01-31_12-00-00
+  surrogate-flow watch sweeps/my_sweep
 
 options:
-  RUN        the folder of a run; the newest one under runs/ by default
+  RUN        the folder of a run or a sweep; the newest run under runs/ by default
   --port N   5006 by default; another, which is printed, if that is taken
 
 While a fit runs, the same page is in the dashboard of its cluster.

@@ -120,6 +120,20 @@ def test_who_lags_and_what_was_missed_is_in_the_table(tmp_path):
         ]
 
 
+def test_the_page_of_many_trials_can_be_drawn(tmp_path, caplog):
+    """Of so many that the importance of each option means something; runs are linked."""
+    folder = moments.many_trials(tmp_path / "s")
+    run = folder.trial(2) / "w" / "a run"
+    run.mkdir(parents=True)
+    (run / "report.html").touch()
+    page = sweep_page(folder, folder.rows())
+    assert "importance" in page
+    assert '<a href="trials/0002/w/a%20run/report.html">2</a>' in page
+    assert "12 of 12 trials are complete; best: trial 0, 1 %" in page
+    # As Bokeh logs what no browser could draw.
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_no_trial_is_lost_and_none_run_twice_whatever_is_killed(tmp_path):
     """Trials and the controller, at random; by the trials' own notes."""
     count, chance = 40, random.Random(3)

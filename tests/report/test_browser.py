@@ -7,11 +7,14 @@ import signal
 from pathlib import Path
 
 import browser as chromium
+import moments
 import programs
 import pytest
 from bokeh.models import ColumnDataSource
 from bokeh.plotting import figure, output_file, save
 from bokeh.resources import INLINE
+
+from surrogate_flow.cli.sweep.page import sweep_page
 
 pytestmark = pytest.mark.browser
 
@@ -96,6 +99,23 @@ def test_a_run_is_seen_from_its_start_to_its_report(browser, tmp_path):
         assert f"{100 * error['val_relative_l2']:.3g} %" in page.text(), said
         keep(page, "report.png")
     assert (run / "report.html").stat().st_size < 5e6
+
+
+def test_a_sweep_is_seen_in_its_report(browser, tmp_path):
+    """`make pictures` has a shipped one in the place of trials that nobody trained."""
+    folder = tmp_path / "sweeps" / "learning_rate"
+    if os.environ.get("PICTURES_OF"):
+        programs.run("sweep", "learning_rate", cwd=tmp_path, timeout=850)
+    else:
+        made = moments.many_trials(folder)
+        (folder / "report.html").write_text(sweep_page(made, made.rows()))
+    with browser.page(folder / "report.html") as page:
+        page.wait_for_data()
+        assert "12 of 12 trials are complete" in page.text()
+        keep(page, "sweep.png")
+        browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+        page.wait(lambda _: browser.driver.execute_script(WIDE) == 0, "too wide")
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def plot(path, rows, more=""):

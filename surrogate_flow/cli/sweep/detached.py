@@ -106,6 +106,7 @@ def detach(folder: SweepFolder) -> None:
         the_console(),
         f"The sweep {who} [{_log(folder)}].",
         f"Look at it: surrogate-flow sweep status {name}",
+        f"Watch it:   surrogate-flow watch {name}",
         f"End it:     surrogate-flow sweep stop {name}",
     )
 

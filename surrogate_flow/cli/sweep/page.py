@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import optuna
 from bokeh.models import (
-    ColorBar,
-    FactorRange,
     FixedTicker,
     HoverTool,
     LinearColorMapper,
     NumeralTickFormatter,
+    Range1d,
 )
 from bokeh.palettes import Viridis256
+from markupsafe import Markup
 
 from surrogate_flow.cli.sweep.folder import SweepFolder, TrialRow
 from surrogate_flow.cli.sweep.table import cells, grouped, headline, short
+from surrogate_flow.report.folder.run_folder import REPORT
 from surrogate_flow.report.html import plots
 from surrogate_flow.report.html.page import Section, filled, render
+from surrogate_flow.report.live.trials import ERRORS
 
 __all__ = ["sweep_page"]
 
 _CURVES = 20  # trials whose errors are drawn, the best ones
+_BRIGHT = 230  # of the 256 colours; the last are hardly seen on white
 _LEAST = 8  # complete trials for which an importance means something
 _CHOICES = 5  # different values that have a place each, in order
 _DECADE = 10.0  # ratio of the greatest to the least from which an axis is logarithmic
@@ -52,15 +58,34 @@ def _trials(folder: SweepFolder, rows: list[TrialRow], section: Section) -> None
     groups = grouped(rows)
     if groups:
         head, lines = cells(groups)
+        lines = [
+            [Markup(", ").join(_linked(folder, row) for row in group.rows), *line[1:]]
+            for group, line in zip(groups, lines, strict=True)
+        ]
         caption = (
-            "By the error of the last validation, the mean and the spread over seeds; "
-            f"in brackets where no trial is complete yet. {folder.cost()}"
+            "By the relative L2 error on held-out simulations at the last validation, "
+            "the mean and the spread over seeds; in brackets where no trial is "
+            "complete. A number leads to the report of the trial. " + folder.cost()
         )
         section.add("table", head=head, rows=lines, caption=caption)
     complete = [row for row in rows if row.state == "complete"]
     if complete:
         words = ["surrogate-flow", "fit", *folder.recipe.words(complete[0].point)]
         section.add("code", shlex.join(words), "To train the best one again:")
+
+
+def _linked(folder: SweepFolder, row: TrialRow) -> Markup:
+    """Return the number of a trial, which leads to its report where there is one."""
+    report = row.run and row.run / REPORT
+    if report is None or not report.is_file():
+        return Markup(row.number)
+    return _link(folder, report, str(row.number))
+
+
+def _link(folder: SweepFolder, path: Path, text: str) -> Markup:
+    # Relative, so that the folder may move.
+    there = quote(path.resolve().relative_to(folder.path.resolve()).as_posix())
+    return Markup('<a href="{}">{}</a>').format(there, text)
 
 
 def _space(folder: SweepFolder, rows: list[TrialRow], section: Section) -> None:
@@ -80,10 +105,14 @@ def _space(folder: SweepFolder, rows: list[TrialRow], section: Section) -> None:
         found = optuna.importance.get_param_importances(
             folder.study, evaluator=evaluator
         )
-        names = [short(name) for name in reversed(found)]
+        names = [_label(name) for name in reversed(found)]
+        places = [*range(len(names))]
         plot = plots.figure_of("importance [1]", "", hover=False)
-        plot.y_range = FactorRange(factors=names)
-        plot.hbar(y=names, right=[*reversed(found.values())], height=0.6)
+        plot.height = 90 + 36 * len(names)
+        plot.hbar(y=places, right=[*reversed(found.values())], height=0.6)
+        plot.yaxis.ticker = FixedTicker(ticks=places)
+        plot.yaxis.major_label_overrides = dict(zip(places, names, strict=True))
+        plot.ygrid.visible = False
         caption = (
             "How much each option matters for being among the best (PED-ANOVA, "
             "Watanabe, Bansal and Hutter, 2023)."
@@ -93,24 +122,51 @@ def _space(folder: SweepFolder, rows: list[TrialRow], section: Section) -> None:
 
 def _training(folder: SweepFolder, rows: list[TrialRow], section: Section) -> None:
     section.absent = "No trial has been validated."
-    lines = []
-    for row in rows[:_CURVES]:
-        if known := folder.curve(row.number):
-            seconds, errors = zip(*known, strict=True)
-            lines.append(plots.Line(f"trial {row.number}", "", seconds, errors))
-    if lines:
-        plot = plots.figure_of("training time [s]", "relative L2 error [1]", log=True)
-        plots.draw(plot, lines)
-        plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
-        section.plot(plot, "Of the best trials, since each began to train.")
+    drawn = [row for row in rows[:_CURVES] if folder.curve(row.number)]
+    if not drawn:
+        return
+    curves = [[*zip(*folder.curve(row.number), strict=True)] for row in drawn]
+    plot = plots.figure_of(
+        "training time [s]", "relative L2 error [1]", log=True, hover=False
+    )
+    plot.yaxis.formatter = NumeralTickFormatter(format="0.[000] %")
+    # Bokeh's own names none below 5 % where all is within two decades.
+    plot.yaxis.ticker = FixedTicker(ticks=ERRORS)
+    source = {
+        "xs": [seconds for seconds, _ in curves],
+        "ys": [errors for _, errors in curves],
+        "error": [100 * errors[-1] for _, errors in curves],
+        "trial": [row.number for row in drawn],
+        "width": [3.0 if row is rows[0] else 1.5 for row in drawn],
+    }
+    lines = plot.multi_line(
+        *("xs", "ys"),
+        source=source,
+        line_width="width",
+        line_color={"field": "error", "transform": _colours(source["error"])},
+    )
+    said = [("trial", "@trial"), ("error", "$y{0.00 %}"), ("time", "$x{0,0} s")]
+    plot.add_tools(HoverTool(tooltips=said, renderers=[lines]))
+    many = f"the first {_CURVES} of the table" if len(rows) > _CURVES else "each trial"
+    section.plot(
+        plot,
+        f"Of {many}, since it began to train; dark ones end with the least error, and "
+        "the first of the table is thick.",
+    )
 
 
 def _failed(folder: SweepFolder, rows: list[TrialRow], section: Section) -> None:
     section.absent = "None."
     failed = [row for row in rows if row.state == "failed"]
     if failed:
+        logs = [folder.log(row.number) for row in failed]
         lines = [
-            (str(row.number), row.why, str(folder.log(row.number))) for row in failed
+            (
+                _linked(folder, row),
+                row.why,
+                _link(folder, log, log.name) if log.is_file() else "",
+            )
+            for row, log in zip(failed, logs, strict=True)
         ]
         section.add("table", head=("trial", "why", "log"), rows=lines)
 
@@ -119,29 +175,29 @@ def _parallel(rows: list[TrialRow]) -> Any:
     """Return parallel coordinates: an axis an option, and one of the error."""
     names = list(dict.fromkeys(name for row in rows for name in row.point))
     errors = [100 * (row.error or 0.0) for row in rows]
-    axes = {short(name): [row.point.get(name) for row in rows] for name in names}
-    scales = [_scaled(values) for values in axes.values()] + [_scaled(errors)]
+    scales = [_scaled([row.point.get(name) for row in rows]) for name in names]
+    scales.append(_scaled(errors))
     plot = plots.figure_of("", "", hover=False)
     plot.height = 340
-    mapper = LinearColorMapper(Viridis256, low=min(errors), high=max(errors))
+    plot.x_range = Range1d(-0.35, len(scales) - 0.55)
+    plot.y_range = Range1d(-0.08, 1.14)
     source = {
         "xs": [list(range(len(scales)))] * len(rows),
         "ys": np.array([heights for heights, _ in scales]).T.tolist(),
         "error": errors,
         "trial": [row.number for row in rows],
     }
-    colour = {"field": "error", "transform": mapper}
+    colour = {"field": "error", "transform": _colours(errors)}
     drawn = plot.multi_line(
         "xs", "ys", source=source, line_width=2, alpha=0.8, line_color=colour
     )
     said = [("trial", "@trial"), ("error", "@error{0.00} %")]
     plot.add_tools(HoverTool(tooltips=said, renderers=[drawn]))
-    plot.add_layout(ColorBar(color_mapper=mapper, title="error [%]"), "right")
     ticks = [*range(len(scales))]
     plot.xaxis.ticker = FixedTicker(ticks=ticks)
-    labels = [*axes, "error [%]"]
+    labels = [*map(_label, names), "error [%]"]
     plot.xaxis.major_label_overrides = dict(zip(ticks, labels, strict=True))
-    plot.yaxis.visible = False
+    plot.yaxis.visible = plot.ygrid.visible = False
     for at, (_, marks) in enumerate(scales):
         plot.text(
             [at] * len(marks),
@@ -149,10 +205,20 @@ def _parallel(rows: list[TrialRow]) -> Any:
             [*marks],
             text_font_size="11px",
             text_color=plots.GREY,
-            x_offset=6,
-            text_baseline="middle",
+            x_offset=4,
+            y_offset=-2,
+            text_baseline="bottom",
         )
     return plot
+
+
+def _label(name: str) -> str:
+    """Return the last parts of an option, a line each, for a narrow page."""
+    return ".\n".join(short(name).split(".")[-2:])
+
+
+def _colours(errors: Sequence[float]) -> LinearColorMapper:
+    return LinearColorMapper(Viridis256[:_BRIGHT], low=min(errors), high=max(errors))
 
 
 def _scaled(values: list[Any]) -> tuple[list[float], dict[str, float]]:

@@ -78,7 +78,8 @@ def cells(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     if any(row.attempts > 1 for row in rows):
         more["attempts"] = lambda row: row.attempts
     head = ["trials", "error", "state", *map(short, names)]
-    head += ["batches", "training", "in all", *more]
+    timed = ["in all"] if any(row.wall_seconds is not None for row in rows) else []
+    head += ["batches", "training", *timed, *more]
     lines = [
         [
             ", ".join(str(row.number) for row in group.rows),
@@ -87,7 +88,7 @@ def cells(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
             *(_text(group.point.get(name, "")) for name in names),
             _each(group, lambda row: f"{row.steps:,}"),
             _seconds([row.seconds for row in group.rows]),
-            _seconds([row.wall_seconds for row in group.rows]),
+            *([_seconds([row.wall_seconds for row in group.rows])] if timed else []),
             *(_each(group, of) for of in more.values()),
         ]
         for group in groups

@@ -24,13 +24,15 @@ from bokeh.models import (
 
 from surrogate_flow.report.live.series import BLUE, GREEN, GREY, ORANGE, RED, panel
 
-__all__ = ["Trials", "badge"]
+__all__ = ["ERRORS", "Trials", "badge"]
+
+#: That an axis of relative errors names.
+ERRORS = [n * 10.0**k for k in range(-6, 2) for n in (1, 2, 5)]
 
 _COLOURS = {"complete": BLUE, "running": GREEN, "failed": RED}
 _STATE = '<span style="color:<%= colour %>" title="<%- why %>"><%- value %></span>'
 _LETTER = 6.6  # pixels of a letter in a cell
 _ROW, _ROWS = 25, 12  # pixels of a row, and how many are seen at once
-_TICKS = [n * 10.0**k for k in range(-6, 2) for n in (1, 2, 5)]
 _WIDE: Any = {"sizing_mode": "stretch_width"}
 
 
@@ -73,7 +75,7 @@ class Trials:
             y_axis_type="log",
         )
         self._plot.yaxis.formatter = NumeralTickFormatter(format="0.[000] %")
-        self._plot.yaxis.ticker = FixedTicker(ticks=_TICKS)
+        self._plot.yaxis.ticker = FixedTicker(ticks=ERRORS)
         drawn = self._plot.multi_line(
             *("xs", "ys"),
             source=self._curves,
