@@ -252,6 +252,48 @@ def test_an_error_that_is_no_number_is_a_failure(tmp_path):
     assert bad.why == "its val_relative_l2 is nan: the training has diverged"
 
 
+def test_trials_have_gpus_of_their_own(tmp_path, monkeypatch, caplog):
+    """As many as they ask for; those of a sweep that goes on are taken."""
+    taken = Attempt(tmp_path / "taken" / "attempt-0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with taken.begin():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,8,9")
+        place = Here()
+        show = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+        place.program = [sys.executable, "-S", "-c", show]
+        assert place.runs(taken)
+
+        def given(name, *words):
+            attempt, log = Attempt(tmp_path / name / "attempt-0"), tmp_path / name
+            place.start(attempt, words, log / "log.txt")
+            wait_until(lambda: place.status(attempt) == 0)
+            return (log / "log.txt").read_text().strip()
+
+        assert given("pair", "--trainer.devices", "2") == "8,9"
+        assert "Trials share GPUs" not in caplog.text
+        # None of them has been seen to end.
+        assert given("one") == "7"
+        assert "Trials share GPUs: 3 are here" in caplog.text
+        assert place.fits(["--trainer.devices", "[0, 1]"]) == 1
+
+
+def test_a_trial_of_another_host_is_waited_for(tmp_path, caplog):
+    """By the files of its run; it may have been a job."""
+    attempt = Attempt(tmp_path / "0003" / "attempt-0")
+    run = tmp_path / "0003" / "w" / "1"
+    run.mkdir(parents=True)
+    attempt.path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": "7"}))
+    place = Here()
+    assert place.runs(attempt)
+    assert "Trial 0003 runs on elsewhere" in caplog.text
+    (run / "config.yaml").write_text("{}")
+    assert place.runs(attempt)
+    place.end(attempt)
+    for path in (run / "config.yaml", run, attempt.path):
+        os.utime(path, (1e9, 1e9))
+    assert not place.runs(attempt)
+
+
 def test_a_trial_that_lags_is_ended(tmp_path):
     """Behind the median of those before, at the same batch."""
     space = {"model.lr": [0.1, 9.0], "seed_everything": [0, 1, 2, 3]}

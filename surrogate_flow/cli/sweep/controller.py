@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import re
 import signal
 import time
@@ -100,7 +101,8 @@ class Controller:
         self._folder, self._place = folder, place
         self._study = folder.study
         self._recipe = folder.recipe
-        self._at_once = folder.recipe.at_once or place.at_once
+        words = folder.recipe.words(folder.recipe.corners()[0])
+        self._at_once = folder.recipe.at_once or place.fits(words)
         self._reported = 0.0
         # Attempts at each trial that have ended before it got any further.
         self._in_vain: Counter[int] = Counter()
@@ -128,6 +130,8 @@ class Controller:
             return
         folder.note_version()
         with self._ensemble() as check:
+            # For whoever has started this process, and waits until the sweep runs.
+            self._study.set_user_attr("process", os.getpid())
             while not stopped() and not folder.stops:
                 if time.time() >= ends:
                     if self._place.outlives and not self._recipe.share_simulations:

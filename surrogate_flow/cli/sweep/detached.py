@@ -22,7 +22,7 @@ from surrogate_flow.report.console import print_lines, the_console
 
 __all__ = ["SweepJob", "detach", "ends_at", "require_no_job", "runner", "stop"]
 
-_BEGIN = 120.0  # seconds in which a process that is detached must have begun
+_BEGIN = 120.0  # seconds to wait for a process that is detached to begin
 _MARGIN, _SHARE = 300.0, 0.2  # seconds before its walltime that a job ends; at most
 
 
@@ -101,7 +101,7 @@ def require_no_job(folder: SweepFolder) -> None:
 def detach(folder: SweepFolder) -> None:
     """Have a job run the sweep, or a process that outlives this terminal."""
     name, job = shlex.quote(str(folder.path)), _job(folder)
-    who = f"is job {job.submit()}" if job else f"runs as process {_start(folder)}"
+    who = f"is job {job.submit()}" if job else _start(folder)
     print_lines(
         the_console(),
         f"The sweep {who} [{_log(folder)}].",
@@ -141,8 +141,8 @@ def _log(folder: SweepFolder) -> Path:
     return folder.path.absolute() / "sweep.log"
 
 
-def _start(folder: SweepFolder) -> int:
-    """Start a process; return its number once it has begun."""
+def _start(folder: SweepFolder) -> str:
+    """Start a process; say what it does once it runs the sweep, or after a while."""
     log = _log(folder)
     with log.open("ab") as file:
         child = subprocess.Popen(
@@ -153,8 +153,12 @@ def _start(folder: SweepFolder) -> int:
             start_new_session=True,
         )
     deadline = time.monotonic() + _BEGIN
-    while not folder.begun:
-        if child.poll() is not None or time.monotonic() > deadline:
+    while folder.study.user_attrs.get("process") != child.pid:
+        if child.poll():
             raise SweepError(f"The sweep did not begin: {last_line(log)} [{log}]")
+        if child.poll() == 0:
+            return "has nothing left to do"
+        if time.monotonic() > deadline:
+            return f"is about to begin as process {child.pid}"
         time.sleep(0.5)
-    return child.pid
+    return f"runs as process {child.pid}"

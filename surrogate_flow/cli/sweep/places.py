@@ -13,7 +13,9 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -32,12 +34,14 @@ from surrogate_flow.cluster.batch.batch_queue import (
     queue_of,
 )
 from surrogate_flow.cluster.batch.job import output_of
+from surrogate_flow.report.folder.run_folder import RunFolder
 
 __all__ = ["Here", "Jobs", "Place", "Refused", "place_of"]
 
 logger = logging.getLogger(__name__)
 
 _QUERY = 5.0  # seconds between two looks into the queue
+_BEGINS = 120.0  # seconds in which a trial of another host has begun its run
 _SUBMIT = 60.0  # seconds that the queue may take to accept a job
 _HOST = socket.gethostname()
 
@@ -55,6 +59,10 @@ class Place(ABC):
     outlives = False
     #: What is started, with the words of a trial behind.
     program: Sequence[str] = (sys.executable, "-m", "surrogate_flow")
+
+    def fits(self, words: Sequence[str]) -> int:
+        """Return how many trials with such words may run at a time."""
+        return self.at_once
 
     @abstractmethod
     def start(self, attempt: Attempt, words: Sequence[str], log: Path) -> Handle:
@@ -95,16 +103,21 @@ class Here(Place):
         self.at_once = len(self._gpus) or max(1, CPU_COUNT // 2)
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
         self._taken: dict[Path, str] = {}
+        self._shared = False
+        self._awaited: set[Path] = set()
+
+    def fits(self, words: Sequence[str]) -> int:
+        """Return how many trials with such words may run at a time."""
+        return max(1, self.at_once // _ranks(words))
 
     def start(self, attempt: Attempt, words: Sequence[str], log: Path) -> Handle:
         """Start a process, in a session of its own: Ctrl-C reaches it from here."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         environment[ATTEMPT] = str(attempt.path.absolute())
         log.parent.mkdir(parents=True, exist_ok=True)
-        free = [gpu for gpu in self._gpus if gpu not in self._taken.values()]
-        if free:
-            self._taken[attempt.path] = free[0]
-            environment["CUDA_VISIBLE_DEVICES"] = free[0]
+        if self._gpus:
+            gpus = ",".join(self._least_used(_ranks(words)))
+            self._taken[attempt.path] = environment["CUDA_VISIBLE_DEVICES"] = gpus
         with log.open("ab") as file:
             child = subprocess.Popen(
                 [*self.program, *words],
@@ -117,15 +130,47 @@ class Here(Place):
         self._children[attempt.path] = child
         return {"pid": child.pid}
 
+    def _least_used(self, count: int) -> list[str]:
+        """Return GPUs for a trial: free ones, as long as there are any."""
+        taken = Counter(gpu for of in self._taken.values() for gpu in of.split(","))
+        chosen = sorted(self._gpus, key=lambda gpu: taken[gpu])[:count]
+        if any(taken[gpu] for gpu in chosen) and not self._shared:
+            self._shared = True
+            logger.warning(
+                "Trials share GPUs: %d are here. Lower at_once for one each.",
+                len(self._gpus),
+            )
+        return chosen
+
     def runs(self, attempt: Attempt) -> bool:
         """Whether its process lives; one that has not begun is known to its parent."""
         child = self._children.get(attempt.path)
         lives = child is not None and child.poll() is None
-        if lives or attempt.trains:
+        if lives or attempt.trains or self._lives_elsewhere(attempt):
             self._taken.setdefault(attempt.path, attempt.handle.get("gpu", ""))
             return True
         self._taken.pop(attempt.path, None)
         return False
+
+    def _lives_elsewhere(self, attempt: Attempt) -> bool:
+        """Whether its files grow on another host, whose locks may not be seen here."""
+        host = attempt.handle.get("host", _HOST)
+        if host == _HOST:
+            return False
+        begun = attempt.path.stat().st_mtime
+        runs = [path for path in attempt.path.parent.glob("*/*") if path.is_dir()]
+        runs = [path for path in sorted(runs) if path.stat().st_mtime >= begun]
+        lives = time.time() - begun < _BEGINS
+        if runs:
+            lives = RunFolder(runs[-1]).state == "running"
+        if lives and attempt.path not in self._awaited:
+            self._awaited.add(attempt.path)
+            logger.warning(
+                "Trial %s runs on %s, by its files: it starts here once they have not "
+                "changed for a while. To go on at once, type sweep resume on %s.",
+                *(attempt.path.parent.name, host, host),
+            )
+        return lives
 
     def end(self, attempt: Attempt) -> None:
         """Send SIGTERM."""
@@ -295,6 +340,10 @@ class Jobs(Place):
         """Cancel the job; the batch system sends SIGTERM first."""
         if (job := attempt.handle.get("job")) is not None:
             self.cancel(job)
+        elif attempt.trains and attempt.handle.get("host") == _HOST:
+            # Of a sweep whose trials were no jobs before.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(attempt.handle["pid"], signal.SIGTERM)
 
     def cancel(self, job: str) -> None:
         """Cancel a job."""
@@ -309,6 +358,14 @@ def place_of(folder: SweepFolder) -> Place:
     if folder.recipe.jobs is None:
         return Here(alone=folder.recipe.at_once == 1)
     return Jobs.of_recipe(folder, "jobs")
+
+
+def _ranks(words: Sequence[str]) -> int:
+    """Return how many GPUs a trial asks for: one, unless it says a number."""
+    given = dict(pairwise(words)).get("--trainer.devices", "1")
+    if "," in given or "[" in given:
+        return len(given.split(","))
+    return max(1, int(given)) if given.isdigit() else 1
 
 
 def _gpus() -> list[str]:
