@@ -185,9 +185,9 @@ def test_a_sweep_is_a_job_and_goes_on_in_the_next(detached, capfd):
     assert "run by nobody" in capfd.readouterr().out
 
 
-def test_a_sweep_that_waits_in_the_queue_is_cancelled(detached, capfd):
+def test_a_sweep_that_waits_in_the_queue_is_cancelled(detached, queue, capfd):
     """And says that it waits."""
-    detached(job_extra_directives=["--begin=now+3600"])
+    detached(job_extra_directives=[{"slurm": "--hold", "pbs": "-h"}[queue]])
     (job,) = batch.jobs()
     main(["sweep", "status", "sweeps/s"])
     assert f"run by job {job} (" in capfd.readouterr().out
