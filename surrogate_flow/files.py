@@ -20,6 +20,7 @@ __all__ = [
     "LOCK",
     "NETCDF",
     "DirectoryLock",
+    "last_line",
     "last_lines",
     "leave",
     "log_unwritten",
@@ -79,6 +80,11 @@ def last_lines(log: Path, count: int) -> list[str]:
         file.seek(max(0, log.stat().st_size - _BYTES))
         lines = file.read().decode(errors="replace").splitlines()
     return [line for line in lines if line.strip()][-count:]
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that is not blank; "" without one."""
+    return "".join(last_lines(log, 1)).strip() if log.is_file() else ""
 
 
 class DirectoryLock:

@@ -25,7 +25,7 @@ from optuna.storages.journal import JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 from surrogate_flow.cli.app import main
-from surrogate_flow.cli.sweep import command, table
+from surrogate_flow.cli.sweep import command, controller, table
 from surrogate_flow.cli.sweep.attempt import Attempt
 from surrogate_flow.cli.sweep.controller import Controller, require_possible
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
@@ -649,7 +649,7 @@ def test_a_recipe_is_changed_on_the_command_line(tmp_path, monkeypatch):
     path = tmp_path / "s.yaml"
     path.write_text(json.dumps({**GOOD, "options": {"trainer.max_steps": 9}}))
     made = []
-    monkeypatch.setattr(command, "require_possible", made.append)
+    monkeypatch.setattr(controller, "require_possible", made.append)
     monkeypatch.setattr(command, "_run", lambda folder, **_: made.append(folder))
     words = ["--trials", "1", "--model=unet", "--trainer.max_steps", "7"]
     command.run([*words, str(path), "--folder", str(tmp_path / "f")])

@@ -24,7 +24,6 @@ from surrogate_flow.cli.recipes import (
 )
 from surrogate_flow.cli.signals import stop_requested
 from surrogate_flow.cli.sweep import detached, table
-from surrogate_flow.cli.sweep.controller import Controller, require_possible
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder, TrialRow
 from surrogate_flow.cli.sweep.page import sweep_page
 from surrogate_flow.cli.sweep.places import Place, place_of
@@ -48,7 +47,10 @@ _ACTIONS = ("status", "resume", "stop")
 
 
 def run(words: Sequence[str]) -> None:
-    """Begin a sweep, or look at one, go on with it, or stop it."""
+    """Begin a sweep, or look at one, go on with it, or stop it.
+
+    What trains is imported where it is needed: who looks does not wait for it.
+    """
     if words and words[0] in _ACTIONS:
         _act(words[0], words[1:])
         return
@@ -66,7 +68,9 @@ def run(words: Sequence[str]) -> None:
     path = find_recipe("workflows/sweeps", options.recipe)
     recipe = SweepRecipe.read(path, changed)
     place = options.folder or Path("sweeps") / path.stem
-    require_possible(SweepFolder(place, recipe))
+    from surrogate_flow.cli.sweep import controller
+
+    controller.require_possible(SweepFolder(place, recipe))
     _run(SweepFolder.create(place, recipe), detach=options.detach)
 
 
@@ -106,7 +110,9 @@ def _act(action: str, words: Sequence[str]) -> None:
     elif action == "stop":
         detached.stop(folder)
     else:
-        require_possible(folder)
+        from surrogate_flow.cli.sweep import controller
+
+        controller.require_possible(folder)
         _run(folder, detach=options.detach, walltime=options.walltime)
 
 
@@ -135,6 +141,8 @@ def _run(folder: SweepFolder, *, detach: bool, walltime: float | None = None) ->
 
 def _control(folder: SweepFolder, place: Place, walltime: float) -> None:
     """Run the sweep until all trials have ended, or time is over, or it is stopped."""
+    from surrogate_flow.cli.sweep.controller import Controller
+
     ends = detached.ends_at(walltime)
     with stop_requested() as stopped:
         try:

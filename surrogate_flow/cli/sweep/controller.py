@@ -29,7 +29,7 @@ from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.fields import Window
 from surrogate_flow.fields.errors import UserError, user_error
 from surrogate_flow.fields.names import RecipeError
-from surrogate_flow.files import last_lines, observing
+from surrogate_flow.files import last_line, observing
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.run_folder import INTERRUPTED, RunFolder
 from surrogate_flow.report.live.publisher import LivePage, new_topic
@@ -373,11 +373,6 @@ class Controller:
                     attempt.path.parent.name,
                 )
                 self._place.kill(attempt)
-
-
-def last_line(log: Path) -> str:
-    """Return the last line of a log, or ""."""
-    return "".join(last_lines(log, 1)).strip() if log.is_file() else ""
 
 
 def _error_in(log: Path, attempt: Attempt) -> str:

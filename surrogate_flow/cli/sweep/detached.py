@@ -12,12 +12,11 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from surrogate_flow.cli.sweep.controller import last_line
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
 from surrogate_flow.cli.sweep.places import Jobs
 from surrogate_flow.cluster.batch.batch_queue import JobState, JobStatus
 from surrogate_flow.cluster.batch.walltime import walltime_of
-from surrogate_flow.files import write_text
+from surrogate_flow.files import last_line, write_text
 from surrogate_flow.report.console import print_lines, the_console
 
 __all__ = ["SweepJob", "detach", "ends_at", "require_no_job", "runner", "stop"]

@@ -19,7 +19,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
-import torch
 from dask.system import CPU_COUNT
 
 from surrogate_flow.cli.parser import Parser
@@ -372,4 +371,6 @@ def _gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [gpu for gpu in visible.split(",") if gpu.strip()]
+    import torch  # A second, which who looks at a sweep does not wait for.
+
     return [str(n) for n in range(torch.cuda.device_count())]
