@@ -90,6 +90,64 @@ def test_the_best_comes_first_and_what_fails_names_itself(tmp_path):
     assert moments.ledger(folder) == before
 
 
+def ran(folder, number, name, errors, *, ends=True, seconds=10, validated=4):
+    """The folder of a run of a trial, with the errors of its validations."""
+    run = folder.trial(number) / "w" / name
+    (run / "checkpoints").mkdir(parents=True)
+    lines = [f"{step},{error}" for step, error in errors.items()]
+    (run / "metrics.csv").write_text("\n".join(["step,val_relative_l2", *lines, ""]))
+    rows = [f"{at + 3},{step}" for at, step in ((0, 1), (seconds, max(errors)))]
+    (run / "telemetry.csv").write_text("\n".join(["seconds,step", *rows, ""]))
+    for kept in ("best", "last"):
+        (run / "checkpoints" / f"{kept}.ckpt").write_text(f"{kept} of {name}")
+    if ends:
+        numbers = {"batches": max(errors), "samples": 1, "unique_samples": 1}
+        numbers |= {"simulations": 1, "solver_seconds": 1.0, "samples_per_second": 1.0}
+        numbers |= {"training_seconds": seconds, "validated": validated}
+        numbers["errors"] = {"val_relative_l2": errors[max(errors)]}
+        (run / "outcome.json").write_text(json.dumps(numbers))
+    return run
+
+
+class Ended:
+    """A place where each trial has ended as soon as it begins."""
+
+    at_once = 1
+
+    def runs(self, attempt):
+        return False
+
+    def status(self, attempt):
+        return 0
+
+    def start(self, attempt, words, log):
+        return {}
+
+
+def test_the_error_of_a_trial_is_that_of_its_best_checkpoint(tmp_path):
+    """In the table, for the search, and of best.ckpt: of the first line's best seed."""
+    seeds = {"model.lr": [0.1, 0.2], "seed_everything": [0, 1]}
+    folder = sweep(tmp_path / "s", space=seeds, at_once=1)
+    # The least of all is the lucky one of two whose mean is greater.
+    ran(folder, 0, "1", {20: 0.01, 40: 0.2})
+    ran(folder, 1, "1", {20: 0.9, 40: 0.8})
+    ran(folder, 2, "1", {20: 0.06, 40: 0.02, 60: 0.04}, ends=False)
+    # Killed behind its last checkpoint: it does not get as far again.
+    ran(folder, 2, "2", {40: 0.05, 60: 0.03, 80: 0.07})
+    ran(folder, 3, "1", {20: 0.04, 40: float("nan")})
+    Controller(folder, Ended()).run(bool)
+    rows = folder.rows()
+    assert [(row.number, row.error) for row in rows] == [
+        *((0, 0.01), (2, 0.02), (3, 0.04), (1, 0.8)),
+    ]
+    assert [t.value for t in folder.study.trials] == [0.01, 0.8, 0.02, 0.04]
+    best = table.leader(rows)
+    assert best.number == 2
+    assert "best: trial 2, 2 %" in table.headline(rows, 4)
+    assert folder.keep_best(best).read_text() == "best of 1"
+    assert "--model.lr 0.2 --seed_everything 0" in sweep_page(folder, rows)
+
+
 def test_who_lags_and_what_was_missed_is_in_the_table(tmp_path):
     """While the sweep runs, and what was missed afterwards, too; of all ranks of a trial."""
     full = {"trial 1/0": "9 of 9 bytes wait", "trial 1/1": "waits for its inlet"}

@@ -33,6 +33,7 @@ from surrogate_flow.fields.names import RecipeError, nearest
 from surrogate_flow.files import write_text
 from surrogate_flow.report.console import print_lines, show_logs, the_console
 from surrogate_flow.report.folder.run_folder import REPORT
+from surrogate_flow.report.folder.words import percent
 
 __all__ = ["run"]
 
@@ -192,20 +193,20 @@ def _finish(folder: SweepFolder) -> None:
     rows, console = _show(folder), the_console()
     write_text(folder.path / "trials.csv", table.written(rows))
     write_text(folder.path / REPORT, sweep_page(folder, rows))
-    complete = [row for row in rows if row.state == "complete"]
-    if not complete:
+    best = table.leader(rows)
+    if best is None:
         if rows and all(row.state == "failed" for row in rows):
             raise SweepError(
                 f"Every trial failed, the first with: {rows[0].why}. Its log is "
                 f"{folder.log(rows[0].number)}."
             )
         return
-    best = complete[0]
     path = folder.keep_best(best)
     words = shlex.join(["surrogate-flow", "fit", *folder.recipe.words(best.point)])
     print_lines(
         console,
-        f"The best is trial {best.number}: {path or 'it has no checkpoint'}",
+        f"The best is trial {best.number}: {path or 'it has no checkpoint'}, with an "
+        f"error of {percent(best.error)}",
         f"To train it again: {words}",
         f"Open {folder.path / REPORT} in a browser.",
     )

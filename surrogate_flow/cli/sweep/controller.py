@@ -308,7 +308,8 @@ class Controller:
         if trial.user_attrs.get("pruned"):
             self._study.tell(trial, state=TrialState.PRUNED)
             return False
-        error = outcome.errors.get(METRIC) if outcome else None
+        validated = outcome is not None and METRIC in outcome.errors
+        error = folder.error(number) if validated else None
         if error is not None and not math.isnan(error):
             self._study.tell(trial, error)
             logger.info("Trial %d is complete: relative L2 error %.3g", number, error)

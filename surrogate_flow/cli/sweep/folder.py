@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -346,18 +347,34 @@ class SweepFolder:
                     return found if early or not found.ended_early else None
         return None
 
+    def parts(self, number: int) -> list[Path]:
+        """Return the runs that make up a trial: without `resume` the newest alone."""
+        runs = self.runs(number)
+        return runs if self.recipe.resume else runs[-1:]
+
     def validations(self, number: int) -> dict[int, float]:
         """Return the errors of a trial's validations, by batch."""
         found: dict[int, float] = {}
-        for run in self.runs(number):
-            with contextlib.suppress(UserError):
-                table = RunFolder(run).metrics
-                if {"step", METRIC} <= {*table}:
-                    known = table[["step", METRIC]].dropna()
-                    found |= dict(
-                        zip(known["step"].astype(int), known[METRIC], strict=True)
-                    )
+        for run in self.parts(number):
+            found |= _validations(run)
         return found
+
+    def error(self, number: int) -> float | None:
+        """Return the least error of a trial's validations: that of its best.ckpt."""
+        return min((error for error, _ in self._errors(number)), default=None)
+
+    def _errors(self, number: int) -> list[tuple[float, Path]]:
+        """Return the errors of a trial and their runs; NaN if all are."""
+        found = [
+            (error, run)
+            for run in self.parts(number)
+            for error in _validations(run).values()
+            or [error for _, error in self._training(run).curve]
+        ]
+        outcome = self.outcome(number, early=True)
+        if outcome is not None and METRIC in outcome.errors:
+            found.append((outcome.errors[METRIC], self.runs(number)[-1]))
+        return [each for each in found if isfinite(each[0])] or found
 
     def rows(self) -> list[TrialRow]:
         """Return all trials: the best first, then those that run, then the others."""
@@ -402,14 +419,12 @@ class SweepFolder:
             TrialState.PRUNED: "pruned",
             TrialState.FAIL: "failed",
         }
-        value = trial.value if trial.state == TrialState.COMPLETE else None
         trained = self._training(runs[-1] if runs else self.trial(number))
-        errors = [*validations.values()] or [error for _, error in trained.curve]
         row = TrialRow(
             number,
             states.get(trial.state, "running"),
             trial.params,
-            error=value if value is not None else next(reversed(errors), None),
+            error=self.error(number),
             seconds=outcome.training_seconds if outcome else trained.seconds or None,
             wall_seconds=trial.user_attrs.get("wall_seconds"),
             steps=outcome.batches if outcome else max([trained.steps, *validations]),
@@ -443,14 +458,30 @@ class SweepFolder:
         return f"{said}."
 
     def keep_best(self, row: TrialRow) -> Path | None:
-        """Copy the checkpoint of the best trial beside the table."""
-        found = self.checkpoint(row.number, "best") or self.checkpoint(row.number)
-        if found is None:
+        """Copy the best checkpoint of a trial beside the table."""
+        _, run = min(self._errors(row.number), default=(0.0, None))
+        runs = [*([run] if run else []), *reversed(self.parts(row.number))]
+        kept = (
+            each / "checkpoints" / f"{name}.ckpt"
+            for name in ("best", "last")
+            for each in runs
+        )
+        if (found := next(filter(Path.is_file, kept), None)) is None:
             return None
         best = self.path / "best.ckpt"
         part = best.with_suffix(".part")
         shutil.copyfile(found, part)
         return part.replace(best)
+
+
+def _validations(run: Path) -> dict[int, float]:
+    """Return the errors of a run's validations, by batch."""
+    with contextlib.suppress(UserError):
+        table = RunFolder(run).metrics
+        if {"step", METRIC} <= {*table}:
+            known = table[["step", METRIC]].dropna()
+            return dict(zip(known["step"].astype(int), known[METRIC], strict=True))
+    return {}
 
 
 def _key(point: Point) -> str:

@@ -23,7 +23,7 @@ from bokeh.palettes import Viridis256
 from markupsafe import Markup
 
 from surrogate_flow.cli.sweep.folder import SweepFolder, TrialRow
-from surrogate_flow.cli.sweep.table import cells, grouped, headline, short
+from surrogate_flow.cli.sweep.table import cells, grouped, headline, leader, short
 from surrogate_flow.report.folder.run_folder import REPORT
 from surrogate_flow.report.html import plots
 from surrogate_flow.report.html.page import Section, filled, render
@@ -63,14 +63,14 @@ def _trials(folder: SweepFolder, rows: list[TrialRow], section: Section) -> None
             for group, line in zip(groups, lines, strict=True)
         ]
         caption = (
-            "By the relative L2 error on held-out simulations at the last validation, "
-            "the mean and the spread over seeds; in brackets where no trial is "
-            "complete. A number leads to the report of the trial. " + folder.cost()
+            "By the relative L2 error of each trial's best checkpoint on held-out "
+            "simulations, the least of its validations; the mean and the spread over "
+            "seeds, in brackets where no trial is complete. A number leads to the "
+            "report of the trial. " + folder.cost()
         )
         section.add("table", head=head, rows=lines, caption=caption)
-    complete = [row for row in rows if row.state == "complete"]
-    if complete:
-        words = ["surrogate-flow", "fit", *folder.recipe.words(complete[0].point)]
+    if (best := leader(rows)) is not None:
+        words = ["surrogate-flow", "fit", *folder.recipe.words(best.point)]
         section.add("code", shlex.join(words), "To train the best one again:")
 
 

@@ -15,7 +15,17 @@ from surrogate_flow.cli.sweep.folder import SweepFolder
 from surrogate_flow.cli.sweep.trial import TrialRow
 from surrogate_flow.report.folder.words import percent
 
-__all__ = ["Group", "cells", "grouped", "headline", "short", "shown", "told", "written"]
+__all__ = [
+    "Group",
+    "cells",
+    "grouped",
+    "headline",
+    "leader",
+    "short",
+    "shown",
+    "told",
+    "written",
+]
 
 _SEED = "seed_everything"
 _CURVES = 20  # trials whose errors are drawn, the first ones
@@ -49,14 +59,21 @@ class Group:
         return float(np.std(self.errors, ddof=1)) if len(self.errors) > 1 else None
 
 
+def leader(rows: Sequence[TrialRow]) -> TrialRow | None:
+    """Return the best trial of the first line; None if none is complete."""
+    groups = grouped(rows)
+    complete = [r for r in groups[0].rows if r.state == "complete"] if groups else []
+    return min(complete, key=lambda row: row.error or 0.0, default=None)
+
+
 def headline(rows: Sequence[TrialRow], count: int) -> str:
     """Return how many trials are complete, and which is the best."""
     complete = [row for row in rows if row.state == "complete"]
     verb = "is" if len(complete) == 1 else "are"
     said = f"{len(complete)} of {count} trials {verb} complete"
-    if not complete:
+    if (best := leader(rows)) is None or best.error is None:
         return said
-    return f"{said}; best: trial {complete[0].number}, {percent(complete[0].error)}"
+    return f"{said}; best: trial {best.number}, {percent(best.error)}"
 
 
 def grouped(rows: Sequence[TrialRow]) -> list[Group]:
@@ -99,7 +116,9 @@ def cells(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
 def shown(rows: Sequence[TrialRow]) -> Table:
     """Return the table for a terminal."""
     head, lines = cells(grouped(rows))
-    table = Table(title="Relative L2 error on held-out simulations")
+    table = Table(
+        title="Relative L2 error of each best checkpoint on held-out simulations"
+    )
     for title in head:
         table.add_column(title, justify="right")
     for line in lines:

@@ -26,7 +26,8 @@ class TrialRow:
     point : dict
         Its values of the space.
     error : float, optional
-        Relative L2 error over the held-out simulations, of its last validation.
+        Relative L2 error over the held-out simulations of its best checkpoint: the
+        least of its validations.
     seconds : float, optional
         Of training.
     wall_seconds : float, optional
