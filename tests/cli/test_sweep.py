@@ -96,8 +96,9 @@ def ran(folder, number, name, errors, *, ends=True, seconds=10, validated=4):
     (run / "checkpoints").mkdir(parents=True)
     lines = [f"{step},{error}" for step, error in errors.items()]
     (run / "metrics.csv").write_text("\n".join(["step,val_relative_l2", *lines, ""]))
-    rows = [f"{at + 3},{step}" for at, step in ((0, 1), (seconds, max(errors)))]
-    (run / "telemetry.csv").write_text("\n".join(["seconds,step", *rows, ""]))
+    last = max(errors)
+    rows = ["seconds,step,validation", "3,1,", f"{seconds + 3},{last},{errors[last]}"]
+    (run / "telemetry.csv").write_text("\n".join([*rows, ""]))
     for kept in ("best", "last"):
         (run / "checkpoints" / f"{kept}.ckpt").write_text(f"{kept} of {name}")
     if ends:
@@ -146,6 +147,20 @@ def test_the_error_of_a_trial_is_that_of_its_best_checkpoint(tmp_path):
     assert "best: trial 2, 2 %" in table.headline(rows, 4)
     assert folder.keep_best(best).read_text() == "best of 1"
     assert "--model.lr 0.2 --seed_everything 0" in sweep_page(folder, rows)
+
+
+def test_the_seconds_of_a_trial_are_those_of_all_its_parts(tmp_path):
+    """In the table, the file and the plot alike; without resuming those of the last."""
+    for resume, seconds in ((True, 37.0), (False, 7.0)):
+        folder = sweep(tmp_path / str(resume), resume=resume)
+        folder.begin()
+        ran(folder, 0, "1", {20: 0.5}, ends=False, seconds=30)
+        ran(folder, 0, "2", {40: 0.4}, seconds=7)
+        row = folder.rows()[0]
+        assert row.seconds == seconds
+        curve = folder.curve(0)
+        assert curve == [(30.0, 0.5)] * resume + [(seconds, 0.4)]
+        assert table.written([row]).splitlines()[1].split(",")[4] == f"{seconds:g}"
 
 
 def test_who_lags_and_what_was_missed_is_in_the_table(tmp_path):

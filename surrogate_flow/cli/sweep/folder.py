@@ -394,14 +394,21 @@ class SweepFolder:
     def curve(self, number: int) -> list[tuple[float, float]]:
         """Return the seconds of training at each validation of a trial, and its error.
 
-        Those of its runs are added.
+        Those of its parts are added.
         """
         found, before = list[tuple[float, float]](), 0.0
-        for run in self.runs(number):
-            training = self._training(run)
-            found += [(before + at, error) for at, error in training.curve]
-            before += training.seconds
+        for run in self.parts(number):
+            curve = self._training(run).curve
+            found += [(before + at, error) for at, error in curve]
+            before += self._seconds(run)
         return found
+
+    def _seconds(self, run: Path) -> float:
+        """Return the seconds of training of a run, also of one that was killed."""
+        with contextlib.suppress(ValueError, OSError):
+            if (outcome := RunSummary.read(run)) is not None:
+                return outcome.training_seconds
+        return self._training(run).seconds
 
     def _training(self, run: Path) -> Training:
         training = self._read.setdefault(run, Training(run))
@@ -425,7 +432,7 @@ class SweepFolder:
             states.get(trial.state, "running"),
             trial.params,
             error=self.error(number),
-            seconds=outcome.training_seconds if outcome else trained.seconds or None,
+            seconds=sum(map(self._seconds, self.parts(number))) or None,
             wall_seconds=trial.user_attrs.get("wall_seconds"),
             steps=outcome.batches if outcome else max([trained.steps, *validations]),
             why=str(trial.user_attrs.get("why", "")),

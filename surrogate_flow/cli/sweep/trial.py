@@ -29,7 +29,7 @@ class TrialRow:
         Relative L2 error over the held-out simulations of its best checkpoint: the
         least of its validations.
     seconds : float, optional
-        Of training.
+        Of training, of all its parts.
     wall_seconds : float, optional
         From its start to its end; None if the sweep was interrupted in between.
     steps : int
