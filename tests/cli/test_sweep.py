@@ -464,6 +464,43 @@ def test_a_walltime_ends_it_in_order(tmp_path):
     assert folder.left == 0
 
 
+def test_a_line_of_the_journal_that_is_cut_off_loses_no_trial(tmp_path, caplog):
+    """As by a power cut: what has ended has, and what the line noted is done again."""
+    folder = sweep(tmp_path / "s")
+    with folder.held():
+        folder.study.tell(folder.begin().number, 0.1)
+        folder.study.tell(folder.begin().number, 0.2)
+    journal = folder.path / "journal.log"
+    journal.write_bytes(journal.read_bytes()[:-20])
+    assert [row.state for row in SweepFolder(folder.path).rows()].count("complete") == 1
+    for cut in (True, False):
+        caplog.clear()
+        again = SweepFolder(folder.path)
+        with again.held():
+            again.study.set_user_attr("a", 1)
+        assert ("was cut off" in caplog.text) == cut
+        assert [t.state.name for t in again.study.trials] == ["COMPLETE", "RUNNING"]
+
+
+def test_who_looks_at_a_sweep_changes_nothing(tmp_path, capfd, caplog):
+    """No lock, and no file where that is not allowed."""
+    folder = sweep(tmp_path / "s")
+    with folder.held():
+        folder.study.tell(folder.begin().number, 0.1)
+    files = {path: path.stat().st_mtime_ns for path in folder.path.iterdir()}
+    reader = SweepFolder(folder.path)
+    assert (reader.holder, reader.begun, len(reader.rows())) == ("", 1, 3)
+    assert files == {path: path.stat().st_mtime_ns for path in folder.path.iterdir()}
+    with folder.held():
+        assert reader.holder.startswith(f"process {os.getpid()} on ")
+    (folder.path / "report.html.part").mkdir()
+    main(["sweep", "status", str(folder.path)])
+    said = capfd.readouterr().out
+    assert "1 of 3 trials have ended; run by nobody" in said
+    # The superuser may write anywhere, but not in the place of a folder.
+    assert "report.html was not written" in caplog.text
+
+
 def test_a_folder_is_of_one_sweep(tmp_path):
     """Of the same options; and what its recipes name does not change meanwhile."""
     model = tmp_path / "model.yaml"

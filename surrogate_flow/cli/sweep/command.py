@@ -30,7 +30,7 @@ from surrogate_flow.cli.sweep.places import Place, place_of
 from surrogate_flow.cli.sweep.recipe import SweepRecipe
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError, nearest
-from surrogate_flow.files import write_text
+from surrogate_flow.files import leave, write_text
 from surrogate_flow.report.console import print_lines, show_logs, the_console
 from surrogate_flow.report.folder.run_folder import REPORT
 from surrogate_flow.report.folder.words import percent
@@ -107,7 +107,8 @@ def _act(action: str, words: Sequence[str]) -> None:
         raise RecipeError(f"sweep {action} needs the folder of a sweep, got none.")
     folder = SweepFolder(options.folder)
     if action == "status":
-        write_text(folder.path / REPORT, sweep_page(folder, _show(folder)))
+        page = sweep_page(folder, _show(folder))
+        leave(folder.path / REPORT, lambda part: part.write_text(page, "utf-8"))
     elif action == "stop":
         detached.stop(folder)
     else:

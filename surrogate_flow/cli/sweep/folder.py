@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import logging
+import os
 import shutil
 import time
 import warnings
@@ -34,7 +36,7 @@ from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.ensemble.sharing import Sharing
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.quantities import counted
-from surrogate_flow.files import DirectoryLock, write_text
+from surrogate_flow.files import LOCK, DirectoryLock, write_text
 from surrogate_flow.report.folder.run_folder import RunFolder, RunSummary
 from surrogate_flow.report.folder.words import flattened, seconds
 
@@ -157,6 +159,7 @@ class SweepFolder:
         if not lock.acquired:
             logger.warning("%s cannot be locked: run it once at a time.", self.path)
         try:
+            self._mend()
             cases = {f"the case {k}": v for k, v in self.recipe.cases.items()}
             self._require_same({**cases, **self._recipes(), **(made_of or {})})
             self._write()
@@ -165,6 +168,18 @@ class SweepFolder:
             yield
         finally:
             lock.release(remove=True)
+
+    def _mend(self) -> None:
+        """Cut off a last line of the journal that is not whole."""
+        journal = self.path / _JOURNAL
+        lines = journal.read_bytes() if journal.is_file() else b""
+        if whole := len(lines) - (lines.rfind(b"\n") + 1):
+            logger.warning(
+                "The last line of %s was cut off, by a full disk or a power cut, and "
+                "is left out: what it noted is done again.",
+                journal,
+            )
+            os.truncate(journal, len(lines) - whole)
 
     def _recipes(self) -> dict[str, str]:
         """Return the text of each recipe of data and model, by its name."""
@@ -210,11 +225,14 @@ class SweepFolder:
 
     @property
     def holder(self) -> str:
-        """Who runs the sweep, or ""."""
-        lock = DirectoryLock(self.path)
-        holder = "" if lock.acquired else lock.holder or "another process"
-        lock.release(remove=True)
-        return holder
+        """Who runs the sweep, or ""; read by anyone who sees the folder."""
+        with contextlib.suppress(FileNotFoundError), (self.path / LOCK).open() as file:
+            try:
+                # Shared and for a moment: a resume beside it waits longer.
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read() or "another process"
+        return ""
 
     def ask_to_stop(self) -> None:
         """Have whoever runs the sweep end it, on whatever machine."""
@@ -230,18 +248,20 @@ class SweepFolder:
         """The trials and their values, kept in Optuna's journal file."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         recipe = self.recipe
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
+        search: dict[str, Any] = {
+            "study_name": _STUDY,
+            "sampler": _sampler(recipe),
+            "pruner": pruner if recipe.prune else optuna.pruners.NopPruner(),
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study = optuna.create_study(
-                storage=JournalStorage(_journal(self.path / _JOURNAL)),
-                study_name=_STUDY,
-                load_if_exists=True,
-                sampler=_sampler(recipe),
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=4)
-                if recipe.prune
-                else optuna.pruners.NopPruner(),
-            )
-        return study
+            try:
+                search["storage"] = JournalStorage(_journal(self.path / _JOURNAL))
+                # Writes nothing, so that anyone may look.
+                return optuna.load_study(**search)
+            except KeyError:
+                return optuna.create_study(**search, load_if_exists=True)
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
