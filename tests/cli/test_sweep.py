@@ -175,6 +175,8 @@ def test_who_lags_and_what_was_missed_is_in_the_table(tmp_path):
         folder = sweep(tmp_path / late, late=late)
         for _ in range(2):
             folder.begin()
+        trained = [Attempt(folder.attempt(n, 0)).begin() for n in range(2)]
+        assert all(trained)
         assert [row.words for row in folder.rows()] == [*["running"] * 2, "waiting"]
         (folder.path / "sharing.json").write_bytes(note)
         rows = folder.rows()
@@ -501,6 +503,27 @@ def test_who_looks_at_a_sweep_changes_nothing(tmp_path, capfd, caplog):
     assert "report.html was not written" in caplog.text
 
 
+def test_a_trial_that_nobody_runs_is_interrupted(tmp_path, monkeypatch, capfd):
+    """Running while the sweep does; and a word that is misspelt is none of a recipe."""
+    folder = sweep(tmp_path / "sweeps" / "two")
+    folder.begin()
+    with folder.held():
+        assert folder.rows()[0].state == "running"
+    assert [row.state for row in folder.rows()] == ["interrupted", *["waiting"] * 2]
+    # Its sweep was killed, and it trains all the same.
+    attempt = Attempt(folder.attempt(0, 0)).begin()
+    assert folder.rows()[0].state == "running"
+    attempt.close()
+    monkeypatch.chdir(tmp_path)
+    for words, said in (
+        (["stauts", "sweeps/two"], "Did you mean 'status'"),
+        (["status", "two.yaml"], "Did you mean sweeps/two?"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["sweep", *words])
+        assert said in " ".join(capfd.readouterr().err.split())
+
+
 def test_a_folder_is_of_one_sweep(tmp_path):
     """Of the same options; and what its recipes name does not change meanwhile."""
     model = tmp_path / "model.yaml"
@@ -708,7 +731,8 @@ WRONG = {
         {"options": {"trainer.limit_val_batches": 0}},
         "limit_val_batches: trials are compared by their error",
     ),
-    "an unknown policy": ({"late": "never"}, "late: "),
+    "an unknown policy": ({"late": "never"}, "late: .*Valid names: wait, drop, spool."),
+    "an unknown search": ({"search": "bayes"}, "search: .*names: grid, random, tpe."),
     "a text for a number": ({"trials": "many"}, "trials: expected `int"),
 }
 

@@ -22,14 +22,15 @@ from surrogate_flow.cli.recipes import (
     find_recipe,
     pairs,
 )
-from surrogate_flow.cli.signals import stop_requested
+from surrogate_flow.cli.signals import Request, stop_requested
 from surrogate_flow.cli.sweep import detached, table
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder, TrialRow
 from surrogate_flow.cli.sweep.page import sweep_page
 from surrogate_flow.cli.sweep.places import Place, place_of
 from surrogate_flow.cli.sweep.recipe import SweepRecipe
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.names import RecipeError, nearest
+from surrogate_flow.fields.names import RecipeError, closest, nearest
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.files import leave, write_text
 from surrogate_flow.report.console import print_lines, show_logs, the_console
 from surrogate_flow.report.folder.run_folder import REPORT
@@ -55,6 +56,11 @@ def run(words: Sequence[str]) -> None:
     if words and words[0] in _ACTIONS:
         _act(words[0], words[1:])
         return
+    given = [word for word in words[:2] if not word.startswith("-")]
+    if len(given) > 1 and not Path(words[0]).exists() and closest(words[0], _ACTIONS):
+        raise RecipeError(
+            f"sweep: unknown word {words[0]!r}. {nearest(words[0], _ACTIONS)}"
+        )
     parser = Parser(prog="surrogate-flow sweep", allow_abbrev=False)
     parser.add_argument("recipe", nargs="?", type=str)
     parser.add_argument("--folder", type=Path | None)
@@ -136,34 +142,43 @@ def _run(folder: SweepFolder, *, detach: bool, walltime: float | None = None) ->
         if by_job and folder.stops:
             return
         if not detach:
-            _control(folder, place, walltime or 0.0)
-            return
-    detached.detach(folder)
+            ends = detached.ends_at(walltime or 0.0)
+            stopped = _control(folder, place, ends)
+    if detach:
+        detached.detach(folder)
+    else:
+        # Nobody runs it any more, and so the table says.
+        _end(folder, stopped, ends, by_job=bool(walltime))
 
 
-def _control(folder: SweepFolder, place: Place, walltime: float) -> None:
+def _control(folder: SweepFolder, place: Place, ends: float) -> Request:
     """Run the sweep until all trials have ended, or time is over, or it is stopped."""
     from surrogate_flow.cli.sweep.controller import Controller
 
-    ends = detached.ends_at(walltime)
     with stop_requested() as stopped:
         try:
             Controller(folder, place).run(stopped.is_set, ends)
         except UserError:
             _show(folder)
             raise
+    return stopped
+
+
+def _end(folder: SweepFolder, stopped: Request, ends: float, *, by_job: bool) -> None:
+    """Show what trials came to, and who goes on, or how."""
     _finish(folder)
     left = folder.left
+    said = f"{counted(left, 'trial')} {'is' if left == 1 else 'are'} left"
     # What batch systems send before a walltime is over, where they are asked to.
     over = time.time() >= ends or stopped.number == signal.SIGUSR1
-    if walltime and over and left and not folder.stops:
+    if by_job and over and left and not folder.stops:
         job = detached.SweepJob(folder).submit()
-        print_lines(the_console(), f"{left} trials are left: job {job} goes on.")
+        print_lines(the_console(), f"{said}: job {job} goes on.")
         return
     if left:
         print_lines(
             the_console(),
-            f"{left} trials are left. To go on, type: surrogate-flow sweep resume "
+            f"{said}. To go on, type: surrogate-flow sweep resume "
             f"{shlex.quote(str(folder.path))}",
         )
     if stopped.is_set():

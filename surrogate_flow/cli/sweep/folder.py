@@ -30,6 +30,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from surrogate_flow.cli.recipes import given_recipe, is_data_set
+from surrogate_flow.cli.sweep.attempt import Attempt
 from surrogate_flow.cli.sweep.recipe import Point, Range, SweepRecipe
 from surrogate_flow.cli.sweep.trial import Training, TrialRow
 from surrogate_flow.dataset import Archive, ArchiveError
@@ -72,7 +73,15 @@ class SweepFolder:
     def __init__(self, path: Path, recipe: SweepRecipe | None = None) -> None:
         self.path = path
         if recipe is None and not (path / _RECIPE).is_file():
-            raise SweepError("The folder of a sweep", f"one with {_RECIPE}", str(path))
+            meant = [
+                place
+                for place in (Path("sweeps") / path.stem, path.parent)
+                if (place / _RECIPE).is_file()
+            ]
+            remedy = f"Did you mean {meant[0]}?" if meant else ""
+            raise SweepError(
+                "The folder of a sweep", f"one with {_RECIPE}", str(path), remedy
+            )
         self.recipe = recipe or SweepRecipe.read(path / _RECIPE)
         self._ended: dict[int, TrialRow] = {}
         self._read: dict[Path, Training] = {}
@@ -399,13 +408,14 @@ class SweepFolder:
     def rows(self) -> list[TrialRow]:
         """Return all trials: the best first, then those that run, then the others."""
         sharing, late = Sharing.read(self.path), self.recipe.late
-        rows = [self._row(trial).among(sharing, late) for trial in self.trials()]
+        held = bool(self.holder)
+        rows = [self._row(trial, held).among(sharing, late) for trial in self.trials()]
         first = len(self.study.get_trials(deepcopy=False))
         rows += [
             TrialRow(number, "waiting", dict(point))
             for number, point in enumerate(self.missing, first)
         ]
-        order = ("complete", "running", "waiting", "pruned", "failed")
+        order = ("complete", "running", "interrupted", "waiting", "pruned", "failed")
         return sorted(
             rows,
             key=lambda row: (order.index(row.state), row.error or 0.0, row.number),
@@ -435,7 +445,13 @@ class SweepFolder:
         training.update()
         return training
 
-    def _row(self, trial: FrozenTrial) -> TrialRow:
+    def _going(self, trial: FrozenTrial, held: bool) -> str:
+        """Return the state of a trial that has not ended."""
+        attempt = trial.user_attrs.get("attempt", 0)
+        trains = held or Attempt(self.attempt(trial.number, attempt)).trains
+        return "running" if trains else "interrupted"
+
+    def _row(self, trial: FrozenTrial, held: bool) -> TrialRow:
         if trial.number in self._ended:
             return self._ended[trial.number]
         number, outcome = trial.number, self.outcome(trial.number, early=True)
@@ -449,7 +465,7 @@ class SweepFolder:
         trained = self._training(runs[-1] if runs else self.trial(number))
         row = TrialRow(
             number,
-            states.get(trial.state, "running"),
+            states.get(trial.state) or self._going(trial, held),
             trial.params,
             error=self.error(number),
             seconds=sum(map(self._seconds, self.parts(number))) or None,

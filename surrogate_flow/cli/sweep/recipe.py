@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 import yaml
@@ -412,6 +412,10 @@ def _explained(error: msgspec.ValidationError, within: str) -> str:
         near = nearest(found[1], known.__struct_fields__)
         return f"{within and within + ': '}unknown key {found[1]!r}. {near}"
     what, _, place = text.partition(" - at ")
+    if what.startswith("Invalid enum value"):
+        choices = get_args(get_type_hints(SweepRecipe)[place.strip("`$.")])
+        words = [w for c in choices for w in get_args(c) or [c] if isinstance(w, str)]
+        what += f". {nearest(what.split()[-1].strip(chr(39)), words).rstrip('.')}"
     key = ".".join(
         filter(None, [within, re.sub(r"\[\.\.\.\]", "", place.strip("`$."))])
     )

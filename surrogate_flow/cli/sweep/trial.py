@@ -22,7 +22,7 @@ class TrialRow:
     ----------
     number : int
     state : str
-        waiting, running, complete, pruned, failed.
+        waiting, running, interrupted, complete, pruned, failed.
     point : dict
         Its values of the space.
     error : float, optional
