@@ -467,7 +467,10 @@ class SweepFolder:
             number,
             states.get(trial.state) or self._going(trial, held),
             trial.params,
-            error=self.error(number),
+            # What the search was told stays, also where files of a run are removed.
+            error=trial.value
+            if trial.state == TrialState.COMPLETE
+            else self.error(number),
             seconds=sum(map(self._seconds, self.parts(number))) or None,
             wall_seconds=trial.user_attrs.get("wall_seconds"),
             steps=outcome.batches if outcome else max([trained.steps, *validations]),
