@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -260,7 +261,7 @@ def test_a_trial_of_which_the_values_were_not_noted_yet_gets_them(tmp_path):
     folder = sweep(tmp_path / "s", space=space, trials=3)
     folder.study.ask()
     folder.study.ask({"seed_everything": folder.distributions["seed_everything"]})
-    assert folder.rows()[0].state == "running"
+    assert folder.rows()[0].state == "interrupted"
     Controller(folder, Moments()).run(bool)
     rows = folder.rows()
     assert [row.state for row in rows] == ["complete"] * 3
@@ -311,7 +312,7 @@ def test_a_trial_that_nobody_has_noted_is_found(begun, tmp_path):
 def test_a_number_of_a_process_is_not_taken_for_a_trial(tmp_path):
     """After a reboot another process has it; the lock of the trial is gone."""
     path = tmp_path / "attempt-0"
-    path.write_text(json.dumps({"host": "here", "pid": os.getpid()}))
+    path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
     assert Attempt(path).begun
     assert not Here().runs(Attempt(path, {"pid": os.getpid()}))
     assert not Here().runs(Attempt(tmp_path / "attempt-1", {"pid": os.getpid()}))
