@@ -888,7 +888,7 @@ def test_trials_share_one_ensemble_and_what_a_signal_ends_goes_on(
     complete = len(archive.complete())
     assert 0 < complete <= 64
     assert archive.solver_seconds > 0
-    cost = folder.cost()
+    cost = table.cost(folder)
     assert cost.startswith(f"One ensemble, {complete} simulations: ")
     assert "; with one for each of 2 trials, " in cost
     assert cost in " ".join(said.split())

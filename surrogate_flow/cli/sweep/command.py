@@ -191,7 +191,7 @@ def _show(folder: SweepFolder) -> list[TrialRow]:
     who = detached.runner(folder)
     ended = f"{count - folder.left} of {count} trials have ended"
     print_lines(console, f"{folder.path}: {ended}; run by {who}")
-    if said := folder.cost():
+    if said := table.cost(folder):
         print_lines(console, said)
     # A log has no width of its own.
     wide = Console(width=_WIDTH, file=console.file)

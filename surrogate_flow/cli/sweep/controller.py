@@ -18,9 +18,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from surrogate_flow.cli.lightning import build
 from surrogate_flow.cli.plan import require_trained
 from surrogate_flow.cli.sweep.attempt import Attempt
-from surrogate_flow.cli.sweep.folder import METRIC, SweepFolder
+from surrogate_flow.cli.sweep.folder import SweepFolder
 from surrogate_flow.cli.sweep.places import Place, Refused
 from surrogate_flow.cli.sweep.table import told
+from surrogate_flow.cli.sweep.trial import METRIC
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.validation import ValidationSet

@@ -7,10 +7,8 @@ import fcntl
 import importlib.metadata
 import json
 import logging
-import os
 import shutil
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from math import isfinite
@@ -18,37 +16,24 @@ from pathlib import Path
 from typing import Any, Self
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from surrogate_flow.cli.recipes import given_recipe, is_data_set
+from surrogate_flow.cli.sweep import search
 from surrogate_flow.cli.sweep.attempt import Attempt
-from surrogate_flow.cli.sweep.recipe import Point, Range, SweepRecipe
-from surrogate_flow.cli.sweep.trial import Training, TrialRow
-from surrogate_flow.dataset import Archive, ArchiveError
+from surrogate_flow.cli.sweep.recipe import Point, SweepRecipe
+from surrogate_flow.cli.sweep.trial import METRIC, Training, TrialRow, validations_of
 from surrogate_flow.ensemble.sharing import Sharing
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.quantities import counted
 from surrogate_flow.files import LOCK, DirectoryLock, write_text
-from surrogate_flow.report.folder.run_folder import RunFolder, RunSummary
-from surrogate_flow.report.folder.words import flattened, seconds
+from surrogate_flow.report.folder.run_folder import RunSummary
+from surrogate_flow.report.folder.words import flattened
 
-__all__ = ["METRIC", "SweepError", "SweepFolder", "TrialRow"]
+__all__ = ["SweepError", "SweepFolder", "TrialRow"]
 
 logger = logging.getLogger(__name__)
 
-METRIC = "val_relative_l2"
 _RECIPE, _JOURNAL, _STOP = "sweep.yaml", "journal.log", "stop"
-_STUDY = "sweep"
-_GRACE = 10  # seconds until a lock of the journal is taken for that of a killed process
 
 
 class SweepError(UserError, RuntimeError):
@@ -168,40 +153,14 @@ class SweepFolder:
         if not lock.acquired:
             logger.warning("%s cannot be locked: run it once at a time.", self.path)
         try:
-            self._mend()
-            cases = {f"the case {k}": v for k, v in self.recipe.cases.items()}
-            self._require_same({**cases, **self._recipes(), **(made_of or {})})
+            search.mend(self.path / _JOURNAL)
+            self._require_same({**self.recipe.made_of(), **(made_of or {})})
             self._write()
             if again:
                 (self.path / _STOP).unlink(missing_ok=True)
             yield
         finally:
             lock.release(remove=True)
-
-    def _mend(self) -> None:
-        """Cut off a last line of the journal that is not whole."""
-        journal = self.path / _JOURNAL
-        lines = journal.read_bytes() if journal.is_file() else b""
-        if whole := len(lines) - (lines.rfind(b"\n") + 1):
-            logger.warning(
-                "The last line of %s was cut off, by a full disk or a power cut, and "
-                "is left out: what it noted is done again.",
-                journal,
-            )
-            os.truncate(journal, len(lines) - whole)
-
-    def _recipes(self) -> dict[str, str]:
-        """Return the text of each recipe of data and model, by its name."""
-        recipe, found = self.recipe, {}
-        for option in ("data", "model"):
-            named = [getattr(recipe, option), *recipe.choices().get(option, ())]
-            named += [case.get(option) for case in recipe.cases.values()]
-            for name in map(str, filter(None, named)):
-                if option == "data" and is_data_set(name):
-                    continue
-                if (path := given_recipe(f"--{option}", name)) is not None:
-                    found[name] = path.read_text("utf-8")
-        return found
 
     def _require_same(self, made_of: Mapping[str, Any]) -> None:
         noted = self.study.user_attrs.get("made of", {})
@@ -255,31 +214,12 @@ class SweepFolder:
     @cached_property
     def study(self) -> optuna.Study:
         """The trials and their values, kept in Optuna's journal file."""
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        recipe = self.recipe
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
-        search: dict[str, Any] = {
-            "study_name": _STUDY,
-            "sampler": _sampler(recipe),
-            "pruner": pruner if recipe.prune else optuna.pruners.NopPruner(),
-        }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            try:
-                search["storage"] = JournalStorage(_journal(self.path / _JOURNAL))
-                # Writes nothing, so that anyone may look.
-                return optuna.load_study(**search)
-            except KeyError:
-                return optuna.create_study(**search, load_if_exists=True)
+        return search.opened(self.path / _JOURNAL, self.recipe)
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
         """The space, in Optuna's terms."""
-        lists = {
-            name: CategoricalDistribution(values)
-            for name, values in self.recipe.choices().items()
-        }
-        return lists | {k: _range(v) for k, v in self.recipe.ranges().items()}
+        return search.distributions(self.recipe)
 
     @cached_property
     def _grid(self) -> dict[str, Point]:
@@ -385,7 +325,7 @@ class SweepFolder:
         """Return the errors of a trial's validations, by batch."""
         found: dict[int, float] = {}
         for run in self.parts(number):
-            found |= _validations(run)
+            found |= validations_of(run)
         return found
 
     def error(self, number: int) -> float | None:
@@ -397,7 +337,7 @@ class SweepFolder:
         found = [
             (error, run)
             for run in self.parts(number)
-            for error in _validations(run).values()
+            for error in validations_of(run).values()
             or [error for _, error in self._training(run).curve]
         ]
         outcome = self.outcome(number, early=True)
@@ -482,27 +422,6 @@ class SweepFolder:
             self._ended[number] = row
         return row
 
-    def cost(self) -> str:
-        """Return what one ensemble took for all trials, in words; "" without one."""
-        path = self.path / "simulations.zarr"
-        if not self.recipe.share_simulations or not path.is_dir():
-            return ""
-        try:
-            archive = Archive(path)
-            count, spent = len(archive.complete()), archive.solver_seconds
-        except ArchiveError as error:
-            return f"What the ensemble took is not known: {error}"
-        said = (
-            f"One ensemble, {counted(count, 'simulation')}: {seconds(spent)} in solvers"
-        )
-        # Each would have run those that it has taken.
-        ended = filter(None, (self.outcome(trial.number) for trial in self.trials()))
-        alone = [outcome.simulations for outcome in ended]
-        if count and len(alone) > 1:
-            each = seconds(spent / count * sum(alone))
-            said += f"; with one for each of {len(alone)} trials, {each}"
-        return f"{said}."
-
     def keep_best(self, row: TrialRow) -> Path | None:
         """Copy the best checkpoint of a trial beside the table."""
         _, run = min(self._errors(row.number), default=(0.0, None))
@@ -520,38 +439,5 @@ class SweepFolder:
         return part.replace(best)
 
 
-def _validations(run: Path) -> dict[int, float]:
-    """Return the errors of a run's validations, by batch."""
-    with contextlib.suppress(UserError):
-        table = RunFolder(run).metrics
-        if {"step", METRIC} <= {*table}:
-            known = table[["step", METRIC]].dropna()
-            return dict(zip(known["step"].astype(int), known[METRIC], strict=True))
-    return {}
-
-
 def _key(point: Point) -> str:
     return json.dumps(dict(point), sort_keys=True)
-
-
-def _journal(path: Path) -> JournalFileBackend:
-    """Return the journal; a lock that a killed process has left is broken."""
-    # A link, which must lead to the file from its own folder to be seen as old.
-    file = str(path.absolute())
-    return JournalFileBackend(file, JournalFileSymlinkLock(file, _GRACE))
-
-
-def _sampler(recipe: SweepRecipe) -> BaseSampler:
-    if recipe.searched != "tpe":
-        return RandomSampler(seed=recipe.seed)
-    # Trials that run count as bad, so that those at once differ.
-    return TPESampler(seed=recipe.seed, constant_liar=True)
-
-
-def _range(given: Range) -> BaseDistribution:
-    if isinstance(given.low, int) and isinstance(given.high, int):
-        step = int(given.step or 1)
-        return IntDistribution(given.low, given.high, log=given.log, step=step)
-    return FloatDistribution(
-        float(given.low), float(given.high), log=given.log, step=given.step
-    )

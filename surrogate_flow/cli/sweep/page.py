@@ -23,7 +23,7 @@ from bokeh.palettes import Viridis256
 from markupsafe import Markup
 
 from surrogate_flow.cli.sweep.folder import SweepFolder, TrialRow
-from surrogate_flow.cli.sweep.table import cells, grouped, headline, leader, short
+from surrogate_flow.cli.sweep.table import cells, cost, grouped, headline, leader, short
 from surrogate_flow.report.folder.run_folder import REPORT
 from surrogate_flow.report.html import plots
 from surrogate_flow.report.html.page import Section, filled, render
@@ -66,7 +66,7 @@ def _trials(folder: SweepFolder, rows: list[TrialRow], section: Section) -> None
             "By the relative L2 error of each trial's best checkpoint on held-out "
             "simulations, the least of its validations; the mean and the spread over "
             "seeds, in brackets where no trial is complete. A number leads to the "
-            "report of the trial. " + folder.cost()
+            "report of the trial. " + cost(folder)
         )
         section.add("table", head=head, rows=lines, caption=caption)
     if (best := leader(rows)) is not None:

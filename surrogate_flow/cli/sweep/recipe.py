@@ -15,6 +15,7 @@ import msgspec
 import yaml
 from jsonargparse import get_loader
 
+from surrogate_flow.cli.recipes import given_recipe, is_data_set
 from surrogate_flow.fields.names import RecipeError, nearest
 from surrogate_flow.report.folder.words import flattened
 from surrogate_flow.stream.fanout import Late
@@ -311,6 +312,22 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             plain["space"] = sorted(plain["space"])
             del plain["cases"]
         return {name: value for name, value in flattened(plain).items() if value != {}}
+
+    def made_of(self) -> dict[str, Any]:
+        """Return by their names the cases, and the text of recipes of data and model.
+
+        They may not change while a sweep goes on.
+        """
+        found: dict[str, Any] = {f"the case {k}": v for k, v in self.cases.items()}
+        for option in ("data", "model"):
+            named = [getattr(self, option), *self.choices().get(option, ())]
+            named += [case.get(option) for case in self.cases.values()]
+            for name in map(str, filter(None, named)):
+                if option == "data" and is_data_set(name):
+                    continue
+                if (path := given_recipe(f"--{option}", name)) is not None:
+                    found[name] = path.read_text("utf-8")
+        return found
 
     def ranges(self) -> dict[str, Range]:
         """Return the ranges."""

@@ -13,11 +13,14 @@ from rich.table import Table
 
 from surrogate_flow.cli.sweep.folder import SweepFolder
 from surrogate_flow.cli.sweep.trial import TrialRow
-from surrogate_flow.report.folder.words import percent
+from surrogate_flow.dataset import Archive, ArchiveError
+from surrogate_flow.fields.quantities import counted
+from surrogate_flow.report.folder.words import percent, seconds
 
 __all__ = [
     "Group",
     "cells",
+    "cost",
     "grouped",
     "headline",
     "leader",
@@ -219,3 +222,23 @@ def _states(group: Group) -> str:
     if len({*states}) == 1:
         return states[0]
     return ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+
+
+def cost(folder: SweepFolder) -> str:
+    """Return what one ensemble took for all trials, in words; "" without one."""
+    path = folder.path / "simulations.zarr"
+    if not folder.recipe.share_simulations or not path.is_dir():
+        return ""
+    try:
+        archive = Archive(path)
+        count, spent = len(archive.complete()), archive.solver_seconds
+    except ArchiveError as error:
+        return f"What the ensemble took is not known: {error}"
+    said = f"One ensemble, {counted(count, 'simulation')}: {seconds(spent)} in solvers"
+    # Each would have run those that it has taken.
+    ended = filter(None, (folder.outcome(trial.number) for trial in folder.trials()))
+    alone = [outcome.simulations for outcome in ended]
+    if count and len(alone) > 1:
+        each = seconds(spent / count * sum(alone))
+        said += f"; with one for each of {len(alone)} trials, {each}"
+    return f"{said}."

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 from surrogate_flow.ensemble.sharing import Sharing
+from surrogate_flow.fields.errors import UserError
+from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.tables import typed
 from surrogate_flow.report.live.follow import Tail
 
-__all__ = ["Training", "TrialRow"]
+__all__ = ["METRIC", "Training", "TrialRow", "validations_of"]
+
+#: By which trials are compared, and best.ckpt is chosen.
+METRIC = "val_relative_l2"
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,16 @@ class TrialRow:
     def _is(self, member: str) -> bool:
         """Whether a training of the shared study is this trial, or a rank of it."""
         return member.partition("/")[0] == f"trial {self.number}"
+
+
+def validations_of(run: Path) -> dict[int, float]:
+    """Return the errors of a run's validations, by batch."""
+    with contextlib.suppress(UserError):
+        table = RunFolder(run).metrics
+        if {"step", METRIC} <= {*table}:
+            known = table[["step", METRIC]].dropna()
+            return dict(zip(known["step"].astype(int), known[METRIC], strict=True))
+    return {}
 
 
 class Training:
