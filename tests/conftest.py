@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import logging
 import os
 import shutil
 import signal
@@ -67,6 +68,11 @@ def no_run_outlives_its_test():
     if "torch" in sys.modules:
         # A command keeps this for its process, which tests share.
         sys.modules["torch"].set_flush_denormal(False)
+    for name in [*logging.root.manager.loggerDict]:
+        if name.partition(".")[0] == "surrogate_flow":
+            # As MLflow's migrations leave loggers that there were before.
+            logging.getLogger(name).disabled = False
+    logging.getLogger("surrogate_flow").setLevel(logging.NOTSET)
     programs.end_all()
     for child in psutil.Process().children():
         if (

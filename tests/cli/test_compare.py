@@ -446,6 +446,10 @@ def test_ctrl_c_ends_the_run_under_way(folder, capsys):
     sweep = SweepFolder(folder / "comparison")
     assert sweep.outcome(0) is None
     assert sweep.outcome(0, early=True).batches < 100000
-    assert [row.state for row in sweep.rows()] == ["running", "waiting", "waiting"]
+    assert [row.state for row in sweep.rows()] == [
+        "interrupted",
+        "waiting",
+        "waiting",
+    ]
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

@@ -114,7 +114,10 @@ MISTAKES = {
         "class_path: expected one such as 'own_solvers.Own', got './own_solvers.py'",
     ),
     "watch: no run": (["watch"], "got runs, no folder in", "Go to where fit was typed"),
-    "watch: two runs": (["watch", "a", "b"], "expected one folder of a run, got 2"),
+    "watch: two runs": (
+        ["watch", "a", "b"],
+        "expected one folder of a run or a sweep, got 2",
+    ),
     "watch: no run's folder": (["watch", "nope"], "nope"),
     "watch: a port that is none": (["watch", "--port=99999"], "expected 0 to 65535"),
     "report: no run": (
