@@ -442,7 +442,7 @@ def test_stop_ends_it_in_order_and_resume_goes_on(tmp_path):
 def test_a_killed_process_does_not_keep_the_journal(tmp_path, monkeypatch):
     """Its lock is a file, which stays; whoever comes next removes it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("surrogate_flow.cli.sweep.folder._GRACE", 3)
+    monkeypatch.setattr("surrogate_flow.cli.sweep.search._GRACE", 3)
     sweep(Path("s"))
 
     def die():

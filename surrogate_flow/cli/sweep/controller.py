@@ -30,6 +30,7 @@ from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.fields import Window
 from surrogate_flow.fields.errors import UserError, user_error
 from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.files import last_line, observing
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.run_folder import INTERRUPTED, RunFolder
@@ -317,7 +318,6 @@ class Controller:
             return False
         further = trial.user_attrs.get("reached") != folder.reached(number)
         further = further and self._recipe.resume
-        began = "host" in attempt.handle
         self._in_vain[number] = 1 if further else self._in_vain[number] + 1
         why = self._why(number, attempt)
         if error is not None:
@@ -325,7 +325,8 @@ class Controller:
         elif outcome is not None:
             why = f"it has no {METRIC}: leave out trainer.limit_val_batches"
         if why or self._in_vain[number] >= _ATTEMPTS:
-            ended = "was killed" if began else "ended without a word"
+            known = "host" in attempt.handle
+            ended = "was killed" if known else "ended without a word"
             why = why or f"it {ended} {_ATTEMPTS} times before it got any further"
             trial.set_user_attr("why", why)
             self._study.tell(trial, state=TrialState.FAIL)
@@ -359,8 +360,8 @@ class Controller:
         if left:
             print_lines(
                 the_console(),
-                f"{len(left)} trials save and end, within {self.end:g} s. "
-                "Ctrl-C kills them.",
+                f"Ending {counted(len(left), 'trial')}, after a checkpoint, within "
+                f"{self.end:g} s. Ctrl-C kills them.",
             )
         deadline = time.monotonic() + self.end
         try:
