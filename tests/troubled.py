@@ -53,6 +53,26 @@ class Leisurely(Wave):
             time.sleep(0.3)
 
 
+class Gated(Wave):
+    """A wave whose later simulations wait until a file exists.
+
+    Parameters
+    ----------
+    gate : str
+    """
+
+    free = 40  # simulations that do not wait
+
+    def __init__(self, gate):
+        self.gate = Path(gate)
+
+    def start(self, run):
+        while run.simulation >= self.free and not self.gate.exists():
+            run.check()
+            time.sleep(0.05)
+        yield from super().start(run)
+
+
 class Hoarder(Wave):
     """A wave whose worker holds much memory after it, until a file exists.
 
