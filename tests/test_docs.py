@@ -93,7 +93,7 @@ def test_the_notebook_runs_in_jupyter(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SURROGATE_FLOW_REPORT", "")  # left out in other tests
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    done = NotebookRun(tmp_path / page.name, default_timeout=120).execute()
+    done = NotebookRun(tmp_path / page.name, default_timeout=250).execute()
     assert done.error is None, done.error.trace
     left = [output for cell in done.nb.cells for output in cell.get("outputs", [])]
     said = [str(output.get("data", {}).get("text/plain")) for output in left]
