@@ -17,7 +17,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from distributed import Client
 
+from surrogate_flow.cluster.config import ClusterError
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.router import Router
 from surrogate_flow.dataset import Archive, ArchiveError
@@ -42,8 +44,8 @@ __all__ = ["Attach", "Attached"]
 logger = logging.getLogger(__name__)
 
 _INTERVAL = 1.0  # seconds between two heartbeats
-_ANSWER = 10.0  # seconds for the scheduler to take one
-_SILENT = 50.0  # seconds without a status of the study after which it is gone
+_ANSWER = 10.0  # seconds for the scheduler to take one, or a connection
+_SILENT = 50.0  # seconds without a study, or a status of it, after which it is gone
 _READERS = 3  # simulations that are read from the disk at once
 
 
@@ -82,7 +84,9 @@ class Attached:
     """The share of a training in a study that runs elsewhere.
 
     Simulations that begin while it is there arrive by the stream; those before are read
-    in the study's data set, and so are those of which steps were missed.
+    in the study's data set, and so are those of which steps were missed. It waits for a
+    study that was killed and goes on; without one the process gets SIGTERM, and ends in
+    order.
 
     Parameters
     ----------
@@ -96,7 +100,9 @@ class Attached:
     Raises
     ------
     EnsembleError
-        If no study runs there.
+        If the study is on another host alone.
+    KeyboardInterrupt
+        If none answers.
     """
 
     def __init__(
@@ -105,15 +111,15 @@ class Attached:
         self._folder, self._design, self._router = attach.folder, design, router
         self.ledger = Ledger()
         self._resources = ExitStack()
-        address = StudyAddress.read(attach.folder)
         try:
             enter, leave = self._resources.enter_context, self._resources.callback
+            address, client = self._reached()
+            self.client = enter(client)
             self._archive = Archive(Path(address.archive))
             self.spec = self._archive.spec
-            cluster = address.cluster()
-            self.client = enter(cluster.client())
+            host = address.cluster().interface
             sink = _Beginning(self.ledger, router, design)
-            self.inlet = enter(Inlet(self.spec, sink, host=cluster.interface))
+            self.inlet = enter(Inlet(self.spec, sink, host=host))
             self._heartbeat = Heartbeat(
                 attach.name, new_token(), self.inlet.endpoint, ranks.rank, ranks.world
             )
@@ -123,7 +129,7 @@ class Attached:
             self._statuses: SimpleQueue[StudyStatus] = SimpleQueue()
             #: Numbers that are read, or were given up.
             self._asked = IntSet()
-            self._exhausted = self._ending = False
+            self._exhausted = self._ending = self._subscribed = False
             self._closing = threading.Event()
             self._errors: SimpleQueue[BaseException] = SimpleQueue()
             # Those of held-out simulations never wait for others, which wait for the
@@ -139,8 +145,6 @@ class Attached:
     def start(self) -> None:
         """Join the study; may be called again."""
         if self._thread.ident is None:
-            topic = f"{self._topic}/{self._heartbeat.member}"
-            self.client.subscribe_topic(topic, self._receive)
             self._last = time.monotonic()
             self._thread.start()
 
@@ -154,15 +158,43 @@ class Attached:
         over = self._exhausted or self._ending or self._closing.is_set()
         if silent > _SILENT and not over:
             self._ending = True
-            logger.error(
-                "No status for %.0f s of the study in %s, which has ended or was "
-                "killed: the training ends with a checkpoint. Go on with "
-                "surrogate-flow sweep resume %s",
-                silent,
-                self._folder,
-                self._folder,
-            )
-            os.kill(os.getpid(), signal.SIGTERM)
+            self._end(f"No status for {silent:.0f} s of the study in {self._folder}")
+
+    def _reached(self) -> tuple[StudyAddress, Client]:
+        """Connect to the study: where it was, or where a new process goes on with it.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If none answers.
+        """
+        begun, said = time.monotonic(), False
+        while True:
+            address = StudyAddress.read(self._folder)
+            if address is not None:
+                cluster = address.cluster()
+                cluster.timeout = _ANSWER
+                # It was killed, or goes on at this moment with other keys.
+                with suppress(OSError, ClusterError):
+                    return address, cluster.client()
+            waited = time.monotonic() - begun
+            if waited > _SILENT:
+                self._end(f"No study answers in {self._folder} for {waited:.0f} s")
+                raise KeyboardInterrupt(signal.SIGTERM)
+            if not said:
+                said = True
+                what = "No study answers in %s: waiting %g s for one"
+                logger.warning(what, self._folder, _SILENT)
+            time.sleep(_INTERVAL)
+
+    def _end(self, why: str) -> None:
+        """Have this process end as at its walltime, which a sweep goes on from."""
+        logger.error(
+            "%s, which has ended or was killed: the training ends in order. Go on with "
+            "surrogate-flow sweep resume %s",
+            *(why, self._folder),
+        )
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def stats(self) -> EnsembleStats:
         """Count the simulations of this training, and the workers of the study."""
@@ -218,6 +250,10 @@ class Attached:
         heartbeat = msgspec.structs.replace(self._heartbeat, leaves=leaves)
         message, client = msgspec.msgpack.encode(heartbeat), self.client
         try:
+            if not self._subscribed:
+                topic = f"{self._topic}/{heartbeat.member}"
+                client.subscribe_topic(topic, self._receive)
+                self._subscribed = True
             log_event = client.scheduler.log_event
             client.sync(
                 log_event, topic=self._topic, msg=message, callback_timeout=_ANSWER

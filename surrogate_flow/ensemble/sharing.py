@@ -63,22 +63,13 @@ class StudyAddress(msgspec.Struct, frozen=True):
     keys: tuple[str, str, str] | None = None
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
-        """Read the file of a folder.
-
-        Raises
-        ------
-        EnsembleError
-            If there is none: no study runs.
-        """
-        path = folder / ADDRESS_FILE
+    def read(cls, folder: Path) -> Self | None:
+        """Read the file of a folder; None if there is none: no study runs."""
         try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
-        except (OSError, msgspec.MsgspecError) as error:
-            raise EnsembleError(
-                f"{path}: no ensemble runs for this training ({error}).",
-                remedy=f"surrogate-flow sweep resume {folder}",
-            ) from error
+            read = (folder / ADDRESS_FILE).read_bytes()
+            return msgspec.json.decode(read, type=cls)
+        except (OSError, msgspec.MsgspecError):
+            return None
 
     def cluster(self) -> Existing:
         """Return how its scheduler is reached from here."""

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,8 +168,6 @@ def test_each_gets_every_step_once_whenever_it_joins(tmp_path):
         assert book.steps == whole()
     assert not (tmp_path / ADDRESS_FILE).exists()
     assert not [*tmp_path.glob(".keys*")]
-    with pytest.raises(EnsembleError, match="sweep resume"):
-        Attached(Attach(tmp_path, "late"), design(), Book(), Ranks())
 
 
 class Fails(Wave):
@@ -398,6 +397,50 @@ def test_a_study_that_does_not_answer_ends_a_training_in_order(tmp_path, monkeyp
         wait_until(lambda: one.check() or sent)
         one.check()
     assert sent == [15]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_without_a_study_a_training_ends_in_order(
+    tmp_path, monkeypatch, caplog, killed
+):
+    """As one whose study is gone: who resumes the sweep starts it again."""
+    if killed:
+        with study(tmp_path):
+            left = (tmp_path / ADDRESS_FILE).read_bytes()
+        (tmp_path / ADDRESS_FILE).write_bytes(left)
+        monkeypatch.setattr("surrogate_flow.data.attached._ANSWER", 1.0)
+    monkeypatch.setattr("surrogate_flow.data.attached._SILENT", 1.0)
+    sent = []
+    monkeypatch.setattr("os.kill", lambda process, number: sent.append(number))
+    with pytest.raises(KeyboardInterrupt) as raised:
+        Attached(Attach(tmp_path, "late"), design(), Book(), Ranks())
+    assert sent == [*raised.value.args] == [signal.SIGTERM]
+    assert f"sweep resume {tmp_path}" in caplog.text
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_training_waits_for_a_study_that_goes_on(
+    tmp_path, monkeypatch, caplog, killed
+):
+    """One that begins between two processes of a study takes part in the second."""
+    monkeypatch.setattr("surrogate_flow.data.attached._ANSWER", 1.0)
+    monkeypatch.setattr("surrogate_flow.data.attached._SILENT", 200.0)
+    if killed:
+        with study(tmp_path):
+            left = (tmp_path / ADDRESS_FILE).read_bytes()
+        (tmp_path / ADDRESS_FILE).write_bytes(left)
+    book = Book()
+
+    def take_part():
+        with training(tmp_path, "one", book) as one:
+            ended((book, one))
+
+    with ThreadPoolExecutor() as threads:
+        done = threads.submit(take_part)
+        wait_until(lambda: "No study answers" in caplog.text)
+        with study(tmp_path):
+            done.result(200)
+    assert book.steps == whole()
 
 
 def hold(folder, silent):
