@@ -203,6 +203,8 @@ class SharedStudy:
         self._exhausted = False
         self._fanout = Fanout(late=late, held_out=design.held_out)
         self._members: dict[str, _Member] = {}
+        #: Tokens of those that have left: a heartbeat may be on its way still.
+        self._left: set[str] = set()
         self._folder, self._noted = settings.folder, Sharing.read(settings.folder)
         #: Of trainings, and of their earlier attempts.
         self._missed = {k: IntSet(ranges) for k, ranges in self._noted.missed.items()}
@@ -263,6 +265,13 @@ class SharedStudy:
     def exhausted(self) -> bool:
         """Whether each simulation is complete or has failed."""
         return self._exhausted
+
+    def take_out(self, name: str) -> None:
+        """Have nobody wait for a training whose processes are known to be gone."""
+        for member in list(self._members.values()):
+            if member.heartbeat.name == name:
+                gone = msgspec.structs.replace(member.heartbeat, leaves=True)
+                self._heartbeats.put(gone)
 
     def stats(self) -> EnsembleStats:
         """Count simulations by state, those of earlier processes included."""
@@ -353,6 +362,8 @@ class SharedStudy:
             self._remove(name)
             member = None
         if heartbeat.leaves:
+            self._left.add(heartbeat.token)
+        if heartbeat.token in self._left:
             return
         if member is None:
             held_out = self._design.held_out

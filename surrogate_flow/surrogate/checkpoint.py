@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -27,6 +28,7 @@ __all__ = [
     "FORMAT",
     "KEY",
     "SAME_RECIPES",
+    "batch_of",
     "plain_recipe",
     "plain_window",
     "read",
@@ -67,6 +69,15 @@ def read(
             "on, but no fit. Name the last.ckpt of a run."
         )
     return {**recipe, ERROR: _error_in(saved)}, saved["state_dict"]
+
+
+def batch_of(path: Path) -> int | None:
+    """Return after how many batches a checkpoint was written; None if it is damaged."""
+    with contextlib.suppress(Exception):  # torch raises a dozen types
+        # Mapped: of what may be gigabytes, nothing else is read.
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return int(saved["global_step"])
+    return None
 
 
 def _error_in(saved: Mapping[str, Any]) -> float | None:

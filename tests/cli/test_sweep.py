@@ -278,6 +278,36 @@ def alive(folder):
     return [each.handle["pid"] for each in attempts if each.trains]
 
 
+def test_who_was_killed_is_said(tmp_path, caplog):
+    """By which signal, where its controller has started it; and who ended in order is not."""
+    folder = sweep(tmp_path / "s", space={"model.lr": [0.1, 0.2]})
+    folder.begin()
+    gone = Attempt(folder.attempt(0, 0))
+    # As the process of a controller that was killed, too.
+    gone.path.parent.mkdir(parents=True)
+    gone.path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": "17"}))
+    os.utime(gone.path, (1e9, 1e9))
+    sent = []
+
+    def stopped():
+        for number, by in ((0, signal.SIGKILL), (1, signal.SIGTERM)):
+            attempt = Attempt(folder.attempt(number, 1 - number))
+            if number not in sent and folder.validations(number) and attempt.trains:
+                os.kill(attempt.handle["pid"], by)
+                sent.append(number)
+        return False
+
+    caplog.set_level("INFO")
+    Controller(folder, Moments(0.5)).run(stopped)
+    assert sorted(sent) == [0, 1]
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert [text for text in warned if "was killed" in text] == [
+        "Trial 0 was killed (job 17), goes on from the beginning",
+        "Trial 0 was killed (signal 9), goes on from its last checkpoint",
+    ]
+    assert "Trial 1 goes on from its last checkpoint, attempt 2: " in caplog.text
+
+
 class Killed(Moments):
     """Its controller is killed when a trial has started, before that is noted."""
 
@@ -889,9 +919,12 @@ def test_trials_share_one_ensemble_and_what_a_signal_ends_goes_on(
     rows = folder.rows()
     assert [(row.state, row.steps) for row in rows] == [("complete", 150)] * 2
     said = capfd.readouterr().out
-    for number in (0, 1):
-        assert len(folder.runs(number)) == 2
-        assert f"Trial {number} begins, attempt 2" in said
+    assert [len(folder.runs(number)) for number in (0, 1)] == [2, 2]
+    # An end that was asked for is none by force.
+    assert re.search(r"INFO +Trial 0 goes on from batch [1-9]\d*, attempt 2: ", said)
+    killed = r"WARNING +Trial 1 was killed \(signal 9\), goes on from batch [1-9]"
+    assert re.search(killed, said)
+    assert "gets no more steps" not in said
     assert f"The best is trial {rows[0].number}: sweeps/s/best.ckpt" in said
     for name in ("report.html", "trials.csv", "best.ckpt"):
         assert (folder.path / name).is_file()

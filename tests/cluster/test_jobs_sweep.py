@@ -198,7 +198,9 @@ def test_a_sweep_that_waits_in_the_queue_is_cancelled(detached, queue, capfd):
     assert "Nobody runs sweeps/s" in capfd.readouterr().out
 
 
-def test_a_sweep_of_jobs_goes_on_with_what_was_killed(slurm, tmp_path, monkeypatch):
+def test_a_sweep_of_jobs_goes_on_with_what_was_killed(
+    slurm, tmp_path, monkeypatch, caplog
+):
     """And not with what fails; a refusal waits, and no job runs again by itself."""
     monkeypatch.setattr("surrogate_flow.cli.sweep.places._QUERY", 0.5)
     recipe = SweepRecipe(
@@ -222,26 +224,34 @@ def test_a_sweep_of_jobs_goes_on_with_what_was_killed(slurm, tmp_path, monkeypat
         return start(attempt, words, log)
 
     place.start = started
-    first, killed = Attempt(folder.attempt(0, 0)), []
+    shown, jobs = [], {}
 
     def stopped():
-        if not killed and folder.validations(0) and first.trains:
-            job = first.handle["job"]
-            killed.append(batch.call("scontrol", "show", "job", job))
-            batch.call("scancel", job)
+        for number in {0, 2} - {*jobs}:
+            attempt = Attempt(folder.attempt(number, 0))
+            if folder.validations(number) and attempt.trains:
+                job = jobs[number] = attempt.handle["job"]
+                shown.append(batch.call("scontrol", "show", "job", job))
+                if number:
+                    os.kill(attempt.handle["pid"], signal.SIGKILL)
+                else:
+                    batch.call("scancel", job)
         return False
 
     controller = Controller(folder, place)
     controller.again = 1.0
+    caplog.set_level("INFO")
     controller.run(stopped)
-    assert "Requeue=0" in killed[0]
+    assert "Requeue=0" in shown[0]
+    assert f"Trial 2 was killed (job {jobs[2]}), goes on from its last" in caplog.text
+    assert "Trial 0 was killed" not in caplog.text
     assert len(refusals) == 1
     rows = {row.number: row for row in folder.rows()}
     assert [rows[n].state for n in range(3)] == ["complete", "failed", "complete"]
     assert rows[1].why == "surrogate-flow: error: a rate is positive"
     noted = moments.ledger(folder)
-    assert noted == {0: ["begins", "begins", "ends"], 2: ["begins", "ends"]}
-    assert len([*folder.path.glob("jobs/*.err")]) == 4
+    assert noted == {n: ["begins", "begins", "ends"] for n in (0, 2)}
+    assert len([*folder.path.glob("jobs/*.err")]) == 5
 
 
 def test_a_job_that_cannot_begin_says_why(slurm, tmp_path, monkeypatch):

@@ -320,9 +320,13 @@ def test_a_study_that_was_killed_goes_on_and_so_does_a_training(tmp_path):
     assert again.steps == whole()
 
 
-def test_a_training_that_is_killed_holds_up_nobody(tmp_path, monkeypatch, caplog):
-    """Nobody waits for it when it has been silent for a while."""
-    monkeypatch.setattr("surrogate_flow.ensemble.sharing._SILENT", 1.5)
+@pytest.mark.parametrize("known", [False, True])
+def test_a_training_that_is_killed_holds_up_nobody(
+    known, tmp_path, monkeypatch, caplog
+):
+    """Nobody waits for it when it has been silent for a while, or is known to be gone."""
+    silent = 1000.0 if known else 1.5
+    monkeypatch.setattr("surrogate_flow.ensemble.sharing._SILENT", silent)
     dead, alive = Book(room=3), Book()
     with (
         study(tmp_path) as shared,
@@ -332,9 +336,12 @@ def test_a_training_that_is_killed_holds_up_nobody(tmp_path, monkeypatch, caplog
         wait_until(lambda: len(shared.members) == 2)
         # Its thread ends without a word, as it would by SIGKILL.
         one._closing.set()
+        if known:
+            shared.take_out("dead")
         ended((alive, two))
         assert "dead" not in shared.members
-    assert "dead gets no more steps: no heartbeat" in caplog.text
+    said = "dead gets no more steps: no heartbeat" in caplog.text
+    assert said is not known
     assert alive.steps == whole()
 
 

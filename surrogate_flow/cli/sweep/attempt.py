@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import json
@@ -21,6 +22,8 @@ ATTEMPT = "SURROGATE_FLOW_ATTEMPT"
 #: What finds a trial again, in another process too: plain values.
 Handle = Mapping[str, Any]
 
+# The last line of its file, once a process has ended by itself.
+_ENDED = "ended"
 # Where batch systems tell a job its id.
 _JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 
@@ -47,10 +50,10 @@ class Attempt:
     def handle(self) -> Handle:
         """What finds its process: by its own words, once it has begun."""
         try:
-            said = json.loads(self.path.read_text("utf-8"))
+            said = self.path.read_text("utf-8").splitlines()
         except FileNotFoundError:
             return self.started
-        return {**self.started, **said}
+        return {**self.started, **json.loads(said[0])}
 
     @property
     def begun(self) -> bool:
@@ -73,6 +76,12 @@ class Attempt:
                 os.kill(self.handle["pid"], 0)
                 return bool(self.handle["host"] == socket.gethostname())
         return False
+
+    @property
+    def killed(self) -> bool:
+        """Whether its process has begun it, and is gone without having ended."""
+        said = self.path.read_text("utf-8").splitlines() if self.begun else []
+        return "host" in self.handle and _ENDED not in said and not self.trains
 
     def close(self) -> None:
         """Let no process begin it from now on; one that has begun goes on."""
@@ -121,9 +130,18 @@ def begin() -> bool:
     if file is None:
         return False
     _held.append(file)
+    atexit.register(_end, file)
     # A child that outlives this process does not train.
     os.register_at_fork(after_in_child=file.close)
     return True
+
+
+def _end(file: TextIO) -> None:
+    """Note that this process ends by itself: nothing notes that it was killed."""
+    with contextlib.suppress(OSError):
+        if not file.closed:  # in a child it is
+            file.write(f"\n{_ENDED}\n")
+            file.flush()
 
 
 _held: list[TextIO] = []

@@ -38,6 +38,7 @@ from surrogate_flow.report.live.publisher import LivePage, new_topic
 from surrogate_flow.reservoir import Store
 from surrogate_flow.reservoir.layout import require_reachable
 from surrogate_flow.sampling import Design
+from surrogate_flow.surrogate.checkpoint import batch_of
 
 __all__ = ["Controller", "require_possible"]
 
@@ -121,6 +122,7 @@ class Controller:
         #: Seconds for trials to validate, save and end.
         self.end = _END
         self._page = LivePage(folder.path)
+        self._shared: SharedStudy | None = None
 
     def run(self, stopped: Callable[[], bool], ends: float = math.inf) -> None:
         """Run until all trials have ended, or `stopped` returns true.
@@ -185,9 +187,11 @@ class Controller:
                 topic = new_topic(self._folder.path)
                 self._page.open(shared.study.client, topic, {})
                 self._show()
+                self._shared = shared
                 try:
                     yield shared.check
                 finally:
+                    self._shared = None
                     self._show()
                     self._page.end("stopped" if self._folder.left else "ended")
         finally:
@@ -212,18 +216,21 @@ class Controller:
         self._start(trial, 0)
         return self._study.get_trials(deepcopy=False)[trial.number]
 
-    def _start(self, trial: Trial, attempt: int) -> None:
-        """Start a trial, or have it go on from its last checkpoint."""
+    def _start(self, trial: Trial, attempt: int, killed: str = "") -> None:
+        """Start a trial, or have it go on; `killed` says how the attempt before was."""
         folder, number = self._folder, trial.number
         if self._recipe.searched != "grid":
             # What was killed as it asked has not noted all of them.
             for name, values in folder.distributions.items():
                 trial._suggest(name, values)
-        words = ["fit", *folder.words(trial.params, f"trial {number}")]
+        words = ["fit", *folder.words(trial.params, _name(number))]
         words += ["--trainer.default_root_dir", str(folder.trial(number))]
         checkpoint = folder.checkpoint(number) if self._recipe.resume else None
         if checkpoint is not None:
             words += ["--ckpt_path", str(checkpoint)]
+        goes_on = f"goes on from {_origin(checkpoint)}"
+        if killed:
+            logger.warning("Trial %d %s, %s", number, killed, goes_on)
         if not attempt or not self._recipe.resume:
             self._began[number] = time.monotonic()
         trial.set_user_attr("attempt", attempt)
@@ -240,9 +247,10 @@ class Controller:
         self._refused.pop(number, None)
         self._accepted, self._refusal = True, ""
         trial.set_user_attr("handle", {**handle, "log": before})
-        again = f", attempt {attempt + 1}" if attempt else ""
-        shown = ", ".join(f"{k} {v}" for k, v in trial.params.items())
-        logger.info("Trial %d begins%s: %s", number, again, shown)
+        if not killed:
+            does = f"{goes_on}, attempt {attempt + 1}" if attempt else "begins"
+            shown = ", ".join(f"{k} {v}" for k, v in trial.params.items())
+            logger.info("Trial %d %s: %s", number, does, shown)
 
     def _submit_later(self, number: int, refused: Refused) -> None:
         """Wait with a trial: where jobs were accepted, it is a limit of the queue."""
@@ -304,6 +312,8 @@ class Controller:
         attempt.close()
         if self._place.runs(attempt):
             return True  # It has begun in this moment.
+        if self._shared is not None:
+            self._shared.take_out(_name(number))
         outcome = folder.outcome(number)
         if (began := self._began.get(number)) is not None:
             trial.set_user_attr("wall_seconds", time.monotonic() - began)
@@ -332,8 +342,19 @@ class Controller:
             self._study.tell(trial, state=TrialState.FAIL)
             logger.error("Trial %d failed: %s [%s]", number, why, folder.log(number))
             return False
-        self._start(trial, trial.user_attrs.get("attempt", 0) + 1)
+        killed = self._killed(attempt)
+        self._start(trial, trial.user_attrs.get("attempt", 0) + 1, killed)
         return True
+
+    def _killed(self, attempt: Attempt) -> str:
+        """Return what killed an attempt; "" where it ended in order, or never began."""
+        status, job = self._place.status(attempt), attempt.handle.get("job")
+        if status is None:
+            by = f" (job {job})" if job else ""
+            return f"was killed{by}" if attempt.killed else ""
+        number = abs(status) % 128
+        asked = number in (0, signal.SIGTERM, signal.SIGINT)
+        return "" if asked else f"was killed (signal {number})"
 
     def _why(self, number: int, attempt: Attempt) -> str:
         """Return why a trial failed; "" where it was killed, and can go on."""
@@ -376,6 +397,19 @@ class Controller:
                     attempt.path.parent.name,
                 )
                 self._place.kill(attempt)
+
+
+def _name(number: int) -> str:
+    """Return what a trial is called in its ensemble."""
+    return f"trial {number}"
+
+
+def _origin(checkpoint: Path | None) -> str:
+    """Return from where a training goes on that is given a checkpoint, or none."""
+    if checkpoint is None:
+        return "the beginning"
+    batch = batch_of(checkpoint)
+    return "its last checkpoint" if batch is None else f"batch {batch}"
 
 
 def _error_in(log: Path, attempt: Attempt) -> str:
