@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Size:
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     trials: int = 8
     at_once: tuple[int, ...] = (1, 2, 4)
+    falls: bool = False  # the learning rate, as a cosine to zero
 
     @property
     def batches(self) -> int:
@@ -64,7 +65,10 @@ class Size:
         samples = self.simulations * self.steps
         solver = {"log": str(log), "cells": self.cells, "steps": self.steps}
         reservoir = {"capacity": samples // 4, "threshold": samples // 20}
+        cosine = "torch.optim.lr_scheduler.CosineAnnealingLR"
+        schedule = {"class_path": cosine, "init_args": {"T_max": self.batches}}
         return {
+            **({"model.scheduler": schedule} if self.falls else {}),
             "data.solver": {
                 "class_path": "metered.MeteredHeat2D",
                 "init_args": solver,
@@ -270,13 +274,17 @@ def main() -> None:
     parser.add_argument("part", choices=["shared", "local"])
     parser.add_argument("--folder", type=Path, help="keeps what was measured")
     parser.add_argument("--quick", action="store_true", help="two trials of a moment")
+    parser.add_argument("--seeds", type=int, help="of part shared; three by default")
+    parser.add_argument("--falls", action="store_true", help="the rate, to zero")
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args()
     with ExitStack() as resources:
         folder = options.folder or Path(
             resources.enter_context(tempfile.TemporaryDirectory())
         )
-        bench = Bench(folder, QUICK if options.quick else Size())
+        size = replace(QUICK if options.quick else Size(), falls=options.falls)
+        size = replace(size, seeds=options.seeds or size.seeds)
+        bench = Bench(folder, size)
         rows = {"shared": shared, "local": local}[options.part](bench)
     report(rows, options.json)
 
