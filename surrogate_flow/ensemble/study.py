@@ -27,6 +27,7 @@ from surrogate_flow.ensemble.placement import Placement
 from surrogate_flow.ensemble.task import on_workers, receipts
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.sampling import Design
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Inlet, Sink
@@ -272,8 +273,10 @@ class Study:
         elif now - self._since > patience:
             workers = self._ensemble.waiting()
             raise StudyTimeout(
-                f"No step for {patience:g} s (faults.patience), though {stats.running} "
-                f"simulations run. {self.silent()}{workers and f' {workers}.'} A "
+                f"No step for {patience:g} s (faults.patience), though "
+                f"{counted(stats.running, 'simulation')} "
+                f"{'runs' if stats.running == 1 else 'run'}. "
+                f"{self.silent()}{workers and f' {workers}.'} A "
                 "solver hangs: set faults.step_timeout to retry such simulations. Or "
                 "it takes longer for a step: then raise patience."
             )

@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def test_simulations_that_are_waited_for_get_through(
         deterministic=deterministic,
         reservoir=FIFO(capacity=8),
         cluster=partial(one_worker, 4),
-        faults=Faults(patience=20),
+        faults=Faults(patience=120),
     )
     assert len(data.val_dataloader()) > 0
     counts = samples(data.train_dataloader())
@@ -275,15 +276,31 @@ def test_spread_is_the_error_of_the_best_constant(opened):
     np.testing.assert_allclose(held_out.spread(), [held_out.fields.std()], rtol=1e-5)
 
 
+def named(loader, said):
+    """Wait until the error of a study that is silent says something.
+
+    On a busy machine the first simulation may take longer than `patience` to begin.
+    """
+
+    def told():
+        with pytest.raises(TimeoutError, match="No step for") as caught:
+            list(loader())
+        return re.search(said, str(caught.value))
+
+    wait_until(told, 120)
+
+
 def test_a_hanging_solver_is_named_in_time(opened):
     """When nothing arrives for `patience` seconds the error names the silent simulations."""
     data = opened(
         Troubled("hangs", above=-1.0),
         reservoir=POLICIES["FIFO"],
-        faults=Faults(patience=8.0),
+        faults=Faults(patience=3.0),
     )
-    with pytest.raises(TimeoutError, match=r"simulation 0 \(step 1, \d+ s ago\)"):
-        data.val_dataloader()
+    said = (
+        r"though (1 simulation runs|\d+ simulations run)\. Silent longest: simulation"
+    )
+    named(data.val_dataloader, said + r".* \(step 1, \d+ s ago\)")
 
 
 def test_a_solver_that_hangs_while_training_goes_on_is_named_in_time(opened):
@@ -291,15 +308,21 @@ def test_a_solver_that_hangs_while_training_goes_on_is_named_in_time(opened):
     data = opened(
         Troubled("hangs", above=0.5),
         held_out=1,
-        sampler=Uniform(seed=3),
+        held_out_sampler="same",
+        sampler=Uniform(seed=3),  # the first two end, the third hangs
         reservoir=Reservoir(capacity=40, threshold=3),
-        faults=Faults(patience=12.0),
+        faults=Faults(patience=4.0),
     )
-    with pytest.raises(
-        TimeoutError, match=r"No step for 12 s .*simulations run\. Silent"
-    ):
-        for _ in data.train_dataloader():
+    drawn = threading.Event()
+
+    def train():
+        for batch in data.train_dataloader():
+            drawn.set()
+            yield batch
             time.sleep(0.02)  # as a step of training takes
+
+    while not drawn.is_set():
+        named(train, "Silent longest: simulation")
 
 
 def test_workers_that_are_paused_for_want_of_memory_are_told_of(opened, tmp_path):
@@ -321,18 +344,20 @@ def test_workers_that_are_paused_for_want_of_memory_are_told_of(opened, tmp_path
         ),
     )
     said = r"1 of 1 workers paused for want of memory \(tls://\S+: its process holds \d"
-
-    def told():
-        with pytest.raises(TimeoutError, match="No step for 8 s") as caught:
-            list(data.train_dataloader())
-        return re.search(said, str(caught.value))
-
-    # On a busy machine the worker may take longer than that to begin.
-    wait_until(told, 60)
+    named(data.train_dataloader, said)
     assert re.search(said, data.status().waiting)
     file.touch()
-    wait_until(lambda: not re.search(said, data.status().waiting))
-    assert len(samples(data.train_dataloader())) == 3 * STEPS
+    batches = []
+
+    def trained():
+        # It may take its time to begin again, too.
+        with suppress(TimeoutError):
+            batches.extend(data.train_dataloader())
+            return True
+
+    wait_until(trained, 120)
+    assert not re.search(said, data.status().waiting)
+    assert len(samples(batches)) == 3 * STEPS
 
 
 def test_no_held_out_simulation_is_an_error(opened):

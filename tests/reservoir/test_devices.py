@@ -81,7 +81,8 @@ def test_the_current_device_is_where_lightning_trains():
 
 
 def test_a_reservoir_larger_than_the_device_is_refused():
-    with pytest.raises(UserError, match=r"400 steps takes .* GB, which cpu does not"):
+    said = rf"400 steps takes .* GB, which {current_device()} does not have"
+    with pytest.raises(UserError, match=said):
         DeviceMemory(400, (10**15,), 1)
 
 
