@@ -35,7 +35,7 @@ from surrogate_flow.cli.sweep.page import sweep_page
 from surrogate_flow.cli.sweep.places import Here
 from surrogate_flow.cli.sweep.recipe import Range, SweepRecipe, words_of
 from surrogate_flow.dataset import Archive
-from surrogate_flow.ensemble.sharing import Sharing
+from surrogate_flow.ensemble.sharing import SharedStudy, Sharing
 from surrogate_flow.fields.names import RecipeError
 
 
@@ -114,7 +114,7 @@ def ran(folder, number, name, errors, *, ends=True, seconds=10, validated=4):
 class Ended:
     """A place where each trial has ended as soon as it begins."""
 
-    at_once = 1
+    at_once, limit = 1, "nothing"
 
     def runs(self, attempt):
         return False
@@ -306,6 +306,21 @@ def test_who_was_killed_is_said(tmp_path, caplog):
         "Trial 0 was killed (signal 9), goes on from its last checkpoint",
     ]
     assert "Trial 1 goes on from its last checkpoint, attempt 2: " in caplog.text
+
+
+def test_how_many_trials_run_at_once_is_said(tmp_path, caplog):
+    """And how to have more."""
+    caplog.set_level("INFO")
+    place = Moments()
+    place.at_once, place.limit = 1, "2 cores"
+    folder = sweep(tmp_path / "s", at_once=None)
+    controller = Controller(folder, place)
+    controller.run(lambda: folder.left < 3)
+    controller.run(bool)
+    said = [r.getMessage() for r in caplog.records if "at a time" in r.getMessage()]
+    assert said[0] == "3 trials, 1 at a time (2 cores; at_once: 2 for 2)"
+    assert said[1].startswith("3 trials, ")
+    assert "at_once" not in controller._plan(1)
 
 
 class Killed(Moments):
@@ -910,6 +925,13 @@ def test_trials_share_one_ensemble_and_what_a_signal_ends_goes_on(
             killed.append(number)
         gate.touch()
 
+    taken_out, take_out = set(), SharedStudy.take_out
+
+    def noted(study, name):
+        taken_out.add(name)
+        take_out(study, name)
+
+    monkeypatch.setattr(SharedStudy, "take_out", noted)
     killer = threading.Thread(target=kill)
     killer.start()
     main(["sweep", "s.yaml"])
@@ -920,11 +942,13 @@ def test_trials_share_one_ensemble_and_what_a_signal_ends_goes_on(
     assert [(row.state, row.steps) for row in rows] == [("complete", 150)] * 2
     said = capfd.readouterr().out
     assert [len(folder.runs(number)) for number in (0, 1)] == [2, 2]
+    assert "2 trials, 2 at a time" in said
     # An end that was asked for is none by force.
     assert re.search(r"INFO +Trial 0 goes on from batch [1-9]\d*, attempt 2: ", said)
     killed = r"WARNING +Trial 1 was killed \(signal 9\), goes on from batch [1-9]"
     assert re.search(killed, said)
     assert "gets no more steps" not in said
+    assert taken_out == {"trial 0", "trial 1"}
     assert f"The best is trial {rows[0].number}: sweeps/s/best.ckpt" in said
     for name in ("report.html", "trials.csv", "best.ckpt"):
         assert (folder.path / name).is_file()

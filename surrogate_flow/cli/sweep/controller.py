@@ -133,6 +133,7 @@ class Controller:
         if not folder.left:
             return
         folder.note_version()
+        logger.info("%s", self._plan(folder.left))
         with self._ensemble() as check:
             # For whoever has started this process, and waits until the sweep runs.
             self._study.set_user_attr("process", os.getpid())
@@ -151,6 +152,16 @@ class Controller:
                     running.append(self._begin())
                 time.sleep(_POLL)
             self._end_all()
+
+    def _plan(self, left: int) -> str:
+        """Return how many trials run at a time, and how more would."""
+        count, at_once = self._recipe.count, self._at_once
+        some = f", {left:,} left" if left < count else ""
+        said = f"{counted(count, 'trial')}{some}, {min(at_once, left)} at a time"
+        if self._recipe.at_once or at_once >= left:
+            return said
+        more = min(2 * at_once, left)
+        return f"{said} ({self._place.limit}; at_once: {more} for {more})"
 
     @contextlib.contextmanager
     def _ensemble(self) -> Iterator[Callable[[], None]]:

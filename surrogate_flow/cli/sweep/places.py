@@ -33,6 +33,7 @@ from surrogate_flow.cluster.batch.batch_queue import (
     queue_of,
 )
 from surrogate_flow.cluster.batch.job import output_of
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.folder.run_folder import RunFolder
 
 __all__ = ["Here", "Jobs", "Place", "Refused", "place_of"]
@@ -54,6 +55,8 @@ class Place(ABC):
 
     #: Trials at a time, where the recipe does not say.
     at_once: int
+    #: Of what that is the number.
+    limit: str
     #: Whether trials go on without the process that has started them.
     outlives = False
     #: What is started, with the words of a trial behind.
@@ -100,6 +103,8 @@ class Here(Place):
     def __init__(self, *, alone: bool = False) -> None:
         self._gpus = [] if alone else _gpus()
         self.at_once = len(self._gpus) or max(1, CPU_COUNT // 2)
+        cores, gpus = counted(CPU_COUNT, "core"), counted(len(self._gpus), "GPU")
+        self.limit = gpus if self._gpus else cores
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
         self._taken: dict[Path, str] = {}
         self._shared = False
@@ -212,7 +217,7 @@ class Jobs(Place):
         If it is a batch system whose queue cannot be asked.
     """
 
-    at_once = 8
+    at_once, limit = 8, "jobs"
     outlives = True
 
     def __init__(self, system: BatchSystem, folder: Path, key: str = "jobs") -> None:
