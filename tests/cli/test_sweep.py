@@ -1,6 +1,7 @@
 """Sweeps: each trial runs once and is not lost, whatever is killed; what a recipe may not say."""
 
 import collections
+import html
 import json
 import os
 import random
@@ -148,6 +149,81 @@ def test_the_error_of_a_trial_is_that_of_its_best_checkpoint(tmp_path):
     assert "best: trial 2, 2 %" in table.headline(rows, 4)
     assert folder.keep_best(best).read_text() == "best of 1"
     assert "--model.lr 0.2 --seed_everything 0" in sweep_page(folder, rows)
+
+
+def compared(path, batches, *, validated=None, **changed):
+    """A sweep of trials that are complete after so many batches each, and the notes on them."""
+    folder = sweep(path, **changed)
+    counts = validated or [4] * len(batches)
+    for number, (count, of) in enumerate(zip(batches, counts, strict=True)):
+        ran(folder, number, "1", {count: 0.1}, validated=of)
+        folder.study.tell(folder.begin().number, 0.1)
+    return folder, table.unlike(folder, folder.rows())
+
+
+def test_trainings_of_different_lengths_are_named(tmp_path, capfd):
+    """The simulations were used up before; not where the space itself says how many batches."""
+    folder, (note,) = compared(tmp_path / "s", [1204, 3000, 3000])
+    assert "batches were trained in 1 of 3 complete trials" in note
+    assert "1,204 of 3,000." in note
+    for remedy in ("trainer.max_steps of at most 1,204", "data.simulations", "FIRO"):
+        assert remedy in note
+    assert "late: wait" not in note
+    main(["sweep", "status", str(folder.path)])
+    assert capfd.readouterr().out.count(f"Warning: {note}\n") == 1
+    command._finish(folder)
+    assert capfd.readouterr().out.count(f"Warning: {note}\n") == 1
+    assert html.escape(note) in (folder.path / "report.html").read_text()
+    missed = msgspec.json.encode(Sharing({}, {"trial 0": [(4, 6)]}))
+    (folder.path / "sharing.json").write_bytes(missed)
+    (note,) = table.unlike(folder, SweepFolder(folder.path).rows())
+    assert "late: wait" in note
+    assert compared(tmp_path / "same", [3000] * 3)[1] == []
+    for name in ("trainer.max_steps", "data.batch_size", "data.simulations"):
+        space = {name: [1, 2], "seed_everything": [0, 1]}
+        _, notes = compared(tmp_path / name, [10, 10, 20, 20], space=space)
+        assert notes == []
+        _, (note,) = compared(tmp_path / f"{name} 1", [10, 10, 19, 20], space=space)
+        assert "1 of 4 complete trials than in others: 19 of 20." in note
+
+
+def test_errors_over_different_held_out_simulations_are_named(tmp_path):
+    """By their number, and by what a trial with its own ensemble may change."""
+    counts = [10, 7, 10, None]
+    space = {"model.lr": [0.1, 0.2], "seed_everything": [0, 1]}
+    folder, (note,) = compared(tmp_path / "s", [9] * 4, validated=counts, space=space)
+    said = "validated in 1 of 4 complete trials than in others: 7 of 10."
+    assert said in note
+    assert "failures.csv" in note
+    head, lines = table.cells(table.grouped(folder.rows()))
+    assert [line[head.index("held out")] for line in lines] == ["10 / 7", "10 / -"]
+    written = [line.split(",") for line in table.written(folder.rows()).splitlines()]
+    assert [line[-4] for line in written] == ["validated", "10", "7", "10", ""]
+    for name, values in (
+        ("data.solver.cells", [[8, 8], [9, 9]]),
+        ("data.held_out", [4, 5]),
+        ("data.held_out_sampler", ["Sobol", "Halton"]),
+        ("data", ["heat2d", "burgers"]),
+    ):
+        changed = {"data": "" if name == "data" else "heat2d", "space": {name: values}}
+        known = [4, 5] if name == "data.held_out" else None
+        _, (note,) = compared(tmp_path / name, [9, 9], validated=known, **changed)
+        assert f"Trials differ in {name}, " in note
+        assert "no ranking" in note
+        # The other is not complete.
+        assert compared(tmp_path / f"{name} 1", [9], **changed)[1] == []
+    for name in ("data.sampler", "model.solver", "data.reservoir"):
+        space = {name: ["A", "B"]}
+        assert compared(tmp_path / name, [9, 9], space=space)[1] == []
+    # A data set that the sweep itself has made is of the same simulations.
+    path = tmp_path / "of cases"
+    cases = {"a": {"data": "heat2d", "data.solver.steps": 9}}
+    cases["b"] = {"data": str(path / "offline.zarr")}
+    more = {"data": "", "cases": cases, "space": {"seed_everything": [0]}}
+    assert compared(path, [9, 9], **more)[1] == []
+    ran(SweepFolder(path), 0, "2", {9: 0.1}, validated=3)
+    (note,) = table.unlike(folder := SweepFolder(path), folder.rows())
+    assert "3 of 4." in note
 
 
 def test_the_seconds_of_a_trial_are_those_of_all_its_parts(tmp_path):

@@ -196,6 +196,7 @@ def _show(folder: SweepFolder) -> list[TrialRow]:
     # A log has no width of its own.
     wide = Console(width=_WIDTH, file=console.file)
     (console if console.is_terminal else wide).print(table.shown(rows))
+    print_lines(console, *(f"Warning: {note}" for note in table.unlike(folder, rows)))
     for row in rows:
         if row.why:
             print_lines(

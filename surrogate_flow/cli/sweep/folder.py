@@ -414,6 +414,7 @@ class SweepFolder:
             seconds=sum(map(self._seconds, self.parts(number))) or None,
             wall_seconds=trial.user_attrs.get("wall_seconds"),
             steps=outcome.batches if outcome else max([trained.steps, *validations]),
+            validated=outcome.validated if outcome else None,
             why=str(trial.user_attrs.get("why", "")),
             run=runs[-1] if runs else None,
             attempts=int(trial.user_attrs.get("attempt", -1)) + 1,

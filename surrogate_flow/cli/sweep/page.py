@@ -23,7 +23,15 @@ from bokeh.palettes import Viridis256
 from markupsafe import Markup
 
 from surrogate_flow.cli.sweep.folder import SweepFolder, TrialRow
-from surrogate_flow.cli.sweep.table import cells, cost, grouped, headline, leader, short
+from surrogate_flow.cli.sweep.table import (
+    cells,
+    cost,
+    grouped,
+    headline,
+    leader,
+    short,
+    unlike,
+)
 from surrogate_flow.report.folder.run_folder import REPORT
 from surrogate_flow.report.html import plots
 from surrogate_flow.report.html.page import Section, filled, render
@@ -69,6 +77,8 @@ def _trials(folder: SweepFolder, rows: list[TrialRow], section: Section) -> None
             "report of the trial. " + cost(folder)
         )
         section.add("table", head=head, rows=lines, caption=caption)
+    for note in unlike(folder, rows):
+        section.add("warning", note)
     if (best := leader(rows)) is not None:
         words = ["surrogate-flow", "fit", *folder.recipe.words(best.point)]
         section.add("code", shlex.join(words), "To train the best one again:")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,12 +30,19 @@ __all__ = [
     "short",
     "shown",
     "told",
+    "unlike",
     "written",
 ]
 
 _SEED = "seed_everything"
 _CURVES = 20  # trials whose errors are drawn, the first ones
 _POINTS = 100  # of each
+# Options that say how many batches a trial trains, and what it is validated on.
+_LENGTH = re.compile(
+    r"trainer\.(max_\w+|accumulate_grad_batches|devices)$"
+    r"|data\.(init_args\.)?(batch_size|simulations)$"
+)
+_PROBLEM = re.compile(r"data(\.(init_args\.)?(solver|held_out\w*|path)\b.*)?$")
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,8 @@ def cells(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     names = list(dict.fromkeys(name for group in groups for name in group.point))
     rows = [row for group in groups for row in group.rows]
     more: dict[str, Callable[[TrialRow], object]] = {}
+    if len({row.validated for row in rows} - {None}) > 1:
+        more["held out"] = lambda row: "-" if row.validated is None else row.validated
     if any(row.missed for row in rows):
         more["missed"] = lambda row: f"{row.missed:,}"
     if any(row.attempts > 1 for row in rows):
@@ -134,12 +146,14 @@ def written(rows: Sequence[TrialRow]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row.point))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    after = ["relative_l2", "training_seconds", "wall_seconds", "batches", "missed"]
-    writer.writerow(["trial", "state", *names, *after, "attempts", "run"])
+    after = ["relative_l2", "training_seconds", "wall_seconds", "batches"]
+    after += ["validated", "missed", "attempts", "run"]
+    writer.writerow(["trial", "state", *names, *after])
     for row in rows:
         values = [row.point.get(name, "") for name in names]
-        came_to = [row.error, row.seconds, row.wall_seconds, row.steps, row.missed]
-        known = ["" if n is None else n for n in (*came_to, row.attempts, row.run)]
+        came_to = [row.error, row.seconds, row.wall_seconds, row.steps, row.validated]
+        came_to += [row.missed, row.attempts]
+        known = ["" if n is None else n for n in (*came_to, row.run)]
         writer.writerow([row.number, row.state, *values, *known])
     return file.getvalue()
 
@@ -242,3 +256,68 @@ def cost(folder: SweepFolder) -> str:
         each = seconds(spent / count * sum(alone))
         said += f"; with one for each of {len(alone)} trials, {each}"
     return f"{said}."
+
+
+def unlike(folder: SweepFolder, rows: Sequence[TrialRow]) -> list[str]:
+    """Return why errors of complete trials do not compare, and what would help."""
+    rows = [row for row in rows if row.state == "complete"]
+    words = [folder.recipe.words(row.point) for row in rows]
+    options = [
+        {k.removeprefix("--"): v for k, v in zip(of[::2], of[1::2], strict=True)}
+        for of in words
+    ]
+    notes = []
+    if differ := _fewer([row.steps for row in rows], _chosen(options, _LENGTH)):
+        said, least = differ
+        late = ", and late: wait" * any(row.missed for row in rows)
+        notes.append(
+            f"Fewer batches were trained in {said} For trainings of equal length set "
+            f"a trainer.max_steps of at most {least:,}, more data.simulations, or "
+            f"data.reservoir: FIRO or FIFO, which train each sample once{late}."
+        )
+    # A data set that the sweep has made is of the simulations of its other trials.
+    mine, found = folder.path.resolve(), _chosen(options, _PROBLEM)
+    others = [of for of in found if Path(of["data"]).resolve().parent != mine]
+    problems = [of if of in others else others[0] for of in found] if others else []
+    if differ := _fewer([row.validated for row in rows], problems or found):
+        said, _ = differ
+        notes.append(
+            f"Fewer held-out simulations were validated in {said} Their errors do not "
+            "compare. Usual cause: simulations that failed; failures.csv in the runs "
+            "of a trial says why."
+        )
+    names = dict.fromkeys(name for of in problems for name in of)
+    if differing := [n for n in names if len({of.get(n) for of in problems}) > 1]:
+        notes.append(
+            f"Trials differ in {', '.join(differing)}, and so in the simulations that "
+            "their errors are taken over: between these the order of the table is no "
+            "ranking."
+        )
+    return notes
+
+
+def _chosen(
+    options: Sequence[dict[str, str]], names: re.Pattern[str]
+) -> list[dict[str, str]]:
+    return [{k: v for k, v in of.items() if names.match(k)} for of in options]
+
+
+def _fewer(
+    counts: Sequence[int | None], options: Sequence[dict[str, str]]
+) -> tuple[str, int] | None:
+    """Say how many have less than others of the same options; return the least, too."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for count, of in zip(counts, options, strict=True):
+        if count is not None:
+            groups[str(sorted(of.items()))].append(count)
+    differ = [known for known in groups.values() if min(known) < max(known)]
+    short = sorted(n for known in differ for n in known if n < max(known))
+    if not short:
+        return None
+    span = " to ".join(f"{n:,}" for n in dict.fromkeys([short[0], short[-1]]))
+    most = max(map(max, differ))
+    return (
+        f"{len(short)} of {len(counts)} complete trials than in others: {span} of "
+        f"{most:,}.",
+        short[0],
+    )

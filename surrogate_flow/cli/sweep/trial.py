@@ -40,6 +40,8 @@ class TrialRow:
         From its start to its end; None if the sweep was interrupted in between.
     steps : int
         Batches trained.
+    validated : int, optional
+        Held-out simulations that its last errors are averaged over, where it is known.
     why : str
         Why it failed, or has no room for steps now.
     run : Path, optional
@@ -59,6 +61,7 @@ class TrialRow:
     seconds: float | None = None
     wall_seconds: float | None = None
     steps: int = 0
+    validated: int | None = None
     why: str = ""
     run: Path | None = None
     attempts: int = 0
