@@ -3,7 +3,10 @@
 import asyncio
 import logging
 import os
+import re
+import shlex
 import subprocess
+import sys
 import time
 from functools import partial
 
@@ -158,6 +161,26 @@ def test_a_job_runs_as_many_simulations_as_fit(
     assert asked.per_job == processes * threads
     assert f"export OMP_NUM_THREADS={cores}" in asked.script
     assert f"#SBATCH -o {tmp_path}/jobs/" in asked.script
+
+
+@pytest.mark.parametrize("kind", [Slurm, PBS])
+def test_paths_of_a_job_may_have_blanks(kind, tmp_path):
+    """Of its logs and keys: directives and shell split at them."""
+    folder = tmp_path / "my runs"
+    script = request(kind(**SITE, n_workers=1), folder).script
+    directives = [
+        line for line in script.splitlines() if re.match(r"#\w+ -[oe] ", line)
+    ]
+    assert len(directives) == 2
+    for line in directives:
+        _, _, path = shlex.split(line, comments=False)
+        assert path.startswith(f"{folder}/jobs/")
+    words = shlex.split(script.splitlines()[-1])
+    assert words[0] == sys.executable
+    assert "--nthreads" in words
+    for name in ("--tls-ca-file", "--tls-cert", "--tls-key"):
+        path = words[words.index(name) + 1]
+        assert path.startswith(f"{folder}/.keys-")
 
 
 def test_what_a_site_says_of_all_jobs_stays(tmp_path):

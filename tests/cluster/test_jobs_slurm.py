@@ -23,7 +23,10 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 @pytest.fixture
 def opened(tmp_path, monkeypatch, slurm):
     """Makes data modules whose study is open on the batch system, and closes them."""
-    monkeypatch.chdir(tmp_path)
+    # Of two words, as folders of users may be.
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     modules = []
 
     def make(solver, kind="slurm", cluster=None, timing=None, **kwargs):
@@ -44,7 +47,7 @@ def opened(tmp_path, monkeypatch, slurm):
     assert "jobs" not in [thread.name for thread in threading.enumerate()]
     assert not batch.jobs()
     # Nor keys: only logs and failures.
-    assert not list(tmp_path.glob(".keys-*"))
+    assert not list(folder.glob(".keys-*"))
 
 
 def counts(batches):

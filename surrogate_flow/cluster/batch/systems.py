@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import shlex
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from surrogate_flow.cluster.batch.jobqueue import (
     PBSCluster,
     SLURMCluster,
     Submission,
+    quoting,
 )
 from surrogate_flow.cluster.batch.supervisor import Supervisor
 from surrogate_flow.cluster.batch.walltime import (
@@ -179,6 +179,7 @@ class BatchSystem(ClusterConfig):
         options = self._value("scheduler_options") or {}
         with security.keys_for(self._arguments.get("security"), folder) as keys:
             arguments = {
+                "job_cls": quoting(self.cluster_class.job_cls),
                 **self._arguments,
                 "security": keys,
                 "scheduler_options": {"dashboard_address": DASHBOARD, **options},
@@ -206,11 +207,9 @@ class BatchSystem(ClusterConfig):
             "log_directory": str(logs),
             "job_name": name,
         }
-        job: Submission = class_("none", name, **arguments)
+        job: Submission = quoting(class_)("none", name, **arguments)
         # A worker of Dask, otherwise.
         job._command_template = command
-        # Directives are split at blanks.
-        job.job_header = job.job_header.replace(str(logs), shlex.quote(str(logs)))
         # Ctrl-C reaches all processes of a command: it may end a submission whose job
         # is in the queue already.
         job._call = partial(job._call, start_new_session=True)
