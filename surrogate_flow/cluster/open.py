@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import LocalCluster
+from distributed import LocalCluster, Nanny
 from distributed.deploy.cluster import Cluster
 
 from surrogate_flow.cluster import priority, security
@@ -41,6 +42,8 @@ ClusterSource = ClusterConfig | Callable[..., Cluster] | None
 _SHORT_LOGS = {"low-level-log-length": 100, "system-monitor": {"log-length": 600}}
 dask.config.update_defaults({"distributed": {"admin": _SHORT_LOGS}})
 
+
+_KILLED = 60.0  # seconds for a process to end after SIGKILL
 
 _prepared: Any = spawn.get_preparation_data
 _opened = 0  # clusters of ours that are open
@@ -70,6 +73,21 @@ def _no_scripts() -> Iterator[None]:
             _opened -= 1
             if not _opened:
                 vars(spawn)["get_preparation_data"] = _prepared
+
+
+class PatientNanny(Nanny):
+    """Waits for a worker that it has killed as long as a busy machine may take.
+
+    Dask's own waits 5 s: then closing a cluster raises, though all work is done.
+    """
+
+    async def kill(self, timeout: float = 5, reason: str = "nanny-kill") -> None:
+        process = self.process
+        try:
+            await super().kill(timeout, reason)
+        except TimeoutError:
+            assert process is not None, "it is what super() has waited for"
+            await asyncio.wait_for(process.stopped.wait(), _KILLED)
 
 
 @contextmanager
@@ -185,6 +203,9 @@ def _built(
     # Dask's default, which is every interface.
     if known.get("dashboard_address") == ":8787":
         chosen["dashboard_address"] = DASHBOARD
+    if build.func is LocalCluster and not build.args and known["worker_class"] is None:
+        # Without processes its workers are threads here, and nobody is killed.
+        chosen["worker_class"] = None if known["processes"] is False else PatientNanny
     with ExitStack() as resources:
         # As long as nannies may start workers anew.
         resources.enter_context(_no_scripts())

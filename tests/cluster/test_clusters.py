@@ -1,5 +1,6 @@
 """Clusters as they are opened for a study."""
 
+import asyncio
 import json
 import os
 import signal
@@ -12,14 +13,15 @@ import pytest
 import yaml
 from dask.system import CPU_COUNT
 from dask.utils import key_split
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Nanny
+from distributed.process import AsyncProcess
 from jsonargparse import ArgumentParser
 from troubled import STEPS, Wave
 
 from surrogate_flow import ExistingScheduler
 from surrogate_flow.cluster import security
 from surrogate_flow.cluster.batch import Bounds, batch_system
-from surrogate_flow.cluster.open import open_cluster
+from surrogate_flow.cluster.open import PatientNanny, open_cluster
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.workers import Workers
 from surrogate_flow.reservoir import FIFO
@@ -73,6 +75,44 @@ def test_a_scheduler_forgets_the_tasks_that_are_over(tmp_path):
             workers.trim_scheduler(submitted)
             assert max(kept()) < 10
         assert always.result(30) == ""
+
+
+def test_a_worker_that_takes_long_to_die_fails_no_closing(tmp_path, monkeypatch):
+    """A busy machine may need longer for it than Dask's nannies wait."""
+    one = partial(
+        LocalCluster, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    )
+    kill, killed = AsyncProcess.kill, []
+
+    async def late(process):
+        # Twice as long as the nanny waits then.
+        asyncio.get_running_loop().call_later(1.0, kill, process)
+        killed.append(process)
+
+    monkeypatch.setattr(AsyncProcess, "kill", late)
+    monkeypatch.setattr(Nanny.close, "__defaults__", (0.5, "nanny-close"))
+    with open_cluster(one, tmp_path) as cluster:
+        (nanny,) = cluster.workers.values()
+        # It does not end when it is asked to.
+        os.kill(nanny.process.pid, signal.SIGSTOP)
+    assert not killed[0].is_alive()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, True),
+        ({"processes": True}, True),
+        ({"processes": False}, False),
+        ({"worker_class": Nanny}, False),
+    ],
+)
+def test_the_worker_class_of_a_recipe_stays(options, expected, tmp_path):
+    """Threads of this process, and what a recipe names, are left as Dask has them."""
+    one = partial(LocalCluster, n_workers=0, dashboard_address="127.0.0.1:0", **options)
+    with open_cluster(one, tmp_path) as cluster:
+        assert (cluster.new_spec["cls"] is PatientNanny) == expected
+        assert cluster.processes == (options.get("processes") is not False)
 
 
 @pytest.mark.parametrize(("set_to", "expected"), [(None, "100"), ("5000", "5000")])
@@ -231,8 +271,9 @@ import sys
 from functools import partial
 from multiprocessing import spawn
 from pathlib import Path
-from distributed import Client, LocalCluster
-from surrogate_flow.cluster.open import open_cluster
+from distributed import Client, LocalCluster, Nanny
+from distributed.process import AsyncProcess
+from surrogate_flow.cluster.open import PatientNanny, open_cluster
 print("script", flush=True)
 class Mine:
     def where(self):
