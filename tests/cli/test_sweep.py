@@ -588,6 +588,45 @@ def test_a_walltime_ends_it_in_order(tmp_path):
     assert folder.left == 0
 
 
+def test_a_sweep_goes_on_from_any_folder(tmp_path, monkeypatch, capfd):
+    """Its recipes are those of where it was begun, which trials run in."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(Here, "program", moments.program(0.02))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    Path("w.yaml").write_text("solver: {class_path: surrogate_flow.solvers.Heat2D}")
+    Path("m.yaml").write_text("network: FullyConnected")
+    slurm = {"class_path": "surrogate_flow.cluster.Slurm"}
+    slurm["init_args"] = {"cores": 1, "memory": "1 GB"}
+    Path("c.yaml").write_text(yaml.safe_dump(slurm))
+    space = {"model.optimizer.init_args.lr": [1e-3], "model": ["./m.yaml"]}
+    known = {"data": "w.yaml", "model": "", "space": space, "controller": "c.yaml"}
+    with sweep(Path("sweeps/s"), **known).held():
+        pass
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for folder in ("../mine/sweeps/s", str(tmp_path / "mine" / "sweeps" / "s")):
+        for action, said in (
+            ("status", "have ended; run by nobody"),
+            ("stop", "Nobody runs"),
+            ("resume", "The best is trial 0: "),
+        ):
+            monkeypatch.chdir(tmp_path / "elsewhere")
+            main(["sweep", action, folder])
+            printed = capfd.readouterr().out
+            assert said in printed
+    assert f"To train it again, in {tmp_path / 'mine'}: surrogate-flow fit" in printed
+    folder = SweepFolder(tmp_path / "mine" / "sweeps" / "s")
+    assert [row.state for row in folder.rows()] == ["complete"]
+    assert (folder.path / "report.html").is_file()
+    assert not [*(tmp_path / "elsewhere").iterdir()]
+    # Moved, with all that it names.
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    main(["sweep", "resume", "sweeps/s"])
+    assert SweepFolder(Path("sweeps/s")).working_folder == tmp_path / "moved"
+
+
 def test_a_line_of_the_journal_that_is_cut_off_loses_no_trial(tmp_path, caplog):
     """As by a power cut: what has ended has, and what the line noted is done again."""
     folder = sweep(tmp_path / "s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shlex
 import signal
@@ -112,6 +113,11 @@ def _act(action: str, words: Sequence[str]) -> None:
     if options.folder is None:
         raise RecipeError(f"sweep {action} needs the folder of a sweep, got none.")
     folder = SweepFolder(options.folder)
+    place = folder.working_folder
+    # Not there, it has been moved: with the folder from which this is typed.
+    if place.is_dir() and not place.samefile("."):
+        folder.path = folder.path.absolute()
+        os.chdir(place)
     if action == "status":
         page = sweep_page(folder, _show(folder))
         leave(folder.path / REPORT, lambda part: part.write_text(page, "utf-8"))
@@ -224,6 +230,6 @@ def _finish(folder: SweepFolder) -> None:
         console,
         f"The best is trial {best.number}: {path or 'it has no checkpoint'}, with an "
         f"error of {percent(best.error)}",
-        f"To train it again: {words}",
+        f"To train it again, in {folder.working_folder}: {words}",
         f"Open {folder.path / REPORT} in a browser.",
     )

@@ -7,6 +7,7 @@ import fcntl
 import importlib.metadata
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -141,9 +142,7 @@ class SweepFolder:
             If another process does, or trials there are made of something else.
         """
         deadline = time.monotonic() + patience
-        while (lock := DirectoryLock(self.path)).holder:
-            if time.monotonic() >= deadline:
-                break
+        while (lock := DirectoryLock(self.path)).holder and time.monotonic() < deadline:
             time.sleep(1.0)
         if lock.holder:
             raise SweepError(
@@ -155,6 +154,7 @@ class SweepFolder:
         try:
             search.mend(self.path / _JOURNAL)
             self._require_same({**self.recipe.made_of(), **(made_of or {})})
+            self.study.set_user_attr("working folder", os.getcwd())
             self._write()
             if again:
                 (self.path / _STOP).unlink(missing_ok=True)
@@ -215,6 +215,11 @@ class SweepFolder:
     def study(self) -> optuna.Study:
         """The trials and their values, kept in Optuna's journal file."""
         return search.opened(self.path / _JOURNAL, self.recipe)
+
+    @property
+    def working_folder(self) -> Path:
+        """Where it was begun, or went on last: paths in its recipe start there."""
+        return Path(self.study.user_attrs.get("working folder", "."))
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:

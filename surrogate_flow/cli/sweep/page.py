@@ -81,7 +81,8 @@ def _trials(folder: SweepFolder, rows: list[TrialRow], section: Section) -> None
         section.add("warning", note)
     if (best := leader(rows)) is not None:
         words = ["surrogate-flow", "fit", *folder.recipe.words(best.point)]
-        section.add("code", shlex.join(words), "To train the best one again:")
+        said = f"To train the best one again, in {folder.working_folder}:"
+        section.add("code", shlex.join(words), said)
 
 
 def _linked(folder: SweepFolder, row: TrialRow) -> Markup:
