@@ -78,6 +78,7 @@ def run(words: Sequence[str]) -> None:
     place = options.folder or Path("sweeps") / path.stem
     from surrogate_flow.cli.sweep import controller
 
+    show_logs()  # after the import of Lightning, which adds a handler of its own
     controller.require_possible(SweepFolder(place, recipe))
     _run(SweepFolder.create(place, recipe), detach=options.detach)
 
@@ -126,6 +127,7 @@ def _act(action: str, words: Sequence[str]) -> None:
     else:
         from surrogate_flow.cli.sweep import controller
 
+        show_logs()
         controller.require_possible(folder)
         _run(folder, detach=options.detach, walltime=options.walltime)
 
@@ -138,7 +140,6 @@ def _parsed(parser: ArgumentParser, words: Sequence[str]) -> Any:
 
 
 def _run(folder: SweepFolder, *, detach: bool, walltime: float | None = None) -> None:
-    show_logs()
     # A job that goes on may find the lock of the one before, whose node has failed.
     by_job = walltime is not None
     if not by_job:
