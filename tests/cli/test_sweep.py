@@ -883,6 +883,15 @@ WRONG = {
     ),
     "a value alone": ({"space": {"model.lr": 0.1}}, "model.lr: expected a list"),
     "a value twice": ({"space": {"model.lr": [0, 1, 0]}}, "model.lr: 0 is there twice"),
+    "seeds that Lightning refuses": (
+        {"space": {"seed_everything": [0, 2**32]}},
+        "seed_everything: expected whole numbers from 0 to 4294967295, got 4294967296",
+    ),
+    "half a seed": (
+        {"space": {"seed_everything": {"low": 0, "high": 2.5}}},
+        "seed_everything: expected whole numbers .*, got 2.5",
+    ),
+    "a seed that is none": ({"space": {"seed_everything": [True]}}, "got True"),
     "a seed below zero": ({"seed": -1}, "seed: expected at least 0"),
     "a folder of one's own": (
         {"options": {"trainer.default_root_dir": "here"}},
@@ -966,6 +975,16 @@ def test_words_of_a_command_line():
     assert words == [
         *("--model", "fno", "--a", "[1, 2]", "--b", "true", "--c", "null"),
         *("--d", "0.001"),
+    ]
+
+
+def test_seeds_are_not_built_one_by_one():
+    """All other values are, and one seed."""
+    space = {"seed_everything": ["7", *range(200)], "model.lr": [0.1, 0.2]}
+    recipe = SweepRecipe(data="heat2d", model="fno", space=space)
+    recipe.require_sense()
+    assert recipe.corners() == [
+        {"seed_everything": "7", "model.lr": lr} for lr in (0.1, 0.2)
     ]
 
 

@@ -22,7 +22,7 @@ from surrogate_flow.cli.sweep.controller import Controller, require_possible
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder, TrialRow
 from surrogate_flow.cli.sweep.page import sweep_page
 from surrogate_flow.cli.sweep.places import Here
-from surrogate_flow.cli.sweep.recipe import CASE, SweepRecipe
+from surrogate_flow.cli.sweep.recipe import CASE, SEED, SweepRecipe
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.files import last_lines, write_text
@@ -34,7 +34,6 @@ __all__ = ["add_arguments", "compare", "run"]
 _CURVE = 20  # validations of a run
 _TAIL = 20  # lines of the log of a run that has failed
 _WIDTH = 130  # characters of the table where there is no terminal
-_SEED = "seed_everything"
 _STUDY = "fifo"  # the online variant whose simulations may be as few as there are
 _SECONDS = "data set seconds"  # what the study's attribute is called
 
@@ -95,24 +94,24 @@ def compare(options: Any, console: Console) -> int:
         },
         cases=cases_of(names, options.data, str(data_set), overrides),
         # Seed by seed, so that a machine that gets slower does so for all variants.
-        space={_SEED: list(range(options.seeds))},
+        space={SEED: list(range(options.seeds))},
         share_simulations=False,
         resume=False,
         at_once=1,
     )
     recipe.require_sense()
-    # Without a data set yet; seeds differ in nothing that could be refused.
+    # Without a data set yet.
     study = cases_of([_STUDY], options.data, "", overrides)[_STUDY]
     study["data.simulations"] = offline
     cases = {k: study if k == OFFLINE else v for k, v in recipe.cases.items()}
-    first = msgspec.structs.replace(recipe, cases=cases, space={_SEED: [0]})
+    first = msgspec.structs.replace(recipe, cases=cases)
     require_possible(SweepFolder(path, first))
     folder = SweepFolder.create(path, recipe, "--output")
     with folder.held({"the study of the data set": study}):
         folder.repeat_failed()
         left, status = {str(point[CASE]) for point in folder.missing}, 0
         if OFFLINE in left:
-            words = first.words({CASE: OFFLINE, _SEED: 0})
+            words = first.words({CASE: OFFLINE, SEED: 0})
             status = _generate(folder, data_set, words, console)
         if not status:
             with stop_requested() as stopped:
@@ -166,7 +165,7 @@ def _finish(folder: SweepFolder, names: Sequence[str], console: Console) -> int:
     for row in failed:
         log = folder.log(row.number)
         end = "\n".join(last_lines(log, _TAIL if row is failed[0] else 1))
-        title = f"{row.point[CASE]}, seed {row.point[_SEED]}"
+        title = f"{row.point[CASE]}, seed {row.point[SEED]}"
         said = f"{title}: the run failed. {log} ends with:\n{end}"
         print(f"surrogate-flow: error: {said}", file=sys.stderr)
     return int(bool(failed))
@@ -182,4 +181,4 @@ def _finished(folder: SweepFolder, row: TrialRow) -> FinishedRun:
         made = folder.study.user_attrs.get(_SECONDS)
         seconds = None if made is None else seconds + made
     metrics = row.run / "metrics.csv"
-    return FinishedRun(variant, int(row.point[_SEED]), summary, seconds, metrics)
+    return FinishedRun(variant, int(row.point[SEED]), summary, seconds, metrics)

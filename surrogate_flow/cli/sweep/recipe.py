@@ -20,7 +20,7 @@ from surrogate_flow.fields.names import RecipeError, nearest
 from surrogate_flow.report.folder.words import flattened
 from surrogate_flow.stream.fanout import Late
 
-__all__ = ["CASE", "Point", "Range", "SweepRecipe", "words_of"]
+__all__ = ["CASE", "SEED", "Point", "Range", "SweepRecipe", "words_of"]
 
 _T = TypeVar("_T")
 Value = str | int | float | bool | None
@@ -29,6 +29,8 @@ Point = Mapping[str, Value]
 
 #: What the case of a trial is called among its values.
 CASE = "case"
+#: The option of which a network is built for one value alone: all others are as good.
+SEED = "seed_everything"
 # An option of the same trial, whose value stands there.
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 # Options that the sweep itself sets.
@@ -199,6 +201,12 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name, texts in self.choices().items():
             if twice := [text for text in texts if texts.count(text) > 1]:
                 raise RecipeError(f"space.{name}: {twice[0]!r} is there twice.")
+        for seed in self._tried().get(SEED, ()):
+            if not (re.fullmatch(r"\d+", str(seed)) and int(seed) < 2**32):
+                raise RecipeError(
+                    f"space.{SEED}: expected whole numbers from 0 to {2**32 - 1}, got "
+                    f"{seed!r}."
+                )
         for options in self._by_case().values():
             for name in ("data", "model"):
                 known = (bool(getattr(self, name)), name in self.space, name in options)
@@ -209,7 +217,7 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                         f"case, got {got}."
                     )
         self._require_options()
-        if self.search == "grid" and (ranges := self._ranges):
+        if self.search == "grid" and (ranges := [*self.ranges()]):
             raise RecipeError(
                 f"space.{ranges[0]}: a grid needs a list of values, got a range. Give "
                 "a list, or search: tpe."
@@ -263,13 +271,9 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 )
 
     @property
-    def _ranges(self) -> list[str]:
-        return [name for name, v in self.space.items() if isinstance(v, Range)]
-
-    @property
     def searched(self) -> str:
         """How the space is searched."""
-        return self.search or ("tpe" if self._ranges else "grid")
+        return self.search or ("tpe" if self.ranges() else "grid")
 
     @property
     def count(self) -> int:
@@ -333,16 +337,19 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the ranges."""
         return {k: v for k, v in self.space.items() if isinstance(v, Range)}
 
+    def _tried(self) -> dict[str, list[Any]]:
+        """Return the values of each list, and the ends of each range."""
+        return self.choices() | {k: [v.low, v.high] for k, v in self.ranges().items()}
+
     def corners(self) -> list[dict[str, Value]]:
         """Return points that have each value of each list, and the ends of each range.
 
-        What is wrong in one option shows before a trial begins.
+        What is wrong in one option shows before a trial begins. They have one seed.
         """
-        ends = {k: [v.low, v.high] for k, v in self.ranges().items()}
-        each: dict[str, list[Any]] = self.choices() | ends
+        each = self._tried()
         first = {name: values[0] for name, values in each.items()}
-        others = (first | {k: v} for k, values in each.items() for v in values[1:])
-        return [first, *others]
+        built = [(k, v) for k in each if k != SEED for v in each[k][1:]]
+        return [first, *(first | {k: v} for k, v in built)]
 
     def words(self, point: Point) -> list[str]:
         """Return the options of `fit` for a trial."""

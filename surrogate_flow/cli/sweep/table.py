@@ -15,6 +15,7 @@ import numpy as np
 from rich.table import Table
 
 from surrogate_flow.cli.sweep.folder import SweepFolder
+from surrogate_flow.cli.sweep.recipe import SEED
 from surrogate_flow.cli.sweep.trial import TrialRow
 from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.fields.quantities import counted
@@ -34,7 +35,6 @@ __all__ = [
     "written",
 ]
 
-_SEED = "seed_everything"
 _CURVES = 20  # trials whose errors are drawn, the first ones
 _POINTS = 100  # of each
 # Options that say how many batches a trial trains, and what it is validated on.
@@ -206,7 +206,7 @@ def short(name: str) -> str:
 
 
 def _without_seed(row: TrialRow) -> dict[str, object]:
-    return {name: value for name, value in row.point.items() if name != _SEED}
+    return {name: value for name, value in row.point.items() if name != SEED}
 
 
 def _text(value: object) -> str:
