@@ -231,7 +231,7 @@ class Attached:
             return
         self._closing.set()
         self.inlet.stop_outlets("the training has ended")
-        if self._thread.is_alive():
+        if self._thread.ident is not None:
             self._thread.join()
             with suppress(OSError):
                 if not self._ending and not self._exhausted:

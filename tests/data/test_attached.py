@@ -345,6 +345,22 @@ def test_a_training_that_is_killed_holds_up_nobody(
     assert alive.steps == whole()
 
 
+def test_a_training_that_leaves_is_not_waited_for(tmp_path, monkeypatch):
+    """Also where its thread has ended before all the rest of it has."""
+    monkeypatch.setattr("surrogate_flow.ensemble.sharing._SILENT", 1000.0)
+    with study(tmp_path) as shared, training(tmp_path, "one", Book(room=3)) as one:
+        wait_until(lambda: shared.members)
+        stop = one.inlet.stop_outlets
+
+        def later(reason):
+            one._thread.join()
+            stop(reason)
+
+        monkeypatch.setattr(one.inlet, "stop_outlets", later)
+        one.leave()
+        wait_until(lambda: not shared.members)
+
+
 def test_a_training_that_has_ended_leaves_before_its_report(tmp_path, monkeypatch):
     """Which may take long, while others wait for room."""
     monkeypatch.chdir(tmp_path)
