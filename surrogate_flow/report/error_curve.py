@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -104,7 +104,7 @@ class ErrorCurve:
     ) -> ErrorCurve:
         """Roll out each finished simulation from its history to its end.
 
-        Those of a direct window are predicted step by step, from their parameters.
+        Steps of a direct window are each predicted from the parameters, in batches.
 
         Parameters
         ----------
@@ -266,18 +266,25 @@ class ErrorCurve:
 def _guesses(
     surrogate: Surrogate, held_out: ValidationSet, row: int, start: int
 ) -> Iterator[np.ndarray]:
-    # Prediction by prediction: a whole rollout could be too large to hold.
-    inputs, fields, device = (
-        surrogate.window.inputs,
-        held_out.fields[row],
-        surrogate.device,
-    )
-    following = predictions(
-        surrogate,
-        torch.from_numpy(held_out.parameters[row]).to(device)[None],
-        torch.full((1,), float(start), device=device),
-        torch.from_numpy(fields[start - inputs : start]).to(device)[None],
-    )
+    window, fields, device = surrogate.window, held_out.fields[row], surrogate.device
+    parameters = torch.from_numpy(held_out.parameters[row]).to(device)[None]
+    history = torch.from_numpy(fields[start - window.inputs : start]).to(device)[None]
+    following: Iterable[torch.Tensor]
+    if window.inputs:
+        # Prediction by prediction: a whole rollout could be too large to hold.
+        first = torch.full((1,), float(start), device=device)
+        following = predictions(surrogate, parameters, first, history)
+    else:
+        # None needs the one before: as many at once as a validation takes.
+        steps = torch.arange(float(start), len(fields), window.outputs, device=device)
+        following = (
+            surrogate(
+                parameters.repeat(len(part), 1),
+                part,
+                history.expand(len(part), *history.shape[1:]),
+            ).flatten(0, 1)[None]
+            for part in torch.split(steps, held_out.batch_size)
+        )
     return (guess for bundle in following for guess in bundle[0].cpu().numpy())
 
 
