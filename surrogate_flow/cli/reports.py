@@ -37,7 +37,8 @@ def report(words: Sequence[str]) -> None:
     )
     own = alone and not options.output
     replaced = not own and output.exists()
-    page = run_page(runs[0]) if alone else comparison_page(runs)
+    named = {} if alone else _names(paths)
+    page = run_page(runs[0]) if alone else comparison_page(runs, named)
     try:
         write_text(output, page)
     except OSError as error:
@@ -55,3 +56,22 @@ def report(words: Sequence[str]) -> None:
         *[f"{output}: the file that was there is replaced."] * replaced,
         f"{output}: {what}; open it in a browser.",
     )
+
+
+def _names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return the case and the seed of a comparison's trials, by their folders."""
+    sweeps = [path for path in paths if (path / "sweep.yaml").is_file()]
+    if not sweeps:
+        return {}
+    # A second, for what a page of other runs does not need.
+    from surrogate_flow.cli.sweep.folder import SweepFolder
+    from surrogate_flow.cli.sweep.recipe import CASE, SEED
+
+    names = {}
+    for folder in map(SweepFolder, sweeps):
+        before = f"{folder.path.name}/" * (len(paths) > 1)
+        for trial in folder.trials():
+            if {*trial.params} == {CASE, SEED}:
+                name = f"{trial.params[CASE]}/seed-{trial.params[SEED]}"
+                names[folder.trial(trial.number)] = before + name
+    return names

@@ -17,6 +17,7 @@ import programs
 import pytest
 import yaml
 from batch import wait_until
+from folders import write_run
 from programs import start
 from rich.console import Console
 
@@ -26,6 +27,7 @@ from surrogate_flow.cli.compare.table import ComparisonTable, FinishedRun
 from surrogate_flow.cli.compare.variant import Overrides, cases_of
 from surrogate_flow.cli.sweep.controller import Controller
 from surrogate_flow.cli.sweep.folder import SweepFolder
+from surrogate_flow.cli.sweep.recipe import SweepRecipe
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.report.folder.run_folder import RunSummary
 
@@ -453,3 +455,23 @@ def test_ctrl_c_ends_the_run_under_way(folder, capsys):
     ]
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+def test_the_page_of_a_comparison_names_its_runs(folder):
+    """By variant and seed, and of several comparisons by their folders, too."""
+    cases = {"fifo": {"data": "w"}, "offline": {"data": "d.zarr"}}
+    space = {"seed_everything": [0, 1]}
+    recipe = SweepRecipe(model="m", cases=cases, space=space, share_simulations=False)
+    for name in ("one", "two"):
+        sweep = SweepFolder.create(Path(name), recipe)
+        for number in range(4):
+            sweep.study.tell(sweep.begin().number, 0.1)
+            write_run(sweep.trial(number) / "w" / "run", without=["cases.nc"])
+    for paths, before in ((["one"], [""]), (["one", "two"], ["one/", "two/"])):
+        main(["report", *paths])
+        page = Path("comparison.html").read_text()
+        for place in before:
+            for variant in ("fifo", "offline"):
+                for seed in (0, 1):
+                    assert f"<th>{place}{variant}/seed-{seed}</th>" in page
+        assert ">0003<" not in page

@@ -49,12 +49,21 @@ def runs_in(path: Path) -> list[Path]:
     return sorted(runs_below(path))
 
 
-def comparison_page(runs: Sequence[RunFolder]) -> str:
+def comparison_page(
+    runs: Sequence[RunFolder], names: Mapping[Path, str] | None = None
+) -> str:
     """Return the page: errors, cost, settings that differ, and curves over each other.
 
     What a run does not have is said, and the rest is shown.
+
+    Parameters
+    ----------
+    runs : sequence of RunFolder
+    names : mapping of Path to str, optional
+        Of trials, by their folders; otherwise their numbers.
     """
-    named = dict(zip(_labels([run.path for run in runs]), runs, strict=True))
+    labels = _labels([run.path for run in runs], names or {})
+    named = dict(zip(labels, runs, strict=True))
     known = {
         label: error
         for label, run in named.items()
@@ -79,15 +88,16 @@ def comparison_page(runs: Sequence[RunFolder]) -> str:
     return render(f"Runs of {title}", f"{headline}.", sections)
 
 
-def _labels(paths: Sequence[Path]) -> list[str]:
+def _labels(paths: Sequence[Path], names: Mapping[Path, str]) -> list[str]:
     """Return what tells the folders apart: their paths without what all share.
 
     Examples
     --------
-    >>> _labels([Path("runs/heat/a"), Path("runs/heat/b")])
+    >>> _labels([Path("runs/heat/a"), Path("runs/heat/b")], {})
     ['a', 'b']
-    >>> _labels([Path("cmp/trials/0000/heat/a"), Path("cmp/trials/0001/heat/b")])
-    ['0000', '0001']
+    >>> trials = [Path("cmp/trials/0000/heat/a"), Path("cmp/trials/0001/heat/b")]
+    >>> _labels(trials, {Path("cmp/trials/0001"): "fifo"})
+    ['0000', 'fifo']
     """
     parts = [list(path.absolute().parts) for path in paths]
     for words in parts:
@@ -97,6 +107,9 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     same = [len({*level}) == 1 for level in zip(*parts, strict=False)]
     shared = [*same, False].index(False)
     labels = ["/".join(words[shared:]) or words[-1] for words in parts]
+    labels = [
+        names.get(p.parent.parent, of) for p, of in zip(paths, labels, strict=True)
+    ]
     if len({*labels}) < len(labels):
         return [f"{label} ({at})" for at, label in enumerate(labels, 1)]
     return labels
