@@ -23,6 +23,7 @@ import psutil
 import pytest
 import yaml
 from batch import wait_until
+from bokeh.models import Title
 from optuna.storages.journal import JournalFileSymlinkLock
 from optuna.trial import TrialState
 
@@ -38,6 +39,7 @@ from surrogate_flow.cli.sweep.recipe import Range, SweepRecipe, words_of
 from surrogate_flow.dataset import Archive
 from surrogate_flow.ensemble.sharing import SharedStudy, Sharing
 from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.report.live.trials import Trials
 
 
 class Moments(Here):
@@ -148,7 +150,15 @@ def test_the_error_of_a_trial_is_that_of_its_best_checkpoint(tmp_path):
     assert best.number == 2
     assert "best: trial 2, 2 %" in table.headline(rows, 4)
     assert folder.keep_best(best).read_text() == "best of 1"
-    assert "--model.lr 0.2 --seed_everything 0" in sweep_page(folder, rows)
+    page = sweep_page(folder, rows)
+    assert "--model.lr 0.2 --seed_everything 0" in page
+    # In both pages its curve stands out: of the trials 0, 2 and 1.
+    widths = re.findall(r'"width",(\[[\d., ]+\])', html.unescape(page))
+    assert widths == ["[1.5,3.0,1.5]"]
+    live = Trials(bool)
+    live.update(table.told(folder, rows), None)
+    titles = [title.text for title in live.root.select({"type": Title})]
+    assert "Errors: the best, trial 2, blue" in titles
 
 
 def compared(path, batches, *, validated=None, **changed):

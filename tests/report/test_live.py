@@ -326,6 +326,7 @@ def sweep(*states, name="s", **changed):
         "folder": f"/{name}",
         "headline": "1 of 3 trials are complete",
     }
+    said["best"] = 0 if trials[0]["state"] == "complete" else None
     return {**said, "names": ["lr", "widths"], "trials": trials}
 
 

@@ -136,6 +136,7 @@ def _training(folder: SweepFolder, rows: list[TrialRow], section: Section) -> No
     drawn = [row for row in rows[:_CURVES] if folder.curve(row.number)]
     if not drawn:
         return
+    best = leader(rows)
     curves = [[*zip(*folder.curve(row.number), strict=True)] for row in drawn]
     plot = plots.figure_of(
         "training time [s]", "relative L2 error [1]", log=True, hover=False
@@ -148,7 +149,7 @@ def _training(folder: SweepFolder, rows: list[TrialRow], section: Section) -> No
         "ys": [errors for _, errors in curves],
         "error": [100 * errors[-1] for _, errors in curves],
         "trial": [row.number for row in drawn],
-        "width": [3.0 if row is rows[0] else 1.5 for row in drawn],
+        "width": [3.0 if row is best else 1.5 for row in drawn],
     }
     lines = plot.multi_line(
         *("xs", "ys"),
@@ -162,7 +163,7 @@ def _training(folder: SweepFolder, rows: list[TrialRow], section: Section) -> No
     section.plot(
         plot,
         f"Of {many}, since it began to train; dark ones end with the least error, and "
-        "the first of the table is thick.",
+        "the best one is thick.",
     )
 
 

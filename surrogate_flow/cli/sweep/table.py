@@ -162,11 +162,13 @@ def told(folder: SweepFolder, rows: Sequence[TrialRow]) -> dict[str, Any]:
     """Return the table of the live page, in plain values."""
     names = list(dict.fromkeys(name for row in rows for name in row.point))
     seconds = {row.number: folder.curve(row.number) for row in rows[:_CURVES]}
+    best = leader(rows)
     return {
         "name": folder.path.name,
         "folder": str(folder.path.resolve()),
         "headline": headline(rows, folder.recipe.count),
         "names": [short(name) for name in names],
+        "best": None if best is None else best.number,
         "trials": [
             {
                 "number": row.number,

@@ -94,7 +94,8 @@ class Trials:
         Parameters
         ----------
         sweep : mapping, optional
-            ``name``, ``folder``, ``headline``, ``state``, ``names`` and ``trials``.
+            ``name``, ``folder``, ``headline``, ``state``, ``names``, ``best``, the
+            number of the best trial, and ``trials``.
         chosen : int, optional
             Number of the trial whose run is shown.
         """
@@ -121,7 +122,7 @@ class Trials:
         at = [n for n, trial in enumerate(trials) if trial["number"] == chosen]
         if at != [*self._rows.selected.indices]:
             self._rows.selected.indices = at
-        self._draw(trials, chosen)
+        self._draw(trials, chosen, sweep["best"])
 
     def _say(self, sweep: Mapping[str, Any]) -> None:
         state = str(sweep.get("state", "running"))
@@ -173,11 +174,15 @@ class Trials:
         self._plot.styles = {"flex": "1 1 320px"}
         self._body.children = [self._table, self._plot]
 
-    def _draw(self, trials: Sequence[Mapping[str, Any]], chosen: int | None) -> None:
+    def _draw(
+        self,
+        trials: Sequence[Mapping[str, Any]],
+        chosen: int | None,
+        best: int | None,
+    ) -> None:
         known = [trial for trial in trials if trial["curve"]]
         # Above the others.
         known.sort(key=lambda trial: trial["number"] == chosen)
-        best = trials[0]["number"] if trials[0]["state"] == "complete" else None
 
         def colour(number: int) -> str:
             return ORANGE if number == chosen else BLUE if number == best else GREY
