@@ -9,6 +9,8 @@ checkpoint: what it noted after that counts no more. At the end, from these note
 - *twice*: trials of which two processes trained at once, or that began after its end,
 - *repeated*: steps that a trial had more than once.
 
+A trial that is killed is any, or (*training*) one that has trained a batch.
+
 Run it with a Slurm of its own: ``eval "$(tests/slurm-local.sh env)"``.
 """
 
@@ -161,13 +163,13 @@ def processes(folder: SweepFolder) -> tuple[list[int], list[int]]:
 
 def kill(kind: str, folder: SweepFolder, chance: random.Random) -> bool:
     """Kill a trial, or the job of a worker; return whether there was one."""
-    if kind == "trial":
+    if kind != "worker":
         found, trained = processes(folder)
         # Most of a short trial is its start.
-        if not found or (chance.random() < 0.7 and not trained):
-            return False
-        os.kill(chance.choice(trained or found), signal.SIGKILL)
-        return True
+        found = trained if kind == "training" else found
+        if found:
+            os.kill(chance.choice(found), signal.SIGKILL)
+        return bool(found)
     words = ["squeue", "-h", "--states=RUNNING", "--name=dask-worker", "-o", "%i"]
     jobs = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     if ids := jobs.split():
@@ -180,7 +182,8 @@ def harass(trials: int, kills: int, seed: int) -> Counter[str]:
     """Run the sweep to its end, with kills meanwhile; return how many of each kind."""
     chance, done = random.Random(seed), Counter[str]()
     fifth = max(1, kills // 5)
-    later = ["controller"] * fifth + ["trial"] * (kills - 2 * fifth)
+    later = ["controller"] * fifth + ["trial"] * fifth
+    later += ["training"] * (kills - 3 * fifth)
     chance.shuffle(later)
     # Workers live while simulations run, which is at the beginning.
     early, later = ["worker"] * fifth + later[: kills // 5], later[kills // 5 :]

@@ -39,7 +39,7 @@ from surrogate_flow.sampling import Design
 from surrogate_flow.stream import Inlet, Outlet, StreamError, StreamStats
 from surrogate_flow.threads import LoudThread, repeat
 
-__all__ = ["Attach", "Attached"]
+__all__ = ["Attach", "Attached", "require_shared"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,20 +64,20 @@ class Attach:
     folder: Path
     name: str
 
-    @staticmethod
-    def require_shared(given: Mapping[str, bool]) -> None:
-        """Refuse options of the data that no other training can have.
 
-        Raises
-        ------
-        ArgumentError
-        """
-        for option in (name for name, is_given in given.items() if is_given):
-            raise ArgumentError(
-                f"data.attach does not go with data.{option}: others train from the "
-                "same simulations. Leave it out, or give each its own ensemble "
-                "(share_simulations: false)."
-            )
+def require_shared(given: Mapping[str, bool]) -> None:
+    """Refuse options of the data that are given, and that no other training can have.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    for option in (name for name, is_given in given.items() if is_given):
+        raise ArgumentError(
+            f"data.{option}: does not go with a shared ensemble, as others train from "
+            "the same simulations. Leave it out, or give each its own ensemble "
+            "(share_simulations: false)."
+        )
 
 
 class Attached:
@@ -170,14 +170,17 @@ class Attached:
         """
         begun, said = time.monotonic(), False
         while True:
-            address = StudyAddress.read(self._folder)
+            address, waited = StudyAddress.read(self._folder), time.monotonic() - begun
             if address is not None:
-                cluster = address.cluster()
-                cluster.timeout = _ANSWER
-                # It was killed, or goes on at this moment with other keys.
-                with suppress(OSError, ClusterError):
+                try:
+                    cluster = address.cluster()
+                    cluster.timeout = _ANSWER
                     return address, cluster.client()
-            waited = time.monotonic() - begun
+                except EnsembleError:  # It may go on elsewhere.
+                    if waited > _SILENT:
+                        raise
+                except (OSError, ClusterError):
+                    logger.debug("killed, or about to have other keys", exc_info=True)
             if waited > _SILENT:
                 self._end(f"No study answers in {self._folder} for {waited:.0f} s")
                 raise KeyboardInterrupt(signal.SIGTERM)

@@ -13,7 +13,7 @@ from distributed.deploy.cluster import Cluster
 from surrogate_flow.cluster.batch import batch_system
 from surrogate_flow.cluster.config import ClusterConfig
 from surrogate_flow.data.archiving import Archiving, planned, shared
-from surrogate_flow.data.attached import Attach, Attached
+from surrogate_flow.data.attached import Attach, Attached, require_shared
 from surrogate_flow.data.checkpoint import StudyCheckpoint, checkpoint_folder
 from surrogate_flow.data.module import (
     Cost,
@@ -176,14 +176,7 @@ class OnlineData(SurrogateData):
         self.archive = None if archive is None else Path(archive)
         self.attach = attach
         if attach is not None:
-            attach.require_shared(
-                {
-                    "deterministic": deterministic,
-                    "archive": archive is not None,
-                    "sampler, which adapts": self.observes,
-                    "simulations: null": self.simulations is None,
-                }
-            )
+            self.require_shareable()
         self.workflow = name or type(solver).__name__.lower()
         named(self.workflow, "", "data")
         self.store: Store | None = None
@@ -192,6 +185,17 @@ class OnlineData(SurrogateData):
         self._archiving: Archiving | None = None
         self._loader: OnlineLoader | None = None
         self._open = False
+
+    def require_shareable(self) -> None:
+        """Refuse options that trainings which share an ensemble cannot have."""
+        require_shared(
+            {
+                "deterministic": self.deterministic,
+                "archive": self.archive is not None,
+                "sampler, which adapts": self.observes,
+                "simulations: null": self.simulations is None,
+            }
+        )
 
     def setup(self, stage: str) -> None:
         """Open the study: everything is checked before anything is submitted."""

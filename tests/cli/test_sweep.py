@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -765,6 +766,64 @@ def test_a_grid_may_grow_and_shrink(tmp_path):
         (6, "waiting"),
         (7, "waiting"),
     ]
+
+
+def test_fewer_trials_than_have_ended_are_no_more(tmp_path):
+    """Also of a random search, which has a next one for ever."""
+    path, space = tmp_path / "s", {"model.lr": Range(0.1, 0.3)}
+    for trials in (3, 2):
+        folder = sweep(path, space=space, trials=trials)
+        Controller(folder, Moments()).run(bool)
+    assert [row.state for row in SweepFolder(path).rows()] == ["complete"] * 3
+    assert SweepFolder(path).left == 0
+
+
+class Bothered(Moments):
+    """Trials end while the sweep waits for them, or is not to go on."""
+
+    def end(self, attempt):
+        wait_until(lambda: not self.runs(attempt))
+
+
+@pytest.mark.parametrize("error", [None, "the study is over"])
+def test_what_ends_while_a_sweep_ends_is_complete(tmp_path, error):
+    """It needs nobody to go on; also where an error ends the sweep."""
+    folder = sweep(tmp_path / "s", at_once=3)
+
+    def stop():
+        if error and len(moments.ledger(folder)) == 3:
+            raise SweepError(error)
+        return len(moments.ledger(folder)) == 3
+
+    raised = pytest.raises(SweepError, match=error) if error else nullcontext()
+    with raised:
+        Controller(folder, Bothered()).run(stop)
+    assert [row.state for row in folder.rows()] == ["complete"] * 3
+    assert folder.left == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"data.archive": "mine.zarr"}, "data.archive: does not go with"),
+        ({"data.deterministic": True}, "data.deterministic"),
+        ({"data.simulations": None}, "data.simulations: null"),
+    ],
+)
+def test_what_trials_cannot_share_is_refused_before_anything_runs(
+    tmp_path, monkeypatch, options, said
+):
+    """Not by each trial, once the ensemble is there."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    recipe = SweepRecipe(
+        data="heat2d",
+        model="fully_connected",
+        space={"seed_everything": [0]},
+        options=options,
+    )
+    with pytest.raises(RecipeError, match=said):
+        controller.require_possible(SweepFolder(tmp_path / "s", recipe))
+    assert not (tmp_path / "s").exists()
 
 
 def test_seconds_are_those_of_a_whole_run(tmp_path, capsys):

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder, TrialRow
 from surrogate_flow.cli.sweep.page import sweep_page
 from surrogate_flow.cli.sweep.places import Place, place_of
 from surrogate_flow.cli.sweep.recipe import SweepRecipe
-from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError, closest, nearest
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.files import leave, write_text
@@ -165,8 +165,9 @@ def _control(folder: SweepFolder, place: Place, ends: float) -> Request:
     with stop_requested() as stopped:
         try:
             Controller(folder, place).run(stopped.is_set, ends)
-        except UserError:
-            _show(folder)
+        except Exception:
+            with suppress(SweepError):  # what raises it is told of below
+                _finish(folder)
             raise
     return stopped
 

@@ -70,6 +70,8 @@ def require_possible(folder: SweepFolder) -> None:
             data, surrogate = build(["fit", *recipe.words(point)])
             require_trained(surrogate)
             if isinstance(data, OnlineData):
+                if recipe.share_simulations:
+                    data.require_shareable()
                 _require_reservoir(data, surrogate.window)
         except (Exception, SystemExit) as error:
             advice = user_error(error)
@@ -114,7 +116,8 @@ class Controller:
         # Trials that the queue has refused, when they are submitted again, and why.
         self._refused: dict[int, float] = {}
         self._refusal = ""
-        self._accepted = False
+        handles = [t.user_attrs.get("handle", {}) for t in folder.trials()]
+        self._accepted = any("job" in handle for handle in handles)
         #: Seconds until a job that the queue has refused is submitted again.
         self.again = _AGAIN
         #: Seconds between two looks at the validations of trials.
@@ -137,20 +140,24 @@ class Controller:
         with self._ensemble() as check:
             # For whoever has started this process, and waits until the sweep runs.
             self._study.set_user_attr("process", os.getpid())
-            while not stopped() and not folder.stops:
-                if time.time() >= ends:
-                    if self._place.outlives and not self._recipe.share_simulations:
-                        return
-                    break
-                check()
-                running = self._watch()
-                if not running and not folder.left:
-                    return
-                while len(running) < self._at_once and self._unbegun:
-                    if self._refused:
+            try:
+                while not stopped() and not folder.stops:
+                    if time.time() >= ends:
+                        if self._place.outlives and not self._recipe.share_simulations:
+                            return
                         break
-                    running.append(self._begin())
-                time.sleep(_POLL)
+                    check()
+                    running = self._watch()
+                    if not running and not folder.left:
+                        return
+                    while len(running) < self._at_once and self._unbegun:
+                        if self._refused:
+                            break
+                        running.append(self._begin())
+                    time.sleep(_POLL)
+            except Exception:
+                self._end_all()
+                raise
             self._end_all()
 
     def _plan(self, left: int) -> str:
@@ -216,7 +223,7 @@ class Controller:
 
     @property
     def _unbegun(self) -> int:
-        return self._recipe.count - self._folder.begun
+        return max(0, self._recipe.count - self._folder.begun)
 
     def _running(self) -> list[FrozenTrial]:
         trials = self._folder.trials()
@@ -313,8 +320,10 @@ class Controller:
                 trial.report(error, step)
         pruned = trial.user_attrs.get("pruned")
         if self._recipe.prune and not pruned and trial.should_prune():
-            trial.set_user_attr("pruned", True)
+            trial.set_user_attr("pruned", pruned := True)
             logger.info("Trial %d lags, and is ended", trial.number)
+        if pruned:
+            # Again where the sweep was killed between these two lines.
             self._place.end(attempt)
 
     def _settle(self, trial: Trial, attempt: Attempt) -> bool:
@@ -325,17 +334,8 @@ class Controller:
             return True  # It has begun in this moment.
         if self._shared is not None:
             self._shared.take_out(_name(number))
-        outcome = folder.outcome(number)
-        if (began := self._began.get(number)) is not None:
-            trial.set_user_attr("wall_seconds", time.monotonic() - began)
-        if trial.user_attrs.get("pruned"):
-            self._study.tell(trial, state=TrialState.PRUNED)
-            return False
-        validated = outcome is not None and METRIC in outcome.errors
-        error = folder.error(number) if validated else None
-        if error is not None and not math.isnan(error):
-            self._study.tell(trial, error)
-            logger.info("Trial %d is complete: relative L2 error %.3g", number, error)
+        error = self._error(number)
+        if self._ended(trial, error):
             return False
         further = trial.user_attrs.get("reached") != folder.reached(number)
         further = further and self._recipe.resume
@@ -343,7 +343,7 @@ class Controller:
         why = self._why(number, attempt)
         if error is not None:
             why = f"its {METRIC} is nan: the training has diverged"
-        elif outcome is not None:
+        elif folder.outcome(number) is not None:
             why = f"it has no {METRIC}: leave out trainer.limit_val_batches"
         if why or self._in_vain[number] >= _ATTEMPTS:
             known = "host" in attempt.handle
@@ -355,6 +355,26 @@ class Controller:
             return False
         killed = self._killed(attempt)
         self._start(trial, trial.user_attrs.get("attempt", 0) + 1, killed)
+        return True
+
+    def _error(self, number: int) -> float | None:
+        """Return the error of a trial that has trained to its end, if it has one."""
+        outcome = self._folder.outcome(number)
+        validated = outcome is not None and METRIC in outcome.errors
+        return self._folder.error(number) if validated else None
+
+    def _ended(self, trial: Trial, error: float | None) -> bool:
+        """Note a trial that was pruned, or is complete; return whether it is."""
+        number = trial.number
+        if (began := self._began.get(number)) is not None:
+            trial.set_user_attr("wall_seconds", time.monotonic() - began)
+        if trial.user_attrs.get("pruned"):
+            self._study.tell(trial, state=TrialState.PRUNED)
+            return True
+        if error is None or math.isnan(error):
+            return False
+        self._study.tell(trial, error)
+        logger.info("Trial %d is complete: relative L2 error %.3g", number, error)
         return True
 
     def _killed(self, attempt: Attempt) -> str:
@@ -383,9 +403,9 @@ class Controller:
         return last_line(log) or f"exit status {status}"
 
     def _end_all(self) -> None:
-        """Have all trials end with a checkpoint, and wait until they have."""
-        running = map(self._attempt, self._running())
-        left = [attempt for attempt in running if self._place.runs(attempt)]
+        """Have all trials end with a checkpoint; note those that are complete."""
+        known = [(frozen, self._attempt(frozen)) for frozen in self._running()]
+        left = [attempt for _, attempt in known if self._place.runs(attempt)]
         for attempt in left:
             attempt.close()
             self._place.end(attempt)
@@ -408,6 +428,10 @@ class Controller:
                     attempt.path.parent.name,
                 )
                 self._place.kill(attempt)
+            for frozen, attempt in known:
+                if not self._place.runs(attempt):
+                    trial = Trial(self._study, frozen._trial_id)
+                    self._ended(trial, self._error(frozen.number))
 
 
 def _name(number: int) -> str:

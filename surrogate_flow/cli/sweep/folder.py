@@ -277,7 +277,7 @@ class SweepFolder:
     def left(self) -> int:
         """Number of trials that have not ended."""
         ended = sum(trial.state.is_finished() for trial in self.trials())
-        return self.recipe.count - ended
+        return max(0, self.recipe.count - ended)
 
     def trial(self, number: int) -> Path:
         """Return the folder of a trial."""
