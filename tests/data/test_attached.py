@@ -182,6 +182,16 @@ class Fails(Wave):
             yield step
 
 
+class Waits(Wave):
+    """A wave whose simulations begin when the test says so."""
+
+    begins = threading.Event()
+
+    def solve(self, parameters):
+        self.begins.wait(100)
+        yield from super().solve(parameters)
+
+
 @pytest.mark.parametrize("late", ["drop", "spool"])
 def test_one_that_lags_holds_up_nobody(tmp_path, late, monkeypatch):
     """It does without the rest, which is counted, or reads that later."""
@@ -189,14 +199,16 @@ def test_one_that_lags_holds_up_nobody(tmp_path, late, monkeypatch):
     small = partial(Inlet, budget=4 * size, coalesce_bytes=size)
     monkeypatch.setattr("surrogate_flow.data.attached.Inlet", small)
     slow, fast = Book(room=12), Book()
+    Waits.begins.clear()
     with (
-        study(tmp_path, late) as shared,
+        study(tmp_path, late, Waits()) as shared,
         training(tmp_path, "slow", slow) as one,
         training(tmp_path, "fast", fast) as two,
     ):
         wait_until(lambda: len(shared.members) == 2)
         # As if its backlog were a simulation.
         shared._members["slow"].relay._backlog.limit = STEPS * size
+        Waits.begins.set()
         ended((fast, two))
         lost = shared.sharing().missed
         slow.make_room()
@@ -213,7 +225,7 @@ def test_one_that_lags_holds_up_nobody(tmp_path, late, monkeypatch):
     # Afterwards, too, and in a process that goes on with it.
     known = Sharing.read(tmp_path)
     assert (len(known.missed), known.full) == (late == "drop", {})
-    with study(tmp_path, late) as again, training(tmp_path, "slow", Book()):
+    with study(tmp_path, late, Waits()) as again, training(tmp_path, "slow", Book()):
         wait_until(lambda: again.members)
         assert again.sharing().missed == known.missed
 
