@@ -778,6 +778,17 @@ def test_fewer_trials_than_have_ended_are_no_more(tmp_path):
     assert SweepFolder(path).left == 0
 
 
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_a_search_that_goes_on_draws_other_values(tmp_path, search):
+    """Each process has a sampler of its own."""
+    space = {"model.lr": Range(0.1, 0.3)}
+    for trials in (1, 2, 3):
+        folder = sweep(tmp_path / "s", space=space, trials=trials, search=search)
+        Controller(folder, Moments()).run(bool)
+    rates = [row.point["model.lr"] for row in SweepFolder(tmp_path / "s").rows()]
+    assert len({*rates}) == 3
+
+
 class Bothered(Moments):
     """Trials end while the sweep waits for them, or is not to go on."""
 

@@ -35,7 +35,7 @@ def opened(journal: Path, recipe: SweepRecipe) -> optuna.Study:
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
     settings: dict[str, Any] = {
         "study_name": _STUDY,
-        "sampler": _sampler(recipe),
+        "sampler": _sampler(recipe, 0),
         "pruner": pruner if recipe.prune else optuna.pruners.NopPruner(),
     }
     with warnings.catch_warnings():
@@ -43,9 +43,11 @@ def opened(journal: Path, recipe: SweepRecipe) -> optuna.Study:
         try:
             settings["storage"] = JournalStorage(_journal(journal))
             # Writes nothing, so that anyone may look.
-            return optuna.load_study(**settings)
+            study = optuna.load_study(**settings)
         except KeyError:
             return optuna.create_study(**settings, load_if_exists=True)
+    study.sampler = _sampler(recipe, len(study.get_trials(deepcopy=False)))
+    return study
 
 
 def distributions(recipe: SweepRecipe) -> dict[str, BaseDistribution]:
@@ -76,11 +78,13 @@ def _journal(path: Path) -> JournalFileBackend:
     return JournalFileBackend(file, JournalFileSymlinkLock(file, _GRACE))
 
 
-def _sampler(recipe: SweepRecipe) -> BaseSampler:
+def _sampler(recipe: SweepRecipe, begun: int) -> BaseSampler:
+    # Whoever goes on with a sweep would draw the values of its first trials again.
+    seed = recipe.seed + begun
     if recipe.searched != "tpe":
-        return RandomSampler(seed=recipe.seed)
+        return RandomSampler(seed=seed)
     # Trials that run count as bad, so that those at once differ.
-    return TPESampler(seed=recipe.seed, constant_liar=True)
+    return TPESampler(seed=seed, constant_liar=True)
 
 
 def _range(given: Range) -> BaseDistribution:
