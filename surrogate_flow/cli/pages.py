@@ -208,7 +208,7 @@ options:
 """,
     "sweep": f"""\
 usage: surrogate-flow sweep RECIPE [--folder FOLDER] [--detach] [--KEY VALUE ...]
-       surrogate-flow sweep status | resume | stop FOLDER
+       surrogate-flow sweep status | resume [--failed] | stop FOLDER
 
 {COMMANDS["sweep"]} Every step that a
 solver produces goes to all trials, so that ten models cost one ensemble. A recipe names
@@ -243,7 +243,8 @@ keys of a recipe, beside those above:
   share_simulations: true   false: each trial has its own ensemble
   seed: N                   of the search
 
-status shows the trials, resume goes on after whatever has ended it, stop ends it, and
+status shows the trials, resume goes on after whatever has ended it, with --failed also
+with the trials that have failed, from their beginning, stop ends it, and
 'surrogate-flow watch FOLDER' has a live page of them; all read the folder alone.
 docs/sweeps.md tells more.
 """,

@@ -320,8 +320,11 @@ class Attached:
                     outlet.send(steps)
         except ArchiveError as error:
             what, _, _ = str(error).partition(" Copy the data set")
-            again = f"surrogate-flow sweep resume {self._folder}"
-            remedy = f"Delete that file and stop the sweep: {again} simulates it again."
+            again = f"surrogate-flow sweep resume {self._folder} --failed"
+            remedy = (
+                f"Delete that file and stop the sweep: {again} simulates it again, "
+                "and begins again the trials that have failed."
+            )
             self._errors.put(EnsembleError(what, remedy=remedy))
         except StreamError as error:
             if not self._closing.is_set():

@@ -1,6 +1,7 @@
 """Sweeps: each trial runs once and is not lost, whatever is killed; what a recipe may not say."""
 
 import collections
+import contextlib
 import html
 import json
 import os
@@ -835,6 +836,48 @@ def test_what_trials_cannot_share_is_refused_before_anything_runs(
     with pytest.raises(RecipeError, match=said):
         controller.require_possible(SweepFolder(tmp_path / "s", recipe))
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("search", ["grid", "random", "tpe"])
+def test_what_has_failed_begins_again(search, tmp_path, monkeypatch, capfd):
+    """With the same values, in the folder of another trial; what is complete stays."""
+    space = {"model.lr": [0.1, -1.0]} if search == "grid" else {"model.lr": [-1.0]}
+    space |= {"seed_everything": [0, 1]}
+    folder = sweep(tmp_path / "s", search=search, trials=3, at_once=1, space=space)
+    place = Moments()
+    monkeypatch.setattr(command, "place_of", lambda folder: place)
+    monkeypatch.setattr(controller, "require_possible", lambda folder: None)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+
+    def resume(*words):
+        with contextlib.suppress(SystemExit):  # where every trial has failed
+            main(["sweep", "resume", str(folder.path), *words])
+        rows = SweepFolder(folder.path).rows()
+        said = [(row.number, row.point, row.state) for row in rows]
+        failed = [each for each in said if each[2] == "failed"]
+        return [each for each in said if each not in failed], failed
+
+    complete, failed = resume()
+    again = f"surrogate-flow sweep resume {folder.path} --failed"
+    assert again in " ".join(capfd.readouterr().out.split())
+    assert len(complete) + len(failed) == 3
+    assert len(failed) > 0
+    # Not by itself.
+    assert resume() == (complete, failed)
+    # Twice, as the cause may be there still.
+    for _ in range(2):
+        kept, before = resume("--failed")
+        assert kept == complete
+        assert [point for _, point, _ in before] == [point for _, point, _ in failed]
+        assert not {n for n, *_ in before} & {n for n, *_ in failed}
+        failed = before
+    assert {r.attempts for r in SweepFolder(folder.path).rows()} == {1}
+    place.program = [w.replace("if lr < 0", "if False") for w in place.program]
+    ended, failed = resume("--failed")
+    assert not failed
+    assert len(ended) == 3
+    assert SweepFolder(folder.path).left == 0
+    assert again not in " ".join(capfd.readouterr().out.split()[-40:])
 
 
 def test_seconds_are_those_of_a_whole_run(tmp_path, capsys):

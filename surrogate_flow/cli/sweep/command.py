@@ -80,7 +80,7 @@ def run(words: Sequence[str]) -> None:
 
     show_logs()  # after the import of Lightning, which adds a handler of its own
     controller.require_possible(SweepFolder(place, recipe))
-    _run(SweepFolder.create(place, recipe), detach=options.detach)
+    _run(SweepFolder.create(place, recipe), options.detach)
 
 
 def _changed(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -108,6 +108,8 @@ def _act(action: str, words: Sequence[str]) -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     if action == "resume":
         parser.add_argument("--detach", action="store_true")
+        # Whether trials that have failed begin again.
+        parser.add_argument("--failed", action="store_true")
         # Seconds that the job has in which this runs, 0 for no limit.
         parser.add_argument("--walltime", type=float | None)
     options = _parsed(parser, words)
@@ -129,7 +131,7 @@ def _act(action: str, words: Sequence[str]) -> None:
 
         show_logs()
         controller.require_possible(folder)
-        _run(folder, detach=options.detach, walltime=options.walltime)
+        _run(folder, options.detach, options.walltime, failed=options.failed)
 
 
 def _parsed(parser: ArgumentParser, words: Sequence[str]) -> Any:
@@ -139,7 +141,13 @@ def _parsed(parser: ArgumentParser, words: Sequence[str]) -> Any:
     return parse(CommandLine(["sweep", *words]), act)
 
 
-def _run(folder: SweepFolder, *, detach: bool, walltime: float | None = None) -> None:
+def _run(
+    folder: SweepFolder,
+    detach: bool,
+    walltime: float | None = None,
+    *,
+    failed: bool = False,
+) -> None:
     # A job that goes on may find the lock of the one before, whose node has failed.
     by_job = walltime is not None
     if not by_job:
@@ -148,6 +156,8 @@ def _run(folder: SweepFolder, *, detach: bool, walltime: float | None = None) ->
     with folder.held(patience=_PATIENCE if by_job else 0.0, again=not by_job):
         if by_job and folder.stops:
             return
+        if failed:
+            folder.repeat_failed()
         if not detach:
             ends = detached.ends_at(walltime or 0.0)
             stopped = _control(folder, place, ends)
@@ -210,6 +220,9 @@ def _show(folder: SweepFolder) -> list[TrialRow]:
             print_lines(
                 console, f"Trial {row.number} {row.lag or row.state}: {row.why}"
             )
+    if any(row.state == "failed" for row in rows) and not folder.holder:
+        again = f"surrogate-flow sweep resume {shlex.quote(str(folder.path))} --failed"
+        print_lines(console, f"To begin what has failed again, type: {again}")
     return rows
 
 

@@ -235,10 +235,12 @@ class SweepFolder:
     def trials(self) -> list[FrozenTrial]:
         """Return the trials that have begun; of each point of a grid the newest."""
         trials = self.study.get_trials(deepcopy=False)
+        trials = [t for t in trials if t.state != TrialState.WAITING]
+        repeated = {*self.study.user_attrs.get("repeated", ())}
+        trials = [trial for trial in trials if trial.number not in repeated]
         if self.recipe.searched != "grid":
             return trials
-        repeated = {*self.study.user_attrs.get("repeated", ())}
-        newest = {_key(t.params): t for t in trials if t.number not in repeated}
+        newest = {_key(trial.params): trial for trial in trials}
         return [trial for key, trial in newest.items() if key in self._grid]
 
     @property
@@ -263,10 +265,13 @@ class SweepFolder:
         return Trial(self.study, newest._trial_id)
 
     def repeat_failed(self) -> None:
-        """Have each point of a grid whose trial has failed run once more."""
-        failed = [t.number for t in self.trials() if t.state == TrialState.FAIL]
+        """Have the values of each trial that has failed run once more, as another."""
+        failed = [t for t in self.trials() if t.state == TrialState.FAIL]
+        # Those of a grid are missing by then.
+        for trial in failed if self.recipe.searched != "grid" else ():
+            self.study.enqueue_trial(trial.params)
         before = self.study.user_attrs.get("repeated", [])
-        self.study.set_user_attr("repeated", [*before, *failed])
+        self.study.set_user_attr("repeated", [*before, *(t.number for t in failed)])
 
     @property
     def begun(self) -> int:
@@ -373,8 +378,7 @@ class SweepFolder:
         """
         found, before = list[tuple[float, float]](), 0.0
         for run in self.parts(number):
-            curve = self._training(run).curve
-            found += [(before + at, error) for at, error in curve]
+            found += [(before + at, e) for at, e in self._training(run).curve]
             before += self._seconds(run)
         return found
 
@@ -400,8 +404,7 @@ class SweepFolder:
         if trial.number in self._ended:
             return self._ended[trial.number]
         number, outcome = trial.number, self.outcome(trial.number, early=True)
-        validations = self.validations(number)
-        runs = self.runs(number)
+        validations, runs = self.validations(number), self.runs(number)
         states = {
             TrialState.COMPLETE: "complete",
             TrialState.PRUNED: "pruned",
@@ -439,10 +442,8 @@ class SweepFolder:
         )
         if (found := next(filter(Path.is_file, kept), None)) is None:
             return None
-        best = self.path / "best.ckpt"
-        part = best.with_suffix(".part")
-        shutil.copyfile(found, part)
-        return part.replace(best)
+        part = Path(shutil.copyfile(found, self.path / "best.part"))
+        return part.replace(self.path / "best.ckpt")
 
 
 def _key(point: Point) -> str:
