@@ -572,6 +572,35 @@ def test_stop_ends_it_in_order_and_resume_goes_on(tmp_path):
     assert moments.ended(folder) == [0, 1, 2]
 
 
+def test_stop_ends_trials_that_nobody_watches(tmp_path, capfd):
+    """Their sweep was killed, and they go on by themselves."""
+    folder = sweep(tmp_path / "s", space={"model.lr": [0.1, 0.2]})
+
+    def control():
+        mine = SweepFolder(folder.path)
+        with mine.held():
+            Controller(mine, Moments(30.0)).run(bool)
+
+    process = get_context("fork").Process(target=control)
+    process.start()
+    wait_until(lambda: len(moments.ledger(folder)) == 2)
+    running = alive(folder)
+    process.kill()
+    process.join()
+    try:
+        main(["sweep", "stop", str(folder.path)])
+        said = capfd.readouterr().out
+        assert said.count("which nobody watches: ends, and saves first.") == 2
+        wait_until(lambda: not alive(folder))
+    finally:
+        for number in filter(psutil.pid_exists, running):
+            os.kill(number, signal.SIGKILL)
+    assert [folder.outcome(n, early=True).ended_early for n in (0, 1)] == [True, True]
+    assert folder.left == 2
+    main(["sweep", "stop", str(folder.path)])
+    assert "Nobody runs" in capfd.readouterr().out
+
+
 def test_a_killed_process_does_not_keep_the_journal(tmp_path, monkeypatch):
     """Its lock is a file, which stays; whoever comes next removes it."""
     monkeypatch.chdir(tmp_path)

@@ -308,9 +308,7 @@ class Controller:
         return running
 
     def _attempt(self, frozen: FrozenTrial) -> Attempt:
-        known = frozen.user_attrs
-        path = self._folder.attempt(frozen.number, known.get("attempt", 0))
-        return Attempt(path, known.get("handle", {}))
+        return self._folder.attempt_of(frozen)
 
     def _report(self, trial: Trial, attempt: Attempt) -> None:
         """Tell the search of a trial's validations; end one that lags."""

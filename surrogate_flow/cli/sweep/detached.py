@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import msgspec
 import psutil
+from optuna.trial import TrialState
 
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
-from surrogate_flow.cli.sweep.places import Jobs
+from surrogate_flow.cli.sweep.places import Jobs, place_of
 from surrogate_flow.cluster.batch.batch_queue import JobState, JobStatus
 from surrogate_flow.cluster.batch.walltime import walltime_of
 from surrogate_flow.files import last_line, write_text
@@ -119,7 +121,7 @@ def runner(folder: SweepFolder) -> str:
 
 
 def stop(folder: SweepFolder) -> None:
-    """Have whoever runs a sweep end it; cancel a job that has not begun to."""
+    """Have whoever runs a sweep end it, or its trials; cancel a job that waits."""
     holder, job = folder.holder, _job(folder)
     known = job.status() if job else None
     said = []
@@ -129,7 +131,28 @@ def stop(folder: SweepFolder) -> None:
     if job and known and (known.state is JobState.WAITING or not holder):
         job.cancel()
         said.append(f"Job {job.id} is cancelled ({known.text}).")
+    if not holder:
+        said += _end_trials(folder)
     print_lines(the_console(), *(said or [f"Nobody runs {folder.path}."]))
+
+
+def _end_trials(folder: SweepFolder) -> list[str]:
+    """End trials that have outlived who ran the sweep; return what is said of each."""
+    going = [t for t in folder.trials() if t.state == TrialState.RUNNING]
+    if not going:
+        return []
+    place, said = place_of(folder), []
+    for trial in going:
+        attempt = folder.attempt_of(trial)
+        if place.runs(attempt):
+            place.end(attempt)
+            host = attempt.handle.get("host", "")
+            elsewhere = not place.outlives and host not in ("", socket.gethostname())
+            ends = (
+                f"type sweep stop on {host}" if elsewhere else "ends, and saves first"
+            )
+            said.append(f"Trial {trial.number}, which nobody watches: {ends}.")
+    return said
 
 
 def _job(folder: SweepFolder) -> SweepJob | None:

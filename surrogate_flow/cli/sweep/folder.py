@@ -296,6 +296,11 @@ class SweepFolder:
         """Return the file that whoever trains a trial makes, at each attempt."""
         return self.trial(number) / f"attempt-{attempt}"
 
+    def attempt_of(self, trial: FrozenTrial) -> Attempt:
+        """Return the newest attempt at a trial."""
+        path = self.attempt(trial.number, trial.user_attrs.get("attempt", 0))
+        return Attempt(path, trial.user_attrs.get("handle", {}))
+
     def runs(self, number: int) -> list[Path]:
         """Return the folders of a trial's runs, the oldest first."""
         return sorted(path for path in self.trial(number).glob("*/*") if path.is_dir())
@@ -396,8 +401,7 @@ class SweepFolder:
 
     def _going(self, trial: FrozenTrial, held: bool) -> str:
         """Return the state of a trial that has not ended."""
-        attempt = trial.user_attrs.get("attempt", 0)
-        trains = held or Attempt(self.attempt(trial.number, attempt)).trains
+        trains = held or self.attempt_of(trial).trains
         return "running" if trains else "interrupted"
 
     def _row(self, trial: FrozenTrial, held: bool) -> TrialRow:
