@@ -187,19 +187,21 @@ class _OneTask(LightningEnvironment):
 
 
 def in_slurm(config: Mapping[str, Any]) -> list[ClusterEnvironment]:
-    """Return what stands for Slurm where a job has several tasks, but srun began none.
+    """Return what stands for Slurm where srun began no process for each device.
 
-    This process is the one that trains then; its workers have the cores of the others.
+    In a job of several tasks this process is the one that trains then; its workers have
+    the cores of the others. It starts those of further devices itself, as elsewhere.
 
     Raises
     ------
     UserError
         If the other nodes are to train, too.
     """
-    several, begun = (
-        int(os.environ.get(name) or 1) > 1
-        for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS")
-    )
+    names = "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"
+    tasks, step = (int(os.environ.get(name) or 0) for name in names)
+    devices = str(config["devices"])
+    ranks = int(devices) if devices.isdigit() else 1 + devices.count(",")
+    several, begun = tasks > 1 or (tasks == 1 and ranks > 1), step > 1
     # An environment of the user's knows better, and so do other launchers.
     others = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"} & {*os.environ}
     given = [*as_list(config["plugins"])]

@@ -995,6 +995,19 @@ WRONG = {
         {"space": {"data.solver.cells": [[8, 8], [9, 9]]}},
         "changes the simulations.*share_simulations: false",
     ),
+    "another solver, by way of another option": (
+        {
+            "options": {
+                "data.solver.time_step": "${trainer.detect}",
+                "trainer.detect": "${seed_everything}",
+            }
+        },
+        r"options.data.solver.time_step: .* changes the simulations",
+    ),
+    "a grid without end": (
+        {"space": {f"model.{k}": [*range(10)] for k in range(8)}, "trials": 5},
+        "at most, got 100,000,000. Set search: random",
+    ),
     "an empty case": ({"cases": {"small": {}}}, "cases.small: expected options"),
     "a case of the simulations": (
         {"cases": {"fine": {"data.solver.cells": [9, 9]}}},

@@ -131,6 +131,17 @@ def test_one_process_trains_in_a_job_of_several_tasks_without_srun(monkeypatch):
     assert isinstance(environment, TorchElasticEnvironment)
 
 
+def test_a_job_of_one_task_trains_on_all_devices(monkeypatch):
+    """Its process starts the others; Lightning trains with one rank of Slurm's one task."""
+    for name, value in {**TASKS, "SLURM_NTASKS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    trainer = trainer_of("--trainer.devices=2", "--trainer.strategy=ddp")
+    assert trainer.world_size == 2
+    environment = trainer._accelerator_connector.cluster_environment
+    assert not environment.creates_processes_externally
+    assert environment.main_address == "127.0.0.1"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

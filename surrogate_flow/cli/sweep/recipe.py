@@ -36,6 +36,7 @@ _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 # Options that the sweep itself sets.
 _OWN = re.compile(r"(trainer\.default_root_dir|data\.attach|ckpt_path|config)\b")
 # Options of the data that change no simulation.
+_POINTS = 100_000  # of a grid, which is noted whole
 _TRAINING = re.compile(r"data\.(reservoir|batch_size|checkpoint_reservoir)\b")
 
 
@@ -222,6 +223,10 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"space.{ranges[0]}: a grid needs a list of values, got a range. Give "
                 "a list, or search: tpe."
             )
+        points = math.prod(map(len, self.choices().values()))
+        if self.searched == "grid" and points > _POINTS:
+            got = f"{points:,}. Set search: random, and trials."
+            raise RecipeError(f"space: expected {_POINTS:,} points at most, got {got}")
         for name, least in (("trials", 1), ("at_once", 1), ("seed", 0)):
             number = getattr(self, name)
             if number is not None and number < least:
@@ -261,6 +266,10 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _require_one_ensemble(self) -> None:
         named = {f"space.{name}": name for name in self.space}
         named |= {f"cases.{c}.{n}": n for c, of in self.cases.items() for n in of}
+        for _ in self.options:  # one may be the value of another
+            for name, value in self.options.items():
+                if {*_REFERENCE.findall(_text(value))} & {*named.values()}:
+                    named[f"options.{name}: {value}"] = name
         for place, name in named.items():
             if name == "data" or (
                 name.startswith("data.") and not _TRAINING.match(name)
