@@ -131,6 +131,30 @@ class Ended:
         return {}
 
 
+class Cancelled(Ended):
+    """Jobs that a signal ends before they train, the first three times."""
+
+    def status(self, attempt):
+        return None
+
+    def start(self, attempt, words, log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            file.write("surrogate-flow: interrupted by SIGTERM.\n")
+        if attempt.path.name == "attempt-3":
+            ran(self.folder, 0, "1", {1: 0.1})
+        return {"job": "7"}
+
+
+def test_a_job_that_is_cancelled_as_it_begins_runs_again(tmp_path):
+    """By its queue, or at the end of its node: that is no mistake of the trial."""
+    folder = sweep(tmp_path / "s", space={"model.lr": [0.1]})
+    place = Cancelled()
+    place.folder = folder
+    Controller(folder, place).run(bool)
+    assert [(row.state, row.attempts) for row in folder.rows()] == [("complete", 4)]
+
+
 def test_the_error_of_a_trial_is_that_of_its_best_checkpoint(tmp_path):
     """In the table, for the search, and of best.ckpt: of the first line's best seed."""
     seeds = {"model.lr": [0.1, 0.2], "seed_everything": [0, 1]}
@@ -1119,7 +1143,7 @@ def test_a_recipe_is_changed_on_the_command_line(tmp_path, monkeypatch):
     path.write_text(json.dumps({**GOOD, "options": {"trainer.max_steps": 9}}))
     made = []
     monkeypatch.setattr(controller, "require_possible", made.append)
-    monkeypatch.setattr(command, "_run", lambda folder, **_: made.append(folder))
+    monkeypatch.setattr(command, "_run", lambda folder, _: made.append(folder))
     words = ["--trials", "1", "--model=unet", "--trainer.max_steps", "7"]
     command.run([*words, str(path), "--folder", str(tmp_path / "f")])
     recipe = made[-1].recipe
