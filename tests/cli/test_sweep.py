@@ -1028,6 +1028,10 @@ WRONG = {
         },
         r"options.data.solver.time_step: .* changes the simulations",
     ),
+    "other data, by way of an option": (
+        {"data": "heat-${seed_everything}"},
+        r"data: heat-\$.* changes the simulations",
+    ),
     "a grid without end": (
         {"space": {f"model.{k}": [*range(10)] for k in range(8)}, "trials": 5},
         "at most, got 100,000,000. Set search: random",

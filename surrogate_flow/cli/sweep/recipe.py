@@ -35,8 +35,8 @@ SEED = "seed_everything"
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 # Options that the sweep itself sets.
 _OWN = re.compile(r"(trainer\.default_root_dir|data\.attach|ckpt_path|config)\b")
-# Options of the data that change no simulation.
 _POINTS = 100_000  # of a grid, which is noted whole
+# Options of the data that change no simulation.
 _TRAINING = re.compile(r"data\.(reservoir|batch_size|checkpoint_reservoir)\b")
 
 
@@ -266,10 +266,12 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _require_one_ensemble(self) -> None:
         named = {f"space.{name}": name for name in self.space}
         named |= {f"cases.{c}.{n}": n for c, of in self.cases.items() for n in of}
-        for _ in self.options:  # one may be the value of another
-            for name, value in self.options.items():
+        same = {f"options.{name}": (name, v) for name, v in self.options.items()}
+        same["data"] = "data", self.data
+        for _ in same:  # one may be the value of another
+            for place, (name, value) in same.items():
                 if {*_REFERENCE.findall(_text(value))} & {*named.values()}:
-                    named[f"options.{name}: {value}"] = name
+                    named[f"{place}: {value}"] = name
         for place, name in named.items():
             if name == "data" or (
                 name.startswith("data.") and not _TRAINING.match(name)
