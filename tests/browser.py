@@ -79,6 +79,7 @@ class Browser:
             DRIVER, env={**os.environ, "HOME": str(self.folder)}
         )
         self.driver = webdriver.Chrome(options, service)
+        self.driver.set_script_timeout(120)  # of a busy machine, too
         return self
 
     def __exit__(self, *_):

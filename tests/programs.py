@@ -79,7 +79,7 @@ def popen(command, *, stdout, env, start_new_session=False, **_):
     return Program(words, Path.cwd(), env, start_new_session, stdout.fileno())
 
 
-def run(*words, cwd, env=None, timeout=110, check=True):
+def run(*words, cwd, env=None, timeout=250, check=True):
     """Run a command to its end and return it, with `stdout` as a string."""
     program = start(*words, cwd=cwd, env=env)
     try:

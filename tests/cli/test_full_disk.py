@@ -73,7 +73,7 @@ def test_a_disk_that_gets_full_ends_no_run_and_is_told_at_its_end(tmp_path):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=250,
     )
     output = done.stdout + done.stderr
     assert done.returncode == 2, output
@@ -116,7 +116,7 @@ def test_a_disk_that_is_full_from_the_start_begins_no_run(tmp_path):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
     )
     assert done.returncode == 2, done.stderr
     assert re.search(
@@ -162,7 +162,7 @@ def test_a_new_column_costs_no_row_on_a_full_disk(tmp_path):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr
     assert "was not written" in done.stderr
