@@ -53,7 +53,7 @@ _AGAIN = 30.0  # seconds until a job that the queue has refused is submitted aga
 _ERROR = re.compile(
     r"surrogate-flow: error: |(?!KeyboardInterrupt)[\w.]*(Error|Exception)\b"
 )
-_ENDED = "surrogate-flow: interrupted"  # a signal that came before a trial begins
+_INTERRUPTED = "surrogate-flow: interrupted"  # a signal that came before a trial begins
 _KILLED = {128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGKILL}
 
 
@@ -453,5 +453,5 @@ def _error_in(log: Path, attempt: Attempt) -> str:
         return ""
     line = last_line(log)
     # One that has not begun was refused by the shell, or by Python, or ended at once.
-    refused = "host" not in attempt.handle and not line.startswith(_ENDED)
+    refused = "host" not in attempt.handle and not line.startswith(_INTERRUPTED)
     return line if _ERROR.match(line) or refused else ""
