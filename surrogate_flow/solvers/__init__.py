@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from surrogate_flow.solvers.lorenz import Lorenz
     from surrogate_flow.solvers.navier_stokes2d import NavierStokes2D
     from surrogate_flow.solvers.process import ProcessError, ProcessSolver
+    from surrogate_flow.solvers.program import Program, Reader
 
 __all__ = [
     "Combined1D",
@@ -27,6 +28,8 @@ __all__ = [
     "NavierStokes2D",
     "ProcessError",
     "ProcessSolver",
+    "Program",
+    "Reader",
     "Run",
     "Solver",
     "Stopped",
@@ -41,6 +44,8 @@ _FILES = {
     "NavierStokes2D": "navier_stokes2d",
     "ProcessError": "process",
     "ProcessSolver": "process",
+    "Program": "program",
+    "Reader": "program",
 }
 
 
