@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as L
+import torch
 from dask.system import CPU_COUNT
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -201,6 +202,8 @@ def in_slurm(config: Mapping[str, Any]) -> list[ClusterEnvironment]:
     tasks, step = (int(os.environ.get(name) or 0) for name in names)
     devices = str(config["devices"])
     ranks = int(devices) if devices.isdigit() else 1 + devices.count(",")
+    if devices in ("auto", "-1") and config["accelerator"] != "cpu":
+        ranks = torch.cuda.device_count()
     several, begun = tasks > 1 or (tasks == 1 and ranks > 1), step > 1
     # An environment of the user's knows better, and so do other launchers.
     others = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"} & {*os.environ}

@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from jsonargparse import _typehints
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
@@ -17,6 +18,7 @@ from pytorch_lightning.profilers import SimpleProfiler
 from surrogate_flow.cli.lightning import _graceful, execute
 from surrogate_flow.cli.parser import parse
 from surrogate_flow.cli.recipes import CommandLine
+from surrogate_flow.cli.trainer import in_slurm
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.report.monitor import MetricsTable
 from surrogate_flow.report.progress import ProgressLine
@@ -140,6 +142,26 @@ def test_a_job_of_one_task_trains_on_all_devices(monkeypatch):
     environment = trainer._accelerator_connector.cluster_environment
     assert not environment.creates_processes_externally
     assert environment.main_address == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus", "ours"),
+    [
+        (["devices=auto"], 2, True),
+        (["devices=-1"], 4, True),
+        (["devices=auto"], 1, False),
+        (["devices=auto", "accelerator=cpu"], 2, False),
+    ],
+)
+def test_all_gpus_of_a_job_of_one_task_are_counted(words, gpus, ours, monkeypatch):
+    """Slurm's one task would train on the first of them."""
+    for name, value in {**TASKS, "SLURM_NTASKS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = {"accelerator": "auto", "devices": "auto", "num_nodes": 1}
+    config |= {"plugins": None, "strategy": "auto"}
+    config |= dict(word.split("=") for word in words)
+    assert bool(in_slurm(config)) is ours
 
 
 @pytest.mark.parametrize(

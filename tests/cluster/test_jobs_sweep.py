@@ -8,6 +8,7 @@ import signal
 import sys
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 import batch
 import moments
@@ -71,6 +72,24 @@ def test_a_job_of_another_host_is_looked_up_in_the_queue(slurm, tmp_path, monkey
     assert place.runs(attempt)
     place.end(attempt)
     wait_until(lambda: not place.runs(attempt), 60)
+
+
+def test_a_queue_that_does_not_answer_is_warned_of(slurm, tmp_path, monkeypatch):
+    """Its jobs are taken to be there: at first, and again where it goes on."""
+    monkeypatch.setattr("surrogate_flow.cli.sweep.places._QUERY", 0.0)
+    attempt = Attempt(tmp_path / "attempt-0")
+    attempt.path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": "17"}))
+    place = Jobs(batch.cluster(), tmp_path / "jobs")
+    monkeypatch.setenv("PATH", "")
+    warned = mock.Mock()
+    monkeypatch.setattr("surrogate_flow.cli.sweep.places.logger.warning", warned)
+    for _ in range(3):
+        assert place.runs(attempt)
+    assert warned.call_count == 1
+    monkeypatch.setattr("surrogate_flow.cli.sweep.places._REMIND", 0.0)
+    assert place.runs(attempt)
+    assert warned.call_count == 2
+    assert "has not answered for" in warned.call_args[0][0]
 
 
 def test_an_ensemble_that_jobs_do_not_reach_is_refused(slurm, tmp_path, monkeypatch):
@@ -248,7 +267,7 @@ def test_a_sweep_of_jobs_goes_on_with_what_was_killed(
     assert len(refusals) == 1
     rows = {row.number: row for row in folder.rows()}
     assert [rows[n].state for n in range(3)] == ["complete", "failed", "complete"]
-    assert rows[1].why == "surrogate-flow: error: a rate is positive"
+    assert rows[1].why == "a rate is positive"
     noted = moments.ledger(folder)
     assert noted == {n: ["begins", "begins", "ends"] for n in (0, 2)}
     assert len([*folder.path.glob("jobs/*.err")]) == 5

@@ -234,8 +234,9 @@ def _finish(folder: SweepFolder) -> None:
     best = table.leader(rows)
     if best is None:
         if rows and all(row.state == "failed" for row in rows):
+            why = f"{rows[0].why.rstrip('.')}."
             raise SweepError(
-                f"Every trial failed, the first with: {rows[0].why}. Its log is "
+                f"Every trial failed, the first with: {why} Its log is "
                 f"{folder.log(rows[0].number)}."
             )
         return

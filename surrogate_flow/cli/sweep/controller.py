@@ -399,7 +399,7 @@ class Controller:
             return _error_in(log, attempt)
         if status < 0 or status in _KILLED:
             return ""
-        return last_line(log) or f"exit status {status}"
+        return _said(last_line(log)) or f"exit status {status}"
 
     def _end_all(self) -> None:
         """Have all trials end with a checkpoint; note those that are complete."""
@@ -454,4 +454,9 @@ def _error_in(log: Path, attempt: Attempt) -> str:
     line = last_line(log)
     # One that has not begun was refused by the shell, or by Python, or ended at once.
     refused = "host" not in attempt.handle and not line.startswith(_INTERRUPTED)
-    return line if _ERROR.match(line) or refused else ""
+    return _said(line) if _ERROR.match(line) or refused else ""
+
+
+def _said(line: str) -> str:
+    """Return an error without the name of the program, which whoever shows it says."""
+    return line.removeprefix("surrogate-flow: error: ")

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import numpy as np
 import optuna
 from bokeh.models import (
+    ColumnDataSource,
     FixedTicker,
     HoverTool,
     LinearColorMapper,
@@ -147,16 +148,22 @@ def _training(folder: SweepFolder, rows: list[TrialRow], section: Section) -> No
     source = {
         "xs": [seconds for seconds, _ in curves],
         "ys": [errors for _, errors in curves],
+        # Where each ends: of one validation there is no line.
+        "x": [seconds[-1] for seconds, _ in curves],
+        "y": [errors[-1] for _, errors in curves],
         "error": [100 * errors[-1] for _, errors in curves],
         "trial": [row.number for row in drawn],
         "width": [3.0 if row is best else 1.5 for row in drawn],
     }
+    ends = ColumnDataSource(source)
+    shade = {"field": "error", "transform": _colours(source["error"])}
     lines = plot.multi_line(
         *("xs", "ys"),
-        source=source,
+        source=ends,
         line_width="width",
-        line_color={"field": "error", "transform": _colours(source["error"])},
+        line_color=shade,
     )
+    plot.scatter("x", "y", source=ends, size=6, color=shade)
     said = [("trial", "@trial"), ("error", "$y{0.00 %}"), ("time", "$x{0,0} s")]
     plot.add_tools(HoverTool(tooltips=said, renderers=[lines]))
     many = f"the first {_CURVES} of the table" if len(rows) > _CURVES else "each trial"

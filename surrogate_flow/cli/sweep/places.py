@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 _QUERY = 5.0  # seconds between two looks into the queue
 _BEGINS = 120.0  # seconds in which a trial of another host has begun its run
+_REMIND = 600.0  # seconds between two warnings of a queue that does not answer
 _SUBMIT = 60.0  # seconds that the queue may take to accept a job
 _HOST = socket.gethostname()
 
@@ -232,7 +233,7 @@ class Jobs(Place):
                 "its options has the simulations run as such jobs.",
             )
         self._query = query
-        self._silent = False
+        self._answered = self._warned = time.monotonic()
         self._known: dict[str, bool] = {}
         self._asked: dict[str, None] = {}
         self._queried = 0.0
@@ -328,11 +329,16 @@ class Jobs(Place):
         self._asked[job] = None
         if time.monotonic() - self._queried > _QUERY or job not in self._known:
             answer = self._query([*self._asked])
-            if answer is None and not self._silent:
+            self._queried = now = time.monotonic()
+            if answer is not None:
+                self._answered = self._warned = now
+            elif self._warned == self._answered or now - self._warned > _REMIND:
+                self._warned = now
                 logger.warning(
-                    "The queue does not answer: jobs of trials are taken to be in it."
+                    "The queue has not answered for %.0f s: jobs of trials are taken "
+                    "to be in it. Ctrl-C ends the wait; sweep resume goes on.",
+                    now - self._answered,
                 )
-            self._silent, self._queried = answer is None, time.monotonic()
             for known, status in (answer or {}).items():
                 self._known[known] = status.state is not JobState.GONE
         runs = self._known.setdefault(job, True)

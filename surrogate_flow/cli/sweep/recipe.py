@@ -35,6 +35,15 @@ SEED = "seed_everything"
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 # Options that the sweep itself sets.
 _OWN = re.compile(r"(trainer\.default_root_dir|data\.attach|ckpt_path|config)\b")
+# Values with which a trial has no checkpoint with an error.
+_UNTRAINED = {
+    **dict.fromkeys(("trainer.max_steps", "trainer.max_epochs"), "0"),
+    **dict.fromkeys(
+        ("trainer.limit_train_batches", "trainer.limit_val_batches"), r"0|0\.0*"
+    ),
+    "trainer.fast_dev_run": r"true|True|[1-9]\d*",
+    "trainer.enable_checkpointing": "false|False",
+}
 _POINTS = 100_000  # of a grid, which is noted whole
 # Options of the data that change no simulation.
 _TRAINING = re.compile(r"data\.(reservoir|batch_size|checkpoint_reservoir)\b")
@@ -414,10 +423,10 @@ def _require_free(place: str, name: str, value: Any) -> None:
             f"{place}.{name}: the sweep sets it for each trial. Leave it out."
         )
     values = value if isinstance(value, list) else [value]
-    if name == "trainer.limit_val_batches" and {0, "0"} & {*map(str, values), *values}:
+    if any(re.fullmatch(_UNTRAINED.get(name, ""), _text(v) or " ") for v in values):
         raise RecipeError(
-            f"{place}.{name}: trials are compared by their error on held-out "
-            "simulations, got 0. Leave it out."
+            f"{place}.{name}: trials are compared by the error of their checkpoints "
+            f"on held-out simulations, and have none with {value}. Leave it out."
         )
 
 

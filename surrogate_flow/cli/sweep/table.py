@@ -35,6 +35,7 @@ __all__ = [
     "written",
 ]
 
+_ALIKE = 0.01  # share of its batches by which one training may be shorter than another
 _CURVES = 20  # trials whose errors are drawn, the first ones
 _POINTS = 100  # of each
 # Options that say how many batches a trial trains, and what it is validated on.
@@ -269,7 +270,7 @@ def unlike(folder: SweepFolder, rows: Sequence[TrialRow]) -> list[str]:
         for of in words
     ]
     notes = []
-    if differ := _fewer([row.steps for row in rows], _chosen(options, _LENGTH)):
+    if differ := _fewer([row.steps for row in rows], _chosen(options, _LENGTH), _ALIKE):
         said, least = differ
         late = ", and late: wait" * any(row.missed for row in rows)
         notes.append(
@@ -305,15 +306,19 @@ def _chosen(
 
 
 def _fewer(
-    counts: Sequence[int | None], options: Sequence[dict[str, str]]
+    counts: Sequence[int | None], options: Sequence[dict[str, str]], alike: float = 0
 ) -> tuple[str, int] | None:
-    """Say how many have less than others of the same options; return the least, too."""
+    """Say how many have less than others of the same options; return the least, too.
+
+    A share of `alike` less is as many.
+    """
     groups: dict[str, list[int]] = defaultdict(list)
     for count, of in zip(counts, options, strict=True):
         if count is not None:
             groups[str(sorted(of.items()))].append(count)
-    differ = [known for known in groups.values() if min(known) < max(known)]
-    short = sorted(n for known in differ for n in known if n < max(known))
+    least = {of: (1 - alike) * max(known) for of, known in groups.items()}
+    differ = [known for of, known in groups.items() if min(known) < least[of]]
+    short = sorted(n for of, known in groups.items() for n in known if n < least[of])
     if not short:
         return None
     span = " to ".join(f"{n:,}" for n in dict.fromkeys([short[0], short[-1]]))

@@ -66,7 +66,8 @@ class Trials:
         self._rows.selected.on_change("indices", self._clicked)
         self._table: Any = None
         self._curves = ColumnDataSource(
-            {n: [] for n in ("xs", "ys", "trial", "colour", "width")}, name="errors"
+            {n: [] for n in ("xs", "ys", "x", "y", "trial", "colour", "width")},
+            name="errors",
         )
         self._plot = panel(
             "Error of each trial",
@@ -83,6 +84,8 @@ class Trials:
             line_width="width",
             line_alpha=0.8,
         )
+        # Of one validation there is no line.
+        self._plot.scatter("x", "y", source=self._curves, size=5, color="colour")
         said = [("trial", "@trial"), ("error", "$y{0.00 %}"), ("time", "$x{0,0} s")]
         self._plot.add_tools(HoverTool(tooltips=said, renderers=[drawn]))
         self._body = row(styles={"flex-wrap": "wrap"}, **_WIDE)
@@ -190,6 +193,8 @@ class Trials:
         self._curves.data = {
             "xs": [[at for at, _ in trial["curve"]] for trial in known],
             "ys": [[error for _, error in trial["curve"]] for trial in known],
+            "x": [trial["curve"][-1][0] for trial in known],
+            "y": [trial["curve"][-1][1] for trial in known],
             "trial": [trial["number"] for trial in known],
             "colour": [colour(trial["number"]) for trial in known],
             "width": [
