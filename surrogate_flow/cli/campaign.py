@@ -12,10 +12,11 @@ from rich.progress import track
 
 from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
-from surrogate_flow.dataset.campaign import Campaign, found
+from surrogate_flow.dataset.campaign import Campaign
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.fields.quantities import in_units
 from surrogate_flow.report.console import print_lines, the_console
+from surrogate_flow.solvers.stored.runs import found
 
 __all__ = ["run"]
 
@@ -54,16 +55,18 @@ def run(words: Sequence[str]) -> None:
     )
     archive = campaign.write(options.output)
     spec, complete = campaign.spec, len(archive.complete())
+    stored = campaign.stored
+    every = len(campaign.rows) + len(stored.left_out)
     bounds = (
         f"{p.name} ({p.low:g} to {in_units(p.high, p.units, 6)})"
         for p in spec.parameters
     )
     variables = (f"{v.name} [{v.units}]" if v.units else v.name for v in spec.variables)
-    left_out = [n for n in campaign.differing if n not in campaign.parameters]
+    left_out = [n for n in stored.differing if n not in stored.parameters]
     print_lines(
         console,
-        *(f"Left out: {why}" for why in campaign.left_out.values()),
-        f"Data set: {archive.path}, {complete} of {len(files)} simulations, "
+        *(f"Left out: {why}" for why in stored.left_out.values()),
+        f"Data set: {archive.path}, {complete} of {every} simulations, "
         f"{campaign.held_out} of them held out; {format_bytes(archive.size())} on disk",
         f"  parameters: {', '.join(bounds)}"
         + "; all numbers that differ: --parameters NAME,NAME takes others"
@@ -75,8 +78,8 @@ def run(words: Sequence[str]) -> None:
         * bool(left_out),
         f"  variables: {', '.join(variables)}, {spec.steps} steps of "
         f"{dict(zip(spec.dims, spec.shape, strict=True))}"
-        + f"; without {', '.join(campaign.not_taken)}"
-        * bool(campaign.not_taken),
+        + f"; without {', '.join(stored.not_taken)}"
+        * bool(stored.not_taken),
         f"Next: surrogate-flow fit --data {archive.path} --model fully_connected "
         "--trainer.max_epochs 10",
     )

@@ -21,9 +21,10 @@ from surrogate_flow.fields.errors import (
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.quantities import counted, numbers
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.table import read_table, units_apart
 from surrogate_flow.fields.window import Window
 from surrogate_flow.files import NETCDF, not_netcdf
-from surrogate_flow.sampling.table import numbers_in, read_table, units_apart
+from surrogate_flow.sampling.table import numbers_in
 
 __all__ = [
     "LABEL",

@@ -384,7 +384,7 @@ def test_what_makes_no_data_set_is_refused(campaign, capsys):
     assert "import needs files" in refused(capsys, "--time=t")
     assert "two files or more" in refused(capsys, "runs/run_000.nc")
     assert "--time DIM" in refused(capsys, "runs", "--time=step")
-    assert "Re is 100 in all files" in refused(capsys, "runs", "--parameters=Re")
+    assert "Re is 100 in all runs" in refused(capsys, "runs", "--parameters=Re")
     assert "no number 'nuu'" in refused(capsys, "runs", "--parameters=nuu")
     assert "1 to 4 of the 5 files, got 5" in refused(capsys, "runs", "--held_out=5")
     Path("t.csv").write_text("file,nu\nother.nc,1\n")

@@ -1,4 +1,4 @@
-"""The parameters of a campaign from a table with a row for each file."""
+"""The parameters of runs from a table with a row for each file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from surrogate_flow.dataset.campaign_file import CampaignFile, quantity
-from surrogate_flow.dataset.writer import ArchiveError
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.quantities import named
-from surrogate_flow.sampling.table import read_table
+from surrogate_flow.fields.table import read_table
+from surrogate_flow.solvers.stored.run import StoredRun, quantity
 
 __all__ = ["of_the_run", "with_rows"]
 
@@ -43,14 +43,14 @@ def _words(name: str) -> set[str]:
     return set(re.findall(r"[^\W\d_]+", parted))
 
 
-def with_rows(files: Sequence[CampaignFile], path: Path) -> list[CampaignFile]:
+def with_rows(files: Sequence[StoredRun], path: Path) -> list[StoredRun]:
     """Return the files with the numbers of their rows of a table."""
     table = read_table(path)
     units = table.attrs["units"]
     numbered = [column for column in table.columns if _words(str(column)) <= _NUMBERS]
     texts = {name for file in files for name in file.texts}
     # A parameter may be 1, 2, 3, too: digits are those of a column that says so.
-    keys: list[tuple[Callable[[CampaignFile, str], Any], Iterable[str]]] = [
+    keys: list[tuple[Callable[[StoredRun, str], Any], Iterable[str]]] = [
         (lambda file, _: file.path.name, table.columns),
         (lambda file, _: file.path.stem, table.columns),
         (lambda file, _: str(file.path), table.columns),
@@ -72,7 +72,7 @@ def with_rows(files: Sequence[CampaignFile], path: Path) -> list[CampaignFile]:
             if 0 < count == best and (key is by or own):
                 fitting[column] = labels
     if not best:
-        raise ArchiveError(
+        raise ArgumentError(
             f"{path}: expected a column with the name of each file, such as "
             f"{files[0].path.name}, one 'run' with its number, or one with what an "
             f"attribute of the same name says of it, each once, got "
@@ -84,7 +84,7 @@ def with_rows(files: Sequence[CampaignFile], path: Path) -> list[CampaignFile]:
         for place, labels in zip(places, fitting.values(), strict=True)
     ]
     if any(row != rows[0] for row in rows):
-        raise ArchiveError(
+        raise ArgumentError(
             f"{path}: expected one column that says which row is of which file, "
             f"got {', '.join(fitting)}. Take the others out."
         )
@@ -92,8 +92,8 @@ def with_rows(files: Sequence[CampaignFile], path: Path) -> list[CampaignFile]:
     table = table.set_index(name).drop(columns=[*fitting][1:])
     table = table[table.index.isin(labels)]
     if (twice := table.index[table.index.duplicated()]).size:
-        raise ArchiveError(f"{path}: {name}: {twice[0]} is in two rows.")
-    said: dict[Any, CampaignFile] = {
+        raise ArgumentError(f"{path}: {name}: {twice[0]} is in two rows.")
+    said: dict[Any, StoredRun] = {
         label: replace(file, quantities={}, texts={})
         for label, file in zip(labels, files, strict=True)
     }
@@ -109,7 +109,7 @@ def with_rows(files: Sequence[CampaignFile], path: Path) -> list[CampaignFile]:
                 more = {**file.texts, column: str(cells[label])}
                 said[label] = replace(file, texts=more)
             elif one is None:
-                raise ArchiveError(
+                raise ArgumentError(
                     f"{path}: {column} of {label}",
                     "a number",
                     repr(cells[label]),

@@ -1,25 +1,25 @@
-"""What the file of a simulation that has ended says of it."""
+"""What a file says of a simulation that has ended."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
-from surrogate_flow.dataset.writer import ArchiveError
 from surrogate_flow.fields.conventions import time_units
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.positions import Misplaced, Positions
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.solvers.stored.opening import RUN, Reading, Unfit
 
-__all__ = ["CampaignFile", "Unfit", "quantity"]
+__all__ = ["StoredRun", "cells_of", "quantity", "runs_of", "steps_of"]
 
 # 2.8 m2/s, 2.8 [m2 s-1], 20 %; no date, no hash, no "12 of 20".
 _UNIT = r"[^\W\d_]+(?:\^|\*\*)?[-+]?\d?"
@@ -30,12 +30,8 @@ _QUANTITY = re.compile(
 )
 
 
-class Unfit(ArchiveError):
-    """A file is no simulation, or differs from the others."""
-
-
 @dataclass(frozen=True)
-class CampaignFile:
+class StoredRun:
     """What a file says of its simulation, without the fields."""
 
     path: Path
@@ -56,9 +52,14 @@ class CampaignFile:
     names: frozenset[str]
     curved: Mapping[str, int]
     mesh: int
+    #: Of a file with several, from 0.
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}" + f", run {self.index}" * (self.index is not None)
 
     @classmethod
-    def of(cls, path: Path, dataset: xr.Dataset, time: str) -> CampaignFile:
+    def of(cls, path: Path, dataset: xr.Dataset, time: str) -> StoredRun:
         """Describe an open file; `Unfit` if its steps cannot be told."""
         time, axis = _time_of(path, dataset, time)
         every = {str(name): v for name, v in dataset.variables.items()}
@@ -134,7 +135,7 @@ class CampaignFile:
 
     def require_same(
         self,
-        first: CampaignFile,
+        first: StoredRun,
         grid: FieldSpec,
         positions: Positions,
         parameters: Sequence[str],
@@ -142,12 +143,12 @@ class CampaignFile:
         """Raise `Unfit` if it is no simulation of the same fields as the first."""
 
         def differs(what: str, expected: object, got: object) -> Unfit:
-            return Unfit(f"{self.path}: {what}", f"{expected} as {first.path}", got)
+            return Unfit(f"{self}: {what}", f"{expected} as {first}", got)
 
         for name in (v.name for v in grid.variables):
             if name not in self.variables:
                 near = nearest(name, self.variables)
-                raise Unfit(f"{self.path}: there is no variable {name!r}. {near}")
+                raise Unfit(f"{self}: there is no variable {name!r}. {near}")
             if self.variables[name] != first.variables[name]:
                 mine, theirs = (
                     f"{f.variables[name][0]} {f.variables[name][1]}".strip()
@@ -156,7 +157,7 @@ class CampaignFile:
                 raise differs(name, theirs, mine)
         for name in ("time", *(c.name for c in grid.coordinates)):
             if name not in self.coordinates:
-                raise Unfit(f"{self.path}: there is no {name!r} as in {first.path}.")
+                raise Unfit(f"{self}: there is no {name!r} as in {first}.")
             units, own = (
                 f.coordinates[name][2].partition(" since ")[0] for f in (first, self)
             )
@@ -173,24 +174,86 @@ class CampaignFile:
         try:
             positions.orders({n: xr.Variable(dim, x) for n, (dim, x, _) in lines})
         except Misplaced as error:
-            raise Unfit(f"{self.path}: {error}") from error
+            raise Unfit(f"{self}: {error}") from error
         for name, values in first.curved.items():
             if self.curved.get(name) != values:
-                raise Unfit(f"{self.path}: {name!r} is not that of {first.path}.")
+                raise Unfit(f"{self}: {name!r} is not that of {first}.")
         if grid.cells is not None and self.mesh != first.mesh:
-            raise Unfit(f"{self.path}: the cells of its mesh are not {first.path}'s.")
+            raise Unfit(f"{self}: the cells of its mesh are not {first}'s.")
         for name in parameters:
             if not np.isfinite(self.quantities.get(name, (np.nan, ""))[0]):
                 near = nearest(name, self.quantities) if self is first else ""
                 where = "among its attributes and scalar variables, or in its row"
                 where = where if self.quantities else "as it has no row"
                 where = f"but {self.texts[name]!r}" if name in self.texts else where
-                raise Unfit(
-                    f"{self.path}: no number {name!r}, {where}. {near}".rstrip()
-                )
+                raise Unfit(f"{self}: no number {name!r}, {where}. {near}".rstrip())
             units, own = (f.quantities[name][1] for f in (first, self))
             if own != units:
                 raise differs(f"units of {name}", repr(units), repr(own))
+
+
+def runs_of(path: Path, reading: Reading) -> list[StoredRun]:
+    """Describe each run of a file; `Unfit` if its steps cannot be told."""
+    with reading.opened(path) as dataset:
+        if RUN not in dataset.sizes:
+            return [StoredRun.of(path, dataset, reading.time)]
+        first = StoredRun.of(path, dataset.isel({RUN: 0}), reading.time)
+        # Numbers of the runs; what has no other dim is among those of the first.
+        numbers = _columns(dataset, first)
+        quantities = {n: q for n, q in first.quantities.items() if n != RUN}
+        return [
+            replace(
+                first,
+                index=k,
+                quantities=quantities
+                | {n: (float(values[k]), u) for n, (values, u) in numbers.items()},
+            )
+            for k in range(dataset.sizes[RUN])
+        ]
+
+
+def _columns(
+    dataset: xr.Dataset, first: StoredRun
+) -> dict[str, tuple[Float[np.ndarray, " run"], str]]:
+    """Return the numbers of all runs of a file, and their units."""
+    fields = {first.time, *(d for sizes, _ in first.variables.values() for d in sizes)}
+    columns = {}
+    for name, variable in dataset.variables.items():
+        other = [d for d in variable.dims if d != RUN]
+        known = name == RUN or variable.dtype.kind not in "fiu"
+        if known or RUN not in variable.dims or len(other) > 1 or {*other} & fields:
+            continue
+        values = variable.transpose(RUN, *other).values
+        units = first.quantities.get(str(name), (0.0, _units(variable)))[1]
+        if not other:
+            columns[str(name)] = values, units
+        for k in range(values.shape[1] if other else 0):
+            columns[f"{name}_{k}"] = values[:, k], units
+    return columns
+
+
+def steps_of(
+    run: tuple[Path, int | None],
+    reading: Reading,
+    spec: FieldSpec,
+    size: int,
+    first: int = 0,
+) -> Iterator[xr.Dataset]:
+    """Yield the steps of a run from one on, `size` at a time, at the spec's times."""
+    along = {c.name for c in spec.coordinates}
+    with reading.opened(*run) as dataset:
+        time, axis = _time_of(run[0], dataset, reading.time)
+        order = np.argsort(dataset.variables[axis].values.astype(float))
+        fields = dataset[
+            [*(v.name for v in spec.variables), *sorted(along & {*dataset.variables})]
+        ]
+        fields = fields.set_coords(along & {*fields.variables})
+        fields = fields.drop_vars({*fields.coords} - {*spec.dims} - along)
+        fields = fields.rename({time: "time"})
+        for step in range(first, spec.steps, size):
+            part = fields.isel(time=order[step : step + size])
+            times = spec.times[step : step + size]
+            yield part.load().assign_coords(time=list(times))
 
 
 def _time_of(path: Path, dataset: xr.Dataset, asked: str) -> tuple[str, str]:

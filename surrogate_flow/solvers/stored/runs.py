@@ -1,0 +1,318 @@
+"""Many runs in files: what their files share, as a spec, and what differs."""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.fields.encoder import Encoder, SpecMismatch
+from surrogate_flow.fields.errors import ArgumentError, UserError
+from surrogate_flow.fields.names import nearest
+from surrogate_flow.fields.positions import Positions
+from surrogate_flow.files import NETCDF, not_netcdf
+from surrogate_flow.solvers.stored.opening import Reading, Unfit
+from surrogate_flow.solvers.stored.run import StoredRun, cells_of, runs_of, steps_of
+from surrogate_flow.solvers.stored.table import of_the_run, with_rows
+
+__all__ = ["Follow", "StoredRuns", "found"]
+
+logger = logging.getLogger(__name__)
+
+# Raised by xarray and the libraries below it for a file that is damaged or none.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, IndexError)
+
+_NAMED = 10  # of the files that are damaged
+
+#: Items, and what is done with them -> the items.
+Follow = Callable[[Sequence[Any], str], Iterable[Any]]
+
+
+def found(patterns: Sequence[str]) -> list[Path]:
+    """Return the files that patterns, folders and paths name, each once.
+
+    Raises
+    ------
+    ArgumentError
+        If one names none.
+    """
+    files: list[Path] = []
+    for pattern in patterns:
+        folder = Path(pattern).is_dir() and Path(pattern).suffix != ".zarr"
+        some = (
+            [p for p in Path(pattern).iterdir() if p.suffix in NETCDF]
+            if folder
+            else [Path(name) for name in glob.glob(pattern, recursive=True)]
+        )
+        if not some:
+            raise ArgumentError(
+                f"There is no file {pattern!r} in {Path.cwd()}. Give files, a folder "
+                "of netCDF files, or a pattern in quotes, such as 'campaign/*.nc'."
+            )
+        files += sorted(some)
+    return _once(files)
+
+
+def _once(files: Sequence[Path]) -> list[Path]:
+    """Return each file under the first of its names: relative, absolute, a link."""
+    return list({path.resolve(): path for path in reversed(files)}.values())[::-1]
+
+
+class StoredRuns:
+    """u[run, time, *space] of files that have the same variables, positions and times.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Whatever xarray opens, with a run each, or with a dim of runs.
+    reading : Reading
+        What the files call things.
+    parameters : str
+        A CSV file with a row for each run, or names, separated by commas; by default
+        all numbers that differ between runs, of attributes and scalar variables.
+    variables : str
+        Names, separated by commas; by default all with the time axis and the dims of
+        the one with most of them.
+    skip_damaged : bool
+        Whether a file that cannot be read, or differs from the others, is left out.
+    follow : callable
+        Wraps files and what is done with them, such as in a progress bar.
+
+    Attributes
+    ----------
+    spec : FieldSpec
+    runs : list of StoredRun
+        Those that can be read, in the order of the files.
+    parameters : list of str
+        Names.
+    differing : list of str
+        What differs between runs and is no number, or only some have.
+    not_taken : list of str
+        Variables that are left out.
+    left_out : dict of Path to str
+        Files that are left out, and why.
+
+    Raises
+    ------
+    ArgumentError
+        If nothing can be made of them; it names file and difference.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        *,
+        reading: Reading = Reading(),  # noqa: B008 - frozen
+        parameters: str = "",
+        variables: str = "",
+        skip_damaged: bool = False,
+        follow: Follow = lambda items, what: items,
+    ) -> None:
+        self.reading = reading
+        self.skip_damaged = skip_damaged
+        self.left_out: dict[Path, str] = {}
+        read: list[StoredRun] = []
+        for path in follow(_once(files), "read"):
+            with self.noted(path):
+                read += runs_of(path, reading)
+        self._require_two(read)
+        table = parameters if parameters.lower().endswith((".csv", ".tsv")) else ""
+        names = [] if table else _split(parameters)
+        if table:
+            read = with_rows(read, Path(table))
+        usual = Counter(run.kind for run in read).most_common(1)[0][0]
+        first = next(run for run in read if run.kind == usual)
+        taken = _split(variables) or _usual_variables(first)
+        self.differing = _differing(read)
+        self.parameters = names or _varying(read, self.differing)
+        others = first.names - {*taken, *self.parameters, *first.coordinates}
+        self.not_taken = sorted(others)
+        grid = _grid(first, taken, reading)
+        positions = Positions(grid)
+        self.runs: list[StoredRun] = []
+        for run in read:
+            with self.noted(run.path):
+                run.require_same(first, grid, positions, self.parameters)
+                more = {*run.on(grid)} - {*first.variables}
+                if more and not variables:
+                    raise Unfit(
+                        f"{run}: variable {min(more)!r} is not in {first}. "
+                        f"To leave it out: --variables {','.join(taken)}."
+                    )
+                self.runs.append(run)
+        self._require_two(self.runs)
+        self.spec = replace(grid, parameters=_bounds(self.parameters, self.runs))
+        self.require_none_left_out()
+        self.spec = self._kept(first)
+
+    def parameters_of(self, run: StoredRun) -> dict[str, float]:
+        """Return the parameters of a run."""
+        return {name: run.quantities[name][0] for name in self.parameters}
+
+    def _kept(self, first: StoredRun) -> FieldSpec:
+        """Return the spec with an offset for what single precision would lose."""
+        encoder = Encoder(self.spec, str(first))
+        with suppress(SpecMismatch):  # Said of it where it is read.
+            place = first.path, first.index
+            for step, steps in enumerate(steps_of(place, self.reading, self.spec, 1)):
+                encoder.convert(steps, step)
+        variables = tuple(encoder.kept(v) for v in self.spec.variables)
+        for v in {*variables} - {*self.spec.variables}:
+            logger.warning(
+                "%s is kept as (%s - %.6g) / %.0e: single precision holds little of "
+                "its variation.",
+                *(v.name, v.name, v.offset, v.scale),
+            )
+        return replace(self.spec, variables=variables)
+
+    @contextmanager
+    def noted(self, path: Path) -> Iterator[None]:
+        """Note a file that is damaged or differs, and why, among those left out."""
+        try:
+            yield
+        except (Unfit, SpecMismatch) as error:
+            # What a solver would mend is not for files.
+            why, _, _ = str(error).partition(" Usual cause")
+            self.left_out[path] = why
+        except UserError:
+            raise
+        except _UNREADABLE as error:
+            self.left_out[path] = f"{path} {not_netcdf(error)}"
+
+    def _require_two(self, runs: Sequence[StoredRun]) -> None:
+        if len(runs) < 2:
+            self.require_none_left_out()
+            raise ArgumentError(
+                f"Expected two files or more, one held out, got {len(runs)}; or one "
+                "with a dim 'run' or 'sample' of many simulations."
+            )
+
+    def require_none_left_out(self) -> None:
+        """Name all files at once that are damaged, or differ."""
+        if self.left_out and not self.skip_damaged:
+            (_, why), *others = self.left_out.items()
+            more = len(others) - _NAMED
+            names = [str(path) for path, _ in others[:_NAMED]]
+            also = f" Not taken either: {', '.join(names)}" * bool(names)
+            also += f", and {more} more" * (more > 0) + "." * bool(names)
+            raise ArgumentError(
+                f"{why}{also} Correct them, or add --skip_damaged true."
+            )
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _usual_variables(run: StoredRun) -> list[str]:
+    dims = {name: frozenset(sizes) for name, (sizes, _) in run.variables.items()}
+    count = max(map(len, dims.values()), default=0)
+    names = [name for name, has in dims.items() if len(has) == count]
+    if not names:
+        raise ArgumentError(
+            f"{run}: expected variables along the time axis, got none. Name the "
+            "dim of the steps: --time DIM."
+        )
+    if len({dims[name] for name in names}) > 1:
+        grids = {dims[n]: f"{n} ({', '.join(run.variables[n][0])})" for n in names}
+        raise ArgumentError(
+            f"{run}: expected variables on one grid, got "
+            f"{', '.join(grids.values())}. Name those of one: --variables NAME,NAME."
+        )
+    return names
+
+
+def _varying(runs: Sequence[StoredRun], differing: Sequence[str]) -> list[str]:
+    """Return the names of the numbers that differ between runs."""
+    values: dict[str, set[float]] = {}
+    for run in runs:
+        for name, (value, _) in run.quantities.items():
+            values.setdefault(name, set()).add(value)
+    names = [n for n, differ in values.items() if len(differ) > 1 and not of_the_run(n)]
+    if not names:
+        texts = f"; what differs is text: {', '.join(differing)}" * bool(differing)
+        raise ArgumentError(
+            "No attribute and no scalar variable of the runs is a number that differs "
+            f"between them, as a parameter does{texts}. Give a table: --parameters "
+            "FILE.csv, with the column 'run' and one for each parameter."
+        )
+    return names
+
+
+def _differing(runs: Sequence[StoredRun]) -> list[str]:
+    """Return what differs between runs and is no number in all, or says its run."""
+    words: dict[str, list[str]] = {}
+    held = Counter(name for run in runs for name in run.quantities)
+    for run in runs:
+        for name, text in run.texts.items():
+            words.setdefault(name, []).append(text)
+    return [
+        *(n for n, has in words.items() if n not in held and {*has} != {has[0]}),
+        *(
+            name
+            for name, count in held.items()
+            if name not in words
+            and (count < len(runs) or (of_the_run(name) and _differs(name, runs)))
+        ),
+    ]
+
+
+def _differs(name: str, runs: Sequence[StoredRun]) -> bool:
+    return len({run.quantities[name][0] for run in runs}) > 1
+
+
+def _bounds(names: Sequence[str], runs: Sequence[StoredRun]) -> tuple[Parameter, ...]:
+    """Return the parameters, between their extremes."""
+    bounds = []
+    for name in names:
+        values, units = zip(*(run.quantities[name] for run in runs), strict=True)
+        others = ",".join(n for n in names if n != name)
+        remedy = f"Leave it out: --parameters {others or 'NAME'}."
+        if min(values) == max(values):
+            raise ArgumentError(
+                f"{name} is {values[0]:g} in all runs: a parameter differs between "
+                f"simulations. {remedy}"
+            )
+        try:
+            bounds.append(Parameter(name, min(values), max(values), units[0]))
+        except ArgumentError as error:
+            what, _, _ = str(error).partition(" Take the distance")
+            raise ArgumentError(f"{what} {remedy}") from error
+    return tuple(bounds)
+
+
+def _grid(first: StoredRun, variables: Sequence[str], reading: Reading) -> FieldSpec:
+    """Return what a run has, without parameters."""
+    for name in variables:
+        if name not in first.variables:
+            near = nearest(name, first.variables)
+            raise ArgumentError(f"{first}: there is no variable {name!r}. {near}")
+    sizes = first.variables[variables[0]][0]
+    _, times, time_units = first.coordinates["time"]
+    with reading.opened(first.path, first.index) as dataset:
+        _, dim, every = cells_of(dataset)
+        cells = tuple(tuple(cell[cell >= 0].tolist()) for cell in every)
+    return FieldSpec(
+        parameters=(),
+        variables=tuple(
+            Variable(n, first.variables[n][1], first.long_names[n]) for n in variables
+        ),
+        dims=tuple(sizes),
+        shape=tuple(sizes.values()),
+        times=tuple(times.tolist()),
+        time_units=time_units,
+        coordinates=tuple(
+            Coordinate(
+                *(name, dim, tuple(positions.tolist()), units, first.long_names[name])
+            )
+            for name, (dim, positions, units) in first.coordinates.items()
+            if dim in sizes
+        ),
+        cells=cells if [dim] == [*sizes] else None,
+    )
