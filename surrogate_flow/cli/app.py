@@ -43,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             campaign.run(words[1:])
             return
+        if words[:1] == ["inspect"]:
+            from surrogate_flow.cli import inspect
+
+            inspect.run(words[1:])
+            return
         if words[:1] == ["report"]:
             from surrogate_flow.cli import reports
 

@@ -206,6 +206,23 @@ options:
   --seed N                 of the choice of the held-out ones; 0 by default
   --skip_damaged true      leave out files that cannot be read or differ from others
 """,
+    "inspect": f"""\
+usage: surrogate-flow inspect FILES [--OPTION VALUE ...]
+
+{COMMANDS["inspect"]} Files are
+netCDF, Zarr, or HDF5 as PDEBench and The Well have it, with a run each or a dim 'run'.
+Comments say what it found: parameters, variables, grid, times. An example:
+
+  surrogate-flow inspect 'runs/*.nc' > mine.yaml
+  surrogate-flow fit --data mine.yaml --model fully_connected
+
+options:
+  --parameters FILE.csv    a table: the column 'file', and one for each parameter;
+  --parameters NAME,NAME   or which of the numbers that differ
+  --variables NAME,NAME    all with the time axis and the most dims by default
+  --time DIM               the dim of the steps, if it is not called time
+  --skip_damaged true      leave out files that cannot be read or differ from others
+""",
     "sweep": f"""\
 usage: surrogate-flow sweep RECIPE [--folder FOLDER] [--detach] [--KEY VALUE ...]
        surrogate-flow sweep status | resume [--failed] | stop FOLDER

@@ -48,6 +48,7 @@ COMMANDS = {
     "plan": "A dry run: one simulation, the network, what a cluster is asked for.",
     "generate": "Write the simulations to a data set on disk.",
     "import": "Write simulations that have ended, a file each, to a data set.",
+    "inspect": "What stored runs hold, as a recipe that trains on them as they are.",
     "compare": "Train offline and online, and put the errors side by side.",
     "sweep": "Train many models on one ensemble, here or as jobs.",
     "report": "A page of a run, or of several side by side, as one file.",

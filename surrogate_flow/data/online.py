@@ -37,7 +37,7 @@ from surrogate_flow.fields.errors import ArgumentError, UserError, require_kind
 from surrogate_flow.fields.quantities import Simulation, named
 from surrogate_flow.reservoir import Policy, Reservoir, Store
 from surrogate_flow.reservoir.layout import require_reachable
-from surrogate_flow.sampling import Design, Observations, Sampler, Uniform
+from surrogate_flow.sampling import Design, Observations, Sampler, Table, Uniform
 from surrogate_flow.sampling.design import shared_points
 from surrogate_flow.solvers.solver import Solver, spec_of
 
@@ -55,7 +55,7 @@ class OnlineData(SurrogateData):
     solver : Solver
         What to simulate.
     sampler : Sampler, optional
-        Which parameters; uniform by default.
+        Which parameters; uniform by default, or those of a solver with stored runs.
     simulations : int, optional
         How many to train on; ``None`` goes on until the trainer stops
         (``trainer.max_steps``). No more than the sampler has points.
@@ -144,7 +144,9 @@ class OnlineData(SurrogateData):
         require_kind("data.faults", faults, Faults, "Faults(retries=2)")
         self.solver = solver
         self.spec = spec_of(solver)
-        self.sampler = sampler or Uniform()
+        known = solver.stored_parameters
+        usual = Uniform() if known is None else Table(known, shuffle=False)
+        self.sampler = sampler or usual
         self.observes = self.sampler.adapts
         if deterministic and self.observes:
             raise ArgumentError(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from surrogate_flow.solvers.navier_stokes2d import NavierStokes2D
     from surrogate_flow.solvers.process import ProcessError, ProcessSolver
     from surrogate_flow.solvers.program import Program, Reader
+    from surrogate_flow.solvers.replay import Replay
 
 __all__ = [
     "Combined1D",
@@ -30,6 +31,7 @@ __all__ = [
     "ProcessSolver",
     "Program",
     "Reader",
+    "Replay",
     "Run",
     "Solver",
     "Stopped",
@@ -46,6 +48,7 @@ _FILES = {
     "ProcessSolver": "process",
     "Program": "program",
     "Reader": "program",
+    "Replay": "replay",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,6 +111,14 @@ class Solver(ABC):
         @spec.setter
         def spec(self, spec: FieldSpec) -> None:
             vars(self)["spec"] = spec
+
+    @property
+    def stored_parameters(self) -> Mapping[str, Sequence[float]] | None:
+        """The only ones that it has steps for, in the order to run them; None if any.
+
+        A study without a sampler runs each of them once.
+        """
+        return None
 
     @abstractmethod
     def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:

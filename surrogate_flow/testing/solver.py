@@ -16,7 +16,7 @@ from jaxtyping import Float32
 
 from surrogate_flow.fields.encoder import Encoder
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.sampling import Uniform
+from surrogate_flow.sampling import Table, Uniform
 from surrogate_flow.solvers.solver import Run, Solver, datasets_of, spec_of
 from surrogate_flow.testing.law import Laws
 
@@ -58,7 +58,9 @@ def check_solver(
         spec = spec_of(solver)
         assert spec.digest() == spec_of(solver).digest(), "Two specs differ."
         assert spec.parameters, "The spec declares no parameter."
-    drawn = Uniform(seed=0).ask(0, 2, spec.parameters).tolist()
+    stored = solver.stored_parameters
+    sampler = Uniform(seed=0) if stored is None else Table(stored)
+    drawn = sampler.ask(0, 2, spec.parameters).tolist()
     names = [p.name for p in spec.parameters]
     first, second = (dict(zip(names, point, strict=True)) for point in drawn)
     first = dict(parameters or first)

@@ -21,12 +21,12 @@ from surrogate_flow.solvers.stored.opening import Reading, Unfit
 from surrogate_flow.solvers.stored.run import StoredRun, cells_of, runs_of, steps_of
 from surrogate_flow.solvers.stored.table import of_the_run, with_rows
 
-__all__ = ["Follow", "StoredRuns", "found"]
+__all__ = ["UNREADABLE", "Follow", "StoredRuns", "found"]
 
 logger = logging.getLogger(__name__)
 
-# Raised by xarray and the libraries below it for a file that is damaged or none.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, IndexError)
+#: Raised by xarray and the libraries below it for a file that is damaged or none.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, IndexError)
 
 _NAMED = 10  # of the files that are damaged
 
@@ -182,7 +182,7 @@ class StoredRuns:
             self.left_out[path] = why
         except UserError:
             raise
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             self.left_out[path] = f"{path} {not_netcdf(error)}"
 
     def _require_two(self, runs: Sequence[StoredRun]) -> None:

@@ -17,7 +17,7 @@ __all__ = ["of_the_run", "with_rows"]
 
 # A column of such words has the numbers of files.
 _NUMBERS = {"case", "file", "id", "index", "no", "nr", "number", "run", "sim"}
-_NUMBERS |= {"simulation", "unnamed"}
+_NUMBERS |= {"sample", "simulation", "trajectory", "unnamed"}
 # With these, a name says how and when it ran; with the others, no less.
 _RUNS = _NUMBERS | {"created", "creation", "date", "elapsed", "job", "pid", "rng"}
 _RUNS |= {"runtime", "seed", "timestamp", "version", "wall", "wallclock", "walltime"}
@@ -55,6 +55,7 @@ def with_rows(files: Sequence[StoredRun], path: Path) -> list[StoredRun]:
         (lambda file, _: file.path.stem, table.columns),
         (lambda file, _: str(file.path), table.columns),
         (lambda file, _: _last_digits(file.path.stem), numbered),
+        (lambda file, _: file.index, numbered),
         (lambda file, _: file.path.absolute().parent.name, table.columns),
         (lambda file, _: _last_digits(file.path.absolute().parent.name), numbered),
         (lambda file, name: file.label(name), [*texts & {*table.columns}, *numbered]),

@@ -1,0 +1,130 @@
+"""``surrogate-flow inspect``: what stored runs hold, as a recipe that replays them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from surrogate_flow.cli.parser import Parser, parse
+from surrogate_flow.cli.recipes import CommandLine
+from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.fields.quantities import counted, in_units
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.solvers.stored.opening import Reading
+from surrogate_flow.solvers.stored.runs import StoredRuns, found
+
+__all__ = ["run"]
+
+_THRESHOLD = 1000  # samples, which the default reservoir has before the first batch
+
+
+def run(words: Sequence[str]) -> None:
+    """Print the recipe of the runs in the files that a command line names.
+
+    Comments say what it found; it is YAML as a whole, to be saved.
+    """
+    parser = Parser(prog="surrogate-flow inspect", allow_abbrev=False)
+    parser.add_argument("files", nargs="*", type=str)
+    for option in ("parameters", "variables", "time"):
+        parser.add_argument(f"--{option}", type=str, default="")
+    parser.add_argument("--skip_damaged", type=bool, default=False)
+    options: Any = parse(
+        CommandLine(["inspect", *words]), lambda words: parser.parse_args(words[1:])
+    )
+    if not options.files:
+        raise RecipeError(
+            "inspect needs files. Type, for example, surrogate-flow inspect "
+            "'runs/*.nc' > mine.yaml."
+        )
+    files = found(options.files)
+    stored = StoredRuns(
+        files,
+        reading=Reading(options.time),
+        parameters=options.parameters,
+        variables=options.variables,
+        skip_damaged=options.skip_damaged,
+    )
+    for line in _comments(stored, len(files)):
+        print(f"# {line}")
+    arguments: dict[str, Any] = {"files": _as_pattern(options.files, files)}
+    for name in ("parameters", "variables", "skip_damaged"):
+        if value := getattr(options, name):
+            arguments[name] = value
+    if options.time not in ("", "time"):
+        arguments["names"] = {options.time: "time"}
+    recipe: dict[str, Any] = {
+        "name": files[0].absolute().parent.name or "runs",
+        "solver": {
+            "class_path": "surrogate_flow.solvers.Replay",
+            "init_args": arguments,
+        },
+    }
+    samples = len(stored.runs) * stored.spec.steps
+    if samples < 4 * _THRESHOLD:
+        recipe["reservoir"] = {
+            "class_path": "surrogate_flow.reservoir.Reservoir",
+            "init_args": {"threshold": max(1, samples // 4)},
+        }
+    print(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), end="")
+
+
+def _comments(stored: StoredRuns, files: int) -> Iterator[str]:
+    """Yield what the runs hold, a line each."""
+    spec = stored.spec
+    yield f"{counted(len(stored.runs), 'run')} in {counted(files, 'file')}"
+    for p in spec.parameters:
+        count = len({run.quantities[p.name][0] for run in stored.runs})
+        yield (
+            f"parameter {p.name}: {p.low:g} to {in_units(p.high, p.units, 6)}, "
+            f"{counted(count, 'value')}"
+        )
+    points = {tuple(stored.parameters_of(run).values()) for run in stored.runs}
+    if len(points) < len(stored.runs):
+        yield (
+            f"only {len(points)} of the runs differ in their parameters, the others in "
+            "their initial state: train a model from step to step, such as --model "
+            "fully_connected_autoregressive"
+        )
+    yield from _fields(spec)
+    if stored.differing:
+        yield (
+            "differ, but are no numbers of all runs, or of the computer, left out: "
+            + ", ".join(stored.differing)
+        )
+    if stored.not_taken:
+        yield f"variables left out: {', '.join(stored.not_taken)}"
+    for why in stored.left_out.values():
+        yield f"left out: {why}"
+
+
+def _fields(spec: FieldSpec) -> Iterator[str]:
+    for v in spec.variables:
+        units = f" [{v.units}]" * bool(v.units)
+        yield f"variable {v.name}{units} {v.long_name}".rstrip()
+    for dim, size in zip(spec.dims, spec.shape, strict=True):
+        along = [c for c in spec.coordinates if c.dim == dim]
+        ends = (
+            f", {c.name} {min(c.values):g} to {in_units(max(c.values), c.units)}"
+            for c in along
+        )
+        yield f"dim {dim}: {counted(size, 'point')}" + "".join(ends)
+    last = in_units(spec.times[-1], spec.time_units)
+    yield f"time: {counted(spec.steps, 'step')}, {spec.times[0]:g} to {last}"
+
+
+def _as_pattern(given: Sequence[str], files: Sequence[Path]) -> str | list[str]:
+    """Return what names the files, as short as it can be: a shell writes all out."""
+    if len(given) == 1:
+        return given[0]
+    folders, suffixes = {f.parent for f in files}, {f.suffix for f in files}
+    if len(folders) == len(suffixes) == 1:
+        (folder,), (suffix,) = folders, suffixes
+        start = re.split(r"[\d*?[]", files[0].name)[0].removesuffix(suffix)
+        for pattern in (f"{start}*{suffix}", f"*{suffix}"):
+            if {*folder.glob(pattern)} == {*files}:
+                return str(folder / pattern)
+    return [*map(str, files)]

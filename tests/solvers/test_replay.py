@@ -1,0 +1,378 @@
+"""Stored runs are streamed as they are: each once, whatever their files look like."""
+
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+
+from surrogate_flow.cli.app import main
+from surrogate_flow.dataset import Archive
+from surrogate_flow.fields.errors import UserError
+from surrogate_flow.solvers import Replay, Run
+from surrogate_flow.testing import check_solver
+
+X, Y, T = np.linspace(0, 1, 5), np.linspace(0, 2, 4), np.linspace(0.1, 0.6, 6)
+
+
+def field(number, *axes):
+    """The truth of a run: u(t, *space), no two runs and no two points alike."""
+    grid = np.meshgrid(T, *axes, indexing="ij")
+    return sum((k + 1) * g for k, g in enumerate(grid)) + 10.0 * number
+
+
+def netcdf(folder, parameters=(0.1, 0.2, 0.4, 0.3, 0.2, 0.5)):
+    for k, nu in enumerate(parameters):
+        xr.Dataset(
+            {"u": (("time", "x"), field(k, X), {"units": "m/s"})},
+            {"time": ("time", T, {"units": "s"}), "x": ("x", X, {"units": "m"})},
+            {"nu": nu, "nu_units": "m2/s", "run_id": f"r{k}"},
+        ).to_netcdf(folder / f"run_{k}.nc")
+    return [field(k, X)[:, None] for k in range(len(parameters))], [*parameters]
+
+
+def one_netcdf(folder):
+    nu = [0.1, 0.2, 0.4]
+    u = np.stack([field(k, Y, X) for k in range(3)])
+    xr.Dataset(
+        {
+            "u": (("sample", "time", "y", "x"), u),
+            "nu": ("sample", nu),
+            "force": (("sample", "mode"), np.arange(6.0).reshape(3, 2)),
+        },
+        {"time": T, "y": Y, "x": X, "sample": [7, 8, 9]},
+    ).to_netcdf(folder / "all.nc")
+    return [*u[:, :, None]], nu
+
+
+def zarr(folder):
+    for k, nu in enumerate([0.1, 0.2]):
+        xr.Dataset(
+            {"u": (("time", "x"), field(k, X))}, {"time": T, "x": X}, {"nu": nu}
+        ).to_zarr(folder / f"run_{k}.zarr")
+    return [field(k, X)[:, None] for k in range(2)], [0.1, 0.2]
+
+
+def pdebench(folder):
+    """1D: a file for each viscosity, which its name has, and one more time."""
+    runs, every = [], []
+    for k, nu in enumerate([0.001, 0.01]):
+        u = np.stack([field(10 * k + n, X) for n in range(3)])
+        with h5py.File(folder / f"1D_Burgers_Sols_Nu{nu}.hdf5", "w") as file:
+            file["tensor"] = u.astype("f4")
+            file["x-coordinate"] = X.astype("f4")
+            file["t-coordinate"] = np.append(T, 0.7).astype("f4")
+        runs += [*u[:, :, None]]
+        every += [nu] * 3
+    return runs, every
+
+
+def pdebench_2d(folder):
+    """2D: several fields, and what all runs share in attributes."""
+    runs = []
+    for k, eta in enumerate([0.1, 0.2]):
+        path = folder / f"2D_CFD_Rand_M0.1_Eta{eta}_Zeta0.1_periodic_128_Train.hdf5"
+        parts = [
+            [field(100 * k + 10 * n + c, X, Y) for c in range(2)] for n in range(2)
+        ]
+        u = np.array(parts)
+        with h5py.File(path, "w") as file:
+            file.attrs.update({"eta": eta, "zeta": 0.1, "M": 0.1})
+            file["Vx"], file["density"] = u[:, 0], u[:, 1]
+            file["x-coordinate"], file["y-coordinate"] = X, Y
+            file["t-coordinate"] = T
+        runs += [*u.transpose(0, 2, 1, 3, 4)]
+    return runs, [0.1, 0.1, 0.2, 0.2]
+
+
+def pdebench_groups(folder):
+    """A group for each run, with the settings of its program."""
+    radii = [0.3, 0.6, 0.4]
+    with h5py.File(folder / "2D_rdb_NA_NA.h5", "w") as file:
+        for k, radius in enumerate(radii):
+            file[f"{k:04d}/data"] = field(k, X, Y)[..., None].astype("f4")
+            file[f"{k:04d}/grid/x"], file[f"{k:04d}/grid/y"] = X, Y
+            file[f"{k:04d}/grid/t"] = T
+            text = f"name: swe\nsim:\n  seed: {k}\n  dam_radius: {radius}\n  xdim: 5\n"
+            file[f"{k:04d}"].attrs["config"] = text
+    return [field(k, X, Y)[:, None] for k in range(3)], radii
+
+
+def the_well(folder):
+    """Scalars, vectors and tensors, and a number for each run."""
+    runs, rates = [], []
+    for k in range(2):
+        path = folder / f"gray_scott_{k}.hdf5"
+        u = np.array(
+            [[field(100 * k + 10 * n + c, X, Y) for c in range(7)] for n in range(2)]
+        )
+        with h5py.File(path, "w") as file:
+            file.attrs["simulation_parameters"] = ["F"]
+            file.attrs.update({"F": 0.1 * (k + 1), "n_trajectories": 2 + k})
+            file.attrs.update({"grid_type": "cartesian", "n_spatial_dims": 2})
+            grid = file.create_group("dimensions")
+            grid.attrs["spatial_dims"] = ["x", "y"]
+            for name, values in (("time", T), ("x", X), ("y", Y)):
+                grid[name] = values.astype("f4")
+                grid[name].attrs["sample_varying"] = False
+            varying = {"sample_varying": True, "time_varying": True}
+            fields = {
+                "t0_fields/A": u[:, 0],
+                "t1_fields/v": np.moveaxis(u[:, 1:3], 1, -1),
+                "t2_fields/D": np.moveaxis(u[:, 3:], 1, -1).reshape(2, 6, 5, 4, 2, 2),
+            }
+            for name, values in fields.items():
+                file[name] = values.astype("f4")
+                file[name].attrs.update({**varying, "dim_varying": [True, True]})
+            file["t0_fields/height"] = np.ones((5, 4))
+            file["t0_fields/height"].attrs.update(
+                {
+                    "sample_varying": False,
+                    "time_varying": False,
+                    "dim_varying": [True, True],
+                }
+            )
+            file["scalars/F"] = 0.1 * (k + 1)
+            file["scalars/F"].attrs.update(
+                {"sample_varying": False, "time_varying": False}
+            )
+            file["boundary_conditions/x_periodic/mask"] = np.ones(5, bool)
+        runs += [*u.transpose(0, 2, 1, 3, 4)]
+        rates += [0.1 * (k + 1)] * 2
+    return runs, rates
+
+
+LAYOUTS = [netcdf, one_netcdf, zarr, pdebench, pdebench_2d, pdebench_groups, the_well]
+
+
+def replayed(solver, **run):
+    """What each of its runs yields, and the first parameter of each."""
+    names, columns = zip(*solver.stored_parameters.items(), strict=True)
+    fields = []
+    for number, point in enumerate(zip(*columns, strict=True)):
+        given = Run(dict(zip(names, point, strict=True)), number, **run)
+        steps = xr.concat(solver.start(given), "time")
+        fields.append(np.stack([steps[v.name] for v in solver.spec.variables], 1))
+    return fields, [*columns[0]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
+def test_each_run_is_streamed_once_as_it_is(layout, tmp_path):
+    """With its own parameters, also where several have the same."""
+    truth, parameters = layout(tmp_path)
+    pattern = "*.zarr" if layout is zarr else "*"
+    solver = Replay(str(tmp_path / pattern))
+    fields, got = replayed(solver)
+    assert sorted(got) == pytest.approx(sorted(parameters))
+    key = lambda pair: pair[1].flat[0]  # noqa: E731
+    expected = sorted(zip(parameters, truth, strict=True), key=key)
+    pairs = sorted(zip(got, fields, strict=True), key=key)
+    for (nu, u), (own, yielded) in zip(expected, pairs, strict=True):
+        assert own == pytest.approx(nu)
+        np.testing.assert_allclose(yielded, u, rtol=1e-6)
+    np.testing.assert_allclose(solver.spec.times, T, rtol=1e-6)
+
+
+def test_a_vector_a_run_has_components_and_the_well_too(tmp_path):
+    one_netcdf(tmp_path)
+    names = [p.name for p in Replay(str(tmp_path)).spec.parameters]
+    assert names == ["nu", "force_0", "force_1"]
+    (tmp_path / "well").mkdir()
+    the_well(tmp_path / "well")
+    spec = Replay(str(tmp_path / "well" / "*.hdf5")).spec
+    tensor = ["D_xx", "D_xy", "D_yx", "D_yy"]
+    assert [v.name for v in spec.variables] == ["A", "v_x", "v_y", *tensor]
+    assert [p.name for p in spec.parameters] == ["F"]
+
+
+def test_it_keeps_the_laws_of_solvers(tmp_path):
+    """Pickled, too: a worker opens a file when it runs."""
+    netcdf(tmp_path)
+    assert check_solver(Replay(str(tmp_path)))
+    pdebench(tmp_path)
+    assert check_solver(Replay(str(tmp_path / "*.hdf5")))
+
+
+def test_names_units_and_times_are_those_of_the_recipe(tmp_path):
+    for k, nu in enumerate([0.1, 0.2]):
+        xr.Dataset({"T1": (("it", "x"), field(k, X))}, {"x": X}, {"k": nu}).to_netcdf(
+            tmp_path / f"run_{k}.nc"
+        )
+    solver = Replay(
+        str(tmp_path),
+        names={"T1": "temperature", "k": "conductivity", "it": "time"},
+        units={"temperature": "K", "conductivity": "W/m/K", "time": "s", "x": "m"},
+        times=0.5,
+    )
+    spec = solver.spec
+    assert [(v.name, v.units) for v in spec.variables] == [("temperature", "K")]
+    assert [(p.name, p.units) for p in spec.parameters] == [("conductivity", "W/m/K")]
+    assert spec.times == (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
+    assert (spec.time_units, spec.coordinates[0].units) == ("s", "m")
+    given = Replay(str(tmp_path), names={"it": "time"}, times=[*T])
+    assert given.spec.times == tuple(T)
+    fields, _ = replayed(given)
+    assert sorted(u.flat[0] for u in fields) == [field(k, X).flat[0] for k in (0, 1)]
+
+
+def test_a_table_has_the_parameters(tmp_path):
+    """Of files by their names, of the runs of one file by their numbers."""
+    truth, _ = netcdf(tmp_path, [1.0] * 3)
+    table = tmp_path / "runs.csv"
+    table.write_text("file,rate [1/s]\nrun_2.nc,30\nrun_0.nc,10\nrun_1.nc,20\n")
+    solver = Replay(str(tmp_path / "*.nc"), parameters=str(table))
+    assert solver.spec.parameters[0].units == "1/s"
+    fields, rates = replayed(solver)
+    for u, rate in zip(fields, rates, strict=True):
+        np.testing.assert_allclose(u, truth[int(rate / 10) - 1], rtol=1e-6)
+    one_netcdf(tmp_path / ".")
+    table.write_text("run,rate\n2,30\n0,10\n1,20\n")
+    solver = Replay(str(tmp_path / "all.nc"), parameters=str(table))
+    for u, rate in zip(*replayed(solver), strict=True):
+        assert u.flat[0] == field(int(rate / 10) - 1, Y, X).flat[0]
+
+
+def test_it_goes_on_and_keeps_to_a_rate(tmp_path):
+    netcdf(tmp_path)
+    fields, _ = replayed(Replay(str(tmp_path)))
+    rest, _ = replayed(Replay(str(tmp_path)), first_step=4)
+    for u, later in zip(fields, rest, strict=True):
+        np.testing.assert_array_equal(u[4:], later)
+    solver, begin = Replay(str(tmp_path), rate=50.0), time.monotonic()
+    first = dict(nu=0.1)
+    assert len([*solver.solve(first)]) == 6
+    assert time.monotonic() - begin >= 6 / 50
+
+
+def test_what_inspect_prints_is_a_recipe(tmp_path, monkeypatch, capsys):
+    """Its study has each run once, held-out ones included, and as the files are."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    truth, parameters = netcdf(Path("runs"))
+    main(["inspect", *map(str, sorted(Path("runs").iterdir()))])
+    printed = capsys.readouterr().out
+    recipe = yaml.safe_load(printed)
+    assert recipe["solver"]["init_args"] == {"files": "runs/run_*.nc"}
+    for line in (
+        "# 6 runs in 6 files",
+        "# parameter nu: 0.1 to 0.5 m2/s, 5 values",
+        "# variable u [m/s]",
+        "# dim x: 5 points, x 0 to 1 m",
+        "# time: 6 steps, 0.1 to 0.6 s",
+        "left out: run_id",
+        "only 5 of the runs differ in their parameters",
+    ):
+        assert line in printed
+    Path("mine.yaml").write_text(printed)
+    main(["generate", "--data", "mine.yaml", "--output", "again.zarr"])
+    archive = Archive(Path("again.zarr"))
+    assert archive.complete() == [*range(6)]
+    assert archive.held_out == 1
+    got = []
+    for row, (nu,) in enumerate(archive.parameters):
+        u = np.empty((6, 1, 5), np.float32)
+        archive.read(row, 0, u)
+        got.append((float(u[0, 0, 0]), float(nu), u))
+    expected = sorted(zip(truth, parameters, strict=True), key=lambda p: p[0].flat[0])
+    for (_, nu, u), (own, p) in zip(
+        sorted(got, key=lambda g: g[0]), expected, strict=True
+    ):
+        assert nu == p
+        np.testing.assert_allclose(u, own, rtol=1e-6)
+
+
+def test_a_fit_trains_on_what_inspect_has_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    netcdf(tmp_path)
+    main(["inspect", "*.nc"])
+    Path("mine.yaml").write_text(capsys.readouterr().out)
+    main(
+        ["fit", "--data=mine.yaml", "--model=fully_connected", "--trainer.max_steps=3"]
+        + ["--trainer.accelerator=cpu", "--data.batch_size=2"]
+    )
+    assert "best.ckpt" in {p.name for p in tmp_path.glob("runs/*/*/checkpoints/*")}
+
+
+def other_grid(path):
+    xr.load_dataset(path).isel(x=slice(1, None)).to_netcdf(path)
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def without_parameter(path):
+    dataset = xr.load_dataset(path)
+    del dataset.attrs["nu"]
+    dataset.to_netcdf(path)
+
+
+def other_times(path):
+    xr.load_dataset(path).assign_coords(time=T + 1).to_netcdf(path)
+
+
+WRONG = {
+    other_grid: "variable 'u' expected",
+    truncated: "cannot be read as netCDF",
+    without_parameter: "no number 'nu'",
+    other_times: "time[0]: expected 0.1",
+}
+
+
+@pytest.mark.parametrize("damage", WRONG, ids=lambda f: f.__name__)
+def test_a_file_that_is_wrong_is_named_in_one_line(
+    damage, tmp_path, monkeypatch, capsys
+):
+    """By inspect, and where a study would begin; left out, the others go on."""
+    monkeypatch.chdir(tmp_path)
+    netcdf(tmp_path)
+    damage(Path("run_3.nc"))
+    words = ["--parameters=nu"]
+    with pytest.raises(SystemExit):
+        main(["inspect", "*.nc", *words])
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "run_3.nc" in said.err
+    with pytest.raises(UserError, match=r"run_3\.nc.* skip_damaged: true") as error:
+        Replay("*.nc", parameters="nu")
+    assert "\n" not in str(error.value)
+    assert (
+        len(Replay("*.nc", parameters="nu", skip_damaged=True).stored_parameters["nu"])
+        == 5
+    )
+
+
+def test_what_is_no_set_of_runs_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    netcdf(tmp_path, [1.0, 1.0])
+    with pytest.raises(UserError, match=r"no file 'nope/\*\.nc' in "):
+        Replay("nope/*.nc")
+    with pytest.raises(
+        UserError, match=r"is a number that differs.* parameters: FILE.csv"
+    ):
+        Replay("*.nc")
+    with pytest.raises(UserError, match="two files or more"):
+        Replay("run_0.nc")
+    with pytest.raises(UserError, match="names: there is no 'vel'"):
+        Replay("*.nc", names={"vel": "u"})
+    with pytest.raises(UserError, match="times: expected 2 steps, as given, got 6"):
+        Replay("*.nc", times=[0.0, 1.0])
+    with pytest.raises(UserError, match="rate: expected steps a second, > 0, got 0"):
+        Replay("*.nc", rate=0)
+    netcdf(tmp_path)
+    with pytest.raises(
+        UserError, match=r"none of the 6 runs has .* Leave data\.sampler"
+    ):
+        next(Replay("*.nc").solve({"nu": 0.15}))
+
+
+def test_a_file_that_goes_after_the_start_fails_its_attempt(tmp_path):
+    netcdf(tmp_path)
+    solver = Replay(str(tmp_path / "*.nc"))
+    (tmp_path / "run_0.nc").unlink()
+    with pytest.raises(UserError, match=r"run_0\.nc cannot be read"):
+        next(solver.solve({"nu": 0.1}))
