@@ -33,7 +33,12 @@ class Slab:
         self._next = 0
 
     def offer(
-        self, simulation: int, first: int, steps: np.ndarray, parameters: np.ndarray
+        self,
+        simulation: int,
+        first: int,
+        steps: np.ndarray,
+        parameters: np.ndarray,
+        inputs: np.ndarray | None = None,
     ) -> int:
         """Copy the steps into the ring."""
         count = len(steps)

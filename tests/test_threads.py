@@ -107,7 +107,7 @@ def test_what_a_thread_raises_ends_the_run(where, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(OURS + FAULTS[where], raising)
     # Workers are threads here, which nothing ends before their time.
-    monkeypatch.setattr(OURS + "ensemble.task.Outlet", partial(Outlet, timeout=1.0))
+    monkeypatch.setattr(OURS + "ensemble.attempt.Outlet", partial(Outlet, timeout=1.0))
     jobs = where == "jobs"
     data = OnlineData(
         {"stderr of a program": Program, "flusher": Leisurely}.get(where, Wave)(),

@@ -86,6 +86,7 @@ class Generation:
             held_out=data.held_out,
             fixed=data.fixed,
             simulations=data.simulations,
+            given=bool(data.spec.inputs),
         )
         self._design.skip(complete)
         self._before = len(self.planned) - len(self.missing)
@@ -117,6 +118,7 @@ class Generation:
                 cores=data.cores_per_simulation,
                 writer=self.archive.writer,
                 streams=False,
+                inputs=data.inputs,
             ),
             listeners=[self._mark],
         )

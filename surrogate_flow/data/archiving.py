@@ -12,7 +12,7 @@ from surrogate_flow.dataset.provenance import Provenance
 from surrogate_flow.ensemble.events import Event, Failed
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.quantities import Simulation
-from surrogate_flow.sampling import Design, Sampler
+from surrogate_flow.sampling import Design, InputSampler, Sampler
 from surrogate_flow.solvers.solver import Solver
 
 __all__ = ["Archiving", "planned", "shared"]
@@ -35,6 +35,7 @@ def planned(
     fixed: Sampler | None = None,
     simulations: int | None,
     workflow: str,
+    inputs: InputSampler | None = None,
 ) -> tuple[Archive, list[Simulation]]:
     """Create the data set of a study, or open it to go on; return its simulations, too.
 
@@ -52,6 +53,8 @@ def planned(
         To train on.
     workflow : str
         A name for the data set.
+    inputs : InputSampler, optional
+        Of the input fields.
 
     Raises
     ------
@@ -78,12 +81,17 @@ def planned(
             f"{type(sampler).__name__} chooses them during the training. Use another "
             "sampler, such as --data.sampler Sobol, or train without a data set."
         )
-    bounds = solver.spec.parameters
+    spec = solver.spec
     design = Design(
-        bounds, sampler, held_out=held_out, fixed=fixed, simulations=simulations
+        spec.parameters,
+        sampler,
+        held_out=held_out,
+        fixed=fixed,
+        simulations=simulations,
+        given=bool(spec.inputs),
     )
     rows = list(design)
-    provenance = Provenance.of(solver, sampler, held_out, workflow)
+    provenance = Provenance.of(solver, sampler, held_out, workflow, inputs)
     return Archive.prepare(path, provenance, rows), rows
 
 

@@ -311,6 +311,8 @@ class Attached:
         try:
             # A later attempt than what has come by the stream.
             with Outlet(self.inlet.endpoint, spec, number, 1, row) as outlet:
+                if spec.inputs and not outlet.complete:
+                    outlet.give(self._archive.inputs(number))
                 outlet.skip()
                 size = self._archive.chunk_steps
                 for first in range(outlet.next_step, spec.steps, size):

@@ -25,6 +25,7 @@ from surrogate_flow.fields.names import first_difference
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import write_atomically
 from surrogate_flow.reservoir import PendingBatches, Snapshot, Store
+from surrogate_flow.reservoir.snapshot import packed, packed_rows, unpacked
 from surrogate_flow.surrogate.checkpoint import SAME_RECIPES
 
 __all__ = [
@@ -127,6 +128,9 @@ class StudyCheckpoint:
             complete = validation.finished
             for row in complete:
                 write(validation.fields[row])
+            if self._validation.spec.inputs:
+                channels = len(self._validation.spec.variables)
+                write(packed(validation.inputs[complete], channels))
         return _State(
             held_out=validation.count,
             first=self._first,
@@ -157,11 +161,14 @@ class StudyCheckpoint:
             store.restore(state.store, None)
             again = len(state.store.restarts(store.layout))
         else:
-            shape = (-1, validation.spec.steps, *validation.spec.step_shape)
-            end = len(steps) - len(state.whole) * validation.spec.steps
+            spec, whole = validation.spec, len(state.whole)
+            shape = (whole, spec.steps, *spec.step_shape)
+            last = len(steps) - packed_rows(spec, whole)
+            end = last - whole * spec.steps
             self.pending = PendingBatches(store.restore(state.store, steps[:end]))
-            fields = steps[end:].reshape(shape)
-            validation.restore(state.whole, fields, state.parameters)
+            fields = steps[end:last].reshape(shape)
+            inputs = unpacked(steps[last:], spec, whole)
+            validation.restore(state.whole, fields, state.parameters, inputs)
         for number in state.failed:
             store.close(number, complete=False)
         complete, failed = store.finished, IntSet(state.failed.ranges)
@@ -201,6 +208,7 @@ class StudyCheckpoint:
         spec, store = self._validation.spec, state.store
         pending = int(store.again_size.sum()) * self._store.window.span
         count = len(store.simulation) + pending + len(state.whole) * spec.steps
+        count += packed_rows(spec, len(store.given) + len(state.whole))
         return read_steps(path, (count, *spec.step_shape))
 
 
@@ -226,17 +234,17 @@ class _State:
     def to_plain(self) -> dict[str, Any]:
         """Return numbers, strings and tensors only."""
         plain = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-        return {
-            **plain,
-            "failed": self.failed.ranges,
-            "store": _plain(vars(self.store)),
-        }
+        store = _plain(vars(self.store))
+        if not len(self.store.given):
+            del store["given"]
+        return {**plain, "failed": self.failed.ranges, "store": store}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any], spec: FieldSpec) -> _State:
         """Undo `to_plain`, and check that all parts fit each other and the spec."""
         names = ({f.name for f in fields(cls)}, {f.name for f in fields(Snapshot)})
-        got = (set(plain), {*plain.get("store", ()), "passed"})  # not in version 0.1
+        # Not in version 0.1, and without input fields.
+        got = (set(plain), {*plain.get("store", ()), "passed", "given"})
         if got != names:
             differing = sorted((names[0] ^ got[0]) | (names[1] ^ got[1]))
             raise CheckpointError(

@@ -212,7 +212,10 @@ class SurrogateData(L.LightningDataModule, ABC):
 
     @abstractmethod
     def moments(self) -> tuple[Vector, Vector]:
-        """Return mean and std of each variable, over the first samples to train on."""
+        """Return mean and std of each variable, over the first samples to train on.
+
+        Those of each input field come behind them.
+        """
 
     @abstractmethod
     def status(self) -> Status | None:
@@ -270,7 +273,7 @@ class SurrogateData(L.LightningDataModule, ABC):
 
     def _pooled(self, count: int, own: tuple[Vector, Vector] | None) -> Moments:
         """Return the moments of all ranks: those of `count` numbers are `own`."""
-        moments = Moments(len(self.spec.variables))
+        moments = Moments(len(self.spec.variables) + len(self.spec.inputs))
         for number, of_rank in self.ranks.gather((count, own)):
             if number:
                 moments.join(number, *of_rank)

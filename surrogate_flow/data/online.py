@@ -37,8 +37,18 @@ from surrogate_flow.fields.errors import ArgumentError, UserError, require_kind
 from surrogate_flow.fields.quantities import Simulation, named
 from surrogate_flow.reservoir import Policy, Reservoir, Store
 from surrogate_flow.reservoir.layout import require_reachable
-from surrogate_flow.sampling import Design, Observations, Sampler, Table, Uniform
+from surrogate_flow.sampling import (
+    Design,
+    FourierModes,
+    InputSampler,
+    Observations,
+    Sampler,
+    Table,
+    Uniform,
+)
 from surrogate_flow.sampling.design import shared_points
+from surrogate_flow.sampling.inputs import identity, require_inputs
+from surrogate_flow.solvers.grid import GridSolver
 from surrogate_flow.solvers.solver import Solver, spec_of
 
 __all__ = ["OnlineData"]
@@ -56,6 +66,9 @@ class OnlineData(SurrogateData):
         What to simulate.
     sampler : Sampler, optional
         Which parameters; uniform by default, or those of a solver with stored runs.
+    inputs : InputSampler, optional
+        Draws the input fields of the spec, such as `sampling.GaussianRandomField`; by
+        default the solver's first dataset has them.
     simulations : int, optional
         How many to train on; ``None`` goes on until the trainer stops
         (``trainer.max_steps``). No more than the sampler has points.
@@ -105,6 +118,7 @@ class OnlineData(SurrogateData):
         solver: Solver,
         *,
         sampler: Sampler | None = None,
+        inputs: InputSampler | None = None,
         simulations: int | None = 1000,
         held_out: int | None = None,
         held_out_sampler: Sampler | Literal["same"] | None = None,
@@ -164,8 +178,19 @@ class OnlineData(SurrogateData):
         for given in (self.sampler, self.fixed):
             if given is not None and given.count is not None:
                 given.ask(0, 0, self.spec.parameters)  # refuses what does not fit
-        # Of given points none is left for ``test``.
-        self.tests_apart = self.fixed is None
+        example = "GaussianRandomField()"
+        require_kind("data.inputs", inputs or FourierModes(), InputSampler, example)
+        self.inputs = inputs
+        self.simulations = require_inputs(
+            inputs,
+            self.spec,
+            type(solver).__name__,
+            held_out=self.held_out,
+            simulations=self.simulations,
+            needed=isinstance(solver, GridSolver),
+        )
+        # Of given points or fields none is left for ``test``.
+        self.tests_apart = self.fixed is None and getattr(inputs, "count", None) is None
         self.batch_size = batch_size
         self.reservoir = reservoir
         self.cluster = cluster
@@ -223,6 +248,7 @@ class OnlineData(SurrogateData):
                 part="test" if stage == "test" else "validation",
                 rank=self.ranks.rank,
                 world=self.ranks.world,
+                given=bool(self.spec.inputs),
             )
             if fit:
                 self.store = Store(
@@ -248,7 +274,7 @@ class OnlineData(SurrogateData):
                 self.store,
                 self.validation,
                 self.source.ledger,
-                self.design.first,
+                identity(self.design, self.inputs, self.spec),
                 fields=self.checkpoint_reservoir or self.deterministic,
             )
         # What a checkpoint says that has ended is there before the first is taken.
@@ -265,6 +291,7 @@ class OnlineData(SurrogateData):
             fixed=self.fixed,
             simulations=self.simulations,
             workflow=self.workflow,
+            inputs=self.inputs,
         )
 
     def _local(self, archiving: Archiving, router: Router) -> Local:
@@ -282,6 +309,7 @@ class OnlineData(SurrogateData):
                 # ever.
                 ahead=1 if self.deterministic else 2,
                 writer=archiving.writer,
+                inputs=self.inputs,
             ),
             listeners=[archiving],
             ranks=self.ranks,

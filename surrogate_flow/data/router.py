@@ -21,6 +21,7 @@ _STALE = 0.05  # of the samples held, fewer of which are new
 
 Steps = Float32[np.ndarray, "time channel *space"]
 Parameters = Float64[np.ndarray, " parameter"]
+Inputs = Float32[np.ndarray, " input *space"]
 
 
 class Router:
@@ -61,10 +62,16 @@ class Router:
         return self._sink(simulation).open(simulation)
 
     def offer(
-        self, simulation: int, first: int, steps: Steps, parameters: Parameters
+        self,
+        simulation: int,
+        first: int,
+        steps: Steps,
+        parameters: Parameters,
+        inputs: Inputs | None = None,
     ) -> int:
         """Take leading steps and return how many."""
-        return self._sink(simulation).offer(simulation, first, steps, parameters)
+        sink = self._sink(simulation)
+        return sink.offer(simulation, first, steps, parameters, inputs)
 
     def close(self, simulation: int, complete: bool) -> None:
         """Note that no more steps of a simulation come."""
@@ -156,14 +163,20 @@ class Sequencer:
         return self._store.open(simulation)
 
     def offer(
-        self, simulation: int, first: int, steps: Steps, parameters: Parameters
+        self,
+        simulation: int,
+        first: int,
+        steps: Steps,
+        parameters: Parameters,
+        inputs: Inputs | None = None,
     ) -> int:
         """Store leading steps one by one, if it is the simulation's turn."""
         taken = 0
         # The choice of what makes room must not depend on how steps were sent.
         while simulation == self._turn and taken < len(steps):
             step = steps[taken : taken + 1]
-            if not self._store.offer(simulation, first + taken, step, parameters):
+            number = first + taken
+            if not self._store.offer(simulation, number, step, parameters, inputs):
                 break
             taken += 1
         return taken

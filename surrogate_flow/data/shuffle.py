@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -20,7 +20,10 @@ __all__ = ["ShuffledReader"]
 _SHARE = 8  # pieces of long simulations that a block has at least
 
 Steps = Float32[np.ndarray, "time channel *space"]
-_Reading = tuple[Steps, list[Future[int]]]
+Inputs = Float32[np.ndarray, "piece input *space"]
+#: Steps of all pieces of a block, and the input fields of each.
+_Held = tuple[Steps, Inputs]
+_Reading = tuple[_Held, list[Future[int]]]
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,11 @@ class Block:
     """Pieces that are in memory together, and their windows in the order of training.
 
     Of the first step of each window, `place` is the number among the steps of all
-    pieces, and `simulation` and `step` say which one it is.
+    pieces, and `simulation` and `step` say which one it is; `piece` is where it is.
     """
 
     pieces: list[Piece]
+    piece: Int[np.ndarray, " window"]
     place: Int[np.ndarray, " window"]
     simulation: Int[np.ndarray, " window"]
     step: Int[np.ndarray, " window"]
@@ -63,9 +67,10 @@ class Block:
         shifts = np.cumsum([0, *lengths[:-1]]) - [piece.first for piece in pieces]
         step = np.concatenate([piece.windows for piece in pieces])
         simulation = np.repeat([piece.simulation for piece in pieces], counts)
+        piece = np.repeat(np.arange(len(pieces)), counts)
         order = generator.permutation(len(step))
         place = step + np.repeat(shifts, counts)
-        return cls(pieces, place[order], simulation[order], step[order])
+        return cls(pieces, piece[order], place[order], simulation[order], step[order])
 
 
 @final
@@ -122,12 +127,13 @@ class ShuffledReader:
         self.window = window
         self._archive, self._seed = archive, tuple(seed)
         window.require(spec.steps)
-        size = len(simulations) * spec.steps * spec.step_bytes
+        size = len(simulations) * (spec.steps * spec.step_bytes + spec.input_bytes)
         self.in_memory = size <= memory
-        # Steps of a block.
+        # Steps of a block; the input fields of a piece count as so many.
         self._limit = None if self.in_memory else memory // 2 // spec.step_bytes
+        self._extra = -(-spec.input_bytes // spec.step_bytes)
         self._pieces = self._cut(simulations)
-        largest = max((piece.steps for piece in self._pieces), default=0)
+        largest = max((piece.steps for piece in self._pieces), default=0) + self._extra
         if self._limit is not None and largest > self._limit:
             raise UserError(
                 "data.memory",
@@ -141,7 +147,7 @@ class ShuffledReader:
         self._readers = ThreadPoolExecutor(threads, "reader")
         # Epoch, number and steps of the first block read, until it is used; for ever
         # if it is all.
-        self._first: tuple[int, int, Steps] | None = None
+        self._first: tuple[int, int, _Held] | None = None
 
     def _cut(self, simulations: Sequence[int]) -> list[Piece]:
         """Return pieces: complete simulations, if they are short.
@@ -165,7 +171,8 @@ class ShuffledReader:
         """Return the bytes that are read for a piece: those of complete chunks."""
         size = self._archive.chunk_steps
         stop = min(self.spec.steps, -(-piece.stop // size) * size)
-        return (stop - piece.first // size * size) * self.spec.step_bytes
+        steps = (stop - piece.first // size * size) * self.spec.step_bytes
+        return steps + self.spec.input_bytes
 
     def close(self) -> None:
         """Read no more; may be called again."""
@@ -186,13 +193,22 @@ class ShuffledReader:
     def moments(self) -> Moments:
         """Return the moments of the fields: of all, or of the first block."""
         moments = Moments(len(self.spec.variables))
+        of_inputs = Moments(len(self.spec.inputs))
         if self._pieces:
             if self._first is None:
-                steps = self._finish(self._start(next(self._blocks(0))))
-                self._first = (0, 0, steps)
-            for step in self._first[2]:
+                held = self._finish(self._start(next(self._blocks(0))))
+                self._first = (0, 0, held)
+            steps, inputs = self._first[2]
+            for step in steps:
                 moments.update(step[None])
-        return moments
+            for fields in inputs if self.spec.inputs else ():
+                of_inputs.update(fields[None])
+        mean = np.concatenate([moments.mean, of_inputs.mean])
+        std = np.concatenate([moments.std, of_inputs.std])
+        both = Moments(len(mean))
+        if moments.count:
+            both.join(moments.count, mean, std)
+        return both
 
     def draws(self, epoch: int, batch_size: int, skip: int = 0) -> Generator[Draw]:
         """Yield the batches of an epoch, but for the first `skip`.
@@ -207,11 +223,11 @@ class ShuffledReader:
         following = next(readings, None)
         while following is not None:
             block, at, reading = following
-            steps = self._finish(reading)
+            held = self._finish(reading)
             # The next block is read while this one is used.
             following = next(readings, None)
             while at < len(block.step):
-                parts.append(self._draw(steps, block, slice(at, at + missing)))
+                parts.append(self._draw(held, block, slice(at, at + missing)))
                 at += missing
                 missing -= len(parts[-1].step)
                 if not missing:
@@ -231,11 +247,12 @@ class ShuffledReader:
         together: list[Piece] = []
         steps = 0
         for piece in pieces:
-            if together and self._limit and steps + piece.steps > self._limit:
+            size = piece.steps + self._extra
+            if together and self._limit and steps + size > self._limit:
                 yield Block.shuffled(together, generator)
                 together, steps = [], 0
             together.append(piece)
-            steps += piece.steps
+            steps += size
         if together:
             yield Block.shuffled(together, generator)
 
@@ -258,19 +275,22 @@ class ShuffledReader:
     def _start(self, block: Block) -> _Reading:
         count = sum(piece.steps for piece in block.pieces)
         steps = np.empty((count, *self.spec.step_shape), dtype=np.float32)
+        inputs = np.empty((len(block.pieces), *self.spec.input_shape), np.float32)
         futures, at = [], 0
-        for piece in block.pieces:
+        for piece, given in zip(block.pieces, inputs, strict=True):
             part = steps[at : at + piece.steps]
-            futures.append(self._readers.submit(self._read, piece, part))
+            futures.append(self._readers.submit(self._read, piece, part, given))
             at += piece.steps
-        return steps, futures
+        return (steps, inputs), futures
 
-    def _read(self, piece: Piece, out: Steps) -> int:
+    def _read(self, piece: Piece, out: Steps, inputs: np.ndarray) -> int:
         self._archive.read(piece.simulation, piece.first, out)
+        if self.spec.inputs:
+            inputs[...] = self._archive.inputs(piece.simulation)
         return self._chunk_bytes(piece)
 
-    def _finish(self, reading: _Reading) -> Steps:
-        steps, futures = reading
+    def _finish(self, reading: _Reading) -> _Held:
+        held, futures = reading
         try:
             self.bytes_read += sum(future.result() for future in futures)
         except BaseException:
@@ -278,10 +298,11 @@ class ShuffledReader:
                 future.cancel()
             raise
         if self.in_memory:
-            self._first = (0, 0, steps)
-        return steps
+            self._first = (0, 0, held)
+        return held
 
-    def _draw(self, steps: Steps, block: Block, part: slice) -> Draw:
+    def _draw(self, held: _Held, block: Block, part: slice) -> Draw:
+        steps, inputs = held
         simulation, span = block.simulation[part], self.window.span
         rows = block.place[part][:, None] + np.arange(span)
         return Draw(
@@ -289,10 +310,15 @@ class ShuffledReader:
             simulation,
             block.step[part],
             self._archive.parameters[simulation].astype(np.float32),
+            inputs[block.piece[part]] if self.spec.inputs else None,
         )
 
 
 def _joined(draws: Sequence[Draw]) -> Draw:
     if len(draws) == 1:
         return draws[0]
-    return Draw(*(np.concatenate(column) for column in zip(*draws, strict=True)))
+    columns: list[Any] = [
+        None if column[0] is None else np.concatenate(column)
+        for column in zip(*draws, strict=True)
+    ]
+    return Draw(*columns)

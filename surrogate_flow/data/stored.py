@@ -170,7 +170,8 @@ class StoredData(SurrogateData):
             fields = np.empty(validation.fields.shape[1:], dtype=np.float32)
             self.archive.read(number, 0, fields)
             parameters = self.archive.parameters[[number]].astype(np.float32)
-            validation.restore(np.array([row]), fields[None], parameters)
+            inputs = self.archive.inputs(number)[None]
+            validation.restore(np.array([row]), fields[None], parameters, inputs)
 
     def moments(self) -> tuple[Vector, Vector]:
         """Return mean and std of each variable over the training part.

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.fields.inputs import named_inputs
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Draw, Moments
@@ -81,6 +82,11 @@ class ValidationSet(Sink):
             "Lower data.held_out, or use fewer steps or a coarser grid.",
         )
         self.parameters = np.empty((count, len(spec.parameters)), dtype=np.float32)
+        self.inputs = allocate(
+            (count, *spec.input_shape),
+            "Input fields of held-out simulations",
+            "Lower data.held_out, or use a coarser grid.",
+        )
         self._arrived = np.zeros(count, dtype=np.int64)
         self._missing: set[int] = set()
         self._changed = threading.Condition()
@@ -148,9 +154,12 @@ class ValidationSet(Sink):
         first: int,
         steps: Float[np.ndarray, "time channel *space"],
         parameters: Float[np.ndarray, " parameter"],
+        inputs: Float[np.ndarray, " input *space"] | None = None,
     ) -> int:
         """Store the steps; all of them, always."""
         row = self.row(simulation)
+        if inputs is not None:
+            self.inputs[row] = inputs
         self.fields[row, first : first + len(steps)] = steps
         self.parameters[row] = parameters
         with self._changed:
@@ -178,9 +187,12 @@ class ValidationSet(Sink):
         rows: Int[np.ndarray, " simulation"],
         fields: Float[np.ndarray, "simulation time channel *space"],
         parameters: Float[np.ndarray, "simulation parameter"],
+        inputs: Float[np.ndarray, "simulation input *space"] | None = None,
     ) -> None:
         """Take over complete simulations from a checkpoint."""
         with self._changed:
+            if inputs is not None:
+                self.inputs[rows] = inputs
             self.fields[rows] = fields
             self.parameters[rows] = parameters
             self._arrived[rows] = self.spec.steps
@@ -222,6 +234,7 @@ class ValidationSet(Sink):
                 simulation=self.first + rows * self.stride,
                 step=steps,
                 parameters=self.parameters[rows],
+                inputs=self.inputs[rows] if self.spec.inputs else None,
             )
             yield Batch.from_draw(draw, window)
 
@@ -234,6 +247,10 @@ class ValidationSet(Sink):
             self.spec.times[steps],
             dict(zip(names, values, strict=True)),
         )
+
+    def given(self, row: int) -> dict[str, np.ndarray] | None:
+        """Return the input fields of one simulation by name; None if it has none."""
+        return named_inputs(self.spec, self.inputs[row]) if self.spec.inputs else None
 
     def spread(self) -> Float[np.ndarray, " channel"]:
         """Return, for each variable, the error of the best constant prediction.

@@ -87,6 +87,7 @@ class Archive:
             self.spec = FieldSpec.from_plain(json.loads(self.attributes["spec"]))
             self.held_out = int(json.loads(self.attributes["held_out"]))
             self._arrays = [self._group[v.name] for v in self.spec.variables]
+            self._inputs = [self._group[v.name] for v in self.spec.inputs]
             self._state = self._group[STATE]
             self.simulations = int(self._state.shape[0])
             names = [p.name for p in self.spec.parameters]
@@ -175,7 +176,8 @@ class Archive:
         """Whether all arrays have as many rows: no growth was interrupted."""
         names = [p.name for p in self.spec.parameters]
         sizes = {self._group[n].shape[0] for n in (*names, layout.ROW)}
-        return sizes | {a.shape[0] for a in self._arrays} == {self.simulations}
+        arrays = (*self._arrays, *self._inputs)
+        return sizes | {a.shape[0] for a in arrays} == {self.simulations}
 
     @property
     def writer(self) -> Writer:
@@ -262,13 +264,18 @@ class Archive:
         # Zarr reads a missing chunk as NaN.
         chunks = range(-(-self.spec.steps // self.chunk_steps))
         lost: dict[int, list[str]] = {}
-        for variable in self.spec.variables:
-            for n in simulations:
-                for name in self._chunk_files(variable.name, n, chunks):
-                    path = self.path / name
-                    if not path.is_file() or not path.stat().st_size:
-                        lost.setdefault(n, []).append(name)
+        for n in simulations:
+            names = [self._input_file(v.name, n) for v in self.spec.inputs]
+            for variable in self.spec.variables:
+                names += self._chunk_files(variable.name, n, chunks)
+            for name in names:
+                path = self.path / name
+                if not path.is_file() or not path.stat().st_size:
+                    lost.setdefault(n, []).append(name)
         return lost
+
+    def _input_file(self, name: str, simulation: int) -> str:
+        return f"{name}/c.{simulation}" + ".0" * len(self.spec.dims)
 
     def _chunk_files(self, variable: str, simulation: int, chunks: range) -> list[str]:
         space = ".0" * len(self.spec.dims)
@@ -289,6 +296,26 @@ class Archive:
             raise self._unreadable(simulation, first, stop, str(error)) from error
         if not np.isfinite(out.sum(dtype=np.float64)):
             raise self._unreadable(simulation, first, stop, "values are missing or NaN")
+
+    def inputs(self, simulation: int) -> Float32[np.ndarray, " input *space"]:
+        """Read the input fields of a complete simulation."""
+        fields = np.empty(self.spec.input_shape, dtype=np.float32)
+        for array, variable, out in zip(
+            self._inputs, self.spec.inputs, fields, strict=True
+        ):
+            try:
+                out[...] = array[simulation]
+                why = "" if np.isfinite(out).all() else "values are missing or NaN"
+            except _DAMAGED as error:
+                why = str(error) or type(error).__name__
+            if why:
+                name = self._input_file(variable.name, simulation)
+                raise ArchiveError(
+                    f"{self.path}: {name} is damaged or missing ({why}). Copy the data "
+                    "set again, or delete that file and type the command that "
+                    "generated it."
+                )
+        return fields
 
     def _unreadable(
         self, simulation: int, first: int, stop: int, why: str

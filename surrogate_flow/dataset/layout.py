@@ -127,7 +127,8 @@ def _arrays(folder: Path, spec: FieldSpec, noted: Mapping[str, Any]) -> Any:
     group: Any = zarr.open_group(folder, mode="w-", zarr_format=3)
     own = {ROW, HELD_OUT, STATE}
     named = [*spec.dims, *(p.name for p in spec.parameters)]
-    named += [v.name for v in spec.variables] + [c.name for c in spec.coordinates]
+    named += [v.name for v in (*spec.variables, *spec.inputs)]
+    named += [c.name for c in spec.coordinates]
     if odd := [n for n in named if "/" in n or n.startswith((".", "__"))]:
         raise ArchiveError(
             f"{odd[0]!r} cannot be the name of a Zarr array: rename it in the solver, "
@@ -151,6 +152,17 @@ def _arrays(folder: Path, spec: FieldSpec, noted: Mapping[str, Any]) -> Any:
             fill_value=np.nan,
             compressors=ZstdCodec(level=1, checksum=True),
             dimension_names=(ROW, "time", *spec.dims),
+            attributes=described(variable) | packing(variable),
+        )
+    for variable in spec.inputs:
+        create(
+            variable.name,
+            shape=(0, *spec.shape),
+            chunks=(1, *spec.shape),
+            dtype="float32",
+            fill_value=np.nan,
+            compressors=ZstdCodec(level=1, checksum=True),
+            dimension_names=(ROW, *spec.dims),
             attributes=described(variable) | packing(variable),
         )
     create(
@@ -208,7 +220,7 @@ def add_rows(
     for name, column in values.items():
         group[name].resize((count,))
         group[name][:] = column
-    for name in (*(v.name for v in spec.variables), STATE):
+    for name in (*(v.name for v in (*spec.variables, *spec.inputs)), STATE):
         array = group[name]
         array.resize((count, *array.shape[1:]))
 

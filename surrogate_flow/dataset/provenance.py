@@ -62,15 +62,23 @@ class Provenance:
 
     @classmethod
     def of(
-        cls, solver: Any, sampler: Any, held_out: int, workflow: str = ""
+        cls,
+        solver: Any,
+        sampler: Any,
+        held_out: int,
+        workflow: str = "",
+        inputs: Any = None,
     ) -> Provenance:
-        """Describe what a study simulates."""
+        """Describe what a study simulates; `inputs` draw its input fields, if any."""
         described = {
             **recipe_of(solver),
             "version": _version(type(solver)),
             "sources": sources(type(solver)),
         }
-        return cls(solver.spec, described, recipe_of(sampler), held_out, workflow)
+        drawn = recipe_of(sampler)
+        if inputs is not None:
+            drawn["inputs"] = recipe_of(inputs)
+        return cls(solver.spec, described, drawn, held_out, workflow)
 
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of a new data set; nested ones are JSON text.

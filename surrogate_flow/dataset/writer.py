@@ -68,14 +68,22 @@ class Writing:
         self._position = self._first = 0
         with self._explained("opened"):
             folder = Path(writer.path)
-            names = [v.name for v in spec.variables]
-            self._arrays: list[Any] = [
-                zarr.open_array(folder / name, mode="r+") for name in names
-            ]
+            self._arrays, self._inputs = (
+                [zarr.open_array(folder / v.name, mode="r+") for v in variables]
+                for variables in (spec.variables, spec.inputs)
+            )
             self._state: Any = zarr.open_array(folder / STATE, mode="r+")
             self.complete = bool(self._state[simulation] == COMPLETE)
         size = min(writer.chunk_steps, spec.steps)
         self._chunk = np.empty((size, *spec.step_shape), dtype=np.float32)
+
+    def give(self, inputs: Float32[np.ndarray, " input *space"]) -> None:
+        """Write the input fields; they are on the disk on return."""
+        if self.complete:
+            return
+        with self._explained("written"):
+            for array, field in zip(self._inputs, inputs, strict=True):
+                array[self._simulation] = field
 
     def write(self, steps: Float32[np.ndarray, "time channel *space"]) -> None:
         """Add the next steps; full chunks are on the disk on return."""

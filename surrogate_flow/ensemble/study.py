@@ -13,6 +13,7 @@ from surrogate_flow.cluster.batch import Load, Supervisor, batch_system
 from surrogate_flow.cluster.existing import Existing
 from surrogate_flow.cluster.open import ClusterSource, is_local, open_cluster
 from surrogate_flow.dataset import Writer
+from surrogate_flow.ensemble.attempt import receipts
 from surrogate_flow.ensemble.ensemble import (
     Ensemble,
     EnsembleError,
@@ -24,11 +25,11 @@ from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, RecordingSink
 from surrogate_flow.ensemble.packed import Packed
 from surrogate_flow.ensemble.placement import Placement
-from surrogate_flow.ensemble.task import on_workers, receipts
+from surrogate_flow.ensemble.task import on_workers
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
 from surrogate_flow.fields.quantities import counted
-from surrogate_flow.sampling import Design
+from surrogate_flow.sampling import Design, InputSampler
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Inlet, Sink
 
@@ -64,6 +65,8 @@ class StudySettings:
     streams : bool
         Whether fields arrive in the sink, or only `receipts`: then the data set must be
         writable, or the study ends.
+    inputs : InputSampler, optional
+        Draws the input fields of the simulations, on the workers.
     """
 
     name: str
@@ -75,6 +78,7 @@ class StudySettings:
     writer: Writer | None = None
     archives_all: bool = False
     streams: bool = True
+    inputs: InputSampler | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,7 @@ class Study:
                     cores=settings.cores,
                     writer=settings.writer,
                     streams=settings.streams,
+                    inputs=settings.inputs,
                     ours=cluster.address.ours,
                     study=placement.study,
                 )

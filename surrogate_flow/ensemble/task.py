@@ -1,48 +1,44 @@
-"""What runs on a worker: the solvers of a study, and one task for each attempt."""
+"""What a worker keeps: the solvers of a study, and a task for each attempt."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import multiprocessing
 import os
 import secrets
 import socket
-import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import xarray as xr
-from distributed import Client, WorkerPlugin, get_worker, warn
+from distributed import Client, WorkerPlugin, get_worker
 from distributed.protocol.pickle import loads
 from distributed.utils import sync
 
+from surrogate_flow.ensemble.attempt import Summary, run
 from surrogate_flow.ensemble.deaths import Recorder, dask_is_quiet
 from surrogate_flow.ensemble.packed import Packed
 from surrogate_flow.ensemble.user_code import user_code
 from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.quantities import Simulation
-from surrogate_flow.fields.spec import FieldSpec, Variable
+from surrogate_flow.sampling import InputSampler
 from surrogate_flow.solvers.child_processes import (
     ChildProcesses,
     end_with_parent,
 )
-from surrogate_flow.solvers.grid import GridSolver
-from surrogate_flow.solvers.solver import Run, Solver, Stopped, datasets_of
-from surrogate_flow.stream import Encoder, Endpoint, Outlet, StreamStopped
+from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.stream import (
+    Endpoint,
+)
 
 if TYPE_CHECKING:
     from surrogate_flow.dataset import Writer
 
-__all__ = ["SetupError", "Summary", "Task", "on_workers", "receipts", "run"]
+__all__ = ["SetupError", "Task", "on_workers"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,42 +48,9 @@ _BANDWIDTH = 1e7  # bytes a second that each worker gets of a solver, at least
 _ACCEPT, _REMOVE = 5.0, 10.0
 _PLUGIN = 10.0  # seconds in which a worker that has just joined gets it
 
-_WARNED: set[str] = set()
-
 
 class SetupError(UserError, RuntimeError):
     """A solver could not be built on a worker, or its `setup` has failed."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The result of a task; the fields took another way.
-
-    Attributes
-    ----------
-    steps : int
-        Number of steps that this attempt computed.
-    stopped : bool
-        Whether the study ended before the simulation did.
-    """
-
-    steps: int
-    stopped: bool = False
-
-
-def receipts(spec: FieldSpec) -> FieldSpec:
-    """Return what is streamed of simulations that are archived only: a number a step.
-
-    So the study sees the progress of each simulation, and no field moves.
-    """
-    return dataclasses.replace(
-        spec,
-        variables=(Variable("receipt"),),
-        dims=(),
-        shape=(),
-        coordinates=(),
-        cells=None,
-    )
 
 
 @dataclass(frozen=True)
@@ -143,6 +106,7 @@ def on_workers(
     cores: int = 1,
     writer: Writer | None = None,
     streams: bool = True,
+    inputs: InputSampler | None = None,
     ours: bool = False,
     study: str | None = None,
 ) -> Iterator[Task]:
@@ -151,7 +115,7 @@ def on_workers(
     Parameters
     ----------
     client : distributed.Client
-    solver, endpoint, cores, writer, streams
+    solver, endpoint, cores, writer, streams, inputs
         As `run`.
     ours : bool
         Whether the workers are the study's own, and end with it.
@@ -168,7 +132,9 @@ def on_workers(
     packed = Packed.of(solver)
     travels = len(packed.pickle) / _BANDWIDTH
     accept = _ACCEPT + travels
-    plugin = _SolverPlugin(study, packed, endpoint, cores, writer, streams, ours)
+    plugin = _SolverPlugin(
+        study, packed, endpoint, cores, writer, streams, inputs, ours
+    )
     ask: Any = client
     try:
         try:
@@ -213,13 +179,14 @@ class _SolverPlugin(WorkerPlugin):
         cores: int,
         writer: Writer | None,
         streams: bool,
+        inputs: InputSampler | None,
         ours: bool,
     ) -> None:
         self._study, self._ours = study, ours
         self._trainer = socket.gethostname(), os.getpid()
         self._solver, self._name = solver.pickle, solver.name
         self._endpoint, self._writer = endpoint, writer
-        self._cores, self._streams = cores, streams
+        self._cores, self._streams, self._inputs = cores, streams, inputs
 
     def setup(self, worker: Any) -> None:
         """Begin on a worker."""
@@ -275,6 +242,7 @@ class _SolverPlugin(WorkerPlugin):
                     cores=self._cores,
                     writer=self._writer if archives else None,
                     streams=self._streams,
+                    inputs=self._inputs,
                 )
             with self._lock:
                 keep = not self._ended
@@ -319,127 +287,3 @@ class _SolverPlugin(WorkerPlugin):
                 type(solver).close(solver)
         except Exception:
             logger.exception("%s.close() has failed", self._name)
-
-
-@dataclass(frozen=True)
-class _Streamed(Run):
-    """A run that its inlet can stop."""
-
-    outlet: Outlet | None = None
-
-    def check(self) -> None:
-        assert self.outlet is not None, "run() sets it"
-        try:
-            self.outlet.check()
-        except StreamStopped as error:
-            raise Stopped(str(error)) from error
-
-
-def run(
-    solver: Solver,
-    endpoint: Endpoint,
-    simulation: Simulation,
-    attempt: int,
-    *,
-    cores: int = 1,
-    writer: Writer | None = None,
-    streams: bool = True,
-) -> Summary:
-    """Solve one simulation and stream its steps; runs on a worker.
-
-    Parameters
-    ----------
-    solver : Solver
-    endpoint : Endpoint
-        Of the study's inlet.
-    simulation : Simulation
-    attempt : int
-    cores : int
-        That the solver may use.
-    writer : Writer, optional
-        Of a data set that it goes into, too.
-    streams : bool
-        Whether fields are streamed, or `receipts` for them.
-
-    Raises
-    ------
-    SpecMismatch
-        If the solver yields what its spec does not promise.
-    ArchiveError
-        If the data set cannot be written.
-    Exception
-        Whatever the solver raises.
-    """
-    steps, spec = 0, solver.spec
-    streamed = spec if streams else receipts(spec)
-    vector = spec.vector(simulation.parameters)
-    try:
-        with (
-            user_code(),
-            Outlet(endpoint, streamed, simulation.number, attempt, vector) as outlet,
-        ):
-            if outlet.complete:
-                return Summary(0)
-            writing = writer and writer.begin(spec, simulation.number)
-            if writing and writing.complete and not streams:
-                # Its last receipts were lost with the process that wrote it.
-                outlet.send(np.zeros((spec.steps, 1), dtype=np.float32))
-                return Summary(0)
-            # A data set needs all steps of this attempt: it lacks some of the last.
-            wanted = 0 if writing else outlet.next_step
-            streamed_run = _Streamed(
-                simulation.parameters,
-                simulation.number,
-                attempt,
-                first_step=wanted,
-                cores=cores,
-                outlet=outlet,
-            )
-            step, datasets = 0, _solution(solver, streamed_run)
-            encoder = Encoder(spec, simulation.number, datasets)
-            for dataset in datasets:
-                if not steps and wanted and encoder.begins_at(dataset, wanted):
-                    step = wanted
-                    outlet.skip()
-                fields = encoder.convert(dataset, step)
-                if writing:
-                    # Before the step is sent: a complete simulation never runs again.
-                    writing.write(fields)
-                if not streams:
-                    fields = np.zeros((len(fields), 1), dtype=np.float32)
-                outlet.send(fields)
-                step += len(fields)
-                steps += len(fields)
-            if encoder.lost and encoder.lost not in _WARNED:
-                _WARNED.add(encoder.lost)
-                with warnings.catch_warnings(action="ignore"):
-                    warn(encoder.lost)  # It is said where the study is, not here.
-    except StreamStopped:
-        return Summary(steps, stopped=True)
-    return Summary(steps)
-
-
-def _solution(solver: Solver, run: Run) -> Iterator[xr.Dataset]:
-    """Yield what the solver yields.
-
-    Closed early, it closes the solver's generator before it removes the folder.
-    """
-    with ExitStack() as resources:
-        try:
-            if type(solver).start not in (Solver.start, GridSolver.start):
-                folder = tempfile.TemporaryDirectory(
-                    prefix=f"simulation-{run.simulation}-", dir=_local_directory()
-                )
-                path = Path(resources.enter_context(folder))
-                run = dataclasses.replace(run, folder=path)
-            yield from datasets_of(solver, run)
-        except Stopped as error:
-            raise StreamStopped(str(error)) from error
-
-
-def _local_directory() -> str | None:
-    """Where this worker keeps its files; nannies remove it when a worker is killed."""
-    try:
-        return str(get_worker().local_directory)
-    except ValueError:
-        return None

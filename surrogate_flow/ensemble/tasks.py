@@ -15,9 +15,9 @@ from typing import Any
 from distributed import Client, Future, KilledWorker
 
 from surrogate_flow.dataset import ArchiveError
+from surrogate_flow.ensemble.attempt import Summary
 from surrogate_flow.ensemble.deaths import WorkerDied
 from surrogate_flow.ensemble.placement import Place, Placement
-from surrogate_flow.ensemble.task import Summary
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.quantities import Simulation
 

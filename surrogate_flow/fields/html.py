@@ -40,8 +40,10 @@ def rows_of(spec: FieldSpec) -> list[tuple[str, str]]:
     grid = f"{' x '.join(map(str, spec.shape))} ({', '.join(spec.dims)})"
     first = f"{spec.times[0]:.4g}"
     last = in_units(spec.times[-1], spec.time_units)
+    given = ", ".join(f"{v.name} {_in_brackets(v.units)}".strip() for v in spec.inputs)
     return [
         ("fields", ", ".join(fields) + f", on {grid}" * bool(spec.dims)),
+        *[("input fields", given)] * bool(given),
         ("times", f"{counted(spec.steps, 'step')}, {first} to {last}"),
         (
             "parameters",

@@ -46,6 +46,7 @@ class Positions:
         self._known = {c.name for c in spec.coordinates}
         self._others = {v.name for v in spec.variables} | {"time"}
         self._others |= {p.name for p in spec.parameters}
+        self._others |= {v.name for v in spec.inputs}
         # What was given last, and its orders: the same with each step, mostly.
         self._given = dict[Any, xr.Variable]()
         self._orders: list[tuple[int, Int[np.ndarray, " point"]]] = []

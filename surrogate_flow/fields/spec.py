@@ -66,6 +66,9 @@ class FieldSpec:
         structured grid.
     dtype : str
         Of the fields in the stream and in the reservoir.
+    inputs : tuple of Variable
+        Fields on the same grid that a simulation is given, one of each, rather than
+        solves for: a coefficient, a geometry, an initial state.
 
     Raises
     ------
@@ -83,6 +86,7 @@ class FieldSpec:
     coordinates: tuple[Coordinate, ...] = ()
     cells: tuple[tuple[int, ...], ...] | None = None
     dtype: str = "float32"
+    inputs: tuple[Variable, ...] = ()
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -103,6 +107,7 @@ class FieldSpec:
             ("coordinate", [c.name for c in self.coordinates if c.name != c.dim]),
             ("parameter", [p.name for p in self.parameters]),
             ("variable", [v.name for v in self.variables]),
+            ("input", [v.name for v in self.inputs]),
         ):
             for name in names:
                 if name in taken:
@@ -144,6 +149,7 @@ class FieldSpec:
         for name, kind in (
             ("parameters", Parameter),
             ("variables", Variable),
+            ("inputs", Variable),
             ("dims", str),
             ("coordinates", Coordinate),
             ("shape", Integral),
@@ -209,6 +215,16 @@ class FieldSpec:
     def step_bytes(self) -> int:
         """Bytes of one step in the stream and in the reservoir."""
         return math.prod(self.step_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the input fields of a simulation, ``(input, *space)``."""
+        return (len(self.inputs), *self.shape)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the input fields of a simulation."""
+        return math.prod(self.input_shape) * np.dtype(self.dtype).itemsize
 
     @property
     def low(self) -> Float[np.ndarray, " parameter"]:
@@ -326,10 +342,14 @@ class FieldSpec:
     def to_plain(self) -> dict[str, Any]:
         """Return the spec as dicts, lists, strings and numbers."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        for own, variable in zip(self.variables, plain["variables"], strict=True):
-            # Without them a spec is what it was before there were any.
+        # Without what it does not use, a spec is what it was before there was any.
+        given = (*self.variables, *self.inputs)
+        fields = plain["variables"] + plain["inputs"]
+        for own, variable in zip(given, fields, strict=True):
             if own.plain:
                 del variable["offset"], variable["scale"]
+        if not self.inputs:
+            del plain["inputs"]
         for coordinate in plain["coordinates"]:
             if not coordinate["long_name"]:
                 del coordinate["long_name"]

@@ -8,6 +8,7 @@ step, history)``:
 - ``step``, of shape (batch,): index of the first step to predict;
 - ``history``, of shape ``(batch, inputs, channel, *space)``: the steps just before it,
   none for direct windows;
+- ``inputs``, of shape ``(batch, input, *space)``, if the spec has any input fields;
 
 and return ``(batch, outputs, channel, *space)``. ``docs/networks.md`` shows how to add
 your own.

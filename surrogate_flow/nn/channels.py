@@ -15,7 +15,7 @@ __all__ = ["Channels"]
 
 
 class Channels(nn.Module):
-    """x = (history, parameters, step, positions), stacked on the grid of the fields.
+    """x = (history, inputs, parameters, step, positions), stacked on the fields' grid.
 
     The parameters and the step are the same at every point. Positions, one channel for
     each dim, run from -1 to 1; they come from the spec, not from the checkpoint.
@@ -53,7 +53,7 @@ class Channels(nn.Module):
     ) -> None:
         super().__init__()
         _require_grid(spec, network)
-        if not positions and not window.inputs:
+        if not (positions or window.inputs or spec.inputs):
             raise ArgumentError(
                 f"{network}: expected positions or a history, got positions=False "
                 f"with {type(window).__name__}, which has no history: every point "
@@ -63,7 +63,7 @@ class Channels(nn.Module):
         grid = np.stack(np.meshgrid(*axes, indexing="ij"))[None].astype(np.float32)
         shown = torch.from_numpy(grid[:, : None if positions else 0])
         self.register_buffer("positions", shown, persistent=False)
-        seen = window.inputs * len(spec.variables)
+        seen = window.inputs * len(spec.variables) + len(spec.inputs)
         self.count = seen + len(spec.parameters) + 1 + shown.shape[1]
 
     def forward(
@@ -71,13 +71,22 @@ class Channels(nn.Module):
         parameters: Float[Tensor, "batch parameter"],
         step: Float[Tensor, " batch"],
         history: Float[Tensor, "batch inputs channel *space"],
+        inputs: Float[Tensor, "batch input *space"] | None = None,
     ) -> Float[Tensor, "batch stacked *space"]:
         """Stack the channels, the oldest step of the history first."""
         batch, space = step.shape[0], self.positions.shape[2:]
         same = torch.cat([parameters, step[:, None]], dim=1)
         same = same.reshape(*same.shape, *(1 for _ in space)).expand(-1, -1, *space)
         positions = self.positions.expand(batch, *self.positions.shape[1:])
-        return torch.cat([history.flatten(1, 2), same, positions], dim=1)
+        seen = (
+            [history.flatten(1, 2)]
+            if inputs is None
+            else [
+                history.flatten(1, 2),
+                inputs,
+            ]
+        )
+        return torch.cat([*seen, same, positions], dim=1)
 
 
 def _require_grid(spec: FieldSpec, network: str) -> None:

@@ -19,7 +19,7 @@ __all__ = ["FullyConnected"]
 
 
 class FullyConnected(nn.Module):
-    """u = W_n σ(… σ(W_1 (parameters, t, history) + b_1) …) + b_n.
+    """u = W_n σ(… σ(W_1 (parameters, t, history, inputs) + b_1) …) + b_n.
 
     It serves any fields: on a grid, on a mesh, or without dims.
 
@@ -61,7 +61,8 @@ class FullyConnected(nn.Module):
         sigma = subclass_at(activation, nn.Module, "activation of FullyConnected")
         self.shape = (window.outputs, *spec.step_shape)
         features = math.prod(spec.step_shape)
-        sizes = [len(spec.parameters) + 1 + window.inputs * features, *widths]
+        seen = window.inputs * features + math.prod(spec.input_shape)
+        sizes = [len(spec.parameters) + 1 + seen, *widths]
         layers = [
             layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), sigma())
         ]
@@ -74,8 +75,11 @@ class FullyConnected(nn.Module):
         parameters: Float[Tensor, "batch parameter"],
         step: Float[Tensor, " batch"],
         history: Float[Tensor, "batch inputs channel *space"],
+        inputs: Float[Tensor, "batch input *space"] | None = None,
     ) -> Float[Tensor, "batch outputs channel *space"]:
         """Predict all cells of all steps at once."""
-        seen = torch.cat([parameters, step[:, None], history.flatten(1)], dim=1)
-        out: Tensor = self.layers(seen)
+        seen = [parameters, step[:, None], history.flatten(1)]
+        if inputs is not None:
+            seen.append(inputs.flatten(1))
+        out: Tensor = self.layers(torch.cat(seen, dim=1))
         return out.reshape(-1, *self.shape)

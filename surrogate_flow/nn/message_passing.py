@@ -155,7 +155,7 @@ class MessagePassingSolver(nn.Module):
                 f"the {window.outputs} steps predicted, got layers={layers} and "
                 f"width={width}."
             )
-        if not (window.inputs or positions):
+        if not (window.inputs or positions or spec.inputs):
             raise ArgumentError(
                 "MessagePassingSolver: expected positions=True for a direct window, "
                 "got False: nothing else distinguishes one node from another."
@@ -187,7 +187,7 @@ class MessagePassingSolver(nn.Module):
             # They follow from the spec, which a checkpoint has.
             self.register_buffer(name, value, persistent=False)
         channels, context = len(spec.variables), len(spec.parameters) + 1
-        seen = window.inputs * channels
+        seen = window.inputs * channels + len(spec.inputs)
         self.encoder = nn.Sequential(
             nn.Linear(seen + places.shape[1] + context, width),
             nn.SiLU(),
@@ -213,6 +213,7 @@ class MessagePassingSolver(nn.Module):
         parameters: Float[Tensor, "batch parameter"],
         step: Float[Tensor, " batch"],
         history: Float[Tensor, "batch inputs channel *space"],
+        inputs: Float[Tensor, "batch input *space"] | None = None,
     ) -> Float[Tensor, "batch outputs channel *space"]:
         """Predict all steps of the window at once."""
         batch, nodes = step.shape[0], len(self.places)
@@ -221,6 +222,9 @@ class MessagePassingSolver(nn.Module):
         seen = history.new_zeros(nodes, batch, 0)
         if history.shape[1]:
             seen = history.reshape(batch, -1, nodes).permute(2, 0, 1)
+        if inputs is not None:
+            given = inputs.reshape(batch, -1, nodes).permute(2, 0, 1)
+            seen = torch.cat([seen, given], dim=-1)
         places = self.places[:, None].expand(-1, batch, -1)
         features = self.encoder(torch.cat([seen, places, everywhere], dim=-1))
         for layer in self.layers:

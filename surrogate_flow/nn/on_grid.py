@@ -19,7 +19,7 @@ __all__ = ["OnGrid"]
 
 
 class OnGrid(nn.Module):
-    """u = module(history, parameters, step, positions), as channels of one grid.
+    """u = module(history, inputs, parameters, step, positions), channels of one grid.
 
     Parameters
     ----------
@@ -83,9 +83,10 @@ class OnGrid(nn.Module):
         parameters: Float[Tensor, "batch parameter"],
         step: Float[Tensor, " batch"],
         history: Float[Tensor, "batch inputs channel *space"],
+        inputs: Float[Tensor, "batch input *space"] | None = None,
     ) -> Float[Tensor, "batch outputs channel *space"]:
         """Predict all points of all steps at once."""
-        out: Tensor = self.module(self.channels(parameters, step, history))
+        out: Tensor = self.module(self.channels(parameters, step, history, inputs))
         expected = (step.shape[0], self.shape[0] * self.shape[1], *self.shape[2:])
         if out.shape != expected:
             raise ArgumentError(

@@ -110,10 +110,11 @@ class UNet(nn.Module):
         parameters: Float[Tensor, "batch parameter"],
         step: Float[Tensor, " batch"],
         history: Float[Tensor, "batch inputs channel *space"],
+        inputs: Float[Tensor, "batch input *space"] | None = None,
     ) -> Float[Tensor, "batch outputs channel *space"]:
         """Predict all points of all steps at once."""
         condition = self.embed(torch.cat([parameters, step[:, None]], dim=1))
-        x = self.enter(self.channels(parameters, step, history))
+        x = self.enter(self.channels(parameters, step, history, inputs))
         skips = []
         for block, coarser in zip(self.down, self.coarser, strict=True):
             skips.append(block(x, condition))

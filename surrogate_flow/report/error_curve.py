@@ -19,7 +19,7 @@ from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.surrogate.metrics import field_metrics
-from surrogate_flow.surrogate.rollout import predictions
+from surrogate_flow.surrogate.rollout import predictions, with_inputs
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["BASELINES", "ErrorCurve", "baseline_error", "extrapolated"]
@@ -269,11 +269,14 @@ def _guesses(
     window, fields, device = surrogate.window, held_out.fields[row], surrogate.device
     parameters = torch.from_numpy(held_out.parameters[row]).to(device)[None]
     history = torch.from_numpy(fields[start - window.inputs : start]).to(device)[None]
+    given = held_out.inputs[[row]] if held_out.spec.inputs else None
+    inputs = [] if given is None else [torch.from_numpy(given).to(device)]
     following: Iterable[torch.Tensor]
     if window.inputs:
         # Prediction by prediction: a whole rollout could be too large to hold.
         first = torch.full((1,), float(start), device=device)
-        following = predictions(surrogate, parameters, first, history)
+        predict = with_inputs(surrogate, *inputs)
+        following = predictions(predict, parameters, first, history)
     else:
         # None needs the one before: as many at once as a validation takes.
         steps = torch.arange(float(start), len(fields), window.outputs, device=device)
@@ -282,6 +285,7 @@ def _guesses(
                 parameters.repeat(len(part), 1),
                 part,
                 history.expand(len(part), *history.shape[1:]),
+                *(u.expand(len(part), *u.shape[1:]) for u in inputs),
             ).flatten(0, 1)[None]
             for part in torch.split(steps, held_out.batch_size)
         )

@@ -170,7 +170,7 @@ def _predicted(
     named = dict(zip((p.name for p in spec.parameters), point, strict=True))
     history = held_out.simulation(row, slice(inputs)) if inputs else None
     times = [spec.times[step] for step in steps]
-    guess = surrogate.predict(named, times, history)
+    guess = surrogate.predict(named, times, history, inputs=held_out.given(row))
     predicted = np.stack([guess[v.name].values for v in spec.variables], axis=1)
     truth = held_out.fields[row, list(steps)]
     shape = (len(steps), *thin.spec.step_shape)

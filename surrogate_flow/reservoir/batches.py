@@ -17,7 +17,8 @@ __all__ = ["Draw", "PendingBatches"]
 class Draw(NamedTuple):
     """A batch of samples, copied out: nothing else uses its memory while it is held.
 
-    `step` is the number of the first step of each sample.
+    `step` is the number of the first step of each sample. `inputs` are the input fields
+    of its simulation, if the spec has any.
     """
 
     fields: (
@@ -27,6 +28,7 @@ class Draw(NamedTuple):
     simulation: Int[np.ndarray, " batch"]
     step: Int[np.ndarray, " batch"]
     parameters: Float[np.ndarray, "batch parameter"]
+    inputs: Float[np.ndarray, "batch input *space"] | None = None
 
 
 class PendingBatches:

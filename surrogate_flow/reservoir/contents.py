@@ -15,8 +15,9 @@ from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir.batches import Draw
 from surrogate_flow.reservoir.index import Block, Index, Labels, Parameters
+from surrogate_flow.reservoir.inputs import Fields, InputFields
 from surrogate_flow.reservoir.layout import Layout, slots_of
-from surrogate_flow.reservoir.memory import Slots, Steps
+from surrogate_flow.reservoir.memory import HostMemory, Slots, Steps
 from surrogate_flow.reservoir.policy import Limiter, Policy
 from surrogate_flow.reservoir.population import Bag, Population, Queue
 from surrogate_flow.reservoir.slab import Slab
@@ -24,6 +25,9 @@ from surrogate_flow.reservoir.snapshot import Snapshot
 from surrogate_flow.reservoir.stats import StoreStats, Tally, Waits
 
 __all__ = ["Contents"]
+
+#: Readers of the steps and of the input fields, where there are any.
+Reader = tuple[int, int | None]
 
 # A reason with numbers that change until it is shown.
 _FULL = "no slot is free, and nothing that was seen can be evicted"
@@ -46,7 +50,15 @@ class Contents:
         self.batch_size, self.policy = batch_size, policy
         self.layout = Layout(window.span, window.stride, spec.steps)
         self.slab = Slab(memory, shared=window.span > 1)
-        self.index = Index(self.layout, self.slab, len(spec.parameters))
+        #: Of the simulations with steps in the slab; none of a spec without any.
+        self.inputs: InputFields | None = None
+        if spec.inputs:
+            # Each slot may be of another simulation. On the host, where pages are
+            # taken as rows are filled: there are mostly far fewer simulations.
+            what = "Input fields of the reservoir, one for each step at most"
+            rows = HostMemory(capacity, spec.input_shape, batch_size, what)
+            self.inputs = InputFields(rows, self.slab)
+        self.index = Index(self.layout, self.slab, len(spec.parameters), self.inputs)
         self.population: Population = (Queue if policy.in_order else Bag)(capacity)
         self.tally = Tally(capacity)
         self.limiter: Limiter | None = policy.limiter
@@ -106,6 +118,8 @@ class Contents:
             )
         if trajectory is not None and trajectory.busy:
             return 0, "another thread copies steps of the same simulation"
+        if self.inputs is not None and not self.inputs.room(simulation):
+            return 0, "input fields that left are still being copied"
         samples = self._insertable() + (trajectory.samples if trajectory else 0)
         steps = min(count, layout.before(samples) - first)
         if steps <= 0:
@@ -184,21 +198,35 @@ class Contents:
                 reason += f" in {used} steps, which they share"
         return f"simulations wait: {reason}, {self.tally.last_draw}{lap}"
 
-    def take(self) -> tuple[Slots, Labels, int]:
-        """Choose a batch; return its slots, its labels, and the reader to end."""
+    def take(self) -> tuple[Slots, Labels, Slots | None, Reader]:
+        """Choose a batch; return slots, labels, rows of inputs, and what to end."""
         population, index = self.population, self.index
         places, leave = self.policy.take(
             len(population), self.batch_size, self._random, draining=self.draining
         )
         samples = (population.remove if leave else population.draw)(places)
         slots, labels = index.slots(samples), index.labels(samples)
-        reader = self.slab.begin_read()
+        rows = None if self.inputs is None else self.inputs.rows(samples)
+        reader = self.begin_read()
         self.tally.draw(samples)
         if leave:
             self.tally.removed += len(samples)
             self.tally.leave(samples)
             self.slab.release(slots)
-        return slots, labels, reader
+        return slots, labels, rows, reader
+
+    def begin_read(self) -> Reader:
+        """Keep all steps and input fields for a copy; return what `end_read` needs."""
+        inputs = self.inputs
+        return self.slab.begin_read(), inputs.begin_read() if inputs else None
+
+    def end_read(self, reader: Reader) -> bool:
+        """Undo `begin_read`; return whether there is room by it."""
+        steps, rows = reader
+        room = self.slab.end_read(steps)
+        if self.inputs and rows is not None:
+            room |= self.inputs.end_read(rows)
+        return room
 
     @property
     def held(self) -> Slots:
@@ -222,6 +250,8 @@ class Contents:
             put_wait=self.refused.total,
             draw_wait=draw_wait,
             times_seen=tally.times_seen(population.samples),
+            inputs=self.inputs.count if self.inputs else 0,
+            input_bytes=self.inputs.nbytes if self.inputs else 0,
         )
 
     def snapshot(self, slots: Slots, again: Sequence[Draw]) -> Snapshot:
@@ -255,7 +285,9 @@ class Contents:
             passed=_table([(n, s) for n in self.passed for s in self.passed[n]], 2),
         )
 
-    def restore(self, snapshot: Snapshot, rows: Steps, chunk: int) -> None:
+    def restore(
+        self, snapshot: Snapshot, rows: Steps, chunk: int, inputs: Fields
+    ) -> None:
         """Hold what a snapshot says; its fields are copied `chunk` steps at a time."""
         index, slab, count = self.index, self.slab, len(snapshot.simulation)
         self._check_policy(snapshot)
@@ -272,6 +304,8 @@ class Contents:
             slab.memory.write(slots[part], np.asarray(rows[snapshot.place[part]]))
         labels = (snapshot.simulation, snapshot.step, snapshot.parameters)
         index.restore(slots, labels, slots[snapshot.following])
+        if self.inputs is not None:
+            self.inputs.restore(snapshot.simulation, slots, inputs)
         index.finished = IntSet(snapshot.finished.tolist())
         for i, (number, next_step, complete) in enumerate(snapshot.live.tolist()):
             tail = slots[snapshot.tails[snapshot.tails[:, 0] == i, 1]]

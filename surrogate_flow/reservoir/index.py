@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.reservoir.inputs import InputFields
 from surrogate_flow.reservoir.layout import Layout
 from surrogate_flow.reservoir.memory import Slots, Steps
 from surrogate_flow.reservoir.population import Samples
@@ -55,12 +56,18 @@ class Block:
     slots: Slots
     #: Number of samples that the block completes.
     samples: int
+    #: Row of the simulation's input fields, if these are to be copied in, too.
+    row: Slots
 
 
 def check_steps(
-    spec: FieldSpec, simulation: int, steps: Steps, parameters: Parameters
+    spec: FieldSpec,
+    simulation: int,
+    steps: Steps,
+    parameters: Parameters,
+    inputs: Steps | None = None,
 ) -> None:
-    """Raise ValueError if steps or parameters have not the shapes of the spec."""
+    """Raise ValueError if fields or parameters have not the shapes of the spec."""
     shape = spec.step_shape
     if steps.shape[1:] != shape or steps.ndim != len(shape) + 1:
         raise ValueError(
@@ -72,6 +79,12 @@ def check_steps(
             f"Simulation {simulation}: expected {len(spec.parameters)} parameters, "
             f"got the shape {parameters.shape}."
         )
+    given = None if inputs is None else inputs.shape
+    if given != (spec.input_shape if spec.inputs else None):
+        raise ValueError(
+            f"Simulation {simulation}: expected {len(spec.inputs)} input fields of "
+            f"{spec.shape}, got the shape {given}."
+        )
 
 
 @final
@@ -81,12 +94,20 @@ class Index:
     A sample is named by the slot of its first step. Where samples share steps it is a
     chain of slots; a table of all slots would cost `span` numbers a sample.
 
-    `parameters` is the length of a parameter vector.
+    `parameters` is the length of a parameter vector; `inputs` holds the input fields,
+    if simulations have any.
     """
 
-    def __init__(self, layout: Layout, slab: Slab, parameters: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        slab: Slab,
+        parameters: int,
+        inputs: InputFields | None = None,
+    ) -> None:
         self.layout = layout
         self.slab = slab
+        self.inputs = inputs
         #: By number, the simulations whose steps are arriving.
         self.live: dict[int, Trajectory] = {}
         #: Simulations of which every step has arrived.
@@ -146,11 +167,14 @@ class Index:
         self._simulation[slots] = simulation
         self._step[slots] = numbers[kept]
         self._parameters[slots] = parameters
+        row = slots[:0]
+        if self.inputs is not None:
+            row = self.inputs.hold(simulation, slots)
         trajectory.next_step = end
         trajectory.busy = True
         # Fewer than 0 where a resumed simulation begins with its next sample.
         samples = max(0, layout.completed(end) - trajectory.samples)
-        return Block(simulation, trajectory, first, steps, kept, slots, samples)
+        return Block(simulation, trajectory, first, steps, kept, slots, samples, row)
 
     def publish(self, block: Block) -> Samples:
         """Return the samples that a block completes, now that it is copied."""

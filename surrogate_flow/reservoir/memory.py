@@ -86,13 +86,17 @@ class HostMemory(Memory):
     """Steps in the memory of the process; a UserError if the machine has less."""
 
     def __init__(
-        self, capacity: int, step_shape: tuple[int, ...], largest: int
+        self,
+        capacity: int,
+        step_shape: tuple[int, ...],
+        largest: int,
+        what: str = "Steps of the reservoir",
     ) -> None:
         super().__init__(capacity, step_shape, largest)
         size = math.prod(step_shape)
         self._steps = allocate(
             (capacity, size),
-            "Steps of the reservoir",
+            what,
             "Lower capacity (--data.reservoir.capacity), or use a coarser grid.",
         )
         self._pool = BatchPool(largest * size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import final
 
 import numpy as np
@@ -29,6 +30,8 @@ class Slab:
 
     Attributes
     ----------
+    dropped : callable, optional
+        Called with the slots whose last reference was dropped.
     free : int
         Number of slots that can be allocated now.
     pending : int
@@ -48,6 +51,7 @@ class Slab:
         self._pinned = np.zeros(capacity, dtype=bool)
         self._awaited = np.zeros(capacity, dtype=bool)
         self._pins = 0
+        self.dropped: Callable[[Slots], None] | None = None
 
     def alloc(self, count: int) -> Slots:
         """Take so many of the free slots, each with one reference."""
@@ -67,6 +71,8 @@ class Slab:
             slots = np.unique(slots[self._references[slots] == 0])
         else:
             self._references[slots] = 0
+        if self.dropped is not None:
+            self.dropped(slots)
         if not self._readers:
             self._free_up(slots)
         elif len(slots):

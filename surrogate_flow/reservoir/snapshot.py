@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final, get_type_hints
 
@@ -15,9 +16,12 @@ from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.reservoir.batches import Draw
+from surrogate_flow.reservoir.inputs import Fields, Kept
 from surrogate_flow.reservoir.layout import Layout
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "packed", "packed_rows", "unpacked", "write_inputs"]
+
+_CHUNK = 2**26  # bytes of input fields that are written at once
 
 
 @final
@@ -62,18 +66,25 @@ class Snapshot:
     passed: Int[np.ndarray, "passed 2"] = field(
         default_factory=lambda: np.zeros((0, 2), dtype=np.int64)
     )
+    #: Simulations whose input fields are in the file, before the rows.
+    given: Int[np.ndarray, " given"] = field(
+        default_factory=lambda: np.zeros(0, dtype=np.int64)
+    )
 
     def draws(
-        self, fields: Float[np.ndarray, "sample span channel *space"]
+        self,
+        fields: Float[np.ndarray, "sample span channel *space"],
+        inputs: Fields,
     ) -> list[Draw]:
         """Return the batches drawn and not trained, of which these are the fields."""
         ends = np.cumsum(self.again_size)
         return [
             Draw(
                 fields[start:end],
-                self.again_simulation[start:end],
+                numbers := self.again_simulation[start:end],
                 self.again_step[start:end],
                 self.again_parameters[start:end],
+                np.stack([inputs[n] for n in numbers.tolist()]) if inputs else None,
             )
             for start, end in zip(ends - self.again_size, ends, strict=True)
         ]
@@ -109,6 +120,9 @@ class Snapshot:
         ):
             if count not in allowed:
                 _refuse(name, " or ".join(map(str, allowed)), count)
+        numbers = {*self.simulation.tolist(), *self.again_simulation.tolist()}
+        if spec.inputs and len(self.place) == rows and numbers - {*self.given.tolist()}:
+            _refuse("given", "the input fields of each simulation", "some missing")
         if len(np.unique(self.place)) < len(self.place):
             _refuse("place", "each row once", "some twice")
         if not 0 <= self.unseen <= len(self.members):
@@ -179,6 +193,60 @@ class Snapshot:
         for number in self.restarts(layout):
             numbers.discard(number)
         return numbers
+
+
+def packed(
+    inputs: Float[np.ndarray, "simulation input *space"], channels: int
+) -> Float[np.ndarray, "row channel *space"]:
+    """Return input fields as so many steps, filled up with zeros.
+
+    Examples
+    --------
+    >>> packed(np.ones((2, 3, 5)), channels=2).shape
+    (4, 2, 5)
+    """
+    count, given, *space = inputs.shape
+    each = -(-given // channels)
+    rows = np.zeros((count, each * channels, *space), dtype=np.float32)
+    rows[:, :given] = inputs
+    return rows.reshape(count * each, channels, *space)
+
+
+def unpacked(
+    rows: Float[np.ndarray, "row channel *space"], spec: FieldSpec, count: int
+) -> Float[np.ndarray, "simulation input *space"]:
+    """Return the input fields of `count` simulations, of which these are the rows."""
+    each = packed_rows(spec, 1) * len(spec.variables)
+    inputs = np.array(rows).reshape(count, each, *spec.shape)
+    return inputs[:, : len(spec.inputs)]
+
+
+def write_inputs(
+    kept: Kept,
+    again: Sequence[Draw],
+    spec: FieldSpec,
+    write: Callable[[Float[np.ndarray, "row channel *space"]], None],
+) -> Int[np.ndarray, " given"]:
+    """Write the input fields of what is held and of batches; return whose they are."""
+    channels = len(spec.variables)
+    for fields in kept.read(_CHUNK):
+        write(packed(fields, channels))
+    others = {
+        number: fields
+        for draw in again
+        if draw.inputs is not None
+        for number, fields in zip(draw.simulation.tolist(), draw.inputs, strict=True)
+    }
+    for number in kept.numbers.tolist():
+        others.pop(number, None)
+    for fields in others.values():
+        write(packed(fields[None], channels))
+    return np.concatenate([kept.numbers, [*others]]).astype(np.int64)
+
+
+def packed_rows(spec: FieldSpec, count: int) -> int:
+    """Return as how many steps the input fields of `count` simulations are kept."""
+    return count * -(-len(spec.inputs) // len(spec.variables))
 
 
 def _pairs(

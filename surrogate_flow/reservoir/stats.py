@@ -51,6 +51,9 @@ class StoreStats:
     #: ``times_seen[n]``: number of samples drawn `n` times, of those that left and
     #: those held; the last entry counts all that were drawn at least so often.
     times_seen: tuple[int, ...]
+    #: Simulations whose input fields are held, and the bytes of these.
+    inputs: int = 0
+    input_bytes: int = 0
 
 
 @final

@@ -19,9 +19,10 @@ from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir.batches import Draw, PendingBatches
 from surrogate_flow.reservoir.contents import Contents
 from surrogate_flow.reservoir.index import Parameters, check_steps
+from surrogate_flow.reservoir.inputs import Inputs, Kept
 from surrogate_flow.reservoir.memory import Slots, Steps
 from surrogate_flow.reservoir.policy import Deterministic, Policy
-from surrogate_flow.reservoir.snapshot import Snapshot
+from surrogate_flow.reservoir.snapshot import Snapshot, unpacked, write_inputs
 from surrogate_flow.reservoir.stats import Moments, Stopwatch, StoreStats, seconds
 
 __all__ = ["Store"]
@@ -91,12 +92,18 @@ class Store:
             return self._contents.index.next_step(simulation)
 
     def offer(
-        self, simulation: int, first: int, steps: Steps, parameters: Parameters
+        self,
+        simulation: int,
+        first: int,
+        steps: Steps,
+        parameters: Parameters,
+        inputs: Inputs | None = None,
     ) -> int:
         """Copy in as many leading steps as there is room for; return how many.
 
         These are the simulation's next steps, of which the first has the number
-        `first`. After `stop` there is no room.
+        `first`. After `stop` there is no room. The input fields are copied in with the
+        first of the steps that are held.
 
         Raises
         ------
@@ -105,7 +112,7 @@ class Store:
         RuntimeError
             If reception has ended.
         """
-        check_steps(self.spec, simulation, steps, parameters)
+        check_steps(self.spec, simulation, steps, parameters, inputs)
         contents = self._contents
         with self._changed:
             if self._stopped:
@@ -118,6 +125,8 @@ class Store:
         settle = contents.cancel
         try:
             contents.slab.memory.write(block.slots, steps[: block.steps][block.kept])
+            if len(block.row) and contents.inputs is not None and inputs is not None:
+                contents.inputs.slab.memory.write(block.row, inputs[None])
             settle = contents.publish
         finally:
             with self._changed:
@@ -171,16 +180,19 @@ class Store:
             if not self._wait_to_draw(timeout):
                 return None
             number = pending.begin() if pending else 0
-            slots, labels, reader = self._contents.take()
+            slots, labels, rows, reader = self._contents.take()
             self._changed.notify_all()
-        slab = self._contents.slab
+        contents, count = self._contents, len(labels[0])
         try:
-            draw = Draw(slab.memory.batch(slots, len(labels[0])), *labels)
+            given = None
+            if contents.inputs is not None and rows is not None:
+                given = contents.inputs.slab.memory.batch(rows, count)[:, 0]
+            draw = Draw(contents.slab.memory.batch(slots, count), *labels, given)
             if pending:
                 pending.complete(number, draw)
         finally:
             with self._changed:
-                if slab.end_read(reader) or self._contents.saving:
+                if contents.end_read(reader) or contents.saving:
                     self._changed.notify_all()
         self._announce()
         return draw
@@ -262,20 +274,29 @@ class Store:
     ) -> tuple[Float64[np.ndarray, " channel"], Float64[np.ndarray, " channel"]]:
         """Return mean and standard deviation of each channel of the samples held now.
 
-        Each of their steps counts once. Call it after `wait_threshold`: without a
+        Each of their steps counts once, and so do the input fields of each simulation,
+        which come behind the channels. Call it after `wait_threshold`: without a
         sample it is a RuntimeError.
         """
         moments = Moments(len(self.spec.variables))
+        of_inputs = Moments(len(self.spec.inputs))
         contents = self._contents
         with self._reading:
             with self._changed:
-                contents.slab.pin(contents.index.slots(contents.population.samples))
-            with closing(self._read_pinned(2**23)) as chunks:
+                slots = contents.index.slots(contents.population.samples)
+                contents.slab.pin(slots)
+                kept = contents.inputs and contents.inputs.keep(slots)
+            with self._kept(kept), closing(self._read_pinned(2**23)) as chunks:
                 for _, steps in chunks:
                     moments.update(steps)
+                for fields in kept.read(2**23) if kept else ():
+                    of_inputs.update(fields)
         if not moments.count:
             raise RuntimeError("Store.moments: no sample; call `wait_threshold` first.")
-        return moments.mean, moments.std
+        return (
+            np.concatenate([moments.mean, of_inputs.mean]),
+            np.concatenate([moments.std, of_inputs.std]),
+        )
 
     def save(
         self,
@@ -310,16 +331,21 @@ class Store:
                     note()
                 if write is not None:
                     contents.slab.pin(slots)
+                    kept = contents.inputs and contents.inputs.keep(slots)
             if write is None:
                 return snapshot
             order = [slots[:0]]
-            with closing(self._read_pinned(self.chunk_bytes)) as chunks:
-                for some, steps in chunks:
-                    order.append(some)
-                    write(steps)
-        for draw in again:
-            fields = contents.slab.memory.host(draw.fields)
-            write(fields.reshape(-1, *self.spec.step_shape))
+            with self._kept(kept):
+                with closing(self._read_pinned(self.chunk_bytes)) as chunks:
+                    for some, steps in chunks:
+                        order.append(some)
+                        write(steps)
+                for draw in again:
+                    fields = contents.slab.memory.host(draw.fields)
+                    write(fields.reshape(-1, *self.spec.step_shape))
+                if kept:
+                    numbers = write_inputs(kept, again, self.spec, write)
+                    snapshot = replace(snapshot, given=numbers)
         # `slots` ascend and `order` has the same ones.
         return replace(snapshot, place=np.argsort(np.concatenate(order)))
 
@@ -339,9 +365,13 @@ class Store:
                 self._contents.restart(snapshot)
                 return []
             chunk = max(1, self.chunk_bytes // self.spec.step_bytes)
-            self._contents.restore(snapshot, rows, chunk)
+            again = len(snapshot.simulation)
+            end = again + int(snapshot.again_size.sum()) * self.layout.span
+            fields = unpacked(rows[end:], self.spec, len(snapshot.given))
+            inputs = dict(zip(snapshot.given.tolist(), fields, strict=True))
+            self._contents.restore(snapshot, rows, chunk, inputs)
         shape = (-1, self.layout.span, *self.spec.step_shape)
-        return snapshot.draws(np.array(rows[len(snapshot.simulation) :]).reshape(shape))
+        return snapshot.draws(np.array(rows[again:end]).reshape(shape), inputs)
 
     @contextmanager
     def _no_copies(self, pending: PendingBatches, timeout: float) -> Iterator[None]:
@@ -380,6 +410,16 @@ class Store:
             # Nothing is left of them, unless the caller has failed.
             with self._change():
                 slab.unpin(slab.pinned(self.capacity))
+
+    @contextmanager
+    def _kept(self, kept: Kept | None) -> Iterator[None]:
+        """Let input fields go in the end that were kept for a copy."""
+        try:
+            yield
+        finally:
+            with self._change():
+                if self._contents.inputs and kept:
+                    self._contents.inputs.end_read(kept.reader)
 
     @contextmanager
     def _change(self) -> Iterator[None]:

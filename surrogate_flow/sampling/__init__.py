@@ -1,6 +1,12 @@
-"""Sampling: which parameters to simulate next."""
+"""Sampling: which parameters, and which input fields, to simulate next."""
 
 from surrogate_flow.sampling.design import Design
+from surrogate_flow.sampling.inputs import (
+    FieldsFromFile,
+    FourierModes,
+    GaussianRandomField,
+    InputSampler,
+)
 from surrogate_flow.sampling.sampler import BlockSampler, Observations, Sampler
 from surrogate_flow.sampling.sequences import Halton, LatinHypercube, Sobol, Uniform
 from surrogate_flow.sampling.table import Table
@@ -8,7 +14,11 @@ from surrogate_flow.sampling.table import Table
 __all__ = [
     "BlockSampler",
     "Design",
+    "FieldsFromFile",
+    "FourierModes",
+    "GaussianRandomField",
     "Halton",
+    "InputSampler",
     "LatinHypercube",
     "Observations",
     "Sampler",

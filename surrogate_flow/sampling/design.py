@@ -112,6 +112,8 @@ class Design:
         Use of the held-out ones, each with its own seed.
     rank, world : int
         Number of this process, and of all: each gets every `world`-th simulation.
+    given : bool
+        Whether input fields tell simulations apart, so that there need be no parameter.
 
     Raises
     ------
@@ -137,12 +139,13 @@ class Design:
         part: str = "validation",
         rank: int = 0,
         world: int = 1,
+        given: bool = False,
     ) -> None:
         name = type(sampler).__name__
-        if not bounds:
+        if not bounds and not given:
             raise ArgumentError(
                 f"{name}: expected parameters to draw, got none. Declare in the "
-                "solver's spec what varies between simulations."
+                "solver's spec what varies between simulations: parameters, or inputs."
             )
         if world > 1 and sampler.adapts:
             raise ArgumentError(
@@ -216,7 +219,7 @@ class Design:
         if self._sampler.adapts and number >= self.held_out:
             self._drawn[number] = point.tolist()
         part = "training" if number >= self.held_out else self._part
-        if part == "training":
+        if part == "training" and self._bounds:
             self._warn_of_repetition(number, point)
         return Simulation(number, part, self._named(point))
 
@@ -286,6 +289,8 @@ class Design:
     def _ask(
         self, sampler: Sampler, first: int, count: int
     ) -> Float[np.ndarray, "point parameter"]:
+        if not self._bounds:
+            return np.empty((count, 0))
         points = np.asarray(sampler.ask(first, count, self._bounds))
         asked = f"{type(sampler).__name__}.ask({first}, {count}, bounds)"
         shape = (count, len(self._bounds))

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError, line_at
+from surrogate_flow.fields.inputs import stacked_inputs
 from surrogate_flow.fields.quantities import number
 from surrogate_flow.solvers.solver import Run, Solver
 
@@ -73,13 +74,13 @@ class GridSolver(Solver):
 
     @abstractmethod
     def fields(
-        self, parameters: Mapping[str, float]
+        self, parameters: Mapping[str, Any]
     ) -> Iterator[Float[np.ndarray, "time channel *space"]]:
         """Yield the next steps, one or more at once, in the order of the spec.
 
         Parameters
         ----------
-        parameters : mapping of str to float
+        parameters : mapping of str to float or array
             As of `Solver.solve`.
 
         Yields
@@ -88,7 +89,7 @@ class GridSolver(Solver):
             Of real numbers.
         """
 
-    def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
+    def solve(self, parameters: Mapping[str, Any]) -> Iterator[xr.Dataset]:
         """Yield `fields` as datasets; see `Solver.solve`.
 
         They share their coordinates.
@@ -96,7 +97,8 @@ class GridSolver(Solver):
         Raises
         ------
         ArgumentError
-            If a parameter is unknown, missing or not a finite number.
+            If a parameter is unknown, missing or not a finite number, or an input field
+            is missing.
         SpecMismatch
             If `fields` yields another shape, no real numbers, or too many steps.
         """
@@ -105,14 +107,18 @@ class GridSolver(Solver):
     def start(self, run: Run) -> Iterator[xr.Dataset]:
         """Yield what `solve` does, small steps that take little time together."""
         if type(self).solve is not GridSolver.solve:
-            return self.solve(run.parameters)
-        return self._labelled(run.parameters, _TOGETHER)
+            return self.solve(run.given)
+        return self._labelled(run.given, _TOGETHER)
 
     def _labelled(
-        self, parameters: Mapping[str, float], seconds: float
+        self, parameters: Mapping[str, Any], seconds: float
     ) -> Iterator[xr.Dataset]:
         spec = self.spec
-        spec.vector(parameters)
+        inputs = {v.name for v in spec.inputs}
+        spec.vector({k: v for k, v in parameters.items() if k not in inputs})
+        given = {k: v for k, v in parameters.items() if k in inputs}
+        if inputs:
+            stacked_inputs(spec, given, type(self).__name__)
         blank = np.broadcast_to(np.float32(0), (spec.steps, *spec.step_shape))
         labels = spec.dataset(blank, spec.times, parameters)
         variables, indexes = dict(labels.variables), dict(labels.xindexes)

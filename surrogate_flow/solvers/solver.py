@@ -8,9 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
+from jaxtyping import Float
 
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError
@@ -50,6 +52,9 @@ class Run:
         A scratch folder of this run alone, removed after it.
     cores : int
         How many the run may use.
+    inputs : mapping of str to array
+        The input fields of the spec, in its units and along its dims, where the recipe
+        draws them (``data.inputs``).
     """
 
     parameters: Mapping[str, float]
@@ -58,6 +63,12 @@ class Run:
     first_step: int = 0
     folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
     cores: int = 1
+    inputs: Mapping[str, Float[np.ndarray, " *space"]] = field(default_factory=dict)
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """Parameters and inputs together."""
+        return {**self.parameters, **self.inputs} if self.inputs else self.parameters
 
     def check(self) -> None:
         """Raise `Stopped` if the study has ended; a solver that waits calls it often.
@@ -121,13 +132,14 @@ class Solver(ABC):
         return None
 
     @abstractmethod
-    def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
+    def solve(self, parameters: Mapping[str, Any]) -> Iterator[xr.Dataset]:
         """Yield the steps in order of time.
 
         Parameters
         ----------
-        parameters : mapping of str to float
-            One finite value for each parameter of the spec.
+        parameters : mapping of str to float or array
+            One finite value for each parameter of the spec, and the fields of
+            `Run.inputs`, by their names.
 
         Yields
         ------
@@ -135,12 +147,13 @@ class Solver(ABC):
             Every variable of the spec with the dims ``(time, *spec.dims)``; ``time`` is
             a coordinate, of any length >= 1, holding the next times of the spec. The
             dataset may be reused for the next step: it is copied before the generator
-            goes on.
+            goes on. Where the recipe draws no inputs, the first has them, too, without
+            the dim ``time``.
         """
 
     def start(self, run: Run) -> Iterator[xr.Dataset]:
         """Yield the steps of a run; override it to know more than the parameters."""
-        return self.solve(run.parameters)
+        return self.solve(run.given)
 
     def setup(self, cores: int) -> None:  # noqa: B027 - optional
         """Prepare what all simulations share, on the worker, before the first one."""

@@ -114,8 +114,10 @@ class Connection:
             self._asked = now
         return True
 
-    def transmit(self, message: msg.Steps, payload: memoryview) -> zmq.MessageTracker:
-        """Send steps for which credit was acquired.
+    def transmit(
+        self, message: msg.Inputs | msg.Steps, payload: memoryview
+    ) -> zmq.MessageTracker:
+        """Send fields for which credit was acquired.
 
         They are not copied: do not change them until the tracker is done.
         """

@@ -114,8 +114,10 @@ class Fanout(Sink):
         first: int,
         steps: Float32[np.ndarray, "time channel *space"],
         parameters: Float64[np.ndarray, " parameter"],
+        inputs: Float32[np.ndarray, " input *space"] | None = None,
     ) -> int:
         """Offer to each sink what it has not; return how many none wants any more."""
+        given = () if inputs is None else (inputs,)
         with self._lock:
             following = self._next[simulation]
             if not following and first == 0:
@@ -126,7 +128,7 @@ class Fanout(Sink):
             for name, step in following.items():
                 if (skip := max(0, step - first)) < len(steps):
                     taken = self._sinks[name].offer(
-                        simulation, first + skip, steps[skip:], parameters
+                        simulation, first + skip, steps[skip:], parameters, *given
                     )
                     following[name] = step + taken
             if self._late == "wait" or simulation < self._held_out:

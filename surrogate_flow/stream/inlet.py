@@ -92,7 +92,7 @@ class Inlet:
         self.study = study or secrets.token_hex(8)
         self.host = host
         self.timing = timing or Timing()
-        self._largest = max(spec.step_bytes, coalesce_bytes)
+        self._largest = max(spec.step_bytes, spec.input_bytes, coalesce_bytes)
         budget = budget or max(BUDGET, 8 * self._largest)
         self._sink = sink
         self._reception = Reception(

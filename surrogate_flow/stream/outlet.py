@@ -19,7 +19,7 @@ from surrogate_flow.stream.buffers import BorrowedBuffer, GatherBuffer
 from surrogate_flow.stream.connection import Connection
 from surrogate_flow.stream.endpoint import Endpoint
 from surrogate_flow.stream.errors import StreamError, StreamTimeout
-from surrogate_flow.stream.protocol import Steps
+from surrogate_flow.stream.protocol import Inputs, Steps
 from surrogate_flow.threads import LoudThread
 
 __all__ = ["Outlet"]
@@ -217,6 +217,15 @@ class Outlet:
         with self._lock:
             self._raise_error()
             self._connection.receive()
+
+    def give(self, inputs: Float32[np.ndarray, " input *space"]) -> None:
+        """Send the input fields, once before any step; blocks as `send`."""
+        with self._lock:
+            self._raise_error()
+            payload = np.array(inputs, dtype=np.float32)
+            message = Inputs(self.simulation, self.attempt, payload.nbytes)
+            self._connection.acquire(payload.nbytes)
+            self._connection.transmit(message, payload.data.cast("B"))
 
     def send(self, steps: Float32[np.ndarray, "time channel *space"]) -> None:
         """Send the next steps; the array must not be written to any more.

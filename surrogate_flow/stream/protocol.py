@@ -1,9 +1,9 @@
 """The messages between outlets and inlets.
 
-A message is a small header, a msgpack map with a ``kind``, and for `Open` and `Steps`
-one more frame of raw numbers. Nothing is ever unpickled. Outlets send `Open`, `Steps`,
-`Ask`, `End` and `Abort`; inlets send `Welcome`, `Refused`, `Credit`, `Wait`, `Done` and
-`Stop`.
+A message is a small header, a msgpack map with a ``kind``, and for `Open`, `Inputs` and
+`Steps` one more frame of raw numbers. Nothing is ever unpickled. Outlets send `Open`,
+`Inputs`, `Steps`, `Ask`, `End` and `Abort`; inlets send `Welcome`, `Refused`, `Credit`,
+`Wait`, `Done` and `Stop`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = [
     "Credit",
     "Done",
     "End",
+    "Inputs",
     "Message",
     "Open",
     "Refused",
@@ -54,6 +55,15 @@ class Open(Message, frozen=True):
     has_payload: ClassVar[bool] = True
     study: Text
     spec: Text
+    simulation: Count
+    attempt: Count
+    length: Count
+
+
+class Inputs(Message, frozen=True):
+    """The input fields of the simulation, in float32, once before its first steps."""
+
+    has_payload: ClassVar[bool] = True
     simulation: Count
     attempt: Count
     length: Count
@@ -139,7 +149,18 @@ class Stop(Message, frozen=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(
-    Open | Steps | Ask | End | Abort | Welcome | Refused | Credit | Wait | Done | Stop
+    Open
+    | Inputs
+    | Steps
+    | Ask
+    | End
+    | Abort
+    | Welcome
+    | Refused
+    | Credit
+    | Wait
+    | Done
+    | Stop
 ).decode
 
 
@@ -175,7 +196,7 @@ def decode(frames: Sequence[bytes | memoryview]) -> tuple[Message, memoryview]:
     if len(frames) != count:
         got = f"expected {count} frames for {kind!r}, got {len(frames)}"
         raise ProtocolError("frames", got)
-    if not isinstance(message, Open | Steps):
+    if not isinstance(message, Open | Inputs | Steps):
         return message, memoryview(b"")
     payload = memoryview(frames[1])
     if message.length != payload.nbytes:

@@ -92,6 +92,8 @@ class Reception:
                 self._receive(identity, message, payload)
             elif isinstance(message, msg.Open):
                 self._open(identity, message, payload)
+            elif isinstance(message, msg.Inputs):
+                self._take_inputs(identity, message, payload)
             elif isinstance(message, msg.Ask):
                 self._ask(identity, message)
             elif isinstance(message, msg.End):
@@ -268,6 +270,18 @@ class Reception:
             got = f"expected finite parameters, got {parameters.tolist()}"
             raise ProtocolError("parameters", got)
         return parameters
+
+    def _take_inputs(
+        self, identity: bytes, message: msg.Inputs, payload: memoryview
+    ) -> None:
+        session = self._connections.get(identity)
+        if session is None:
+            self._closed.check_late(identity)
+            return
+        session.take_inputs(message, payload)
+        self.pool.spend(identity, message.length)
+        self._end_wait(identity)
+        self._grant(self.pool.consume(identity, message.length))
 
     def _receive(
         self, identity: bytes, message: msg.Steps, payload: memoryview

@@ -18,7 +18,7 @@ from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.stream.connection import Connection
 from surrogate_flow.stream.endpoint import Endpoint
 from surrogate_flow.stream.errors import StreamError, StreamStopped
-from surrogate_flow.stream.protocol import End, Steps, encode
+from surrogate_flow.stream.protocol import End, Inputs, Steps, encode
 from surrogate_flow.stream.sink import Sink
 from surrogate_flow.threads import LoudThread, Waker
 
@@ -47,10 +47,16 @@ class _Passage:
     """The way of one simulation to the other inlet."""
 
     def __init__(
-        self, simulation: int, parameters: np.ndarray, backlog: _Backlog
+        self,
+        simulation: int,
+        parameters: np.ndarray,
+        inputs: np.ndarray | None,
+        backlog: _Backlog,
     ) -> None:
         self.simulation = simulation
         self.parameters = parameters
+        #: Input fields that are not sent yet, if there are any.
+        self.inputs = inputs
         self.backlog = backlog
         #: Steps that wait for credit, and the number of the first of each array.
         self.queue: deque[tuple[int, np.ndarray]] = deque()
@@ -146,6 +152,7 @@ class Relay(Sink):
         first: int,
         steps: Float32[np.ndarray, "time channel *space"],
         parameters: Float64[np.ndarray, " parameter"],
+        inputs: Float32[np.ndarray, " input *space"] | None = None,
     ) -> int:
         """Take as many leading steps as the backlog has room for."""
         if self.lost:
@@ -154,7 +161,7 @@ class Relay(Sink):
         if passage is None:
             held_out = simulation < self._held_out
             backlog = self._urgent if held_out else self._backlog
-            passage = _Passage(simulation, parameters, backlog)
+            passage = _Passage(simulation, parameters, inputs, backlog)
             self._open[simulation] = passage
             self._do(functools.partial(self._begin, passage))
         if passage.over:
@@ -270,6 +277,12 @@ class Relay(Sink):
 
     def _send(self, passage: _Passage, wanted: int, most: int) -> None:
         queue, size = passage.queue, self._size
+        if (inputs := passage.inputs) is not None:
+            if passage.connection.request(inputs.nbytes) < inputs.nbytes:
+                return
+            given = Inputs(passage.simulation, 0, inputs.nbytes)
+            passage.connection.transmit(given, inputs.data.cast("B"))
+            passage.inputs = None
         while queue:
             first, steps = queue[0]
             count = min(len(steps), max(0, wanted - first))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.stream import protocol as msg
 from surrogate_flow.stream.errors import ProtocolError
-from surrogate_flow.stream.protocol import End, Steps
 from surrogate_flow.stream.sink import Sink
 from surrogate_flow.stream.stats import SimulationProgress
 
@@ -20,6 +21,8 @@ __all__ = ["Session"]
 
 # ZeroMQ reads so many bytes at once: a small message that is kept keeps all of them.
 BLOCK = 8192
+
+Inputs = Float32[np.ndarray, " input *space"]
 
 
 @dataclass(slots=True)
@@ -52,6 +55,9 @@ class Session:
     ) -> None:
         self.simulation = simulation
         self.parameters = parameters
+        #: Its input fields, once they are there; none of a spec without any.
+        self.inputs: Inputs | None = None
+        self._input_shape = spec.input_shape if spec.inputs else None
         self.attempt = 0
         self.identity: bytes | None = None
         #: Whether the connection has announced the end.
@@ -87,13 +93,34 @@ class Session:
             self.waited,
         )
 
-    def check_steps(self, message: Steps) -> None:
-        """Refuse steps that are not of this attempt, or leave a gap."""
-        first, count, length = message.first, message.count, message.length
+    def take_inputs(self, message: msg.Inputs, payload: memoryview) -> None:
+        """Keep the input fields, or refuse others than those that are there."""
+        self._check_attempt(message)
+        length = 4 * math.prod(self._input_shape or (0,))
+        if message.length != length:
+            got = f"expected {length} bytes of input fields, got {message.length}"
+            raise ProtocolError("inputs", got)
+        # A copy: small messages share the memory that ZeroMQ has read, at any offset.
+        fields = np.frombuffer(bytes(payload), np.float32)
+        given: Inputs = fields.reshape(self._input_shape or (0,))
+        if self.inputs is None:
+            self.inputs = given
+        elif not np.array_equal(self.inputs, given):
+            reason = f"simulation {self.simulation} began with other input fields"
+            raise ProtocolError("inputs", f"{reason}: a retry must keep them")
+
+    def _check_attempt(self, message: msg.Inputs | msg.Steps) -> None:
         ours = self.simulation, self.attempt
         if (theirs := (message.simulation, message.attempt)) != ours:
             got = f"this connection serves (simulation, attempt) {ours}, got {theirs}"
             raise ProtocolError("simulation", got)
+
+    def check_steps(self, message: msg.Steps) -> None:
+        """Refuse steps that are not of this attempt, or leave a gap."""
+        first, count, length = message.first, message.count, message.length
+        self._check_attempt(message)
+        if self._input_shape is not None and self.inputs is None:
+            raise ProtocolError("inputs", "expected the input fields before any step")
         if not 0 < count <= self._steps - first:
             got = f"expected steps below {self._steps}, got {count} from {first}"
             raise ProtocolError("steps", got)
@@ -104,7 +131,7 @@ class Session:
             got = f"expected step {self.next}, got {first}"
             raise ProtocolError("gap", f"{got}: the connection was cut and restored")
 
-    def check_end(self, message: End) -> None:
+    def check_end(self, message: msg.End) -> None:
         """Refuse the end of a simulation whose steps are not all there."""
         if not message.steps == self.next == self._steps:
             raise ProtocolError(
@@ -158,7 +185,10 @@ class Session:
             values = np.frombuffer(data, "f") if isinstance(data, bytearray) else data
             steps = values.reshape(-1, *self._shape)
             steps.flags.writeable = False
-            taken = sink.offer(self.simulation, oldest.first, steps, self.parameters)
+            given = () if self.inputs is None else (self.inputs,)
+            taken = sink.offer(
+                self.simulation, oldest.first, steps, self.parameters, *given
+            )
             if taken < len(steps):
                 if taken or not isinstance(data, bytearray):
                     rest = values[steps[:taken].size :]

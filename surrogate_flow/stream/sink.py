@@ -41,12 +41,14 @@ class Sink(Protocol):
         first: int,
         steps: Float32[np.ndarray, "time channel *space"],
         parameters: Float64[np.ndarray, " parameter"],
+        inputs: Float32[np.ndarray, " input *space"] | None = None,
     ) -> int:
         """Take leading steps and return how many.
 
         The steps of a simulation come in order, each once. The array is the received
         message itself, read-only: copy what is taken. What is not taken is offered
-        again after a call of what `on_room` was given.
+        again after a call of what `on_room` was given. `inputs`, the same with each
+        offer, are the simulation's input fields, if the spec has any.
         """
         ...
 
@@ -82,7 +84,12 @@ class Discard(Sink):
     """A sink that takes all steps and keeps none."""
 
     def offer(
-        self, simulation: int, first: int, steps: np.ndarray, parameters: np.ndarray
+        self,
+        simulation: int,
+        first: int,
+        steps: np.ndarray,
+        parameters: np.ndarray,
+        inputs: np.ndarray | None = None,
     ) -> int:
         """Take all."""
         return len(steps)

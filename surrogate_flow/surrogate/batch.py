@@ -34,6 +34,8 @@ class Batch(NamedTuple):
         Number of the simulation that each sample is of; -1 for padding.
     weight : float
         Factor of its loss: 0 for padding.
+    inputs : Tensor of shape (batch, input, *space), optional
+        The input fields of the simulation, if the spec has any.
     """
 
     parameters: Float[Tensor, "batch parameter"]
@@ -42,11 +44,17 @@ class Batch(NamedTuple):
     target: Float[Tensor, "batch outputs channel *space"]
     simulation: Int[Tensor, " batch"]
     weight: float = 1.0
+    inputs: Float[Tensor, "batch input *space"] | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All but the weight."""
-        return self[:-1]
+        return self[:5] if self.inputs is None else (*self[:5], self.inputs)
+
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        """What follows the history in a call of a network: inputs, if there are any."""
+        return () if self.inputs is None else (self.inputs,)
 
     @classmethod
     def from_draw(cls, draw: Draw, window: Window) -> Batch:
@@ -58,12 +66,14 @@ class Batch(NamedTuple):
             history=fields[:, : window.inputs],
             target=fields[:, window.inputs :],
             simulation=torch.from_numpy(draw.simulation),
+            inputs=None if draw.inputs is None else torch.as_tensor(draw.inputs),
         )
 
     def sent(self, stream: CopyStream) -> Batch:
         """Return a copy on a device; it may not be complete yet."""
-        parameters, step, history, target, simulation = map(stream.send, self.tensors)
-        return Batch(parameters, step, history, target, simulation, self.weight)
+        parameters, step, history, target, simulation = map(stream.send, self[:5])
+        given = None if self.inputs is None else stream.send(self.inputs)
+        return Batch(parameters, step, history, target, simulation, self.weight, given)
 
     @classmethod
     def padding(cls, spec: FieldSpec, window: Window) -> Batch:
@@ -76,4 +86,5 @@ class Batch(NamedTuple):
             target=fields[:, window.inputs :],
             simulation=torch.full((1,), -1),
             weight=0.0,
+            inputs=torch.zeros(1, *spec.input_shape) if spec.inputs else None,
         )

@@ -18,6 +18,7 @@ from surrogate_flow.fields.errors import (
     MissingFileError,
     require_kind,
 )
+from surrogate_flow.fields.inputs import inputs_in, stacked_inputs
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.quantities import counted, numbers
 from surrogate_flow.fields.spec import FieldSpec
@@ -30,8 +31,10 @@ __all__ = [
     "LABEL",
     "SAMPLE",
     "checked_histories",
+    "checked_inputs",
     "positions",
     "read_history",
+    "read_inputs",
     "read_parameters",
     "steps_at",
     "vectors",
@@ -192,6 +195,12 @@ def read_parameters(path: Path) -> pd.DataFrame | xr.Dataset:
     return _read_netcdf("--parameters", path, what)
 
 
+def read_inputs(path: Path) -> xr.Dataset:
+    """Return the content of a netCDF file."""
+    what = "with a variable for each input field, along the dims of the grid."
+    return _read_netcdf("--inputs", path, what)
+
+
 def read_history(path: Path) -> xr.Dataset:
     """Return the content of a netCDF file."""
     what = "with the first steps of a simulation, such as the history.nc of a run."
@@ -313,6 +322,39 @@ def checked_histories(
         checked_history(spec, window, history.isel({SAMPLE: k})) for k in range(count)
     ]
     return found[0][0], np.stack([fields for _, fields in found])
+
+
+def checked_inputs(
+    spec: FieldSpec, inputs: Mapping[str, Any] | xr.Dataset | None
+) -> Float32[np.ndarray, "sample input *space"]:
+    """Return the input fields: one of each, or one of each for each sample."""
+    if not spec.inputs:
+        if inputs is not None:
+            raise ArgumentError(
+                "predict: expected no inputs, got some. The surrogate has no input "
+                "fields: leave them out."
+            )
+        return np.zeros((1, *spec.input_shape), dtype=np.float32)
+    names = [v.name for v in spec.inputs]
+    if inputs is None:
+        raise ArgumentError(
+            f"predict: expected the input field {names[0]!r} of the shape {spec.shape} "
+            f"along {spec.dims}, got none. Give it with inputs= (--inputs fields.nc)."
+        )
+    if isinstance(inputs, xr.Dataset):
+        if SAMPLE not in inputs.dims:
+            return inputs_in(spec, inputs, "predict: inputs")[None]
+        parts = [inputs.isel({SAMPLE: k}) for k in range(inputs.sizes[SAMPLE])]
+        return np.stack([inputs_in(spec, part, "predict: inputs") for part in parts])
+    arrays = {name: np.asarray(values) for name, values in inputs.items()}
+    several = [a for a in arrays.values() if a.ndim > len(spec.dims)]
+    if not several:
+        return stacked_inputs(spec, arrays, "predict: inputs")[None]
+    rows = [
+        {n: a[k] if a.ndim > len(spec.dims) else a for n, a in arrays.items()}
+        for k in range(min(map(len, several)))
+    ]
+    return np.stack([stacked_inputs(spec, row, "predict: inputs") for row in rows])
 
 
 def _first(spec: FieldSpec, history: xr.Dataset) -> int:

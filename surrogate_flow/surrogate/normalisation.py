@@ -16,9 +16,9 @@ class Normalisation(nn.Module):
     """z = (x - shift) / scale, frozen before the first batch.
 
     Parameters and the step index are mapped from their bounds to [-1, 1], known from
-    the spec. Fields are mapped to zero mean and unit variance for each variable, with
-    the moments of the first fill of the reservoir, since there is no data set to scan
-    beforehand.
+    the spec. Fields are mapped to zero mean and unit variance for each variable and
+    input, with the moments of the first fill of the reservoir, since there is no data
+    set to scan beforehand.
 
     Parameters
     ----------
@@ -33,6 +33,8 @@ class Normalisation(nn.Module):
     field_shift: Tensor
     field_scale: Tensor
     frozen: Tensor
+    input_shift: Tensor
+    input_scale: Tensor
 
     def __init__(self, spec: FieldSpec) -> None:
         super().__init__()
@@ -48,6 +50,10 @@ class Normalisation(nn.Module):
             ("field_scale", torch.ones(channels)),
         ):
             self.register_buffer(name, value.to(torch.float32))
+        if spec.inputs:
+            given = (len(spec.inputs), *[1] * len(spec.dims))
+            self.register_buffer("input_shift", torch.zeros(given))
+            self.register_buffer("input_scale", torch.ones(given))
         # A number, as all that is averaged with the weights; it was a bool.
         self.register_buffer("frozen", torch.tensor(0.0))
 
@@ -65,17 +71,23 @@ class Normalisation(nn.Module):
         mean: Float[np.ndarray, " channel"],
         std: Float[np.ndarray, " channel"],
     ) -> None:
-        """Set the moments of the fields, once.
+        """Set the moments of the fields, once; those of inputs come behind the others.
 
         The scale of a variable that is constant so far is its own size.
         """
         if self.frozen:
             raise RuntimeError("The normalisation is frozen already.")
-        shape = self.field_shift.shape
         size = np.where(mean, np.abs(mean), 1.0)
         scale = np.where(std > 1e-6 * np.abs(mean), std, size)
-        self.field_shift.copy_(torch.from_numpy(mean).reshape(shape))
-        self.field_scale.copy_(torch.from_numpy(scale).reshape(shape))
+        count = len(self.field_shift)
+        for kind, part in (
+            ("field", slice(count)),
+            ("input", slice(count, None)),
+        ):
+            for name, values in (("shift", mean), ("scale", scale)):
+                if len(values[part]):
+                    buffer = getattr(self, f"{kind}_{name}")
+                    buffer.copy_(torch.from_numpy(values[part]).reshape(buffer.shape))
         self.frozen.fill_(True)
 
     def inputs(
@@ -88,6 +100,12 @@ class Normalisation(nn.Module):
             (parameters - self.parameter_shift) / self.parameter_scale,
             (step - self.step_shift) / self.step_scale,
         )
+
+    def given(
+        self, inputs: Float[Tensor, "batch input *space"]
+    ) -> Float[Tensor, "batch input *space"]:
+        """Normalise input fields."""
+        return (inputs - self.input_shift) / self.input_scale
 
     def fields(
         self, fields: Float[Tensor, "batch time channel *space"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,11 +25,12 @@ from surrogate_flow.surrogate.inputs import (
     LABEL,
     SAMPLE,
     checked_histories,
+    checked_inputs,
     positions,
     steps_at,
     vectors,
 )
-from surrogate_flow.surrogate.rollout import predictions
+from surrogate_flow.surrogate.rollout import predictions, with_inputs
 
 __all__ = ["Part", "Prediction", "require_memory"]
 
@@ -53,7 +54,9 @@ class Predictor(Protocol):
     def train(self, mode: bool = True) -> Any:
         """Set it to train, or to evaluate."""
 
-    def __call__(self, parameters: Tensor, step: Tensor, history: Tensor, /) -> Tensor:
+    def __call__(
+        self, parameters: Tensor, step: Tensor, history: Tensor, /, *inputs: Tensor
+    ) -> Tensor:
         """Predict fields as they are stored."""
 
 
@@ -72,7 +75,7 @@ class Prediction:
     ----------
     surrogate : Surrogate
         Evaluated on its own device.
-    parameters, times, history, batch_size
+    parameters, times, history, batch_size, inputs
         As of `Surrogate.predict`.
 
     Attributes
@@ -105,13 +108,25 @@ class Prediction:
         times: Sequence[float] | None = None,
         history: xr.Dataset | None = None,
         batch_size: int | None = None,
+        inputs: Mapping[str, Any] | xr.Dataset | None = None,
     ) -> None:
         spec, window = surrogate.spec, surrogate.window
         if batch_size is not None and batch_size < 1:
             raise ArgumentError("predict: batch_size", "a number >= 1", batch_size)
         self.spec, self._surrogate = spec, surrogate
         self.table, self.several, self._labels = vectors(spec, parameters)
+        given = checked_inputs(spec, inputs)
+        if not spec.parameters and len(given) > 1:
+            # Input fields alone tell samples apart.
+            self.table, self.several = np.empty((len(given), 0)), True
         self.count = len(self.table)
+        if len(given) not in (1, self.count):
+            raise ArgumentError(
+                "predict: inputs",
+                f"one of each, or one for each of {counted(self.count, 'sample')}",
+                len(given),
+            )
+        self._inputs = given
         self._first, self._past = checked_histories(spec, window, history, self.count)
         wanted = spec.times[self._first :] if times is None else times
         if window.inputs:
@@ -158,11 +173,20 @@ class Prediction:
             with torch.no_grad():
                 parameters = torch.tensor(self.table[:1], dtype=torch.float32)
                 begin = torch.tensor([float(self._first)])
-                surrogate(parameters, begin, torch.from_numpy(self._past[:1]))
+                past = torch.from_numpy(self._past[:1])
+                surrogate(parameters, begin, past, *self._given(slice(1), 1))
         finally:
             hook.remove()
             surrogate.train(was_training)
         return max(1, max(sizes) // math.prod(self.spec.step_shape))
+
+    def _given(self, rows: slice, count: int) -> list[Tensor]:
+        """Return the input fields of `count` samples, if the spec has any."""
+        if not self.spec.inputs:
+            return []
+        given = torch.from_numpy(self._inputs[rows if len(self._inputs) > 1 else [0]])
+        given = given.to(self._surrogate.device)
+        return [given.expand(count, *given.shape[1:])]
 
     def __iter__(self) -> Iterator[Part]:
         """Yield all parts, those of the first samples first."""
@@ -187,14 +211,15 @@ class Prediction:
                 past = self._past[rows] if len(self._past) > 1 else self._past
                 history = torch.from_numpy(past).to(surrogate.device)
                 history = history.expand(len(table), *history.shape[1:])
+                given = self._given(rows, len(table))
                 if surrogate.window.inputs:
-                    fields = self._rolled_out(table, history)
+                    fields = self._rolled_out(table, history, given)
                     yield Part(rows, slice(0, len(self.times)), fields)
                     continue
                 for begin in range(0, len(self.times), self.chunk[1]):
                     moments = slice(begin, begin + self.chunk[1])
                     steps = table.new_tensor(self._steps[moments])
-                    fields = self._direct(table, history, steps)
+                    fields = self._direct(table, history, steps, given)
                     yield Part(rows, moments, fields)
         except RuntimeError as error:
             if not re.search("out of memory|can't allocate memory", str(error)):
@@ -218,11 +243,13 @@ class Prediction:
         table: Float[Tensor, "sample parameter"],
         past: Float[Tensor, "sample 0 channel *space"],
         steps: Float[Tensor, " time"],
+        given: list[Tensor],
     ) -> Float[np.ndarray, "sample time channel *space"]:
         """Predict each pair of a sample and a time on its own, all in one pass."""
         parameters = table.repeat_interleave(len(steps), dim=0)
         history = past[:1].expand(len(parameters), *past.shape[1:])
-        out = self._surrogate(parameters, steps.repeat(len(table)), history)
+        given = [inputs.repeat_interleave(len(steps), dim=0) for inputs in given]
+        out = self._surrogate(parameters, steps.repeat(len(table)), history, *given)
         shape = (len(table), len(steps), *self.spec.step_shape)
         return self.spec.physical(out[:, 0].cpu().numpy().reshape(shape))
 
@@ -231,12 +258,14 @@ class Prediction:
         self,
         table: Float[Tensor, "sample parameter"],
         history: Float[Tensor, "sample inputs channel *space"],
+        given: list[Tensor],
     ) -> Float[np.ndarray, "sample time channel *space"]:
         """Roll out the samples together; keep the steps that are asked for."""
         fields = np.empty((len(table), *self.shape[1:]), np.float32)
         begin = table.new_full((len(table),), float(self._first))
         step, last = self._first, int(self._steps.max())
-        following = predictions(self._surrogate, table, begin, history)
+        predict = with_inputs(self._surrogate, *given)
+        following = predictions(predict, table, begin, history)
         while step <= last:
             for predicted in next(following).unbind(1):
                 if (wanted := np.flatnonzero(self._steps == step)).size:

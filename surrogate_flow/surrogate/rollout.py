@@ -10,10 +10,17 @@ from torch import Tensor
 
 from surrogate_flow.surrogate.batch import Batch
 
-__all__ = ["predictions", "pushed_forward", "roll_out"]
+__all__ = ["predictions", "pushed_forward", "roll_out", "with_inputs"]
 
 #: (parameters, step, history) -> the next steps; all fields as they are stored.
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def with_inputs(predict: Callable[..., Tensor], *inputs: Tensor) -> Predict:
+    """Return what predicts with input fields, which a rollout does not change."""
+    if not inputs:
+        return predict
+    return lambda parameters, step, history: predict(parameters, step, history, *inputs)
 
 
 def predictions(
@@ -69,7 +76,9 @@ def roll_out(
 
 
 @torch.no_grad()
-def pushed_forward(predict: Predict, batch: Batch, unrolls: int, outputs: int) -> Batch:
+def pushed_forward(
+    predict: Callable[..., Tensor], batch: Batch, unrolls: int, outputs: int
+) -> Batch:
     """Return the batch of the prediction that comes after `unrolls` others.
 
     Its history ends with predictions of `outputs` steps each, without gradients, and
@@ -79,7 +88,8 @@ def pushed_forward(predict: Predict, batch: Batch, unrolls: int, outputs: int) -
     if not unrolls:
         return batch._replace(target=batch.target[:, :outputs])
     skipped = unrolls * outputs
-    predicted = roll_out(predict, batch.parameters, batch.step, batch.history, skipped)
+    given = with_inputs(predict, *batch.given)
+    predicted = roll_out(given, batch.parameters, batch.step, batch.history, skipped)
     return batch._replace(
         step=batch.step + skipped,
         history=torch.cat([batch.history, predicted], dim=1)[:, skipped:],

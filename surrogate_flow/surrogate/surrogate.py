@@ -153,14 +153,19 @@ class Surrogate(L.LightningModule):
         parameters: Float[Tensor, "batch parameter"],
         step: Float[Tensor, " batch"],
         history: Float[Tensor, "batch inputs channel *space"],
+        *inputs: Float[Tensor, "batch input *space"],
     ) -> Float[Tensor, "batch outputs channel *space"]:
         """Predict fields as they are stored, ``(u - offset) / scale``."""
-        return self.normalisation.physical(self._normalised(parameters, step, history))
+        normalised = self._normalised(parameters, step, history, *inputs)
+        return self.normalisation.physical(normalised)
 
-    def _normalised(self, parameters: Tensor, step: Tensor, history: Tensor) -> Tensor:
+    def _normalised(
+        self, parameters: Tensor, step: Tensor, history: Tensor, *inputs: Tensor
+    ) -> Tensor:
         out: Tensor = self.network(
             *self.normalisation.inputs(parameters, step),
             self.normalisation.fields(history),
+            *map(self.normalisation.given, inputs),
         )
         return out
 
@@ -201,7 +206,7 @@ class Surrogate(L.LightningModule):
         """Return the loss in normalised units, of the last prediction if unrolled."""
         unrolls = self._unrolls(batch_idx)
         batch = pushed_forward(self, batch, unrolls, self.window.outputs)
-        prediction = self._normalised(batch.parameters, batch.step, batch.history)
+        prediction = self._normalised(*batch[:3], *batch.given)
         target = self.normalisation.fields(batch.target)
         loss: Tensor = self.loss(prediction, target)
         self._trained = loss.detach(), len(batch.step) if batch.weight else 0
@@ -274,7 +279,7 @@ class Surrogate(L.LightningModule):
         self._evaluate("test", self.test_errors, batch, batch_idx)
 
     def _evaluate(self, stage: str, errors: Any, batch: Batch, batch_idx: int) -> None:
-        normalised = self._normalised(batch.parameters, batch.step, batch.history)
+        normalised = self._normalised(*batch[:3], *batch.given)
         target = batch.target[:, : self.window.outputs]
         loss = self.loss(normalised, self.normalisation.fields(target))
         prediction = self.normalisation.physical(normalised)
@@ -289,7 +294,7 @@ class Surrogate(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Predict a batch, as `forward`."""
-        out: Tensor = self(batch.parameters, batch.step, batch.history)
+        out: Tensor = self(*batch[:3], *batch.given)
         return out
 
     @property
@@ -336,6 +341,7 @@ class Surrogate(L.LightningModule):
         times: Sequence[float] | None = None,
         history: xr.Dataset | None = None,
         *,
+        inputs: Mapping[str, Any] | xr.Dataset | None = None,
         batch_size: int | None = None,
     ) -> xr.Dataset:
         """Return what the solver would yield, with coordinates and units.
@@ -358,6 +364,9 @@ class Surrogate(L.LightningModule):
             For autoregressive windows: consecutive steps as the solver yields them,
             ``inputs`` or more, of which the last are seen. One for all samples, or one
             for each, along the dim ``sample``.
+        inputs : mapping of str to array, or xr.Dataset, optional
+            The input fields of the spec, if it has any, along its dims. One of each for
+            all samples, or one for each sample, along the dim ``sample``, the first.
         batch_size : int, optional
             Samples that are evaluated together; as many as fit by default.
 
@@ -365,12 +374,14 @@ class Surrogate(L.LightningModule):
         ------
         ArgumentError
             If a parameter is unknown, missing, of other units or not finite, a time
-            lies outside of the spec's, or the history is missing, not needed, too short
-            or does not match the spec.
+            lies outside of the spec's, or the history or the inputs are missing, not
+            needed, too few or do not match the spec.
         UserError
             If it does not fit into memory.
         """
-        return Prediction(self, parameters, times, history, batch_size).dataset()
+        return Prediction(
+            self, parameters, times, history, batch_size, inputs
+        ).dataset()
 
     def predict_to_file(
         self, path: str | Path, parameters: Any, *args: Any, **kwargs: Any

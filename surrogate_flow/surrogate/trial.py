@@ -99,6 +99,7 @@ def _tried(
             torch.zeros(count, len(spec.parameters)),
             torch.zeros(count),
             torch.zeros(count, steps, *spec.step_shape),
+            *[torch.zeros(count, *spec.input_shape)] * bool(spec.inputs),
         )
         if isinstance(copied, nn.Module):
             return copied(*inputs), [*copied.parameters()]

@@ -23,8 +23,9 @@ __all__ = ["check_network"]
 
 _BATCH, _STEPS, _GAIN = 3, 300, 20
 
-# Parameters (batch, parameter), step (batch,), history (batch, input, channel, *space).
-_Inputs = tuple[Tensor, Tensor, Tensor]
+# Parameters (batch, parameter), step (batch,), history (batch, input, channel, *space),
+# and input fields (batch, input, *space), if the spec has any.
+_Inputs = tuple[Tensor, ...]
 
 
 def check_network(
@@ -67,6 +68,7 @@ def check_network(
         torch.rand(_BATCH, len(spec.parameters)) * 2 - 1,
         torch.rand(_BATCH) * 2 - 1,
         torch.randn(_BATCH, window.inputs, *spec.step_shape),
+        *[torch.randn(_BATCH, *spec.input_shape)] * bool(spec.inputs),
     )
     with laws.law(
         "the output is (batch, outputs, channel, *space), float32 and finite"
@@ -82,7 +84,8 @@ def check_network(
         alone = module(*(x[:1] for x in inputs))
         torch.testing.assert_close(alone, out[:1], rtol=1e-4, atol=1e-5)
         module(*seen)[0].square().sum().backward()
-        for name, x in zip(("parameters", "step", "history"), seen, strict=True):
+        names = ("parameters", "step", "history", "inputs")
+        for name, x in zip(names, seen, strict=False):
             others = x.grad is not None and x.grad[1:].any()
             assert not others, f"It depends on {name} of another sample."
     with laws.law("a sample depends on its parameters, its step and its history"):
@@ -101,7 +104,7 @@ def check_network(
 
 
 def _check_dependence(seen: list[Tensor]) -> None:
-    parameters, step, history = (x.grad for x in seen)
+    parameters, step, history, *given = (x.grad for x in seen)
     if seen[0].shape[1]:
         assert parameters is not None, "The parameters are not used."
         assert (parameters[0] != 0).all(), "A parameter is not used."
@@ -111,6 +114,10 @@ def _check_dependence(seen: list[Tensor]) -> None:
         assert history is not None, "The history is not used."
         used = history[0, ..., None].flatten(2).abs().sum(2).ne(0)
         assert used.all(), "A step or a channel of the history is not used."
+    for inputs in given:
+        assert inputs is not None, "The input fields are not used."
+        used = inputs[0, ..., None].flatten(1).abs().sum(1).ne(0)
+        assert used.all(), "An input field is not used."
 
 
 def _check_return(

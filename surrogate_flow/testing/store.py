@@ -19,6 +19,7 @@ __all__ = [
     "Producer",
     "check_draw",
     "check_store",
+    "inputs",
     "parameters",
     "run_store",
     "samples_of",
@@ -110,6 +111,16 @@ def parameters(spec: FieldSpec, simulation: int) -> Float64[np.ndarray, " parame
     return simulation + np.arange(len(spec.parameters)) / 4
 
 
+def inputs(
+    spec: FieldSpec, simulation: int
+) -> Float32[np.ndarray, " input *space"] | None:
+    """Return input fields that say which simulation they are of; None without any."""
+    if not spec.inputs:
+        return None
+    place = np.arange(np.prod(spec.input_shape)).reshape(spec.input_shape) % 8
+    return (simulation * 8 + place).astype("f")
+
+
 def samples_of(draw: Draw) -> list[tuple[int, int]]:
     """Return (simulation, first step) of the samples of a batch."""
     return list(zip(draw.simulation.tolist(), draw.step.tolist(), strict=True))
@@ -136,6 +147,9 @@ def check_draw(store: Store, draw: Draw) -> None:
         np.testing.assert_array_equal(
             draw.parameters[i], parameters(store.spec, simulation).astype("f")
         )
+        if (given := inputs(store.spec, simulation)) is not None:
+            assert draw.inputs is not None, "The batch has no input fields."
+            np.testing.assert_array_equal(np.asarray(draw.inputs)[i], given)
 
 
 def run_store(store: Store, simulations: int, seed: int = 0) -> list[Draw]:
@@ -162,7 +176,8 @@ def run_store(store: Store, simulations: int, seed: int = 0) -> list[Draw]:
         count = min(int(random.integers(1, 9)), store.spec.steps - first)
         steps = trajectory(store.spec, simulation, first, count)
         vector = parameters(store.spec, simulation)
-        taken = store.offer(simulation, first, steps, vector)
+        given = inputs(store.spec, simulation)
+        taken = store.offer(simulation, first, steps, vector, given)
         assert 0 <= taken <= count, f"Of {count} steps it took {taken}."
         next_step[simulation] += taken
         refused = 0 if taken else refused + 1
@@ -172,6 +187,8 @@ def run_store(store: Store, simulations: int, seed: int = 0) -> list[Draw]:
             "Override evict, or let take remove what it draws."
         )
         steps[:] = np.nan  # a store copies what it takes
+        if given is not None:
+            given[:] = np.nan
         _check_counts(store)
         if next_step[simulation] == store.spec.steps:
             del next_step[simulation]
@@ -188,7 +205,8 @@ def run_store(store: Store, simulations: int, seed: int = 0) -> list[Draw]:
         draws.append(draw)
         _check_counts(store)
     left = store.stats()
-    _require_equal("Samples and steps left", (left.population, left.steps), (0, 0))
+    held = left.population, left.steps, left.inputs
+    _require_equal("Samples, steps and inputs left", held, (0, 0, 0))
     return [draw for draw in draws if draw is not None]
 
 
@@ -205,9 +223,11 @@ class Producer:
         spec, end = self.store.spec, time.monotonic() + timeout
         steps = trajectory(spec, simulation, first, count)
         vector, done = parameters(spec, simulation), 0
+        given = inputs(spec, simulation)
         while True:
             self.room.clear()
-            done += self.store.offer(simulation, first + done, steps[done:], vector)
+            left = steps[done:]
+            done += self.store.offer(simulation, first + done, left, vector, given)
             if done == count or not self.room.wait(max(0, end - time.monotonic())):
                 return done
 
@@ -225,6 +245,9 @@ def _check_counts(store: Store) -> None:
         f"{now.steps} steps in a capacity of {now.capacity}": (
             0 <= now.steps <= now.capacity
             and now.steps * store.spec.step_bytes <= now.capacity_bytes
+        ),
+        f"Input fields of {now.inputs} simulations beside {now.steps} steps": (
+            bool(store.spec.inputs and now.population) <= now.inputs <= now.steps
         ),
         f"{now.population} samples, and {held} that entered and did not leave": (
             now.population == held

@@ -20,7 +20,7 @@ from surrogate_flow.ensemble.events import Exhausted, Failed, FailureLog
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import RecordingSink, SimulationState
 from surrogate_flow.ensemble.placement import Placement
-from surrogate_flow.ensemble.task import run
+from surrogate_flow.ensemble.attempt import run
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
 from surrogate_flow.fields.quantities import Simulation

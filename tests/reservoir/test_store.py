@@ -3,6 +3,7 @@
 import gc
 import threading
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ class Sliding(Window):
         return self.stride_
 
 
-def make_spec(steps=20, cells=3):
+def make_spec(steps=20, cells=3, inputs=()):
     """A spec of two variables and two parameters."""
     return FieldSpec(
         parameters=(Parameter("a", 0, 1), Parameter("b", 0, 1)),
@@ -56,9 +57,12 @@ def make_spec(steps=20, cells=3):
         dims=("x",),
         shape=(cells,),
         times=tuple(float(t) for t in range(steps)),
+        inputs=inputs,
     )
 
 
+#: Three, where a step has two variables.
+INPUTS = (Variable("p"), Variable("q"), Variable("r"))
 WINDOWS = [
     Direct(),
     Autoregressive(2),
@@ -69,9 +73,11 @@ WINDOWS = [
 ]
 
 
-def make_store(policy, window, steps=20, capacity=40, batch_size=4, seed=0, **options):
+def make_store(
+    policy, window, steps=20, capacity=40, batch_size=4, seed=0, inputs=(), **options
+):
     """A small store of the named policy."""
-    spec = make_spec(steps)
+    spec = make_spec(steps, inputs=inputs)
     if policy == "FIFO":
         memory = options.get("memory", HostMemory)
         policy = FIFO(capacity=capacity, memory=memory)
@@ -93,6 +99,7 @@ def offer(store, simulation, first, count):
         first,
         laws.trajectory(store.spec, simulation, first, count),
         laws.parameters(store.spec, simulation),
+        laws.inputs(store.spec, simulation),
     )
 
 
@@ -156,6 +163,35 @@ def test_laws(policy, window):
             laws.check_draw(store, draw)
     else:
         laws.check_store(lambda: make_store(policy, window), once=once)
+
+
+@pytest.mark.parametrize("window", [WINDOWS[0], *WINDOWS[3:]], ids=str)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_laws_with_input_fields(policy, window):
+    """Each sample has those of its simulation, which are held as long as its steps."""
+    make = partial(make_store, policy, window, inputs=INPUTS)
+    if policy == "limited":
+        store = make()
+        for draw in laws.run_store(store, 12):
+            laws.check_draw(store, draw)
+    else:
+        laws.check_store(make, once=policy in ("FIFO", "FIRO"))
+
+
+def test_input_fields_are_held_once_a_simulation():
+    """However many samples of it are held; the batch has the only other copy."""
+    store = make_store("FIRO", Direct(), inputs=INPUTS)
+    assert offer(store, 0, 0, 20) == offer(store, 1, 0, 20) == 20
+    row = store.spec.input_bytes
+    assert (store.stats().inputs, store.stats().input_bytes) == (2, 2 * row)
+    draw = store.draw(0)
+    assert draw.inputs.shape == (4, 3, 3)
+    assert draw.inputs.base is not None  # of a pool of batches, not of the store
+    assert not np.shares_memory(draw.inputs, store._contents.inputs.slab.memory._steps)
+    with pytest.raises(
+        ValueError, match=r"expected 3 input fields of \(3,\), got .*None"
+    ):
+        store.offer(2, 0, laws.trajectory(store.spec, 2, 0, 1), np.zeros(2))
 
 
 def test_fifo_keeps_the_order():

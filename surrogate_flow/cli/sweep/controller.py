@@ -188,6 +188,7 @@ class Controller:
             held_out=data.held_out,
             fixed=data.fixed,
             simulations=data.simulations,
+            given=bool(data.spec.inputs),
         )
         try:
             with SharedStudy(
@@ -196,7 +197,10 @@ class Controller:
                 cluster=data.cluster,
                 faults=data.faults,
                 settings=StudySettings(
-                    data.workflow, self._folder.path, cores=data.cores_per_simulation
+                    data.workflow,
+                    self._folder.path,
+                    cores=data.cores_per_simulation,
+                    inputs=data.inputs,
                 ),
                 archive=archive,
                 late=recipe.late,

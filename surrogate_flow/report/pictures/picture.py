@@ -49,7 +49,8 @@ def _rows(
     times = spec.times[shown]
     shown_fields = spec.physical(held_out.fields[row, shown])
     truths = spec.dataset(shown_fields, times, parameters)
-    guesses = surrogate.predict(parameters, times, history)
+    given = held_out.given(row)
+    guesses = surrogate.predict(parameters, times, history, inputs=given)
     named = {p.name: (parameters[p.name], p.units) for p in spec.parameters}
     for name in (v.name for v in spec.variables):
         truth, guess, place = flat(truths[name], guesses[name])
