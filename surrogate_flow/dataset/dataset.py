@@ -98,8 +98,9 @@ class Archive:
                 f"{path} is damaged ({type(error).__name__}: {error}): a part that all "
                 "data sets have is missing, or cut off. Copy it or generate it again."
             ) from error
-        self.parameters: Float64[np.ndarray, "simulation parameter"] = np.array(
-            columns, dtype=np.float64
+        vectors = np.array(columns, dtype=np.float64)
+        self.parameters: Float64[np.ndarray, "simulation parameter"] = vectors.reshape(
+            len(names), self.simulations
         ).T
         self.chunk_steps = int(self._arrays[0].chunks[1])
 

@@ -164,14 +164,14 @@ def identity(
 ) -> dict[str, float]:
     """Return what tells studies apart: of their first simulation to train on.
 
-    That is its parameters, and the mean of each input field that is drawn.
+    That is its parameters, and a value of each input field that is drawn.
     """
     first = design.first
     if inputs is None:
         return first
     fields = inputs.fields(Simulation(design.held_out, "training", first), spec)
     names = (v.name for v in spec.inputs)
-    return first | {n: float(u.mean()) for n, u in zip(names, fields, strict=True)}
+    return first | {n: float(u.flat[0]) for n, u in zip(names, fields, strict=True)}
 
 
 def _require_grid(sampler: InputSampler, spec: FieldSpec) -> None:
