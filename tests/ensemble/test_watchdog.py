@@ -12,9 +12,9 @@ from test_ensemble import PATIENCE, Full, Run, whole
 from troubled import Troubled, Wave
 
 from surrogate_flow.cluster.open import open_cluster
+from surrogate_flow.ensemble.attempt import run
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import SimulationState
-from surrogate_flow.ensemble.attempt import run
 from surrogate_flow.fields.quantities import Simulation
 
 LIMIT = 4.0  # seconds without a step

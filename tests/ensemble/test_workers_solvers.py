@@ -20,9 +20,9 @@ import xarray as xr
 from distributed import Client, LocalCluster
 from troubled import STEPS, Wave
 
+from surrogate_flow.ensemble.attempt import run
 from surrogate_flow.ensemble.deaths import Recorder, Reporter, dask_is_quiet
 from surrogate_flow.ensemble.placement import Placement
-from surrogate_flow.ensemble.attempt import run
 from surrogate_flow.ensemble.task import SetupError, Task, on_workers
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.quantities import Simulation

@@ -15,12 +15,12 @@ from faults.leftovers import Leftovers
 from faults.proxy import Proxy
 from surrogate_flow.data.online_loader import OnlineLoader
 from surrogate_flow.ensemble import ledger as ensemble_ledger
+from surrogate_flow.ensemble.attempt import run
 from surrogate_flow.ensemble.ensemble import Ensemble, Tasks
 from surrogate_flow.ensemble.events import Exhausted, Failed, FailureLog
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import RecordingSink, SimulationState
 from surrogate_flow.ensemble.placement import Placement
-from surrogate_flow.ensemble.attempt import run
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
 from surrogate_flow.fields.quantities import Simulation
