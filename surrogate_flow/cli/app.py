@@ -15,6 +15,7 @@ from surrogate_flow.cli import help as help_
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.cli.sweep import attempt
 from surrogate_flow.fields.errors import raised_by_user, user_error
+from surrogate_flow.fields.names import RecipeError
 
 __all__ = ["main"]
 
@@ -47,6 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from surrogate_flow.cli import inspect
 
             inspect.run(words[1:])
+            return
+        if words[:1] == ["include"]:
+            from surrogate_flow.solvers.channel import INCLUDE
+
+            if words[1:]:
+                raise RecipeError(f"include takes no options, got {words[1]!r}.")
+            print(INCLUDE)
             return
         if words[:1] == ["report"]:
             from surrogate_flow.cli import reports

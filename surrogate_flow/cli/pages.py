@@ -317,6 +317,19 @@ An example:
 Few cells and steps, and few weights, are enough. surrogate_flow.testing has the same
 functions for your tests.
 """,
+    "include": f"""\
+usage: surrogate-flow include [--help]
+
+{COMMANDS["include"]} It has
+surrogate_flow.h (C99 and C++) and surrogate_flow.f90 (Fortran 2003), whose three calls
+send the steps of a program to the worker that runs it. Examples:
+
+  surrogate-flow include                          # prints it
+  cc -I$(surrogate-flow include) heat.c -lm -o heat
+  mpicc -I$(surrogate-flow include) heat.c -lm -o heat
+
+docs/solvers.md has whole programs, and their recipes.
+""",
     "compare": f"""\
 usage: surrogate-flow compare --data RECIPE --model RECIPE [--OPTION VALUE ...]
 

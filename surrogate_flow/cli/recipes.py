@@ -54,6 +54,7 @@ COMMANDS = {
     "report": "A page of a run, or of several side by side, as one file.",
     "watch": "The live page of a run, from its folder, in a browser.",
     "check": "Check a solver, network, sampler or policy of your own.",
+    "include": "The folder of the header for programs in C, C++ and Fortran.",
 }
 #: What other tools call a command or an option, and its last word here.
 SYNONYMS = {

@@ -16,8 +16,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import final
 
+import numpy as np
 import xarray as xr
 
+from surrogate_flow.fields.encoder import SpecMismatch
+from surrogate_flow.fields.quantities import counted
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.solvers.channel import VARIABLE, Channel, Reception, StreamError
 from surrogate_flow.solvers.solver import Run, Solver
 from surrogate_flow.threads import LoudThread
 
@@ -58,6 +63,61 @@ class ProcessRun(Run):
             if ended and not ready():
                 raise self.program.error("ended before it wrote all steps")
             time.sleep(_POLL)
+
+    def stream(self, spec: FieldSpec) -> Iterator[xr.Dataset]:
+        """Yield the steps that the program sends by the calls of `surrogate_flow.h`.
+
+        Raises
+        ------
+        ProcessError
+            If it fails, ends without all of them, or sends something else.
+        SpecMismatch
+            If they are not as the spec says.
+        """
+        assert self.program is not None, "ProcessSolver sets it"
+        program = self.program
+        with contextlib.closing(
+            Reception(program.channel, spec, self.simulation)
+        ) as reception:
+            try:
+                yield from _received(program, reception)
+            except (ProcessError, StreamError, SpecMismatch) as error:
+                # Whole steps that came before it count.
+                while (steps := reception.batch(all=True)) is not None:
+                    yield steps
+                    reception.free(steps.sizes["time"])
+                if isinstance(error, StreamError):
+                    raise program.failed(str(error)) from error
+                raise
+
+
+def _received(program: _Program, reception: Reception) -> Iterator[xr.Dataset]:
+    """Yield the steps that arrive, until the program has ended."""
+    times, count = np.asarray(reception.spec.times), 0
+    # Until it has ended: a second program may connect when the first has closed.
+    while True:
+        ended = program.process.poll() is not None
+        came = reception.receive(_POLL)
+        over = ended and not came
+        while (steps := reception.batch(all=over or reception.ended)) is not None:
+            if not count:
+                # It may begin where an earlier attempt has ended.
+                count = int(np.abs(times - steps["time"].values[0]).argmin())
+            count += steps.sizes["time"]
+            yield steps
+            reception.free(steps.sizes["time"])
+        if came:
+            program.run.check()
+            program.check_time()
+            continue
+        program.check()
+        if reception.stuck:
+            raise StreamError(reception.stuck)
+        if over:
+            break
+    if count < len(times):
+        every = counted(len(times), "step")
+        raise StreamError(f"has sent {count} of {every}{reception.lacking}")
 
 
 class ProcessSolver(Solver):
@@ -117,7 +177,10 @@ class ProcessSolver(Solver):
         ProcessError
             If the program cannot be started, fails or takes too long.
         """
-        with contextlib.closing(_Program(self, run)) as program:
+        with (
+            contextlib.closing(Channel(run.folder)) as channel,
+            contextlib.closing(_Program(self, run, channel)) as program,
+        ):
             fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(Run)}
             yield from self.read(ProcessRun(**fields, program=program))
             program.finish()
@@ -132,8 +195,8 @@ class ProcessSolver(Solver):
 class _Program:
     """A process, the tail of its stderr, and its deadline."""
 
-    def __init__(self, solver: ProcessSolver, run: Run) -> None:
-        self.run = run
+    def __init__(self, solver: ProcessSolver, run: Run, channel: Channel) -> None:
+        self.run, self.channel = run, channel
         self._name = type(solver).__name__
         self._deadline = time.monotonic() + (solver.timeout or float("inf"))
         self._timeout = solver.timeout
@@ -144,7 +207,11 @@ class _Program:
             self.process = subprocess.Popen(
                 command,
                 cwd=run.folder,
-                env={**os.environ, **solver.environment(run)},
+                env={
+                    **os.environ,
+                    **solver.environment(run),
+                    VARIABLE: channel.address,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -185,7 +252,11 @@ class _Program:
             names = {s.value: s.name for s in signal.Signals}
             ended = f"was ended by {names.get(-code, f'signal {-code}')}"
             raise self.error(ended if code < 0 else f"ended with exit code {code}")
-        if code is None and time.monotonic() > self._deadline:
+        self.check_time()
+
+    def check_time(self) -> None:
+        """Raise if it takes too long."""
+        if self.process.poll() is None and time.monotonic() > self._deadline:
             raise self.error(f"took longer than {self._timeout:g} s (timeout)")
 
     def finish(self) -> None:
@@ -195,6 +266,16 @@ class _Program:
             self.check()
             time.sleep(_POLL)
         self.check()
+
+    def failed(self, what: str) -> ProcessError:
+        """Return how it ended, if it does so in a moment; if not badly, what it did."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_GRACE)
+        try:
+            self.check()
+        except ProcessError as error:
+            return error
+        return self.error(what)
 
     def error(self, what: str) -> ProcessError:
         """Return an error that quotes stderr."""

@@ -33,7 +33,7 @@ _JINJA = jinja2.Environment(
 
 
 class Reader(Protocol):
-    """What reads the steps of a program, from files that it writes."""
+    """What finds the steps of a program, such as in files that it writes."""
 
     def read(self, run: ProcessRun, spec: FieldSpec) -> Iterator[xr.Dataset]:
         """Yield the steps while the program runs, as `Solver.solve` does."""
@@ -61,8 +61,9 @@ class Program(ProcessSolver):
         Variables to set for the program, beside ``OMP_NUM_THREADS``.
     timeout : float, optional
         Seconds that a run of the program may take; without end by default.
-    reader : Reader
-        Of the files that the program writes.
+    reader : Reader, optional
+        Of files that the program writes; by default it sends its steps by the calls of
+        `surrogate_flow.h`, whose folder ``surrogate-flow include`` prints.
 
     Raises
     ------
@@ -147,9 +148,9 @@ class Program(ProcessSolver):
         return {**super().environment(run), **own}
 
     def read(self, run: ProcessRun) -> Iterator[xr.Dataset]:
-        """Yield what the reader finds."""
+        """Yield what the program sends, or what the reader finds."""
         if self.reader is None:
-            raise ArgumentError("Program: reader", "one of the program's files", "none")
+            return run.stream(self.spec)
         return self.reader.read(run, self.spec)
 
     def _values(self, run: Run) -> dict[str, Any]:

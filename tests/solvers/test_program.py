@@ -1,18 +1,28 @@
 """Programs that a recipe describes: what they get, and what is refused before they run."""
 
+import os
 import pickle
+import re
+import shlex
+import shutil
 import stat
+import subprocess
 import sys
 import textwrap
+from contextlib import closing
 
 import numpy as np
 import pytest
 import xarray as xr
 import yaml
+from compiled import INCLUDE, MPI, PAGE, SANITIZED, STRICT, compiled, of_page
+from test_process import all_gone
 from troubled import Wave
 
+from surrogate_flow.fields.encoder import Encoder, SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
-from surrogate_flow.solvers import Program, Run
+from surrogate_flow.solvers import ProcessError, Program, Run
+from surrogate_flow.solvers.channel import VARIABLE
 
 SPEC = Wave.spec
 # Writes what it has got, and then the steps of the wave.
@@ -122,3 +132,234 @@ def test_a_spec_in_a_file_is_the_spec_in_python(tmp_path):
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(plain))
     assert Program("wave", plain).spec == SPEC
     assert Program("wave", tmp_path / "spec.yaml").spec == SPEC
+
+
+HEAT = {
+    "parameters": [{"name": "diffusivity", "low": 0.1, "high": 1.0}],
+    "variables": [{"name": "u"}],
+    "dims": ["x"],
+    "shape": [63],
+    "times": {"step": 0.002, "count": 50},
+}
+
+
+def heat(diffusivity):
+    """What the scheme of the page's programs computes, exactly but for rounding."""
+    mode = np.sin(np.pi * np.arange(1, 64) / 64)
+    factor = 1 - 4 * diffusivity * 0.002 / 100 * 64**2 * np.sin(np.pi / 128) ** 2
+    return factor ** (100 * np.arange(1, 51))[:, None] * mode
+
+
+def solved(command, diffusivity, **options):
+    """Run a program of the page and return all steps."""
+    steps = Program(command, HEAT, **options).solve({"diffusivity": diffusivity})
+    return np.concatenate([step.u.values for step in steps])
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A folder for what is compiled."""
+    return tmp_path_factory.mktemp("programs")
+
+
+def test_a_program_in_c_solves_the_heat_equation(built):
+    """Of the page, with C99 and every warning; the values are the scheme's."""
+    program = compiled(built, "heat", of_page("c", "cells|substeps"), *STRICT)
+    np.testing.assert_allclose(solved(f"{program} {{diffusivity}}", 0.7), heat(0.7))
+    exact = np.exp(-0.7 * np.pi**2 * 0.1) * np.sin(np.pi * np.arange(1, 64) / 64)
+    assert abs(heat(0.7)[-1] - exact).max() < 1e-3
+
+
+def test_a_program_in_fortran_solves_the_heat_equation(built):
+    """Compiled as the page says."""
+    if shutil.which("gfortran") is None:
+        pytest.skip("no gfortran; .ci/run installs it")
+    made = re.findall(r"^    ((?:cc -c|gfortran) .*)$", PAGE.read_text(), re.MULTILINE)
+    assert len(made) == 2
+    (built / "heat.f90").write_text(of_page("fortran", "use surrogate_flow"))
+    for line in made:
+        words = line.replace("$(surrogate-flow include)", str(INCLUDE))
+        strict = ["-std=f2003", "-Wall"] if "gfortran" in words else []
+        subprocess.run([*shlex.split(words), *strict], cwd=built, check=True)
+    got = solved(f"{built / 'heat'} {{diffusivity}}", 0.7)
+    np.testing.assert_allclose(got, heat(0.7))
+
+
+def test_ranks_of_mpi_send_what_one_would(built):
+    """Three ranks, each a third of the grid: bit by bit the same."""
+    compiler, mpirun = MPI
+    program = compiled(built, "mpi", of_page("c", "MPI"), "-std=c99", compiler=compiler)
+    ranks = f"{mpirun} -launcher fork -n {{cores}} {program} {{diffusivity}}"
+    solver, parts = Program(ranks, HEAT), []
+    for cores in (1, 3):
+        (folder := built / f"scratch{cores}").mkdir()
+        run = Run({"diffusivity": 0.7}, folder=folder, cores=cores)
+        parts.append(np.concatenate([step.u.values for step in solver.start(run)]))
+        assert not list(folder.iterdir())
+    assert (parts[0] == parts[1]).all()
+    np.testing.assert_allclose(parts[1], heat(0.7))
+
+
+# Sends the wave of the other tests, and fails in all ways.
+FATES = r"""
+#include <signal.h>
+#include <sys/wait.h>
+#include "surrogate_flow.h"
+#define IS(word) (strcmp(fate, word) == 0)
+
+int main(int argc, char **argv)
+{
+    const char *fate = argv[2];
+    size_t size[] = {4, 1, 1};
+    double phase = atof(argv[1]), u[8] = {0};
+    float single[8];
+    FILE *file = fopen("pids", "w");
+    sf_stream *stream;
+    (void)argc;
+
+    if (IS("stubborn") || IS("stopped")) signal(SIGTERM, SIG_IGN);
+    if (IS("children") && fork() == 0) { setpgid(0, 0); sleep(3600); }
+    fprintf(file, "%d", (int)getpid());
+    fclose(file);
+    rename("pids", "pids.txt");
+    if (IS("silent")) return 0;
+    if (IS("unknown")) { fprintf(stderr, "unknown option --phase\n"); return 64; }
+    if (IS("full")) {
+        file = fopen("/dev/full", "w");
+        fputs("checkpoint", file);
+        if (fclose(file)) { perror("checkpoint"); return 1; }
+    }
+    if (IS("wide")) size[0] = 5;
+    if (IS("narrow")) size[0] = 3;
+    stream = sf_open(IS("deep") ? 3 : 1, size, NULL, IS("second"), IS("second") || IS("half") ? 2 : 1);
+    if (IS("forked") && fork() == 0) { sf_step(stream, "u", 1.0, u); _exit(0); }
+    if (IS("forked")) wait(NULL);
+    for (int k = 1; k <= (IS("long") ? 6 : 5); k++) {
+        if (k == 4) {
+            if (IS("early")) break;
+            if (IS("fails")) { fprintf(stderr, "negative density\n"); return 3; }
+            if (IS("crashes")) raise(SIGKILL);
+            if (IS("torn") && write(stream->socket, "SFSTEPS1 and", 12) == 12) return 0;
+            if (IS("foreign")) for (int i = 0; i < 9; i++) if (write(stream->socket, "0.5 0.6\n", 8) < 8) return 0;
+            if (IS("stubborn") || IS("hangs")) sleep(3600);
+        }
+        for (int i = 0; i < 4; i++) single[i] = (float)(u[i] = phase + k + i / 10.0);
+        if (IS("single")) sf_step_float(stream, "u", k, single);
+        else sf_step(stream, IS("name") && k == 4 ? "U" : "u", IS("time") && k == 4 ? 3.5 : k, u);
+    }
+    if (IS("stopped")) sleep(3600);
+    sf_close(stream);
+    return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def fates(tmp_path_factory):
+    """The program, with the checks of memory and of undefined behaviour."""
+    folder = tmp_path_factory.mktemp("fates")
+    return compiled(folder, "fates", FATES, *STRICT, "-D_DEFAULT_SOURCE", *SANITIZED)
+
+
+@pytest.mark.parametrize("fate", ["", "single", "children"])
+def test_what_a_program_sends_arrives(fates, tmp_path, fate):
+    """In double and in single precision, also where children of it live on."""
+    got = xr.concat(
+        (
+            step.copy(deep=True)
+            for step in Program(f"{fates} {{phase}} '{fate}'", SPEC).start(
+                Run({"phase": 0.5}, folder=tmp_path)
+            )
+        ),
+        "time",
+    )
+    xr.testing.assert_allclose(got, xr.concat(Wave().solve({"phase": 0.5}), "time"))
+    assert [path.name for path in tmp_path.iterdir()] == ["pids.txt"]
+
+
+@pytest.mark.parametrize(
+    ("fate", "whole", "said"),
+    [
+        (
+            "silent",
+            0,
+            r"has sent 0 of 5 steps \(it never called sf_open\), simulation 0",
+        ),
+        ("unknown", 0, r"ended with exit code 64, .*\nunknown option --phase"),
+        ("full", 0, r"exit code 1, .*\ncheckpoint: No space left on device"),
+        ("wide", 0, r"expected the program to send blocks .*\(4,\).*one of \(5,\)"),
+        ("narrow", 0, r"expected the program to send the shape \(4,\) .*got \(3,\)"),
+        ("deep", 0, r"a grid of 1 dims \(\(4,\)\), got 3 \(\(4, 1, 1\)\)"),
+        ("second", 0, r"has sent 0 of 5 steps, by 1 of 2 ranks"),
+        ("forked", 1, r"frame 1 where 2 comes next: two processes write to one stream"),
+        ("early", 3, r"has sent 3 of 5 steps, simulation 0"),
+        ("fails", 3, r"ended with exit code 3, .*\nnegative density"),
+        ("crashes", 3, "was ended by SIGKILL"),
+        ("torn", 3, "has ended within step 3"),
+        ("foreign", 3, r"has sent what the calls of surrogate_flow\.h do not"),
+        ("name", 3, r"step 3: .*variables of the spec, got 'U'\. Did you mean 'u'\?"),
+        ("stubborn", 3, r"took longer than 1 s \(timeout\)"),
+    ],
+)
+def test_a_program_that_goes_wrong_ends_as_one_line(fates, tmp_path, fate, whole, said):
+    """What was whole has arrived, and nothing is left: no process, no socket."""
+    slow = 1.0 if fate == "stubborn" else 60.0
+    # One that ends without sf_close leaks its stream.
+    options = {"environment": {"ASAN_OPTIONS": "detect_leaks=0"}, "timeout": slow}
+    solver = Program(f"{fates} {{phase}} {fate}", SPEC, **options)
+    steps = []
+    with pytest.raises((ProcessError, SpecMismatch), match=f"(?s){said}") as error:
+        for step in solver.start(Run({"phase": 0.5}, folder=tmp_path)):
+            steps += step.time.values.tolist()
+    assert len(steps) == whole
+    assert "Sanitizer" not in str(error.value)
+    assert all_gone(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pids.txt"]
+
+
+def test_times_that_differ_from_the_spec_are_refused_as_of_any_solver(fates, tmp_path):
+    """By what encodes the steps on the worker, which also counts them."""
+    for fate, said in {"time": "got 3.5", "long": "expected 5 steps in all"}.items():
+        solver = Program(f"{fates} {{phase}} {fate}", SPEC)
+        run = Run({"phase": 0.5}, folder=tmp_path)
+        with pytest.raises(SpecMismatch, match=said):
+            encoded(solver, run)
+
+
+def encoded(solver, run):
+    """Return the steps as they would be streamed."""
+    with closing(solver.start(run)) as datasets:
+        encoder, parts = Encoder(solver.spec, 0, datasets), []
+        for dataset in datasets:
+            parts.append(encoder.convert(dataset, sum(map(len, parts))))
+    return np.concatenate(parts)
+
+
+def test_two_programs_on_one_stream_are_refused(fates, tmp_path):
+    """Which a shell has started, or an MPI program that knows no ranks."""
+    twice = f"{fates} {{phase}} ''; {fates} {{phase}} ''"
+    solver = Program(["sh", "-c", twice], SPEC)
+    with pytest.raises(SpecMismatch, match=r"got two of rank 0 of 1.*two programs"):
+        list(solver.start(Run({"phase": 0.5}, folder=tmp_path)))
+
+
+def test_a_program_that_cannot_be_started_is_named(tmp_path, monkeypatch):
+    """Missing, or not executable."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain").touch()
+    for command, said in {
+        "no-such": r"'no-such' cannot be started \(.*No such file",
+        "./plain": r"plain' cannot be started \(.*Permission denied",
+    }.items():
+        with pytest.raises(ProcessError, match=said):
+            next(Program(command, SPEC).solve({"phase": 0.5}))
+
+
+def test_the_calls_do_nothing_without_a_worker(fates, tmp_path):
+    """The program still runs by hand."""
+    env = {k: v for k, v in os.environ.items() if k != VARIABLE}
+    done = subprocess.run(
+        [fates, "0.5", ""], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "no worker has started this program" in done.stderr
