@@ -10,6 +10,7 @@ from surrogate_flow.solvers.solver import Run, Solver, Stopped
 
 if TYPE_CHECKING:
     from surrogate_flow.solvers.combined1d import Combined1D
+    from surrogate_flow.solvers.files import OutputFiles
     from surrogate_flow.solvers.gray_scott import GrayScott2D
     from surrogate_flow.solvers.heat2d import Heat2D
     from surrogate_flow.solvers.heat_plate import HeatPlate
@@ -27,6 +28,7 @@ __all__ = [
     "HeatPlate",
     "Lorenz",
     "NavierStokes2D",
+    "OutputFiles",
     "ProcessError",
     "ProcessSolver",
     "Program",
@@ -44,6 +46,7 @@ _FILES = {
     "HeatPlate": "heat_plate",
     "Lorenz": "lorenz",
     "NavierStokes2D": "navier_stokes2d",
+    "OutputFiles": "files",
     "ProcessError": "process",
     "ProcessSolver": "process",
     "Program": "program",

@@ -47,6 +47,12 @@ class ProcessRun(Run):
 
     program: _Program | None = None
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether the program has ended, with exit code 0."""
+        assert self.program is not None, "ProcessSolver sets it"
+        return self.program.process.poll() == 0
+
     def check(self) -> None:
         """Raise `Stopped`, or `ProcessError` if the program has failed."""
         assert self.program is not None, "ProcessSolver sets it"

@@ -1,0 +1,366 @@
+"""Files that a program leaves one by one, each of which is a step, as they appear."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from surrogate_flow.fields.errors import ArgumentError, MissingPackageError
+from surrogate_flow.fields.names import nearest
+from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.table import read_table
+from surrogate_flow.solvers.process import ProcessError, ProcessRun
+
+__all__ = ["OutputFiles"]
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+_AXES = "xyz"
+
+
+class OutputFiles:
+    """out_1.nc, out_2.nc, ... -> u(t_1), u(t_2), ...: a `Reader` of a `Program`.
+
+    Files are read in the order of the last number in their names, each as a whole: when
+    the next one is there, or the program has ended well. So it may write them slowly,
+    but must close one before it begins the next.
+
+    Parameters
+    ----------
+    pattern : str
+        Of their names, such as ``out_*.nc``, in the folder where the program runs.
+    format : str, optional
+        ``netcdf``, ``npy`` (or ``.npz``), ``raw``, ``csv``, ``vtk`` (what meshio reads)
+        or ``openfoam`` (a folder for each time); by default as the names end.
+    names : mapping of str to str, optional
+        Of variables, dims and columns: in the files, and in the spec.
+    dtype : str
+        Of the numbers of raw files, with their order of bytes, such as ``">f4"``.
+    renamed : bool
+        Whether the program writes each under another name and renames it: then it is
+        read at once.
+    remove : bool
+        Whether a file is removed once its step has been taken, so that few are there.
+
+    Raises
+    ------
+    ArgumentError
+        If the pattern names one file at most, or the format is unknown.
+    MissingPackageError
+        If the package that reads it is not installed.
+
+    Notes
+    -----
+    The k-th file is the k-th step of the spec; netCDF files with a coordinate ``time``
+    and OpenFOAM's folders say which they are. Arrays are in C order, ``(*space)`` of
+    one variable or ``(channel, *space)``. Tables have a column for each variable, and
+    those that are called as the dims say where a row belongs; else rows are in C order.
+    Components of a vector ``U`` are ``U_x``, ``U_y`` and ``U_z``.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        *,
+        format: str = "",
+        names: Mapping[str, str] | None = None,
+        dtype: str = "float64",
+        renamed: bool = False,
+        remove: bool = False,
+    ) -> None:
+        if not {*pattern} & {*"*?["}:
+            raise ArgumentError(
+                "OutputFiles: pattern", "one of many files, such as out_*.nc", pattern
+            )
+        suffix = Path(pattern).suffix.lower()
+        form = format or _BY_SUFFIX.get(suffix, "")
+        if form not in _READ:
+            near = nearest(format, _READ) if format else f"Name it: {', '.join(_READ)}."
+            got = repr(format or pattern)
+            raise ArgumentError("OutputFiles: format", "a known one", got, near)
+        if form in _PACKAGES:
+            _imported(_PACKAGES[form])
+        self.pattern, self.format, self.names = pattern, form, dict(names or {})
+        try:
+            self.dtype = np.dtype(dtype).str
+        except TypeError as error:
+            raise ArgumentError(
+                "OutputFiles: dtype", "one of NumPy's, such as '<f4'", repr(dtype)
+            ) from error
+        self.renamed, self.remove = renamed, remove
+
+    def read(self, run: ProcessRun, spec: FieldSpec) -> Iterator[xr.Dataset]:
+        """Yield the steps as their files are complete.
+
+        Raises
+        ------
+        ProcessError
+            If a file cannot be read, is not of the spec, or has the number of another.
+        """
+        step, taken = 0, dict[Path, float]()
+        while step < spec.steps:
+            path = self._next(run, spec, taken, step)
+            try:
+                dataset = self._dataset(path, spec, step)
+            except (ProcessError, MissingPackageError):
+                raise
+            except Exception as error:  # of any type, by the libraries that read
+                said = str(error).partition("\n")[0]
+                raise ProcessError(
+                    f"{path.name} cannot be read as {self.format} "
+                    f"({type(error).__name__}: {said})."
+                ) from error
+            step += dataset.sizes["time"]
+            yield dataset
+            if self.remove:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _next(
+        self, run: ProcessRun, spec: FieldSpec, taken: dict[Path, float], step: int
+    ) -> Path:
+        """Wait for the file after those taken, until it is whole, and take it."""
+        found: dict[Path, float] = {}
+
+        def whole() -> bool:
+            nonlocal found
+            # First: what it wrote just before its end counts.
+            ended = run.succeeded
+            found = self._after(run.folder, taken, spec)
+            # The last one of all waits, so that more than there may be are noticed.
+            early = self.renamed and step < spec.steps - 1
+            return bool(found) and (ended or early or len(found) > 1)
+
+        run.wait(whole)
+        path, *more = found
+        if more and self.format != "netcdf" and step == spec.steps - 1:
+            raise ProcessError(
+                f"Expected {spec.steps} files {self.pattern}, one for each step, got "
+                f"{more[0].name} as well. If the first is the initial state, add its "
+                "time to the spec."
+            )
+        taken[path] = found[path]
+        return path
+
+    def _after(
+        self, folder: Path, taken: dict[Path, float], spec: FieldSpec
+    ) -> dict[Path, float]:
+        """Return the files that are not taken, with their numbers, in order."""
+        found = [path for path in folder.glob(self.pattern) if path not in taken]
+        if self.format == "openfoam":
+            # Other folders lie beside, and that of the initial state.
+            begin = spec.times[0] - 1e-6 * abs(spec.times[0])
+            times = [p for p in found if _NUMBER.fullmatch(p.name)]
+            found = [path for path in times if float(path.name) >= begin]
+        numbers = sorted((_number_of(path), path) for path in found)
+        for (last, one), (number, other) in itertools.pairwise(
+            [*[(n, p) for p, n in taken.items()][-1:], *numbers]
+        ):
+            if number <= last:
+                raise ProcessError(
+                    f"Expected files {self.pattern} with numbers that ascend, got "
+                    f"{other.name} beside {one.name}. Write each step once, in order."
+                )
+        return {path: number for number, path in numbers}
+
+    def _dataset(self, path: Path, spec: FieldSpec, step: int) -> xr.Dataset:
+        content = _READ[self.format](path, self)
+        if isinstance(content, np.ndarray):
+            return _of_array(path, content, spec, step)
+        if isinstance(content, xr.Dataset):
+            known = {*content.variables, *content.dims}
+            names = {k: v for k, v in self.names.items() if k in known}
+            dataset = content.rename(names)
+        else:
+            columns = {self.names.get(k, k): v for k, v in content.items()}
+            dataset = _of_columns(path, columns, spec)
+        wanted = [v.name for v in spec.variables]
+        for name in wanted:
+            if name not in dataset.variables:
+                near = nearest(name, map(str, dataset.variables))
+                raise ProcessError(
+                    f"{path.name}: there is no variable {name!r}. {near}"
+                )
+        dataset = dataset[[*wanted, *(c for c in dataset.coords if c != "time")]]
+        if "time" not in dataset.dims:
+            time = spec.times[step]
+            if self.format == "openfoam":
+                time = float(path.name)
+            dataset = dataset.drop_vars("time", errors="ignore").expand_dims(
+                time=[time]
+            )
+        return dataset
+
+
+def _number_of(path: Path) -> float:
+    """Return the last number of a name, without that of its ending."""
+    name = path.name if path.suffix[1:].isdigit() else path.stem
+    numbers = _NUMBER.findall(name)
+    if not numbers:
+        raise ProcessError(
+            f"Expected a number in the name of each file, got {path.name}."
+        )
+    return float(numbers[-1])
+
+
+def _of_array(path: Path, array: np.ndarray, spec: FieldSpec, step: int) -> xr.Dataset:
+    if array.ndim == 1 and array.size == math.prod(spec.step_shape):
+        array = array.reshape(spec.step_shape)
+    if len(spec.variables) == 1 and array.shape == spec.shape:
+        array = array[None]
+    if array.shape != spec.step_shape:
+        raise ProcessError(
+            f"{path.name}: expected an array of the shape {spec.step_shape} (variable, "
+            f"{', '.join(spec.dims)}), got {array.shape}."
+        )
+    return xr.Dataset(
+        {
+            v.name: (("time", *spec.dims), values[None])
+            for v, values in zip(spec.variables, array, strict=True)
+        },
+        {"time": [spec.times[step]]},
+    )
+
+
+def _of_columns(
+    path: Path, columns: Mapping[str, np.ndarray], spec: FieldSpec
+) -> xr.Dataset:
+    """Return columns, each with a row for each point, on the grid."""
+    names = [v.name for v in spec.variables if v.name in columns]
+    wanted = {name: columns[name] for name in names}
+    count = max((len(c) for c in columns.values()), default=0)
+    if count != math.prod(spec.shape):
+        raise ProcessError(
+            f"{path.name}: expected {math.prod(spec.shape)} points, "
+            f"{' x '.join(map(str, spec.shape)) or 'one'}, got {count}."
+        )
+    if len(spec.dims) > 1 and {*spec.dims} <= {*columns}:
+        frame = pd.DataFrame({**{d: columns[d] for d in spec.dims}, **wanted})
+        placed: xr.Dataset = frame.set_index([*spec.dims]).to_xarray()
+        return placed
+    lines = {
+        c.name: (c.dim, columns[c.name])
+        for c in spec.coordinates
+        if len(spec.dims) == 1 and c.name in columns
+    }
+    fields = {n: (spec.dims, np.reshape(c, spec.shape)) for n, c in wanted.items()}
+    return xr.Dataset(fields, lines)
+
+
+def _netcdf(path: Path, _: OutputFiles) -> xr.Dataset:
+    return xr.load_dataset(path, decode_times=False)
+
+
+def _npy(path: Path, _: OutputFiles) -> Any:
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    with loaded:
+        return {name: loaded[name].ravel() for name in loaded.files}
+
+
+def _raw(path: Path, reader: OutputFiles) -> np.ndarray:
+    size = path.stat().st_size
+    dtype = np.dtype(reader.dtype)
+    if size % dtype.itemsize:
+        raise ValueError(f"{size} bytes are no whole numbers of {dtype}")
+    return np.fromfile(path, dtype)
+
+
+def _csv(path: Path, _: OutputFiles) -> Any:
+    with path.open(encoding="utf-8-sig") as file:
+        head = file.readline()
+    if all(map(_is_number, _cells(head))):
+        text = path.read_text("utf-8-sig")
+        rows = [_cells(line) for line in text.splitlines() if line.strip()]
+        # One number a line is a list of them.
+        return (
+            np.array(rows, float).squeeze(1)
+            if len(rows[0]) == 1
+            else np.array(rows, float)
+        )
+    table = read_table(path)
+    return {str(name): table[name].to_numpy() for name in table.columns}
+
+
+def _cells(line: str) -> list[str]:
+    return re.split(r"[,;\s]+", line.strip(" \t\n,;"))
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _vtk(path: Path, _: OutputFiles) -> dict[str, np.ndarray]:
+    mesh = _imported("meshio").read(path)
+    columns = dict(zip(_AXES, mesh.points.T, strict=False))
+    if mesh.point_data:
+        named = mesh.point_data
+    else:
+        named = {n: np.concatenate(parts) for n, parts in mesh.cell_data.items()}
+        centres = np.concatenate([mesh.points[b.data].mean(1) for b in mesh.cells])
+        columns = dict(zip(_AXES, centres.T, strict=True))
+    # Pandas takes no other order of bytes than this machine has; VTK has another.
+    made = columns | _components(named)
+    return {n: v.astype(v.dtype.newbyteorder("=")) for n, v in made.items()}
+
+
+def _openfoam(path: Path, _: OutputFiles) -> dict[str, np.ndarray]:
+    fields, file = {}, _imported("foamlib").FoamFieldFile
+    for entry in sorted(path.iterdir()):
+        if entry.is_file():
+            name = entry.name.removesuffix(".gz")
+            fields[name] = np.asarray(file(entry).internal_field)
+    return _components(fields)
+
+
+def _components(named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return scalars by their names, and vectors by those of their components."""
+    columns: dict[str, np.ndarray] = {}
+    for name, values in named.items():
+        if values.ndim == 2 and values.shape[1] <= len(_AXES):
+            for axis, column in zip(_AXES, values.T, strict=False):
+                columns[f"{name}_{axis}"] = column
+        elif values.ndim == 1:
+            columns[name] = values
+    return columns
+
+
+def _imported(package: str) -> Any:
+    """Import a package of the extra ``files``."""
+    try:
+        return __import__(package)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"OutputFiles: {package} is not installed, which reads these files. Type "
+            f"pip install {package}, also where the workers run."
+        ) from error
+
+
+_READ: dict[str, Callable[[Path, OutputFiles], Any]] = {
+    "netcdf": _netcdf,
+    "npy": _npy,
+    "raw": _raw,
+    "csv": _csv,
+    "vtk": _vtk,
+    "openfoam": _openfoam,
+}
+_PACKAGES = {"vtk": "meshio", "openfoam": "foamlib"}
+_BY_SUFFIX = {
+    **dict.fromkeys((".nc", ".nc4", ".cdf", ".h5", ".hdf5"), "netcdf"),
+    **dict.fromkeys((".npy", ".npz"), "npy"),
+    **dict.fromkeys((".raw", ".bin", ".dat"), "raw"),
+    **dict.fromkeys((".csv", ".tsv", ".txt"), "csv"),
+    **dict.fromkeys((".vtk", ".vtu", ".vtp", ".msh"), "vtk"),
+}
