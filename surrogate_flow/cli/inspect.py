@@ -29,7 +29,7 @@ def run(words: Sequence[str]) -> None:
     """
     parser = Parser(prog="surrogate-flow inspect", allow_abbrev=False)
     parser.add_argument("files", nargs="*", type=str)
-    for option in ("parameters", "variables", "time"):
+    for option in ("parameters", "variables", "inputs", "time"):
         parser.add_argument(f"--{option}", type=str, default="")
     parser.add_argument("--skip_damaged", type=bool, default=False)
     options: Any = parse(
@@ -41,9 +41,10 @@ def run(words: Sequence[str]) -> None:
             "'runs/*.nc' > mine.yaml."
         )
     files = found(options.files)
+    inputs = [name for name in options.inputs.split(",") if name]
     stored = StoredRuns(
         files,
-        reading=Reading(options.time),
+        reading=Reading(options.time, inputs=inputs),
         parameters=options.parameters,
         variables=options.variables,
         skip_damaged=options.skip_damaged,
@@ -51,7 +52,7 @@ def run(words: Sequence[str]) -> None:
     for line in _comments(stored, len(files)):
         print(f"# {line}")
     arguments: dict[str, Any] = {"files": _as_pattern(options.files, files)}
-    for name in ("parameters", "variables", "skip_damaged"):
+    for name in ("parameters", "variables", "inputs", "skip_damaged"):
         if value := getattr(options, name):
             arguments[name] = value
     if options.time not in ("", "time"):
@@ -83,11 +84,12 @@ def _comments(stored: StoredRuns, files: int) -> Iterator[str]:
             f"{counted(count, 'value')}"
         )
     points = {tuple(stored.parameters_of(run).values()) for run in stored.runs}
-    if len(points) < len(stored.runs):
+    if len(points) < len(stored.runs) and not spec.inputs:
+        names = ",".join(v.name for v in spec.variables)
         yield (
-            f"only {len(points)} of the runs differ in their parameters, the others in "
-            "their initial state: train a model from step to step, such as --model "
-            "fully_connected_autoregressive"
+            f"only {len(points)} of the runs differ in their parameters: train from "
+            "step to step, such as --model fully_connected_autoregressive, or give "
+            f"networks the initial state, by inspect ... --inputs {names}"
         )
     yield from _fields(spec)
     if stored.differing:
@@ -102,9 +104,10 @@ def _comments(stored: StoredRuns, files: int) -> Iterator[str]:
 
 
 def _fields(spec: FieldSpec) -> Iterator[str]:
-    for v in spec.variables:
-        units = f" [{v.units}]" * bool(v.units)
-        yield f"variable {v.name}{units} {v.long_name}".rstrip()
+    for kind, fields in (("variable", spec.variables), ("input", spec.inputs)):
+        for v in fields:
+            units = f" [{v.units}]" * bool(v.units)
+            yield f"{kind} {v.name}{units} {v.long_name}".rstrip()
     for dim, size in zip(spec.dims, spec.shape, strict=True):
         along = [c for c in spec.coordinates if c.dim == dim]
         ends = (

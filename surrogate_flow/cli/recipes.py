@@ -182,8 +182,9 @@ class CommandLine:
         if option == "--data" and (files := _files_to_import(value)):
             raise RecipeError(
                 f"--data {value}: expected a recipe or a data set, got files. Type "
-                f"surrogate-flow import '{files}' --output campaign.zarr, then --data "
-                "campaign.zarr."
+                f"surrogate-flow inspect '{files}' > mine.yaml, then --data mine.yaml; "
+                f"or surrogate-flow import '{files}' --output campaign.zarr, then "
+                "--data campaign.zarr."
             )
         if option == "--data" and is_data_set(value):
             if self.command in ("plan", "generate", "compare"):

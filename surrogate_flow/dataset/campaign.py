@@ -69,6 +69,7 @@ class Campaign:
             parameters=parameters,
             variables=variables,
             skip_damaged=skip_damaged,
+            takes_inputs=False,
             follow=follow,
         )
         self.spec, same = self.stored.spec, self.stored.runs

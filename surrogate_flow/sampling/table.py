@@ -123,7 +123,8 @@ class Table(Sampler):
         if first + count > len(self._rows):
             raise ArgumentError(self.name, f"{first + count} rows", len(self._rows))
         columns = [numbers_in(self._rows, p, bounded=True) for p in bounds]
-        return np.column_stack(columns)[self._order[first : first + count]]
+        none = np.empty((len(self._rows), 0))
+        return np.column_stack([none, *columns])[self._order[first : first + count]]
 
 
 def _frame(points: Path | Mapping[str, Sequence[float]]) -> pd.DataFrame:

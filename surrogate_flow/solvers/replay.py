@@ -22,7 +22,7 @@ __all__ = ["Replay"]
 _BYTES = 2**22  # of steps that are read at once
 _NAP = 0.1  # seconds between two looks whether the study has ended
 # What errors say of options of commands, which are arguments here.
-_OPTION = re.compile(r"--(parameters|variables|skip_damaged) ")
+_OPTION = re.compile(r"--(parameters|inputs|variables|skip_damaged) ")
 
 
 class Replay(Solver):
@@ -41,6 +41,10 @@ class Replay(Solver):
         between runs, of attributes and scalar variables.
     variables : list of str, optional
         Names; by default all with the time axis and the most dims.
+    inputs : list of str, optional
+        Fields without steps, such as a permeability; or variables, whose first step is
+        then ``<variable>_initial``, and no step. Networks get them beside the
+        parameters, of which there need be none.
     names : mapping of str to str, optional
         Of variables, dims, coordinates and attributes: in the files, and here. The dim
         of steps is called ``time`` here, that of runs ``run``.
@@ -68,6 +72,7 @@ class Replay(Solver):
         *,
         parameters: str | list[str] = "",
         variables: str | list[str] = "",
+        inputs: str | list[str] = "",
         names: dict[str, str] | None = None,
         units: dict[str, str] | None = None,
         times: float | list[float] | None = None,
@@ -78,9 +83,11 @@ class Replay(Solver):
         if rate is not None and not 0 < rate < float("inf"):
             raise ArgumentError("Replay: rate", "steps a second, > 0", rate)
         self.files, self.parameters, self.variables = files, parameters, variables
+        self.inputs = inputs
         self.names, self.units, self.times = names or {}, units or {}, times
         self.rate, self.seed, self.skip_damaged = rate, seed, skip_damaged
-        self._reading = Reading("", self.names, self.units, times)
+        given = [name for name in _joined(inputs).split(",") if name]
+        self._reading = Reading("", self.names, self.units, times, given)
         patterns = [files] if isinstance(files, str) else list(files)
         try:
             stored = StoredRuns(
@@ -108,7 +115,9 @@ class Replay(Solver):
     def stored_parameters(self) -> Mapping[str, Sequence[float]]:
         """Those of the runs, in the order of the simulations of a study."""
         names = (p.name for p in self.spec.parameters)
-        return dict(zip(names, self._points.T.tolist(), strict=True))
+        columns = dict(zip(names, self._points.T.tolist(), strict=True))
+        # Runs that differ in their inputs alone are told apart by their numbers.
+        return columns or {"run": [*range(len(self._points))]}
 
     def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
         """Yield the steps of the run that has these parameters."""

@@ -188,6 +188,73 @@ def test_a_vector_a_run_has_components_and_the_well_too(tmp_path):
     assert [p.name for p in spec.parameters] == ["F"]
 
 
+def darcy(folder):
+    """A coefficient for each run, and one field that belongs to it."""
+    a = np.stack([field(k, X, Y)[0] for k in range(6)])
+    with h5py.File(folder / "2D_DarcyFlow_beta1.0_Train.hdf5", "w") as file:
+        file["tensor"], file["nu"] = 2 * a[:, None], a
+        file["x-coordinate"], file["y-coordinate"] = X, Y
+        file.attrs["beta"] = 1.0
+    return a
+
+
+def test_input_fields_need_no_parameters(tmp_path, monkeypatch, capsys):
+    """Those of a file, each with its run; by the recipe of inspect, as a study has them."""
+    monkeypatch.chdir(tmp_path)
+    a = darcy(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["inspect", "*.hdf5"])
+    assert "initial state: --inputs tensor." in capsys.readouterr().err
+    main(["inspect", "*.hdf5", "--inputs=nu"])
+    printed = capsys.readouterr().out
+    assert "# input nu" in printed
+    Path("darcy.yaml").write_text(printed)
+    main(["generate", "--data", "darcy.yaml", "--output", "darcy.zarr"])
+    archive = Archive(Path("darcy.zarr"))
+    assert archive.complete() == [*range(6)]
+    with xr.open_zarr("darcy.zarr") as written:
+        nu, u = written["nu"].values, written["tensor"].values[:, 0]
+    np.testing.assert_array_equal(u, 2 * nu)
+    np.testing.assert_array_equal(nu[nu[:, 0, 0].argsort()], a.astype("f4"))
+
+
+def test_the_first_step_is_an_input(tmp_path):
+    """Of a variable that is named so; and then no step, also for a retry."""
+    truth, _ = netcdf(tmp_path, [1.0] * 3)
+    solver = Replay(str(tmp_path), inputs=["u"])
+    spec = solver.spec
+    assert [(v.name, v.units) for v in spec.inputs] == [("u_initial", "m/s")]
+    assert (spec.parameters, spec.times) == ((), tuple(T[1:]))
+    begun = []
+    for number in range(3):
+        for first in (0, 2):
+            first_steps, *_ = solver.start(Run({}, number, first_step=first))
+            state = first_steps["u_initial"].values
+            own = next(t for t in truth if t[0, 0, 0] == state[0])
+            np.testing.assert_array_equal(state, own[0, 0])
+            np.testing.assert_array_equal(first_steps["u"], own[1 + first :, 0])
+            begun.append(float(state[0]))
+    assert sorted(begun) == sorted([float(u[0, 0, 0]) for u in truth] * 2)
+
+
+def test_a_line_of_numbers_is_an_input_where_it_is_named(tmp_path):
+    """Else it is where the points lie."""
+    for k in range(2):
+        xr.Dataset(
+            {"u": (("time", "x"), field(k, X)), "a": ("x", X + k, {"units": "m2"})},
+            {"time": T, "x": X},
+        ).to_netcdf(tmp_path / f"run_{k}.nc")
+    spec = Replay(str(tmp_path), inputs="a").spec
+    assert [(v.name, v.units) for v in spec.inputs] == [("a", "m2")]
+    assert [c.name for c in spec.coordinates] == ["x"]
+    with pytest.raises(UserError, match=r"no field 'b'\. Valid names: a, u\."):
+        Replay(str(tmp_path), inputs="b")
+    one = xr.load_dataset(tmp_path / "run_1.nc").drop_vars("a")
+    one.to_netcdf(tmp_path / "run_1.nc")
+    with pytest.raises(UserError, match=r"run_1\.nc: input 'a': expected .* got none"):
+        Replay(str(tmp_path), inputs="a")
+
+
 def test_it_keeps_the_laws_of_solvers(tmp_path):
     """Pickled, too: a worker opens a file when it runs."""
     netcdf(tmp_path)

@@ -59,12 +59,15 @@ class Reading:
     times : float or sequence of float, optional
         Of the steps, in place of those of the files; one number is the time between
         two steps, from 0.
+    inputs : sequence of str
+        By names here: fields without steps, or variables, whose first step it is then.
     """
 
     time: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
     times: float | Sequence[float] | None = None
+    inputs: Sequence[str] = ()
 
     @contextmanager
     def opened(self, path: Path, run: int | None = None) -> Iterator[xr.Dataset]:

@@ -19,7 +19,10 @@ from surrogate_flow.fields.positions import Misplaced, Positions
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.solvers.stored.opening import RUN, Reading, Unfit
 
-__all__ = ["StoredRun", "cells_of", "quantity", "runs_of", "steps_of"]
+__all__ = ["INITIAL", "StoredRun", "cells_of", "quantity", "runs_of", "steps_of"]
+
+#: Behind the name of a variable: its first step, as an input.
+INITIAL = "_initial"
 
 # 2.8 m2/s, 2.8 [m2 s-1], 20 %; no date, no hash, no "12 of 20".
 _UNIT = r"[^\W\d_]+(?:\^|\*\*)?[-+]?\d?"
@@ -52,6 +55,8 @@ class StoredRun:
     names: frozenset[str]
     curved: Mapping[str, int]
     mesh: int
+    #: Of each input that has no steps: its dims with their sizes, and its units.
+    inputs: Mapping[str, tuple[Mapping[str, int], str]]
     #: Of a file with several, from 0.
     index: int | None = None
 
@@ -59,9 +64,9 @@ class StoredRun:
         return f"{self.path}" + f", run {self.index}" * (self.index is not None)
 
     @classmethod
-    def of(cls, path: Path, dataset: xr.Dataset, time: str) -> StoredRun:
+    def of(cls, path: Path, dataset: xr.Dataset, reading: Reading) -> StoredRun:
         """Describe an open file; `Unfit` if its steps cannot be told."""
-        time, axis = _time_of(path, dataset, time)
+        time, axis = _time_of(path, dataset, reading.time)
         every = {str(name): v for name, v in dataset.variables.items()}
         bounds = {
             str(v.attrs.get(kind))
@@ -75,11 +80,20 @@ class StoredRun:
             # Edges of cells, by CF, are no field.
             if name not in bounds and not name.lower().endswith(("_bnds", "_bounds"))
         }
+        given = {
+            name: (
+                {str(k): n for k, n in every[name].sizes.items()},
+                _units(every[name]),
+            )
+            for name in reading.inputs
+            if name in every and time not in every[name].dims
+        }
         dims = {time, *(dim for sizes, _ in fields.values() for dim in sizes)}
         lines = {
             name: (str(v.dims[0]), v.values.astype(float), _units(v))
             for name, v in every.items()
             if v.ndim == 1 and v.dtype.kind in "fiu" and v.dims[0] in dims - {time}
+            if name not in given
         }
         times = every[axis].values.astype(float)
         order = np.argsort(times)
@@ -108,7 +122,7 @@ class StoredRun:
         others = frozenset(map(str, dataset.data_vars)) - bounds
         return cls(
             *(path, time, order, fields, lines, quantities, texts, long_names),
-            *(others, curved, _mesh(dataset)),
+            *(others, curved, _mesh(dataset), given),
         )
 
     def label(self, name: str) -> str | float | None:
@@ -155,6 +169,10 @@ class StoredRun:
                     for f in (self, first)
                 )
                 raise differs(name, theirs, mine)
+        for name, given in first.inputs.items():
+            if self.inputs.get(name) != given:
+                own = " ".join(map(str, self.inputs.get(name, ("none",))))
+                raise differs(f"input {name!r}", " ".join(map(str, given)), own)
         for name in ("time", *(c.name for c in grid.coordinates)):
             if name not in self.coordinates:
                 raise Unfit(f"{self}: there is no {name!r} as in {first}.")
@@ -196,8 +214,8 @@ def runs_of(path: Path, reading: Reading) -> list[StoredRun]:
     """Describe each run of a file; `Unfit` if its steps cannot be told."""
     with reading.opened(path) as dataset:
         if RUN not in dataset.sizes:
-            return [StoredRun.of(path, dataset, reading.time)]
-        first = StoredRun.of(path, dataset.isel({RUN: 0}), reading.time)
+            return [StoredRun.of(path, dataset, reading)]
+        first = StoredRun.of(path, dataset.isel({RUN: 0}), reading)
         # Numbers of the runs; what has no other dim is among those of the first.
         numbers = _columns(dataset, first)
         quantities = {n: q for n, q in first.quantities.items() if n != RUN}
@@ -239,11 +257,17 @@ def steps_of(
     size: int,
     first: int = 0,
 ) -> Iterator[xr.Dataset]:
-    """Yield the steps of a run from one on, `size` at a time, at the spec's times."""
+    """Yield the steps of a run from one on, `size` at a time, at the spec's times.
+
+    The first ones have the inputs of the spec with them. Where the first step is one,
+    the others are the steps.
+    """
     along = {c.name for c in spec.coordinates}
     with reading.opened(*run) as dataset:
         time, axis = _time_of(run[0], dataset, reading.time)
         order = np.argsort(dataset.variables[axis].values.astype(float))
+        given, skipped = _inputs_of(dataset, spec, {time: int(order[0])})
+        order = order[skipped:]
         fields = dataset[
             [*(v.name for v in spec.variables), *sorted(along & {*dataset.variables})]
         ]
@@ -253,7 +277,22 @@ def steps_of(
         for step in range(first, spec.steps, size):
             part = fields.isel(time=order[step : step + size])
             times = spec.times[step : step + size]
-            yield part.load().assign_coords(time=list(times))
+            yield part.load().assign_coords(time=list(times)).assign(given)
+            given = {}
+
+
+def _inputs_of(
+    dataset: xr.Dataset, spec: FieldSpec, first: Mapping[str, int]
+) -> tuple[dict[str, xr.Variable], int]:
+    """Return the input fields of a run, and how many steps are no step of the spec."""
+    given, skipped = {}, 0
+    for name in (v.name for v in spec.inputs):
+        if name not in dataset.variables:
+            variable = dataset.variables[name.removesuffix(INITIAL)]
+            given[name], skipped = variable.isel(first).load(), 1
+        else:
+            given[name] = dataset.variables[name].load()
+    return given, skipped
 
 
 def _time_of(path: Path, dataset: xr.Dataset, asked: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,13 @@ from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.positions import Positions
 from surrogate_flow.files import NETCDF, not_netcdf
 from surrogate_flow.solvers.stored.opening import Reading, Unfit
-from surrogate_flow.solvers.stored.run import StoredRun, cells_of, runs_of, steps_of
+from surrogate_flow.solvers.stored.run import (
+    INITIAL,
+    StoredRun,
+    cells_of,
+    runs_of,
+    steps_of,
+)
 from surrogate_flow.solvers.stored.table import of_the_run, with_rows
 
 __all__ = ["UNREADABLE", "Follow", "StoredRuns", "found"]
@@ -81,6 +87,8 @@ class StoredRuns:
         the one with most of them.
     skip_damaged : bool
         Whether a file that cannot be read, or differs from the others, is left out.
+    takes_inputs : bool
+        Whether there may be input fields, as an error then says.
     follow : callable
         Wraps files and what is done with them, such as in a progress bar.
 
@@ -112,6 +120,7 @@ class StoredRuns:
         parameters: str = "",
         variables: str = "",
         skip_damaged: bool = False,
+        takes_inputs: bool = True,
         follow: Follow = lambda items, what: items,
     ) -> None:
         self.reading = reading
@@ -130,8 +139,19 @@ class StoredRuns:
         first = next(run for run in read if run.kind == usual)
         taken = _split(variables) or _usual_variables(first)
         self.differing = _differing(read)
-        self.parameters = names or _varying(read, self.differing)
+        self.parameters = names or _varying(read)
+        if not (self.parameters or reading.inputs):
+            texts = ", ".join(self.differing)
+            also = f"; what differs is text: {texts}" * bool(self.differing)
+            state = f" Or take the initial state: --inputs {','.join(taken)}."
+            raise ArgumentError(
+                "No attribute and no scalar variable of the runs is a number that "
+                f"differs between them, as a parameter does{also}. Give a table: "
+                "--parameters FILE.csv, with the column 'file' and one for each "
+                f"parameter.{state * takes_inputs}"
+            )
         others = first.names - {*taken, *self.parameters, *first.coordinates}
+        others -= {*reading.inputs}
         self.not_taken = sorted(others)
         grid = _grid(first, taken, reading)
         positions = Positions(grid)
@@ -159,8 +179,8 @@ class StoredRuns:
         """Return the spec with an offset for what single precision would lose."""
         encoder = Encoder(self.spec, str(first))
         with suppress(SpecMismatch):  # Said of it where it is read.
-            place = first.path, first.index
-            for step, steps in enumerate(steps_of(place, self.reading, self.spec, 1)):
+            place, spec = (first.path, first.index), replace(self.spec, inputs=())
+            for step, steps in enumerate(steps_of(place, self.reading, spec, 1)):
                 encoder.convert(steps, step)
         variables = tuple(encoder.kept(v) for v in self.spec.variables)
         for v in {*variables} - {*self.spec.variables}:
@@ -228,21 +248,13 @@ def _usual_variables(run: StoredRun) -> list[str]:
     return names
 
 
-def _varying(runs: Sequence[StoredRun], differing: Sequence[str]) -> list[str]:
+def _varying(runs: Sequence[StoredRun]) -> list[str]:
     """Return the names of the numbers that differ between runs."""
     values: dict[str, set[float]] = {}
     for run in runs:
         for name, (value, _) in run.quantities.items():
             values.setdefault(name, set()).add(value)
-    names = [n for n, differ in values.items() if len(differ) > 1 and not of_the_run(n)]
-    if not names:
-        texts = f"; what differs is text: {', '.join(differing)}" * bool(differing)
-        raise ArgumentError(
-            "No attribute and no scalar variable of the runs is a number that differs "
-            f"between them, as a parameter does{texts}. Give a table: --parameters "
-            "FILE.csv, with the column 'run' and one for each parameter."
-        )
-    return names
+    return [n for n, seen in values.items() if len(seen) > 1 and not of_the_run(n)]
 
 
 def _differing(runs: Sequence[StoredRun]) -> list[str]:
@@ -295,6 +307,9 @@ def _grid(first: StoredRun, variables: Sequence[str], reading: Reading) -> Field
             raise ArgumentError(f"{first}: there is no variable {name!r}. {near}")
     sizes = first.variables[variables[0]][0]
     _, times, time_units = first.coordinates["time"]
+    inputs = [_input(first, name, sizes) for name in reading.inputs]
+    if any(name in first.variables for name in reading.inputs):
+        times = times[1:]  # The first is given.
     with reading.opened(first.path, first.index) as dataset:
         _, dim, every = cells_of(dataset)
         cells = tuple(tuple(cell[cell >= 0].tolist()) for cell in every)
@@ -315,4 +330,20 @@ def _grid(first: StoredRun, variables: Sequence[str], reading: Reading) -> Field
             if dim in sizes
         ),
         cells=cells if [dim] == [*sizes] else None,
+        inputs=tuple(inputs),
     )
+
+
+def _input(first: StoredRun, name: str, sizes: Mapping[str, int]) -> Variable:
+    """Return an input field: a field without steps, or the first step of a variable."""
+    known = {**first.variables, **first.inputs}
+    if name not in known:
+        near = nearest(name, sorted({*known, *first.names}))
+        raise ArgumentError(f"{first}: there is no field {name!r}. {near}")
+    own, units = known[name]
+    if own != sizes:
+        raise ArgumentError(f"{first}: input {name!r}", f"the grid {dict(sizes)}", own)
+    long_name = first.long_names[name]
+    if name in first.inputs:
+        return Variable(name, units, long_name)
+    return Variable(name + INITIAL, units, f"initial {long_name}" if long_name else "")
