@@ -43,6 +43,8 @@ _MOST = 2**20  # ranks, and bytes of a name
 _TOGETHER = 0.05  # seconds
 _SMALL = 2**20  # bytes
 
+_EACH = "Send every variable of a step before the next step."
+
 _Places = Generator[memoryview | None, None, None]
 
 
@@ -94,7 +96,6 @@ class Channel:
             connection, _ = self._socket.accept()
         except BlockingIOError:
             return None
-        connection.setblocking(False)
         return connection
 
     def fileno(self) -> int:
@@ -145,41 +146,37 @@ class Reception:
     def receive(self, seconds: float) -> bool:
         """Read what there is room for; if there is nothing, wait so long for it.
 
-        Returns
-        -------
-        bool
-            Whether anything came.
-
-        Raises
+            Raises
         ------
         StreamError, SpecMismatch
             If it is wrong.
         """
-        came = self._read()
-        if not came and seconds:
-            if not math.isinf(self._since):
-                seconds = min(seconds, self._since + _TOGETHER - time.monotonic())
-            self._selector.select(max(0.0, seconds))
-            came = self._read()
+        waiting = [rank for rank in self._open if rank.waits]
+        if came := any([self._read(rank) for rank in waiting]):
+            seconds = 0.0
+        elif not math.isinf(self._since):
+            seconds = min(seconds, self._since + _TOGETHER - time.monotonic())
+        for key, _ in self._selector.select(max(0.0, seconds)):
+            rank: _Rank | None = key.data
+            if rank is None and (connection := self._channel.accept()) is not None:
+                rank = _Rank(connection, self)
+                self._open.append(rank)
+                came = True
+            came |= rank is not None and self._read(rank)
         return came
 
-    def _read(self) -> bool:
-        came = False
-        while (connection := self._channel.accept()) is not None:
-            self._open.append(_Rank(connection, self))
-            came = True
-        for rank in self._open[:]:
-            came |= rank.read()
-            self._watch(rank, not (rank.waits or rank.ended))
-            if rank.ended:
-                rank.connection.close()
-                self._open.remove(rank)
+    def _read(self, rank: _Rank) -> bool:
+        came = rank.read()
+        self._watch(rank, not (rank.waits or rank.ended))
+        if rank.ended:
+            rank.connection.close()
+            self._open.remove(rank)
         return came
 
     def _watch(self, rank: _Rank, watched: bool) -> None:
         """Have a rank wake `receive`, but not while there is no room for it."""
         if watched and rank not in self._watched:
-            self._selector.register(rank.connection, selectors.EVENT_READ)
+            self._selector.register(rank.connection, selectors.EVENT_READ, rank)
             self._watched.add(rank)
         elif not watched and rank in self._watched:
             self._selector.unregister(rank.connection)
@@ -256,13 +253,8 @@ class Reception:
         """Count a block that has arrived."""
         row = rank.step % self.capacity
         if self._parts[row] and not math.isclose(self._times[row], moment):
-            times = f"{self._times[row]:.9g}, then {moment:.9g}"
-            self.mismatch(
-                rank.step,
-                "one time for all variables and ranks",
-                times,
-                "Send every variable of a step before the next step.",
-            )
+            got = f"{self._times[row]:.9g}, then {moment:.9g}"
+            self.mismatch(rank.step, "one time for all variables and ranks", got, _EACH)
         self._times[row] = moment
         self._parts[row] += 1
         whole = len(self.names) * self.count
@@ -284,15 +276,10 @@ class Reception:
             )
         if not self.count:
             self.count, self.order = rank.ranks, rank.order
-        if rank.ranks != self.count:
-            got = f"one of {rank.ranks}, too"
-            self.mismatch(
-                0, f"streams of {self.count} ranks", got, "Usual cause: two programs."
-            )
-        if rank.order != self.order:
-            self.mismatch(
-                0, "blocks in one order of indices", "some in C's, some in Fortran's"
-            )
+        if (rank.ranks, rank.order) != (self.count, self.order):
+            order = ", with indices in another order" * (rank.order != self.order)
+            got = f"one of {rank.ranks}{order}"
+            self.mismatch(0, f"streams of {self.count} ranks", got, "Are these two?")
         if len(self.ranks) == self.count:
             self._check_blocks()
 
@@ -303,15 +290,12 @@ class Reception:
         if (covered == 1).all():
             return
         at = tuple(map(int, np.argwhere(covered != 1)[0]))
-        several = counted(int(covered[at]), "block")
-        remedy = "Send ghost cells by none of them."
         if self.count == 1:
             (rank,) = self.ranks.values()
             size = tuple(s.stop - s.start for s in rank.in_spec)
             self.mismatch(0, f"the shape {self.spec.shape} of the spec", f"{size}")
-        self.mismatch(
-            0, "blocks that cover each cell once", f"{several} at {at}", remedy
-        )
+        got = f"{counted(int(covered[at]), 'block')} at {at}"
+        self.mismatch(0, "each cell in one block", got, "Leave out ghost cells.")
 
     def mismatch(
         self, step: int, expected: str, got: str, remedy: str = ""
@@ -332,6 +316,7 @@ class _Rank:
 
     def __init__(self, connection: socket.socket, reception: Reception) -> None:
         self.connection, self._reception = connection, reception
+        connection.setblocking(False)
         self.rank, self.ranks, self.order = -1, 0, 0
         self.block: tuple[slice, ...] = ()  # in the memory of a step
         self.in_spec: tuple[slice, ...] = ()  # in the order of the spec's dims
@@ -382,10 +367,7 @@ class _Rank:
             if magic[:-1] != _MAGIC:
                 raise StreamError("has sent what the calls of surrogate_flow.h do not")
             if magic[-1:] != _VERSION:
-                raise StreamError(
-                    "was compiled with the surrogate_flow.h of another version: "
-                    "compile it again"
-                )
+                raise StreamError("was compiled with a header of another version")
             if numbered != number:
                 raise StreamError(
                     f"has sent frame {numbered} where {number} comes next: two "
@@ -446,7 +428,7 @@ class _Rank:
                 self.step,
                 f"{reception.spec.variables[lacking].name!r}, too",
                 f"{reception.spec.variables[channel].name!r} twice",
-                "Send every variable of a step before the next step.",
+                _EACH,
             )
         cells = math.prod(s.stop - s.start for s in self.block)
         if of not in _TYPES or size != cells * of:

@@ -130,7 +130,7 @@ static inline int sf_connect_(sf_stream *stream, const char *path)
     struct sockaddr_un address;
     const char *name = strrchr(path, '/');
     char *folder = NULL;
-    int at = -1, done;
+    int at = -1, done, room = 1 << 20; /* bytes, or what the system allows */
 
     memset(&address, 0, sizeof address);
     address.sun_family = AF_UNIX;
@@ -151,6 +151,7 @@ static inline int sf_connect_(sf_stream *stream, const char *path)
     if (stream->socket < 0)
         return -1;
     fcntl(stream->socket, F_SETFD, FD_CLOEXEC);
+    setsockopt(stream->socket, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
 #ifdef SO_NOSIGPIPE
     done = 1;
     setsockopt(stream->socket, SOL_SOCKET, SO_NOSIGPIPE, &done, sizeof done);

@@ -1,0 +1,409 @@
+"""What a program sends becomes steps, or one error: whatever it sends, in whatever pieces."""
+
+import itertools
+import select
+import socket
+import struct
+import subprocess
+import threading
+from contextlib import closing, contextmanager, suppress
+
+import numpy as np
+import pytest
+from compiled import SANITIZED, STRICT, compiled
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from surrogate_flow.fields.encoder import SpecMismatch
+from surrogate_flow.fields.spec import FieldSpec, Variable
+from surrogate_flow.solvers.channel import VARIABLE, Channel, Reception, StreamError
+
+SHAPE, STEPS = (5, 4), 4
+SPEC = FieldSpec(
+    (), (Variable("u"), Variable("v")), ("y", "x"), SHAPE, tuple(range(1, STEPS + 1))
+)
+# Rows and columns of the blocks of ranks that cover the grid.
+BLOCKS = {
+    1: [(slice(0, 5), slice(0, 4))],
+    2: [(slice(0, 2), slice(0, 4)), (slice(2, 5), slice(0, 4))],
+    3: [
+        (slice(0, 5), slice(0, 1)),
+        (slice(0, 3), slice(1, 4)),
+        (slice(3, 5), slice(1, 4)),
+    ],
+}
+
+
+def field(name, step):
+    """The field of a step, every number of which is its own."""
+    return 100.0 * (step + 10 * (name == "v")) + np.arange(20.0).reshape(SHAPE)
+
+
+def frame(kind, of, number, time, name, body):
+    """As `sf_frame` of the header has it."""
+    head = struct.pack(
+        "=8sIIQdQQ", b"SFSTEPS1", kind, of, number, time, len(name), len(body)
+    )
+    return head + name + body
+
+
+def opening(rank, ranks, first, size):
+    body = struct.pack(f"={3 + 2 * len(size)}Q", rank, ranks, len(size), *first, *size)
+    return frame(1, 0, 0, 0.0, b"", body)
+
+
+def frames(rank, ranks, kind=np.float64):
+    """All frames of a rank, as the calls send them."""
+    block = BLOCKS[ranks][rank]
+    first, size = [s.start for s in block], [s.stop - s.start for s in block]
+    sent = [opening(rank, ranks, first, size)]
+    for step, name in itertools.product(range(1, STEPS + 1), "uv"):
+        values = field(name, step)[block].astype(kind)
+        part = frame(
+            2, values.itemsize, len(sent), step, name.encode(), values.tobytes()
+        )
+        sent.append(part)
+    return sent
+
+
+@contextmanager
+def connected(folder, count):
+    """A channel with so many programs at its other end."""
+    with closing(Channel(folder)) as channel:
+        ends = [socket.socket(socket.AF_UNIX) for _ in range(count)]
+        try:
+            for end in ends:
+                end.connect(channel.address)
+            yield channel, ends
+        finally:
+            for end in ends:
+                end.close()
+
+
+def received(channel, spec=SPEC, pause=0.0):
+    """All steps until the programs have closed their streams, and what ended them."""
+    steps, error = [], None
+    with closing(Reception(channel, spec, 0)) as reception:
+        try:
+            while not reception.ended and reception.receive(pause):
+                steps += taken(reception, all=False)
+        except (StreamError, SpecMismatch) as caught:
+            error = caught
+        steps += taken(reception, all=True)
+    return steps, error
+
+
+def taken(reception, *, all):
+    steps = []
+    while (dataset := reception.batch(all=all)) is not None:
+        order = ("time", *reception.spec.dims)
+        for k, moment in enumerate(dataset.time.values):
+            one = {n: dataset[n].transpose(*order).values[k].copy() for n in dataset}
+            steps.append((float(moment), one))
+        reception.free(dataset.sizes["time"])
+    return steps
+
+
+def sent_by(end, parts):
+    """Send bytes and close; a reception that has given up reads no more."""
+    with suppress(OSError):
+        end.sendall(b"".join(parts))
+    end.close()
+
+
+@pytest.mark.parametrize("ranks", BLOCKS)
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_blocks_of_ranks_become_steps(tmp_path, ranks, kind):
+    """Rows, or blocks that do not lie together in memory."""
+    with connected(tmp_path, ranks) as (channel, ends):
+        for rank, end in enumerate(ends):
+            sent_by(end, frames(rank, ranks, kind))
+        steps, error = received(channel)
+    assert error is None
+    assert [moment for moment, _ in steps] == [1, 2, 3, 4]
+    for moment, fields in steps:
+        for name, values in fields.items():
+            np.testing.assert_array_equal(values, field(name, moment))
+    assert not list(tmp_path.iterdir())
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@given(
+    ranks=st.sampled_from([1, 2, 3]),
+    changes=st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.sampled_from(["flip", "cut", "drop", "twice", "swap", "junk", "grow"]),
+            st.integers(0, 9999),
+            st.integers(0, 255),
+        ),
+        max_size=2,
+    ),
+)
+def test_whatever_is_sent_no_step_is_wrong(tmp_path_factory, ranks, changes):
+    """Frames that are torn, lie, repeat or are not ours: whole steps, then one error."""
+    parts, values_changed = [frames(rank, ranks) for rank in range(ranks)], False
+    for which, how, place, byte in changes:
+        sent = parts[which % ranks]
+        if not sent:
+            continue
+        k = place % len(sent)
+        if how == "flip" and sent[k]:
+            at = place % len(sent[k])
+            sent[k] = sent[k][:at] + bytes([byte]) + sent[k][at + 1 :]
+            # All but these is checked: they may be any numbers.
+            values_changed |= at >= 48
+        elif how == "cut":
+            sent[k:] = [sent[k][: byte % (len(sent[k]) + 1)]]
+        elif how == "drop":
+            del sent[k]
+        elif how == "twice":
+            sent.insert(k, sent[k])
+        elif how == "swap":
+            j = byte % len(sent)
+            sent[k], sent[j] = sent[j], sent[k]
+        elif how == "junk":
+            sent.insert(k, bytes([byte]) * (place % 200))
+        elif how == "grow":
+            sent[k] += b"\0"
+    with connected(tmp_path_factory.mktemp("fuzz"), ranks) as (channel, ends):
+        for end, sent in zip(ends, parts, strict=True):
+            sent_by(end, sent)
+        steps, error = received(channel)
+    if not changes:
+        assert error is None
+        assert len(steps) == STEPS
+    for k, (moment, fields) in enumerate(steps, 1):
+        assert {*fields} == {"u", "v"}
+        if not values_changed and moment == k:
+            for name, values in fields.items():
+                np.testing.assert_array_equal(values, field(name, k))
+
+
+@pytest.mark.parametrize(
+    ("openings", "said"),
+    [
+        ([(0, 1, (0, 0), (5, 3))], r"the shape \(5, 4\) of the spec, got \(5, 3\)"),
+        ([(0, 1, (0, 0), (4, 5))], r"blocks of the shape \(5, 4\).*one of \(4, 5\)"),
+        ([(0, 1, (1, 0), (5, 4))], r"one of \(5, 4\) that begins at \(1, 0\)"),
+        ([(0, 1, (0,), (20,))], r"a grid of 2 dims \(\(5, 4\)\), got 1 \(\(20,\)\)"),
+        ([(1, 1, (0, 0), (5, 4))], "has opened as rank 1 of 1"),
+        (
+            [(0, 2, (0, 0), (3, 4)), (1, 2, (2, 0), (3, 4))],
+            r"each cell in one block, got 2 blocks at \(2, 0\).*ghost cells",
+        ),
+        (
+            [(0, 2, (0, 0), (2, 4)), (1, 2, (3, 0), (2, 4))],
+            r"each cell in one block, got 0 blocks at \(2, 0\)",
+        ),
+        ([(0, 2, (0, 0), (2, 4)), (1, 3, (2, 0), (3, 4))], "of 2 ranks, got one of 3"),
+        ([(0, 1, (0, 0), (5, 4))] * 2, "got two of rank 0 of 1.*two programs"),
+    ],
+)
+def test_blocks_that_are_not_the_grid_are_refused(tmp_path, openings, said):
+    with connected(tmp_path, len(openings)) as (channel, ends):
+        for end, words in zip(ends, openings, strict=True):
+            end.sendall(opening(*words))
+        _, error = received(channel)
+    assert error is not None
+    with pytest.raises(type(error), match=said):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda sent: sent.__setitem__(0, b"SFSTEPS9" + sent[0][8:]),
+            "another version",
+        ),
+        (lambda sent: sent.__setitem__(0, b"HDF\r\n" + sent[0][5:]), "do not"),
+        (lambda sent: sent.pop(2), "frame 3 where 2 comes next"),
+        (lambda sent: sent.pop(0), "frame 1 where 0 comes next"),
+        (
+            lambda sent: sent.__setitem__(2, frame(2, 8, 2, 1.5, b"v", bytes(160))),
+            "step 0: expected .*one time for all variables and ranks, got 1, then 1.5",
+        ),
+        (
+            lambda sent: sent.__setitem__(2, frame(2, 8, 2, 1.0, b"u", bytes(160))),
+            "step 0: expected .*'v', too, got 'u' twice",
+        ),
+        (
+            lambda sent: sent.__setitem__(3, frame(2, 4, 3, 2.0, b"u", bytes(80))),
+            "step 1: expected .*'u' in one type, got float64, float32",
+        ),
+        (
+            lambda sent: sent.__setitem__(1, frame(2, 8, 1, 1.0, b"u", bytes(161))),
+            "161 bytes of 20 numbers of 8 bytes",
+        ),
+        (
+            lambda sent: sent.__setitem__(1, frame(2, 2, 1, 1.0, b"u", bytes(40))),
+            "40 bytes of 20 numbers of 2 bytes",
+        ),
+    ],
+)
+def test_frames_that_cannot_be_are_named(tmp_path, change, said):
+    sent = frames(0, 1)
+    change(sent)
+    with connected(tmp_path, 1) as (channel, (end,)):
+        sent_by(end, sent)
+        _, error = received(channel)
+    assert error is not None
+    with pytest.raises(type(error), match=said):
+        raise error
+
+
+def test_ranks_that_are_ahead_wait_for_the_others(tmp_path):
+    """Steps of which one has room: no more is read than fits, and none is lost."""
+    spec = FieldSpec((), (Variable("u"),), ("x",), (2**19,), tuple(range(1, 7)))
+    half = 2**18
+
+    def send(end, rank):
+        parts = [opening(rank, 2, [rank * half], [half])]
+        for step in range(1, 7):
+            values = np.full(half, 10.0 * step + rank)
+            parts.append(frame(2, 8, step, step, b"u", values.tobytes()))
+        sent_by(end, parts)
+
+    with connected(tmp_path, 2) as (channel, ends):
+        first = threading.Thread(target=send, args=(ends[0], 0))
+        second = threading.Thread(target=send, args=(ends[1], 1))
+        with closing(Reception(channel, spec, 0)) as reception:
+            assert reception.capacity == 1
+            first.start()
+            while reception.receive(0.2):
+                assert reception.whole == 0
+            assert first.is_alive()
+            second.start()
+            steps = []
+            while not reception.ended:
+                reception.receive(0.2)
+                steps += taken(reception, all=True)
+        first.join()
+        second.join()
+    assert [moment for moment, _ in steps] == [1, 2, 3, 4, 5, 6]
+    for moment, fields in steps:
+        assert {*fields["u"][:half]} == {10 * moment}
+        assert {*fields["u"][half:]} == {10 * moment + 1}
+
+
+def test_a_rank_that_leaves_the_others_is_named(tmp_path):
+    """Rather than waited for."""
+    with connected(tmp_path, 2) as (channel, ends):
+        sent_by(ends[0], frames(0, 2)[:5])
+        ends[1].sendall(b"".join(frames(1, 2)))
+        with closing(Reception(channel, SPEC, 0)) as reception:
+            while reception.receive(0.0):
+                pass
+            assert reception.whole == 2
+            assert reception.stuck == "rank 0 has closed its stream before the others"
+
+
+def test_a_folder_of_any_length_has_a_channel(tmp_path):
+    """Addresses of sockets have 108 bytes; the header knows the way around, too."""
+    folder = tmp_path / ("long" * 40)
+    folder.mkdir()
+    program = torture(tmp_path)
+    with closing(Channel(folder)) as channel:
+        done = sending(program, channel, "1", "3", "8", "u", "4")
+        steps, error = received(channel, line(4, 3), pause=20.0)
+        assert done.wait(20) == 0
+    assert error is None
+    assert len(steps) == 3
+    assert not list(folder.iterdir())
+
+
+# Sends what it is told to: first index the fastest, steps, bytes of a value, name, sizes.
+TORTURE = r"""
+#include "surrogate_flow.h"
+int main(int argc, char **argv)
+{
+    int dims = argc - 5, steps = atoi(argv[2]), bytes = atoi(argv[3]);
+    size_t size[8], cells = 1, i;
+    double *u;
+    float *single;
+    sf_stream *stream;
+    for (int d = 0; d < dims; d++) cells *= size[d] = (size_t)atol(argv[5 + d]);
+    u = malloc(cells * sizeof *u), single = malloc(cells * sizeof *single);
+    stream = atoi(argv[1]) ? sf_open(dims, size, NULL, 0, 1) : sf_open_fortran(dims, size, NULL, 0, 1);
+    for (int k = 1; k <= steps; k++) {
+        for (i = 0; i < cells; i++) single[i] = (float)(u[i] = k + (double)i);
+        if (bytes == 8) sf_step(stream, argv[4], k, u);
+        else sf_step_float(stream, argv[4], k, single);
+    }
+    sf_close(stream);
+    free(u), free(single);
+    return 0;
+}
+"""
+
+
+def torture(folder):
+    return compiled(folder, "torture", TORTURE, *STRICT, *SANITIZED)
+
+
+def sending(program, channel, *words):
+    return subprocess.Popen(
+        [program, *words], env={VARIABLE: channel.address}, stderr=subprocess.PIPE
+    )
+
+
+def line(cells, steps, name="u"):
+    return FieldSpec(
+        (), (Variable(name),), ("x",), (cells,), tuple(range(1, steps + 1))
+    )
+
+
+@pytest.fixture(scope="module")
+def sender(tmp_path_factory):
+    """A program that sends what it is told to, with the checks of the compiler."""
+    return torture(tmp_path_factory.mktemp("torture"))
+
+
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@given(
+    c_order=st.booleans(),
+    steps=st.integers(1, 5),
+    bytes_=st.sampled_from([4, 8]),
+    name=st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=9),
+    size=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    least=st.integers(0, 3000),
+)
+def test_what_the_header_sends_arrives(
+    sender, tmp_path_factory, c_order, steps, bytes_, name, size, least
+):
+    """Names, shapes and types of all kinds, and a worker that leaves: no fault in C."""
+    times = tuple(range(1, steps + 1))
+    spec = FieldSpec((), (Variable(name),), tuple("xyz"[: len(size)]), size, times)
+    words = [str(int(c_order)), str(steps), str(bytes_), name, *map(str, size)]
+    with closing(Channel(tmp_path_factory.mktemp("c"))) as channel:
+        program = sending(sender, channel, *words)
+        got, error = received(channel, spec, pause=20.0)
+        assert (program.wait(20), program.stderr.read()) == (0, b"")
+        assert error is None
+        assert len(got) == steps
+        order = "C" if c_order else "F"
+        for moment, fields in got:
+            first = moment + np.arange(np.prod(size)).reshape(size, order=order)
+            np.testing.assert_array_equal(fields[name], first)
+        # Again; the worker closes the stream after so many bytes.
+        program = sending(sender, channel, *words)
+        select.select([channel], [], [], 20)
+        connection = channel.accept()
+        connection.recv(least + 1, socket.MSG_WAITALL)
+        connection.close()
+        assert program.wait(20) == 0
+        assert b"Sanitizer" not in program.stderr.read()
+
+
+@pytest.mark.parametrize(
+    "address", ["/", "x" * 300, "/tmp/" + "y" * 300, "/none/s", "."]
+)
+def test_an_address_that_is_none_is_said(sender, address):
+    """By the program, whose calls then do nothing."""
+    done = subprocess.run(
+        [sender, "1", "2", "8", "u", "4"], env={VARIABLE: address}, capture_output=True
+    )
+    assert done.returncode == 0
+    assert done.stderr.startswith(b"surrogate_flow: ")
+    assert b"Sanitizer" not in done.stderr
