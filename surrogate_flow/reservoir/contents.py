@@ -118,8 +118,6 @@ class Contents:
             )
         if trajectory is not None and trajectory.busy:
             return 0, "another thread copies steps of the same simulation"
-        if self.inputs is not None and not self.inputs.room(simulation):
-            return 0, "input fields that left are still being copied"
         samples = self._insertable() + (trajectory.samples if trajectory else 0)
         steps = min(count, layout.before(samples) - first)
         if steps <= 0:
@@ -129,6 +127,9 @@ class Contents:
             )
         before = layout.kept(first)
         room = self._make_room(layout.kept(first + steps) - before)
+        # What has made room for steps has done so for input fields, but for copies.
+        if self.inputs is not None and not self.inputs.room(simulation):
+            return 0, "input fields that leave are still being copied"
         steps = min(steps, layout.until(before + room) - first)
         return steps, _FULL if steps < count else ""
 

@@ -178,6 +178,16 @@ def test_laws_with_input_fields(policy, window):
         laws.check_store(make, once=policy in ("FIFO", "FIRO"))
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_as_many_input_fields_as_steps(policy):
+    """Each simulation has a single step: its field leaves with it, and makes room."""
+    store = make_store(policy, Direct(), steps=1, inputs=INPUTS)
+    draws = laws.run_store(store, 150)
+    for draw in draws:
+        laws.check_draw(store, draw)
+    assert {n for draw in draws for n in draw.simulation.tolist()} == {*range(150)}
+
+
 def test_input_fields_are_held_once_a_simulation():
     """However many samples of it are held; the batch has the only other copy."""
     store = make_store("FIRO", Direct(), inputs=INPUTS)
