@@ -125,6 +125,8 @@ options:
   --times YAML        such as '[0.1, 0.5]'; all steps of the solver by default
   --history FILE      netCDF with the first steps, for one that rolls out from them;
                       one for all samples, or one for each along the dim 'sample'
+  --inputs FILE       netCDF with the input fields of the spec, if it has any; for all
+                      samples, or for each along the dim 'sample'
   --batch_size N      samples that are predicted together; as many as fit by default
   --device DEVICE     cpu or cuda; auto, the default, takes a GPU if there is one
   --output FILE       netCDF (field.nc by default), or Zarr: a name that ends with

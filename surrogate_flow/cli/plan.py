@@ -22,11 +22,13 @@ from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.user_code import user_code
 from surrogate_flow.fields.errors import UserError, line_of
-from surrogate_flow.fields.quantities import counted
+from surrogate_flow.fields.inputs import named_inputs, without_inputs
+from surrogate_flow.fields.quantities import Simulation, counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import own_folder
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.words import seconds
+from surrogate_flow.sampling import InputSampler
 from surrogate_flow.solvers.child_processes import ChildProcesses
 from surrogate_flow.solvers.solver import Run, Solver, datasets_of
 from surrogate_flow.stream import Encoder
@@ -179,8 +181,15 @@ class Places:
         return least * self.each, most * self.each
 
 
-def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace | None:
+def measure(
+    solver: Solver,
+    longest: float = _LONGEST,
+    cores: int = 1,
+    inputs: InputSampler | None = None,
+) -> Pace | None:
     """Run a simulation here, for some seconds; None if not a single step came.
+
+    `inputs` draw its input fields, if the solver does not make them.
 
     Raises
     ------
@@ -189,6 +198,10 @@ def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace |
     """
     spec = solver.spec
     parameters = {p.name: p.at(0.5) for p in spec.parameters}
+    given: dict[str, Any] = {}
+    if inputs is not None:
+        drawn = inputs.fields(Simulation(0, "training", parameters), spec)
+        given = named_inputs(spec, drawn)
     made: list[Pace] = []
     errors: list[BaseException] = []
 
@@ -199,12 +212,16 @@ def measure(solver: Solver, longest: float = _LONGEST, cores: int = 1) -> Pace |
                 user_code(),
                 ChildProcesses().marked(),
                 closing(
-                    datasets_of(solver, Run(parameters, folder=folder, cores=cores))
+                    datasets_of(
+                        solver,
+                        Run(parameters, folder=folder, cores=cores, inputs=given),
+                    )
                 ) as datasets,
             ):
                 type(solver).setup(solver, cores)  # as a worker does
                 start = time.perf_counter()
                 for dataset in datasets:
+                    dataset = without_inputs(dataset, spec)
                     steps += len(encoder.convert(dataset, steps))
                     seconds = time.perf_counter() - start
                     made.append(Pace(steps, seconds, encoder.lost))
@@ -267,7 +284,7 @@ def show(data: OnlineData, console: Console) -> None:
 def _tried(data: OnlineData) -> Pace | None:
     """Return the pace of the solver, or its error with the line."""
     try:
-        return measure(data.solver, cores=data.cores_per_simulation)
+        return measure(data.solver, cores=data.cores_per_simulation, inputs=data.inputs)
     except UserError:
         raise
     except Exception as error:
@@ -285,6 +302,10 @@ def _rows(
     yield "simulations", f"{data.held_out} held out, then {count}"
     size = f"{_size(spec.step_bytes)}: {_size(spec.steps * spec.step_bytes)}"
     yield "each", f"{counted(spec.steps, 'step')} of {size}"
+    if spec.inputs:
+        names = ", ".join(v.name for v in spec.inputs)
+        rows = f"{_size(spec.input_bytes)} a simulation, held once for all its samples"
+        yield "inputs", f"{names}: {rows}"
     if where.jobs:
         jobs = _range(where.jobs.minimum, where.jobs.maximum)
         yield "jobs", f"{jobs}, each with {where.resources}"

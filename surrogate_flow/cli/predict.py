@@ -30,7 +30,11 @@ from surrogate_flow.sampling import (
     Sobol,
     Uniform,
 )
-from surrogate_flow.surrogate.inputs import read_history, read_parameters
+from surrogate_flow.surrogate.inputs import (
+    read_history,
+    read_inputs,
+    read_parameters,
+)
 from surrogate_flow.surrogate.prediction import Prediction, require_memory
 from surrogate_flow.surrogate.surrogate import Surrogate
 from surrogate_flow.surrogate.writing import ZARR, require_writable, write
@@ -55,6 +59,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--times", type=list[float] | None)
     parser.add_argument("--history", type=Path | None)
+    parser.add_argument("--inputs", type=Path | None)
     parser.add_argument("--batch_size", type=int | None)
     parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--output", type=Path, default=Path("field.nc"))
@@ -63,7 +68,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Any) -> None:
     """Write what a trained surrogate predicts to a netCDF file or a Zarr store."""
     output: Path = options.output
-    if (options.parameters is None) == (options.samples is None):
+    # Without parameters, input fields alone tell samples apart.
+    fields_alone = options.inputs is not None and options.samples is None
+    if (options.parameters is None) == (options.samples is None) and not (
+        fields_alone and options.parameters is None
+    ):
         both = "both" if options.samples is not None else "none of them"
         raise UserError(
             f"predict needs --parameters or --samples, got {both}. Such as "
@@ -71,17 +80,20 @@ def run(options: Any) -> None:
         )
     require_writable(output)
     given = options.parameters and _parameters(options.parameters)
+    if fields_alone and given is None:
+        given = {}
+    inputs = None if options.inputs is None else read_inputs(options.inputs)
     sampler = _sampler(options) if given is None else None
     device = _device(options.device)
     replaced = output.exists()
     path = given_checkpoint(options.ckpt_path)
     surrogate = Surrogate.load(path).to(device)
     history = None if options.history is None else read_history(options.history)
-    if history is None and (inputs := surrogate.window.inputs):
+    if history is None and (steps := surrogate.window.inputs):
         left = Path(path).absolute().parent.parent / "history.nc"
         raise UserError(
             "predict",
-            f"a history of {counted(inputs, 'step')}",
+            f"a history of {counted(steps, 'step')}",
             "none",
             f"Such as --history {left}, of the run that left the checkpoint.",
         )
@@ -92,8 +104,16 @@ def run(options: Any) -> None:
             times = 1 if history is not None else len(options.times or spec.times)
             require_memory(spec, options.samples, times)
         given = _drawn(sampler, options.samples, surrogate.spec)
+    if surrogate.spec.inputs and inputs is None:
+        left = Path(path).absolute().parent.parent / "inputs.nc"
+        raise UserError(
+            "predict",
+            f"the input field {surrogate.spec.inputs[0].name!r}",
+            "none",
+            f"Such as --inputs {left}, of the run that left the checkpoint.",
+        )
     prediction = Prediction(
-        surrogate, given, options.times, history, options.batch_size
+        surrogate, given, options.times, history, options.batch_size, inputs
     )
     if history is not None:
         _warn_of_others(prediction, history)
@@ -153,6 +173,11 @@ def _sampler(options: Any) -> BlockSampler:
 
 
 def _drawn(sampler: BlockSampler, count: int, spec: FieldSpec) -> dict[str, Any]:
+    if not spec.parameters:
+        raise UserError(
+            "--samples draws parameters, and the surrogate has none: leave it out, "
+            "and give --inputs fields.nc with a dim 'sample'."
+        )
     points = sampler.ask(0, count, spec.parameters)
     return {p.name: points[:, k] for k, p in enumerate(spec.parameters)}
 

@@ -19,7 +19,7 @@ from jaxtyping import Float32
 
 from surrogate_flow.ensemble.user_code import user_code
 from surrogate_flow.fields.errors import ArgumentError
-from surrogate_flow.fields.inputs import inputs_in, named_inputs
+from surrogate_flow.fields.inputs import inputs_in, named_inputs, without_inputs
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.sampling import InputSampler
@@ -170,7 +170,7 @@ def run(
             step, datasets = 0, _solution(solver, streamed_run)
             encoder = Encoder(spec, simulation.number, datasets)
             if spec.inputs and not drawn:
-                datasets = _without_inputs(datasets, spec, give)
+                datasets = _given_first(datasets, spec, give)
             for dataset in datasets:
                 if not steps and wanted and encoder.begins_at(dataset, wanted):
                     step = wanted
@@ -201,13 +201,13 @@ def _required(simulation: Simulation, fields: Callable[[], Inputs]) -> Inputs:
         raise SpecMismatch(f"Simulation {simulation.number}: {error}") from error
 
 
-def _without_inputs(
+def _given_first(
     datasets: Iterator[xr.Dataset],
     spec: FieldSpec,
     give: Callable[[Callable[[], Inputs]], Inputs],
 ) -> Iterator[xr.Dataset]:
     """Give the input fields of the first dataset; yield all without them."""
-    names, begun = [v.name for v in spec.inputs], False
+    begun = False
     who = "the first dataset, whose inputs no data.inputs draws"
     for dataset in datasets:
         if not isinstance(dataset, xr.Dataset):
@@ -215,7 +215,7 @@ def _without_inputs(
         if not begun:
             give(partial(inputs_in, spec, dataset, who))
             begun = True
-        yield dataset.drop_vars(names, errors="ignore")
+        yield without_inputs(dataset, spec)
 
 
 def _solution(solver: Solver, run: Run) -> Iterator[xr.Dataset]:

@@ -12,9 +12,16 @@ from jaxtyping import Float, Float32
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.positions import Misplaced, Positions
+from surrogate_flow.fields.quantities import described
 from surrogate_flow.fields.spec import FieldSpec
 
-__all__ = ["inputs_in", "named_inputs", "stacked_inputs"]
+__all__ = [
+    "inputs_in",
+    "labelled_inputs",
+    "named_inputs",
+    "stacked_inputs",
+    "without_inputs",
+]
 
 
 def stacked_inputs(
@@ -101,6 +108,19 @@ def inputs_in(
     for axis, order in orders:
         given = {name: values.take(order, axis) for name, values in given.items()}
     return stacked_inputs(spec, given, who)
+
+
+def without_inputs(dataset: xr.Dataset, spec: FieldSpec) -> xr.Dataset:
+    """Return a dataset of a solver without the input fields that it may have."""
+    names = [v.name for v in spec.inputs]
+    return dataset.drop_vars(names, errors="ignore") if names else dataset
+
+
+def labelled_inputs(spec: FieldSpec, fields: Mapping[str, Any]) -> xr.Dataset:
+    """Return fields of `named_inputs` with coordinates and units."""
+    grid = {c.name: (c.dim, list(c.values), described(c)) for c in spec.coordinates}
+    given = {v.name: (spec.dims, fields[v.name], described(v)) for v in spec.inputs}
+    return xr.Dataset(given, grid)
 
 
 def named_inputs(

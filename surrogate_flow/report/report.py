@@ -19,6 +19,7 @@ from rich.console import Console
 from surrogate_flow.data.module import RunCallback, SurrogateData, data_of
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.conventions import about, for_files
+from surrogate_flow.fields.inputs import labelled_inputs
 from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.files import leave, observing
 from surrogate_flow.report.console import print_lines
@@ -30,7 +31,7 @@ from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["Report", "held_out_of", "next_command"]
 
-_HISTORY = "history.nc"
+_HISTORY, _INPUTS = "history.nc", "inputs.nc"
 _SCORE = "val_relative_l2"  # by which best.ckpt is chosen
 
 
@@ -39,8 +40,9 @@ class Report(RunCallback):
 
     ``rollout.csv`` and ``rollout.png``, after a fit and after a test, are the error at
     each step, over the held-out simulations of all ranks. A fit also leaves
-    ``prediction.png``, the next command to type and, for autoregressive windows,
-    ``history.nc``: the first steps of a held-out simulation, for ``predict``.
+    ``prediction.png``, the next command to type and, for ``predict``, of a held-out
+    simulation, ``history.nc``: its first steps, for autoregressive windows, and
+    ``inputs.nc``: its input fields, if the spec has any.
 
     Parameters
     ----------
@@ -90,6 +92,11 @@ class Report(RunCallback):
             noted = about("First steps of a held-out simulation", data.workflow)
             history = for_files(history).assign_attrs(noted)
             self._write(_HISTORY, history.to_netcdf)
+        if (given := held_out.given(held_out.finished[0])) is not None:
+            noted = about("Input fields of a held-out simulation", data.workflow)
+            fields = for_files(labelled_inputs(data.spec, given)).assign_attrs(noted)
+            fields.encoding.clear()  # They have no time.
+            self._write(_INPUTS, fields.to_netcdf)
         self._lines += [
             *errors,
             *_best(trainer, self._drawn),
@@ -297,7 +304,10 @@ def next_command(
         row = held_out.parameters[held_out.finished[0]]
         values = {p.name: f"{v:.6g}" for p, v in zip(parameters, row, strict=True)}
         history = ["--history", str(folder / _HISTORY)]
+    if surrogate.spec.inputs:
+        history += ["--inputs", str(folder / _INPUTS)]
     example = ", ".join(f"{name}: {value}" for name, value in values.items())
     words = ["surrogate-flow", "predict", "--ckpt_path", str(path)]
-    words += ["--parameters", f"{{{example}}}", *history, "--output", "field.nc"]
+    words += ["--parameters", f"{{{example}}}"] * bool(parameters)
+    words += [*history, "--output", "field.nc"]
     return shlex.join(words)

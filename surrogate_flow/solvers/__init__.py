@@ -9,7 +9,9 @@ from surrogate_flow.solvers.grid import GridSolver
 from surrogate_flow.solvers.solver import Run, Solver, Stopped
 
 if TYPE_CHECKING:
+    from surrogate_flow.solvers.burgers import BurgersFromState
     from surrogate_flow.solvers.combined1d import Combined1D
+    from surrogate_flow.solvers.darcy import Darcy
     from surrogate_flow.solvers.files import OutputFiles
     from surrogate_flow.solvers.gray_scott import GrayScott2D
     from surrogate_flow.solvers.heat2d import Heat2D
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     from surrogate_flow.solvers.replay import Replay
 
 __all__ = [
+    "BurgersFromState",
     "Combined1D",
+    "Darcy",
     "GrayScott2D",
     "GridSolver",
     "Heat2D",
@@ -40,7 +44,9 @@ __all__ = [
 ]
 
 _FILES = {
+    "BurgersFromState": "burgers",
     "Combined1D": "combined1d",
+    "Darcy": "darcy",
     "GrayScott2D": "gray_scott",
     "Heat2D": "heat2d",
     "HeatPlate": "heat_plate",

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -15,8 +16,10 @@ from distributed.protocol import pickle
 from jaxtyping import Float32
 
 from surrogate_flow.fields.encoder import Encoder
+from surrogate_flow.fields.inputs import named_inputs, without_inputs
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.sampling import Table, Uniform
+from surrogate_flow.sampling import GaussianRandomField, Table, Uniform
 from surrogate_flow.solvers.solver import Run, Solver, datasets_of, spec_of
 from surrogate_flow.testing.law import Laws
 
@@ -24,7 +27,7 @@ __all__ = ["check_solver"]
 
 
 def check_solver(
-    solver: Solver, parameters: Mapping[str, float] | None = None
+    solver: Solver, parameters: Mapping[str, Any] | None = None
 ) -> list[str]:
     """Try a solver as a worker uses it: pickled, set up, run, run again, closed.
 
@@ -32,8 +35,9 @@ def check_solver(
     ----------
     solver : Solver
         With few cells and steps: it runs six times, or five and a part.
-    parameters : mapping of str to float, optional
+    parameters : mapping of str to float or array, optional
         Of the simulation that is tried; by default drawn from the bounds of its spec.
+        Input fields are by default positive and smooth.
 
     Returns
     -------
@@ -57,13 +61,20 @@ def check_solver(
     ):
         spec = spec_of(solver)
         assert spec.digest() == spec_of(solver).digest(), "Two specs differ."
-        assert spec.parameters, "The spec declares no parameter."
+        varies = spec.parameters or spec.inputs
+        assert varies, "The spec declares neither parameters nor inputs."
     stored = solver.stored_parameters
     sampler = Uniform(seed=0) if stored is None else Table(stored)
-    drawn = sampler.ask(0, 2, spec.parameters).tolist()
+    drawn: list[list[float]] = [[], []]
+    if spec.parameters:
+        drawn = sampler.ask(0, 2, spec.parameters).tolist()
     names = [p.name for p in spec.parameters]
+    first: dict[str, Any]
+    second: dict[str, Any]
     first, second = (dict(zip(names, point, strict=True)) for point in drawn)
-    first = dict(parameters or first)
+    one, other = (_drawn_inputs(spec, number) for number in range(2))
+    first = {**first, **one, **(parameters or {})}
+    second = {**second, **other}
 
     with laws.law("it travels to a worker: pickled and unpickled, it is the same"):
         travelled: Solver = pickle.loads(pickle.dumps(solver))
@@ -89,8 +100,17 @@ def check_solver(
     return laws
 
 
+def _drawn_inputs(spec: FieldSpec, number: int) -> dict[str, np.ndarray]:
+    """Return smooth, positive fields; a solver that makes its own ignores them."""
+    simulation = Simulation(number, "training", {})
+    if spec.dims and spec.cells is None:
+        sampler = GaussianRandomField(transform="exp")
+        return named_inputs(spec, sampler.fields(simulation, spec))
+    return {v.name: np.full(spec.shape, 1.0 + number) for v in spec.inputs}
+
+
 def _fields(
-    solver: Solver, spec: FieldSpec, parameters: Mapping[str, float], first: int = 0
+    solver: Solver, spec: FieldSpec, parameters: Mapping[str, Any], first: int = 0
 ) -> Float32[np.ndarray, "time channel *space"]:
     """Return the steps from `first` on, as they would be streamed."""
     step = 0
@@ -100,7 +120,7 @@ def _fields(
         for dataset in datasets:
             if not parts and first and encoder.begins_at(dataset, first):
                 step = first
-            parts.append(encoder.convert(dataset, step))
+            parts.append(encoder.convert(without_inputs(dataset, spec), step))
             step += len(parts[-1])
     assert step == spec.steps, f"Expected {spec.steps} steps, got {step}."
     assert not encoder.lost, encoder.lost
@@ -108,11 +128,14 @@ def _fields(
 
 
 def _steps(
-    solver: Solver, spec: FieldSpec, parameters: Mapping[str, float], first: int = 0
+    solver: Solver, spec: FieldSpec, parameters: Mapping[str, Any], first: int = 0
 ) -> Generator[xr.Dataset]:
     """Yield what a run yields; closed early, close the run."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(parameters, first_step=first, folder=Path(folder))
+        names = {v.name for v in spec.inputs}
+        given = {k: np.asarray(u) for k, u in parameters.items() if k in names}
+        others = {k: p for k, p in parameters.items() if k not in names}
+        run = Run(others, first_step=first, folder=Path(folder), inputs=given)
         yield from datasets_of(solver, run)
 
 

@@ -1,0 +1,158 @@
+"""Darcy's flow and Burgers' equation: from a field to a field, and the samplers of fields."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.fields.quantities import Simulation
+from surrogate_flow.fields.spec import Coordinate, FieldSpec, Variable
+from surrogate_flow.sampling import FieldsFromFile, FourierModes, GaussianRandomField
+from surrogate_flow.solvers import BurgersFromState, Darcy
+from surrogate_flow.testing import check_solver
+
+
+def grid(*shape):
+    """A spec of one input on cells of the unit square."""
+    dims = tuple("xyz"[: len(shape)])
+    return FieldSpec(
+        parameters=(),
+        variables=(Variable("u"),),
+        dims=dims,
+        shape=shape,
+        times=(1.0,),
+        coordinates=tuple(
+            Coordinate(d, d, tuple((i + 0.5) / n for i in range(n)))
+            for d, n in zip(dims, shape, strict=True)
+        ),
+        inputs=(Variable("a"),),
+    )
+
+
+def drawn(sampler, spec, number=0, part="training"):
+    return sampler.fields(Simulation(number, part, {}), spec)[0]
+
+
+@pytest.mark.parametrize(
+    "solver", [Darcy(cells=8), BurgersFromState(cells=16, steps=3)]
+)
+def test_the_solvers_keep_the_laws(solver):
+    check_solver(solver)
+
+
+def test_darcy_is_of_second_order():
+    """Against u = sin πx sin 2πy in a medium a = 1 + x + 2y."""
+    errors, sizes = [], (8, 16, 32, 64)
+    for n in sizes:
+        x = (np.arange(n) + 0.5) / n
+        x, y = np.meshgrid(x, x, indexing="ij")
+        a, u = 1 + x + 2 * y, np.sin(np.pi * x) * np.sin(2 * np.pi * y)
+        u_x = np.pi * np.cos(np.pi * x) * np.sin(2 * np.pi * y)
+        u_y = 2 * np.pi * np.sin(np.pi * x) * np.cos(2 * np.pi * y)
+        source = 5 * np.pi**2 * a * u - u_x - 2 * u_y
+        errors.append(np.abs(Darcy(n)._pressure(a, source) - u).max())
+    orders = np.diff(np.log(errors)) / np.diff(np.log(sizes))
+    assert np.all(orders < -1.9)
+    assert errors[-1] < 1e-3
+
+
+def test_darcy_carries_a_flux_through_layers():
+    """Through layers of 12 and 3 the flux is that of their harmonic mean, to rounding."""
+    n = 6
+    a = np.repeat([12.0, 3.0, 12.0], 2)[:, None] * np.ones(n)
+    solver = Darcy(n)
+    # A pressure that varies along x alone, by the resistance up to each centre.
+    resistance = np.cumsum(1 / a[:, 0]) - 0.5 / a[:, 0]
+    u = (resistance / n)[:, None] * np.ones(n)
+    source = np.zeros((n, n))
+    # What leaves through the other ends, which the border draws to 0.
+    source[-1] = n + n**2 * 2 * a[-1] * u[-1]
+    source[:, [0, -1]] += n**2 * 2 * a[:, [0, -1]] * u[:, [0, -1]]
+    np.testing.assert_allclose(solver._pressure(a, source), u, rtol=1e-10)
+
+
+def test_darcy_refuses_what_is_no_permeability():
+    with pytest.raises(
+        ArgumentError, match="permeability: expected more than 0, got 0"
+    ):
+        list(Darcy(4).solve({"permeability": np.zeros((4, 4))}))
+    with pytest.raises(
+        ArgumentError, match=r"Darcy: expected the input field 'perm.*none"
+    ):
+        list(Darcy(4).solve({}))
+
+
+def test_burgers_from_a_state_is_that_of_cole_and_hopf():
+    """u = -2ν φ_x / φ of a heat equation for φ, evaluated on a fine grid."""
+    cells, nu, fine = 128, 0.1, 4096
+    x = (np.arange(fine) + 0.5) / fine
+    # φ = exp(-∫ u0 / 2ν), u0 = 0.8 sin 2πx, whose integral has the mean 0.
+    potential = 0.8 * (1 - np.cos(2 * np.pi * x)) / (2 * np.pi)
+    k = 2 * np.pi * np.fft.fftfreq(fine, 1 / fine)
+    phi = np.fft.fft(np.exp(-potential / (2 * nu))) * np.exp(-nu * k**2 * 0.5)
+    u = -2 * nu * np.fft.ifft(1j * k * phi).real / np.fft.ifft(phi).real
+    exact = u.reshape(cells, -1).mean(1)
+    start = (0.8 * np.sin(2 * np.pi * x)).reshape(cells, -1).mean(1)
+    *_, last = BurgersFromState(cells, steps=2, time_step=0.25).solve(
+        {"initial": start}
+    )
+    assert np.abs(last.u.values[0] - exact).max() < 1e-6 * np.abs(start).max()
+
+
+@pytest.mark.parametrize("boundary", ["neumann", "periodic"])
+def test_a_gaussian_random_field_has_the_variance_of_its_modes(boundary):
+    """In 1D, of 4,000 fields: σ² Σ (λ + τ²)^-α over the modes of the unit interval."""
+    sampler = GaussianRandomField(5.0, 2.0, scale=25.0, boundary=boundary, seed=3)
+    spec = grid(64)
+    fields = np.array([drawn(sampler, spec, n) for n in range(4000)])
+    k = (
+        np.arange(1, 64)
+        if boundary == "neumann"
+        else 2 * np.abs(np.fft.fftfreq(64, 1 / 64)[1:])
+    )
+    expected = (625.0 * ((np.pi * k) ** 2 + 25) ** -2).sum()
+    assert np.mean(fields**2) == pytest.approx(expected, rel=0.05)
+    assert np.abs(fields.mean(axis=1)).max() < 1e-5
+
+
+def test_fields_depend_on_seed_number_and_part_alone():
+    spec, sampler = grid(8, 6), GaussianRandomField(transform="threshold")
+    one = drawn(sampler, spec, 4)
+    assert set(np.unique(one)) <= {3.0, 12.0}
+    np.testing.assert_array_equal(
+        one, drawn(GaussianRandomField(transform="threshold"), spec, 4)
+    )
+    others = [drawn(sampler, spec, 5), drawn(sampler, spec, 4, "validation")]
+    others += [drawn(GaussianRandomField(transform="threshold", seed=1), spec, 4)]
+    assert not any(np.array_equal(one, other) for other in others)
+    held_out = drawn(GaussianRandomField(seed=1), spec, 0, "validation")
+    np.testing.assert_array_equal(
+        held_out, drawn(GaussianRandomField(), spec, 0, "validation")
+    )
+
+
+def test_fourier_modes_have_no_more_waves_than_asked_for():
+    field = drawn(FourierModes(waves=4, highest=3), grid(32))
+    found = np.abs(np.fft.rfft(field))
+    assert found[1:4].max() > 0.1
+    assert found[[0, *range(4, 17)]].max() < 1e-5
+    assert drawn(FourierModes(), grid(8, 8)).shape == (8, 8)
+
+
+@pytest.mark.parametrize("name", ["some.npy", "some.nc", "some.zarr"])
+def test_fields_come_from_files(tmp_path, name):
+    spec, values = grid(4), np.arange(12.0).reshape(3, 4)
+    path = tmp_path / name
+    dataset = xr.Dataset({"a": (("case", "x"), values)})
+    if path.suffix == ".npy":
+        np.save(path, values)
+    elif path.suffix == ".nc":
+        dataset.to_netcdf(path)
+    else:
+        dataset.to_zarr(path)
+    sampler = FieldsFromFile(path)
+    assert sampler.count == 3
+    sampler.require(spec)
+    np.testing.assert_array_equal(drawn(sampler, spec, 2), values[2])
+    with pytest.raises(ArgumentError, match="fields for simulation 3, got those of 3"):
+        drawn(sampler, spec, 3)
