@@ -31,6 +31,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
                 "training",
                 "page",
                 "fanout",
+                "programs",
             )
         ),
     ],

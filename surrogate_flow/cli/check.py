@@ -106,9 +106,8 @@ def _maker(
     """Return the class with the arguments of a command line, over those preset."""
     parser = Parser(prog=f"surrogate-flow check {path}", allow_abbrev=False)
     # What builds a network gives it these.
-    added = parser.add_class_arguments(
-        kind, skip={"spec", "window"}, fail_untyped=False
-    )
+    skip = set[str]() if issubclass(kind, Solver) else {"spec", "window"}
+    added = parser.add_class_arguments(kind, skip=skip, fail_untyped=False)
     given = {option.lstrip("-").partition("=")[0] for option in options}
     words = [
         *(f"--{k}={v}" for k, v in preset.items() if k in added and k not in given),

@@ -70,7 +70,7 @@ class Program(ProcessSolver):
     ArgumentError
         If a text names something else, or the spec is none.
     MissingFileError
-        If there is no such template, or no file with the spec.
+        If there is no such program, template or file with the spec.
     """
 
     def __init__(
@@ -89,6 +89,12 @@ class Program(ProcessSolver):
         words = shlex.split(command) if isinstance(command, str) else [*command]
         if not words:
             raise ArgumentError("Program: command", "a program", "nothing")
+        first = str(words[0])
+        if _is_relative(first) and not Path(first).is_file():
+            raise MissingFileError(
+                f"Program: command: no file {first!r} in {Path.cwd()}. Compile it, or "
+                "correct its path; one on the PATH of the workers has no '/'."
+            )
         self._words = [os.path.abspath(w) if _is_file(w) else str(w) for w in words]
         self._variables = {k: str(v) for k, v in (environment or {}).items()}
         self._input = {
@@ -160,6 +166,10 @@ class Program(ProcessSolver):
             value = run.parameters[p.name]
             values[p.name] = int(value) if p.whole else value
         return values
+
+
+def _is_relative(word: str) -> bool:
+    return os.sep in word and "{" not in word and not Path(word).is_absolute()
 
 
 def _is_file(word: str) -> bool:

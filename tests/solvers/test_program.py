@@ -12,6 +12,7 @@ import textwrap
 from contextlib import closing
 
 import numpy as np
+import programs
 import pytest
 import xarray as xr
 import yaml
@@ -88,6 +89,7 @@ def test_a_program_gets_what_its_recipe_says(case):
         ({"command": "wave {phase"}, r"command: expected text .*'\{phase'"),
         ({"command": "wave {phase:d}"}, r"command: expected text .*'\{phase:d\}'"),
         ({"command": "wave {phase.real}"}, "unknown name 'phase.real'"),
+        ({"command": "./wav"}, r"command: no file './wav' in .*Compile it"),
         ({"command": []}, "command: expected a program, got nothing"),
         ({"environment": {"A": "{core}"}}, r"environment A: .*Did you mean 'cores'"),
         ({"input": {"../a": "case.j2"}}, r"own folder, got '../a'"),
@@ -348,7 +350,7 @@ def test_a_program_that_cannot_be_started_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plain").touch()
     for command, said in {
-        "no-such": r"'no-such' cannot be started \(.*No such file",
+        "no-such": r"'no-such' cannot be started \(.*No such file.*on their PATH",
         "./plain": r"plain' cannot be started \(.*Permission denied",
     }.items():
         with pytest.raises(ProcessError, match=said):
@@ -363,3 +365,26 @@ def test_the_calls_do_nothing_without_a_worker(fates, tmp_path):
     )
     assert done.returncode == 0
     assert "no worker has started this program" in done.stderr
+
+
+def test_a_recipe_alone_trains_on_a_program(built, tmp_path):
+    """That of the page; a simulation that fails is a row, with the end of stderr."""
+    recipe = re.search(r"```yaml\n(name: heat\n.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    (tmp_path / "heat.yaml").write_text(recipe)
+    program = compiled(built, "heat", of_page("c", "cells|substeps"), *STRICT)
+    (tmp_path / "fickle").write_text(
+        f"#!/bin/sh\n[ $1 = 7 ] && echo no restart file >&2 && exit 3\nexec {program} $2"
+    )
+    (tmp_path / "fickle").chmod(0o700)
+    programs.run(
+        *("fit", "--data", "heat.yaml", "--model", "fully_connected"),
+        *("--data.solver.command", "./fickle {simulation} {diffusivity}"),
+        *("--data.simulations=12", "--data.held_out=2", "--trainer.max_steps=40"),
+        *("--data.faults.max_failures=1", "--data.reservoir.threshold=100"),
+        cwd=tmp_path,
+    )
+    (run,) = (tmp_path / "runs" / "heat").iterdir()
+    said = (run / "failures.csv").read_text()
+    assert re.search(r"fickle' ended with exit code 3, simulation 7", said)
+    assert "no restart file" in said
+    assert '"batches": 40' in (run / "outcome.json").read_text()
