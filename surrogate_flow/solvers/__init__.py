@@ -9,6 +9,7 @@ from surrogate_flow.solvers.grid import GridSolver
 from surrogate_flow.solvers.solver import Run, Solver, Stopped
 
 if TYPE_CHECKING:
+    from surrogate_flow.solvers.adios import Adios2
     from surrogate_flow.solvers.burgers import BurgersFromState
     from surrogate_flow.solvers.combined1d import Combined1D
     from surrogate_flow.solvers.darcy import Darcy
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from surrogate_flow.solvers.replay import Replay
 
 __all__ = [
+    "Adios2",
     "BurgersFromState",
     "Combined1D",
     "Darcy",
@@ -45,6 +47,7 @@ __all__ = [
 
 _FILES = {
     "BurgersFromState": "burgers",
+    "Adios2": "adios",
     "Combined1D": "combined1d",
     "Darcy": "darcy",
     "GrayScott2D": "gray_scott",
