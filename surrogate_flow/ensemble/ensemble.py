@@ -258,6 +258,8 @@ class Ensemble:
             self._tasks.placement.give_up(self._tried.pop(number))
             self._held_out -= simulation.part != "training"
             for name, value in simulation.parameters.items():
+                if isinstance(value, str):  # of a choice, which is told below
+                    continue
                 low, high = self._bounds.get(name, (value, value))
                 self._bounds[name] = min(low, value), max(high, value)
             self._emit(Failed(simulation, attempt, error, place))

@@ -47,10 +47,7 @@ def rows_of(spec: FieldSpec) -> list[tuple[str, str]]:
         ("times", f"{counted(spec.steps, 'step')}, {first} to {last}"),
         (
             "parameters",
-            "\n".join(
-                f"{p.name}: {p.low:.6g} to {in_units(p.high, p.units, 6)}"
-                for p in spec.parameters
-            ),
+            "\n".join(f"{p.name}: {p.in_words()}" for p in spec.parameters),
         ),
     ]
 

@@ -29,6 +29,8 @@ from surrogate_flow.fields.quantities import (
     Coordinate,
     Parameter,
     Variable,
+    apart,
+    arguments,
     attributes,
     described,
     named,
@@ -36,6 +38,12 @@ from surrogate_flow.fields.quantities import (
 )
 
 __all__ = ["Coordinate", "FieldSpec", "Parameter", "Variable"]
+
+# What a parameter may lack, as JSON has it.
+_OPTIONAL: dict[str, Any] = {
+    field.name: [] if field.default == () else field.default
+    for field in dataclasses.fields(Parameter)[4:]
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,8 @@ class FieldSpec:
     Parameters
     ----------
     parameters : tuple of Parameter
-        The inputs of a simulation, in the order of every parameter vector.
+        The inputs of a simulation, in the order of every parameter vector. Each
+        component of a vector is one.
     variables : tuple of Variable
         The fields, in the order of the ``channel`` axis.
     dims : tuple of str
@@ -106,6 +115,7 @@ class FieldSpec:
             # A coordinate that is named after its own dim is that dim's index.
             ("coordinate", [c.name for c in self.coordinates if c.name != c.dim]),
             ("parameter", [p.name for p in self.parameters]),
+            ("parameter", {p.of for p in self.parameters} - {""}),
             ("variable", [v.name for v in self.variables]),
             ("input", [v.name for v in self.inputs]),
         ):
@@ -165,6 +175,8 @@ class FieldSpec:
                 expected = f"a tuple of {words.get(kind, kind.__name__)}"
                 raise ArgumentError(f"FieldSpec: {name}", expected, repr(values))
             object.__setattr__(self, name, values)
+        components = (p.components() for p in self.parameters)
+        object.__setattr__(self, "parameters", tuple(itertools.chain(*components)))
         for dim in self.dims:
             named(dim, self.time_units, "FieldSpec: dim")
         object.__setattr__(self, "shape", tuple(map(int, self.shape)))
@@ -246,10 +258,10 @@ class FieldSpec:
         values = along.get(dim) or next(iter(along.values()), tuple(range(size)))
         return np.array(values, dtype=np.float64)
 
-    def vector(
-        self, parameters: Mapping[str, float]
-    ) -> Float[np.ndarray, " parameter"]:
+    def vector(self, parameters: Mapping[str, Any]) -> Float[np.ndarray, " parameter"]:
         """Return the values of named parameters in the order of `parameters`.
+
+        A choice may be its word or its index, a vector whole or by component.
 
         Raises
         ------
@@ -262,6 +274,7 @@ class FieldSpec:
             raise ArgumentError(
                 "parameters", f"a mapping such as {{{example}}}", repr(parameters)
             )
+        parameters = apart(self.parameters, parameters)
         for name in parameters:
             if name not in names:
                 hint = nearest(name, names)
@@ -273,7 +286,10 @@ class FieldSpec:
                 f"{names}, got {list(parameters)}."
             )
         try:
-            vector = np.array([float(parameters[n]) for n in names], dtype=np.float64)
+            numbers = [p.number(parameters[p.name]) for p in self.parameters]
+            vector = np.array(numbers, dtype=np.float64)
+        except ArgumentError:
+            raise
         except (TypeError, ValueError) as error:
             raise ArgumentError(
                 f"Expected a number for each parameter, got {dict(parameters)}."
@@ -284,7 +300,17 @@ class FieldSpec:
                 raise ArgumentError(
                     f"Expected a {kind} for the parameter {p.name!r}, got {value}."
                 )
+            if p.log and value <= 0:
+                raise ArgumentError(
+                    f"Parameter {p.name!r}", "a value > 0, as it is log-uniform", value
+                )
         return vector
+
+    def arguments(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return named parameters as a solver has them: words, vectors as arrays."""
+        if not any(p.choices or p.of for p in self.parameters):
+            return parameters
+        return arguments(self.parameters, self.vector(parameters))
 
     def physical(
         self, fields: Float[np.ndarray, "time channel *space"]
@@ -313,6 +339,7 @@ class FieldSpec:
 
         Those of several samples, each with its own parameters, have a dim ``sample``.
         """
+        parameters = apart(self.parameters, parameters)
         lead = ("sample",) * (fields.ndim - 2 - len(self.dims))
         dims = (*lead, "time", *self.dims)
         channel = len(lead) + 1
@@ -325,7 +352,8 @@ class FieldSpec:
         for c in self.coordinates:
             coords[c.name] = (c.dim, list(c.values), described(c))
         for p in self.parameters:
-            values = np.asarray(parameters[p.name], dtype=np.float64)
+            given = parameters[p.name]
+            values = np.asarray(given if lead else p.number(given), dtype=np.float64)
             coords[p.name] = (lead, values, described(p))
         return xr.Dataset(
             {
@@ -354,8 +382,8 @@ class FieldSpec:
             if not coordinate["long_name"]:
                 del coordinate["long_name"]
         for parameter in plain["parameters"]:
-            for name in ("whole", "long_name"):
-                if not parameter[name]:
+            for name, default in _OPTIONAL.items():
+                if parameter[name] == default:
                     del parameter[name]
         return plain
 

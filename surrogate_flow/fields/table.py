@@ -66,6 +66,10 @@ def read_table(path: Path) -> pd.DataFrame:
 def units_apart(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table whose columns ``speed [m/s]`` have their units in ``attrs``."""
     headers = {c: _HEADER.fullmatch(str(c)) for c in table.columns}
+    for c, h in headers.items():
+        # A component of a vector, as load[0], load[1], ...: no units are 0.
+        if h and c == f"{h['name']}[{h['units']}]" and f"{h['name']}[0]" in headers:
+            headers[c] = None
     bare = {c: h["name"] for c, h in headers.items() if h}
     if len({*table.columns.map(lambda c: bare.get(c, c))}) == len(headers):
         table = table.rename(columns=bare)

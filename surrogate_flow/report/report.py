@@ -24,6 +24,7 @@ from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.files import leave, observing
 from surrogate_flow.report.console import print_lines
 from surrogate_flow.report.error_curve import BASELINES, ErrorCurve, baseline_error
+from surrogate_flow.report.folder.commands import typed
 from surrogate_flow.report.folder.run_folder import REPORT
 from surrogate_flow.report.folder.words import skill as in_words
 from surrogate_flow.report.pictures.picture import picture
@@ -295,18 +296,19 @@ def next_command(
     if path is None:
         return "fit again with checkpoints, to predict from one"
     parameters, history = surrogate.spec.parameters, []
-    values = {
-        p.name: f"{p.at((k + 1) / (len(parameters) + 1)):.{8 if p.whole else 4}g}"
-        for k, p in enumerate(parameters)
-    }
+    shares = np.arange(1, len(parameters) + 1) / (len(parameters) + 1)
+    point = [
+        # Few digits are easier to read.
+        p.at(share) if p.whole else float(f"{p.at(share):.4g}")
+        for p, share in zip(parameters, shares, strict=True)
+    ]
     if surrogate.window.inputs:
         # The simulation whose first steps are in the file.
-        row = held_out.parameters[held_out.finished[0]]
-        values = {p.name: f"{v:.6g}" for p, v in zip(parameters, row, strict=True)}
+        point = held_out.parameters[held_out.finished[0]].tolist()
         history = ["--history", str(folder / _HISTORY)]
     if surrogate.spec.inputs:
         history += ["--inputs", str(folder / _INPUTS)]
-    example = ", ".join(f"{name}: {value}" for name, value in values.items())
+    example = typed(parameters, point)
     words = ["surrogate-flow", "predict", "--ckpt_path", str(path)]
     words += ["--parameters", f"{{{example}}}"] * bool(parameters)
     words += [*history, "--output", "field.nc"]

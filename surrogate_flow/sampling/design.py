@@ -163,7 +163,7 @@ class Design:
                 "Return array.tolist() in place of an array.",
             ) from error
         self.held_out = held_out
-        self._bounds = tuple(p.drawn for p in bounds)
+        self._bounds = tuple(p.drawn for each in bounds for p in each.components())
         self._sampler = sampler
         self._part = part
         self._end = None if simulations is None else held_out + simulations
@@ -176,13 +176,13 @@ class Design:
         # Of the first simulation for training, in the sampler's sequence.
         self._begin = held_out if fixed is sampler else 0
         # Points of the sampler, and the number of the simulation of the first.
-        self._pending, self._pending_first = np.empty((0, len(bounds))), held_out
+        self._pending, self._pending_first = np.empty((0, len(self._bounds))), held_out
         # Of a sampler that adapts: a point is never drawn again.
         self._drawn: dict[int, list[float]] = {}
         self._untold: deque[Observations] = deque()
 
     @property
-    def first(self) -> dict[str, float]:
+    def first(self) -> dict[str, Any]:
         """Parameters of the first simulation for training."""
         with self._lock:
             return self._named(self._point(self.held_out))
@@ -330,6 +330,6 @@ class Design:
             )
             self._kept_apart = set()
 
-    def _named(self, point: Float[np.ndarray, " parameter"]) -> dict[str, float]:
-        names = (p.name for p in self._bounds)
-        return dict(zip(names, point.tolist(), strict=True))
+    def _named(self, point: Float[np.ndarray, " parameter"]) -> dict[str, Any]:
+        pairs = zip(self._bounds, point.tolist(), strict=True)
+        return {p.name: p.value(value) for p, value in pairs}

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from surrogate_flow.fields.errors import ArgumentError
-from surrogate_flow.fields.quantities import Parameter, rounded
+from surrogate_flow.fields.quantities import Parameter
 
 __all__ = ["BlockSampler", "Observations", "Sampler"]
 
@@ -101,7 +101,9 @@ class Sampler(ABC):
         -------
         array of shape (count, len(bounds))
             Values in [low, high] of each parameter, in its units. `Design` asks for
-            whole ones within the bounds of `Parameter.drawn`, and rounds them.
+            whole ones within the bounds of `Parameter.drawn`, and rounds them. Those of
+            any distribution are ``p.at(shares)`` of shares from 0 to 1; scaled to the
+            bounds by itself, a sampler draws all of them as uniform ones.
         """
 
     def tell(self, seen: Observations) -> None:  # noqa: B027 - optional
@@ -155,9 +157,7 @@ class BlockSampler(Sampler):
     def ask(
         self, first: int, count: int, bounds: Sequence[Parameter]
     ) -> Float[np.ndarray, "point parameter"]:
-        """Draw the blocks that hold the points, and scale these; see `Sampler.ask`."""
-        low = np.array([p.drawn.low for p in bounds])
-        high = np.array([p.drawn.high for p in bounds])
+        """Draw the blocks that hold the points, as shares; see `Sampler.ask`."""
         begin, skip = divmod(first, self.block_size)
         end = -(-(first + count) // self.block_size)
         none = np.empty((0, len(bounds)))
@@ -172,6 +172,5 @@ class BlockSampler(Sampler):
                     "Draw block_size points, or set block_size in the class.",
                 )
         unit = np.concatenate([none, *blocks])[skip : skip + count]
-        # Rounding may carry a point just past the upper bound.
-        points: Float[np.ndarray, "point parameter"] = low * (1 - unit) + high * unit
-        return rounded(points.clip(low, high), bounds)
+        columns = [p.at(share) for p, share in zip(bounds, unit.T, strict=True)]
+        return np.column_stack(columns)

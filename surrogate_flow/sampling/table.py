@@ -43,6 +43,8 @@ def numbers_in(
             "Convert the column, or correct its header.",
         )
     column, expected, remedy = table[name], "a finite number", ""
+    if parameter.choices:
+        return _indices(table, parameter)
     # Dates and complex numbers would become others.
     given = column if column.dtype.kind in "biuf" else column.astype(str)
     numbers: Float[np.ndarray, " row"]
@@ -52,6 +54,8 @@ def numbers_in(
     wrong = ~np.isfinite(numbers)
     if parameter.whole:
         wrong, expected = wrong | (numbers % 1 != 0), "a whole number"
+    if parameter.log:
+        wrong, expected = wrong | (numbers <= 0), f"{expected} > 0"
     if bounded:
         low, high = parameter.low, parameter.high
         wrong |= ~((low <= numbers) & (numbers <= high))
@@ -65,6 +69,19 @@ def numbers_in(
         what = f"{source}, {place}: {name}"
         raise ArgumentError(what, expected, column.iloc[row], remedy)
     return numbers
+
+
+def _indices(table: pd.DataFrame, parameter: Parameter) -> Float[np.ndarray, " row"]:
+    """Return a column of choices, each a word or its index, as indices."""
+    found = []
+    for line, given in table[parameter.name].items():
+        try:
+            found.append(parameter.number(given))
+        except ArgumentError as error:
+            source = table.attrs.get("source", "parameters")
+            place = f"{source}, {table.index.name or 'index'} {line}"
+            raise ArgumentError(f"{place}: {error}") from error
+    return np.array(found, dtype=np.float64)
 
 
 class Table(Sampler):

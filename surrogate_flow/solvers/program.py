@@ -101,7 +101,7 @@ class Program(ProcessSolver):
             name: _template(name, Path(path)) for name, path in (input or {}).items()
         }
         for p in self.spec.parameters:
-            if p.name in _OF_RUNS:
+            if (p.of or p.name) in _OF_RUNS:
                 raise ArgumentError(
                     "Program: spec",
                     f"parameters that are not called {', '.join(_OF_RUNS)}",
@@ -162,9 +162,12 @@ class Program(ProcessSolver):
     def _values(self, run: Run) -> dict[str, Any]:
         """Return what texts may name."""
         values: dict[str, Any] = {name: getattr(run, name) for name in _OF_RUNS}
-        for p in self.spec.parameters:
-            value = run.parameters[p.name]
-            values[p.name] = int(value) if p.whole else value
+        vector = self.spec.vector(run.parameters)
+        for p, given in zip(self.spec.parameters, vector.tolist(), strict=True):
+            values[p.name] = int(given) if p.whole and not p.choices else p.value(given)
+            if p.of:
+                # {load[0]} is a component; of templates, load is a list.
+                values.setdefault(p.of, []).append(values[p.name])
         return values
 
 

@@ -6,7 +6,7 @@ import inspect
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,8 @@ class Run:
     Attributes
     ----------
     parameters : mapping of str to float
-        One finite value for each parameter of the spec.
+        One finite value for each parameter of the spec: a word for each with choices,
+        an array for a vector.
     simulation : int
         Number of the simulation within the study.
     attempt : int
@@ -57,7 +58,7 @@ class Run:
         draws them (``data.inputs``).
     """
 
-    parameters: Mapping[str, float]
+    parameters: Mapping[str, Any]
     simulation: int = 0
     attempt: int = 0
     first_step: int = 0
@@ -138,8 +139,7 @@ class Solver(ABC):
         Parameters
         ----------
         parameters : mapping of str to float or array
-            One finite value for each parameter of the spec, and the fields of
-            `Run.inputs`, by their names.
+            As `Run` has them, and the fields of `Run.inputs`, by their names.
 
         Yields
         ------
@@ -198,6 +198,7 @@ def datasets_of(solver: Solver, run: Run) -> Generator[xr.Dataset]:
     SpecMismatch
         If the solver returns something else than an iterator of datasets.
     """
+    run = replace(run, parameters=solver.spec.arguments(run.parameters))
     # By the class: attributes of solvers written before may have its name.
     datasets = type(solver).start(solver, run)
     if isinstance(datasets, xr.Dataset) or not isinstance(datasets, Iterable):

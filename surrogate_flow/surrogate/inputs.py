@@ -20,7 +20,7 @@ from surrogate_flow.fields.errors import (
 )
 from surrogate_flow.fields.inputs import inputs_in, stacked_inputs
 from surrogate_flow.fields.names import nearest
-from surrogate_flow.fields.quantities import counted, numbers
+from surrogate_flow.fields.quantities import apart, counted, numbers
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.table import read_table, units_apart
 from surrogate_flow.fields.window import Window
@@ -53,10 +53,11 @@ def vectors(
     ----------
     spec : FieldSpec
     parameters : mapping of str to float or sequence, DataFrame or xr.Dataset
-        One number each is a single sample. Of a table, a column for each parameter, as
-        ``speed`` or ``speed [m/s]``; of a Dataset, a variable, along the same dim. A
-        single number among sequences holds for all samples. Labels of samples are the
-        column `LABEL`, or else an index that is not 0, 1, 2, ...
+        One number each is a single sample; of a choice its word, and a vector may be
+        whole. Of a table, a column for each parameter, as ``speed`` or ``speed [m/s]``;
+        of a Dataset, a variable, along the same dim. A single number among sequences
+        holds for all samples. Labels of samples are the column `LABEL`, or else an
+        index that is not 0, 1, 2, ...
 
     Raises
     ------
@@ -70,7 +71,9 @@ def vectors(
     elif isinstance(parameters, pd.DataFrame):
         named = units_apart(parameters.copy(deep=False))
         table = _table(spec, named, named.index, named.attrs)
-    elif isinstance(parameters, Mapping) and any(map(_long, parameters.values())):
+    elif isinstance(parameters, Mapping) and any(
+        map(_long, (parameters := apart(spec.parameters, parameters)).values())
+    ):
         table = _table(spec, parameters)
     else:
         vector = spec.vector(parameters)[None]

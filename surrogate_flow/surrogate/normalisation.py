@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.spec import FieldSpec, Parameter
 
 __all__ = ["Normalisation"]
 
@@ -16,9 +18,10 @@ class Normalisation(nn.Module):
     """z = (x - shift) / scale, frozen before the first batch.
 
     Parameters and the step index are mapped from their bounds to [-1, 1], known from
-    the spec. Fields are mapped to zero mean and unit variance for each variable and
-    input, with the moments of the first fill of the reservoir, since there is no data
-    set to scan beforehand.
+    the spec: log-uniform ones by their logarithm, choices by their index, and normal
+    ones from the bounds of their central 95 %. Fields are mapped to zero mean and unit
+    variance for each variable and input, with the moments of the first fill of the
+    reservoir, since there is no data set to scan beforehand.
 
     Parameters
     ----------
@@ -35,10 +38,12 @@ class Normalisation(nn.Module):
     frozen: Tensor
     input_shift: Tensor
     input_scale: Tensor
+    logarithmic: Tensor | None
 
     def __init__(self, spec: FieldSpec) -> None:
         super().__init__()
-        low, high = torch.tensor(spec.low), torch.tensor(spec.high)
+        ends = [_ends(p) for p in spec.parameters]
+        low, high = torch.tensor(ends, dtype=torch.float64).reshape(-1, 2).unbind(1)
         last = max(spec.steps - 1, 1)
         channels = (len(spec.variables), *[1] * len(spec.dims))
         for name, value in (
@@ -56,6 +61,10 @@ class Normalisation(nn.Module):
             self.register_buffer("input_scale", torch.ones(given))
         # A number, as all that is averaged with the weights; it was a bool.
         self.register_buffer("frozen", torch.tensor(0.0))
+        log = torch.tensor([float(p.log) for p in spec.parameters])
+        # 1 for those that are log-uniform; checkpoints have it in their spec.
+        mask = log if log.any() else None
+        self.register_buffer("logarithmic", mask, persistent=False)
 
     @classmethod
     def identity(cls, spec: FieldSpec) -> Normalisation:
@@ -96,6 +105,9 @@ class Normalisation(nn.Module):
         step: Float[Tensor, " batch"],
     ) -> tuple[Float[Tensor, "batch parameter"], Float[Tensor, " batch"]]:
         """Normalise parameters and step index."""
+        if (log := self.logarithmic) is not None:
+            positive = log * parameters + (1 - log)
+            parameters = log * positive.log() + (1 - log) * parameters
         return (
             (parameters - self.parameter_shift) / self.parameter_scale,
             (step - self.step_shift) / self.step_scale,
@@ -118,3 +130,12 @@ class Normalisation(nn.Module):
     ) -> Float[Tensor, "batch time channel *space"]:
         """Return normalised fields as they are stored; the inverse of `fields`."""
         return fields * self.field_scale + self.field_shift
+
+
+def _ends(p: Parameter) -> tuple[float, float]:
+    """Return what is mapped to -1 and 1."""
+    if p.log:
+        return math.log(p.low), math.log(p.high)
+    if p.mean is not None:
+        return p.at(0.025), p.at(0.975)
+    return p.low, p.high

@@ -388,3 +388,21 @@ def test_a_recipe_alone_trains_on_a_program(built, tmp_path):
     assert re.search(r"fickle' ended with exit code 3, simulation 7", said)
     assert "no restart file" in said
     assert '"batches": 40' in (run / "outcome.json").read_text()
+
+
+def test_a_program_gets_words_and_vectors(case):
+    """By component in the command, and as a list in templates."""
+    (case / "case.j2").write_text("{{ force | join(' ') }} {{ metal }} {{ n }}")
+    plain = SPEC.to_plain()
+    plain["parameters"] = [
+        {"name": "phase", "low": 1e-3, "high": 1.0, "log": True},
+        {"name": "metal", "choices": ["steel", "copper"]},
+        {"name": "n", "low": 1, "high": 4, "whole": True},
+        {"name": "force", "low": 0, "high": 9, "size": 2},
+    ]
+    options = {"input": WHOLE["input"], "reader": Steps()}
+    solver = Program("./wave {phase} {metal} {force[1]}", plain, **options)
+    given = {"phase": 0.5, "metal": "copper", "n": 2.0, "force": np.array([3.0, 4.5])}
+    run = Run(given, folder=case / "scratch")
+    assert solver.command(run)[1:] == ["0.5", "copper", "4.5"]
+    assert (case / "scratch" / "in" / "case.txt").read_text() == "3.0 4.5 copper 2"

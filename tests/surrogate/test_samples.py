@@ -294,3 +294,38 @@ def test_an_error_of_the_network_is_none_of_the_file(name, said, expected, tmp_p
         surrogate.predict_to_file(tmp_path / name, TABLE)
     assert "cannot be written" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_sees_distributions_and_users_write_words():
+    """Logarithms, central 95 % and indices to [-1, 1]; words and vectors in rows."""
+    spec = FieldSpec(
+        parameters=(
+            Parameter("viscosity", 1e-4, 1e-2, log=True),
+            Parameter("load", 0.0, 12.0, mean=4.0, std=1.0),
+            Parameter("metal", choices=("steel", "copper", "brass")),
+            Parameter("force", 0.0, 2.0, size=2),
+        ),
+        variables=(Variable("u"),),
+        dims=(),
+        shape=(),
+        times=(1.0, 2.0),
+    )
+    surrogate, _ = make(Direct(), spec)
+    raw = torch.tensor([[1e-3, 4 + 1.96, 2, 0, 1], [1e-4, 4 - 1.96, 0, 2, 0.5]])
+    seen, _ = surrogate.normalisation.inputs(raw, torch.zeros(2))
+    expected = [[0, 1, 1, -1, 0], [-1, -1, -1, 1, -0.5]]
+    assert seen.numpy() == pytest.approx(np.array(expected), abs=1e-3)
+    assert "logarithmic" not in surrogate.normalisation.state_dict()
+    rows = {
+        "viscosity": [1e-3, 1e-4],
+        "load": 4.0,
+        "metal": ["brass", "steel"],
+        "force": [[0.0, 1.0], [2.0, 0.5]],
+    }
+    several = surrogate.predict(rows)
+    assert several["metal"].values.tolist() == [2, 0]
+    for k in range(2):
+        named = {n: v if np.ndim(v) < 1 else v[k] for n, v in rows.items()}
+        one = surrogate.predict(named)
+        assert one["force[1]"] == rows["force"][k][1]
+        np.testing.assert_allclose(one["u"], several["u"][k], rtol=1e-5)

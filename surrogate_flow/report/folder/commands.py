@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from surrogate_flow.fields.quantities import Parameter, arguments
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.words import python_path
 
-__all__ = ["bounds_of", "predict_command", "repeat_command", "spec_of"]
+__all__ = [
+    "bounds_of",
+    "logarithmic",
+    "predict_command",
+    "repeat_command",
+    "spec_of",
+    "typed",
+]
 
 _COMMANDS = ("fit", "validate", "test")
 _FILES = ("best.ckpt", "last.ckpt", "history.nc")
@@ -26,6 +36,30 @@ def bounds_of(run: RunFolder) -> dict[str, tuple[float, float]]:
     """Return the bounds of each parameter, by run.json."""
     parameters = spec_of(run).get("parameters", ())
     return {p["name"]: (p["low"], p["high"]) for p in parameters}
+
+
+def logarithmic(run: RunFolder) -> set[str]:
+    """Return the names of the log-uniform parameters, by run.json."""
+    return {p["name"] for p in spec_of(run).get("parameters", ()) if p.get("log")}
+
+
+def typed(parameters: Sequence[Parameter], point: Iterable[float]) -> str:
+    """Return a point as the option --parameters has it, without its braces.
+
+    Examples
+    --------
+    >>> typed([Parameter("n", 1, 4), *Parameter("f", 0, 1, size=2).components()], "123")
+    'n: 1, f: [2, 3]'
+    """
+
+    def word(value: Any) -> str:
+        return value if isinstance(value, str) else f"{value:.{6 if value % 1 else 8}g}"
+
+    values = arguments(parameters, map(float, point))
+    return ", ".join(
+        f"{name}: [{', '.join(map(word, v))}]" if np.ndim(v) else f"{name}: {word(v)}"
+        for name, v in values.items()
+    )
 
 
 def repeat_command(run: RunFolder) -> str:
@@ -47,7 +81,8 @@ def predict_command(run: RunFolder) -> str:
     found = next((path for path in known if path.is_file()), None)
     if found is None:
         return ""
-    values = ", ".join(f"{n}: {sum(b) / 2:.4g}" for n, b in bounds_of(run).items())
+    drawn = [Parameter(**given) for given in spec_of(run).get("parameters", ())]
+    values = typed(drawn, [p.at(0.5) for p in drawn])
     past = run.path / "history.nc"
     words = ["surrogate-flow", "predict", "--ckpt_path", str(found)]
     words += ["--parameters", f"{{{values or 'NAME: VALUE, ...'}}}"]

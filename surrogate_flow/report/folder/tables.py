@@ -223,10 +223,13 @@ def counts_of(text: object) -> list[int]:
         return []
 
 
-def point_of(text: str) -> dict[str, float]:
+def point_of(text: str) -> dict[str, Any]:
     """Return the parameters in a row of failures.csv; none in one that is cut off."""
     try:
-        return {str(name): float(v) for name, v in ast.literal_eval(text).items()}
+        return {
+            str(name): v if isinstance(v, str) else float(v)
+            for name, v in ast.literal_eval(text).items()
+        }
     except (ValueError, SyntaxError, TypeError, AttributeError):
         return {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,6 +117,7 @@ def over_parameters(
     validation: pd.DataFrame,
     units: Mapping[str, str],
     bounds: Mapping[str, tuple[float, float]],
+    logarithmic: Collection[str] = (),
 ) -> Iterator[Any]:
     """Yield the error of each held-out simulation over each parameter in its bounds."""
     errors = pd.to_numeric(validation["relative_l2"], errors="coerce")
@@ -128,14 +129,21 @@ def over_parameters(
         known["simulation"] = validation.get("simulation", known.index)
         every = max(1, -(-len(known) // _DOTS))
         plot = figure_of(
-            f"{name} [{unit or '1'}]", "relative L2 error [1]", hover=False
+            f"{name} [{unit or '1'}]",
+            "relative L2 error [1]",
+            log_x=name in logarithmic,
+            hover=False,
         )
         plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
         if name in bounds and len(known):
             low = min(bounds[name][0], known["x"].min())
             high = max(bounds[name][1], known["x"].max())
             room = 0.03 * (high - low)
-            plot.x_range = Range1d(low - room, high + room)
+            if name in logarithmic:
+                room = (high / low) ** 0.03
+                plot.x_range = Range1d(low / room, high * room)
+            else:
+                plot.x_range = Range1d(low - room, high + room)
         dots = plot.scatter(
             "x", "y", source=dict(known[::every]), size=7, alpha=0.6, color=_COLOURS[0]
         )
@@ -233,13 +241,16 @@ def rates(telemetry: Tables) -> Any:
     return plot
 
 
-def figure_of(x: str, y: str, *, log: bool = False, hover: bool = True) -> Any:
+def figure_of(
+    x: str, y: str, *, log: bool = False, log_x: bool = False, hover: bool = True
+) -> Any:
     """Return an empty plot with labelled axes."""
     plot: Any = figure(
         height=280,
         sizing_mode="stretch_width",
         x_axis_label=x,
         y_axis_label=y,
+        x_axis_type="log" if log_x else "linear",
         y_axis_type="log" if log else "linear",
         tools="pan,box_zoom,wheel_zoom,reset,save",
         # Neither a page's background nor its print has a colour of ours.

@@ -14,6 +14,7 @@ from surrogate_flow.fields.errors import kind_of
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.folder.commands import (
     bounds_of,
+    logarithmic,
     predict_command,
     repeat_command,
     spec_of,
@@ -164,7 +165,11 @@ def _parameters(run: RunFolder, section: Section) -> None:
         return
     units = _units(run)
     shown = dict([*units.items()][:_PARAMETERS])
-    drawn = [*plots.over_parameters(run.validation, shown, bounds_of(run))]
+    drawn = [
+        *plots.over_parameters(
+            *(run.validation, shown, bounds_of(run), logarithmic(run))
+        )
+    ]
     if drawn:
         left = len(units) - len(drawn)
         median = len(run.validation) >= plots.ENOUGH
@@ -229,6 +234,10 @@ def _reservoir(run: RunFolder, section: Section) -> None:
     )
 
 
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else number(value)
+
+
 def _failures(run: RunFolder, section: Section) -> None:
     section.absent = "No attempt at a simulation has failed."
     if not len(run.failures):
@@ -253,7 +262,7 @@ def _failures(run: RunFolder, section: Section) -> None:
                 *map(str, (len(attempts), lost)),
                 workers[0] if len(workers) == 1 else f"{len(workers)} workers",
                 first.simulation,
-                *(number(point[n]) if n in point else "" for n in names),
+                *(_shown(point.get(n, "")) for n in names),
             ]
         )
     head = [f"{n} [{units.get(n) or '1'}]" for n in names]

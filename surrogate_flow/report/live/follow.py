@@ -33,10 +33,13 @@ _SHOWN = {"simulation": 20, "attempt": 10, "outcome": 20, "worker": 40, "error":
 _SHOWN |= {"message": 200}
 
 
-def _point(text: str) -> dict[str, float]:
+def _point(text: str) -> dict[str, Any]:
     """Return the first parameters of an attempt, in few characters."""
     point = [*point_of(text).items()][:DRAWN]
-    return {name[:20]: float(f"{value:.4g}") for name, value in point}
+    return {
+        name[:20]: v[:20] if isinstance(v, str) else float(f"{v:.4g}")
+        for name, v in point
+    }
 
 
 def name_of(folder: Path) -> str:

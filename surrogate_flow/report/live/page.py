@@ -350,7 +350,7 @@ class Failures:
         )
 
 
-def _point(failure: Mapping[str, Any]) -> Mapping[str, float]:
+def _point(failure: Mapping[str, Any]) -> Mapping[str, Any]:
     return failure.get("parameters") or {}
 
 
@@ -367,7 +367,9 @@ def _reason(alike: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[st
     for name in names:
         values = [p[name] for each in alike if name in (p := _point(each))]
         ends = dict.fromkeys([min(values), max(values)] if values else [])
-        bounds.append(" to ".join(f"{value:.4g}" for value in ends))
+        bounds.append(
+            " to ".join(v if isinstance(v, str) else f"{v:.4g}" for v in ends)
+        )
     outcomes = Counter(str(each.get("outcome", "")) for each in alike)
     return [
         str(len(alike)),

@@ -126,17 +126,21 @@ class Parameters:
         labels = []
         for k, name in enumerate(self._names):
             values = losses[name]
-            low, high = _bounds(state, name, values)
+            low, high, log = _bounds(state, name, values)
             columns[f"value{k}"] = values
-            columns[f"x{k}"] = k + _within(values, low, high)
-            columns[f"y{k}"] = count - 1 - k + _within(values, low, high)
+            ends = f"{low:.3g} to {high:.3g}" + " (log)" * log
+            if log:
+                values, low, high = np.log(values), math.log(low), math.log(high)
+            share = _within(values, low, high)
+            columns[f"x{k}"] = k + share
+            columns[f"y{k}"] = count - 1 - k + share
             finite = logs[np.isfinite(logs)]
             low_loss, high_loss = (
                 (finite.min(), finite.max()) if len(finite) else (0, 1)
             )
             columns[f"loss{k}"] = count - 1 - k + _within(logs, low_loss, high_loss)
             units = "" if self._units[name] == "1" else self._units[name]
-            labels.append(f"{_short(name)}\n{low:.3g} to {high:.3g}\n{units}")
+            labels.append(f"{_short(name)}\n{ends}\n{units}")
         self._source.data = columns
         if labels != self._labels:
             self._labels = labels
@@ -161,12 +165,14 @@ def _within(values: Any, low: float, high: float) -> Any:
     return (_MARGIN + (1 - 2 * _MARGIN) * (values - low) / span).astype(np.float32)
 
 
-def _bounds(state: LiveState, name: str, values: Any) -> tuple[float, float]:
-    """Return those that the spec gives a parameter, and those of its values else."""
+def _bounds(state: LiveState, name: str, values: Any) -> tuple[float, float, bool]:
+    """Return those of the spec, or else of its values, and if it is log-uniform."""
     spec = state.about.get("spec") or {}
     for given in spec.get("parameters", ()):
         low, high = given.get("low"), given.get("high")
         if given.get("name") == name and None not in (low, high):
-            return float(low), float(high)
+            return float(low), float(high), bool(given.get("log"))
     finite = values[np.isfinite(values)]
-    return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if not len(finite):
+        return 0.0, 1.0, False
+    return float(finite.min()), float(finite.max()), False
