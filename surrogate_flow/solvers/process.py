@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import xarray as xr
@@ -192,10 +192,13 @@ class ProcessSolver(Solver):
             program.finish()
 
     @final
-    def solve(self, parameters: Mapping[str, float]) -> Iterator[xr.Dataset]:
+    def solve(self, parameters: Mapping[str, Any]) -> Iterator[xr.Dataset]:
         """Run the program once, in a temporary folder."""
+        given = {v.name for v in self.spec.inputs}
+        numbers = {k: v for k, v in parameters.items() if k not in given}
+        fields = {k: v for k, v in parameters.items() if k in given}
         with TemporaryDirectory() as folder:
-            yield from self.start(Run(parameters, folder=Path(folder)))
+            yield from self.start(Run(numbers, folder=Path(folder), inputs=fields))
 
 
 class _Program:

@@ -56,7 +56,8 @@ class Program(ProcessSolver):
         `first` is `step` by default.
     input : mapping of str to Path, optional
         Files in the folder where the program runs, each with the Jinja2 template that
-        it is made from.
+        it is made from. Input fields of the spec lie there as ``NAME.bin``: numbers in
+        double precision, the last dim the fastest.
     environment : mapping of str to str, optional
         Variables to set for the program, beside ``OMP_NUM_THREADS``.
     timeout : float, optional
@@ -138,6 +139,8 @@ class Program(ProcessSolver):
     def command(self, run: Run) -> list[str]:
         """Return the words of the command, and write the input files."""
         values = self._values(run)
+        for name, field in run.inputs.items():
+            np.asarray(field, np.float64).tofile(run.folder / f"{name}.bin")
         for name, text in self._input.items():
             path = run.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -244,6 +247,7 @@ def _read_spec(given: FieldSpec | Mapping[str, Any] | Path) -> FieldSpec:
     for name, kind in (
         ("parameters", Parameter),
         ("variables", Variable),
+        ("inputs", Variable),
         ("coordinates", Coordinate),
     ):
         entries = plain.get(name, [])

@@ -407,3 +407,24 @@ def test_an_address_that_is_none_is_said(sender, address):
     assert done.returncode == 0
     assert done.stderr.startswith(b"surrogate_flow: ")
     assert b"Sanitizer" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("compiler", "standard"),
+    [("cc", "c99"), ("cc", "c11"), ("c++", "c++98"), ("c++", "c++17")],
+)
+def test_the_header_is_clean(tmp_path, compiler, standard):
+    """As C and as C++, with every warning, and as the object that Fortran links."""
+    source = (
+        '#include "surrogate_flow.h"\nint main()\n{\n    double u[1] = {0};\n'
+        "    sf_stream *stream = sf_open(0, NULL, NULL, 0, 1);\n"
+        '    sf_step(stream, "u", 0, u);\n    sf_close(stream);\n    return 0;\n}\n'
+    )
+    strict = [f"-std={standard}", *STRICT[1:]]
+    program = compiled(tmp_path, "clean", source, *strict, compiler=compiler)
+    with closing(Channel(tmp_path)) as channel:
+        done = sending(program, channel)
+        spec = FieldSpec((), (Variable("u"),), (), (), (0.0,))
+        steps, error = received(channel, spec, pause=20.0)
+        assert (done.wait(20), error) == (0, None)
+    assert [(moment, float(fields["u"])) for moment, fields in steps] == [(0.0, 0.0)]

@@ -120,6 +120,19 @@ def test_a_recipe_that_cannot_be_right_is_refused_before_a_program_runs(
     assert "\n" not in str(error.value)
 
 
+def test_input_fields_lie_in_the_folder_of_the_program(tmp_path):
+    """As raw numbers, which every language reads."""
+    plain = {**SPEC.to_plain(), "inputs": [{"name": "bed"}]}
+    code = "import os, shutil; shutil.copy('bed.bin', os.environ['TO'])"
+    solver = Program(
+        [sys.executable, "-c", code], plain, environment={"TO": str(tmp_path / "bed")}
+    )
+    bed = np.arange(8, dtype=np.float32)[::2]
+    with pytest.raises(ProcessError, match="never called sf_open"):
+        list(solver.solve({"phase": 0.5, "bed": bed}))
+    assert np.fromfile(tmp_path / "bed").tolist() == [0, 2, 4, 6]
+
+
 def test_a_parameter_has_a_name_of_its_own():
     spec = {**SPEC.to_plain(), "parameters": [{"name": "cores", "low": 0, "high": 1}]}
     with pytest.raises(ArgumentError, match="not called cores, simulation"):
