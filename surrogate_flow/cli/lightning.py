@@ -262,8 +262,9 @@ class SurrogateCLI(LightningCLI):
             If its last checkpoint could not be written.
         """
         last = self._folder / "checkpoints" / "last.ckpt"
-        stopped = self._stopped.is_set() and self.trainer.is_global_zero
-        if stopped and last.is_file():
+        # One that comes while a run that has trained is validated ends nothing.
+        stopped = self._stopped.is_set() and self.datamodule.stopped
+        if stopped and self.trainer.is_global_zero and last.is_file():
             logger.warning(
                 "The run was ended before its end. The same command with --ckpt_path "
                 "last goes on with it."

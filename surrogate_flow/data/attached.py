@@ -252,6 +252,8 @@ class Attached:
     def _send(self, *, leaves: bool = False) -> None:
         heartbeat = msgspec.structs.replace(self._heartbeat, leaves=leaves)
         message, client = msgspec.msgpack.encode(heartbeat), self.client
+        if client.scheduler is None:  # closed by Dask
+            raise ConnectionError("its scheduler is gone")
         try:
             if not self._subscribed:
                 topic = f"{self._topic}/{heartbeat.member}"

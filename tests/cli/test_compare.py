@@ -242,6 +242,7 @@ def test_what_is_compared_is_one_thing(other, said, folder, unrun, capsys, monke
     monkeypatch.setattr(command, "generate", lambda *_: 0)
     words = ["compare", *WORDS, "offline", "reservoir", "--seeds=1"]
     main(words)
+    SweepFolder(Path("comparison")).begin()
     with pytest.raises(SystemExit):
         main([*words, other])
     told = capsys.readouterr().err

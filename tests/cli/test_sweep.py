@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import moments
 import msgspec
@@ -30,18 +31,24 @@ from optuna.storages.journal import JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 from surrogate_flow.cli.app import main
-from surrogate_flow.cli.sweep import command, controller, table
+from surrogate_flow.cli.sweep import checks, command, table
 from surrogate_flow.cli.sweep.attempt import Attempt
-from surrogate_flow.cli.sweep.controller import Controller, require_possible
+from surrogate_flow.cli.sweep.checks import require_possible
+from surrogate_flow.cli.sweep.controller import Controller
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
 from surrogate_flow.cli.sweep.follow import SweepFollower
-from surrogate_flow.cli.sweep.page import sweep_page
+from surrogate_flow.cli.sweep.page import _scaled, sweep_page
 from surrogate_flow.cli.sweep.places import Here
 from surrogate_flow.cli.sweep.recipe import Range, SweepRecipe, words_of
+from surrogate_flow.data.online import OnlineData
 from surrogate_flow.dataset import Archive
 from surrogate_flow.ensemble.sharing import SharedStudy, Sharing
+from surrogate_flow.fields import Direct
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.report.live.trials import Trials
+from surrogate_flow.reservoir import FIRO
+from surrogate_flow.solvers import Heat2D
 
 
 class Moments(Here):
@@ -750,6 +757,68 @@ def test_a_trial_that_nobody_runs_is_interrupted(tmp_path, monkeypatch, capfd):
         assert said in " ".join(capfd.readouterr().err.split())
 
 
+def test_numbers_stand_where_they_are_along_an_axis():
+    """Not one after another; those of powers of ten by their logarithm; words in order."""
+    heights, marks = _scaled([1.0, 9.0, 2.0])
+    assert heights == [0.0, 1.0, 0.125]
+    assert marks == {"1": 0.0, "2": 0.125, "9": 1.0}
+    assert _scaled([1e-4, 1e-2, 1e-3])[0] == pytest.approx([0, 1, 0.5])
+    assert _scaled([4.0, 4.01, 9.0])[1] == {"4": 0.0, "9": 1.0}
+    assert _scaled([3, 3]) == ([0.0, 0.0], {"3": 0.0})
+    assert _scaled(["b", "a"]) == ([1.0, 0.0], {"a": 0.0, "b": 1.0})
+
+
+def test_trials_that_may_train_fewer_batches_than_the_first_are_warned_of(monkeypatch):
+    """Where samples are repeated while simulations run, but not within as many batches."""
+    said = mock.Mock()
+    monkeypatch.setattr(checks.logger, "warning", said)
+    data = OnlineData(Heat2D(cells=(4, 4), steps=10), simulations=6, batch_size=8)
+
+    def warned(of=data, **changed):
+        said.reset_mock()
+        recipe = SweepRecipe(**{**GOOD, **changed})
+        words = recipe.words(recipe.corners()[0])
+        checks.warn_of_repetition(recipe, of, Direct(), words)
+        return [call.args[1] for call in said.call_args_list]
+
+    assert warned() == ["7"]
+    assert warned(options={"trainer.max_steps": 8}) == ["7"]
+    assert warned(options={"trainer.max_steps": 7}) == []
+    assert warned(space={"data.reservoir": ["FIFO", "Reservoir"]}) == []
+    assert warned(trials=1) == []
+    once = OnlineData(
+        Heat2D(), simulations=6, reservoir=FIRO(capacity=60, threshold=10)
+    )
+    assert warned(once) == []
+
+
+def test_a_sweep_that_never_began_gives_its_folder_to_the_next(tmp_path, monkeypatch):
+    """Such as one whose cluster was refused: with what is mended it runs, as it was typed."""
+    path, workflow = tmp_path / "s", {**programs.WORKFLOW, "simulations": 4}
+    (tmp_path / "tiny.yaml").write_text(json.dumps(workflow))
+    recipe = {**GOOD, "data": "tiny.yaml", "share_simulations": True}
+    # Seen when it is opened.
+    cluster = {"cores": 1, "memory": "1 GB", "walltime": "00:10:00"}
+    cluster = {"class_path": "surrogate_flow.cluster.Slurm", "init_args": cluster}
+    recipe["options"] = {"data.cluster": cluster}
+    monkeypatch.chdir(tmp_path)
+    first = SweepFolder.create(path, SweepRecipe(**recipe))
+    with (
+        pytest.raises(UserError, match="n_workers"),
+        first.held(),
+    ):
+        Controller(first, Moments()).run(bool)
+    assert (path / "simulations.zarr").is_dir()
+    del recipe["options"]
+    again = SweepFolder.create(path, SweepRecipe(**recipe, seed=1))
+    assert SweepFolder(path).recipe == again.recipe
+    assert not (path / "simulations.zarr").exists()
+    with again.held():
+        again.begin()
+    with pytest.raises(SweepError, match="of another sweep: its seed is 1, expected 0"):
+        SweepFolder.create(path, SweepRecipe(**recipe))
+
+
 def test_a_folder_is_of_one_sweep(tmp_path):
     """Of the same options; and what its recipes name does not change meanwhile."""
     model = tmp_path / "model.yaml"
@@ -758,7 +827,7 @@ def test_a_folder_is_of_one_sweep(tmp_path):
     with first.held():
         pass
     with sweep(tmp_path / "s", model=str(model), trials=2).held():
-        pass
+        first.begin()
     with pytest.raises(SweepError, match="of another sweep: its space"):
         sweep(tmp_path / "s", model=str(model), space={"model.n": [1.0]})
     # A text stays one, though it looks like a number.
@@ -887,7 +956,7 @@ def test_what_trials_cannot_share_is_refused_before_anything_runs(
         options=options,
     )
     with pytest.raises(RecipeError, match=said):
-        controller.require_possible(SweepFolder(tmp_path / "s", recipe))
+        checks.require_possible(SweepFolder(tmp_path / "s", recipe))
     assert not (tmp_path / "s").exists()
 
 
@@ -899,7 +968,7 @@ def test_what_has_failed_begins_again(search, tmp_path, monkeypatch, capfd):
     folder = sweep(tmp_path / "s", search=search, trials=3, at_once=1, space=space)
     place = Moments()
     monkeypatch.setattr(command, "place_of", lambda folder: place)
-    monkeypatch.setattr(controller, "require_possible", lambda folder: None)
+    monkeypatch.setattr(checks, "require_possible", lambda folder: None)
     monkeypatch.setattr(sys, "argv", sys.argv)
 
     def resume(*words):
@@ -1109,6 +1178,11 @@ WRONG = {
         {"space": {"trainer.max_steps": [100, 0]}},
         "space.trainer.max_steps: trials are compared",
     ),
+    "several models": (
+        {"model": ["fno", "unet"]},
+        r"model: expected `str`, got `array`. Several .* space: {model: \[\.\.\.\]}\.",
+    ),
+    "a workflow": ({"solver": "Heat2D"}, "recipe of a sweep, got that of a workflow"),
     "an unknown policy": ({"late": "never"}, "late: .*Valid names: wait, drop, spool."),
     "an unknown search": ({"search": "bayes"}, "search: .*names: grid, random, tpe."),
     "a text for a number": ({"trials": "many"}, "trials: expected `int"),
@@ -1161,7 +1235,7 @@ def test_a_recipe_is_changed_on_the_command_line(tmp_path, monkeypatch):
     path = tmp_path / "s.yaml"
     path.write_text(json.dumps({**GOOD, "options": {"trainer.max_steps": 9}}))
     made = []
-    monkeypatch.setattr(controller, "require_possible", made.append)
+    monkeypatch.setattr(checks, "require_possible", made.append)
     monkeypatch.setattr(command, "_run", lambda folder, _: made.append(folder))
     words = ["--trials", "1", "--model=unet", "--trainer.max_steps", "7"]
     command.run([*words, str(path), "--folder", str(tmp_path / "f")])

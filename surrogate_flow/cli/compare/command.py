@@ -18,7 +18,8 @@ from surrogate_flow.cli.compare.variant import NAMES, OFFLINE, Overrides, cases_
 from surrogate_flow.cli.generate import generate
 from surrogate_flow.cli.lightning import build
 from surrogate_flow.cli.signals import stop_requested
-from surrogate_flow.cli.sweep.controller import Controller, require_possible
+from surrogate_flow.cli.sweep.checks import require_possible
+from surrogate_flow.cli.sweep.controller import Controller
 from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder, TrialRow
 from surrogate_flow.cli.sweep.page import sweep_page
 from surrogate_flow.cli.sweep.places import Here

@@ -34,8 +34,8 @@ from surrogate_flow.fields.names import RecipeError, closest, nearest
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.files import leave, write_text
 from surrogate_flow.report.console import print_lines, show_logs, the_console
-from surrogate_flow.report.folder.run_folder import REPORT
-from surrogate_flow.report.folder.words import percent
+from surrogate_flow.report.folder.run_folder import REPORT, RunFolder
+from surrogate_flow.report.folder.words import percent, python_path
 
 __all__ = ["run"]
 
@@ -76,10 +76,10 @@ def run(words: Sequence[str]) -> None:
     path = find_recipe("workflows/sweeps", options.recipe)
     recipe = SweepRecipe.read(path, changed)
     place = options.folder or Path("sweeps") / path.stem
-    from surrogate_flow.cli.sweep import controller
+    from surrogate_flow.cli.sweep import checks
 
     show_logs()  # after the import of Lightning, which adds a handler of its own
-    controller.require_possible(SweepFolder(place, recipe))
+    checks.require_possible(SweepFolder(place, recipe))
     _run(SweepFolder.create(place, recipe), options.detach)
 
 
@@ -127,10 +127,10 @@ def _act(action: str, words: Sequence[str]) -> None:
     elif action == "stop":
         detached.stop(folder)
     else:
-        from surrogate_flow.cli.sweep import controller
+        from surrogate_flow.cli.sweep import checks
 
         show_logs()
-        controller.require_possible(folder)
+        checks.require_possible(folder)
         _run(folder, options.detach, options.walltime, failed=options.failed)
 
 
@@ -152,15 +152,21 @@ def _run(
     by_job = walltime is not None
     if not by_job:
         detached.require_no_job(folder)
-    place = place_of(folder)
-    with folder.held(patience=_PATIENCE if by_job else 0.0, again=not by_job):
-        if by_job and folder.stops:
-            return
-        if failed:
-            folder.repeat_failed()
-        if not detach:
-            ends = detached.ends_at(walltime or 0.0)
-            stopped = _control(folder, place, ends)
+    place, runs = place_of(folder), False
+    try:
+        with folder.held(patience=_PATIENCE if by_job else 0.0, again=not by_job):
+            if by_job and folder.stops:
+                return
+            if failed:
+                folder.repeat_failed()
+            if runs := not detach:
+                ends = detached.ends_at(walltime or 0.0)
+                stopped = _control(folder, place, ends)
+    except Exception:
+        if runs:
+            with suppress(SweepError):  # what raises it is told of below
+                _finish(folder)
+        raise
     if detach:
         detached.detach(folder)
     else:
@@ -173,12 +179,7 @@ def _control(folder: SweepFolder, place: Place, ends: float) -> Request:
     from surrogate_flow.cli.sweep.controller import Controller
 
     with stop_requested() as stopped:
-        try:
-            Controller(folder, place).run(stopped.is_set, ends)
-        except Exception:
-            with suppress(SweepError):  # what raises it is told of below
-                _finish(folder)
-            raise
+        Controller(folder, place).run(stopped.is_set, ends)
     return stopped
 
 
@@ -242,6 +243,7 @@ def _finish(folder: SweepFolder) -> None:
         return
     path = folder.keep_best(best)
     words = shlex.join(["surrogate-flow", "fit", *folder.recipe.words(best.point)])
+    words = (python_path(RunFolder(best.run).settings) if best.run else "") + words
     print_lines(
         console,
         f"The best is trial {best.number}: {path or 'it has no checkpoint'}, with an "

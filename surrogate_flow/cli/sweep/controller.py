@@ -16,31 +16,25 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from surrogate_flow.cli.lightning import build
-from surrogate_flow.cli.plan import require_trained
 from surrogate_flow.cli.sweep.attempt import Attempt
+from surrogate_flow.cli.sweep.checks import warn_of_repetition
 from surrogate_flow.cli.sweep.folder import SweepFolder
 from surrogate_flow.cli.sweep.places import Place, Refused
 from surrogate_flow.cli.sweep.table import told
 from surrogate_flow.cli.sweep.trial import METRIC
 from surrogate_flow.data.online import OnlineData
-from surrogate_flow.data.ranks import Ranks
-from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.sharing import SharedStudy
 from surrogate_flow.ensemble.study import StudySettings
-from surrogate_flow.fields import Window
-from surrogate_flow.fields.errors import UserError, user_error
-from surrogate_flow.fields.names import RecipeError
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.files import last_line, observing
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.run_folder import INTERRUPTED, RunFolder
 from surrogate_flow.report.live.publisher import LivePage, new_topic
-from surrogate_flow.reservoir import Store
-from surrogate_flow.reservoir.layout import require_reachable
 from surrogate_flow.sampling import Design
 from surrogate_flow.surrogate.checkpoint import batch_of
 
-__all__ = ["Controller", "require_possible"]
+__all__ = ["Controller"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,42 +49,6 @@ _ERROR = re.compile(
 )
 _INTERRUPTED = "surrogate-flow: interrupted"  # a signal that came before a trial begins
 _KILLED = {128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGKILL}
-
-
-def require_possible(folder: SweepFolder) -> None:
-    """Build data and network for each value of the space, before anything runs.
-
-    Raises
-    ------
-    RecipeError
-        With the first point that is refused, and why.
-    """
-    recipe = folder.recipe
-    for point in recipe.corners():
-        try:
-            data, surrogate = build(["fit", *recipe.words(point)])
-            require_trained(surrogate)
-            if isinstance(data, OnlineData):
-                if recipe.share_simulations:
-                    data.require_shareable()
-                _require_reservoir(data, surrogate.window)
-        except (Exception, SystemExit) as error:
-            advice = user_error(error)
-            if advice is None:
-                raise
-            shown = ", ".join(f"{k}: {v}" for k, v in point.items())
-            raise RecipeError(f"A trial of {shown} is refused: {advice}") from error
-        if recipe.share_simulations and not isinstance(data, OnlineData):
-            raise RecipeError(
-                f"data: expected a workflow, whose simulations trials share, got "
-                f"{type(data).__name__}. Set share_simulations: false."
-            )
-
-
-def _require_reservoir(data: OnlineData, window: Window) -> None:
-    ValidationSet.of_rank(Ranks(), data.spec, window, data.batch_size, data.held_out)
-    Store(data.spec, window, data.batch_size, data.reservoir)
-    require_reachable(data.reservoir, data.spec, window, data.simulations)
 
 
 class Controller:
@@ -179,8 +137,10 @@ class Controller:
             logger.info("Live page: surrogate-flow watch %s", self._folder.path)
             yield lambda: None
             return
-        data, _ = build(["fit", *recipe.words(recipe.corners()[0])])
+        words = recipe.words(recipe.corners()[0])
+        data, surrogate = build(["fit", *words])
         assert isinstance(data, OnlineData), "refused before"
+        warn_of_repetition(recipe, data, surrogate.window, words)
         archive, _ = data.planned(self._folder.path / "simulations.zarr")
         design = Design(
             data.spec.parameters,

@@ -24,6 +24,7 @@ from surrogate_flow.cli.sweep import search
 from surrogate_flow.cli.sweep.attempt import Attempt
 from surrogate_flow.cli.sweep.recipe import Point, SweepRecipe
 from surrogate_flow.cli.sweep.trial import METRIC, Training, TrialRow, validations_of
+from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.ensemble.sharing import Sharing
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.files import LOCK, DirectoryLock, write_text
@@ -74,7 +75,7 @@ class SweepFolder:
 
     @classmethod
     def create(cls, path: Path, recipe: SweepRecipe, option: str = "--folder") -> Self:
-        """Make the folder, or open that of the same sweep.
+        """Make the folder, or open that of the same sweep, or of one that never began.
 
         Parameters
         ----------
@@ -89,23 +90,37 @@ class SweepFolder:
             If it is of another sweep, or no folder of ours.
         """
         another = f"Name another folder with {option}."
-        if (path / _RECIPE).is_file():
-            before = SweepRecipe.read(path / _RECIPE)
-            then, now = before.kept(), recipe.kept()
+        known = cls(path) if (path / _RECIPE).is_file() else None
+        if known and known._began:
+            then, now = known.recipe.kept(), recipe.kept()
             for name in {**then, **now}:
                 if then.get(name) != now.get(name):
                     raise SweepError(
                         f"{path} is of another sweep: its {name} is "
                         f"{then.get(name)!r}, expected {now.get(name)!r}. {another}"
                     )
+            return cls(path, recipe)
+        if known:
+            (path / _JOURNAL).unlink(missing_ok=True)
+            for data_set in path.glob("*.zarr"):
+                shutil.rmtree(data_set)
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             got = "other files in it" if path.is_dir() else "a file"
             expected = "a new folder, or that of the same sweep"
             raise SweepError(str(path), expected, got, another)
         folder = cls(path, recipe)
-        if not (path / _RECIPE).is_file():
-            folder._write()
+        folder._write()
         return folder
+
+    @property
+    def _began(self) -> bool:
+        """Whether it runs, or has a trial or a simulation that could be lost."""
+        if self.holder or self.study.get_trials(deepcopy=False):
+            return True
+        try:
+            return any(len(Archive(f).complete()) for f in self.path.glob("*.zarr"))
+        except ArchiveError:
+            return True
 
     def _write(self) -> None:
         """Write the recipe."""

@@ -43,7 +43,8 @@ __all__ = ["sweep_page"]
 _CURVES = 20  # trials whose errors are drawn, the best ones
 _BRIGHT = 230  # of the 256 colours; the last are hardly seen on white
 _LEAST = 8  # complete trials for which an importance means something
-_CHOICES = 5  # different values that have a place each, in order
+_CHOICES = 5  # different numbers that are written, each
+_APART = 0.08  # of the height, between two texts
 _DECADE = 10.0  # ratio of the greatest to the least from which an axis is logarithmic
 
 
@@ -242,16 +243,24 @@ def _colours(errors: Sequence[float]) -> LinearColorMapper:
 
 def _scaled(values: list[Any]) -> tuple[list[float], dict[str, float]]:
     """Return values as heights from 0 to 1, and the texts at some heights."""
-    numbers = [v for v in values if isinstance(v, int | float)]
-    if len(numbers) < len(values) or len({*numbers}) <= _CHOICES:
+    if not all(isinstance(v, int | float) for v in values):
         kinds = sorted({*values}, key=lambda v: (str(type(v)), v))
         places = {kind: at / max(1, len(kinds) - 1) for at, kind in enumerate(kinds)}
         return [places[v] for v in values], {_text(k): at for k, at in places.items()}
-    low, high = min(numbers), max(numbers)
+    low, high = min(values), max(values)
     log = low > 0 and high / low > _DECADE
-    scale = np.log10 if log else np.asarray
-    heights = (scale(numbers) - scale(low)) / (scale(high) - scale(low))
-    return heights.tolist(), {_text(low): 0.0, _text(high): 1.0}
+    ends = np.array([low, high if high > low else low + 1.0])
+    share = np.log(ends) if log else ends
+    at = np.log(values) if log else np.array(values, dtype=float)
+    heights = (at - share[0]) / (share[1] - share[0])
+    places = dict(sorted(zip(values, heights.tolist(), strict=True)))
+    marks = {_text(low): 0.0}
+    for value, height in places.items():
+        # Each of few, but for those whose texts would lie on each other.
+        few = len(places) <= _CHOICES and height < 1 - _APART
+        if height == 1 or (few and height - max(marks.values()) > _APART):
+            marks[_text(value)] = height
+    return heights.tolist(), marks
 
 
 def _text(value: Any) -> str:

@@ -176,6 +176,13 @@ class SweepRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise RecipeError(
                 f"expected keys such as data, model and space, got {got}."
             )
+        if other := {"solver": "workflow", "network": "model"}.get(
+            next((key for key in ("solver", "network") if key in plain), "")
+        ):
+            raise RecipeError(
+                f"expected the recipe of a sweep, got that of a {other}. Write one "
+                "that names it and has a space, as docs/sweeps.md shows."
+            )
         space = plain.get("space")
         for name, values in space.items() if isinstance(space, dict) else ():
             if not isinstance(name, str):
@@ -460,6 +467,8 @@ def _explained(error: msgspec.ValidationError, within: str) -> str:
         choices = get_args(get_type_hints(SweepRecipe)[place.strip("`$.")])
         words = [w for c in choices for w in get_args(c) or [c] if isinstance(w, str)]
         what += f". {nearest(what.split()[-1].strip(chr(39)), words).rstrip('.')}"
+    if place in ("`$.data`", "`$.model`"):
+        what += f". Several are values of the space: {{{place[3:-1]}: [...]}}"
     key = ".".join(
         filter(None, [within, re.sub(r"\[\.\.\.\]", "", place.strip("`$."))])
     )
