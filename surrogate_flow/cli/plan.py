@@ -197,7 +197,10 @@ def measure(
         Whatever the solver raises, or the refusal of what it yields.
     """
     spec = solver.spec
-    parameters = {p.name: p.at(0.5) for p in spec.parameters}
+    stored = solver.stored_parameters
+    parameters = {
+        p.name: stored[p.name][0] if stored else p.at(0.5) for p in spec.parameters
+    }
     given: dict[str, Any] = {}
     if inputs is not None:
         drawn = inputs.fields(Simulation(0, "training", parameters), spec)

@@ -103,7 +103,7 @@ def check_solver(
 def _drawn_inputs(spec: FieldSpec, number: int) -> dict[str, np.ndarray]:
     """Return smooth, positive fields; a solver that makes its own ignores them."""
     simulation = Simulation(number, "training", {})
-    if spec.dims and spec.cells is None:
+    if spec.inputs and spec.dims and spec.cells is None:
         sampler = GaussianRandomField(transform="exp")
         return named_inputs(spec, sampler.fields(simulation, spec))
     return {v.name: np.full(spec.shape, 1.0 + number) for v in spec.inputs}

@@ -261,6 +261,7 @@ def test_it_keeps_the_laws_of_solvers(tmp_path):
     assert check_solver(Replay(str(tmp_path)))
     pdebench(tmp_path)
     assert check_solver(Replay(str(tmp_path / "*.hdf5")))
+    assert check_solver(Replay(str(tmp_path / "*.hdf5"), inputs=["tensor"]))
 
 
 def test_names_units_and_times_are_those_of_the_recipe(tmp_path):
@@ -356,6 +357,8 @@ def test_a_fit_trains_on_what_inspect_has_printed(tmp_path, monkeypatch, capsys)
     netcdf(tmp_path)
     main(["inspect", "*.nc"])
     Path("mine.yaml").write_text(capsys.readouterr().out)
+    main(["plan", "--data=mine.yaml"])
+    assert "nothing was submitted" in capsys.readouterr().out
     main(
         ["fit", "--data=mine.yaml", "--model=fully_connected", "--trainer.max_steps=3"]
         + ["--trainer.accelerator=cpu", "--data.batch_size=2"]
