@@ -138,7 +138,7 @@ class Leaving(Decay):
 
 SOLVERS = {
     NoSpec: "expected a FieldSpec, got str",
-    NoParameters: "declares no parameter",
+    NoParameters: "declares neither parameters nor inputs",
     Unpicklable: "pickled and unpickled",
     Returning: "Write yield in place of return",
     Short: "Expected 20 steps, got 19",
