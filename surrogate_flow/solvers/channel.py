@@ -111,14 +111,6 @@ class Channel:
 class Reception:
     """The connections of a run's program, and the steps that are put together.
 
-    Parameters
-    ----------
-    channel : Channel
-    spec : FieldSpec
-    simulation : int
-
-    Notes
-    -----
     Steps lie in a ring of `capacity` rows; those that are whole go on together, and a
     rank that is ahead of the first row by as much waits.
     """
@@ -139,9 +131,13 @@ class Reception:
         self._parts = np.zeros(self.capacity, int)  # that a row has
         self._since = math.inf  # when the first whole step came
         self._selector = selectors.DefaultSelector()
-        self._selector.register(channel, selectors.EVENT_READ)
+        self.wake_by(channel)
         self._open: list[_Rank] = []
         self._watched: set[_Rank] = set()
+
+    def wake_by(self, source: Channel | int) -> None:
+        """Let `receive` wait no longer while this is readable."""
+        self._selector.register(source, selectors.EVENT_READ)
 
     def receive(self, seconds: float) -> bool:
         """Read what there is room for; if there is nothing, wait so long for it.

@@ -82,9 +82,14 @@ class ProcessRun(Run):
         """
         assert self.program is not None, "ProcessSolver sets it"
         program = self.program
-        with contextlib.closing(
-            Reception(program.channel, spec, self.simulation)
-        ) as reception:
+        with contextlib.ExitStack() as resources:
+            reception = Reception(program.channel, spec, self.simulation)
+            resources.callback(reception.close)
+            # Its end is looked for every 20 ms where there is no such descriptor.
+            with contextlib.suppress(AttributeError, OSError):
+                ending = os.pidfd_open(program.process.pid)
+                resources.callback(os.close, ending)
+                reception.wake_by(ending)
             try:
                 yield from _received(program, reception)
             except (ProcessError, StreamError, SpecMismatch) as error:
@@ -112,6 +117,7 @@ def _received(program: _Program, reception: Reception) -> Iterator[xr.Dataset]:
             count += steps.sizes["time"]
             yield steps
             reception.free(steps.sizes["time"])
+            came = True  # There is room for more.
         if came:
             program.run.check()
             program.check_time()
