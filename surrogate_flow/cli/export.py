@@ -49,6 +49,8 @@ def run(options: Any) -> None:
     if window.inputs:
         seen += f", after {counted(window.inputs, 'step')} of history"
         predicted = f" at {counted(window.outputs, 'time')}"
+    if spec.inputs:
+        seen += f", with {counted(len(spec.inputs), 'input field')}"
     size = format_bytes(output.stat().st_size)
     print_lines(
         the_console(),

@@ -141,8 +141,9 @@ With --data and --model it is Lightning's own predict.
 usage: surrogate-flow export --ckpt_path FILE --format pt2|onnx [--output FILE]
 
 {COMMANDS["export"]} Inputs are
-the parameters, the time and, of an autoregressive surrogate, the history; outputs are
-the fields: by their names, in their units, for batches of any size. Examples:
+the parameters, the time, the input fields if there are any and, of an autoregressive
+surrogate, the history; outputs are the fields: by their names, in their units, for
+batches of any size. Examples:
 
   surrogate-flow export --ckpt_path best --format onnx
   surrogate-flow export --ckpt_path runs/heat2d/<time>/checkpoints/best.ckpt \\

@@ -111,21 +111,21 @@ class FieldSpec:
         if self.cells is not None:
             taken["cells"] = "those of the mesh"
         for what, names in (
-            ("dim", self.dims),
+            ("a dim", self.dims),
             # A coordinate that is named after its own dim is that dim's index.
-            ("coordinate", [c.name for c in self.coordinates if c.name != c.dim]),
-            ("parameter", [p.name for p in self.parameters]),
-            ("parameter", {p.of for p in self.parameters} - {""}),
-            ("variable", [v.name for v in self.variables]),
-            ("input", [v.name for v in self.inputs]),
+            ("a coordinate", [c.name for c in self.coordinates if c.name != c.dim]),
+            ("a parameter", [p.name for p in self.parameters]),
+            ("a parameter", {p.of for p in self.parameters} - {""}),
+            ("a variable", [v.name for v in self.variables]),
+            ("an input field", [v.name for v in self.inputs]),
         ):
             for name in names:
                 if name in taken:
                     raise ArgumentError(
-                        f"FieldSpec: expected names that differ, got {name!r} for a "
+                        f"FieldSpec: expected names that differ, got {name!r} for "
                         f"{what} and for {taken[name]}. Rename one."
                     )
-                taken[name] = f"a {what}"
+                taken[name] = what
         if not self.variables or not self.times:
             raise ArgumentError(
                 "FieldSpec: expected at least one variable and one time, got "

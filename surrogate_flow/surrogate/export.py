@@ -249,7 +249,7 @@ def _opened(path: Path, format: str) -> Callable[[Tensors], Tensors]:
 
 
 class Exported(nn.Module):
-    """(parameters, time, history) -> fields, by name and in their units.
+    """(parameters, time, history, inputs) -> fields, by name and in their units.
 
     Parameters
     ----------
@@ -277,8 +277,8 @@ class Exported(nn.Module):
         names = [entry["name"] for entry in self.inputs()]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(
-                f"export: the parameter {twice[0]!r} has the name of the input for a "
-                "history. Rename it in the solver's spec."
+                f"export: {twice[0]!r} is the name of the input for a history, too. "
+                "Rename it in the solver's spec."
             )
 
     def forward(self, inputs: Tensors) -> Tensors:
@@ -294,11 +294,17 @@ class Exported(nn.Module):
         out = self.network(
             *self.normalisation.inputs(parameters.float(), self._step(time)),
             self.normalisation.fields(history),
+            *self._given(inputs),
         )
         fields = self.normalisation.physical(out)
         if not self.window.inputs:
             fields = fields[:, 0]
         return by_name(spec, fields)
+
+    def _given(self, inputs: Tensors) -> list[Tensor]:
+        """Return the normalised input fields, if the spec has any."""
+        given = [stored(v, inputs[v.name]) for v in self.spec.inputs]
+        return [self.normalisation.given(torch.stack(given, 1))] if given else []
 
     def _step(self, time: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Return the step at a time, a fraction between two; whole with a history."""
@@ -324,7 +330,14 @@ class Exported(nn.Module):
             {**entry, "name": _history(v), "shape": shape}
             for entry, v in zip(self.outputs(), spec.variables, strict=True)
         ]
-        return single + (histories if self.window.inputs else [])
+        fields = [
+            {
+                **{"name": v.name, "dtype": "float32" if v.plain else "float64"},
+                **{"units": v.units, "shape": ["batch", *spec.shape]},
+            }
+            for v in spec.inputs
+        ]
+        return single + (histories if self.window.inputs else []) + fields
 
     def outputs(self) -> list[dict[str, Any]]:
         """Return name, type, shape and units of each output."""
@@ -379,13 +392,21 @@ class Samples:
         if window.inputs:
             seen = by_name(spec, history.cpu())
             self.inputs |= {_history(v): seen[v.name] for v in spec.variables}
+        noise = chance.standard_normal((count, *spec.input_shape))
+        given: list[Tensor] = []
+        if spec.inputs:
+            normal = torch.from_numpy(noise.astype(np.float32)).to(device)
+            norm = surrogate.normalisation
+            given = [normal * norm.input_scale + norm.input_shift]
+            for v, u in zip(spec.inputs, given[0].cpu().unbind(1), strict=True):
+                self.inputs[v.name] = u if v.plain else v.offset + v.scale * u.double()
         steps = np.interp(time.double().numpy(), known, np.arange(spec.steps))
         if window.inputs:
             steps = np.rint(steps)
         was_training = surrogate.training
         with torch.no_grad():
             step = torch.from_numpy(steps).float().to(device)
-            out = surrogate.eval()(parameters, step, history).cpu()
+            out = surrogate.eval()(parameters, step, history, *given).cpu()
         surrogate.train(was_training)
         self._spec, self._expected = spec, out if window.inputs else out[:, 0]
 

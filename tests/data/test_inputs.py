@@ -291,7 +291,9 @@ def test_what_does_not_fit_is_refused_before_anything_runs(tmp_path):
     ):
         with pytest.raises(ArgumentError, match=reason):
             OnlineData(solver, inputs=inputs, held_out=5)
-    with pytest.raises(ArgumentError, match="'a' for a input and for a parameter"):
+    with pytest.raises(
+        ArgumentError, match="'a' for an input field and for a parameter"
+    ):
         FieldSpec(
             (Parameter("a", 0, 1),),
             (Variable("u"),),

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,14 @@ from jsonargparse import ArgumentParser
 from surrogate_flow.fields.names import RecipeError, class_at
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Direct, Window
-from surrogate_flow.nn import FNO, Channels, FullyConnected, OnGrid, UNet
+from surrogate_flow.nn import (
+    FNO,
+    Channels,
+    FullyConnected,
+    MessagePassingSolver,
+    OnGrid,
+    UNet,
+)
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
 from surrogate_flow.testing import check_network
@@ -87,6 +94,25 @@ def inputs_of(spec, window, batch=2):
 def test_networks_obey_the_laws(make, spec, window):
     """Every network, on fields of one to three dims, with and without a history."""
     check_network(make, spec, window)
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=["direct", "history"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(SMALL[name] for name in ("fully connected", "fno", "unet")),
+        partial(MessagePassingSolver, width=16, layers=2, neighbours=1),
+    ],
+    ids=["fully connected", "fno", "unet", "message passing"],
+)
+def test_networks_take_input_fields(make, window):
+    """Without any parameter, and as nodes, channels or numbers of a sample."""
+    inputs = (Variable("p"), Variable("q"))
+    spec = replace(make_spec(6, 5), parameters=(), inputs=inputs)
+    assert (
+        "a sample depends on its parameters, its step and its history"
+        in check_network(make, spec, window)
+    )
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=["direct", "history"])

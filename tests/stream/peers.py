@@ -14,7 +14,7 @@ import zmq
 
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.stream import Endpoint, Inlet, Outlet, StreamError, protocol
-from surrogate_flow.testing.store import parameters, trajectory
+from surrogate_flow.testing.store import inputs, parameters, trajectory
 
 
 class Ledger:
@@ -36,7 +36,12 @@ class Ledger:
         self._caller.start()
 
     def offer(
-        self, simulation: int, first: int, steps: np.ndarray, vector: np.ndarray
+        self,
+        simulation: int,
+        first: int,
+        steps: np.ndarray,
+        vector: np.ndarray,
+        given: np.ndarray | None = None,
     ) -> int:
         """Write down some leading steps."""
         with self.changed:
@@ -51,6 +56,8 @@ class Ledger:
                 self.wrong.append(f"fields of {simulation}, {first}")
             if not np.array_equal(vector, parameters(self.spec, simulation)):
                 self.wrong.append(f"parameters of {simulation}: {vector}")
+            if not np.array_equal(given, inputs(self.spec, simulation)):
+                self.wrong.append(f"input fields of {simulation}: {given}")
             if first and not self.steps[simulation, first - 1]:
                 self.wrong.append(f"order of {simulation}, {first}")
             self.steps.update((simulation, first + i) for i in range(count))

@@ -4,6 +4,7 @@ import contextlib
 import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from peers import Ledger
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.stream import Discard, Fanout, Inlet, Outlet, Relay
-from surrogate_flow.testing.store import parameters, trajectory
+from surrogate_flow.testing.store import inputs, parameters, trajectory
 
 SPEC = FieldSpec(
     parameters=(Parameter("a", 0.0, 1.0),),
@@ -22,6 +23,7 @@ SPEC = FieldSpec(
     times=tuple(np.arange(1, 61) / 10),
 )
 SIZE = SPEC.step_bytes
+GIVEN = replace(SPEC, inputs=(Variable("p"), Variable("q")))
 
 
 def simulate(endpoint, number, spec=SPEC):
@@ -29,6 +31,8 @@ def simulate(endpoint, number, spec=SPEC):
     chance, step = random.Random(number), 0
     outlet = Outlet(endpoint, spec, number, 0, parameters(spec, number), timeout=30.0)
     with outlet:
+        if spec.inputs:
+            outlet.give(inputs(spec, number))
         while step < spec.steps:
             count = min(chance.choice([1, 1, 3, 9]), spec.steps - step)
             outlet.send(trajectory(spec, number, step, count))
@@ -62,15 +66,17 @@ def arrived(relays):
         assert not relay.lost
 
 
+@pytest.mark.parametrize("spec", [SPEC, GIVEN], ids=["", "inputs"])
 @pytest.mark.parametrize("host", [None, "127.0.0.1"], ids=["ipc", "tcp"])
-def test_every_trial_gets_every_step_once(host):
-    """Each takes them at its own pace; none holds more than its backlog."""
-    with trials(3, host=host, backlog=10 * SIZE) as (ledgers, relays):
+def test_every_trial_gets_every_step_once(host, spec):
+    """Each takes them at its own pace, input fields too; none holds more than its backlog."""
+    with trials(3, spec, host=host, backlog=10 * SIZE) as (ledgers, relays):
         fanout = Fanout()
         for number, relay in enumerate(relays):
             fanout.add(f"trial {number}", relay)
-        with Inlet(SPEC, fanout) as hub, ThreadPoolExecutor(4) as pool:
-            for run in [pool.submit(simulate, hub.endpoint, n) for n in range(12)]:
+        with Inlet(spec, fanout) as hub, ThreadPoolExecutor(4) as pool:
+            runs = [pool.submit(simulate, hub.endpoint, n, spec) for n in range(12)]
+            for run in runs:
                 run.result()
             hub.check()
         arrived(relays)

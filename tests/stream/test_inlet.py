@@ -10,6 +10,7 @@ import threading
 import time
 import tracemalloc
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from surrogate_flow.stream import (
 from surrogate_flow.stream.credit import CreditPool
 from surrogate_flow.stream.endpoint import ClientKeys, Endpoint, generate_keys
 from surrogate_flow.stream.reception import Reception
-from surrogate_flow.testing.store import parameters, trajectory
+from surrogate_flow.testing.store import inputs, parameters, trajectory
 
 SPEC = FieldSpec(
     parameters=(Parameter("a", 0.0, 1.0),),
@@ -293,6 +294,32 @@ def test_other_parameters_are_refused(inlet):
     outlet = Outlet(inlet.endpoint, SPEC, 1, 1, vector)
     with pytest.raises(RuntimeError, match="must keep them"):
         outlet.__enter__()
+
+
+def test_input_fields_come_once_before_any_step_and_stay_the_same(ledger):
+    """A retry sends them again; others, of another size, and steps without them are refused."""
+    ledger.spec = spec = replace(SPEC, inputs=(Variable("p"), Variable("q")))
+    right = inputs(spec, 1)
+    size = right.nbytes
+    with Inlet(spec, ledger) as inlet:
+        for attempt, first, reason in (
+            (0, protocol.Steps(1, 0, 0, 1, SIZE), "the input fields before any step"),
+            (1, protocol.Inputs(1, 1, size - 4), f"expected {size} bytes of input"),
+            (2, protocol.Inputs(1, 2, size), ""),
+            (3, protocol.Inputs(1, 3, size), "with other input fields: a retry must"),
+        ):
+            with RawOutlet(inlet.endpoint) as raw:
+                raw.open(spec, 1, attempt=attempt)
+                payload = right if not reason else right[::-1] + 1
+                raw.send(first, payload.tobytes()[: first.length])
+                if reason:
+                    assert reason in raw.receive().reason
+        with Outlet(inlet.endpoint, spec, 1, 4, parameters(spec, 1)) as outlet:
+            outlet.give(right)
+            outlet.send(trajectory(spec, 1, 0, spec.steps))
+        inlet.check()
+        assert inlet.stats().pending == 0
+    assert ledger.steps.total() == spec.steps == len(ledger.steps)
 
 
 @pytest.mark.parametrize(

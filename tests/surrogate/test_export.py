@@ -63,6 +63,7 @@ MESH = FieldSpec(
     cells=TRIANGLES,
 )
 LINE, PLANE, SPACE, NUMBERS = map(lambda s: spec_of(*s), ((7,), (6, 5), (4, 3, 5), ()))
+INPUTS = (Variable("a", "1/m"), Variable("p", "Pa", offset=1e5))
 STEP, BUNDLE = Autoregressive(), Autoregressive(inputs=2, outputs=3)
 SMALL = partial(FullyConnected, widths=(8,))
 FOURIER = partial(FNO, modes=3, width=4, layers=1)
@@ -74,6 +75,7 @@ CASES = {
     "fully connected, from step to step": (SMALL, PLANE, STEP),
     "fno, 1D, padded": (partial(FOURIER, padding=0.2), LINE, BUNDLE),
     "fno, 2D": (FOURIER, PLANE, Direct()),
+    "fno, of input fields": (FOURIER, spec_of(6, 5, inputs=INPUTS), STEP),
     "fno, 3D": (FOURIER, SPACE, Direct()),
     "unet, 2D, periodic": (partial(LEVELS, padding="circular"), PLANE, Direct()),
     "message passing": (NODES, MESH, BUNDLE),
@@ -148,12 +150,19 @@ def test_a_file_predicts_what_the_surrogate_does(case, format, tmp_path):
             pasts.append(spec.dataset(spec.physical(steps), known, row))
         for v in spec.variables:
             inputs[f"{v.name}_history"] = np.stack([past[v.name] for past in pasts])
+    given = [{} for _ in rows]
+    for v in spec.inputs:
+        inputs[v.name] = v.offset + chance.standard_normal((5, *spec.shape))
+        for number, fields in enumerate(given):
+            fields[v.name] = inputs[v.name][number]
     types = {entry["name"]: entry["dtype"] for entry in described["inputs"]}
     fields = predict({name: np.array(inputs[name], types[name]) for name in types})
     for number, row in enumerate(rows):
         if window.inputs:
             known = spec.times[window.inputs : window.inputs + window.outputs]
-            expected = surrogate.predict(row, known, pasts[number])
+            expected = surrogate.predict(
+                row, known, pasts[number], inputs=given[number] or None
+            )
         else:
             times = inputs["time"][number : number + 1]
             expected = surrogate.predict(row, times).isel(time=0)
