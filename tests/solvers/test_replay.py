@@ -163,8 +163,7 @@ def replayed(solver, **run):
 def test_each_run_is_streamed_once_as_it_is(layout, tmp_path):
     """With its own parameters, also where several have the same."""
     truth, parameters = layout(tmp_path)
-    pattern = "*.zarr" if layout is zarr else "*"
-    solver = Replay(str(tmp_path / pattern))
+    solver = Replay(str(tmp_path))
     fields, got = replayed(solver)
     assert sorted(got) == pytest.approx(sorted(parameters))
     key = lambda pair: pair[1].flat[0]  # noqa: E731
@@ -301,6 +300,24 @@ def test_a_table_has_the_parameters(tmp_path):
     solver = Replay(str(tmp_path / "all.nc"), parameters=str(table))
     for u, rate in zip(*replayed(solver), strict=True):
         assert u.flat[0] == field(int(rate / 10) - 1, Y, X).flat[0]
+
+
+def test_files_of_one_name_are_no_rows_of_a_table(tmp_path):
+    """Unless their folders tell them apart; without a table they are two runs."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        netcdf(tmp_path / folder, [1.0 + (folder == "b")])
+    solver = Replay(str(tmp_path / "*" / "*.nc"))
+    assert sorted(solver.stored_parameters["nu"]) == [1.0, 2.0]
+    table = tmp_path / "runs.csv"
+    table.write_text("file,rate\nrun_0.nc,1\nrun_0.nc,2\n")
+    with pytest.raises(
+        UserError, match=r"a column with the name of each file.*each once"
+    ):
+        Replay(str(tmp_path / "*" / "*.nc"), parameters=str(table))
+    table.write_text("folder,rate\na,1\nb,2\n")
+    solver = Replay(str(tmp_path / "*" / "*.nc"), parameters=str(table))
+    assert sorted(solver.stored_parameters["rate"]) == [1.0, 2.0]
 
 
 def test_it_goes_on_and_keeps_to_a_rate(tmp_path):

@@ -51,8 +51,10 @@ def found(patterns: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     for pattern in patterns:
         folder = Path(pattern).is_dir() and Path(pattern).suffix != ".zarr"
+        inside = [*Path(pattern).iterdir()] if folder else []
         some = (
-            [p for p in Path(pattern).iterdir() if p.suffix in NETCDF]
+            [p for p in inside if p.suffix in NETCDF]
+            or [p for p in inside if p.suffix == ".zarr"]
             if folder
             else [Path(name) for name in glob.glob(pattern, recursive=True)]
         )
