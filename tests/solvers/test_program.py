@@ -230,11 +230,12 @@ int main(int argc, char **argv)
     float single[8];
     FILE *file = fopen("pids", "w");
     sf_stream *stream;
+    pid_t child = getpid();
     (void)argc;
 
     if (IS("stubborn") || IS("stopped")) signal(SIGTERM, SIG_IGN);
-    if (IS("children") && fork() == 0) { setpgid(0, 0); sleep(3600); }
-    fprintf(file, "%d", (int)getpid());
+    if (IS("children") && (child = fork()) == 0) sleep(3600);
+    fprintf(file, "%d %d", (int)getpid(), (int)child);
     fclose(file);
     rename("pids", "pids.txt");
     if (IS("silent")) return 0;
@@ -289,6 +290,7 @@ def test_what_a_program_sends_arrives(fates, tmp_path, fate):
         "time",
     )
     xr.testing.assert_allclose(got, xr.concat(Wave().solve({"phase": 0.5}), "time"))
+    assert all_gone(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pids.txt"]
 
 
