@@ -190,7 +190,7 @@ class ProcessSolver(Solver):
             If the program cannot be started, fails or takes too long.
         """
         with (
-            contextlib.closing(Channel(run.folder)) as channel,
+            contextlib.closing(_channel(run.folder)) as channel,
             contextlib.closing(_Program(self, run, channel)) as program,
         ):
             fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(Run)}
@@ -205,6 +205,16 @@ class ProcessSolver(Solver):
         fields = {k: v for k, v in parameters.items() if k in given}
         with TemporaryDirectory() as folder:
             yield from self.start(Run(numbers, folder=Path(folder), inputs=fields))
+
+
+def _channel(folder: Path) -> Channel:
+    try:
+        return Channel(folder)
+    except OSError as error:
+        raise ProcessError(
+            f"No socket can be made in {folder} ({error}). Set Dask's option "
+            "temporary-directory to a folder on a local disk."
+        ) from error
 
 
 class _Program:

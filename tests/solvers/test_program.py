@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import programs
@@ -370,6 +371,13 @@ def test_a_program_that_cannot_be_started_is_named(tmp_path, monkeypatch):
     }.items():
         with pytest.raises(ProcessError, match=said):
             next(Program(command, SPEC).solve({"phase": 0.5}))
+
+
+def test_a_folder_without_sockets_is_named():
+    """As file systems are that have none, and folders that are gone."""
+    run = Run({"phase": 0.5}, folder=Path("/proc/self"))
+    with pytest.raises(ProcessError, match=r"No socket can be made in /proc/self \("):
+        next(Program("true", SPEC).start(run))
 
 
 def test_the_calls_do_nothing_without_a_worker(fates, tmp_path):
