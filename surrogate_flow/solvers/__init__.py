@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from surrogate_flow.solvers.navier_stokes2d import NavierStokes2D
     from surrogate_flow.solvers.process import ProcessError, ProcessSolver
     from surrogate_flow.solvers.program import Program, Reader
+    from surrogate_flow.solvers.pypde import PyPDE
     from surrogate_flow.solvers.replay import Replay
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "ProcessError",
     "ProcessSolver",
     "Program",
+    "PyPDE",
     "Reader",
     "Replay",
     "Run",
@@ -59,6 +61,7 @@ _FILES = {
     "ProcessError": "process",
     "ProcessSolver": "process",
     "Program": "program",
+    "PyPDE": "pypde",
     "Reader": "program",
     "Replay": "replay",
 }
