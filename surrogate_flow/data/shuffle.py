@@ -203,12 +203,7 @@ class ShuffledReader:
                 moments.update(step[None])
             for fields in inputs if self.spec.inputs else ():
                 of_inputs.update(fields[None])
-        mean = np.concatenate([moments.mean, of_inputs.mean])
-        std = np.concatenate([moments.std, of_inputs.std])
-        both = Moments(len(mean))
-        if moments.count:
-            both.join(moments.count, mean, std)
-        return both
+        return moments.beside(of_inputs)
 
     def draws(self, epoch: int, batch_size: int, skip: int = 0) -> Generator[Draw]:
         """Yield the batches of an epoch, but for the first `skip`.

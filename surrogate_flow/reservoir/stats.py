@@ -238,6 +238,14 @@ class Moments:
             values.std(axis=(0, 2)),
         )
 
+    def beside(self, other: Moments) -> Moments:
+        """Return those of both their channels; they count as these do."""
+        both = Moments(0)
+        both.count = self.count
+        both.mean = np.concatenate([self.mean, other.mean])
+        both._squares = self.count * np.concatenate([self.std, other.std]) ** 2
+        return both
+
     def join(
         self,
         count: int,

@@ -274,8 +274,8 @@ class Store:
     ) -> tuple[Float64[np.ndarray, " channel"], Float64[np.ndarray, " channel"]]:
         """Return mean and standard deviation of each channel of the samples held now.
 
-        Each of their steps counts once, and so do the input fields of each simulation,
-        which come behind the channels. Call it after `wait_threshold`: without a
+        Each of their steps counts once, and so do the input fields of a simulation,
+        which come behind. Call it after `wait_threshold`: without a
         sample it is a RuntimeError.
         """
         moments = Moments(len(self.spec.variables))
@@ -293,10 +293,8 @@ class Store:
                     of_inputs.update(fields)
         if not moments.count:
             raise RuntimeError("Store.moments: no sample; call `wait_threshold` first.")
-        return (
-            np.concatenate([moments.mean, of_inputs.mean]),
-            np.concatenate([moments.std, of_inputs.std]),
-        )
+        both = moments.beside(of_inputs)
+        return both.mean, both.std
 
     def save(
         self,

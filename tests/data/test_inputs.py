@@ -9,17 +9,28 @@ import pytorch_lightning as L
 import torch
 import xarray as xr
 
+from surrogate_flow.cli.app import main
 from surrogate_flow.cluster.existing import Existing
+from surrogate_flow.data.archiving import planned
+from surrogate_flow.data.attached import Attach
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.stored import StoredData
 from surrogate_flow.ensemble.faults import Faults
+from surrogate_flow.ensemble.sharing import SharedStudy
+from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.errors import ArgumentError, UserError
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Autoregressive
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.reservoir import FIRO, Reservoir
-from surrogate_flow.sampling import FieldsFromFile, GaussianRandomField, InputSampler
+from surrogate_flow.sampling import (
+    Design,
+    FieldsFromFile,
+    GaussianRandomField,
+    InputSampler,
+    Uniform,
+)
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -302,3 +313,72 @@ def test_what_does_not_fit_is_refused_before_anything_runs(tmp_path):
             (0.0,),
             inputs=(Variable("a"),),
         )
+
+
+def test_trainings_that_share_a_study_have_them(tmp_path, monkeypatch, cluster):
+    """By the stream, and of one that comes later from the data set."""
+    monkeypatch.chdir(tmp_path)
+    known = {"held_out": 2, "simulations": 12}
+    options = {"batch_size": 4, "reservoir": FIRO(capacity=24, threshold=8)}
+    archive, _ = planned(
+        tmp_path / "simulations.zarr",
+        Shifts(),
+        Uniform(),
+        workflow="shifts",
+        inputs=Numbered(),
+        **known,
+    )
+
+    def train(name):
+        attach = Attach(tmp_path, name)
+        data = OnlineData(
+            Shifts(), inputs=Numbered(), attach=attach, **known, **options
+        )
+        data.trainer = None
+        data.setup("fit")
+        try:
+            data.moments()
+            assert sorted(check(data.train_dataloader())) == EVERY
+            assert len(check(data.val_dataloader())) == 2 * STEPS
+        finally:
+            data.close()
+
+    try:
+        with SharedStudy(
+            Shifts(),
+            Design((), Uniform(), given=True, **known),
+            cluster=Existing(cluster.scheduler_address),
+            faults=Faults(),
+            settings=StudySettings("shifts", tmp_path, inputs=Numbered()),
+            archive=archive,
+            late="wait",
+        ) as shared:
+            train("one")
+            assert len(archive.complete()) == 14
+            train("two")
+            shared.check()
+    finally:
+        archive.release()
+
+
+def test_predict_takes_them_from_a_file(opened, tmp_path, capsys):
+    """One of each or several; and says what is missing, in one sentence."""
+    fit(opened(Shifts()), tmp_path, 2)
+    command = ["predict", f"--ckpt_path={tmp_path / 'some.ckpt'}"]
+    fields = np.concatenate([field(3), field(9)])
+    xr.Dataset({"a": ("x", fields[1])}).to_netcdf(tmp_path / "one.nc")
+    xr.Dataset({"a": (("sample", "x"), fields)}).to_netcdf(tmp_path / "two.nc")
+    main([*command, "--inputs=one.nc", "--output=of_one.nc"])
+    main([*command, "--inputs=two.nc", "--output=of_two.nc"])
+    one, two = xr.load_dataset("of_one.nc"), xr.load_dataset("of_two.nc")
+    assert dict(two.u.sizes) == {"sample": 2, "time": STEPS, "x": CELLS}
+    np.testing.assert_allclose(two.u[1], one.u, rtol=1e-5, atol=1e-6)
+    for words, reason in (
+        (["--parameters={}"], "the input field 'a', got none. Such as --inputs"),
+        (["--samples=3", "--inputs=one.nc"], "--samples draws parameters"),
+        (["--inputs=none.nc"], "no file 'none.nc'"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main([*command, *words])
+        assert reason in " ".join(capsys.readouterr().err.split())
