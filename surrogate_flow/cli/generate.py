@@ -23,7 +23,6 @@ from surrogate_flow.ensemble.events import Event, Failed
 from surrogate_flow.ensemble.study import Study, StudySettings
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.console import LiveLine, print_lines, the_console
-from surrogate_flow.sampling import Design
 from surrogate_flow.stream import Discard
 
 __all__ = ["Generation", "add_arguments", "generate", "run"]
@@ -80,14 +79,7 @@ class Generation:
             )
         complete = set(self.archive.complete())
         self.missing = [s for s in self.planned if s.number not in complete]
-        self._design = Design(
-            data.spec.parameters,
-            data.sampler,
-            held_out=data.held_out,
-            fixed=data.fixed,
-            simulations=data.simulations,
-            given=bool(data.spec.inputs),
-        )
+        self._design = data.new_design()
         self._design.skip(complete)
         self._before = len(self.planned) - len(self.missing)
         self._study: Study | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 _LONGEST = 10.0  # seconds that a solver runs here
+_MIDDLE = "each parameter in the middle of its range"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -186,6 +187,7 @@ def measure(
     longest: float = _LONGEST,
     cores: int = 1,
     inputs: InputSampler | None = None,
+    parameters: Mapping[str, Any] | None = None,
 ) -> Pace | None:
     """Run a simulation here, for some seconds; None if not a single step came.
 
@@ -198,7 +200,7 @@ def measure(
     """
     spec = solver.spec
     stored = solver.stored_parameters
-    parameters = {
+    parameters = parameters or {
         p.name: stored[p.name][0] if stored else p.at(0.5) for p in spec.parameters
     }
     given: dict[str, Any] = {}
@@ -286,14 +288,21 @@ def show(data: OnlineData, console: Console) -> None:
 
 def _tried(data: OnlineData) -> Pace | None:
     """Return the pace of the solver, or its error with the line."""
+    # The middle may be a point that the constraint refuses.
+    parameters = data.constraint and data.new_design().first
     try:
-        return measure(data.solver, cores=data.cores_per_simulation, inputs=data.inputs)
+        return measure(
+            data.solver,
+            cores=data.cores_per_simulation,
+            inputs=data.inputs,
+            parameters=parameters,
+        )
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"{type(data.solver).__name__} failed, with each parameter in the middle "
-            f"of its range: {type(error).__name__}: {error}.{line_of(error)}"
+            f"{type(data.solver).__name__} failed, with {parameters or _MIDDLE}: "
+            f"{type(error).__name__}: {error}.{line_of(error)}"
         ) from error
 
 
@@ -303,6 +312,10 @@ def _rows(
     spec, cores, (least, most) = data.spec, data.cores_per_simulation, where.at_once
     count = "without end" if data.simulations is None else data.simulations
     yield "simulations", f"{data.held_out} held out, then {count}"
+    if data.constraint is not None:
+        design = data.new_design()
+        share, _ = design.share_accepted(), design.first  # which it must have
+        yield "constraint", f"accepts {share:.1%} of the points of the sampler"
     size = f"{_size(spec.step_bytes)}: {_size(spec.steps * spec.step_bytes)}"
     yield "each", f"{counted(spec.steps, 'step')} of {size}"
     if spec.inputs:

@@ -13,6 +13,7 @@ from surrogate_flow.ensemble.events import Event, Failed
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.sampling import Design, InputSampler, Sampler
+from surrogate_flow.sampling.constraint import Constraint
 from surrogate_flow.solvers.solver import Solver
 
 __all__ = ["Archiving", "planned", "shared"]
@@ -36,6 +37,7 @@ def planned(
     simulations: int | None,
     workflow: str,
     inputs: InputSampler | None = None,
+    constraint: Constraint | None = None,
 ) -> tuple[Archive, list[Simulation]]:
     """Create the data set of a study, or open it to go on; return its simulations, too.
 
@@ -55,6 +57,8 @@ def planned(
         A name for the data set.
     inputs : InputSampler, optional
         Of the input fields.
+    constraint : callable, optional
+        As `Design` has it.
 
     Raises
     ------
@@ -89,9 +93,10 @@ def planned(
         fixed=fixed,
         simulations=simulations,
         given=bool(spec.inputs),
+        constraint=constraint,
     )
     rows = list(design)
-    provenance = Provenance.of(solver, sampler, held_out, workflow, inputs)
+    provenance = Provenance.of(solver, sampler, held_out, workflow, inputs, constraint)
     return Archive.prepare(path, provenance, rows), rows
 
 

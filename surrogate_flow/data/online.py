@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,6 +82,9 @@ class OnlineData(SurrogateData):
         Which parameters these have: those of a sampler, such as `sampling.Table`, or
         the first ones of `sampler`. Uniform by default, or the same where `sampler` has
         an end. ``test`` has others than ``fit`` only by default.
+    constraint : callable, optional
+        A function that is given the parameters, as a solver is, and returns whether
+        they may run; no others are drawn.
     batch_size : int
         Samples of a batch.
     reservoir : Policy
@@ -122,6 +125,7 @@ class OnlineData(SurrogateData):
         simulations: int | None = 1000,
         held_out: int | None = None,
         held_out_sampler: Sampler | Literal["same"] | None = None,
+        constraint: Callable[[Mapping[str, Any]], bool] | None = None,
         batch_size: int = 10,
         reservoir: Policy = Reservoir(),  # noqa: B008 - frozen
         cluster: ClusterConfig | Callable[[], Cluster] | None = None,
@@ -156,6 +160,10 @@ class OnlineData(SurrogateData):
             example = "Sobol(seed=1), or 'same'"
             require_kind("data.held_out_sampler", held_out_sampler, Sampler, example)
         require_kind("data.faults", faults, Faults, "Faults(retries=2)")
+        if constraint is not None and not callable(constraint):
+            example = "a function, such as my_module.allowed"
+            raise UserError("data.constraint", example, repr(constraint))
+        self.constraint = constraint
         self.solver = solver
         self.spec = spec_of(solver)
         known = solver.stored_parameters
@@ -239,16 +247,11 @@ class OnlineData(SurrogateData):
             self.validation = ValidationSet.of_rank(
                 self.ranks, self.spec, self.window, self.batch_size, self.held_out
             )
-            self.design = Design(
-                self.spec.parameters,
-                self.sampler,
-                held_out=self.held_out,
-                fixed=self.fixed,
+            self.design = self.new_design(
                 simulations=self.simulations if fit else 0,
                 part="test" if stage == "test" else "validation",
                 rank=self.ranks.rank,
                 world=self.ranks.world,
-                given=bool(self.spec.inputs),
             )
             if fit:
                 self.store = Store(
@@ -281,6 +284,18 @@ class OnlineData(SurrogateData):
         self.design.skip(self.source.ledger)
         self._open = True
 
+    def new_design(self, **options: Any) -> Design:
+        """Return which simulations run, in their order; `options` as of `Design`."""
+        return Design(
+            self.spec.parameters,
+            self.sampler,
+            held_out=self.held_out,
+            fixed=self.fixed,
+            given=bool(self.spec.inputs),
+            constraint=self.constraint,
+            **{"simulations": self.simulations} | options,
+        )
+
     def planned(self, path: Path) -> tuple[Archive, list[Simulation]]:
         """Return a data set of this study, and its simulations; as `planned`."""
         return planned(
@@ -292,6 +307,7 @@ class OnlineData(SurrogateData):
             simulations=self.simulations,
             workflow=self.workflow,
             inputs=self.inputs,
+            constraint=self.constraint,
         )
 
     def _local(self, archiving: Archiving, router: Router) -> Local:

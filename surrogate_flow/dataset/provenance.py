@@ -68,8 +68,12 @@ class Provenance:
         held_out: int,
         workflow: str = "",
         inputs: Any = None,
+        constraint: Any = None,
     ) -> Provenance:
-        """Describe what a study simulates; `inputs` draw its input fields, if any."""
+        """Describe what a study simulates.
+
+        `inputs` draw its input fields, and `constraint` refuses parameters, if any.
+        """
         described = {
             **recipe_of(solver),
             "version": _version(type(solver)),
@@ -78,6 +82,9 @@ class Provenance:
         drawn = recipe_of(sampler)
         if inputs is not None:
             drawn["inputs"] = recipe_of(inputs)
+        if constraint is not None:
+            name = getattr(constraint, "__qualname__", type(constraint).__qualname__)
+            drawn["constraint"] = f"{constraint.__module__}.{name}"
         return cls(solver.spec, described, drawn, held_out, workflow)
 
     def attributes(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Container, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.quantities import Parameter, Simulation, rounded
+from surrogate_flow.sampling.constraint import Accepted, Constraint
 from surrogate_flow.sampling.sampler import Observations, Sampler
 from surrogate_flow.sampling.sequences import Uniform
 
@@ -114,11 +116,16 @@ class Design:
         Number of this process, and of all: each gets every `world`-th simulation.
     given : bool
         Whether input fields tell simulations apart, so that there need be no parameter.
+    constraint : callable, optional
+        Is given the parameters as a solver is, and returns whether they may run. Points
+        that it refuses are left out of a sampler's sequence, so that the others move
+        up; held-out ones, too.
 
     Raises
     ------
     ArgumentError
-        If there is no parameter, or several ranks share a sampler that adapts.
+        If there is no parameter, or several ranks share a sampler that adapts, or the
+        constraint refuses nearly all; where points are drawn, too.
 
     Examples
     --------
@@ -140,6 +147,7 @@ class Design:
         rank: int = 0,
         world: int = 1,
         given: bool = False,
+        constraint: Constraint | None = None,
     ) -> None:
         name = type(sampler).__name__
         if not bounds and not given:
@@ -172,6 +180,20 @@ class Design:
         self._ended: list[Container[int] | IntSet] = []
         self._next = 0
         self._fixed = fixed or Uniform(SEEDS[part])
+        self._accepted = {
+            id(each): Accepted(partial(self._raw, each), self._bounds, constraint)
+            for each in (sampler, self._fixed)
+            if constraint is not None
+        }
+        if constraint is not None:
+            for each in (sampler, self._fixed):
+                if each.count is not None:
+                    raise ArgumentError(
+                        "data.constraint",
+                        "a sampler without an end",
+                        f"{type(each).__name__}, which has {each.count} points",
+                        "Take out of these what may not run.",
+                    )
         self._kept_apart: set[tuple[float, ...]] | None = None
         # Of the first simulation for training, in the sampler's sequence.
         self._begin = held_out if fixed is sampler else 0
@@ -192,6 +214,15 @@ class Design:
         """Number of simulations of this rank, from the first on; None if endless."""
         end = self._end
         return None if end is None else len(range(self._rank, end, self._world))
+
+    def share_accepted(self) -> float:
+        """Return which share of the sampler's first points the constraint accepts."""
+        with self._lock:
+            accepted = self._accepted.get(id(self._sampler))
+            if accepted is None:
+                return 1.0
+            points = self._raw(self._sampler, 0, _AHEAD)
+            return sum(map(accepted.allows, points)) / len(points)
 
     def next(self) -> Simulation | None:
         """Return the next simulation of this rank; None after the last."""
@@ -248,11 +279,14 @@ class Design:
         """Return the state and the points of a sampler that adapts, as plain values."""
         with self._lock:
             self._tell()
-            return {
+            state: dict[str, Any] = {
                 "sampler": self._sampler.state_dict(),
                 "numbers": list(self._drawn),
                 "points": list(self._drawn.values()),
             }
+            if accepted := self._accepted.get(id(self._sampler)):
+                state["refused"] = accepted.refused
+            return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict`: simulations that had not ended keep their points."""
@@ -260,6 +294,8 @@ class Design:
             self._sampler.load_state_dict(state["sampler"])
             self._drawn = dict(zip(state["numbers"], state["points"], strict=True))
             self._pending = self._pending[:0]
+            if accepted := self._accepted.get(id(self._sampler)):
+                accepted.refused = state.get("refused", 0)
 
     def _tell(self) -> None:
         while self._untold:
@@ -291,6 +327,16 @@ class Design:
     ) -> Float[np.ndarray, "point parameter"]:
         if not self._bounds:
             return np.empty((count, 0))
+        if accepted := self._accepted.get(id(sampler)):
+            if sampler.adapts:
+                return accepted.next(first, count)
+            return accepted.ask(first, count)
+        return self._raw(sampler, first, count)
+
+    def _raw(
+        self, sampler: Sampler, first: int, count: int
+    ) -> Float[np.ndarray, "point parameter"]:
+        """Return points of a sampler's own sequence, checked."""
         points = np.asarray(sampler.ask(first, count, self._bounds))
         asked = f"{type(sampler).__name__}.ask({first}, {count}, bounds)"
         shape = (count, len(self._bounds))

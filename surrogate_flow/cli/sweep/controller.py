@@ -31,7 +31,6 @@ from surrogate_flow.files import last_line, observing
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.run_folder import INTERRUPTED, RunFolder
 from surrogate_flow.report.live.publisher import LivePage, new_topic
-from surrogate_flow.sampling import Design
 from surrogate_flow.surrogate.checkpoint import batch_of
 
 __all__ = ["Controller"]
@@ -142,14 +141,7 @@ class Controller:
         assert isinstance(data, OnlineData), "refused before"
         warn_of_repetition(recipe, data, surrogate.window, words)
         archive, _ = data.planned(self._folder.path / "simulations.zarr")
-        design = Design(
-            data.spec.parameters,
-            data.sampler,
-            held_out=data.held_out,
-            fixed=data.fixed,
-            simulations=data.simulations,
-            given=bool(data.spec.inputs),
-        )
+        design = data.new_design()
         try:
             with SharedStudy(
                 data.solver,
