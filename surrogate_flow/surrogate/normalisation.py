@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,12 @@ __all__ = ["Normalisation"]
 class Normalisation(nn.Module):
     """z = (x - shift) / scale, frozen before the first batch.
 
-    Parameters and the step index are mapped from their bounds to [-1, 1], known from
-    the spec: log-uniform ones by their logarithm, choices by their index, and normal
-    ones from the bounds of their central 95 %. Fields are mapped to zero mean and unit
-    variance for each variable and input, with the moments of the first fill of the
-    reservoir, since there is no data set to scan beforehand.
+    Parameters and the step index (the time, where steps are uneven) are mapped from
+    their bounds to [-1, 1], known from the spec: log-uniform ones by their logarithm,
+    choices by their index, and normal ones from the bounds of their central 95 %.
+    Fields are mapped to zero mean and unit variance for each variable and input, with
+    the moments of the first fill of the reservoir, since there is no data set to scan
+    beforehand.
 
     Parameters
     ----------
@@ -39,6 +41,7 @@ class Normalisation(nn.Module):
     input_shift: Tensor
     input_scale: Tensor
     logarithmic: Tensor | None
+    time_of_step: Tensor | None
 
     def __init__(self, spec: FieldSpec) -> None:
         super().__init__()
@@ -65,6 +68,7 @@ class Normalisation(nn.Module):
         # 1 for those that are log-uniform; checkpoints have it in their spec.
         mask = log if log.any() else None
         self.register_buffer("logarithmic", mask, persistent=False)
+        self.register_buffer("time_of_step", _uneven(spec))
 
     @classmethod
     def identity(cls, spec: FieldSpec) -> Normalisation:
@@ -73,6 +77,7 @@ class Normalisation(nn.Module):
         for name, value in same.named_buffers():
             value.fill_(1.0 if name.endswith("scale") else 0.0)
         same.frozen.fill_(True)
+        same.time_of_step = None
         return same
 
     def freeze(
@@ -104,14 +109,27 @@ class Normalisation(nn.Module):
         parameters: Float[Tensor, "batch parameter"],
         step: Float[Tensor, " batch"],
     ) -> tuple[Float[Tensor, "batch parameter"], Float[Tensor, " batch"]]:
-        """Normalise parameters and step index."""
+        """Normalise parameters, and step index or, of uneven steps, time."""
         if (log := self.logarithmic) is not None:
             positive = log * parameters + (1 - log)
             parameters = log * positive.log() + (1 - log) * parameters
+        if (times := self.time_of_step) is not None:
+            before = step.floor().clamp(0, len(times) - 2).long()
+            start = times[before]
+            step = start + (step - before) * (times[before + 1] - start)
         return (
             (parameters - self.parameter_shift) / self.parameter_scale,
             (step - self.step_shift) / self.step_scale,
         )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
+        name = f"{prefix}time_of_step"
+        if name not in state_dict:
+            # Networks of version 0.1 were trained on the index of uneven steps, too.
+            self.time_of_step = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def given(
         self, inputs: Float[Tensor, "batch input *space"]
@@ -130,6 +148,17 @@ class Normalisation(nn.Module):
     ) -> Float[Tensor, "batch time channel *space"]:
         """Return normalised fields as they are stored; the inverse of `fields`."""
         return fields * self.field_scale + self.field_shift
+
+
+def _uneven(spec: FieldSpec) -> Tensor | None:
+    """Return the time of each step, from 0 to the last index; None if they are even."""
+    times, last = np.array(spec.times), spec.steps - 1
+    if last < 2:
+        return None
+    scaled = last * (times - times[0]) / (times[-1] - times[0])
+    if np.abs(scaled - np.arange(last + 1)).max() < 1e-3:
+        return None
+    return torch.tensor(scaled, dtype=torch.float32)
 
 
 def _ends(p: Parameter) -> tuple[float, float]:

@@ -329,3 +329,29 @@ def test_a_network_sees_distributions_and_users_write_words():
         one = surrogate.predict(named)
         assert one["force[1]"] == rows["force"][k][1]
         np.testing.assert_allclose(one["u"], several["u"][k], rtol=1e-5)
+
+
+def test_a_network_sees_the_time_of_uneven_steps():
+    """From -1 to 1 in time, between steps too; a network of before sees the index."""
+    times = (0.1, 0.2, 0.4, 0.8, 1.6)
+    spec = FieldSpec((Parameter("a", 0, 1),), (Variable("u"),), (), (), times)
+    surrogate, _ = make(Direct(), spec)
+    steps = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 3.5])
+    nothing = torch.zeros(6, 1)
+    _, seen = surrogate.normalisation.inputs(nothing, steps)
+    expected = [(t - 0.85) / 0.75 for t in (*times, 1.2)]
+    assert seen.numpy() == pytest.approx(np.array(expected), abs=1e-6)
+    state = surrogate.state_dict()
+    again, _ = make(Direct(), spec)
+    again.load_state_dict(state)
+    one = {"a": 0.5}
+    assert again.predict(one).equals(surrogate.predict(one))
+    del state["normalisation.time_of_step"]
+    old, _ = make(Direct(), spec)
+    old.load_state_dict(state)
+    _, seen = old.normalisation.inputs(nothing, steps)
+    assert seen.tolist() == [-1, -0.5, 0, 0.5, 1, 0.75]
+    raw = Surrogate(spec, FullyConnected, normalisation="none").normalisation
+    assert raw.inputs(nothing, steps)[1].tolist() == steps.tolist()
+    even, _ = make(Direct())
+    assert "normalisation.time_of_step" not in even.state_dict()
