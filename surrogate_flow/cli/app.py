@@ -39,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             check.run(words[1:])
             return
+        if words[:1] == ["new"]:
+            from surrogate_flow.cli import new
+
+            new.run(words[1:])
+            return
         if words[:1] == ["import"]:
             from surrogate_flow.cli import campaign
 
@@ -79,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if advice is None:
             raise
         print(f"surrogate-flow: error: {advice}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(advice.status)
 
 
 def _run(line: CommandLine) -> None:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from dask.utils import format_bytes
 from rich.console import Console
 
 from surrogate_flow.cli.parser import Parser, parse
-from surrogate_flow.cli.recipes import CommandLine
+from surrogate_flow.cli.recipes import (
+    CommandLine,
+    find_recipe,
+    read_recipe,
+    shipped,
+)
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError, class_at
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.sampling.sampler import Sampler
@@ -23,6 +33,7 @@ from surrogate_flow.testing.solver import check_solver
 __all__ = ["run"]
 
 _STEPS = 20
+_CAPACITY = 6000  # samples of the default reservoir, whose module imports torch
 _GRIDS = {"no dims": (), "a line": (11,), "a plane": (10, 7), "a box": (5, 4, 6)}
 # Of a policy, where nothing else is asked for: so small that a store of it gets full.
 _SMALL = {"capacity": 40, "threshold": 6}
@@ -44,13 +55,15 @@ def run(words: Sequence[str]) -> None:
         raise RecipeError(
             "check needs the import path of a class first, such as my_module.MySolver."
         )
-    path, *options = words
+    given, *options = words
+    path, arguments, data = _named(given)
     kind = class_at(path)
     if isinstance(kind, type) and issubclass(kind, Solver):
-        make = _maker(path, kind, options)
-        _show(path, lambda: check_solver(_built(make)))
+        make = _maker(path, kind, [*arguments, *options])
+        solver = _built(make)
+        _show(given, lambda: check_solver(solver), partial(_figures, solver))
         print(
-            f"Next: surrogate-flow plan --data.solver {path} --model fully_connected"
+            f"Next: surrogate-flow plan {data} --model fully_connected"
             "    # the dry run of a study"
         )
     elif isinstance(kind, type) and issubclass(kind, Sampler):
@@ -58,6 +71,48 @@ def run(words: Sequence[str]) -> None:
         _show(path, lambda: check_sampler(_built(make)))
     else:
         _check_with_torch(path, kind, options)
+
+
+def _named(given: str) -> tuple[str, list[str], str]:
+    """Return the class that is named, its arguments in a recipe, and how fit names it.
+
+    It may be a class path, FILE.py:CLASS, a recipe, or the name of a shipped one.
+    """
+    file, _, name = given.partition(":")
+    if file.endswith(".py") and name:
+        folder = str(Path(file).absolute().parent)
+        if not Path(file).is_file():
+            raise RecipeError(f"No file {file!r} in {Path.cwd()}.")
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        path = f"{Path(file).stem}.{name}"
+        return path, [], f"--data.solver {path}"
+    if not given.endswith((".yaml", ".yml")) and given not in shipped("workflows"):
+        return given, [], f"--data.solver {given}"
+    solver = read_recipe(find_recipe("workflows", given)).get("solver")
+    if solver is None:
+        raise RecipeError(f"{given}: expected a solver, got none in this recipe.")
+    solver = {"class_path": solver} if isinstance(solver, str) else solver
+    words = [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in solver.get("init_args", {}).items()
+    ]
+    return solver["class_path"], words, f"--data {given}"
+
+
+def _figures(solver: Solver, laws: Laws) -> Iterator[str]:
+    """Yield how fast a solver is, and what its steps take."""
+    spec = solver.spec
+    yield f"{laws.pace:,.3g} steps/s on this machine, from parameters to arrays"
+    step = spec.step_bytes
+    yield (
+        f"{format_bytes(step)} a step, {format_bytes(step * spec.steps)} a simulation "
+        f"of {counted(spec.steps, 'step')}"
+    )
+    yield (
+        f"{format_bytes(_CAPACITY * step)} for a reservoir of {_CAPACITY:,} steps, the "
+        "default"
+    )
 
 
 def _check_with_torch(path: str, kind: Any, options: Sequence[str]) -> None:
@@ -126,18 +181,29 @@ def _built(make: Callable[[], Any]) -> Any:
         return make()
 
 
-def _show(name: str, check: Callable[[], list[str]]) -> None:
+def _show(
+    name: str,
+    check: Callable[[], list[str]],
+    figures: Callable[[Any], Iterator[str]] | None = None,
+) -> None:
+    """Print the laws that hold, the one that is broken, and then figures."""
     console, laws = Console(soft_wrap=True, highlight=False), list[str]()
+    broken = ""
     console.print(f"{name}:")
     try:
         with console.status("trying the laws"):
             laws = check()
     except LawBroken as error:
         laws = error.kept
+        broken = str(error).partition("\n")[0].removeprefix("Broken law: ")
         raise
     finally:
         for law in laws:
             console.print(f"  [green]✓[/] {law}")
+        if broken:
+            console.print("  [red]✗[/]", broken, markup=True)
+    for line in figures(laws) if figures else ():
+        console.print(f"    {line}")
 
 
 def _spec(*shape: int) -> FieldSpec:

@@ -306,20 +306,35 @@ options:
 While a fit runs, the same page is in the dashboard of its cluster.
 """,
     "check": f"""\
-usage: surrogate-flow check CLASS [--OPTION VALUE ...]
+usage: surrogate-flow check CLASS|FILE.py:CLASS|RECIPE [--OPTION VALUE ...]
 
 {COMMANDS["check"]} It is built
 with the options, run as a study would run it, and each law that it keeps is printed:
 that a solver yields what its spec says, that the same seed gives the same points, that
 a network learns and comes back from its checkpoint, that a store loses no sample.
-An example:
+Of a solver it says how fast it is and what a step and the reservoir take. The exit
+status is 1 if a law is broken. Examples:
 
+  surrogate-flow check my_solvers.py:MySolver --cells 16
   PYTHONPATH=. surrogate-flow check my_solvers.MySolver --cells 16
+  surrogate-flow check heat2d --cells '[16, 16]'     # the solver of a workflow
 
   surrogate-flow check CLASS --help    options of the class
 
 Few cells and steps, and few weights, are enough. surrogate_flow.testing has the same
 functions for your tests.
+""",
+    "new": f"""\
+usage: surrogate-flow new solver|network|program NAME
+
+{COMMANDS["new"]} NAME.py (of a program
+NAME.c), NAME.yaml and test_NAME.py go into this folder, and what to type next is
+printed; a file that is there is not overwritten. They run as they are: replace the
+equation or the layers. Examples:
+
+  surrogate-flow new solver wave
+  surrogate-flow new network my_network
+  surrogate-flow new program flow       # in C; surrogate-flow include --help
 """,
     "include": f"""\
 usage: surrogate-flow include [--help]

@@ -53,6 +53,7 @@ COMMANDS = {
     "sweep": "Train many models on one ensemble, here or as jobs.",
     "report": "A page of a run, or of several side by side, as one file.",
     "watch": "The live page of a run, from its folder, in a browser.",
+    "new": "Write a solver, a network or a program to begin with.",
     "check": "Check a solver, network, sampler or policy of your own.",
     "include": "The folder of the header for programs in C, C++ and Fortran.",
 }

@@ -47,6 +47,9 @@ class UserError(Exception):
     data.batch_size: expected at least 1, got 0. Raise it.
     """
 
+    #: Of the command that ends with it.
+    status = 2
+
     def __init__(
         self,
         what: str,

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,7 @@ from surrogate_flow.testing.law import Laws
 __all__ = ["check_solver"]
 
 
-def check_solver(
-    solver: Solver, parameters: Mapping[str, Any] | None = None
-) -> list[str]:
+def check_solver(solver: Solver, parameters: Mapping[str, Any] | None = None) -> Laws:
     """Try a solver as a worker uses it: pickled, set up, run, run again, closed.
 
     Parameters
@@ -41,8 +40,8 @@ def check_solver(
 
     Returns
     -------
-    list of str
-        The laws that it keeps.
+    Laws
+        Those that it keeps, a list of sentences.
 
     Raises
     ------
@@ -86,7 +85,9 @@ def check_solver(
             type(solver).setup(solver, 1)
             fields = _fields(solver, spec, first)
         with laws.law("the same parameters give the same fields, bit by bit"):
+            begin = perf_counter()
             _require_equal(_fields(solver, spec, first), fields)
+            laws.pace = spec.steps / (perf_counter() - begin)
         with laws.law("no simulation depends on those that ran before it"):
             _fields(solver, spec, second)
             with closing(_steps(solver, spec, second)) as steps:

@@ -1,0 +1,90 @@
+"""What new writes runs as it is: check, its test, ruff, and a short fit."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from programs import environment
+
+from surrogate_flow.cli.app import main
+
+
+def ran(folder, *words):
+    """The output of a command that ends well."""
+    done = subprocess.run(
+        words,
+        cwd=folder,
+        env={
+            **environment(),
+            "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("kind", ["solver", "network", "program"])
+def test_what_is_written_runs(kind, tmp_path, monkeypatch, capsys):
+    """The commands that it prints, and ruff."""
+    if kind == "program" and not shutil.which("cc"):
+        pytest.skip("needs a C compiler: apt install gcc")
+    monkeypatch.chdir(tmp_path)
+    main(["new", kind, "my_wave"])
+    written = {path.name for path in tmp_path.iterdir()}
+    code = "my_wave.c" if kind == "program" else "my_wave.py"
+    assert written == {code, "my_wave.yaml", "test_my_wave.py"}
+    _, *commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == 3
+    for command in commands:
+        if " fit " in command:
+            command += " --trainer.max_steps 3 --data.simulations 12 --data.held_out 1"
+            command += " --data.reservoir.threshold 20 --data.batch_size 4"
+        command = command.replace(
+            "surrogate-flow", f"{sys.executable} -m surrogate_flow"
+        )
+        command = command.replace("PYTHONPATH=. ", "").replace(
+            "pytest", f"{sys.executable} -m pytest -q"
+        )
+        ran(tmp_path, "sh", "-c", command)
+    if kind == "program":
+        ran(tmp_path, sys.executable, "-m", "pytest", "-q", "test_my_wave.py")
+    assert list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt"))
+    ran(tmp_path, sys.executable, "-m", "ruff", "check", "--isolated", ".")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Kinds: solver, network, program"),
+        (["sover", "wave"], "Did you mean 'solver'"),
+        (["solver"], "expected a kind and a name"),
+        (["solver", "my-wave"], "a name for a file in small letters"),
+        (["solver", "there"], "there.yaml is in this folder, and is not overwritten"),
+    ],
+)
+def test_mistakes_write_nothing(words, said, tmp_path, monkeypatch, capsys):
+    """One line, and no file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.yaml").write_text("mine")
+    with pytest.raises(SystemExit) as ended:
+        main(["new", *words])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["there.yaml"]
+    assert (tmp_path / "there.yaml").read_text() == "mine"
+
+
+def test_the_solver_of_a_recipe_is_checked(capsys):
+    """With options over it; and how fast and how large it is."""
+    main(["check", "heat2d", "--cells", "[4, 4]", "--steps", "5"])
+    shown = capsys.readouterr().out
+    assert shown.count("✓") == 8
+    assert "steps/s" in shown
+    assert "64 B a step, 320 B a simulation of 5 steps" in shown
+    assert "375.00 kiB for a reservoir of 6,000 steps" in shown
+    assert "plan --data heat2d" in shown
