@@ -24,13 +24,11 @@ from jaxtyping import Float
 
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.names import nearest
+from surrogate_flow.fields.parameter import Parameter, apart, arguments
 from surrogate_flow.fields.quantities import (
     SURROGATE,
     Coordinate,
-    Parameter,
     Variable,
-    apart,
-    arguments,
     attributes,
     described,
     named,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from surrogate_flow.fields.errors import ArgumentError, line_of
-from surrogate_flow.fields.quantities import Parameter, arguments
+from surrogate_flow.fields.parameter import Parameter, arguments
 
 __all__ = ["Accepted", "Constraint"]
 

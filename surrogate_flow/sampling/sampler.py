@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from surrogate_flow.fields.errors import ArgumentError
-from surrogate_flow.fields.quantities import Parameter
+from surrogate_flow.fields.parameter import Parameter
 
 __all__ = ["BlockSampler", "Observations", "Sampler"]
 

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from surrogate_flow.fields.errors import ArgumentError
-from surrogate_flow.fields.quantities import Parameter
+from surrogate_flow.fields.parameter import Parameter
 from surrogate_flow.fields.table import read_table
 from surrogate_flow.sampling.sampler import Sampler
 

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Float
 
-from surrogate_flow.fields.quantities import Parameter
+from surrogate_flow.fields.parameter import Parameter
 from surrogate_flow.sampling.sampler import Observations, Sampler
 from surrogate_flow.testing.law import Laws
 

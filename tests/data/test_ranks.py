@@ -19,7 +19,7 @@ from surrogate_flow.cli.app import main
 from surrogate_flow.data.ranks import RankError, Ranks, RankState
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.dataset import Archive
-from surrogate_flow.fields.quantities import Parameter
+from surrogate_flow.fields.parameter import Parameter
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.report.folder.run_folder import RunSummary
 from surrogate_flow.sampling import Uniform

@@ -12,7 +12,7 @@ from scipy.stats import qmc
 
 from surrogate_flow.fields import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.errors import ArgumentError
-from surrogate_flow.fields.quantities import arguments
+from surrogate_flow.fields.parameter import arguments
 from surrogate_flow.fields.table import units_apart
 from surrogate_flow.sampling import (
     Design,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from surrogate_flow.fields.quantities import Parameter, arguments
+from surrogate_flow.fields.parameter import Parameter, arguments
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.words import python_path
 
