@@ -64,9 +64,9 @@ class Normalisation(nn.Module):
             self.register_buffer("input_scale", torch.ones(given))
         # A number, as all that is averaged with the weights; it was a bool.
         self.register_buffer("frozen", torch.tensor(0.0))
-        log = torch.tensor([float(p.log) for p in spec.parameters])
         # 1 for those that are log-uniform; checkpoints have it in their spec.
-        mask = log if log.any() else None
+        log = [float(p.log) for p in spec.parameters]
+        mask = torch.tensor(log) if any(log) else None
         self.register_buffer("logarithmic", mask, persistent=False)
         self.register_buffer("time_of_step", _uneven(spec))
 

@@ -333,7 +333,7 @@ def test_a_whole_study_is_closed_to_strangers(tmp_path, monkeypatch, warnings):
     seen, ended = [], threading.Event()
 
     class Sink(Discard):
-        def offer(self, simulation, first, steps, parameters):
+        def offer(self, simulation, first, steps, parameters, inputs=None):
             seen.extend((simulation, first + k) for k in range(len(steps)))
             return len(steps)
 

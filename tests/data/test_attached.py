@@ -57,7 +57,7 @@ class Book(Discard):
         self.exhausted = threading.Event()
         self.wakes = []
 
-    def offer(self, simulation, first, steps, parameters):
+    def offer(self, simulation, first, steps, parameters, inputs=None):
         if self.room is not None and simulation >= HELD_OUT:
             steps = steps[: self.room]
             self.room -= len(steps)

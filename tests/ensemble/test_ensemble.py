@@ -51,7 +51,7 @@ class Arrivals(Discard):
         self.seen = collections.Counter()
         self.arrived = threading.Event()
 
-    def offer(self, simulation, first, steps, parameters):
+    def offer(self, simulation, first, steps, parameters, inputs=None):
         for k, step in enumerate(steps):
             expected = parameters[0] + first + k + 1 + np.arange(step.shape[-1]) / 10
             np.testing.assert_allclose(step[0], expected, rtol=1e-5)

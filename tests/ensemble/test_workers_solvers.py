@@ -139,7 +139,7 @@ class Kept(dict):
     def open(self, simulation):
         return sum(number == simulation for number, _ in self)
 
-    def offer(self, simulation, first, steps, parameters):
+    def offer(self, simulation, first, steps, parameters, inputs=None):
         self.update(
             {(simulation, first + i): step.copy() for i, step in enumerate(steps)}
         )

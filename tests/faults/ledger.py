@@ -32,9 +32,9 @@ class Ledger:
             self.wrong.append((identity, "values"))
         return identity
 
-    def offer(self, simulation, first, steps, parameters):
+    def offer(self, simulation, first, steps, parameters, inputs=None):
         """Hand on to the reservoir, and count what it takes."""
-        taken = self.store.offer(simulation, first, steps, parameters)
+        taken = self.store.offer(simulation, first, steps, parameters, inputs)
         for k in range(taken):
             self.delivered[self.read(steps[k], simulation, first + k, parameters)] += 1
         self.steps += taken

@@ -114,7 +114,7 @@ class Line:
     def __init__(self):
         self.next = defaultdict(int)
 
-    def offer(self, simulation, first, steps, vector):
+    def offer(self, simulation, first, steps, vector, inputs=None):
         assert first == self.next[simulation]
         self.next[simulation] += len(steps)
         return len(steps)
