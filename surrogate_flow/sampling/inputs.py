@@ -78,7 +78,7 @@ class InputSampler(ABC):
 
         Returns
         -------
-        array of shape (input, *space)
+        array of shape ``(input, *space)``
             In the order and in the units of ``spec.inputs``.
         """
 
