@@ -232,7 +232,7 @@ class GaussianRandomField(InputSampler):
     >>> spec = FieldSpec((), (Variable("u"),), ("x",), (4,), (1.0,), inputs=a)
     >>> field = GaussianRandomField(transform="threshold")
     >>> field.fields(Simulation(7, "training", {}), spec)
-    array([[12.,  3.,  3., 12.]], dtype=float32)
+    array([[12., 12.,  3.,  3.]], dtype=float32)
     """
 
     def __init__(

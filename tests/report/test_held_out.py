@@ -207,7 +207,7 @@ def test_cases_nc_stays_under_two_megabytes(spec, tmp_path):
 def test_what_the_network_cannot_predict_ends_no_run(tmp_path, caplog):
     """The table is there, and the log says why the fields are not."""
     surrogate, held_out = trained(spec((5,)))
-    surrogate.predict = lambda *_: 1 / 0
+    surrogate.predict = lambda *_, **__: 1 / 0
     run = end(tmp_path, surrogate, held_out)
     assert len(run.validation) == 5
     assert run.cases is None
@@ -244,7 +244,7 @@ def test_names_of_the_files_are_kept_apart_from_those_of_the_spec(
 def test_what_a_fit_took_is_written_whatever_the_network_does(tmp_path, caplog):
     """And where a package was replaced during the run, only the page is missing."""
     surrogate, held_out = trained(spec((5,)))
-    surrogate.predict = lambda *_: 1 / 0
+    surrogate.predict = lambda *_, **__: 1 / 0
     data = Filled()
     data.spec, data.validation = surrogate.spec, held_out
     trainer = SimpleNamespace(
