@@ -810,6 +810,10 @@ def test_a_sweep_that_never_began_gives_its_folder_to_the_next(tmp_path, monkeyp
         Controller(first, Moments()).run(bool)
     assert (path / "simulations.zarr").is_dir()
     del recipe["options"]
+    (path / "controller.json").write_text('{"job": "17"}')
+    with pytest.raises(SweepError, match="of another sweep"):
+        SweepFolder.create(path, SweepRecipe(**recipe, seed=1))
+    (path / "controller.json").unlink()
     again = SweepFolder.create(path, SweepRecipe(**recipe, seed=1))
     assert SweepFolder(path).recipe == again.recipe
     assert not (path / "simulations.zarr").exists()

@@ -14,7 +14,7 @@ import msgspec
 import psutil
 from optuna.trial import TrialState
 
-from surrogate_flow.cli.sweep.folder import SweepError, SweepFolder
+from surrogate_flow.cli.sweep.folder import CONTROLLER, SweepError, SweepFolder
 from surrogate_flow.cli.sweep.places import Jobs, place_of
 from surrogate_flow.cluster.batch.batch_queue import JobState, JobStatus
 from surrogate_flow.cluster.batch.walltime import walltime_of
@@ -40,7 +40,7 @@ class SweepJob:
     """
 
     def __init__(self, folder: SweepFolder) -> None:
-        self._folder, self._file = folder, folder.path / "controller.json"
+        self._folder, self._file = folder, folder.path / CONTROLLER
         self._jobs = Jobs.of_recipe(folder, "controller")
 
     @property

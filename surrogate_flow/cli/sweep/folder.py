@@ -31,10 +31,12 @@ from surrogate_flow.files import LOCK, DirectoryLock, write_text
 from surrogate_flow.report.folder.run_folder import RunSummary
 from surrogate_flow.report.folder.words import flattened
 
-__all__ = ["SweepError", "SweepFolder", "TrialRow"]
+__all__ = ["CONTROLLER", "SweepError", "SweepFolder", "TrialRow"]
 
 logger = logging.getLogger(__name__)
 
+#: Of the job that runs a sweep: its id.
+CONTROLLER = "controller.json"
 _RECIPE, _JOURNAL, _STOP = "sweep.yaml", "journal.log", "stop"
 
 
@@ -115,7 +117,9 @@ class SweepFolder:
     @property
     def _began(self) -> bool:
         """Whether it runs, or has a trial or a simulation that could be lost."""
-        if self.holder or self.study.get_trials(deepcopy=False):
+        # A job that waits in the queue is to run what is here.
+        submitted = (self.path / CONTROLLER).exists()
+        if self.holder or submitted or self.study.get_trials(deepcopy=False):
             return True
         try:
             return any(len(Archive(f).complete()) for f in self.path.glob("*.zarr"))
