@@ -26,9 +26,7 @@ from producers import Producers
 from row import Row, report
 
 from surrogate_flow.ensemble.attempt import run
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import FIFO, Store

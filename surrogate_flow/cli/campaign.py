@@ -14,9 +14,7 @@ from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.dataset.campaign import Campaign
 from surrogate_flow.fields.names import RecipeError
-from surrogate_flow.fields.quantities import (
-    in_units,
-)
+from surrogate_flow.fields.quantities import in_units
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.solvers.stored.runs import found
 

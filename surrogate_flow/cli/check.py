@@ -21,9 +21,7 @@ from surrogate_flow.cli.recipes import (
 )
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError, class_at
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.sampling.sampler import Sampler

@@ -13,9 +13,7 @@ from jsonargparse import ArgumentParser
 
 from surrogate_flow.cli.runs import given_checkpoint
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.surrogate.export import export
 from surrogate_flow.surrogate.surrogate import Surrogate

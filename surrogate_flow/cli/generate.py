@@ -21,9 +21,7 @@ from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.ensemble import EnsembleStats
 from surrogate_flow.ensemble.events import Event, Failed
 from surrogate_flow.ensemble.study import Study, StudySettings
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.console import LiveLine, print_lines, the_console
 from surrogate_flow.stream import Discard
 

@@ -12,10 +12,7 @@ import yaml
 from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.fields.names import RecipeError
-from surrogate_flow.fields.quantities import (
-    counted,
-    in_units,
-)
+from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.solvers.stored.opening import Reading
 from surrogate_flow.solvers.stored.runs import StoredRuns, found

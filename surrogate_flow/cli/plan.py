@@ -23,10 +23,7 @@ from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.user_code import user_code
 from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.inputs import named_inputs, without_inputs
-from surrogate_flow.fields.quantities import (
-    Simulation,
-    counted,
-)
+from surrogate_flow.fields.quantities import Simulation, counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import own_folder
 from surrogate_flow.report.console import print_lines, the_console

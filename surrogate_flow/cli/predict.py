@@ -19,9 +19,7 @@ from rich.text import Text
 
 from surrogate_flow.cli.runs import given_checkpoint
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import NETCDF
 from surrogate_flow.report.console import LiveLine, print_lines, the_console

@@ -11,9 +11,7 @@ from surrogate_flow.dataset import Archive, ArchiveError, Writer
 from surrogate_flow.dataset.provenance import Provenance
 from surrogate_flow.ensemble.events import Event, Failed
 from surrogate_flow.fields.errors import ArgumentError
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.sampling import Design, InputSampler, Sampler
 from surrogate_flow.sampling.constraint import Constraint
 from surrogate_flow.solvers.solver import Solver

@@ -34,10 +34,7 @@ from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.errors import ArgumentError, UserError, require_kind
-from surrogate_flow.fields.quantities import (
-    Simulation,
-    named,
-)
+from surrogate_flow.fields.quantities import Simulation, named
 from surrogate_flow.reservoir import Policy, Reservoir, Store
 from surrogate_flow.reservoir.layout import require_reachable
 from surrogate_flow.sampling import (

@@ -30,9 +30,7 @@ from surrogate_flow.data.shuffle import ShuffledReader
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.quantities import (
-    named,
-)
+from surrogate_flow.fields.quantities import named
 from surrogate_flow.surrogate.batch import Batch
 
 __all__ = ["StoredData", "StoredLoader"]

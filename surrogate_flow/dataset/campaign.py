@@ -12,9 +12,7 @@ from surrogate_flow.dataset.dataset import Archive
 from surrogate_flow.dataset.provenance import Provenance
 from surrogate_flow.dataset.writer import ArchiveError
 from surrogate_flow.fields.encoder import Encoder
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.solvers.stored.opening import Reading
 from surrogate_flow.solvers.stored.run import steps_of
 from surrogate_flow.solvers.stored.runs import Follow, StoredRuns

@@ -23,9 +23,7 @@ from surrogate_flow.dataset.writer import (
     Writer,
 )
 from surrogate_flow.fields.html import rows_of, table
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import DirectoryLock
 

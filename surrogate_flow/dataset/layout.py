@@ -20,11 +20,7 @@ from zarr.codecs import ZstdCodec
 from surrogate_flow.dataset.provenance import Provenance
 from surrogate_flow.dataset.writer import ABSENT, COMPLETE, FAILED, STATE, ArchiveError
 from surrogate_flow.fields.conventions import time_attributes
-from surrogate_flow.fields.quantities import (
-    Coordinate,
-    described,
-    packing,
-)
+from surrogate_flow.fields.quantities import Coordinate, described, packing
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import LOCK, DirectoryLock
 

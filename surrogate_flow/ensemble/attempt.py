@@ -20,9 +20,7 @@ from jaxtyping import Float32
 from surrogate_flow.ensemble.user_code import user_code
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.inputs import inputs_in, named_inputs, without_inputs
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.sampling import InputSampler
 from surrogate_flow.solvers.grid import GridSolver

@@ -27,10 +27,7 @@ from surrogate_flow.ensemble.ledger import Ledger, SimulationState
 from surrogate_flow.ensemble.placement import Place
 from surrogate_flow.ensemble.tasks import Ended, Tasks
 from surrogate_flow.ensemble.workers import EnsembleError, Workers
-from surrogate_flow.fields.quantities import (
-    Simulation,
-    counted,
-)
+from surrogate_flow.fields.quantities import Simulation, counted
 from surrogate_flow.sampling import Design
 from surrogate_flow.stream import SpecMismatch
 from surrogate_flow.threads import LoudThread

@@ -16,9 +16,7 @@ from typing import Protocol
 
 from surrogate_flow.ensemble.placement import Place
 from surrogate_flow.fields.errors import kind_of, line_of
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.files import observing
 
 __all__ = [

@@ -8,9 +8,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from surrogate_flow.fields.int_set import IntSet
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.stream import AlreadyEnded, NotExpected, Sink
 
 __all__ = ["Counts", "Ledger", "RecordingSink", "SimulationState"]

@@ -28,9 +28,7 @@ from surrogate_flow.ensemble.placement import Placement
 from surrogate_flow.ensemble.task import on_workers
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.sampling import Design, InputSampler
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Inlet, Sink

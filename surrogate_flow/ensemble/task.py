@@ -24,9 +24,7 @@ from surrogate_flow.ensemble.deaths import Recorder, dask_is_quiet
 from surrogate_flow.ensemble.packed import Packed
 from surrogate_flow.ensemble.user_code import user_code
 from surrogate_flow.fields.errors import UserError, line_of
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.sampling import InputSampler
 from surrogate_flow.solvers.child_processes import (
     ChildProcesses,

@@ -19,9 +19,7 @@ from surrogate_flow.ensemble.attempt import Summary
 from surrogate_flow.ensemble.deaths import WorkerDied
 from surrogate_flow.ensemble.placement import Place, Placement
 from surrogate_flow.ensemble.workers import EnsembleError
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 
 __all__ = ["Ended", "Tasks"]
 

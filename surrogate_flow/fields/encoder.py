@@ -11,10 +11,7 @@ from jaxtyping import Float32
 from surrogate_flow.fields.errors import UserError, line_at
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.positions import Misplaced, Positions
-from surrogate_flow.fields.quantities import (
-    LEVELS,
-    Variable,
-)
+from surrogate_flow.fields.quantities import LEVELS, Variable
 from surrogate_flow.fields.spec import FieldSpec
 
 __all__ = ["TIME_TOLERANCE", "Encoder", "SpecMismatch"]

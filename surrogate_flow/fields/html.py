@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from surrogate_flow.fields.quantities import (
-    counted,
-    in_units,
-)
+from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.fields.spec import FieldSpec
 
 __all__ = ["rows_of", "table"]

@@ -12,9 +12,7 @@ from jaxtyping import Float, Float32
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.positions import Misplaced, Positions
-from surrogate_flow.fields.quantities import (
-    described,
-)
+from surrogate_flow.fields.quantities import described
 from surrogate_flow.fields.spec import FieldSpec
 
 __all__ = [

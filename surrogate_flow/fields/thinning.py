@@ -12,10 +12,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from surrogate_flow.fields.names import apart
-from surrogate_flow.fields.quantities import (
-    SURROGATE,
-    attributes,
-)
+from surrogate_flow.fields.quantities import SURROGATE, attributes
 from surrogate_flow.fields.spec import Coordinate, FieldSpec
 
 __all__ = ["SURROGATE", "Thinning", "cells_of", "variables_of"]

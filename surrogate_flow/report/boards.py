@@ -25,9 +25,7 @@ from pytorch_lightning.loggers import (
 from pytorch_lightning.trainer.states import TrainerFn
 
 from surrogate_flow.data.module import RunCallback, Status
-from surrogate_flow.fields.quantities import (
-    in_units,
-)
+from surrogate_flow.fields.quantities import in_units
 from surrogate_flow.fields.thinning import SURROGATE, cells_of, variables_of
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.monitor import telemetry

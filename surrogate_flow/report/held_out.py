@@ -14,9 +14,7 @@ import xarray as xr
 from surrogate_flow.data.module import RunCallback, SurrogateData, data_of
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.names import apart
-from surrogate_flow.fields.quantities import (
-    attributes,
-)
+from surrogate_flow.fields.quantities import attributes
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.thinning import Thinning
 from surrogate_flow.files import leave, observing

@@ -23,9 +23,7 @@ import xarray as xr
 from surrogate_flow.data.module import RunCallback, Status, data_of
 from surrogate_flow.fields.conventions import masked
 from surrogate_flow.fields.names import apart
-from surrogate_flow.fields.quantities import (
-    attributes,
-)
+from surrogate_flow.fields.quantities import attributes
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.thinning import SURROGATE, Thinning
 from surrogate_flow.files import observing, write_atomically

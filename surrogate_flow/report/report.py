@@ -20,10 +20,7 @@ from surrogate_flow.data.module import RunCallback, SurrogateData, data_of
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.conventions import about, for_files
 from surrogate_flow.fields.inputs import labelled_inputs
-from surrogate_flow.fields.quantities import (
-    counted,
-    in_units,
-)
+from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.files import leave, observing
 from surrogate_flow.report.console import print_lines
 from surrogate_flow.report.error_curve import BASELINES, ErrorCurve, baseline_error

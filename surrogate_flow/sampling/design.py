@@ -16,9 +16,7 @@ from jaxtyping import Float
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.parameter import Parameter, rounded
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.sampling.constraint import Accepted, Constraint
 from surrogate_flow.sampling.sampler import Observations, Sampler
 from surrogate_flow.sampling.sequences import Uniform

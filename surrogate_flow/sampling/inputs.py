@@ -15,9 +15,7 @@ from scipy import fft
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.fields.inputs import stacked_inputs
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.sampling.design import SEEDS, Design
 

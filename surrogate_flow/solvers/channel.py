@@ -23,9 +23,7 @@ import xarray as xr
 
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.names import nearest
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
 
 __all__ = ["INCLUDE", "VARIABLE", "Channel", "Reception", "StreamError"]

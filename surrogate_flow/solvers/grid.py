@@ -18,9 +18,7 @@ from jaxtyping import Float
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError, line_at
 from surrogate_flow.fields.inputs import stacked_inputs
-from surrogate_flow.fields.quantities import (
-    number,
-)
+from surrogate_flow.fields.quantities import number
 from surrogate_flow.solvers.solver import Run, Solver
 
 __all__ = ["GridSolver"]

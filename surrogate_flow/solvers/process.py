@@ -20,9 +20,7 @@ import numpy as np
 import xarray as xr
 
 from surrogate_flow.fields.encoder import SpecMismatch
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.solvers.channel import VARIABLE, Channel, Reception, StreamError
 from surrogate_flow.solvers.solver import Run, Solver

@@ -19,11 +19,7 @@ from jinja2.meta import find_undeclared_variables
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.parameter import Parameter
-from surrogate_flow.fields.quantities import (
-    Coordinate,
-    Variable,
-    number,
-)
+from surrogate_flow.fields.quantities import Coordinate, Variable, number
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.solvers.process import ProcessRun, ProcessSolver
 from surrogate_flow.solvers.solver import Run

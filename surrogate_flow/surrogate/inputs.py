@@ -21,10 +21,7 @@ from surrogate_flow.fields.errors import (
 from surrogate_flow.fields.inputs import inputs_in, stacked_inputs
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.parameter import apart
-from surrogate_flow.fields.quantities import (
-    counted,
-    numbers,
-)
+from surrogate_flow.fields.quantities import counted, numbers
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.table import read_table, units_apart
 from surrogate_flow.fields.window import Window

@@ -18,10 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from surrogate_flow.fields.errors import ArgumentError, UserError
-from surrogate_flow.fields.quantities import (
-    attributes,
-    counted,
-)
+from surrogate_flow.fields.quantities import attributes, counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.surrogate.inputs import (

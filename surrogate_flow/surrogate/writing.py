@@ -15,9 +15,7 @@ from zarr.codecs import ZstdCodec
 from surrogate_flow.dataset.layout import consolidate
 from surrogate_flow.fields.conventions import about, for_files, to_netcdf
 from surrogate_flow.fields.errors import ArgumentError, UserError
-from surrogate_flow.fields.quantities import (
-    described,
-)
+from surrogate_flow.fields.quantities import described
 from surrogate_flow.files import NETCDF
 from surrogate_flow.surrogate.inputs import SAMPLE
 from surrogate_flow.surrogate.prediction import Prediction

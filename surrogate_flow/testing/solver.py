@@ -18,9 +18,7 @@ from jaxtyping import Float32
 
 from surrogate_flow.fields.encoder import Encoder
 from surrogate_flow.fields.inputs import named_inputs, without_inputs
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.sampling import GaussianRandomField, Table, Uniform
 from surrogate_flow.solvers.solver import Run, Solver, datasets_of, spec_of

@@ -16,9 +16,7 @@ from surrogate_flow.cli.lightning import SurrogateCLI
 from surrogate_flow.cli.recipes import CommandLine, find_recipe, given_recipe
 from surrogate_flow.fields.inputs import named_inputs
 from surrogate_flow.fields.names import RecipeError, class_at
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.reservoir import Draw

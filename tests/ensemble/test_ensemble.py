@@ -36,9 +36,7 @@ from surrogate_flow.ensemble.placement import Place, Placement
 from surrogate_flow.ensemble.task import on_workers
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.stream import Discard, Inlet
 
 PATIENCE = 150.0  # seconds, for machines that do other things too

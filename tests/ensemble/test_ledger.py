@@ -9,9 +9,7 @@ import pytest
 
 from surrogate_flow.ensemble.ledger import Ledger, SimulationState
 from surrogate_flow.fields.int_set import IntSet
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 
 
 def simulation(number):

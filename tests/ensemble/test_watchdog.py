@@ -15,9 +15,7 @@ from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.ensemble.attempt import run
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import SimulationState
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 
 LIMIT = 4.0  # seconds without a step
 # Steps of a slow simulation, together longer than the limit; each may take nine times as

@@ -25,9 +25,7 @@ from surrogate_flow.ensemble.deaths import Recorder, Reporter, dask_is_quiet
 from surrogate_flow.ensemble.placement import Placement
 from surrogate_flow.ensemble.task import SetupError, Task, on_workers
 from surrogate_flow.fields.encoder import SpecMismatch
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.solvers import HeatPlate
 from surrogate_flow.solvers.solver import Stopped
 from surrogate_flow.stream import Inlet

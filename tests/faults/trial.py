@@ -23,9 +23,7 @@ from surrogate_flow.ensemble.ledger import RecordingSink, SimulationState
 from surrogate_flow.ensemble.placement import Placement
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import PendingBatches, Store
 from surrogate_flow.stream import Inlet, StreamError, Timing

@@ -5,9 +5,7 @@ import pytest
 import xarray as xr
 
 from surrogate_flow.fields.errors import ArgumentError
-from surrogate_flow.fields.quantities import (
-    Simulation,
-)
+from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Variable
 from surrogate_flow.sampling import FieldsFromFile, FourierModes, GaussianRandomField
 from surrogate_flow.solvers import BurgersFromState, Darcy

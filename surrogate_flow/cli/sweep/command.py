@@ -31,9 +31,7 @@ from surrogate_flow.cli.sweep.page import sweep_page
 from surrogate_flow.cli.sweep.places import Place, place_of
 from surrogate_flow.cli.sweep.recipe import SweepRecipe
 from surrogate_flow.fields.names import RecipeError, closest, nearest
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.files import leave, write_text
 from surrogate_flow.report.console import print_lines, show_logs, the_console
 from surrogate_flow.report.folder.run_folder import REPORT, RunFolder

@@ -26,9 +26,7 @@ from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.sharing import SharedStudy
 from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.files import last_line, observing
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.run_folder import INTERRUPTED, RunFolder

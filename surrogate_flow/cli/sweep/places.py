@@ -33,9 +33,7 @@ from surrogate_flow.cluster.batch.batch_queue import (
     queue_of,
 )
 from surrogate_flow.cluster.batch.job import output_of
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.folder.run_folder import RunFolder
 
 __all__ = ["Here", "Jobs", "Place", "Refused", "place_of"]

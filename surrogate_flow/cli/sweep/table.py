@@ -18,9 +18,7 @@ from surrogate_flow.cli.sweep.folder import SweepFolder
 from surrogate_flow.cli.sweep.recipe import SEED
 from surrogate_flow.cli.sweep.trial import TrialRow
 from surrogate_flow.dataset import Archive, ArchiveError
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.folder.words import percent, seconds
 
 __all__ = [

@@ -14,9 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.folder.tables import of_last_process, while_training
 from surrogate_flow.report.folder.words import arguments, python_path
 

@@ -8,9 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.folder.cost import RunCost
 from surrogate_flow.report.folder.run_folder import RunFolder, RunSummary
 from surrogate_flow.report.folder.words import (

@@ -12,10 +12,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 
-from surrogate_flow.fields.quantities import (
-    counted,
-    in_units,
-)
+from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.fields.thinning import SURROGATE, cells_of, variables_of
 from surrogate_flow.report.folder.words import percent
 from surrogate_flow.report.pictures.drawing import Row, draw, flat, titled

@@ -11,9 +11,7 @@ import yaml
 
 from surrogate_flow.fields.conventions import without_secrets
 from surrogate_flow.fields.errors import kind_of
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.folder.commands import (
     bounds_of,
     logarithmic,

@@ -17,9 +17,7 @@ from bokeh.models import (
 from bokeh.palettes import Inferno256, RdBu11, interp_palette
 from jaxtyping import Float, Int
 
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.thinning import SURROGATE, cells_of
 from surrogate_flow.report.live.series import BLUE, GREY, ORANGE, panel, tidy
 from surrogate_flow.report.live.state import LiveState

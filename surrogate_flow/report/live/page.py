@@ -24,9 +24,7 @@ from bokeh.themes import Theme
 from jinja2 import Environment
 
 from surrogate_flow.fields.errors import kind_of
-from surrogate_flow.fields.quantities import (
-    counted,
-)
+from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.thinning import variables_of
 from surrogate_flow.report.live.field import NewestField
 from surrogate_flow.report.live.parameters import Parameters

@@ -12,9 +12,7 @@ import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from surrogate_flow.fields.quantities import (
-    in_units,
-)
+from surrogate_flow.fields.quantities import in_units
 from surrogate_flow.report.pictures.axes import across_up_and_cut
 
 __all__ = ["Row", "draw", "flat", "titled"]

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surrogate_flow.fields.errors import ArgumentError
-from surrogate_flow.fields.quantities import (
-    named,
-)
+from surrogate_flow.fields.quantities import named
 from surrogate_flow.fields.table import read_table
 from surrogate_flow.solvers.stored.run import StoredRun, quantity
 
