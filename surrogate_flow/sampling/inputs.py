@@ -18,6 +18,7 @@ from surrogate_flow.fields.inputs import stacked_inputs
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.sampling.design import SEEDS, Design
+from surrogate_flow.sampling.sampler import checked_seed
 
 __all__ = [
     "FieldsFromFile",
@@ -55,10 +56,7 @@ class InputSampler(ABC):
     count: int | None = None
 
     def __init__(self, seed: int = 0) -> None:
-        if seed < 0 or seed != int(seed):
-            name = type(self).__name__
-            raise ArgumentError(f"{name}: seed", "a whole number >= 0", seed)
-        self.seed = int(seed)
+        self.seed = checked_seed(seed, self)
 
     @abstractmethod
     def draw(

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.parameter import Parameter
 
-__all__ = ["BlockSampler", "Observations", "Sampler"]
+__all__ = ["BlockSampler", "Observations", "Sampler", "checked_seed"]
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,7 @@ class Sampler(ABC):
     count: int | None = None
 
     def __init__(self, seed: int = 0) -> None:
-        if seed < 0 or seed != int(seed):
-            name = type(self).__name__
-            raise ArgumentError(f"{name}: seed", "a whole number >= 0", seed)
-        self.seed = int(seed)
+        self.seed = checked_seed(seed, self)
 
     @abstractmethod
     def ask(
@@ -174,3 +171,17 @@ class BlockSampler(Sampler):
         unit = np.concatenate([none, *blocks])[skip : skip + count]
         columns = [p.at(share) for p, share in zip(bounds, unit.T, strict=True)]
         return np.column_stack(columns)
+
+
+def checked_seed(seed: int, of: object) -> int:
+    """Return the seed of an object, or refuse it.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not a whole number >= 0.
+    """
+    if seed < 0 or seed != int(seed):
+        name = type(of).__name__
+        raise ArgumentError(f"{name}: seed", "a whole number >= 0", seed)
+    return int(seed)
