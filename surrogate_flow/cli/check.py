@@ -56,12 +56,13 @@ def run(words: Sequence[str]) -> None:
             "check needs the import path of a class first, such as my_module.MySolver."
         )
     given, *options = words
-    path, arguments, data = _named(given)
+    path, arguments, data, capacity = _named(given)
     kind = class_at(path)
     if isinstance(kind, type) and issubclass(kind, Solver):
         make = _maker(path, kind, [*arguments, *options])
         solver = _built(make)
-        _show(given, lambda: check_solver(solver), partial(_figures, solver))
+        figures = partial(_figures, solver, capacity)
+        _show(given, lambda: check_solver(solver), figures)
         print(
             f"Next: surrogate-flow plan {data} --model fully_connected"
             "    # the dry run of a study"
@@ -73,10 +74,11 @@ def run(words: Sequence[str]) -> None:
         _check_with_torch(path, kind, options)
 
 
-def _named(given: str) -> tuple[str, list[str], str]:
+def _named(given: str) -> tuple[str, list[str], str, int | str]:
     """Return the class that is named, its arguments in a recipe, and how fit names it.
 
-    It may be a class path, FILE.py:CLASS, a recipe, or the name of a shipped one.
+    Last, the capacity of the reservoir. It may be a class path, FILE.py:CLASS, a
+    recipe, or the name of a shipped one.
     """
     file, _, name = given.partition(":")
     if file.endswith(".py") and name:
@@ -86,10 +88,11 @@ def _named(given: str) -> tuple[str, list[str], str]:
         if folder not in sys.path:
             sys.path.insert(0, folder)
         path = f"{Path(file).stem}.{name}"
-        return path, [], f"--data.solver {path}"
+        return path, [], f"--data.solver {path}", _CAPACITY
     if not given.endswith((".yaml", ".yml")) and given not in shipped("workflows"):
-        return given, [], f"--data.solver {given}"
-    solver = read_recipe(find_recipe("workflows", given)).get("solver")
+        return given, [], f"--data.solver {given}", _CAPACITY
+    recipe = read_recipe(find_recipe("workflows", given))
+    solver, policy = recipe.get("solver"), recipe.get("reservoir")
     if solver is None:
         raise RecipeError(f"{given}: expected a solver, got none in this recipe.")
     solver = {"class_path": solver} if isinstance(solver, str) else solver
@@ -97,10 +100,12 @@ def _named(given: str) -> tuple[str, list[str], str]:
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in solver.get("init_args", {}).items()
     ]
-    return solver["class_path"], words, f"--data {given}"
+    settings = policy.get("init_args") if isinstance(policy, dict) else None
+    capacity = (settings or {}).get("capacity", _CAPACITY)
+    return solver["class_path"], words, f"--data {given}", capacity
 
 
-def _figures(solver: Solver, laws: Laws) -> Iterator[str]:
+def _figures(solver: Solver, capacity: int | str, laws: Laws) -> Iterator[str]:
     """Yield how fast a solver is, and what its steps take."""
     spec = solver.spec
     yield f"{laws.pace:,.3g} steps/s on this machine, from parameters to arrays"
@@ -109,10 +114,12 @@ def _figures(solver: Solver, laws: Laws) -> Iterator[str]:
         f"{format_bytes(step)} a step, {format_bytes(step * spec.steps)} a simulation "
         f"of {counted(spec.steps, 'step')}"
     )
-    yield (
-        f"{format_bytes(_CAPACITY * step)} for a reservoir of {_CAPACITY:,} steps, the "
-        "default"
-    )
+    if isinstance(capacity, int):
+        of = ", the default" if capacity == _CAPACITY else ""
+        size = format_bytes(capacity * step)
+        yield f"{size} for a reservoir of {capacity:,} steps{of}"
+    else:
+        yield f"a reservoir of {capacity}, at most"
 
 
 def _check_with_torch(path: str, kind: Any, options: Sequence[str]) -> None:

@@ -23,6 +23,8 @@ __all__ = [
 
 
 _PACKAGE = str(Path(__file__).parents[1])
+# Two full stops, where a message of others ends a sentence of ours.
+_TWICE = re.compile(r"(?<!\.)\.\.(?=\s|$)")
 _DIFFERS = re.compile(r"\S*[\d/\\]\S*")
 
 
@@ -45,6 +47,8 @@ class UserError(Exception):
     --------
     >>> print(UserError("data.batch_size", "at least 1", 0, "Raise it."))
     data.batch_size: expected at least 1, got 0. Raise it.
+    >>> print(UserError("load failed: ValueError: no such file.."))
+    load failed: ValueError: no such file.
     """
 
     #: Of the command that ends with it.
@@ -60,7 +64,7 @@ class UserError(Exception):
         text = what
         if expected is not None:
             text = f"{what.rstrip('.:')}: expected {expected}, got {got}."
-        super().__init__(f"{text} {remedy}".rstrip())
+        super().__init__(_TWICE.sub(".", f"{text} {remedy}".rstrip()))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
         # Rebuilt from its text: workers send these errors to the trainer.

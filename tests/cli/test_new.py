@@ -88,3 +88,5 @@ def test_the_solver_of_a_recipe_is_checked(capsys):
     assert "64 B a step, 320 B a simulation of 5 steps" in shown
     assert "375.00 kiB for a reservoir of 6,000 steps" in shown
     assert "plan --data heat2d" in shown
+    main(["check", "lorenz", "--steps", "5"])
+    assert "1.14 MiB for a reservoir of 100,000 steps\n" in capsys.readouterr().out
