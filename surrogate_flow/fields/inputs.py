@@ -16,6 +16,7 @@ from surrogate_flow.fields.quantities import described
 from surrogate_flow.fields.spec import FieldSpec
 
 __all__ = [
+    "arrays_in",
     "inputs_in",
     "labelled_inputs",
     "named_inputs",
@@ -91,6 +92,13 @@ def inputs_in(
 
     Their dims may come in any order; points are put right by their coordinates.
     """
+    return stacked_inputs(spec, arrays_in(spec, dataset, who), who)
+
+
+def arrays_in(
+    spec: FieldSpec, dataset: xr.Dataset, who: str
+) -> dict[str, Float[np.ndarray, " *space"]]:
+    """Return the input fields that a dataset has, by name, put right."""
     given = {}
     for name in (v.name for v in spec.inputs):
         if name not in dataset.data_vars:
@@ -107,7 +115,7 @@ def inputs_in(
         raise ArgumentError(f"{who}: {error}") from error
     for axis, order in orders:
         given = {name: values.take(order, axis) for name, values in given.items()}
-    return stacked_inputs(spec, given, who)
+    return given
 
 
 def without_inputs(dataset: xr.Dataset, spec: FieldSpec) -> xr.Dataset:

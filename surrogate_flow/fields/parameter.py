@@ -125,6 +125,11 @@ class Parameter:
             expected = "two or more different words without blanks"
             remedy = "A number may be written as text: '10'."
             raise self._wrong("choices", expected, given, remedy)
+        for k, word in _by_number(words).items():
+            if k in range(len(words)) and words.index(word) != k:
+                expected = f"words that are no index of another choice, as {word} is"
+                remedy = f"Write order{word}, for example."
+                raise self._wrong("choices", expected, given, remedy)
         last = float(len(words) - 1)
         object.__setattr__(self, "choices", words)
         object.__setattr__(self, "whole", True)
@@ -211,6 +216,8 @@ class Parameter:
         if isinstance(given, str) and given in self.choices:
             return float(self.choices.index(given))
         with suppress(TypeError, ValueError):
+            if word := _by_number(self.choices).get(float(given)):
+                return float(self.choices.index(word))
             if float(given) in range(len(self.choices)):
                 return float(given)
         hint = nearest(str(given), self.choices)
@@ -235,6 +242,15 @@ class Parameter:
         if self.std is not None:
             words += f", normal ({self.mean:.6g} ± {self.std:.6g})"
         return words + ", log-uniform" * self.log
+
+
+def _by_number(words: Sequence[str]) -> dict[float, str]:
+    """Return the words that are numbers, as a table's column of them is read."""
+    found = {}
+    for word in words:
+        with suppress(ValueError):
+            found[float(word)] = word
+    return found
 
 
 def arguments(bounds: Sequence[Parameter], point: Iterable[float]) -> dict[str, Any]:

@@ -149,7 +149,8 @@ def _steps(capacity: int | str, spec: FieldSpec) -> tuple[int, str]:
         try:
             if capacity.strip().isdigit():
                 raise ValueError("of what?")
-            steps = parse_bytes(capacity) // spec.step_bytes
+            # The steps may each be of another simulation, with its input fields.
+            steps = parse_bytes(capacity) // (spec.step_bytes + spec.input_bytes)
         except ValueError as error:
             expected = "a number of steps, or a size with its unit"
             remedy = "Write 6000, '500 MB' or '2 GiB', for example."

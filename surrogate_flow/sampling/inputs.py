@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32
 from scipy import fft
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
-from surrogate_flow.fields.inputs import stacked_inputs
+from surrogate_flow.fields.inputs import arrays_in, stacked_inputs
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.sampling.design import SEEDS, Design
@@ -402,8 +402,11 @@ class FieldsFromFile(InputSampler):
         """How many simulations have fields in the file."""
         if isinstance(self._file, np.ndarray):
             return len(self._file) if self._file.ndim else 0
-        found = [v.shape[0] for v in self._file.data_vars.values() if v.ndim]
-        return min(found, default=0)
+        dims = [v.dims for v in self._file.data_vars.values() if v.ndim]
+        along = {dim for _, *inside in dims for dim in inside}
+        # Of a field: bounds of cells begin with a dim of the grid.
+        first = {first for first, *_ in dims} - along
+        return min((self._file.sizes[dim] for dim in first), default=0)
 
     def require(self, spec: FieldSpec) -> None:
         """Refuse a file of other fields."""
@@ -433,4 +436,7 @@ class FieldsFromFile(InputSampler):
                 f"the variable {missing[0]!r}",
                 sorted(map(str, self._file.data_vars)) or "none",
             )
-        return np.stack([self._file[name][number].values for name in names])
+        first = {self._file[name].dims[0]: number for name in names}
+        dataset = self._file[names].isel(first)
+        fields = arrays_in(spec, dataset, f"FieldsFromFile: {self.path}")
+        return np.stack([fields[name] for name in names])

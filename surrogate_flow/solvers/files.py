@@ -109,7 +109,7 @@ class OutputFiles:
         while step < spec.steps:
             path = self._next(run, spec, taken, step)
             try:
-                dataset = self._dataset(path, spec, step)
+                dataset = self._dataset(path, spec)
             except (ProcessError, MissingPackageError):
                 raise
             except Exception as error:  # of any type, by the libraries that read
@@ -118,6 +118,10 @@ class OutputFiles:
                     f"{path.name} cannot be read as {self.format} "
                     f"({type(error).__name__}: {said})."
                 ) from error
+            if "time" not in dataset.dims:  # then their order alone says which it is
+                dataset = dataset.expand_dims(time=[spec.times[step]])
+                if step == spec.steps - 1:
+                    self._require_last(run.folder, taken, spec)
             step += dataset.sizes["time"]
             yield dataset
             if self.remove:
@@ -139,15 +143,20 @@ class OutputFiles:
             return bool(found) and (ended or early or len(found) > 1)
 
         run.wait(whole)
-        path, *more = found
-        if more and self.format != "netcdf" and step == spec.steps - 1:
+        path = next(iter(found))
+        taken[path] = found[path]
+        return path
+
+    def _require_last(
+        self, folder: Path, taken: dict[Path, float], spec: FieldSpec
+    ) -> None:
+        """Refuse more files than steps."""
+        if more := [*self._after(folder, taken, spec)]:
             raise ProcessError(
                 f"Expected {spec.steps} files {self.pattern}, one for each step, got "
                 f"{more[0].name} as well. If the first is the initial state, add its "
                 "time to the spec."
             )
-        taken[path] = found[path]
-        return path
 
     def _after(
         self, folder: Path, taken: dict[Path, float], spec: FieldSpec
@@ -170,10 +179,11 @@ class OutputFiles:
                 )
         return {path: number for number, path in numbers}
 
-    def _dataset(self, path: Path, spec: FieldSpec, step: int) -> xr.Dataset:
+    def _dataset(self, path: Path, spec: FieldSpec) -> xr.Dataset:
+        """Return the content of a file; without a time, if the file has none."""
         content = _READ[self.format](path, self)
         if isinstance(content, np.ndarray):
-            return _of_array(path, content, spec, step)
+            return _of_array(path, content, spec)
         if isinstance(content, xr.Dataset):
             known = {*content.variables, *content.dims}
             names = {k: v for k, v in self.names.items() if k in known}
@@ -189,13 +199,11 @@ class OutputFiles:
                     f"{path.name}: there is no variable {name!r}. {near}"
                 )
         dataset = dataset[[*wanted, *(c for c in dataset.coords if c != "time")]]
-        if "time" not in dataset.dims:
-            time = spec.times[step]
-            if self.format == "openfoam":
-                time = float(path.name)
-            dataset = dataset.drop_vars("time", errors="ignore").expand_dims(
-                time=[time]
-            )
+        if "time" in dataset.dims:
+            return dataset
+        dataset = dataset.drop_vars("time", errors="ignore")
+        if self.format == "openfoam":
+            return dataset.expand_dims(time=[float(path.name)])
         return dataset
 
 
@@ -210,7 +218,7 @@ def _number_of(path: Path) -> float:
     return float(numbers[-1])
 
 
-def _of_array(path: Path, array: np.ndarray, spec: FieldSpec, step: int) -> xr.Dataset:
+def _of_array(path: Path, array: np.ndarray, spec: FieldSpec) -> xr.Dataset:
     if array.ndim == 1 and array.size == math.prod(spec.step_shape):
         array = array.reshape(spec.step_shape)
     if len(spec.variables) == 1 and array.shape == spec.shape:
@@ -222,10 +230,9 @@ def _of_array(path: Path, array: np.ndarray, spec: FieldSpec, step: int) -> xr.D
         )
     return xr.Dataset(
         {
-            v.name: (("time", *spec.dims), values[None])
+            v.name: (spec.dims, values)
             for v, values in zip(spec.variables, array, strict=True)
-        },
-        {"time": [spec.times[step]]},
+        }
     )
 
 
@@ -234,13 +241,19 @@ def _of_columns(
 ) -> xr.Dataset:
     """Return columns, each with a row for each point, on the grid."""
     names = [v.name for v in spec.variables if v.name in columns]
-    wanted = {name: columns[name] for name in names}
-    count = max((len(c) for c in columns.values()), default=0)
-    if count != math.prod(spec.shape):
-        raise ProcessError(
-            f"{path.name}: expected {math.prod(spec.shape)} points, "
-            f"{' x '.join(map(str, spec.shape)) or 'one'}, got {count}."
-        )
+    points = math.prod(spec.shape)
+    # One number is a field that is the same everywhere.
+    wanted = {
+        n: np.broadcast_to(c, points) if c.ndim == 0 else c
+        for n, c in ((n, columns[n]) for n in names)
+    }
+    for name, column in wanted.items():
+        if column.shape not in ((points,), spec.shape):
+            got = " x ".join(map(str, column.shape))
+            raise ProcessError(
+                f"{path.name}: {name}: expected {points} points, "
+                f"{' x '.join(map(str, spec.shape)) or 'one'}, got {got}."
+            )
     if len(spec.dims) > 1 and {*spec.dims} <= {*columns}:
         frame = pd.DataFrame({**{d: columns[d] for d in spec.dims}, **wanted})
         placed: xr.Dataset = frame.set_index([*spec.dims]).to_xarray()
@@ -263,7 +276,7 @@ def _npy(path: Path, _: OutputFiles) -> Any:
     if isinstance(loaded, np.ndarray):
         return loaded
     with loaded:
-        return {name: loaded[name].ravel() for name in loaded.files}
+        return {name: loaded[name] for name in loaded.files}
 
 
 def _raw(path: Path, reader: OutputFiles) -> np.ndarray:
@@ -317,12 +330,19 @@ def _vtk(path: Path, _: OutputFiles) -> dict[str, np.ndarray]:
 
 
 def _openfoam(path: Path, _: OutputFiles) -> dict[str, np.ndarray]:
-    fields, file = {}, _imported("foamlib").FoamFieldFile
+    columns, opened = dict[str, np.ndarray](), _imported("foamlib").FoamFieldFile
     for entry in sorted(path.iterdir()):
-        if entry.is_file():
-            name = entry.name.removesuffix(".gz")
-            fields[name] = np.asarray(file(entry).internal_field)
-    return _components(fields)
+        if not entry.is_file():
+            continue
+        file, name = opened(entry), entry.name.removesuffix(".gz")
+        values = np.asarray(file.internal_field)
+        if values.ndim == 0 or (values.ndim == 1 and "Scalar" not in file.class_):
+            # A uniform field: one number, or one for each component.
+            parts = _components({name: values[None]})
+            columns |= {n: np.asarray(v).reshape(()) for n, v in parts.items()}
+        else:
+            columns |= _components({name: values})
+    return columns
 
 
 def _components(named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

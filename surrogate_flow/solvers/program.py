@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 import yaml
 from jinja2.meta import find_undeclared_variables
+from jinja2.sandbox import SandboxedEnvironment
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.fields.names import nearest
@@ -28,7 +29,8 @@ __all__ = ["Program", "Reader"]
 
 _OF_RUNS = ("cores", "simulation", "first_step", "folder")
 _EVEN = {"first", "step", "count"}
-_JINJA = jinja2.Environment(
+# Templates are input decks, which come from others.
+_JINJA = SandboxedEnvironment(
     undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
 )
 
@@ -88,7 +90,13 @@ class Program(ProcessSolver):
         super().__init__(timeout)
         self._spec = _read_spec(spec)
         self.reader = reader
-        words = shlex.split(command) if isinstance(command, str) else [*command]
+        try:
+            words = shlex.split(command) if isinstance(command, str) else [*command]
+        except ValueError as error:
+            got = f"{command!r} ({error})"
+            raise ArgumentError(
+                "Program: command", "words as a shell has them", got
+            ) from error
         if not words:
             raise ArgumentError("Program: command", "a program", "nothing")
         first = str(words[0])
@@ -252,8 +260,10 @@ def _read_spec(given: FieldSpec | Mapping[str, Any] | Path) -> FieldSpec:
         ("coordinates", Coordinate),
     ):
         entries = plain.get(name, [])
-        if isinstance(entries, Sequence) and not isinstance(entries, str):
-            plain[name] = [_known(e, kind, f"spec: {name}") for e in entries]
+        if not isinstance(entries, Sequence) or isinstance(entries, str):
+            expected = f"a list, of the fields of a {kind.__name__} each"
+            raise ArgumentError(f"Program: spec: {name}", expected, repr(entries))
+        plain[name] = [_known(e, kind, f"spec: {name}") for e in entries]
     axes = [(plain, "times", "spec: times")]
     for c in plain.get("coordinates", []):
         axes.append((c, "values", f"spec: coordinate {c.get('name')}"))

@@ -157,7 +157,14 @@ class Replay(Solver):
                 f"{dict(run.parameters)}: it has stored runs alone. Leave data.sampler "
                 "and data.held_out_sampler out."
             )
-        return run.simulation if run.simulation in rows else int(rows[0])
+        if run.simulation in rows:
+            return run.simulation
+        if run.simulation >= len(self._points) and len(rows) > 1:
+            raise ArgumentError(
+                f"Replay: expected one of the {len(self._points)} stored runs, got "
+                f"simulation {run.simulation}."
+            )
+        return int(rows[0])
 
 
 def _joined(names: str | Sequence[str]) -> str:

@@ -350,15 +350,24 @@ def checked_inputs(
             return inputs_in(spec, inputs, "predict: inputs")[None]
         parts = [inputs.isel({SAMPLE: k}) for k in range(inputs.sizes[SAMPLE])]
         return np.stack([inputs_in(spec, part, "predict: inputs") for part in parts])
-    arrays = {name: np.asarray(values) for name, values in inputs.items()}
-    several = [a for a in arrays.values() if a.ndim > len(spec.dims)]
+    arrays = {name: np.asarray(_ordered(spec, u)) for name, u in inputs.items()}
+    several = {n: len(a) for n, a in arrays.items() if a.ndim > len(spec.dims)}
     if not several:
         return stacked_inputs(spec, arrays, "predict: inputs")[None]
+    if len({*several.values()}) > 1:
+        raise ArgumentError("predict: inputs", "as many fields of each", several)
     rows = [
         {n: a[k] if a.ndim > len(spec.dims) else a for n, a in arrays.items()}
-        for k in range(min(map(len, several)))
+        for k in range(next(iter(several.values())))
     ]
     return np.stack([stacked_inputs(spec, row, "predict: inputs") for row in rows])
+
+
+def _ordered(spec: FieldSpec, field: Any) -> Any:
+    """Return a DataArray along the dims of the spec, after others; or what it is."""
+    if isinstance(field, xr.DataArray) and {*spec.dims} <= {*field.dims}:
+        return field.transpose(..., *spec.dims)
+    return field
 
 
 def _first(spec: FieldSpec, history: xr.Dataset) -> int:

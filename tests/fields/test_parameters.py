@@ -126,6 +126,12 @@ def test_a_table_has_words_and_components(tmp_path: Path) -> None:
     frame = units_apart(table._rows)
     assert "force[0]" in frame
     assert frame.attrs["units"] == {"speed": "m/s"}
+    # A table reads these as numbers.
+    order = Parameter("speed", choices=("7", "1e1", "5"))
+    (tmp_path / "runs.csv").write_text("speed\n10\n5\n7\n")
+    table = Table(tmp_path / "runs.csv", shuffle=False)
+    assert table.ask(0, 3, [order])[:, 0].tolist() == [1, 2, 0]
+    assert order.number("7") == 0
     (tmp_path / "runs.csv").write_text(text.replace("copper", "coper"))
     with pytest.raises(ArgumentError, match=r"line 2.*coper.*copper"):
         Table(tmp_path / "runs.csv").ask(0, 2, bounds)
@@ -159,6 +165,7 @@ def test_a_spec_goes_through_plain_data() -> None:
         ({"choices": ("a", "a")}, "different"),
         ({"choices": ("stainless steel", "b")}, "without blanks"),
         ({"choices": (1, 2)}, "as text"),
+        ({"choices": ("1", "2", "3")}, "no index of another choice, as 1 is.*order1"),
         ({"low": 0, "high": 5, "choices": ("a", "b")}, "no bounds beside"),
         ({"low": 0, "high": 1, "size": -1}, "length of a vector"),
         ({}, "finite bounds"),

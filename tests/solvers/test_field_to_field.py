@@ -1,5 +1,7 @@
 """Darcy's flow and Burgers' equation: from a field to a field, and the samplers of fields."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -149,6 +151,8 @@ def test_fields_come_from_files(tmp_path, name):
     elif path.suffix == ".nc":
         dataset.to_netcdf(path)
     else:
+        # As files of models have them beside fields.
+        dataset["x_bounds"] = ("x", "end"), np.zeros((4, 2))
         dataset.to_zarr(path)
     sampler = FieldsFromFile(path)
     assert sampler.count == 3
@@ -156,3 +160,16 @@ def test_fields_come_from_files(tmp_path, name):
     np.testing.assert_array_equal(drawn(sampler, spec, 2), values[2])
     with pytest.raises(ArgumentError, match="fields for simulation 3, got those of 3"):
         drawn(sampler, spec, 3)
+
+
+def test_fields_of_files_are_put_right(tmp_path):
+    """Their dims in another order, and points that descend."""
+    spec = dataclasses.replace(
+        grid(3, 3), coordinates=(Coordinate("x", "x", (0.0, 1.0, 2.0)),)
+    )
+    values = np.arange(18.0).reshape(2, 3, 3)
+    other = xr.Dataset({"a": (("case", *spec.dims), values)}, {"x": [0, 1, 2]})
+    other = other.transpose("case", *spec.dims[::-1]).isel(x=slice(None, None, -1))
+    other.to_netcdf(tmp_path / "other.nc")
+    sampler = FieldsFromFile(tmp_path / "other.nc")
+    np.testing.assert_array_equal(drawn(sampler, spec, 1), values[1])

@@ -85,10 +85,11 @@ def openfoam(path, _, u):
     for name, kind, values in (
         ("pressure", "scalar", [f"{v:.9g}" for v in u[0].ravel()]),
         ("U", "vector", [f"({v:.9g} 0 0)" for v in u[1].ravel()]),
-        ("uniform", "scalar", None),
+        ("uniform", "scalar", "1"),
+        ("V", "vector", "(1 2 3)"),
     ):
-        inside = "uniform 1"
-        if values:
+        inside = f"uniform {values}"
+        if isinstance(values, list):
             lines = "\n".join(values)
             inside = f"nonuniform List<{kind}>\n{len(values)}\n(\n{lines}\n)"
         (path / name).parent.mkdir(exist_ok=True)
@@ -252,7 +253,7 @@ WRONG = {
     "touch u_1.txt u_2.txt": "u_1.txt cannot be read as csv",
     "echo 1 2 > u_a.txt; touch u_b.txt": "a number in the name of each file, got u_",
     "echo 'v w\n1 2\n3 4' > u_1.txt; touch u_2.txt": "u_1.txt: there is no variable 'u'",
-    "echo 'v u\n1 2' > u_1.txt; touch u_2.txt": "u_1.txt: expected 2 points, 2, got 1",
+    "echo 'v u\n1 2' > u_1.txt; touch u_2.txt": "u_1.txt: u: expected 2 points, 2, got 1",
 }
 
 
@@ -272,6 +273,41 @@ def test_a_foreign_binary_file_is_named(tmp_path):
         script = f"echo no such file > {name}; touch {name.replace('1', '2')}"
         with pytest.raises(ProcessError, match=said):
             wrote(tmp_path, script, "u_*" + Path(name).suffix, **options)
+
+
+def test_fields_that_are_the_same_everywhere(tmp_path):
+    """Of OpenFOAM: a number, or one for each component, for all points; also of 3."""
+    pytest.importorskip("foamlib")
+    variables = (Variable("uniform"), Variable("V_y"))
+    spec = FieldSpec(LINE.parameters, variables, ("x",), (3,), T[:1])
+    openfoam(tmp_path / f"{T[0]:g}", 0, truth(0))
+    reader = OutputFiles("*", format="openfoam")
+    run = Run({"rate": 1.0}, folder=tmp_path)
+    (got,) = Program("true", spec, reader=reader).start(run)
+    assert got["uniform"].values.tolist() == [[1, 1, 1]]
+    assert got["V_y"].values.tolist() == [[2, 2, 2]]
+
+
+def test_arrays_of_another_shape_are_refused(tmp_path):
+    """Of .npz, too, whose arrays have names."""
+    spec = FieldSpec(LINE.parameters, (Variable("u"),), ("y", "x"), (2, 3), T[:1])
+    np.savez(tmp_path / "u_1.npz", u=np.zeros((3, 2)))
+    run = Run({"rate": 1.0}, folder=tmp_path)
+    with pytest.raises(ProcessError, match="u: expected 6 points, 2 x 3, got 3 x 2"):
+        [*Program("true", spec, reader=OutputFiles("u_*.npz")).start(run)]
+
+
+def test_one_more_file_than_steps_is_refused_where_order_alone_tells(tmp_path):
+    """Of netCDF without times, too: the first may be the initial state."""
+    spec = FieldSpec(LINE.parameters, (Variable("u"),), ("x",), (2,), T)
+    run = Run({"rate": 1.0}, folder=tmp_path)
+    program = Program("true", spec, reader=OutputFiles("u_*.nc"))
+    for k in range(4):
+        xr.Dataset({"u": ("x", [k, k])}).to_netcdf(tmp_path / f"u_{k}.nc")
+    with pytest.raises(ProcessError, match=r"got u_3\.nc as well"):
+        [*program.start(run)]
+    (tmp_path / "u_3.nc").unlink()
+    assert [float(s["u"][0, 0]) for s in program.start(run)] == [0, 1, 2]
 
 
 def test_what_cannot_be_read_is_refused_before_anything_runs(monkeypatch):

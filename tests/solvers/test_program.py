@@ -101,6 +101,9 @@ def test_a_program_gets_what_its_recipe_says(case):
         ({"spec": "none.yaml"}, r"No file 'none.yaml' .*a spec in YAML"),
         ({"spec": {"dimms": ["x"]}}, r"spec: unknown 'dimms'\. Did you mean 'dims'"),
         ({"spec": {"variables": ["u"]}}, r"the fields of a Variable, got 'u'"),
+        ({"input": {"a": "evil.j2"}}, r"input a: SecurityError"),
+        ({"command": "./wave '{phase}"}, r"command: expected words as a shell"),
+        ({"spec": {"coordinates": 5}}, r"coordinates: expected a list.*got 5"),
         ({"spec": {"times": {"stop": 1.0}}}, r"spec: times: expected numbers, or \{fi"),
         (
             {"spec": {"times": {"step": 1, "count": 0.5}}},
@@ -116,6 +119,7 @@ def test_a_recipe_that_cannot_be_right_is_refused_before_a_program_runs(
     (case / "bad.j2").write_text("{% if %}")
     (case / "odd.j2").write_text("{{ phasee }}")
     (case / "sum.j2").write_text("{{ phase + 'a' }}")
+    (case / "evil.j2").write_text("{{ ''.__class__.__mro__ }}")
     with pytest.raises((ArgumentError, MissingFileError), match=said) as error:
         Program(**{"command": "./wave {phase}", "spec": SPEC, **wrong})
     assert "\n" not in str(error.value)

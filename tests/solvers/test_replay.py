@@ -96,7 +96,8 @@ def pdebench_groups(folder):
             file[f"{k:04d}/data"] = field(k, X, Y)[..., None].astype("f4")
             file[f"{k:04d}/grid/x"], file[f"{k:04d}/grid/y"] = X, Y
             file[f"{k:04d}/grid/t"] = T
-            text = f"name: swe\nsim:\n  seed: {k}\n  dam_radius: {radius}\n  xdim: 5\n"
+            text = f"name: swe\nsim: &a\n  seed: {k}\n  dam_radius: {radius}\n"
+            text += "  xdim: 5\n  again: *a\n"
             file[f"{k:04d}"].attrs["config"] = text
     return [field(k, X, Y)[:, None] for k in range(3)], radii
 

@@ -196,9 +196,13 @@ def _settings(text: Any) -> dict[str, float]:
     """Return the numbers of settings in YAML, by the last parts of their names."""
     found: dict[str, float] = {}
     pending: list[Any] = [yaml.load(str(text), yaml.CSafeLoader)]
+    seen = set[int]()  # which an anchor may lead to again
     while pending:
         inside = pending.pop()
-        for name, value in inside.items() if isinstance(inside, Mapping) else ():
+        if not isinstance(inside, Mapping) or id(inside) in seen:
+            continue
+        seen.add(id(inside))
+        for name, value in inside.items():
             pending.append(value)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 found[str(name)] = value
