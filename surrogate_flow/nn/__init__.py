@@ -15,6 +15,7 @@ your own.
 """
 
 from surrogate_flow.nn.channels import Channels
+from surrogate_flow.nn.deeponet import DeepONet
 from surrogate_flow.nn.fno import FNO
 from surrogate_flow.nn.fully_connected import FullyConnected
 from surrogate_flow.nn.message_passing import MessagePassingSolver
@@ -24,6 +25,7 @@ from surrogate_flow.nn.unet import UNet
 __all__ = [
     "FNO",
     "Channels",
+    "DeepONet",
     "FullyConnected",
     "MessagePassingSolver",
     "OnGrid",

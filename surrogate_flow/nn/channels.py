@@ -11,7 +11,7 @@ from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 
-__all__ = ["Channels"]
+__all__ = ["Channels", "scaled"]
 
 
 class Channels(nn.Module):
@@ -59,7 +59,7 @@ class Channels(nn.Module):
                 f"with {type(window).__name__}, which has no history: every point "
                 "would get the same value. Set positions=True, or use Autoregressive."
             )
-        axes = [_scaled(spec.axis(dim)) for dim in spec.dims]
+        axes = [scaled(spec.axis(dim)) for dim in spec.dims]
         grid = np.stack(np.meshgrid(*axes, indexing="ij"))[None].astype(np.float32)
         shown = torch.from_numpy(grid[:, : None if positions else 0])
         self.register_buffer("positions", shown, persistent=False)
@@ -105,7 +105,7 @@ def _require_grid(spec: FieldSpec, network: str) -> None:
         )
 
 
-def _scaled(axis: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
+def scaled(axis: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
     """Return positions from -1 to 1, or 0 if there is one."""
     half = (axis.max() - axis.min()) / 2
     return (axis - axis.min()) / half - 1 if half else np.zeros(len(axis))

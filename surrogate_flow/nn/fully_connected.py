@@ -15,7 +15,7 @@ from surrogate_flow.fields.names import subclass_at
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 
-__all__ = ["FullyConnected"]
+__all__ = ["FullyConnected", "layers"]
 
 
 class FullyConnected(nn.Module):
@@ -53,22 +53,12 @@ class FullyConnected(nn.Module):
         activation: str = "torch.nn.ReLU",
     ) -> None:
         super().__init__()
-        if not widths or min(widths) < 1:
-            raise ArgumentError(
-                f"FullyConnected: expected positive widths, got {list(widths)}. Give "
-                "one number for each hidden layer, such as [256, 256]."
-            )
-        sigma = subclass_at(activation, nn.Module, "activation of FullyConnected")
         self.shape = (window.outputs, *spec.step_shape)
         features = math.prod(spec.step_shape)
         seen = window.inputs * features + math.prod(spec.input_shape)
-        sizes = [len(spec.parameters) + 1 + seen, *widths]
-        layers = [
-            layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), sigma())
-        ]
-        self.layers = nn.Sequential(
-            *layers, nn.Linear(sizes[-1], window.outputs * features)
-        )
+        given = len(spec.parameters) + 1 + seen
+        self.layers = layers("FullyConnected", given, widths, activation)
+        self.layers.append(nn.Linear(widths[-1], window.outputs * features))
 
     def forward(
         self,
@@ -83,3 +73,19 @@ class FullyConnected(nn.Module):
             seen.append(inputs.flatten(1))
         out: Tensor = self.layers(torch.cat(seen, dim=1))
         return out.reshape(-1, *self.shape)
+
+
+def layers(
+    name: str, given: int, widths: Sequence[int], activation: str
+) -> nn.Sequential:
+    """Return hidden layers of these widths, each followed by σ; errors name `name`."""
+    if not widths or min(widths) < 1:
+        raise ArgumentError(
+            f"{name}: expected positive widths, got {list(widths)}. Give one number "
+            "for each hidden layer, such as [256, 256]."
+        )
+    sigma = subclass_at(activation, nn.Module, f"activation of {name}")
+    sizes = pairwise([given, *widths])
+    return nn.Sequential(
+        *(layer for a, b in sizes for layer in (nn.Linear(a, b), sigma()))
+    )

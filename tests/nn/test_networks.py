@@ -20,6 +20,7 @@ from surrogate_flow.fields.window import Direct, Window
 from surrogate_flow.nn import (
     FNO,
     Channels,
+    DeepONet,
     FullyConnected,
     MessagePassingSolver,
     OnGrid,
@@ -70,13 +71,14 @@ WINDOWS = [Direct(), History()]
 
 SMALL = {
     "fully connected": partial(FullyConnected, widths=(32,)),
+    "deeponet": partial(DeepONet, branch=(32,), trunk=(32, 16)),
     "fno": partial(FNO, modes=6, width=12, layers=2),
     "fno padded": partial(FNO, modes=6, width=12, layers=2, padding=0.2),
     "unet": partial(UNet, widths=(8, 12)),
     "unet circular": partial(UNet, widths=(8, 12), padding="circular"),
     "unet replicate": partial(UNet, widths=(8, 12), padding="replicate"),
 }
-ON_GRIDS = {name: make for name, make in SMALL.items() if name != "fully connected"}
+ON_GRIDS = {name: make for name, make in SMALL.items() if name[:2] in ("fn", "un")}
 
 
 def inputs_of(spec, window, batch=2):
@@ -100,10 +102,10 @@ def test_networks_obey_the_laws(make, spec, window):
 @pytest.mark.parametrize(
     "make",
     [
-        *(SMALL[name] for name in ("fully connected", "fno", "unet")),
+        *(SMALL[name] for name in ("fully connected", "deeponet", "fno", "unet")),
         partial(MessagePassingSolver, width=16, layers=2, neighbours=1),
     ],
-    ids=["fully connected", "fno", "unet", "message passing"],
+    ids=["fully connected", "deeponet", "fno", "unet", "message passing"],
 )
 def test_networks_take_input_fields(make, window):
     """Without any parameter, and as nodes, channels or numbers of a sample."""

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,14 @@ from surrogate_flow import Autoregressive, Direct, Surrogate
 from surrogate_flow.cli.app import main
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
-from surrogate_flow.nn import FNO, FullyConnected, MessagePassingSolver, OnGrid, UNet
+from surrogate_flow.nn import (
+    FNO,
+    DeepONet,
+    FullyConnected,
+    MessagePassingSolver,
+    OnGrid,
+    UNet,
+)
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.export import Exported, export
 
@@ -67,6 +75,7 @@ INPUTS = (Variable("a", "1/m"), Variable("p", "Pa", offset=1e5))
 STEP, BUNDLE = Autoregressive(), Autoregressive(inputs=2, outputs=3)
 SMALL = partial(FullyConnected, widths=(8,))
 FOURIER = partial(FNO, modes=3, width=4, layers=1)
+SENSORS = partial(DeepONet, branch=(8,), trunk=(8, 4))
 LEVELS = partial(UNet, widths=(2, 4))
 NODES = partial(MessagePassingSolver, width=8, layers=1)
 ANY = partial(OnGrid, module="torch.nn.Conv2d", arguments={"kernel_size": 1})
@@ -76,6 +85,12 @@ CASES = {
     "fno, 1D, padded": (partial(FOURIER, padding=0.2), LINE, BUNDLE),
     "fno, 2D": (FOURIER, PLANE, Direct()),
     "fno, of input fields": (FOURIER, spec_of(6, 5, inputs=INPUTS), STEP),
+    "deeponet, at one time": (
+        SENSORS,
+        replace(spec_of(6, 5, inputs=INPUTS), times=(1.0,)),
+        Direct(),
+    ),
+    "deeponet": (SENSORS, MESH, STEP),
     "fno, 3D": (FOURIER, SPACE, Direct()),
     "unet, 2D, periodic": (partial(LEVELS, padding="circular"), PLANE, Direct()),
     "message passing": (NODES, MESH, BUNDLE),
@@ -165,7 +180,8 @@ def test_a_file_predicts_what_the_surrogate_does(case, format, tmp_path):
             )
         else:
             times = inputs["time"][number : number + 1]
-            expected = surrogate.predict(row, times).isel(time=0)
+            fields_given = given[number] or None
+            expected = surrogate.predict(row, times, inputs=fields_given).isel(time=0)
         for v, entry in zip(spec.variables, described["outputs"], strict=True):
             assert (entry["name"], entry["units"]) == (v.name, v.units)
             assert entry["dtype"] == fields[v.name].dtype
