@@ -45,7 +45,8 @@ class PyPDE(GridSolver):
         the names of `Parameter`.
     bc : str or mapping
         Boundary conditions, as py-pde has them: ``{x: periodic, y: {derivative: 0}}``;
-        ``periodic`` for all by default. They know no parameters.
+        ``periodic`` for all by default. The text of a value or a derivative may name
+        parameters and the other coordinates: ``{x-: {value: wall}}``.
     steps : int
         Number of steps of a simulation; the initial state is not one.
     time_step : float
@@ -101,6 +102,10 @@ class PyPDE(GridSolver):
         self.grid = {axis: self._axis(axis, given) for axis, given in grid.items()}
         self.parameters = tuple(self._parameter(*item) for item in parameters.items())
         self.bc = bc if isinstance(bc, str) else dict(bc)
+        # Whether boundary conditions name parameters.
+        self._bound = (
+            _filled(self.bc, {p.name: 0.0 for p in self.parameters}) != self.bc
+        )
         self.units = dict(units or {})
         self.method = {**_METHOD, **(method or {})}
         if not grid or tuple(grid) != _AXES[: len(grid)]:
@@ -179,23 +184,68 @@ class PyPDE(GridSolver):
             for axis in self.grid
         ]
         bounds = [[low, high] for low, high, _ in self.grid.values()]
-        return pde.CartesianGrid(bounds, self.spec.shape, periodic=periodic)
+        shape = self.spec.shape
+        if self._bound and len(shape) == 1:
+            # In one dim py-pde cannot compile conditions that change: a second, of one
+            # cell, changes nothing else.
+            bounds, shape, periodic = [*bounds, [0, 1]], (*shape, 1), [*periodic, True]
+        return pde.CartesianGrid(bounds, shape, periodic=periodic)
 
     @cached_property
     def _equations(self) -> Any:
         pde = _import()
         rates = {**self.rhs, **dict.fromkeys(self._named, "0")}
-        return pde.PDE(rates, bc=self.bc)
+        return pde.PDE(rates, bc=self._boundaries[0] if self._bound else self.bc)
+
+    def _boundary(self, quantile: float) -> tuple[Any, list[Any]]:
+        """Return the conditions at all ends of all axes, together and each."""
+        return self._bounded({p.name: p.at(quantile) for p in self.spec.parameters})
+
+    def _bounded(self, parameters: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+        given = _filled(self.bc, parameters)
+        if len(self._grid.shape) > len(self.grid):
+            given = {**given, _AXES[1]: "periodic"}
+        conditions = self._grid.get_boundary_conditions(given)
+        return conditions, [end for axis in conditions for end in axis]
+
+    @cached_property
+    def _boundaries(self) -> tuple[Any, list[Any]]:
+        """Conditions whose compiled code reads the values of `_varying`."""
+        conditions, ends = self._boundary(0.5)
+        for k in self._varying:
+            ends[k].link_value(np.array(ends[k].value, dtype=np.float64))
+        return conditions, ends
+
+    @cached_property
+    def _varying(self) -> list[int]:
+        """Numbers of the ends whose value depends on parameters."""
+
+        def same(name: str) -> bool:
+            return np.array_equal(getattr(one, name, 0), getattr(other, name, 0))
+
+        varying: list[int] = []
+        pairs = zip(self._boundary(0.3)[1], self._boundary(0.7)[1], strict=True)
+        for k, (one, other) in enumerate(pairs):
+            if not same("value"):
+                varying.append(k)
+                one.value = other.value
+            if str(one) != str(other) or not same("const"):
+                raise self._wrong(
+                    "bc", "parameters in values and derivatives alone", self.bc
+                )
+        return varying
 
     def _try(self) -> None:
         """Refuse texts that py-pde cannot read, before anything is compiled."""
         pde = _import()
         try:
-            self._grid.get_boundary_conditions(self.bc)
+            self._boundary(0.5)
         except Exception as error:  # of any type: texts are evaluated
             raise self._wrong(
                 "bc", "boundary conditions of py-pde", self.bc, _said(error)
             ) from error
+        if self._bound:
+            self._varying  # noqa: B018 - it refuses, too
         names = [*self.rhs, *self._named, *self.grid, "t"]
         try:
             texts = self._equations.expressions
@@ -292,10 +342,28 @@ class PyPDE(GridSolver):
         """Yield the cell averages of each step; see `GridSolver.fields`."""
         solver, advance, first = self._stepper
         state = self._state(parameters)
+        if self._bound:
+            ends, given = self._boundaries[1], self._bounded(parameters)[1]
+            for k in self._varying:
+                ends[k].value[...] = given[k].value
         solver.info["dt"] = first  # which it has adapted to the simulation before
         for k in range(self.steps):
             advance(state, k * self.time_step, (k + 1) * self.time_step)
-            yield state.data[np.newaxis, : len(self.rhs)]
+            yield state.data[: len(self.rhs)].reshape(1, -1, *self.spec.shape)
+
+
+def _filled(given: Any, parameters: Mapping[str, Any]) -> Any:
+    """Return boundary conditions with numbers in the place of names of parameters."""
+    if isinstance(given, Mapping):
+        return {key: _filled(value, parameters) for key, value in given.items()}
+    if not isinstance(given, str):
+        return given
+
+    def number(name: re.Match[str]) -> str:
+        known = name[0] in parameters
+        return f"({float(parameters[name[0]])!r})" if known else name[0]
+
+    return re.sub(r"[^\W\d]\w*", number, given)
 
 
 def _said(error: BaseException) -> str:

@@ -15,9 +15,13 @@ from surrogate_flow.testing import check_solver
 pytest.importorskip("pde", reason="needs py-pde: pip install 'py-pde>=0.59'")
 SINE = {
     "rhs": {"u": "a * laplace(u)"},
-    "initial": {"u": "height * sin(pi * x)"},
-    "parameters": {"a": [0.1, 1.0], "height": {"low": 0.5, "high": 2.0, "log": True}},
-    "bc": {"x": {"value": 0}},
+    "initial": {"u": "wall + height * sin(pi * x)"},
+    "parameters": {
+        "a": [0.1, 1.0],
+        "height": {"low": 0.5, "high": 2.0, "log": True},
+        "wall": [-1.0, 1.0],
+    },
+    "bc": {"x": {"value": "wall"}},
     "units": {"u": "K", "x": "m", "time": "s", "a": "m2/s"},
     "steps": 3,
     "time_step": 0.02,
@@ -25,20 +29,21 @@ SINE = {
 
 
 def test_a_sine_diffuses_with_second_order():
-    """Against height * sin(πx) exp(-aπ²t), for two simulations of one compilation."""
+    """Against wall + height * sin(πx) exp(-aπ²t), two simulations of one compilation."""
     errors = {}
     for cells in (8, 16):
         solver = PyPDE(grid={"x": [0, 1, cells]}, method={"dt": 1e-3}, **SINE)
         solver.setup(1)
-        for a, height in ((0.3, 0.5), (1.0, 2.0)):
-            steps = list(solver.solve({"a": a, "height": height}))
+        for a, height, wall in ((0.3, 0.5, 0.7), (1.0, 2.0, -0.4)):
+            given = {"a": a, "height": height, "wall": wall}
+            steps = list(solver.solve(given))
             assert [float(step.time[0]) for step in steps] == [0.02, 0.04, 0.06]
             last, x = steps[-1].u[0], steps[-1].x
             assert (last.units, x.units) == ("K", "m")
             # Of the average over a cell, which is a bit lower than its middle.
             mean = np.sinc(1 / cells / 2)
             exact = height * np.sin(np.pi * x) * np.exp(-a * np.pi**2 * 0.06) * mean
-            errors[cells, a] = float(abs(last - exact).max()) / height
+            errors[cells, a] = float(abs(last - wall - exact).max()) / height
     for a in (0.3, 1.0):
         assert errors[16, a] < 2e-3
         assert 3.5 < errors[8, a] / errors[16, a] < 4.5
@@ -77,9 +82,20 @@ def test_it_keeps_the_laws(method):
         ({"initial": {"v": 0}}, r"initial: expected one for each of \['u'\]"),
         ({"initial": {"u": {"low": 0, "high": 1}}}, "low, high and seed.*'seed'"),
         ({"bc": {"x": {"vale": 0}}}, "bc: expected boundary conditions of py-pde"),
+        (
+            {"bc": {"x": {"type": "mixed", "value": 1, "const": "wall"}}},
+            "bc: expected parameters in values and derivatives alone",
+        ),
+        (
+            {"bc": {"x": {"value_expression": "wall * t"}}},
+            "bc: expected parameters in values and derivatives alone",
+        ),
         ({"grid": {"y": [0, 1, 4]}}, "expected the axes x, x and y"),
         ({"grid": {"x": [0, 1]}}, r"grid: x: expected \[low, high, cells\]"),
-        ({"parameters": {"a": 1.0, "height": [1, 2]}}, r"a: expected \[low, high\]"),
+        (
+            {"parameters": {"a": 1.0, "height": [1, 2], "wall": [0, 1]}},
+            r"a: expected \[low, high\]",
+        ),
         ({"parameters": {"a": {"lo": 1}}}, "unknown 'lo'. Did you mean 'low'"),
         ({"units": {"z": "m"}}, "units: unknown 'z'"),
         ({"method": {"solver": "eulr"}}, "unknown solver 'eulr'. Did you mean 'euler'"),
