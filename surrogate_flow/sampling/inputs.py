@@ -191,13 +191,17 @@ class GaussianRandomField(InputSampler):
     """a = mean + N(0, σ² (-Δ + τ² I)^-α), without its constant mode.
 
     Each mode of the Laplacian, with eigenvalue λ, has the standard deviation
-    σ (λ + τ²)^(-α/2): the fields vary over lengths of about 1/τ, and the larger α the
-    smoother they are. Each input has a field of its own.
+    σ (λ + τ²)^(-α/2). Away from the ends this is the Matérn covariance of smoothness ν
+    = α - d/2, in d dims, and correlation length √(2ν)/τ. Each input has a field of its
+    own.
 
     Parameters
     ----------
     tau : float
         τ, in the inverse units of the coordinates; default 3.
+    length : float, optional
+        Correlation length, in the units of the coordinates, in place of `tau`: τ =
+        √(2α - d) / length. At that distance the correlation is 0.4 (ν = 1/2) to 0.6.
     alpha : float
         α, more than half the number of dims; default 2.
     scale : float
@@ -236,6 +240,7 @@ class GaussianRandomField(InputSampler):
         tau: float = 3.0,
         alpha: float = 2.0,
         *,
+        length: float | None = None,
         scale: float = 1.0,
         mean: float = 0.0,
         boundary: Literal["neumann", "periodic"] = "neumann",
@@ -244,8 +249,13 @@ class GaussianRandomField(InputSampler):
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
-        for name, value in (("tau", tau), ("alpha", alpha), ("scale", scale)):
-            if not 0 < value < np.inf:
+        for name, value in (
+            ("tau", tau),
+            ("alpha", alpha),
+            ("length", length),
+            ("scale", scale),
+        ):
+            if value is not None and not 0 < value < np.inf:
                 raise ArgumentError(
                     f"GaussianRandomField: {name}", "a finite number > 0", value
                 )
@@ -258,12 +268,19 @@ class GaussianRandomField(InputSampler):
                     f"GaussianRandomField: {name}", " or ".join(known), repr(chosen)
                 )
         self.tau, self.alpha, self.scale, self.mean = tau, alpha, scale, mean
+        self.length = length
         self.boundary, self.transform = boundary, transform
         self.values = tuple(values)
 
     def require(self, spec: FieldSpec) -> None:
-        """Refuse a mesh."""
+        """Refuse a mesh, and a correlation length where there is none."""
         _require_grid(self, spec)
+        if self.length is not None and 2 * self.alpha <= len(spec.dims):
+            raise ArgumentError(
+                "GaussianRandomField: alpha",
+                f"more than {len(spec.dims) / 2:g}, half the number of dims",
+                self.alpha,
+            )
 
     def draw(
         self, number: int, spec: FieldSpec, random: np.random.Generator
@@ -276,7 +293,10 @@ class GaussianRandomField(InputSampler):
         for n, length in zip(spec.shape, _lengths(spec), strict=True):
             waves = 2 * fft.fftfreq(n, 1 / n) if periodic else np.arange(n)
             squares = np.add.outer(squares, (np.pi / length * waves) ** 2)
-        deviations = self.scale * (squares + self.tau**2) ** (-self.alpha / 2)
+        tau = self.tau
+        if self.length is not None:
+            tau = np.sqrt(2 * self.alpha - len(spec.dims)) / self.length
+        deviations = self.scale * (squares + tau**2) ** (-self.alpha / 2)
         deviations *= np.sqrt(noise[0].size / np.prod(_lengths(spec)))
         deviations.flat[0] = 0.0
         if periodic:

@@ -117,6 +117,22 @@ def test_a_gaussian_random_field_has_the_variance_of_its_modes(boundary):
     assert np.abs(fields.mean(axis=1)).max() < 1e-5
 
 
+def test_a_gaussian_random_field_has_the_correlation_length_that_it_is_given():
+    """At ν = 1/2, exp(-r / length), less the constant mode: its share of the variance."""
+    length = 0.05
+    for shape, constant in (((256,), 2 * length), ((64, 64), 2 * np.pi * length**2)):
+        spec = grid(*shape)
+        alpha = (1 + len(shape)) / 2
+        sampler = GaussianRandomField(alpha=alpha, length=length, boundary="periodic")
+        sampler.require(spec)
+        fields = np.array([drawn(sampler, spec, n) for n in range(400)])
+        found = (fields * np.roll(fields, shape[0] // 16, 1)).mean() / fields.var()
+        expected = (np.exp(-1 / 16 / length) - constant) / (1 - constant)
+        assert found == pytest.approx(expected, abs=0.04)
+    with pytest.raises(ArgumentError, match=r"alpha: expected more than 1, half"):
+        GaussianRandomField(alpha=1.0, length=0.1).require(grid(4, 4))
+
+
 def test_fields_depend_on_seed_number_and_part_alone():
     spec, sampler = grid(8, 6), GaussianRandomField(transform="threshold")
     one = drawn(sampler, spec, 4)
