@@ -26,7 +26,7 @@ def run(words: Sequence[str]) -> None:
     parser = Parser(prog="surrogate-flow import", allow_abbrev=False)
     parser.add_argument("files", nargs="*", type=str)
     parser.add_argument("--output", type=Path)
-    for option in ("parameters", "variables", "time", "held_out"):
+    for option in ("parameters", "variables", "inputs", "time", "held_out"):
         parser.add_argument(f"--{option}", type=str, default="")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skip_damaged", type=bool, default=False)
@@ -48,6 +48,7 @@ def run(words: Sequence[str]) -> None:
         parameters=options.parameters,
         variables=options.variables,
         time=options.time,
+        inputs=[name for name in options.inputs.split(",") if name],
         held_out=held_out if held_out != [] else None,
         seed=options.seed,
         skip_damaged=options.skip_damaged,
@@ -61,14 +62,17 @@ def run(words: Sequence[str]) -> None:
         f"{p.name} ({p.low:g} to {in_units(p.high, p.units, 6)})"
         for p in spec.parameters
     )
-    variables = (f"{v.name} [{v.units}]" if v.units else v.name for v in spec.variables)
+    variables, inputs = (
+        ", ".join(f"{v.name} [{v.units}]" if v.units else v.name for v in some)
+        for some in (spec.variables, spec.inputs)
+    )
     left_out = [n for n in stored.differing if n not in stored.parameters]
     print_lines(
         console,
         *(f"Left out: {why}" for why in stored.left_out.values()),
         f"Data set: {archive.path}, {complete} of {every} simulations, "
         f"{campaign.held_out} of them held out; {format_bytes(archive.size())} on disk",
-        f"  parameters: {', '.join(bounds)}"
+        f"  parameters: {', '.join(bounds) or 'none'}"
         + "; all numbers that differ: --parameters NAME,NAME takes others"
         * (not options.parameters),
         *[
@@ -76,7 +80,8 @@ def run(words: Sequence[str]) -> None:
             f"seed, date, duration), left out: {', '.join(left_out)}"
         ]
         * bool(left_out),
-        f"  variables: {', '.join(variables)}, {spec.steps} steps of "
+        *[f"  inputs: {inputs}"] * bool(inputs),
+        f"  variables: {variables}, {spec.steps} steps of "
         f"{dict(zip(spec.dims, spec.shape, strict=True))}"
         + f"; without {', '.join(stored.not_taken)}"
         * bool(stored.not_taken),

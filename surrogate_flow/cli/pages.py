@@ -203,6 +203,7 @@ options:
   --parameters FILE.csv    a table: the column 'file', and one for each parameter;
   --parameters NAME,NAME   or which of the numbers that differ
   --variables NAME,NAME    all with the time axis and the most dims by default
+  --inputs NAME,NAME       fields without steps, or variables, whose first step it is
   --time DIM               the dim of the steps, if it is not called time
   --held_out N             files to validate on; a fifth by default, 30 at most
   --held_out 'PATTERN'     or these, such as 'campaign/test_*.nc'

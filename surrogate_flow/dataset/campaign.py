@@ -12,6 +12,7 @@ from surrogate_flow.dataset.dataset import Archive
 from surrogate_flow.dataset.provenance import Provenance
 from surrogate_flow.dataset.writer import ArchiveError
 from surrogate_flow.fields.encoder import Encoder
+from surrogate_flow.fields.inputs import inputs_in, without_inputs
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.solvers.stored.opening import Reading
 from surrogate_flow.solvers.stored.run import steps_of
@@ -31,6 +32,8 @@ class Campaign:
         As of `StoredRuns`.
     time : str
         The dim of the steps; ``time`` by default, or what is marked as the time axis.
+    inputs : sequence of str
+        Fields without steps, or variables, whose first step is one; as of `Reading`.
     held_out : sequence of Path or int, optional
         Kept apart from training: these files, or so many runs, drawn with `seed`; by
         default a fifth, 30 at most.
@@ -57,6 +60,7 @@ class Campaign:
         parameters: str = "",
         variables: str = "",
         time: str = "",
+        inputs: Sequence[str] = (),
         held_out: Sequence[Path] | int | None = None,
         seed: int = 0,
         skip_damaged: bool = False,
@@ -65,11 +69,10 @@ class Campaign:
         self._follow = follow
         self.stored = StoredRuns(
             files,
-            reading=Reading(time),
+            reading=Reading(time, inputs=inputs),
             parameters=parameters,
             variables=variables,
             skip_damaged=skip_damaged,
-            takes_inputs=False,
             follow=follow,
         )
         self.spec, same = self.stored.spec, self.stored.runs
@@ -125,7 +128,9 @@ class Campaign:
                 place, size = (run.path, run.index), archive.chunk_steps
                 with stored.noted(run.path):
                     for part in steps_of(place, stored.reading, self.spec, size):
-                        steps = encoder.convert(part, step)
+                        if self.spec.inputs and not step:
+                            writing.give(inputs_in(self.spec, part, str(run)))
+                        steps = encoder.convert(without_inputs(part, self.spec), step)
                         writing.write(steps)
                         step += len(steps)
                 if not writing.complete:

@@ -140,11 +140,23 @@ class FinalValidation(Callback):
         used_up = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if once and used_up and 0 < trainer.global_step < trainer.max_steps:
             logger.info(
-                "All simulations are used up after %d of %d batches. More of them: "
-                "--data.simulations, or null there for as many as it takes.",
+                "All simulations are used up after %d of %d batches. %s",
                 trainer.global_step,
                 trainer.max_steps,
+                _more(data),
             )
+
+
+def _more(data: Any) -> str:
+    """Return what gives more batches."""
+    parts = (getattr(data, name, None) for name in ("sampler", "inputs"))
+    counts = [count for part in parts if (count := getattr(part, "count", None))]
+    if counts and data.simulations + data.held_out >= min(counts):
+        return (
+            "There are no more. Of a data set, which surrogate-flow generate --output "
+            "PATH writes, fit trains on them for epochs."
+        )
+    return "More of them: --data.simulations, or null there for as many as it takes."
 
 
 class SafeCheckpoint(ModelCheckpoint):

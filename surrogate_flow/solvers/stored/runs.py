@@ -89,8 +89,6 @@ class StoredRuns:
         the one with most of them.
     skip_damaged : bool
         Whether a file that cannot be read, or differs from the others, is left out.
-    takes_inputs : bool
-        Whether there may be input fields, as an error then says.
     follow : callable
         Wraps files and what is done with them, such as in a progress bar.
 
@@ -122,7 +120,6 @@ class StoredRuns:
         parameters: str = "",
         variables: str = "",
         skip_damaged: bool = False,
-        takes_inputs: bool = True,
         follow: Follow = lambda items, what: items,
     ) -> None:
         self.reading = reading
@@ -150,7 +147,7 @@ class StoredRuns:
                 "No attribute and no scalar variable of the runs is a number that "
                 f"differs between them, as a parameter does{also}. Give a table: "
                 "--parameters FILE.csv, with the column 'file' and one for each "
-                f"parameter.{state * takes_inputs}"
+                f"parameter.{state}"
             )
         others = first.names - {*taken, *self.parameters, *first.coordinates}
         others -= {*reading.inputs}
