@@ -62,7 +62,7 @@ class Slab:
         """Begin at the first step."""
         return 0
 
-    def close(self, simulation: int, complete: bool) -> None:
+    def close(self, simulation: int, complete: bool, early: str = "") -> None:
         """Do nothing: nothing is kept of a simulation."""
 
     def priority(self, simulation: int) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
     from surrogate_flow.fields.window import Autoregressive, Direct
     from surrogate_flow.report.callbacks import run_callbacks
-    from surrogate_flow.solvers.solver import Solver
+    from surrogate_flow.solvers.solver import Ended, Solver, Stopped
     from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = [
@@ -22,11 +22,13 @@ __all__ = [
     "Autoregressive",
     "Coordinate",
     "Direct",
+    "Ended",
     "ExistingScheduler",
     "FieldSpec",
     "OnlineData",
     "Parameter",
     "Solver",
+    "Stopped",
     "StoredData",
     "Surrogate",
     "Variable",
@@ -39,11 +41,13 @@ _FILES = {
     "Autoregressive": "fields",
     "Coordinate": "fields",
     "Direct": "fields",
+    "Ended": "solvers",
     "ExistingScheduler": "cluster.existing",
     "FieldSpec": "fields",
     "OnlineData": "data.online",
     "Parameter": "fields",
     "Solver": "solvers",
+    "Stopped": "solvers",
     "StoredData": "data.stored",
     "Surrogate": "surrogate.surrogate",
     "Variable": "fields",

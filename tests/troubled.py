@@ -17,7 +17,7 @@ from distributed import get_worker
 
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.sampling import Uniform
-from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.solvers.solver import Ended, Solver
 
 STEPS, CELLS = 5, 4
 
@@ -314,3 +314,16 @@ class Noted(Wave):
         for step in super().solve(parameters):
             time.sleep(0.02)
             yield step
+
+
+class Fading(Wave):
+    """A wave that has ended after 1, 2, ... or all of its steps, by its phase."""
+
+    @staticmethod
+    def length(phase):
+        return min(1 + int(phase * STEPS), STEPS)
+
+    def solve(self, parameters):
+        phase = parameters["phase"]
+        yield from list(super().solve(parameters))[: self.length(phase)]
+        raise Ended(f"faded at {phase:.3f}")

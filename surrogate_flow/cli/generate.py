@@ -20,6 +20,7 @@ from surrogate_flow.cli.signals import interrupted, stop_requested
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.ensemble import EnsembleStats
 from surrogate_flow.ensemble.events import Event, Failed
+from surrogate_flow.ensemble.ledger import ended_early
 from surrogate_flow.ensemble.study import Study, StudySettings
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.console import LiveLine, print_lines, the_console
@@ -125,7 +126,8 @@ class Generation:
                     return self.progress()
                 finally:
                     self._ended = time.monotonic()
-                    self.archive.spend(study.inlet.stats().worked)
+                    worked = study.inlet.stats().worked
+                    self.archive.spend(worked, study.ledger.early())
         finally:
             self.close()
 
@@ -195,6 +197,7 @@ def generate(data: OnlineData, path: Path, console: Console) -> int:
         print_lines(
             console, *(f"Attempts failed, set aside: {at}" for at in ended.set_aside)
         )
+        print_lines(console, *filter(None, [ended_early(ended.early)]))
         if failed := ended.failed:
             table = generation.folder / "failures.csv"
             console.print(
@@ -202,8 +205,9 @@ def generate(data: OnlineData, path: Path, console: Console) -> int:
                 style="red",
             )
     generation.close()
-    complete = len(archive.complete())
-    fields = complete * archive.spec.steps * archive.spec.step_bytes
+    numbers = archive.complete()
+    complete = len(numbers)
+    fields = int(archive.steps()[numbers].sum()) * archive.spec.step_bytes
     of_all = counted(archive.simulations, "simulation")
     print_lines(
         console,

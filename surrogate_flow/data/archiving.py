@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from surrogate_flow.data.ranks import RankError, Ranks, RankState
@@ -139,18 +139,23 @@ class Archiving:
         if self._archive is not None and isinstance(event, Failed):
             self._archive.fail(event.simulation.number)
 
-    def close(self, worked: float) -> None:
+    def close(
+        self, worked: float, early: Mapping[str, Sequence[tuple[int, int]]]
+    ) -> None:
         """Say how complete it is, once, and let others add to it.
 
-        `worked` is the number of seconds that the simulations of this rank have taken.
-        Unless all were there before, the data set notes those of all ranks.
+        `worked` is the number of seconds that the simulations of this rank have taken,
+        and `early` which have ended early, as of `Ledger.early`. Unless all were there
+        before, the data set notes those of all ranks.
         """
         archive = self._archive
         if archive is None or self._closed:
             return
         self._closed = True
+        shares = [dict(early)]
         try:
             worked = self._ranks.total(worked)
+            shares = self._ranks.gather_left(shares[0])
         except RankError as error:
             logger.warning("%s", error)
         if self._ranks.rank:
@@ -159,6 +164,8 @@ class Archiving:
             complete = len(archive.complete())
             if complete > self._before:
                 archive.spend(worked)
+                for share in filter(None, shares):
+                    archive.spend(0.0, share)
         except ArchiveError as error:
             logger.error("%s", error)
             return

@@ -209,6 +209,7 @@ class Attached:
             running=counts.running,
             failed=counts.failed,
             planned=self._design.planned,
+            early=self.ledger.counts_early(),
         )
 
     def stream(self) -> StreamStats:
@@ -316,12 +317,13 @@ class Attached:
                 if spec.inputs and not outlet.complete:
                     outlet.give(self._archive.inputs(number))
                 outlet.skip()
-                size = self._archive.chunk_steps
-                for first in range(outlet.next_step, spec.steps, size):
-                    count = min(size, spec.steps - first)
+                size, last = self._archive.chunk_steps, self._archive.steps()[number]
+                for first in range(outlet.next_step, last, size):
+                    count = min(size, last - first)
                     steps = np.empty((count, *spec.step_shape), np.float32)
                     self._archive.read(number, first, steps)
                     outlet.send(steps)
+                outlet.end("as in the data set of the study")
         except ArchiveError as error:
             what, _, _ = str(error).partition(" Copy the data set")
             again = f"surrogate-flow sweep resume {self._folder} --failed"

@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, final
 
@@ -125,7 +125,7 @@ class StudyCheckpoint:
         snapshot = self._store.save(self.pending, write, note)
         complete: list[int] = []
         if write is not None:
-            complete = validation.finished
+            complete = validation.ended
             for row in complete:
                 write(validation.fields[row])
             if self._validation.spec.inputs:
@@ -139,7 +139,14 @@ class StudyCheckpoint:
             rows=rows,
             whole=np.array(complete, dtype=np.int64),
             parameters=validation.parameters[complete],
+            steps=self._lengths(complete),
+            early=self._ledger.early(),
         )
+
+    def _lengths(self, rows: list[int]) -> Int[np.ndarray, " simulation"] | None:
+        validation = self._validation
+        steps = np.array([*map(validation.steps, rows)], dtype=np.int64)
+        return None if (steps == validation.spec.steps).all() else steps
 
     def load(self, plain: Mapping[str, Any], folder: Path) -> None:
         """Go on from a state that `save` returned, of a checkpoint in `folder`.
@@ -168,7 +175,9 @@ class StudyCheckpoint:
             self.pending = PendingBatches(store.restore(state.store, steps[:end]))
             fields = steps[end:last].reshape(shape)
             inputs = unpacked(steps[last:], spec, whole)
-            validation.restore(state.whole, fields, state.parameters, inputs)
+            validation.restore(
+                state.whole, fields, state.parameters, inputs, state.steps
+            )
         for number in state.failed:
             store.close(number, complete=False)
         complete, failed = store.finished, IntSet(state.failed.ranges)
@@ -180,13 +189,15 @@ class StudyCheckpoint:
             again,
             store.stats().population,
         )
-        for row in validation.finished:
+        for row in validation.ended:
             complete.add(validation.number(row))
         for number in state.failed:
             if number in complete:
                 # Its last attempt failed when all steps had arrived.
                 failed.discard(number)
-        self._ledger.restore({"complete": complete.ranges, "failed": failed.ranges})
+        self._ledger.restore(
+            {"complete": complete.ranges, "failed": failed.ranges}, state.early
+        )
 
     @staticmethod
     def _require(argument: str, asked: object, has: object) -> None:
@@ -230,6 +241,10 @@ class _State:
     #: and their parameters.
     whole: Int[np.ndarray, " simulation"]
     parameters: Float32[np.ndarray, "simulation parameter"]
+    #: Their numbers of steps; None if all have those of the spec.
+    steps: Int[np.ndarray, " simulation"] | None = None
+    #: Simulations that have ended early, as `Ledger.early` has them.
+    early: Mapping[str, list[tuple[int, int]]] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """Return numbers, strings and tensors only."""
@@ -237,14 +252,21 @@ class _State:
         store = _plain(vars(self.store))
         if not len(self.store.given):
             del store["given"]
+        if not self.early:
+            del plain["early"]
+        if self.steps is None:
+            del plain["steps"]
         return {**plain, "failed": self.failed.ranges, "store": store}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any], spec: FieldSpec) -> _State:
         """Undo `to_plain`, and check that all parts fit each other and the spec."""
         names = ({f.name for f in fields(cls)}, {f.name for f in fields(Snapshot)})
-        # Not in version 0.1, and without input fields.
-        got = (set(plain), {*plain.get("store", ()), "passed", "given"})
+        # Not in version 0.1, without input fields, and where none has ended early.
+        got = (
+            {*plain, "steps", "early"},
+            {*plain.get("store", ()), "passed", "given"},
+        )
         if got != names:
             differing = sorted((names[0] ^ got[0]) | (names[1] ^ got[1]))
             raise CheckpointError(
@@ -254,6 +276,8 @@ class _State:
             )
         parts = {name: _array(value) for name, value in plain.items()}
         parts["failed"] = IntSet(plain["failed"])
+        early = plain.get("early", {})
+        parts["early"] = {str(kind): IntSet(early[kind]).ranges for kind in early}
         parts["store"] = Snapshot(**{k: _array(v) for k, v in plain["store"].items()})
         state = cls(**parts)
         state.store.check(spec)
@@ -273,6 +297,15 @@ class _State:
                 f"{len(whole)} different held-out simulations below {state.held_out} "
                 f"with parameters of {shape}",
                 f"{whole.tolist()[:9]} with parameters of {state.parameters.shape}",
+                _RESTART,
+            )
+        if (steps := state.steps) is not None and not (
+            steps.shape == whole.shape and ((steps > 0) & (steps <= spec.steps)).all()
+        ):
+            raise CheckpointError(
+                "The checkpoint is damaged",
+                f"1 to {spec.steps} steps of {len(whole)} held-out simulations",
+                steps.tolist()[:9],
                 _RESTART,
             )
         return state

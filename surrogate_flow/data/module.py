@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +59,8 @@ class Cost:
     solver_seconds: float
     #: Workers and hosts that were set aside, where most attempts have failed.
     set_aside: tuple[str, ...] = ()
+    #: How many simulations have ended before their last step, by reason.
+    early: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

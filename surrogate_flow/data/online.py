@@ -346,8 +346,9 @@ class OnlineData(SurrogateData):
         self.stop()
         if self.source is not None:
             self.source.close()
-        if self._archiving is not None:
-            self._archiving.close(self.cost().solver_seconds)
+        if self._archiving is not None and self.source is not None:
+            early = self.source.ledger.early()
+            self._archiving.close(self.cost().solver_seconds, early)
         self._open = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -481,8 +482,8 @@ class OnlineData(SurrogateData):
             return Cost(0, 0, 0.0)
         stream = self.source.stream()
         drawn = 0 if self.store is None else sum(self.store.stats().times_seen[1:])
-        aside = self.source.stats().set_aside
-        return Cost(stream.finished, drawn, stream.worked, aside)
+        stats = self.source.stats()
+        return Cost(stream.finished, drawn, stream.worked, stats.set_aside, stats.early)
 
     def status(self) -> Status | None:
         """Return the state of the study, or None before it has started."""

@@ -111,7 +111,11 @@ class Ranks:
 
     def total(self, value: float) -> float:
         """Return the sum over all ranks, or `value` once this one has left them."""
-        return value if self._left else float(sum(self.gather(value)))
+        return float(sum(self.gather_left(value)))
+
+    def gather_left(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, or the own one once this one has left."""
+        return [value] if self._left else self.gather(value)
 
     def gather_states(self, state: RankState) -> list[RankState]:
         """Return the states of all ranks; a RankError if one has failed or died."""

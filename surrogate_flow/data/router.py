@@ -73,9 +73,9 @@ class Router:
         sink = self._sink(simulation)
         return sink.offer(simulation, first, steps, parameters, inputs)
 
-    def close(self, simulation: int, complete: bool) -> None:
+    def close(self, simulation: int, complete: bool, early: str = "") -> None:
         """Note that no more steps of a simulation come."""
-        self._sink(simulation).close(simulation, complete)
+        self._sink(simulation).close(simulation, complete, early)
 
     def priority(self, simulation: int) -> int:
         """Return how far a simulation goes before others."""
@@ -136,7 +136,7 @@ class Sequencer:
         store.take_turns()
         self._store = store
         self._turns: deque[int] = deque()
-        self._closed: dict[int, bool] = {}
+        self._closed: dict[int, tuple[bool, str]] = {}
         self._wakes: list[Callable[[], None]] = []
         self._ending = False
         store.on_room(self._end_if_due)
@@ -181,12 +181,12 @@ class Sequencer:
             taken += 1
         return taken
 
-    def close(self, simulation: int, complete: bool) -> None:
+    def close(self, simulation: int, complete: bool, early: str = "") -> None:
         """Close it in the store at its turn, and let the next ones have theirs."""
-        self._closed[simulation] = complete
+        self._closed[simulation] = complete, early
         before = self._turn
         while (turn := self._turn) is not None and turn in self._closed:
-            self._store.close(turn, self._closed.pop(turn))
+            self._store.close(turn, *self._closed.pop(turn))
             self._turns.popleft()
         if self._turn != before:
             for wake in self._wakes:

@@ -127,7 +127,9 @@ class ShuffledReader:
         self.window = window
         self._archive, self._seed = archive, tuple(seed)
         window.require(spec.steps)
-        size = len(simulations) * (spec.steps * spec.step_bytes + spec.input_bytes)
+        self._lengths = archive.steps()
+        size = int(self._lengths[list(simulations)].sum()) * spec.step_bytes
+        size += len(simulations) * spec.input_bytes
         self.in_memory = size <= memory
         # Steps of a block; the input fields of a piece count as so many.
         self._limit = None if self.in_memory else memory // 2 // spec.step_bytes
@@ -141,6 +143,10 @@ class ShuffledReader:
                 "steps that are read at once)",
                 memory,
             )
+        #: Bytes of the fields of all simulations.
+        self.total = size
+        #: Number of windows, each of which is drawn once an epoch.
+        self.windows = sum(len(piece.windows) for piece in self._pieces)
         self.epoch_bytes = sum(map(self._chunk_bytes, self._pieces))
         self.bytes_read = 0
         self._excess = self.epoch_bytes / size if size else 1.0
@@ -162,16 +168,20 @@ class ShuffledReader:
         pieces: list[Piece] = []
         for first in range(0, self.spec.steps, length):
             inside = windows[(windows >= first) & (windows < first + length)]
-            if len(inside):
-                begin, stop = int(inside[0]), int(inside[-1]) + span
-                pieces += [Piece(n, begin, stop, inside) for n in simulations]
+            for n in simulations:
+                # Fewer of those that have ended early.
+                own = inside[
+                    : np.searchsorted(inside, self._lengths[n] - span, "right")
+                ]
+                if len(own):
+                    pieces.append(Piece(n, int(own[0]), int(own[-1]) + span, own))
         return pieces
 
     def _chunk_bytes(self, piece: Piece) -> int:
         """Return the bytes that are read for a piece: those of complete chunks."""
         size = self._archive.chunk_steps
-        stop = min(self.spec.steps, -(-piece.stop // size) * size)
-        steps = (stop - piece.first // size * size) * self.spec.step_bytes
+        stop = min(self._lengths[piece.simulation], -(-piece.stop // size) * size)
+        steps = int(stop - piece.first // size * size) * self.spec.step_bytes
         return steps + self.spec.input_bytes
 
     def close(self) -> None:

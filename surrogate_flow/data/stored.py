@@ -119,6 +119,7 @@ class StoredData(SurrogateData):
             )
             self._read_validation(validation, complete)
             train = [n for n in complete if n >= count]
+            steps = int(archive.steps()[train].sum())
             self._shares = [train[k :: ranks.world] for k in range(ranks.world)]
             if stage == "fit":
                 self._samples = ShuffledReader(
@@ -136,7 +137,7 @@ class StoredData(SurrogateData):
                 "%s: %d simulations to train on, %s of fields, %s",
                 self.path,
                 len(train),
-                format_bytes(len(train) * self.spec.steps * self.spec.step_bytes),
+                format_bytes(steps * self.spec.step_bytes),
                 self._samples.describe(),
             )
 
@@ -162,16 +163,18 @@ class StoredData(SurrogateData):
         return complete
 
     def _read_validation(self, validation: ValidationSet, complete: list[int]) -> None:
+        lengths = self.archive.steps()
         for row in range(validation.count):
             number = validation.number(row)
             if number not in complete:
                 validation.close(number, complete=False)
                 continue
             fields = np.empty(validation.fields.shape[1:], dtype=np.float32)
-            self.archive.read(number, 0, fields)
+            self.archive.read(number, 0, fields[: lengths[number]])
             parameters = self.archive.parameters[[number]].astype(np.float32)
             inputs = self.archive.inputs(number)[None]
-            validation.restore(np.array([row]), fields[None], parameters, inputs)
+            steps = lengths[[number]]
+            validation.restore(np.array([row]), fields[None], parameters, inputs, steps)
 
     def moments(self) -> tuple[Vector, Vector]:
         """Return mean and std of each variable over the training part.
@@ -186,11 +189,11 @@ class StoredData(SurrogateData):
 
     def train_dataloader(self) -> StoredLoader:
         """Return the shuffled batches; each iteration is another epoch."""
-        each = self.window.samples(self.spec.steps)
+        samples = require_setup(self._samples)
         self._loader = StoredLoader(
-            require_setup(self._samples),
+            samples,
             self.batch_size,
-            windows=[each * len(share) for share in self._shares],
+            windows=self.ranks.gather(samples.windows),
             ranks=self.ranks,
             stopped=self._stopped,
             trainer=self.trainer,
@@ -230,13 +233,12 @@ class StoredData(SurrogateData):
         samples, loader = self._samples, self._loader
         if samples is None:
             return None
-        size = len(self._shares[self.ranks.rank]) * self.spec.steps
         return Status(
             dataset=DatasetStats(
                 name=self.path.name,
                 epoch=max(0, loader.epoch if loader else 0),
                 read=samples.bytes_read,
-                total=size * self.spec.step_bytes,
+                total=samples.total,
                 in_memory=samples.in_memory,
             )
         )

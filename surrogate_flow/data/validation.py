@@ -88,6 +88,8 @@ class ValidationSet(Sink):
             "Lower data.held_out, or use a coarser grid.",
         )
         self._arrived = np.zeros(count, dtype=np.int64)
+        # Rows of those that have ended early: fields behind their steps are NaN.
+        self._early: set[int] = set()
         self._missing: set[int] = set()
         self._changed = threading.Condition()
 
@@ -119,7 +121,10 @@ class ValidationSet(Sink):
 
         It is an EnsembleError if some rank has none.
         """
-        shares: list[int] = ranks.gather(len(self.finished))
+        both: list[tuple[int, int]] = ranks.gather(
+            (len(self.finished), len(self.ended))
+        )
+        shares = [finished for finished, _ in both]
         if 0 in shares:
             rank = shares.index(0)
             of_rank = f" of rank {rank}" if len(shares) > 1 else ""
@@ -127,12 +132,25 @@ class ValidationSet(Sink):
             raise EnsembleError(
                 f"None of the {share} held-out simulations{of_rank} finished: there is "
                 "nothing to validate with. Look into failures.csv in the run's folder."
+                if not both[rank][1]
+                else f"All held-out simulations{of_rank} ended before a sample was "
+                f"complete: expected {self.window.span} steps at least, those of the "
+                "window. Use a shorter window, or narrow the parameters."
             )
-        if (complete := sum(shares)) < count and ranks.rank == 0:
+        complete, ended = sum(shares), sum(ended for _, ended in both)
+        if ended < count and ranks.rank == 0:
             logger.warning(
                 "%d of %d held-out simulations failed; see failures.csv.",
-                count - complete,
+                count - ended,
                 count,
+            )
+        if complete < ended and ranks.rank == 0:
+            logger.warning(
+                "%d of %d held-out simulations ended before a sample of %d steps was "
+                "complete; no error is of them.",
+                ended - complete,
+                count,
+                self.window.span,
             )
         return complete
 
@@ -171,12 +189,16 @@ class ValidationSet(Sink):
         """Return the number of the next step of a simulation."""
         return int(self._arrived[self.row(simulation)])
 
-    def close(self, simulation: int, complete: bool) -> None:
-        """Wait no longer for a simulation that has failed permanently."""
-        if not complete:
-            with self._changed:
-                self._missing.add(self.row(simulation))
-                self._changed.notify_all()
+    def close(self, simulation: int, complete: bool, early: str = "") -> None:
+        """Wait no longer for a simulation that has failed, or has ended early."""
+        row = self.row(simulation)
+        with self._changed:
+            if not complete:
+                self._missing.add(row)
+            elif (steps := self._arrived[row]) < self.spec.steps:
+                self.fields[row, steps:] = np.nan
+                self._early.add(row)
+            self._changed.notify_all()
 
     def priority(self, simulation: int) -> int:
         """Return 2: the trainer waits for these, and there is always room."""
@@ -188,30 +210,48 @@ class ValidationSet(Sink):
         fields: Float[np.ndarray, "simulation time channel *space"],
         parameters: Float[np.ndarray, "simulation parameter"],
         inputs: Float[np.ndarray, "simulation input *space"] | None = None,
+        steps: Int[np.ndarray, " simulation"] | None = None,
     ) -> None:
-        """Take over complete simulations from a checkpoint."""
+        """Take over complete simulations, and their numbers of steps if these differ.
+
+        Fields behind the last step of one are not used.
+        """
         with self._changed:
             if inputs is not None:
                 self.inputs[rows] = inputs
             self.fields[rows] = fields
             self.parameters[rows] = parameters
-            self._arrived[rows] = self.spec.steps
+            self._arrived[rows] = self.spec.steps if steps is None else steps
+            for row in rows.tolist():
+                if (count := self._arrived[row]) < self.spec.steps:
+                    self.fields[row, count:] = np.nan
+                    self._early.add(row)
             self._changed.notify_all()
 
     @property
-    def finished(self) -> list[int]:
+    def ended(self) -> list[int]:
         """Rows of the simulations of which every step has arrived."""
-        return np.flatnonzero(self._arrived == self.spec.steps).tolist()
+        whole = np.flatnonzero(self._arrived == self.spec.steps).tolist()
+        return sorted({*whole, *self._early}) if self._early else whole
+
+    @property
+    def finished(self) -> list[int]:
+        """Rows of those that are long enough for a sample."""
+        return [row for row in self.ended if self._arrived[row] >= self.window.span]
+
+    def steps(self, row: int) -> int:
+        """Return the number of steps of one simulation that have arrived."""
+        return int(self._arrived[row])
 
     @property
     def complete(self) -> bool:
         """Whether no more steps will arrive."""
-        return len(self._missing.union(self.finished)) == self.count
+        return len(self._missing.union(self.ended)) == self.count
 
     @property
     def progress(self) -> str:
         """How many of this rank's simulations are complete, of how many."""
-        return f"{len(self.finished)}/{self.count}"
+        return f"{len(self.ended)}/{self.count}"
 
     def wait(self, timeout: float) -> bool:
         """Block until complete, `timeout` seconds at most; return whether it is."""
@@ -219,14 +259,18 @@ class ValidationSet(Sink):
             return self._changed.wait_for(lambda: self.complete, timeout)
 
     def __len__(self) -> int:
-        samples = len(self.finished) * self.window.samples(self.spec.steps)
+        samples = sum(self.window.samples(self.steps(row)) for row in self.finished)
         return -(-samples // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         window = self.window
         firsts = np.arange(0, self.spec.steps - window.span + 1, window.stride)
         offsets = np.arange(window.span)
-        pairs = [(row, step) for row in self.finished for step in firsts]
+        pairs = [
+            (row, step)
+            for row in self.finished
+            for step in firsts[: window.samples(self.steps(row))]
+        ]
         for start in range(0, len(pairs), self.batch_size):
             rows, steps = np.array(pairs[start : start + self.batch_size]).T
             draw = Draw(
@@ -242,9 +286,10 @@ class ValidationSet(Sink):
         """Return steps of one simulation as its solver yielded them."""
         values = self.parameters[row].astype(float).tolist()
         names = (p.name for p in self.spec.parameters)
+        count = self.steps(row)
         return self.spec.dataset(
-            self.spec.physical(self.fields[row, steps]),
-            self.spec.times[steps],
+            self.spec.physical(self.fields[row, :count][steps]),
+            self.spec.times[:count][steps],
             dict(zip(names, values, strict=True)),
         )
 
@@ -259,6 +304,6 @@ class ValidationSet(Sink):
         """
         moments = Moments(len(self.spec.variables))
         for row in self.finished:
-            for step in self.fields[row]:
+            for step in self.fields[row, : self.steps(row)]:
                 moments.update(step[None])
         return moments.std * [v.scale for v in self.spec.variables]

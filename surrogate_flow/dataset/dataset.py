@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import zarr
 from jaxtyping import Float32, Float64, Int
 
 from surrogate_flow.dataset import layout
@@ -18,11 +19,13 @@ from surrogate_flow.dataset.writer import (
     ABSENT,
     COMPLETE,
     FAILED,
+    LENGTH,
     STATE,
     ArchiveError,
     Writer,
 )
 from surrogate_flow.fields.html import rows_of, table
+from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import DirectoryLock
@@ -33,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _SPENT = "solver_seconds"
 _READ_FROM = "read_from"
+_EARLY = "ended_early"
 
 
 # Raised by zarr for a part that is missing or damaged.
@@ -190,11 +194,28 @@ class Archive:
         try:
             states: Int[np.ndarray, " simulation"] = self._state[:]
         except _DAMAGED as error:
-            raise ArchiveError(
-                f"{self.path} is damaged: its array {STATE!r} cannot be read "
-                f"({type(error).__name__}: {error}). Copy the data set again."
-            ) from error
+            raise self._damaged(STATE, error) from error
         return states
+
+    def steps(self) -> Int[np.ndarray, " simulation"]:
+        """Return how many steps each simulation has, once it is complete."""
+        whole = np.full(self.simulations, self.spec.steps)
+        if not (self.path / LENGTH).is_dir():
+            return whole
+        try:
+            array: Any = zarr.open_array(self.path / LENGTH, mode="r")
+            lengths = array[:]
+        except _DAMAGED as error:
+            raise self._damaged(LENGTH, error) from error
+        # A growth of the data set may have been interrupted.
+        whole[: len(lengths)] = lengths[: self.simulations]
+        return whole
+
+    def _damaged(self, name: str, error: Exception) -> ArchiveError:
+        return ArchiveError(
+            f"{self.path} is damaged: its array {name!r} cannot be read "
+            f"({type(error).__name__}: {error}). Copy the data set again."
+        )
 
     def complete(self) -> list[int]:
         """Return the numbers of the complete simulations."""
@@ -217,11 +238,28 @@ class Archive:
         """Seconds of all simulations that were run to fill it."""
         return float(self.attributes.get(_SPENT, 0.0))
 
-    def spend(self, seconds: float) -> None:
-        """Add to `solver_seconds`."""
-        self.attributes[_SPENT] = self.solver_seconds + seconds
+    @property
+    def early(self) -> dict[str, list[tuple[int, int]]]:
+        """Simulations that have ended early, by reason, as far as runs noted it."""
+        noted = json.loads(self.attributes.get(_EARLY, "{}"))
+        return {kind: [(a, b) for a, b in noted[kind]] for kind in noted}
+
+    def spend(
+        self,
+        seconds: float,
+        early: Mapping[str, Iterable[tuple[int, int]]] | None = None,
+    ) -> None:
+        """Add to `solver_seconds`, and to `early`."""
+        changed: dict[str, Any] = {_SPENT: self.solver_seconds + seconds}
+        if early:
+            numbers = {
+                kind: (IntSet(self.early.get(kind, ())) | IntSet(ranges)).ranges
+                for kind, ranges in early.items()
+            }
+            changed[_EARLY] = json.dumps(self.early | numbers)
+        self.attributes |= changed
         try:
-            self._group.attrs[_SPENT] = self.attributes[_SPENT]
+            self._group.attrs.update(changed)
             layout.consolidate(self.path)
         except OSError as error:
             logger.error("%s: %s was not noted (%s).", self.path, _SPENT, error)
@@ -263,9 +301,10 @@ class Archive:
 
     def _lost_chunks(self, simulations: Collection[int]) -> dict[int, list[str]]:
         # Zarr reads a missing chunk as NaN.
-        chunks = range(-(-self.spec.steps // self.chunk_steps))
+        steps = self.steps()
         lost: dict[int, list[str]] = {}
         for n in simulations:
+            chunks = range(-(-steps[n] // self.chunk_steps))
             names = [self._input_file(v.name, n) for v in self.spec.inputs]
             for variable in self.spec.variables:
                 names += self._chunk_files(variable.name, n, chunks)

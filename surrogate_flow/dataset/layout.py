@@ -18,7 +18,14 @@ from jaxtyping import Float64
 from zarr.codecs import ZstdCodec
 
 from surrogate_flow.dataset.provenance import Provenance
-from surrogate_flow.dataset.writer import ABSENT, COMPLETE, FAILED, STATE, ArchiveError
+from surrogate_flow.dataset.writer import (
+    ABSENT,
+    COMPLETE,
+    FAILED,
+    LENGTH,
+    STATE,
+    ArchiveError,
+)
 from surrogate_flow.fields.conventions import time_attributes
 from surrogate_flow.fields.quantities import Coordinate, described, packing
 from surrogate_flow.fields.spec import FieldSpec
@@ -125,7 +132,7 @@ def require_coordinates(path: Path, group: Any, spec: FieldSpec) -> None:
 def _arrays(folder: Path, spec: FieldSpec, noted: Mapping[str, Any]) -> Any:
     """Create all arrays, without rows, and return their group."""
     group: Any = zarr.open_group(folder, mode="w-", zarr_format=3)
-    own = {ROW, HELD_OUT, STATE}
+    own = {ROW, HELD_OUT, STATE, LENGTH}
     named = [*spec.dims, *(p.name for p in spec.parameters)]
     named += [v.name for v in (*spec.variables, *spec.inputs)]
     named += [c.name for c in spec.coordinates]
@@ -220,7 +227,9 @@ def add_rows(
     for name, column in values.items():
         group[name].resize((count,))
         group[name][:] = column
-    for name in (*(v.name for v in (*spec.variables, *spec.inputs)), STATE):
+    fields = (v.name for v in (*spec.variables, *spec.inputs))
+    lengths = (LENGTH,) if LENGTH in group else ()
+    for name in (*fields, *lengths, STATE):
         array = group[name]
         array.resize((count, *array.shape[1:]))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,21 @@ from jaxtyping import Float32
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.spec import FieldSpec
 
-__all__ = ["ABSENT", "COMPLETE", "FAILED", "STATE", "ArchiveError", "Writer", "Writing"]
+__all__ = [
+    "ABSENT",
+    "COMPLETE",
+    "FAILED",
+    "LENGTH",
+    "STATE",
+    "ArchiveError",
+    "Writer",
+    "Writing",
+]
 
 STATE = "state"  # name of the array whose values are
 ABSENT, COMPLETE, FAILED = 0, 1, 2
+# Numbers of steps: an array that is there once a simulation has ended early.
+LENGTH = "ended_after"
 
 
 class ArchiveError(UserError, RuntimeError):
@@ -56,6 +69,8 @@ class Writing:
     complete : bool
         Whether all steps are written, by an earlier attempt or this one; further ones
         are dropped.
+    steps : int
+        How many they are, if it is complete.
     """
 
     def __init__(self, writer: Writer, spec: FieldSpec, simulation: int) -> None:
@@ -64,16 +79,19 @@ class Writing:
 
         self._writer = writer
         self._simulation = simulation
-        self._steps = spec.steps
+        self._steps = self.steps = spec.steps
         self._position = self._first = 0
+        self._folder = folder = Path(writer.path)
         with self._explained("opened"):
-            folder = Path(writer.path)
             self._arrays, self._inputs = (
                 [zarr.open_array(folder / v.name, mode="r+") for v in variables]
                 for variables in (spec.variables, spec.inputs)
             )
             self._state: Any = zarr.open_array(folder / STATE, mode="r+")
             self.complete = bool(self._state[simulation] == COMPLETE)
+            if self.complete and (folder / LENGTH).exists():
+                lengths: Any = zarr.open_array(folder / LENGTH, mode="r")
+                self.steps = int(lengths[simulation])
         size = min(writer.chunk_steps, spec.steps)
         self._chunk = np.empty((size, *spec.step_shape), dtype=np.float32)
 
@@ -97,9 +115,54 @@ class Writing:
             if last or self._position - self._first == len(self._chunk):
                 self._flush()
             if last:
-                with self._explained("marked"):
-                    self._state[self._simulation] = COMPLETE
-                self.complete = True
+                self._complete()
+
+    def end(self) -> None:
+        """Mark the simulation complete with the steps that were written, if any were.
+
+        All behind them is NaN, whatever an earlier attempt has written.
+        """
+        if self.complete or not self._position:
+            return
+        self.steps = self._position
+        self._chunk[self._position - self._first :] = np.nan
+        self._position = min(self._first + len(self._chunk), self._steps)
+        self._flush()
+        with self._explained("written"):
+            for array in self._arrays:
+                array[self._simulation, self._first :] = np.nan
+        self._complete()
+
+    def _complete(self) -> None:
+        with self._explained("marked"):
+            if self.steps < self._steps or (self._folder / LENGTH).exists():
+                self._note_length()
+            self._state[self._simulation] = COMPLETE
+        self.complete = True
+
+    def _note_length(self) -> None:
+        """Write the number of steps; the first simulation to do so makes the array."""
+        import zarr
+
+        path = self._folder / LENGTH
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix=".") as folder:
+                zarr.create_array(
+                    Path(folder) / LENGTH,
+                    shape=self._state.shape,
+                    chunks=(1,),
+                    dtype="int64",
+                    fill_value=self._steps,
+                    compressors=None,
+                    dimension_names=self._state.metadata.dimension_names,
+                    chunk_key_encoding={"name": "default", "separator": "."},
+                    attributes={"long_name": "number of steps of the simulation"},
+                )
+                # Onto that of another worker it fails, and this one goes.
+                with suppress(OSError):
+                    os.rename(Path(folder) / LENGTH, path)
+        lengths: Any = zarr.open_array(path, mode="r+")
+        lengths[self._simulation] = self.steps
 
     def _flush(self) -> None:
         first, stop = self._first, self._position

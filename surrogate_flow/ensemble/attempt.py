@@ -24,7 +24,7 @@ from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.sampling import InputSampler
 from surrogate_flow.solvers.grid import GridSolver
-from surrogate_flow.solvers.solver import Run, Solver, Stopped, datasets_of
+from surrogate_flow.solvers.solver import Ended, Run, Solver, Stopped, datasets_of
 from surrogate_flow.stream import (
     Encoder,
     Endpoint,
@@ -140,7 +140,8 @@ def run(
             writing = writer and writer.begin(spec, simulation.number)
             if writing and writing.complete and not streams:
                 # Its last receipts were lost with the process that wrote it.
-                outlet.send(np.zeros((spec.steps, 1), dtype=np.float32))
+                outlet.send(np.zeros((writing.steps, 1), dtype=np.float32))
+                outlet.end("an earlier attempt has ended early")
                 return Summary(0)
             # A data set needs all steps of this attempt: it lacks some of the last.
             wanted = 0 if writing else outlet.next_step
@@ -171,19 +172,24 @@ def run(
             encoder = Encoder(spec, simulation.number, datasets)
             if spec.inputs and not drawn:
                 datasets = _given_first(datasets, spec, give)
-            for dataset in datasets:
-                if not steps and wanted and encoder.begins_at(dataset, wanted):
-                    step = wanted
-                    outlet.skip()
-                fields = encoder.convert(dataset, step)
+            try:
+                for dataset in datasets:
+                    if not steps and wanted and encoder.begins_at(dataset, wanted):
+                        step = wanted
+                        outlet.skip()
+                    fields = encoder.convert(dataset, step)
+                    if writing:
+                        # Before it is sent: a complete simulation never runs again.
+                        writing.write(fields)
+                    if not streams:
+                        fields = np.zeros((len(fields), 1), dtype=np.float32)
+                    outlet.send(fields)
+                    step += len(fields)
+                    steps += len(fields)
+            except Ended as error:
                 if writing:
-                    # Before the step is sent: a complete simulation never runs again.
-                    writing.write(fields)
-                if not streams:
-                    fields = np.zeros((len(fields), 1), dtype=np.float32)
-                outlet.send(fields)
-                step += len(fields)
-                steps += len(fields)
+                    writing.end()
+                outlet.end(str(error))
             if encoder.lost and encoder.lost not in _WARNED:
                 _WARNED.add(encoder.lost)
                 with warnings.catch_warnings(action="ignore"):

@@ -6,9 +6,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 
 from surrogate_flow.dataset import ArchiveError
@@ -25,7 +25,7 @@ from surrogate_flow.ensemble.events import (
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import Ledger, SimulationState
 from surrogate_flow.ensemble.placement import Place
-from surrogate_flow.ensemble.tasks import Ended, Tasks
+from surrogate_flow.ensemble.tasks import Outcome, Tasks
 from surrogate_flow.ensemble.workers import EnsembleError, Workers
 from surrogate_flow.fields.quantities import Simulation, counted
 from surrogate_flow.sampling import Design
@@ -58,6 +58,8 @@ class EnsembleStats:
     #: jobs are submitted by this process.
     jobs_wanted: int | None = None
     jobs_at_work: int | None = None
+    #: How many of those done have ended before their last step, by reason.
+    early: Mapping[str, int] = field(default_factory=dict)
 
 
 class Ensemble:
@@ -132,6 +134,7 @@ class Ensemble:
             planned=self._design.planned,
             jobs_wanted=None if jobs is None else jobs.wanted,
             jobs_at_work=None if jobs is None else jobs.at_work,
+            early=self._ledger.counts_early(),
         )
 
     def waiting(self) -> str:
@@ -215,7 +218,7 @@ class Ensemble:
             urgent = self._ahead == 1 or simulation.part != "training"
             self._tasks.submit(simulation, attempt, tried, urgent=urgent)
 
-    def _settle(self, ended: Ended) -> None:
+    def _settle(self, ended: Outcome) -> None:
         simulation, attempt, error = ended.simulation, ended.attempt, ended.error
         number, place = simulation.number, ended.place
         if place and error is None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
+from surrogate_flow.fields.errors import kind_of
 from surrogate_flow.fields.int_set import IntSet
-from surrogate_flow.fields.quantities import Simulation
+from surrogate_flow.fields.quantities import Simulation, counted
 from surrogate_flow.stream import AlreadyEnded, NotExpected, Sink
 
-__all__ = ["Counts", "Ledger", "RecordingSink", "SimulationState"]
+__all__ = ["Counts", "Ledger", "RecordingSink", "SimulationState", "ended_early"]
+
+logger = logging.getLogger(__name__)
+
+_KINDS = 20  # of reasons for an early end that are told apart
 
 
 class SimulationState(Enum):
@@ -21,10 +27,26 @@ class SimulationState(Enum):
     PLANNED = "planned"
     #: Submitted for the first time; attempts may fail meanwhile.
     RUNNING = "running"
-    #: Every step has entered the sink.
+    #: Every step has entered the sink; those until its end, if that was an early one.
     COMPLETE = "complete"
     #: It has failed permanently, and no step enters the sink any more.
     FAILED = "failed"
+
+
+def ended_early(early: Mapping[str, int]) -> str:
+    """Return how many simulations have ended early, and why; "" if none has.
+
+    Examples
+    --------
+    >>> ended_early({"steady state": 2, "breakdown": 1})
+    '3 simulations ended early: steady state (2), breakdown (1).'
+    """
+    if not early:
+        return ""
+    kinds = (f"{kind} ({count})" for kind, count in early.items())
+    return f"{counted(sum(early.values()), 'simulation')} ended early: " + (
+        f"{', '.join(kinds)}."
+    )
 
 
 class Counts(NamedTuple):
@@ -60,6 +82,7 @@ class Ledger:
     def __init__(self) -> None:
         self._running: dict[int, Simulation] = {}
         self._complete, self._failed = IntSet(), IntSet()
+        self._early: dict[str, IntSet] = {}
         self._lock = threading.Condition()
 
     def begin(self, simulation: Simulation) -> None:
@@ -69,9 +92,31 @@ class Ledger:
             self._require(number, SimulationState.PLANNED)
             self._running[number] = simulation
 
-    def complete(self, number: int) -> None:
-        """Record that every step of a running simulation has entered the sink."""
+    def complete(self, number: int, early: str = "") -> None:
+        """Record that every step of a running simulation has entered the sink.
+
+        The first one that ends `early` for a reason is logged.
+        """
+        kind, new = " ".join(kind_of(early).split()) or early, False
+        with self._lock:
+            if early:
+                if kind not in self._early and len(self._early) >= _KINDS:
+                    kind = "other reasons"
+                new = kind not in self._early
+                self._early.setdefault(kind, IntSet()).add(number)
+        if new:
+            logger.info(
+                "Simulation %d has ended early, as others may: %s", number, early
+            )
         self._end(number, self._complete)
+
+    def early(self) -> dict[str, list[tuple[int, int]]]:
+        """Return the complete simulations that have ended early, by reason, as ranges.
+
+        Reasons that differ in numbers alone are one.
+        """
+        with self._lock:
+            return {kind: numbers.ranges for kind, numbers in self._early.items()}
 
     def fail(self, number: int) -> None:
         """Record that a running simulation has failed permanently."""
@@ -86,6 +131,11 @@ class Ledger:
         """Whether a simulation has ended: it is complete, or has failed permanently."""
         ended = (SimulationState.COMPLETE, SimulationState.FAILED)
         return isinstance(number, int) and self.state(number) in ended
+
+    def counts_early(self) -> dict[str, int]:
+        """Return how many of the complete simulations have ended early, by reason."""
+        with self._lock:
+            return {kind: len(numbers) for kind, numbers in self._early.items()}
 
     def running(self) -> list[Simulation]:
         """Return the simulations that run, in the order in which they began."""
@@ -107,8 +157,14 @@ class Ledger:
         with self._lock:
             return {"complete": self._complete.ranges, "failed": self._failed.ranges}
 
-    def restore(self, plain: Mapping[str, Iterable[tuple[int, int]]]) -> None:
-        """Go on from what `to_plain` returned, before any simulation has begun.
+    def restore(
+        self,
+        plain: Mapping[str, Iterable[tuple[int, int]]],
+        early: Mapping[str, Iterable[tuple[int, int]]] | None = None,
+    ) -> None:
+        """Go on from what `to_plain` and `early` returned, before any has begun.
+
+        Those that are not complete run again, and are not counted.
 
         Raises
         ------
@@ -122,6 +178,9 @@ class Ledger:
             if self._running or self._complete or self._failed:
                 raise ValueError("The ledger is in use: restore a new one.")
             self._complete, self._failed = complete, failed
+            for kind, ranges in (early or {}).items():
+                again = IntSet(ranges) - complete
+                self._early[kind] = IntSet(ranges) - again
 
     def _end(self, number: int, ended: IntSet) -> None:
         with self._lock:
@@ -175,11 +234,11 @@ class RecordingSink:
             raise kind(f"simulation {simulation} is {state.value}")
         return self._sink.open(simulation)
 
-    def close(self, simulation: int, complete: bool) -> None:
+    def close(self, simulation: int, complete: bool, early: str = "") -> None:
         """Close it in the sink, and record that it is complete or has failed."""
         if not complete:
             # Before the sink lets go of it: a checkpoint between would run it again.
             self._ledger.fail(simulation)
-        self._sink.close(simulation, complete)
+        self._sink.close(simulation, complete, *((early,) if early else ()))
         if complete:
-            self._ledger.complete(simulation)
+            self._ledger.complete(simulation, early)

@@ -403,7 +403,7 @@ class SharedStudy:
     def _note_worked(self) -> None:
         """Add to what the data set says that its simulations have taken."""
         if (seconds := self.worked - self._archive.solver_seconds) > 0:
-            self._archive.spend(seconds)
+            self._archive.spend(seconds, self.study.ledger.early())
 
     def _leave_all(self) -> None:
         self._closing.set()

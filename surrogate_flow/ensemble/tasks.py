@@ -21,7 +21,7 @@ from surrogate_flow.ensemble.placement import Place, Placement
 from surrogate_flow.ensemble.workers import EnsembleError
 from surrogate_flow.fields.quantities import Simulation
 
-__all__ = ["Ended", "Tasks"]
+__all__ = ["Outcome", "Tasks"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ Attempt = Callable[[Simulation, int], Summary]
 
 
 @dataclass(frozen=True)
-class Ended:
+class Outcome:
     """An attempt that has ended, and if it has failed why and where.
 
     It is not the simulation's failure if not `charged`: then it has not begun, or its
@@ -81,7 +81,7 @@ class Tasks:
         self.client, self.placement = client, placement
         self._task, self._unarchived = task, unarchived
         self._name = name
-        self._ends: dict[str, Ended] = {}
+        self._ends: dict[str, Outcome] = {}
         self._in_flight: dict[str, tuple[Simulation, int, Future[Summary]]] = {}
         self._bound: dict[str, tuple[list[str], float]] = {}
         self._anywhere: set[int] = set()
@@ -187,7 +187,7 @@ class Tasks:
     ) -> None:
         if task := self._in_flight.get(key):
             simulation, attempt, future = task
-            self._ends[key] = Ended(simulation, attempt, error, place, charged)
+            self._ends[key] = Outcome(simulation, attempt, error, place, charged)
             future.cancel()
             self._ended.put(key)
 
@@ -203,7 +203,7 @@ class Tasks:
         """End a wait."""
         self._ended.put(None)
 
-    def wait(self, timeout: float) -> Iterator[Ended]:
+    def wait(self, timeout: float) -> Iterator[Outcome]:
         """Yield what has ended.
 
         Blocks for the first one, `timeout` seconds at most.
@@ -242,7 +242,7 @@ class Tasks:
     def _note(self, future: Future[Summary]) -> None:
         self._ended.put(str(future.key))
 
-    def _settle(self, key: str) -> Ended | None:
+    def _settle(self, key: str) -> Outcome | None:
         simulation, attempt, future = self._in_flight[key]
         ended, status = self._ends.pop(key, None), future.status
         if ended is None and status not in ("finished", "error", "cancelled"):
@@ -274,7 +274,7 @@ class Tasks:
             raise ConnectionError(f"task {key} was cancelled")
         if status == "finished":
             self._lost.pop(simulation.number, None)
-        return Ended(simulation, attempt, error, place, charged)
+        return Outcome(simulation, attempt, error, place, charged)
 
     def _unexplained(self, key: str, worker: Any) -> bool:
         """Whether a nanny may still report how its worker has died."""

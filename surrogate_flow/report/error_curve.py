@@ -64,19 +64,22 @@ def baseline_error(
     metric: Any = field_metrics(spec, "")["relative_l2"].to(device)
     times = np.array(spec.times)
     last = np.arange(0, spec.steps - window.span + 1, window.stride) + window.inputs - 1
-    last = last[last >= order]
-    for row in held_out.finished if len(last) else ():
+    every = last[last >= order]
+    for row in held_out.finished if len(every) else ():
         fields = held_out.fields[row]
+        last = every[every < held_out.steps(row) - window.outputs]
         for part in np.split(
             last, range(held_out.batch_size, len(last), held_out.batch_size)
         ):
+            if not len(part):
+                continue
             step = part[:, None] + np.arange(1, window.outputs + 1)
             known = np.broadcast_to(part[:, None], step.shape)
             guess = extrapolated(fields, times, known, step, order)
             metric.update(
                 *(torch.from_numpy(u).to(device) for u in (guess, fields[step]))
             )
-    return float(metric.compute()) if len(last) else None
+    return float(metric.compute()) if len(every) else None
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class ErrorCurve:
     start : int
         Index of the first step predicted.
     squared_errors, squares : array of shape (simulation, time, channel)
-        In squared units of the variables.
+        In squared units of the variables; NaN behind the end of a simulation.
     """
 
     spec: FieldSpec
@@ -145,7 +148,7 @@ class ErrorCurve:
         times, last = np.array(held_out.spec.times), np.array(start - 1)
 
         def guesses(row: int) -> Iterator[np.ndarray]:
-            for step in range(start, held_out.spec.steps):
+            for step in range(start, held_out.steps(row)):
                 fields = held_out.fields[row]
                 yield extrapolated(fields, times, last, np.array(step), order)
 
@@ -159,33 +162,51 @@ class ErrorCurve:
         guesses: Callable[[int], Iterator[np.ndarray]],
     ) -> Self:
         spec = held_out.spec
-        curves = [
-            _squares(held_out.fields[row, start:], guesses(row))
-            for row in held_out.finished
-        ]
-        shape = (0, 2, spec.steps - start, len(spec.variables))
-        stacked = np.stack(curves) if curves else np.empty(shape)
+        rows = [row for row in held_out.finished if held_out.steps(row) > start]
+        shape = (len(rows), 2, spec.steps - start, len(spec.variables))
+        stacked = np.full(shape, np.nan)
+        for of_one, row in zip(stacked, rows, strict=True):
+            truth = held_out.fields[row, start : held_out.steps(row)]
+            of_one[:, : len(truth)] = _squares(truth, guesses(row))
         stacked = stacked * np.square([v.scale for v in spec.variables])
         return cls(spec, start, stacked[:, 0], stacked[:, 1])
 
     def of_all(self, ranks: Ranks) -> Self:
-        """Return that of the simulations of all ranks; a collective call."""
+        """Return that of the simulations of all ranks; a collective call.
+
+        It ends with the last step that one of them has.
+        """
         shares = ranks.gather([self.squared_errors.tolist(), self.squares.tolist()])
-        return replace(
-            self,
-            squared_errors=np.array([s for share in shares for s in share[0]]),
-            squares=np.array([s for share in shares for s in share[1]]),
+        errors, squares = (
+            np.array([s for share in shares for s in share[k]]) for k in range(2)
         )
+        if len(squares):
+            steps = int((~np.isnan(squares[..., 0])).sum(1).max())
+            errors, squares = errors[:, :steps], squares[:, :steps]
+        return replace(self, squared_errors=errors, squares=squares)
+
+    def _mean(
+        self, values: Float[np.ndarray, "simulation time channel"]
+    ) -> Float[np.ndarray, "time channel"]:
+        """Return the mean over the simulations that have each step."""
+        there = ~np.isnan(self.squares)
+        with np.errstate(invalid="ignore"):
+            mean: Float[np.ndarray, "time channel"] = np.sum(
+                values, axis=0, where=there
+            ) / there.sum(0)
+        return mean
 
     @property
     def times(self) -> Float[np.ndarray, " time"]:
         """Times of the predicted steps, in the units of the spec."""
-        return np.array(self.spec.times[self.start :])
+        return np.array(self.spec.times[self.start :][: self.squares.shape[1]])
 
     @property
     def rmse(self) -> Float[np.ndarray, "time channel"]:
         """sqrt(mean over simulations of <(û - u)²>), in the units of the variables."""
-        rmse: Float[np.ndarray, "time channel"] = np.sqrt(self.squared_errors.mean(0))
+        rmse: Float[np.ndarray, "time channel"] = np.sqrt(
+            self._mean(self.squared_errors)
+        )
         return rmse
 
     @property
@@ -197,11 +218,15 @@ class ErrorCurve:
         0 throughout does not count; NaN if all are. The error of a validation,
         ``val_relative_l2``, is of single predictions, each relative to its own target.
         """
-        size = self.squares.mean(1, keepdims=True)
-        counted = size > 0
+        there = ~np.isnan(self.squares)
+        size = np.sum(self.squares, axis=1, keepdims=True, where=there)
+        size = size / there.sum(1, keepdims=True)
+        counted = (size > 0) & there
         ratios = np.sqrt(self.squared_errors / np.where(counted, size, np.inf))
         with np.errstate(invalid="ignore"):
-            mean: Float[np.ndarray, "time channel"] = ratios.sum(0) / counted.sum(0)
+            mean: Float[np.ndarray, "time channel"] = np.sum(
+                ratios, axis=0, where=there
+            ) / counted.sum(0)
         return mean
 
     @property
@@ -211,7 +236,9 @@ class ErrorCurve:
         The figure of merit of Brandstetter, Worrall, Welling, Message Passing Neural
         PDE Solvers, ICLR 2022, with ``start=50`` and windows of 25 steps there.
         """
-        total: Float[np.ndarray, " channel"] = self.squared_errors.sum(1).mean(0)
+        there = ~np.isnan(self.squares)
+        each = np.sum(self.squared_errors, axis=1, where=there)
+        total: Float[np.ndarray, " channel"] = each.mean(0)
         return total
 
     @property
@@ -266,7 +293,8 @@ class ErrorCurve:
 def _guesses(
     surrogate: Surrogate, held_out: ValidationSet, row: int, start: int
 ) -> Iterator[np.ndarray]:
-    window, fields, device = surrogate.window, held_out.fields[row], surrogate.device
+    window, device = surrogate.window, surrogate.device
+    fields = held_out.fields[row, : held_out.steps(row)]
     parameters = torch.from_numpy(held_out.parameters[row]).to(device)[None]
     history = torch.from_numpy(fields[start - window.inputs : start]).to(device)[None]
     given = held_out.inputs[[row]] if held_out.spec.inputs else None

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from surrogate_flow.data.module import RunCallback, SurrogateData, data_of
 from surrogate_flow.data.validation import ValidationSet
+from surrogate_flow.ensemble.ledger import ended_early
 from surrogate_flow.fields.conventions import about, for_files
 from surrogate_flow.fields.inputs import labelled_inputs
 from surrogate_flow.fields.quantities import counted, in_units
@@ -102,6 +103,7 @@ class Report(RunCallback):
             *errors,
             *_best(trainer, self._drawn),
             *(f"Attempts failed, set aside: {at}" for at in data.cost().set_aside),
+            *filter(None, [ended_early(data.cost().early)]),
             f"Run: {self.folder}",
             *[f"Report: {self.folder / REPORT}"] * self._drawn,
             f"Next: {next_command(self.folder, trainer, pl_module, held_out)}",

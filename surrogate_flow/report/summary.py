@@ -67,6 +67,7 @@ class WriteSummary(RunCallback):
             errors={k: float(v) for k, v in metrics if k.startswith("val_")},
             validated=data.validated,
             set_aside=[*cost.set_aside],
+            early_simulations=dict(cost.early),
             surrogate_seconds=evaluation,
             ended_early=stopped and trainer.global_step != trainer.max_steps,
         )

@@ -152,9 +152,9 @@ class Contents:
         self.promised -= block.samples
         self.index.cancel(block)
 
-    def close(self, simulation: int) -> None:
+    def close(self, simulation: int, complete: bool = False) -> None:
         """Release what only incomplete samples of a simulation hold."""
-        self.index.close(simulation)
+        self.index.close(simulation, complete)
         self.refused.discard(simulation)
         if simulation not in self.index.live:
             self.passed.pop(simulation, None)

@@ -39,8 +39,9 @@ class Trajectory:
     tail: Slots = field(default_factory=lambda: np.zeros(0, dtype=np.intp))
     #: A block is being copied in; the next one has to wait for it.
     busy: bool = False
-    #: No more steps will arrive.
+    #: No more steps will arrive; whether all have, where it is closed.
     closed: bool = False
+    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Index:
         self.inputs = inputs
         #: By number, the simulations whose steps are arriving.
         self.live: dict[int, Trajectory] = {}
-        #: Simulations of which every step has arrived.
+        #: Simulations of which every step has arrived, maybe fewer than others have.
         self.finished = IntSet()
         self._simulation = np.zeros(slab.capacity, dtype=np.int64)
         self._step = np.zeros(slab.capacity, dtype=np.int64)
@@ -198,7 +199,7 @@ class Index:
         if block.samples and trajectory.samples == layout.samples:
             self._release_tail(trajectory)
         if trajectory.closed:
-            self.close(block.simulation)
+            self.close(block.simulation, trajectory.complete)
         return samples
 
     def cancel(self, block: Block) -> None:
@@ -209,14 +210,19 @@ class Index:
         if block.first == 0 or block.trajectory.closed:
             self.close(block.simulation)
 
-    def close(self, simulation: int) -> None:
-        """Release what only the incomplete samples of a simulation hold."""
+    def close(self, simulation: int, complete: bool = False) -> None:
+        """Release what only the incomplete samples of a simulation hold.
+
+        One that is `complete` has ended, after as many steps as have arrived.
+        """
         trajectory = self.live.get(simulation)
         if trajectory is None:
             return
         if trajectory.busy:
-            trajectory.closed = True
+            trajectory.closed, trajectory.complete = True, complete
             return
+        if complete:
+            self.finished.add(simulation)
         del self.live[simulation]
         if trajectory.samples < self.layout.samples:
             self._release_tail(trajectory)

@@ -134,13 +134,14 @@ class Store:
                 self._changed.notify_all()
         return block.steps
 
-    def close(self, simulation: int, complete: bool = True) -> None:
+    def close(self, simulation: int, complete: bool = True, early: str = "") -> None:
         """Release the steps that only incomplete samples hold: no more will arrive.
 
-        Unknown simulations are ignored, and `complete` makes no difference.
+        A complete one is finished, whatever its number of steps. Unknown simulations
+        are ignored.
         """
         with self._change():
-            self._contents.close(simulation)
+            self._contents.close(simulation, complete)
 
     def priority(self, simulation: int) -> int:
         """Return 0: no simulation goes before others."""

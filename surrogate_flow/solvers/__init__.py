@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from surrogate_flow.solvers.grid import GridSolver
-from surrogate_flow.solvers.solver import Run, Solver, Stopped
+from surrogate_flow.solvers.solver import Ended, Run, Solver, Stopped
 
 if TYPE_CHECKING:
     from surrogate_flow.solvers.adios import Adios2
@@ -29,6 +29,7 @@ __all__ = [
     "BurgersFromState",
     "Combined1D",
     "Darcy",
+    "Ended",
     "GrayScott2D",
     "GridSolver",
     "Heat2D",

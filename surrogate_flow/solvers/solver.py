@@ -18,7 +18,7 @@ from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec
 
-__all__ = ["Run", "Solver", "Stopped", "datasets_of", "spec_of"]
+__all__ = ["Ended", "Run", "Solver", "Stopped", "datasets_of", "spec_of"]
 
 
 _NO_SPEC = (
@@ -31,6 +31,26 @@ _NO_SPEC = (
 
 class Stopped(Exception):
     """The study has ended: no more steps of this run are needed."""
+
+
+class Ended(Exception):
+    """The simulation ends before its last step, which is regular: its text says why.
+
+    A solver raises it behind the step that is the last, one at least. The steps before
+    are trained on and kept as those of any other simulation.
+
+    Examples
+    --------
+    >>> def solve(rate):
+    ...     for step in range(100):
+    ...         mass = np.exp(-rate * step)
+    ...         yield mass
+    ...         if mass < 1e-3:
+    ...             raise Ended("nothing is left")
+    >>> steps = solve(3.0)
+    >>> [round(float(next(steps)), 3) for _ in range(4)]
+    [1.0, 0.05, 0.002, 0.0]
+    """
 
 
 @dataclass(frozen=True)
@@ -149,6 +169,12 @@ class Solver(ABC):
             dataset may be reused for the next step: it is copied before the generator
             goes on. Where the recipe draws no inputs, the first has them, too, without
             the dim ``time``.
+
+        Raises
+        ------
+        Ended
+            If the simulation ends before the last of the spec's times, and that is no
+            failure.
         """
 
     def start(self, run: Run) -> Iterator[xr.Dataset]:

@@ -138,9 +138,9 @@ class Connection:
             self.receive()
             self.socket.send(msg.encode(msg.Ask(0, self._sent)))
 
-    def end(self, simulation: int, steps: int) -> None:
+    def end(self, simulation: int, steps: int, early: str = "") -> None:
         """Announce that all steps were sent; wait until the sink has them."""
-        self._wait(lambda: self.done, [msg.encode(msg.End(simulation, steps))])
+        self._wait(lambda: self.done, [msg.encode(msg.End(simulation, steps, early))])
 
     def abort(self, reason: str) -> None:
         """Announce that this attempt has failed; neither blocks nor raises."""

@@ -144,14 +144,15 @@ class Fanout(Sink):
                 self._sinks[name].close(simulation, complete=False)
             return max(0, min(done, len(steps)))
 
-    def close(self, simulation: int, complete: bool) -> None:
+    def close(self, simulation: int, complete: bool, early: str = "") -> None:
         """Close it in the sinks that have had all of its steps."""
         with self._lock:
             following = self._next.pop(simulation, None)
             # One that has failed without an opening is closed in all.
             names = self._sinks if following is None else following
             for name in names:
-                self._sinks[name].close(simulation, complete)
+                given = (early,) if early else ()
+                self._sinks[name].close(simulation, complete, *given)
 
     def priority(self, simulation: int) -> int:
         """Return 2 for a held-out simulation, for which all others wait."""

@@ -114,7 +114,7 @@ class Outlet:
     StreamTimeout
         If the inlet sends nothing; also from `send` and on leaving.
     SpecMismatch
-        On leaving, if steps are missing.
+        On leaving, if steps are missing: after `end` all of them.
 
     Notes
     -----
@@ -148,6 +148,7 @@ class Outlet:
         self._coalesce_seconds = coalesce_seconds
         self._connection: Connection
         self._finished = False
+        self._early = ""
         self._error: BaseException | None = None
         self._leaving = False
         self._lock = threading.Lock()
@@ -270,6 +271,14 @@ class Outlet:
             if self._first < self._position == self._limit:
                 self._try_send()
             return len(steps) - len(left)
+
+    def end(self, reason: str) -> None:
+        """Note that no more steps follow, if there should be more, and why.
+
+        On leaving the simulation has ended, with the steps that were sent, or that the
+        inlet has of an earlier attempt if these are more.
+        """
+        self._early = reason or "no reason given"
 
     def _send(self, steps: np.ndarray) -> None:
         """Send on the general path: several steps, or some to be skipped."""
@@ -414,14 +423,22 @@ class Outlet:
 
     def _finish(self) -> None:
         self._raise_error()
-        steps = self._position
-        if steps < self.spec.steps and not self.complete:
-            got = f"{steps} of {self.spec.steps} steps" if steps else "nothing at all"
+        # A solver that begins where an earlier attempt has ended may yield nothing.
+        steps, most = max(self._position, self.next_step), self.spec.steps
+        early = self._early if steps < most else ""
+        if steps < most and not (early and steps):
+            got = f"{self._position} of {most} steps"
             error = SpecMismatch(
-                f"Simulation {self.simulation} yielded {got}. Usual cause: a time loop "
-                "that ends early. Yield every step, or shorten spec.times."
+                f"Simulation {self.simulation} yielded "
+                f"{got if self._position else 'nothing at all'}. Usual cause: a time "
+                "loop that ends early. Yield every step, shorten spec.times, or raise "
+                "Ended('why') behind the last step where that is regular."
+                if not early
+                else f"Simulation {self.simulation} ended before its first step "
+                f"({early}): expected one at least. Narrow the parameters, or yield "
+                "a step before raise Ended."
             )
             self._fail(error)
             raise error
         self._flush(max(self._first, self._position))
-        self._connection.end(self.simulation, self.spec.steps)
+        self._connection.end(self.simulation, steps, early)

@@ -91,11 +91,15 @@ class Ask(Message, frozen=True):
     sent: Count
 
 
-class End(Message, frozen=True):
-    """All `steps` steps of the simulation were sent."""
+class End(Message, frozen=True, omit_defaults=True):
+    """All `steps` steps of the simulation were sent.
+
+    If they are fewer than the spec has, `early` says why that is regular.
+    """
 
     simulation: Count
     steps: Count
+    early: Text = ""
 
 
 class Abort(Message, frozen=True):
@@ -169,6 +173,9 @@ def encode(message: Message) -> bytes:
     if isinstance(message, Abort | Refused | Wait | Stop):
         reason = message.reason[:REASON_CHARACTERS]
         message = msgspec.structs.replace(message, reason=reason)
+    elif isinstance(message, End):
+        early = message.early[:REASON_CHARACTERS]
+        message = msgspec.structs.replace(message, early=early)
     return _encode(message)
 
 

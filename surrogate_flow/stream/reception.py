@@ -335,7 +335,7 @@ class Reception:
                 self._closed.check_late(identity)
             return
         session.check_end(message)
-        session.ended = True
+        session.ended, session.early = True, message.early
         if session.pending:
             self._waiting.setdefault(identity, time.monotonic())
         else:
@@ -348,9 +348,10 @@ class Reception:
         self._end_wait(identity)
         self._counts.finish(time.monotonic() - session.opened - session.waited)
         del self._live[session.simulation]
-        self._sink.close(session.simulation, complete=True)
+        early = (session.early,) if session.early else ()
+        self._sink.close(session.simulation, True, *early)
         self.disconnect(identity)
-        self._reply(identity, msg.Done(self.spec.steps))
+        self._reply(identity, msg.Done(session.next))
 
     def _abandon(self, simulation: int) -> None:
         self._live.pop(simulation, None)

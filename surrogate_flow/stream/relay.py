@@ -60,6 +60,8 @@ class _Passage:
         self.backlog = backlog
         #: Steps that wait for credit, and the number of the first of each array.
         self.queue: deque[tuple[int, np.ndarray]] = deque()
+        #: The step behind those in the queue, and why there are no more than these.
+        self.next, self.early = 0, ""
         #: Whether no steps follow, and whether the inlet wants none.
         self.ended = self.over = False
         self.connection: Connection
@@ -174,14 +176,16 @@ class Relay(Sink):
             count = min(len(steps), backlog.room // self._size)
         if count:
             passage.queue.append((first, steps[:count]))
+            passage.next = first + count
             backlog.taken += count * self._size
             self._do(functools.partial(self._forward, passage))
         return count
 
-    def close(self, simulation: int, complete: bool) -> None:
+    def close(self, simulation: int, complete: bool, early: str = "") -> None:
         """Let the other inlet know, once all that was taken has arrived there."""
         passage = self._open.pop(simulation, None)
         if passage is not None and not passage.over:
+            passage.early = early
             end = self._end if complete else self._abort
             self._do(functools.partial(end, passage))
 
@@ -272,7 +276,11 @@ class Relay(Sink):
         else:
             self._send(passage, welcome.next_step, welcome.coalesce // self._size)
             if passage.ended and not passage.queue:
-                end = End(passage.simulation, self._spec.steps)
+                steps = self._spec.steps
+                if passage.early:
+                    steps = max(passage.next, welcome.next_step)
+                early = passage.early if steps < self._spec.steps else ""
+                end = End(passage.simulation, steps, early)
                 connection.repeat([encode(end)])
 
     def _send(self, passage: _Passage, wanted: int, most: int) -> None:

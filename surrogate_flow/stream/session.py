@@ -62,6 +62,8 @@ class Session:
         self.identity: bytes | None = None
         #: Whether the connection has announced the end.
         self.ended = False
+        #: Why it has ended before its last step; "" if it has not.
+        self.early = ""
         #: The step expected next.
         self.next = first
         #: As in `SimulationProgress`.
@@ -132,8 +134,12 @@ class Session:
             raise ProtocolError("gap", f"{got}: the connection was cut and restored")
 
     def check_end(self, message: msg.End) -> None:
-        """Refuse the end of a simulation whose steps are not all there."""
-        if not message.steps == self.next == self._steps:
+        """Refuse the end of a simulation whose steps are not all there.
+
+        An early end says why, and is that of one step at least.
+        """
+        early = bool(message.early) and 0 < message.steps < self._steps
+        if message.steps != self.next or not (early or self.next == self._steps):
             raise ProtocolError(
                 "end",
                 f"simulation {self.simulation} ended after {message.steps} steps, "

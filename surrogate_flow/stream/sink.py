@@ -52,11 +52,12 @@ class Sink(Protocol):
         """
         ...
 
-    def close(self, simulation: int, complete: bool) -> None:
+    def close(self, simulation: int, complete: bool, early: str = "") -> None:
         """Note that no more steps of a simulation come.
 
         Either it is `complete`: all of its steps were taken. Or it has failed
-        permanently; then it may never have been opened.
+        permanently; then it may never have been opened. `early`, given only then, is
+        why a complete one has fewer steps than the spec.
         """
         return
 

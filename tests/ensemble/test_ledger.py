@@ -152,3 +152,25 @@ def test_threads_see_one_book():
     assert not wrong
     failed = len(range(0, count, 7))
     assert ledger.counts() == (0, count - failed, failed)
+
+
+def test_early_ends_are_counted_by_reason(caplog):
+    """Reasons that differ in numbers are one, each is logged once; a run that goes on has them."""
+    caplog.set_level("INFO")
+    ledger = Ledger()
+    for number in range(5):
+        ledger.begin(simulation(number))
+        ledger.complete(
+            number, ["steady at t=0.1", "steady at t=2", "", "cold", "7"][number]
+        )
+    assert ledger.counts_early() == {"steady at": 2, "cold": 1, "7": 1}
+    assert [record.args for record in caplog.records] == [
+        (0, "steady at t=0.1"),
+        (3, "cold"),
+        (4, "7"),
+    ]
+    again = Ledger()
+    # One of them runs again.
+    again.restore({"complete": [(1, 5)], "failed": []}, ledger.early())
+    assert again.counts_early() == {"steady at": 1, "cold": 1, "7": 1}
+    assert again.early()["steady at"] == [(1, 2)]

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
-from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.solvers.solver import Ended, Solver
 
 STRIDE = 256  # more than any simulation has steps
 SLOW = 0.7  # seconds that a slow step takes
@@ -41,14 +41,17 @@ class Faulty(Solver):
         Each trouble that strikes leaves a file there, with the id of its process.
     troubles : tuple of Trouble
     steps, cells : int
+    ends : mapping of int to int
+        Simulations that end early, and after how many steps.
     pace : float
         Seconds that a step takes.
     """
 
-    def __init__(self, folder, troubles=(), steps=12, cells=50, pace=0.0):
+    def __init__(self, folder, troubles=(), steps=12, cells=50, pace=0.0, ends=()):
         self.folder = folder
         self.troubles = troubles
         self.pace = pace
+        self.ends = dict(ends)
         self._spec = FieldSpec(
             parameters=(Parameter("number", 0.0, 1e6),),
             variables=(Variable("u"),),
@@ -70,6 +73,8 @@ class Faulty(Solver):
                 if trouble[1:3] == (number, step) and self._claim(trouble):
                     u = getattr(self, trouble.kind)(u)
             yield xr.Dataset({"u": (("time", "x"), u[None])}, {"time": [t]})
+            if self.ends.get(number) == step + 1:
+                raise Ended(f"steady at t={t}")
 
     def _claim(self, trouble):
         for k in range(trouble.times):

@@ -44,9 +44,9 @@ class Ledger:
         """Hand on."""
         return self.store.open(simulation)
 
-    def close(self, simulation, complete):
+    def close(self, simulation, complete, early=""):
         """Hand on."""
-        self.store.close(simulation, complete)
+        self.store.close(simulation, complete, early)
 
     def priority(self, simulation):
         """Hand on."""

@@ -40,6 +40,8 @@ class Plan:
         Seconds that the trainer rests, once; 0 is never.
     step_timeout : float
         Seconds; short where something hangs.
+    ends : mapping of int to int
+        Simulations that end early, and after how many steps.
     """
 
     seed: int
@@ -56,6 +58,11 @@ class Plan:
     pause: float
     step_timeout: float
     kinds: tuple[str, ...]
+    ends: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    def steps_of(self, number):
+        """Return how many steps a simulation has."""
+        return self.ends.get(number, self.steps)
 
     @property
     def reservoir(self):
@@ -107,7 +114,21 @@ def plan(seed: int) -> Plan:
         # Longer than a busy machine keeps a worker waiting.
         step_timeout=4.0 if {"hangs", "gil"} & set(kinds) else 20.0,
         kinds=kinds,
+        ends={}
+        if kinds[0] in ("full", "gone")
+        else _ends(simulations, steps, troubles, seed),
     )
+
+
+def _ends(simulations, steps, troubles, seed):
+    """End about half of the simulations early, not before their troubles strike."""
+    random = np.random.default_rng([seed, 1])
+    first = {t.simulation: t.step + 1 for t in troubles}
+    return {
+        number: int(random.integers(first.get(number, 1), steps))
+        for number in range(simulations)
+        if first.get(number, 1) < steps and random.random() < 0.5
+    }
 
 
 def _pause(seed, random):

@@ -54,7 +54,11 @@ class Trial:
         self.tokens = folder / "tokens"
         self.tokens.mkdir()
         self.solver = Faulty(
-            str(self.tokens), plan.troubles, plan.steps, pace=plan.pace
+            str(self.tokens),
+            plan.troubles,
+            plan.steps,
+            pace=plan.pace,
+            ends=plan.ends,
         )
         self.store = Store(self.solver.spec, Direct(), plan.batch_size, plan.reservoir)
         self.ledger, self.book = Ledger(self.store), ensemble_ledger.Ledger()
@@ -193,7 +197,9 @@ class Trial:
         if self._over.is_set():
             return
         self.again += 1
-        clean = Faulty("", steps=self.plan.steps, pace=self.plan.pace)
+        clean = Faulty(
+            "", steps=self.plan.steps, pace=self.plan.pace, ends=self.plan.ends
+        )
         with contextlib.suppress(StreamError):
             run(clean, endpoint, self._simulation(number), 0)
 
@@ -214,7 +220,7 @@ class Trial:
     def whole(self):
         """Every (simulation, step) of those that were not set aside."""
         finished = set(range(self.plan.simulations)) - set(self.aside)
-        return {(n, k) for n in finished for k in range(self.plan.steps)}
+        return {(n, k) for n in finished for k in range(self.plan.steps_of(n))}
 
     def complaints(self):
         """Everything that does not hold, in words; empty if all is well."""

@@ -24,6 +24,7 @@ class Ledger:
         self.spec = spec
         self.steps: Counter[tuple[int, int]] = Counter()
         self.closed: Counter[tuple[int, bool]] = Counter()
+        self.early: dict[int, str] = {}
         self.reason = ""
         self.wrong: list[str] = []
         #: Steps that may be taken; None for no limit, or one drawn at every offer.
@@ -70,9 +71,11 @@ class Ledger:
         """Begin at the first step."""
         return 0
 
-    def close(self, simulation: int, complete: bool) -> None:
-        """Count it."""
+    def close(self, simulation: int, complete: bool, early: str = "") -> None:
+        """Count it, and write down why it has ended early."""
         self.closed[simulation, complete] += 1
+        if early:
+            self.early[simulation] = early
 
     def priority(self, simulation: int) -> int:
         """Let nobody overtake."""

@@ -26,17 +26,18 @@ SIZE = SPEC.step_bytes
 GIVEN = replace(SPEC, inputs=(Variable("p"), Variable("q")))
 
 
-def simulate(endpoint, number, spec=SPEC):
-    """Send a simulation in pieces of any size."""
+def simulate(endpoint, number, spec=SPEC, last=SPEC.steps):
+    """Send a simulation in pieces of any size; it may end before its last step."""
     chance, step = random.Random(number), 0
     outlet = Outlet(endpoint, spec, number, 0, parameters(spec, number), timeout=30.0)
     with outlet:
         if spec.inputs:
             outlet.give(inputs(spec, number))
-        while step < spec.steps:
-            count = min(chance.choice([1, 1, 3, 9]), spec.steps - step)
+        while step < last:
+            count = min(chance.choice([1, 1, 3, 9]), last - step)
             outlet.send(trajectory(spec, number, step, count))
             step += count
+        outlet.end("steady")
 
 
 @contextlib.contextmanager
@@ -268,6 +269,22 @@ def test_a_simulation_that_fails_is_left_in_all():
             simulate(hub.endpoint, 1)
         arrived(relays)
         assert all(ledger.closed == {(1, True): 1} for ledger in ledgers)
+
+
+def test_an_early_end_is_one_in_all():
+    """Each trial hears after how many steps, and why."""
+    with trials(2, backlog=10 * SIZE) as (ledgers, relays):
+        fanout = Fanout()
+        for number, relay in enumerate(relays):
+            fanout.add(f"{number}", relay)
+        with Inlet(SPEC, fanout) as hub:
+            for number in (1, 30, SPEC.steps):
+                simulate(hub.endpoint, number, last=number)
+        arrived(relays)
+        for ledger in ledgers:
+            steps = Counter((n, k) for n in (1, 30, SPEC.steps) for k in range(n))
+            assert ledger.steps == steps
+            assert ledger.early == {1: "steady", 30: "steady"}
 
 
 def test_two_ranks_deal_the_simulations_among_them():

@@ -334,6 +334,8 @@ def test_input_fields_come_once_before_any_step_and_stay_the_same(ledger):
         (protocol.Steps(1, 0, 0, 1, SIZE), SIZE - 1, "announces"),
         (protocol.Ask(1 << 40, 0), None, "at most"),
         (protocol.End(1, 100), None, "ended after 100 steps, received 0"),
+        (protocol.End(1, 0, "steady"), None, "ended after 0 steps, received 0"),
+        (protocol.End(1, 5, "steady"), None, "ended after 5 steps, received 0"),
         (protocol.Stop("x"), None, "only an inlet may send"),
     ],
 )

@@ -168,6 +168,45 @@ def test_missing_steps_are_an_error(inlet, stop, words):
     assert inlet.stats().finished == 0
 
 
+@pytest.mark.parametrize("block", [1, 7])
+def test_an_early_end_is_complete_and_says_why(inlet, ledger, block):
+    """Where a solver says that it has ended, its steps are all that there are."""
+    with outlet_of(inlet) as outlet:
+        send_all(outlet, block=block, stop=40)
+        outlet.end("steady")
+    assert ledger.steps == {(1, step): 1 for step in range(40)}
+    assert (ledger.closed, ledger.early) == ({(1, True): 1}, {1: "steady"})
+    assert inlet.stats().finished == 1
+    with outlet_of(inlet, attempt=1) as outlet:
+        assert outlet.complete
+
+
+def test_an_early_end_has_a_step(inlet, ledger):
+    """Of a simulation without any there is nothing to learn: it has failed."""
+    words = r"ended before its first step \(steady\)"
+    with pytest.raises(SpecMismatch, match=words), outlet_of(inlet) as outlet:
+        outlet.end("steady")
+    assert not ledger.closed
+
+
+@pytest.mark.parametrize("ends", [20, 40, 60, 100])
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_retry_may_end_elsewhere(inlet, ledger, ends, resumes):
+    """No step that has arrived is taken back, and none arrives twice."""
+    with pytest.raises(ArithmeticError), outlet_of(inlet) as outlet:
+        send_all(outlet, stop=40)
+        raise ArithmeticError
+    with outlet_of(inlet, attempt=1) as outlet:
+        if resumes:
+            outlet.skip()
+        send_all(outlet, start=40 * resumes, stop=ends)
+        outlet.end("steady")
+    last = max(40, ends)
+    assert ledger.steps == {(1, step): 1 for step in range(last)}
+    assert ledger.closed == {(1, True): 1}
+    assert ledger.early == ({1: "steady"} if last < 100 else {})
+
+
 def test_too_many_steps_are_an_error(inlet):
     """There is no step beyond the spec."""
     with outlet_of(inlet) as outlet:

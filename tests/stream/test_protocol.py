@@ -16,6 +16,7 @@ MESSAGES = [
     msg.Steps(3, 1, 40, 2, 8),
     msg.Ask(100, 5000),
     msg.End(3, 100),
+    msg.End(3, 40, "steady state"),
     msg.Abort("ValueError('no')"),
     msg.Welcome(40, False, 1 << 20, 1 << 22),
     msg.Refused("another study"),
@@ -34,6 +35,8 @@ def frames(message):
 def test_headers_are_maps_of_plain_values(message):
     """Outlets and inlets of other versions read the same: a kind, and the fields in order."""
     fields = {name: getattr(message, name) for name in message.__struct_fields__}
+    if fields.get("early") == "":
+        del fields["early"]  # as in version 0.1
     plain = {"kind": type(message).__name__.lower(), **fields}
     assert msg.encode(message) == msgpack.packb(plain)
 

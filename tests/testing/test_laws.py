@@ -20,7 +20,7 @@ from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.reservoir import FIFO, FIRO, Policy, Reservoir, Store
 from surrogate_flow.sampling import BlockSampler, Sampler, Sobol, Uniform
-from surrogate_flow.solvers import Solver
+from surrogate_flow.solvers import Ended, Solver
 from surrogate_flow.testing import (
     LawBroken,
     check_network,
@@ -76,6 +76,12 @@ class Short(Decay):
         return itertools.islice(super().solve(parameters), 19)
 
 
+class Empty(Decay):
+    def solve(self, parameters):
+        raise Ended("there was nothing")
+        yield
+
+
 class Leaves(Decay):
     def step(self, rate, t):
         sys.exit(0)
@@ -120,6 +126,12 @@ class Resuming(Decay):
             yield self.step(run.parameters["rate"], t)
 
 
+class Fading(Resuming):
+    def start(self, run):
+        yield from itertools.islice(super().start(run), 7 - run.first_step)
+        raise Ended("nothing is left")
+
+
 class ResumingWrong(Decay):
     def start(self, run):
         for t in self.spec.times[run.first_step :]:
@@ -142,6 +154,7 @@ SOLVERS = {
     Unpicklable: "pickled and unpickled",
     Returning: "Write yield in place of return",
     Short: "Expected 20 steps, got 19",
+    Empty: "one step at least before Ended",
     Leaves: r"SystemExit: 0\s+At .*test_laws\.py:\d+",
     Late: "expected time 1, got 1.5",
     Random: "bit by bit",
@@ -151,7 +164,7 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize("solver", [Decay, Resuming])
+@pytest.mark.parametrize("solver", [Decay, Resuming, Fading])
 def test_solvers_that_keep_the_laws(solver):
     """One that begins at the first step, and one that goes on where it is asked to."""
     assert len(check_solver(solver())) == 8

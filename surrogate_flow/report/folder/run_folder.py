@@ -82,6 +82,8 @@ class RunSummary:
         those that failed. None in the files of older versions.
     set_aside : list of str
         Workers and hosts that began no attempts for a while, since those there failed.
+    early_simulations : dict of str to int
+        How many have ended before their last step, by the reason that solvers gave.
     surrogate_seconds : float, optional
         Of one evaluation at the end of the fit: a whole simulation, predicted, with the
         solver's share for the steps that an autoregressive surrogate goes on from.
@@ -99,6 +101,7 @@ class RunSummary:
     errors: dict[str, float]
     validated: int | None = None
     set_aside: list[str] = field(default_factory=list)
+    early_simulations: dict[str, int] = field(default_factory=dict)
     surrogate_seconds: float | None = None
     ended_early: bool = False
 

@@ -39,13 +39,14 @@ def _rows(
     spec = surrogate.spec
     values = [float(v) for v in held_out.parameters[row]]
     parameters = {p.name: v for p, v in zip(spec.parameters, values, strict=True)}
-    step = min(int(moment * spec.steps), spec.steps - 1)
+    count = held_out.steps(row)
+    step = min(int(moment * count), count - 1)
     inputs = surrogate.window.inputs
     history = held_out.simulation(row, slice(inputs)) if inputs else None
-    step = spec.steps - 1 if inputs else step
+    step = count - 1 if inputs else step
     # One time of a map, all times where there is room for an axis of time.
     still = len(spec.dims) > 1 or spec.cells is not None
-    shown = slice(step, step + 1) if still else slice(inputs, None)
+    shown = slice(step, step + 1) if still else slice(inputs, count)
     times = spec.times[shown]
     shown_fields = spec.physical(held_out.fields[row, shown])
     truths = spec.dataset(shown_fields, times, parameters)
