@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -63,8 +65,10 @@ def run(words: Sequence[str]) -> None:
         solver = _built(make)
         figures = partial(_figures, solver, capacity)
         _show(given, lambda: check_solver(solver), figures)
+        own = [re.sub("^--", "--data.solver.", word) for word in options]
+        words = " ".join([data, *map(shlex.quote, own)])
         print(
-            f"Next: surrogate-flow plan {data} --model fully_connected"
+            f"Next: surrogate-flow plan {words} --model fully_connected"
             "    # the dry run of a study"
         )
     elif isinstance(kind, type) and issubclass(kind, Sampler):
@@ -116,8 +120,9 @@ def _figures(solver: Solver, capacity: int | str, laws: Laws) -> Iterator[str]:
     )
     if isinstance(capacity, int):
         of = ", the default" if capacity == _CAPACITY else ""
-        size = format_bytes(capacity * step)
-        yield f"{size} for a reservoir of {capacity:,} steps{of}"
+        size = format_bytes(capacity * (step + spec.input_bytes))
+        most = "at most " * bool(spec.inputs)
+        yield f"{most}{size} for a reservoir of {capacity:,} steps{of}"
     else:
         yield f"a reservoir of {capacity}, at most"
 

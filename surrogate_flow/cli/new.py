@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from surrogate_flow.fields.names import RecipeError, nearest
@@ -241,7 +242,7 @@ def run(words: Sequence[str]) -> None:
         hint = nearest(words[0], _KINDS) if words else f"Kinds: {', '.join(_KINDS)}."
         got = " ".join(words) or "nothing"
         raise RecipeError(
-            f"new: expected a kind and a name, such as new solver wave, got {got}. "
+            f"new: expected a kind and a name, such as new solver mine, got {got}. "
             f"{hint}"
         )
     kind, name = words
@@ -252,6 +253,15 @@ def run(words: Sequence[str]) -> None:
         )
     texts, commands = _KINDS[kind]
     class_name = re.sub(r"(?:^|_)(.)", lambda match: match[1].upper(), name)
+
+    imported = "".join(re.findall(r"import .*", "".join(texts.values())))
+    if re.search(rf"\b{class_name}\b", imported) or (
+        kind != "program" and not Path(f"{name}.py").exists() and find_spec(name)
+    ):
+        raise RecipeError(
+            f"new: expected a name that nothing else has in Python, got {name!r}. "
+            f"Take my_{name}, for example."
+        )
 
     def filled(text: str) -> str:
         return text.replace("NAME", name).replace("CLASS", class_name)

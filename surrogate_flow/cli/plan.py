@@ -22,7 +22,7 @@ from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.user_code import user_code
 from surrogate_flow.fields.errors import UserError, line_of
-from surrogate_flow.fields.inputs import named_inputs, without_inputs
+from surrogate_flow.fields.inputs import inputs_in, named_inputs, without_inputs
 from surrogate_flow.fields.quantities import Simulation, counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import own_folder
@@ -226,6 +226,8 @@ def measure(
                 type(solver).setup(solver, cores)  # as a worker does
                 start = time.perf_counter()
                 for dataset in datasets:
+                    if not steps and not given and spec.inputs:
+                        inputs_in(spec, dataset, "The first dataset")
                     dataset = without_inputs(dataset, spec)
                     steps += len(encoder.convert(dataset, steps))
                     seconds = time.perf_counter() - start

@@ -254,15 +254,26 @@ def _of_columns(
                 f"{path.name}: {name}: expected {points} points, "
                 f"{' x '.join(map(str, spec.shape)) or 'one'}, got {got}."
             )
-    if len(spec.dims) > 1 and {*spec.dims} <= {*columns}:
-        frame = pd.DataFrame({**{d: columns[d] for d in spec.dims}, **wanted})
-        placed: xr.Dataset = frame.set_index([*spec.dims]).to_xarray()
+    places = {dim: columns[dim] for dim in spec.dims if dim in columns}
+    if len(spec.dims) > 1 and all(u.shape == spec.shape for u in wanted.values()):
+        return xr.Dataset(
+            {name: (spec.dims, u) for name, u in wanted.items()},
+            {dim: (dim, axis) for dim, axis in places.items()},
+        )
+    if len(places) == len(spec.dims) > 0:
+        frame = pd.DataFrame({**places, **wanted})
+        placed: xr.Dataset = frame.set_index([*spec.dims]).sort_index().to_xarray()
         return placed
     lines = {
         c.name: (c.dim, columns[c.name])
         for c in spec.coordinates
         if len(spec.dims) == 1 and c.name in columns
     }
+    if places:
+        raise ProcessError(
+            f"{path.name}: expected columns of all dims, {', '.join(spec.dims)}, or of "
+            f"none, got {', '.join(places)}."
+        )
     fields = {n: (spec.dims, np.reshape(c, spec.shape)) for n, c in wanted.items()}
     return xr.Dataset(fields, lines)
 

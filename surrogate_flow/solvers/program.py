@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shlex
 import string
@@ -26,6 +27,8 @@ from surrogate_flow.solvers.process import ProcessRun, ProcessSolver
 from surrogate_flow.solvers.solver import Run
 
 __all__ = ["Program", "Reader"]
+
+logger = logging.getLogger(__name__)
 
 _OF_RUNS = ("cores", "simulation", "first_step", "folder")
 _EVEN = {"first", "step", "count"}
@@ -139,6 +142,24 @@ class Program(ProcessSolver):
                 raise ArgumentError(
                     f"{what}: {type(error).__name__}: {error}"
                 ) from error
+        self._warn_of_unnamed()
+
+    def _warn_of_unnamed(self) -> None:
+        """Warn of parameters that no text names, which then change nothing."""
+        texts = [*self._words, *self._variables.values()]
+        named = {
+            name for text in texts for _, name, *_ in string.Formatter().parse(text)
+        }
+        for text in self._input.values():
+            named |= find_undeclared_variables(_JINJA.parse(text))
+        for p in self.spec.parameters:
+            # By its number a program may look them up.
+            if not {p.name, p.of or p.name, "simulation"} & named:
+                logger.warning(
+                    "Program: the parameter %r of the spec is named by no text, and so "
+                    "changes nothing. Write {%s} in the command, for example.",
+                    *(p.name, p.name),
+                )
 
     @property
     def spec(self) -> FieldSpec:

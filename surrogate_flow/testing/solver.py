@@ -17,7 +17,7 @@ from distributed.protocol import pickle
 from jaxtyping import Float32
 
 from surrogate_flow.fields.encoder import Encoder
-from surrogate_flow.fields.inputs import named_inputs, without_inputs
+from surrogate_flow.fields.inputs import inputs_in, named_inputs, without_inputs
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.sampling import GaussianRandomField, Table, Uniform
@@ -89,10 +89,14 @@ def check_solver(solver: Solver, parameters: Mapping[str, Any] | None = None) ->
             _require_equal(_fields(solver, spec, first), fields)
             laws.pace = len(fields) / (perf_counter() - begin)
         with laws.law("no simulation depends on those that ran before it"):
-            _fields(solver, spec, second)
+            others = _fields(solver, spec, second)
             with closing(_steps(solver, spec, second)) as steps:
                 next(steps)  # and is given up
             _require_equal(_fields(solver, spec, first), fields)
+        with laws.law("other parameters give other fields"):
+            assert not np.array_equal(others, fields), (
+                f"{drawn} of {names} gave the same fields: does it read them?"
+            )
         with laws.law("on another worker the fields are the same"):
             type(travelled).setup(travelled, 1)
             _require_equal(_fields(travelled, spec, first), fields)
@@ -124,6 +128,8 @@ def _fields(
             for dataset in datasets:
                 if not parts and first and encoder.begins_at(dataset, first):
                     step = first
+                if not parts and any(v.name in dataset for v in spec.inputs):
+                    inputs_in(spec, dataset, "The first dataset")
                 parts.append(encoder.convert(without_inputs(dataset, spec), step))
                 step += len(parts[-1])
         except Ended:

@@ -64,6 +64,9 @@ def test_what_is_written_runs(kind, tmp_path, monkeypatch, capsys):
         (["sover", "wave"], "Did you mean 'solver'"),
         (["solver"], "expected a kind and a name"),
         (["solver", "my-wave"], "a name for a file in small letters"),
+        (["solver", "wave"], "'wave'. Take my_wave"),
+        (["network", "torch"], "nothing else has in Python, got 'torch'"),
+        (["solver", "coordinate"], "got 'coordinate'"),
         (["solver", "there"], "there.yaml is in this folder, and is not overwritten"),
     ],
 )
@@ -83,10 +86,10 @@ def test_the_solver_of_a_recipe_is_checked(capsys):
     """With options over it; and how fast and how large it is."""
     main(["check", "heat2d", "--cells", "[4, 4]", "--steps", "5"])
     shown = capsys.readouterr().out
-    assert shown.count("✓") == 8
+    assert shown.count("✓") == 9
     assert "steps/s" in shown
     assert "64 B a step, 320 B a simulation of 5 steps" in shown
     assert "375.00 kiB for a reservoir of 6,000 steps" in shown
-    assert "plan --data heat2d" in shown
+    assert "plan --data heat2d --data.solver.cells '[4, 4]'" in shown
     main(["check", "lorenz", "--steps", "5"])
     assert "1.14 MiB for a reservoir of 100,000 steps\n" in capsys.readouterr().out

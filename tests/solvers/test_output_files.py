@@ -297,6 +297,24 @@ def test_arrays_of_another_shape_are_refused(tmp_path):
         [*Program("true", spec, reader=OutputFiles("u_*.npz")).start(run)]
 
 
+def test_rows_and_axes_say_where_they_belong(tmp_path):
+    """Of a line, too, without coordinates in the spec; and of arrays with their axes."""
+    line = FieldSpec(LINE.parameters, (Variable("u"),), ("x",), (2,), T[:1])
+    run = Run({"rate": 1.0}, folder=tmp_path)
+    (tmp_path / "u_1.csv").write_text("x,u\n2,20\n1,10\n")
+    (got,) = Program("true", line, reader=OutputFiles("u_*.csv")).start(run)
+    assert got["u"].values.tolist() == [[10, 20]]
+    plane = FieldSpec(LINE.parameters, (Variable("u"),), ("y", "x"), (2, 3), T[:1])
+    with pytest.raises(ProcessError, match="columns of all dims, y, x, or of none"):
+        (tmp_path / "u_1.csv").write_text("x,u\n" + "1,2\n" * 6)
+        [*Program("true", plane, reader=OutputFiles("u_*.csv")).start(run)]
+    u = np.arange(6.0).reshape(2, 3)
+    np.savez(tmp_path / "v_1.npz", u=u, x=[3, 2, 1], y=[1, 2])
+    (got,) = Program("true", plane, reader=OutputFiles("v_*.npz")).start(run)
+    assert got["x"].values.tolist() == [3, 2, 1]
+    assert got["u"].values.tolist() == [u.tolist()]
+
+
 def test_one_more_file_than_steps_is_refused_where_order_alone_tells(tmp_path):
     """Of netCDF without times, too: the first may be the initial state."""
     spec = FieldSpec(LINE.parameters, (Variable("u"),), ("x",), (2,), T)

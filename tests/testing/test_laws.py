@@ -1,5 +1,6 @@
 """Each law is broken by somebody, and says so; those who keep all are named by them."""
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -64,6 +65,21 @@ class NoParameters(Decay):
 class Unpicklable(Decay):
     def __init__(self):
         self.lock = threading.Lock()
+
+
+class Deaf(Decay):
+    def step(self, rate, t):
+        return super().step(1.0, t)
+
+
+class MakesNothing(Decay):
+    """An input field that is not finite."""
+
+    spec = dataclasses.replace(SPEC, inputs=(Variable("a"),))
+
+    def solve(self, parameters):
+        for dataset in super().solve(parameters):
+            yield dataset.assign(a=("x", np.full(3, np.nan)))
 
 
 class Returning(Decay):
@@ -161,13 +177,15 @@ SOLVERS = {
     Remembering: "that ran before it",
     Elsewhere: "on another worker",
     ResumingWrong: "a retry goes on",
+    Deaf: "gave the same fields: does it read them",
+    MakesNothing: "'a'.*3 of 3 that are not",
 }
 
 
 @pytest.mark.parametrize("solver", [Decay, Resuming, Fading])
 def test_solvers_that_keep_the_laws(solver):
     """One that begins at the first step, and one that goes on where it is asked to."""
-    assert len(check_solver(solver())) == 8
+    assert len(check_solver(solver())) == 9
     check_solver(solver(), {"rate": 0.3})
 
 
@@ -186,7 +204,7 @@ def test_a_process_that_is_left(tmp_path):
         check_solver(Leaving(pids))
     left = set(psutil.Process().children()) - before
     assert int(pids.read_text()) in {process.pid for process in left}
-    assert len(broken.value.kept) == 7
+    assert len(broken.value.kept) == 8
     for process in left:
         process.kill()
     psutil.wait_procs(left)
@@ -456,7 +474,7 @@ def test_a_class_is_checked_by_its_path(own, capsys):
     """With options of its own; each law is printed."""
     main(["check", f"{own}.Decay", "--cells", "5"])
     shown = capsys.readouterr().out
-    assert shown.count("✓") == 8
+    assert shown.count("✓") == 9
     assert "on another worker the fields are the same" in shown
     main(["check", f"{own}.Middle", "--seed=3"])
     assert capsys.readouterr().out.count("✓") == 5
