@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import zarr
-from jaxtyping import Float32, Float64, Int
+from jaxtyping import Float, Float32, Float64, Int
 
 from surrogate_flow.dataset import layout
 from surrogate_flow.dataset.provenance import FORMAT, Provenance
@@ -26,7 +26,7 @@ from surrogate_flow.dataset.writer import (
 )
 from surrogate_flow.fields.html import rows_of, table
 from surrogate_flow.fields.int_set import IntSet
-from surrogate_flow.fields.quantities import Simulation
+from surrogate_flow.fields.quantities import Simulation, Variable
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import DirectoryLock
 
@@ -334,8 +334,17 @@ class Archive:
                 out[:, channel] = array[simulation, first:stop]
         except _DAMAGED as error:
             raise self._unreadable(simulation, first, stop, str(error)) from error
-        if not np.isfinite(out.sum(dtype=np.float64)):
+        if not self._whole(out):
             raise self._unreadable(simulation, first, stop, "values are missing or NaN")
+
+    def _whole(self, steps: Float32[np.ndarray, "time channel *space"]) -> bool:
+        """Whether no value is missing; masked ones are NaN, but never a whole field."""
+        if np.isfinite(steps.sum(dtype=np.float64)):
+            return True
+        return all(
+            _present(v, steps[:, channel])
+            for channel, v in enumerate(self.spec.variables)
+        )
 
     def inputs(self, simulation: int) -> Float32[np.ndarray, " input *space"]:
         """Read the input fields of a complete simulation."""
@@ -345,7 +354,8 @@ class Archive:
         ):
             try:
                 out[...] = array[simulation]
-                why = "" if np.isfinite(out).all() else "values are missing or NaN"
+                present = _present(variable, out[None])
+                why = "" if present else "values are missing or NaN"
             except _DAMAGED as error:
                 why = str(error) or type(error).__name__
             if why:
@@ -367,7 +377,8 @@ class Archive:
         for variable, array in zip(self.spec.variables, self._arrays, strict=True):
             names = self._chunk_files(variable.name, simulation, chunks)
             for k, name in zip(chunks, names, strict=True):
-                if not _readable(array, simulation, slice(k * size, (k + 1) * size)):
+                steps = slice(k * size, (k + 1) * size)
+                if not _readable(variable, array, simulation, steps):
                     return ArchiveError(
                         f"{where} cannot be read: {name} is damaged or missing ({why})."
                         " Copy the data set again, or delete that file and type the "
@@ -392,9 +403,14 @@ class Archive:
         return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
 
 
-def _readable(array: Any, simulation: int, steps: slice) -> bool:
+def _present(variable: Variable, fields: Float[np.ndarray, " time *space"]) -> bool:
+    known = np.isfinite(fields).reshape(len(fields), -1)
+    return bool(known.any(axis=1).all() if variable.masked else known.all())
+
+
+def _readable(variable: Variable, array: Any, simulation: int, steps: slice) -> bool:
     """Whether some steps can be read, and none is missing."""
     try:
-        return bool(np.isfinite(array[simulation, steps]).all())
+        return _present(variable, array[simulation, steps])
     except _DAMAGED:
         return False

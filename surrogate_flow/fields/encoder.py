@@ -74,6 +74,8 @@ class Encoder:
         self._positions = Positions(spec)
         # Of each variable: extremes in single and in double precision.
         self._extremes = [(np.inf, -np.inf, np.inf, -np.inf)] * len(self._names)
+        # Where masked variables, by channel, are NaN.
+        self._masks: dict[int, np.ndarray] = {}
 
     def convert(
         self, dataset: xr.Dataset, step: int
@@ -96,7 +98,8 @@ class Encoder:
             repeated, skipped or not in the spec (within a hundredth of the distance
             between steps); if there are too many steps; if a coordinate of the spec has
             other values, in any order; if a value is NaN, infinite or a fill value,
-            before or after the cast.
+            before or after the cast; if a masked variable is NaN at all points of a
+            step, or at others than in the first one.
         """
         if not isinstance(dataset, xr.Dataset):
             raise self._mismatch(
@@ -122,12 +125,16 @@ class Encoder:
                 for axis, order in orders:
                     values = values.take(order, axis + 1)
                 variable, of_one = self.spec.variables[channel], steps[:, channel]
+                if variable.masked:
+                    values = _without_fills(variables[name], values)
                 of_one[...] = variable.normalised(values)
-                low, high = _ends(of_one)
+                low, high = _ends(of_one, variable.masked)
                 finite &= -np.inf < low <= high < np.inf
-                ends = (low, high) if variable.plain else _ends(values)
+                ends = (low, high) if variable.plain else _ends(values, variable.masked)
                 self._require_no_fill(name, variables[name], values, ends, step)
                 self._extend(channel, low, high, values)
+                if variable.masked:
+                    self._require_mask(channel, of_one, step)
         if not finite:
             raise self._not_finite(dataset, step, steps)
         return steps
@@ -170,7 +177,8 @@ class Encoder:
         low, high = min(low, below), max(high, above)
         if high - low < 1e-4 * max(abs(low), abs(high)):
             exact = variable.normalised(values.astype(np.float64, copy=False))
-            least, most = min(least, float(exact.min())), max(most, float(exact.max()))
+            least = min(least, float(np.fmin.reduce(exact, axis=None)))
+            most = max(most, float(np.fmax.reduce(exact, axis=None)))
         self._extremes[channel] = low, high, least, most
 
     def begins_at(self, dataset: xr.Dataset, step: int) -> bool:
@@ -284,6 +292,10 @@ class Encoder:
         self, dataset: xr.Dataset, step: int, steps: np.ndarray
     ) -> SpecMismatch:
         bad = ~np.isfinite(steps)
+        for channel, variable in enumerate(self.spec.variables):
+            values = steps[:, channel].reshape(len(steps), -1)
+            if variable.masked and not np.isnan(values).all(axis=1).any():
+                bad[:, channel] = np.isinf(steps[:, channel])
         row, channel = np.argwhere(bad.any(axis=tuple(range(2, bad.ndim))))[0]
         name = self._names[channel]
         source = dataset.variables[name].transpose(*self._dims).values[row]
@@ -301,6 +313,25 @@ class Encoder:
             f"{what} (the first: {got:.6g}). Usual cause: {remedy}",
         )
 
+    def _require_mask(
+        self, channel: int, values: Float32[np.ndarray, " time *space"], step: int
+    ) -> None:
+        """Refuse NaN at other points than in the first step that was seen."""
+        missing = np.isnan(values)
+        mask = self._masks.setdefault(channel, missing[0])
+        changed = (missing != mask).reshape(len(missing), -1).sum(axis=1)
+        if changed.any():
+            row = int((changed > 0).argmax())
+            more = np.count_nonzero(missing[row] & ~mask)
+            raise self._mismatch(
+                step + row,
+                f"variable {self._names[channel]!r}, which is masked, expected NaN at "
+                f"the same {np.count_nonzero(mask)} of {mask.size} points in all steps "
+                f"of a simulation, got {more} more and {changed[row] - more} fewer. "
+                "Usual cause: an unstable time step, or a mask that moves. Fill that "
+                "with a number, such as dataset.fillna(0).",
+            )
+
     def _require_no_fill(
         self,
         name: str,
@@ -310,23 +341,16 @@ class Encoder:
         step: int,
     ) -> None:
         """Refuse what is declared to mark points, or is known to and far from all."""
-        attrs, encoding = given.attrs, given.encoding
-        declared: set[float] = set()
-        for place in (attrs, encoding):
-            packed = "scale_factor" in encoding or "add_offset" in encoding
-            for key in ("_FillValue", "missing_value"):
-                if key in place and not (packed and place is encoding):
-                    declared |= _numbers(place[key])
-        guessed = set() if "_FillValue" in attrs else {*ends} & _KNOWN
+        declared = _declared(given)
+        guessed = set() if "_FillValue" in given.attrs else {*ends} & _KNOWN
         for fill in declared | guessed:
             marked = values.astype(np.float32) == fill
             counts = marked.reshape(len(marked), -1).sum(axis=1)
             if fill in declared:
                 wrong = counts.any()
             else:
-                wrong = _only_marks(
-                    fill, counts.max() > 1, values[~marked].astype(float)
-                )
+                others = values[~(marked | np.isnan(values))].astype(float)
+                wrong = _only_marks(fill, counts.max() > 1, others)
             if wrong:
                 row = int(counts.argmax())
                 raise self._mismatch(
@@ -338,10 +362,31 @@ class Encoder:
                 )
 
 
-def _ends(values: np.ndarray) -> tuple[float, float]:
-    low = np.minimum.reduce(values, axis=None)
-    high = np.maximum.reduce(values, axis=None)
+def _ends(values: np.ndarray, masked: bool) -> tuple[float, float]:
+    """Return the extremes: NaN if there is any, or, of masked values, nothing else."""
+    low = (np.fmin if masked else np.minimum).reduce(values, axis=None)
+    high = (np.fmax if masked else np.maximum).reduce(values, axis=None)
     return float(np.float32(low)), float(np.float32(high))
+
+
+def _declared(given: xr.Variable) -> set[float]:
+    """Return the numbers that are declared to mark points, not to be values."""
+    packed = {"scale_factor", "add_offset"} & {*given.encoding}
+    return {
+        fill
+        for place in ((given.attrs,) if packed else (given.attrs, given.encoding))
+        for key in ("_FillValue", "missing_value")
+        if key in place
+        for fill in _numbers(place[key])
+    }
+
+
+def _without_fills(given: xr.Variable, values: np.ndarray) -> np.ndarray:
+    """Return values with NaN where they are declared to be none."""
+    for fill in _declared(given):
+        marked = values.astype(np.float32) == fill
+        values = np.where(marked, np.nan, values) if marked.any() else values
+    return values
 
 
 def _numbers(fill: object) -> set[float]:
@@ -365,8 +410,8 @@ def _only_marks(fill: float, repeated: bool, others: np.ndarray) -> bool:
 
 
 _MASK = (
-    "Leave them out, with dims=('point',) and a Coordinate along 'point' for each "
-    "position, or fill them with a number, such as dataset.where(mask, 0)."
+    "Leave them out: Variable(..., masked=True) in the spec, and NaN there, such as "
+    "dataset.where(known). Or fill them with a number, such as dataset.where(known, 0)."
 )
 
 

@@ -42,7 +42,7 @@ def stacked_inputs(
     ------
     ArgumentError
         If a name is unknown or missing, or a field has another shape, no real numbers,
-        or some that are not finite in single precision.
+        or some that are not finite in single precision, but for NaN of a masked one.
 
     Examples
     --------
@@ -75,8 +75,11 @@ def stacked_inputs(
             )
         with np.errstate(over="ignore", invalid="ignore"):
             out[...] = variable.normalised(values)
-        if not np.isfinite(out).all():
-            count = out.size - np.count_nonzero(np.isfinite(out))
+        known = np.isfinite(out)
+        if variable.masked and known.any():
+            known |= np.isnan(out)
+        if not known.all():
+            count = out.size - np.count_nonzero(known)
             raise ArgumentError(
                 f"{who}: input field {name!r}",
                 "numbers that are finite in single precision",

@@ -102,6 +102,9 @@ class Variable:
     Errors are in the units of u, and relative ones relative to ``u - offset``; what is
     predicted is u.
 
+    A `masked` one is NaN where it is not defined, such as over land: at the same points
+    in all steps of a simulation. They are left out of losses, moments and errors.
+
     Raises
     ------
     ArgumentError
@@ -113,9 +116,13 @@ class Variable:
     long_name: str = ""
     offset: float = 0.0
     scale: float = 1.0
+    masked: bool = False
 
     def __post_init__(self) -> None:
         named(self.name, self.units, "Variable")
+        if not isinstance(self.masked, bool):
+            what = f"Variable {self.name!r}: masked"
+            raise ArgumentError(what, "True or False", repr(self.masked))
         for name in ("offset", "scale"):
             what = f"Variable {self.name!r}: {name}"
             object.__setattr__(self, name, number(getattr(self, name), what))

@@ -374,6 +374,8 @@ class FieldSpec:
         for own, variable in zip(given, fields, strict=True):
             if own.plain:
                 del variable["offset"], variable["scale"]
+            if not own.masked:
+                del variable["masked"]
         if not self.inputs:
             del plain["inputs"]
         for coordinate in plain["coordinates"]:

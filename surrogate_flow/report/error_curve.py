@@ -325,7 +325,10 @@ def _squares(
 ) -> Float[np.ndarray, "2 time channel"]:
     squares = np.empty((2, *fields.shape[:2]))
     for k, (truth, guess) in enumerate(zip(fields, guesses, strict=False)):
+        # Where masked fields are NaN, as they are in all steps.
+        left = np.isnan(truth).reshape(len(truth), -1)
         for i, values in enumerate((guess - truth, truth)):
             cells = values.reshape(len(values), -1).astype(np.float64)
-            squares[i, k] = np.square(cells).mean(axis=1)
+            cells[left] = 0
+            squares[i, k] = np.square(cells).sum(axis=1) / (~left).sum(axis=1)
     return squares

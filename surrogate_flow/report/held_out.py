@@ -175,11 +175,9 @@ def _predicted(
     truth = held_out.fields[row, list(steps)]
     shape = (len(steps), *thin.spec.step_shape)
     cells = (slice(None), slice(None), *thin.index)
-    return (
-        thin.spec.physical(truth[cells].reshape(shape)),
-        predicted[cells].reshape(shape),
-        point,
-    )
+    truth = thin.spec.physical(truth[cells].reshape(shape))
+    predicted = predicted[cells].reshape(shape)
+    return truth, np.where(np.isnan(truth), np.nan, predicted), point
 
 
 def _dataset(

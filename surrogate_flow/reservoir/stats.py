@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
@@ -197,6 +197,8 @@ class Waits:
 class Moments:
     """Mean and variance of each channel, updated with chunk after chunk in float64.
 
+    NaN is left out.
+
     Of two parts::
 
         n     = n_a + n_b
@@ -218,47 +220,55 @@ class Moments:
     """
 
     def __init__(self, channels: int) -> None:
-        self.count = 0
+        self._counts = np.zeros(channels)
         self.mean = self._squares = np.zeros(channels)
+
+    @property
+    def count(self) -> int:
+        """Numbers taken into account, of the channel that has most."""
+        return int(self._counts.max(initial=0))
 
     @property
     def std(self) -> Float64[np.ndarray, " channel"]:
         """Standard deviation of the population."""
         std: Float64[np.ndarray, " channel"] = np.sqrt(
-            self._squares / max(self.count, 1)
+            self._squares / np.maximum(self._counts, 1)
         )
         return std
 
     def update(self, steps: Float[np.ndarray, "time channel *space"]) -> None:
         """Take a chunk of steps into account."""
         values = steps.reshape(*steps.shape[:2], -1).astype(np.float64)
-        self.join(
-            values.shape[0] * values.shape[2],
-            values.mean(axis=(0, 2)),
-            values.std(axis=(0, 2)),
-        )
+        count: Any = values.shape[0] * values.shape[2]
+        mean, std = values.mean(axis=(0, 2)), values.std(axis=(0, 2))
+        if np.isnan(mean).any():
+            known = ~np.isnan(values)
+            count = known.sum(axis=(0, 2))
+            mean = np.where(known, values, 0).sum(axis=(0, 2)) / np.maximum(count, 1)
+            away = np.where(known, values - mean[:, None], 0)
+            std = np.sqrt(np.square(away).sum(axis=(0, 2)) / np.maximum(count, 1))
+        self.join(count, mean, std)
 
     def beside(self, other: Moments) -> Moments:
-        """Return those of both their channels; they count as these do."""
+        """Return those of both their channels."""
         both = Moments(0)
-        both.count = self.count
-        both.mean = np.concatenate([self.mean, other.mean])
-        both._squares = self.count * np.concatenate([self.std, other.std]) ** 2
+        for name in ("_counts", "mean", "_squares"):
+            joined = np.concatenate([getattr(self, name), getattr(other, name)])
+            setattr(both, name, joined)
         return both
 
     def join(
         self,
-        count: int,
+        count: int | Int[np.ndarray, " channel"],
         mean: Float64[np.ndarray, " channel"],
         std: Float64[np.ndarray, " channel"],
     ) -> None:
-        """Take the moments of `count` other numbers into account."""
-        both, shift = self.count + count, mean - self.mean
-        self._squares = (
-            self._squares + count * std**2 + shift**2 * (self.count * count / both)
-        )
-        self.mean = self.mean + shift * (count / both)
-        self.count = both
+        """Take the moments of `count` other numbers, of each channel, into account."""
+        both, shift = self._counts + count, mean - self.mean
+        part = count / np.maximum(both, 1)
+        self._squares = self._squares + count * std**2 + shift**2 * self._counts * part
+        self.mean = self.mean + shift * part
+        self._counts = both
 
 
 def seconds(value: float) -> str:

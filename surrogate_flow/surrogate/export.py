@@ -296,7 +296,7 @@ class Exported(nn.Module):
             self.normalisation.fields(history),
             *self._given(inputs),
         )
-        fields = self.normalisation.physical(out)
+        fields = self.normalisation.masked(self.normalisation.physical(out), history)
         if not self.window.inputs:
             fields = fields[:, 0]
         return by_name(spec, fields)
@@ -385,6 +385,7 @@ class Samples:
         noise = chance.standard_normal((count, window.inputs, *spec.step_shape))
         normal = torch.from_numpy(noise.astype(np.float32)).to(device)
         history = surrogate.normalisation.physical(normal)
+        history = surrogate.normalisation.masked(history, history[:, :0])
         columns = parameters.cpu().unbind(1)
         self.inputs = {p.name: x for p, x in zip(spec.parameters, columns, strict=True)}
         time = torch.from_numpy(times).to(getattr(torch, type_of_times(spec)))
@@ -416,9 +417,11 @@ class Samples:
         largest = 0.0
         for v, expected in zip(self._spec.variables, channels, strict=True):
             got = stored(v, fields[v.name])
-            size = expected.abs().max().clamp(min=1e-30)
-            if got.shape != expected.shape or not got.isfinite().all():
+            known = ~(expected.isnan() & v.masked)
+            if got.shape != expected.shape or not got.isfinite().equal(known):
                 return math.inf
+            got, expected = (torch.where(known, u, 0.0) for u in (got, expected))
+            size = expected.abs().max().clamp(min=1e-30)
             largest = max(largest, float((got - expected).abs().max() / size))
         return largest
 

@@ -19,6 +19,7 @@ from surrogate_flow.fields.spec import FieldSpec
 __all__ = [
     "MaximumError",
     "MeanRatio",
+    "MeanSquare",
     "PercentileRMSE",
     "RelativeL2OfNumbers",
     "StandardError",
@@ -67,10 +68,8 @@ def relative_l2(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     The norms are over all steps of a sample. Zongyi Li et al., Fourier Neural Operator
     for Parametric Partial Differential Equations, ICLR 2021, report the mean ratio.
     """
-    # In double precision, as all errors are: squares in single precision overflow from
-    # 1.8e19 on, and vanish below 1e-23.
-    target = target.double()
-    error = (prediction - target).transpose(1, 2).flatten(2).norm(dim=2)
+    error, target, _ = _known(prediction, target)
+    error = error.transpose(1, 2).flatten(2).norm(dim=2)
     return error, target.transpose(1, 2).flatten(2).norm(dim=2)
 
 
@@ -80,8 +79,8 @@ def nrmse(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     < > is the mean over space. Makoto Takamoto et al., PDEBench: An Extensive Benchmark
     for Scientific Machine Learning, NeurIPS 2022, report the mean ratio, nRMSE.
     """
-    target = target.double()
-    return _rms(prediction - target), _rms(target)
+    error, target, known = _known(prediction, target)
+    return _rms(error, known), _rms(target, known)
 
 
 def vrmse(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,15 +91,37 @@ def vrmse(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     Machine Learning, NeurIPS 2024, report the mean ratio, VRMSE, with ε = 1e-7 for
     fields of order one. Here ε is 1e-7 <u²>, so that it does not depend on the units.
     """
+    error, target, known = _known(prediction, target)
+    away = _cells(target) - _mean(target, known)[..., None]
+    if known is not None:
+        away = away * _cells(known)
+    size = _mean(away.square(), known) + 1e-7 * _mean(target.square(), known)
+    return _rms(error, known), size.sqrt()
+
+
+def _known(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return û - u and u, 0 where u is masked; and where it is not, if it is anywhere.
+
+    In double precision, as all errors are: squares in single precision overflow from
+    1.8e19 on, and vanish below 1e-23.
+    """
     target = target.double()
-    flat = _cells(target)
-    variance = (flat - flat.mean(dim=3, keepdim=True)).square().mean(dim=3)
-    size = (variance + 1e-7 * flat.square().mean(dim=3)).sqrt()
-    return _rms(prediction - target), size
+    error = prediction - target
+    if not target.sum().isnan():
+        return error, target, None
+    known = ~target.isnan()
+    return torch.where(known, error, 0.0), torch.where(known, target, 0.0), known
 
 
-def _rms(fields: Tensor) -> Tensor:
-    return _cells(fields).square().mean(dim=3).sqrt()
+def _rms(fields: Tensor, known: Tensor | None) -> Tensor:
+    return _mean(fields.square(), known).sqrt()
+
+
+def _mean(fields: Tensor, known: Tensor | None) -> Tensor:
+    """Return the mean over space of fields that are 0 where they are not known."""
+    if known is None:
+        return _cells(fields).mean(dim=3)
+    return _cells(fields).sum(dim=3) / _cells(known).sum(dim=3).clamp(min=1)
 
 
 def _cells(fields: Tensor) -> Tensor:
@@ -185,7 +206,7 @@ class StandardError(Metric):
             above = ratios.sum(1, keepdim=True)
             below = counted.sum(1, keepdim=True).double()
         # Of steps and cells; the last column counts the samples.
-        values = math.prod([prediction.shape[1], *prediction.shape[3:]])
+        values = (~target.isnan()).transpose(1, 2).flatten(2).sum(2).clamp(min=1)
         squares = error.square() / values
         count = torch.ones_like(squares[:, :1])
         numbers = simulation.double()[:, None]
@@ -213,6 +234,17 @@ class StandardError(Metric):
         return (ratios.sqrt() if self.of_numbers else ratios).mean(1)
 
 
+class MeanSquare(MeanSquaredError):
+    """mean (û - u)², or its root, over all values but masked ones."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch, ``(batch, ...)`` both."""
+        known = _known(preds, target)[2]
+        if known is not None:
+            preds, target = preds[known], target[known]
+        super().update(preds, target)
+
+
 class PercentileRMSE(Metric):
     """99th percentile over samples of sqrt(mean (û - u)²), in the units of u.
 
@@ -228,8 +260,10 @@ class PercentileRMSE(Metric):
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add a batch, ``(batch, ...)`` both."""
-        error = (prediction - target.double()).flatten(1).square().mean(dim=1).sqrt()
-        self.errors.append(error)
+        error, _, known = _known(prediction, target)
+        squares, count = error.flatten(1).square(), error[0].numel()
+        values = count if known is None else known.flatten(1).sum(dim=1)
+        self.errors.append((squares.sum(dim=1) / values).sqrt())
 
     def compute(self) -> Tensor:
         """Return the percentile, interpolated between the two nearest samples."""
@@ -249,7 +283,7 @@ class MaximumError(Metric):
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add a batch, ``(batch, ...)`` both."""
-        error = (prediction - target.double()).abs().max()
+        error = _known(prediction, target)[0].abs().max()
         self.largest = torch.maximum(self.largest, error)
 
     def compute(self) -> Tensor:
@@ -264,8 +298,9 @@ def field_metrics(
 
     ``relative_l2``, and for each variable ``rmse``, ``p99`` and ``max`` in its units,
     ``nrmse`` and ``vrmse`` without unit, of fields as they are stored, without the
-    offset of their variable. A variable of one cell has neither of these:
-    its mean over space may be zero, and its variance over space is.
+    offset of their variable, and without points at which the target is NaN (masked).
+    A variable of one cell has neither of these: its mean over space may be zero, and
+    its variance over space is.
 
     Parameters
     ----------
@@ -285,14 +320,14 @@ def field_metrics(
     }
     for channel, variable in enumerate(spec.variables):
         of_one: dict[str, Metric] = {
-            "rmse": MeanSquaredError(squared=False),
+            "rmse": MeanSquare(squared=False),
             "p99": PercentileRMSE(),
             "max": MaximumError(),
         }
         if math.prod(spec.shape) > 1:
             of_one |= {"nrmse": MeanRatio(nrmse), "vrmse": MeanRatio(vrmse)}
         if detailed:
-            of_one |= {"mse": MeanSquaredError(), "relative_l2": relative(1)}
+            of_one |= {"mse": MeanSquare(), "relative_l2": relative(1)}
         select = partial(_channel, channel, variable.scale)
         for name, metric in of_one.items():
             metrics[f"{name}_{variable.name}".replace(".", _DOT)] = (

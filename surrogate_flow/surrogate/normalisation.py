@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from surrogate_flow.fields.spec import FieldSpec, Parameter
@@ -23,7 +23,7 @@ class Normalisation(nn.Module):
     choices by their index, and normal ones from the bounds of their central 95 %.
     Fields are mapped to zero mean and unit variance for each variable and input, with
     the moments of the first fill of the reservoir, since there is no data set to scan
-    beforehand.
+    beforehand. A network sees 0 where they are NaN, which masked variables may be.
 
     Parameters
     ----------
@@ -40,6 +40,7 @@ class Normalisation(nn.Module):
     frozen: Tensor
     input_shift: Tensor
     input_scale: Tensor
+    defined: Tensor | None
     logarithmic: Tensor | None
     time_of_step: Tensor | None
 
@@ -62,6 +63,11 @@ class Normalisation(nn.Module):
             given = (len(spec.inputs), *[1] * len(spec.dims))
             self.register_buffer("input_shift", torch.zeros(given))
             self.register_buffer("input_scale", torch.ones(given))
+        # 1 where a masked variable was a number in a batch, and where it is not masked.
+        masked = torch.tensor([float(v.masked) for v in spec.variables])
+        everywhere = (1 - masked).reshape(channels).expand(spec.step_shape).clone()
+        self.register_buffer("defined", everywhere if any(masked) else None)
+        self.masked_inputs = any(v.masked for v in spec.inputs)
         # A number, as all that is averaged with the weights; it was a bool.
         self.register_buffer("frozen", torch.tensor(0.0))
         # 1 for those that are log-uniform; checkpoints have it in their spec.
@@ -75,6 +81,8 @@ class Normalisation(nn.Module):
         """Return one that changes nothing: raw parameters, step index and fields."""
         same = cls(spec)
         for name, value in same.named_buffers():
+            if name == "defined":
+                continue
             value.fill_(1.0 if name.endswith("scale") else 0.0)
         same.frozen.fill_(True)
         same.time_of_step = None
@@ -135,19 +143,52 @@ class Normalisation(nn.Module):
         self, inputs: Float[Tensor, "batch input *space"]
     ) -> Float[Tensor, "batch input *space"]:
         """Normalise input fields."""
-        return (inputs - self.input_shift) / self.input_scale
+        normalised = (inputs - self.input_shift) / self.input_scale
+        return _without_nan(normalised) if self.masked_inputs else normalised
 
     def fields(
         self, fields: Float[Tensor, "batch time channel *space"]
     ) -> Float[Tensor, "batch time channel *space"]:
         """Normalise fields."""
-        return (fields - self.field_shift) / self.field_scale
+        normalised = (fields - self.field_shift) / self.field_scale
+        return normalised if self.defined is None else _without_nan(normalised)
+
+    def known(
+        self, fields: Float[Tensor, "batch time channel *space"]
+    ) -> Bool[Tensor, "batch time channel *space"] | None:
+        """Return where fields are numbers; None if no variable is masked."""
+        return None if self.defined is None else ~fields.isnan()
+
+    @torch.no_grad()
+    def learn(self, known: Bool[Tensor, "batch time channel *space"]) -> None:
+        """Note where the fields of a batch are numbers."""
+        assert self.defined is not None
+        torch.maximum(self.defined, known.amax((0, 1)).float(), out=self.defined)
+
+    def masked(
+        self,
+        fields: Float[Tensor, "batch time channel *space"],
+        history: Float[Tensor, "batch inputs channel *space"],
+    ) -> Float[Tensor, "batch time channel *space"]:
+        """Return predicted fields with NaN where they are masked.
+
+        That is where the last step before them is NaN, or, without a history, where all
+        were that the network was trained on.
+        """
+        if self.defined is None:
+            return fields
+        unknown = history[:, -1:].isnan() if history.shape[1] else self.defined < 0.5
+        return torch.where(unknown, torch.nan, fields)
 
     def physical(
         self, fields: Float[Tensor, "batch time channel *space"]
     ) -> Float[Tensor, "batch time channel *space"]:
         """Return normalised fields as they are stored; the inverse of `fields`."""
         return fields * self.field_scale + self.field_shift
+
+
+def _without_nan(fields: Tensor) -> Tensor:
+    return torch.where(fields.isnan(), 0.0, fields)
 
 
 def _uneven(spec: FieldSpec) -> Tensor | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from surrogate_flow.fields.errors import ArgumentError
@@ -22,6 +22,7 @@ __all__ = [
     "Look",
     "Probe",
     "TrainingData",
+    "loss_of",
     "require_finite",
     "sample_losses",
 ]
@@ -80,27 +81,60 @@ def require_finite(surrogate: Any, loss: Tensor, said: bool) -> bool:
     return said or not finite
 
 
+def loss_of(
+    loss: nn.Module,
+    prediction: Float[Tensor, "batch time channel *space"],
+    target: Float[Tensor, "batch time channel *space"],
+    known: Bool[Tensor, "batch time channel *space"] | None,
+) -> Float[Tensor, ""]:
+    """Return the loss of a batch over the points that are known, all of them if None.
+
+    Where `loss` is a mean over elements, it is the mean over those of these points. Any
+    other loss sees 0 in prediction and target at the others.
+    """
+    if known is None:
+        of_all: Tensor = loss(prediction, target)
+        return of_all
+    prediction = torch.where(known, prediction, 0.0)
+    losses = _elementwise(loss, prediction, target)
+    if losses is None:
+        of_all = loss(prediction, target)
+        return of_all
+    return torch.where(known, losses, 0.0).sum() / known.sum()
+
+
+def _elementwise(loss: nn.Module, prediction: Tensor, target: Tensor) -> Tensor | None:
+    """Return the loss of each element, if it is a mean over elements."""
+    if getattr(loss, "reduction", None) != "mean":
+        return None
+    # A shallow copy shares parameters and buffers.
+    elementwise: Any = copy.copy(loss)
+    elementwise.reduction = "none"
+    losses: Tensor = elementwise(prediction, target)
+    return losses if losses.shape == prediction.shape else None
+
+
 def sample_losses(
     loss: nn.Module,
     of_batch: Float[Tensor, ""],
     prediction: Float[Tensor, "batch time channel *space"],
     target: Float[Tensor, "batch time channel *space"],
+    known: Bool[Tensor, "batch time channel *space"] | None = None,
 ) -> Float[Tensor, " batch"]:
     """Return the loss of each sample; their mean is that of the batch.
 
     Where `loss` is a mean over elements, as torch's with ``reduction="mean"`` are, each
-    sample has the mean over its own elements. Any other loss (a norm of the batch, a
-    ratio of sums) has no shares of samples, so each gets the loss of the batch, and it
-    is not called again.
+    sample has the mean over its own elements, of points that are known. Any other loss
+    (a norm of the batch, a ratio of sums) has no shares of samples, so each gets the
+    loss of the batch, and it is not called again.
     """
-    if getattr(loss, "reduction", None) == "mean":
-        # A shallow copy shares parameters and buffers.
-        elementwise: Any = copy.copy(loss)
-        elementwise.reduction = "none"
-        losses: Tensor = elementwise(prediction, target)
-        if losses.shape == prediction.shape:
-            return losses.flatten(1).mean(1)
-    return of_batch.expand(len(prediction))
+    losses = _elementwise(loss, prediction, target)
+    if losses is None:
+        return of_batch.expand(len(prediction))
+    if known is None:
+        return losses.flatten(1).mean(1)
+    losses = torch.where(known, losses, 0.0)
+    return losses.flatten(1).sum(1) / known.flatten(1).sum(1)
 
 
 def _of_torch(loss: nn.Module) -> bool:
@@ -211,7 +245,8 @@ class Probe:
         begin = time.thread_time()
         if losses.numel() == 1:
             loss: Any = surrogate.loss if _of_torch(surrogate.loss) else None
-            losses = sample_losses(loss, losses, prediction, target)
+            known = surrogate.normalisation.known(batch.target)
+            losses = sample_losses(loss, losses, prediction, target, known)
         newest = batch.simulation.argmax()[None]
         truth, guess = (
             fields[:, 0][(slice(None), slice(None), *self._index)]
@@ -220,6 +255,7 @@ class Probe:
         if self._index:
             truth, guess = (each.index_select(0, newest) for each in (truth, guess))
         guess = surrogate.normalisation.physical(guess)
+        guess = torch.where(truth.isnan(), torch.nan, guess)
         self.seconds = time.thread_time() - begin
         self._copies = _to_host(batch, losses, newest, truth, guess)
         self.wanted = False

@@ -192,8 +192,9 @@ class Prediction:
         """Yield all parts, those of the first samples first."""
         for part in self._parts():
             fields = part.fields.swapaxes(0, 2).reshape(part.fields.shape[2], -1)
-            self.ranges[:, 0] = np.minimum(self.ranges[:, 0], fields.min(1))
-            self.ranges[:, 1] = np.maximum(self.ranges[:, 1], fields.max(1))
+            # But for NaN, of masked variables.
+            self.ranges[:, 0] = np.fmin(self.ranges[:, 0], np.fmin.reduce(fields, 1))
+            self.ranges[:, 1] = np.fmax(self.ranges[:, 1], np.fmax.reduce(fields, 1))
             yield part
             if part.times.stop >= len(self.times):
                 self.done = part.samples.stop

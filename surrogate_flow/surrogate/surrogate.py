@@ -32,6 +32,7 @@ from surrogate_flow.surrogate.observation import (
     Feedback,
     Probe,
     TrainingData,
+    loss_of,
     require_finite,
     sample_losses,
 )
@@ -70,7 +71,8 @@ class Surrogate(L.LightningModule):
     window : Window
         What is predicted from what.
     loss : nn.Module
-        Of normalised prediction and target.
+        Of normalised prediction and target. Means over elements, such as those of
+        torch, leave masked points out; others see 0 there in both.
     normalisation : {"standard", "none"}
         ``standard``: parameters and time from their bounds, fields from the first fill
         of the reservoir. ``none``: raw parameters, step index and fields.
@@ -157,7 +159,9 @@ class Surrogate(L.LightningModule):
     ) -> Float[Tensor, "batch outputs channel *space"]:
         """Predict fields as they are stored, ``(u - offset) / scale``."""
         normalised = self._normalised(parameters, step, history, *inputs)
-        return self.normalisation.physical(normalised)
+        return self.normalisation.masked(
+            self.normalisation.physical(normalised), history
+        )
 
     def _normalised(
         self, parameters: Tensor, step: Tensor, history: Tensor, *inputs: Tensor
@@ -208,7 +212,9 @@ class Surrogate(L.LightningModule):
         batch = pushed_forward(self, batch, unrolls, self.window.outputs)
         prediction = self._normalised(*batch[:3], *batch.given)
         target = self.normalisation.fields(batch.target)
-        loss: Tensor = self.loss(prediction, target)
+        if (known := self.normalisation.known(batch.target)) is not None:
+            self.normalisation.learn(known)
+        loss = loss_of(self.loss, prediction, target, known)
         self._trained = loss.detach(), len(batch.step) if batch.weight else 0
         # Not of every step, which takes half a millisecond, unless somebody reads it;
         # but before callbacks do, at the end of the batch.
@@ -217,7 +223,7 @@ class Surrogate(L.LightningModule):
             self._log_loss()
         losses = loss
         if self._feedback is not None:
-            losses = sample_losses(self.loss, loss, prediction, target)
+            losses = sample_losses(self.loss, loss, prediction, target, known)
             self._feedback.add(batch, losses)
         if self.probe is not None and self.probe.wanted:
             self.probe.take(self, batch, prediction, target, losses)
@@ -281,7 +287,9 @@ class Surrogate(L.LightningModule):
     def _evaluate(self, stage: str, errors: Any, batch: Batch, batch_idx: int) -> None:
         normalised = self._normalised(*batch[:3], *batch.given)
         target = batch.target[:, : self.window.outputs]
-        loss = self.loss(normalised, self.normalisation.fields(target))
+        known = self.normalisation.known(target)
+        wanted = self.normalisation.fields(target)
+        loss = loss_of(self.loss, normalised, wanted, known)
         prediction = self.normalisation.physical(normalised)
         errors.update(prediction, target)
         spread: Any = self.spreads[stage]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Variable
 from surrogate_flow.stream import Encoder, SpecMismatch
 
@@ -381,6 +382,47 @@ def test_a_field_may_say_that_it_has_no_fill_value():
         Encoder(SPEC, 1).convert(data, 0)
     data["speed"].attrs["_FillValue"] = np.nan
     Encoder(SPEC, 1).convert(data, 0)
+
+
+def test_a_masked_variable_is_nan_at_the_same_points_of_all_steps():
+    """Not everywhere, and not infinite; what is declared to mark points becomes NaN."""
+    spec = dataclasses.replace(SPEC, variables=(Variable("u", masked=True),))
+    shape = (2, 1, 3, 4)
+    data = spec.dataset(np.ones(shape), spec.times[:2], {})
+    data["u"][:, 1] = np.nan
+    encoder = Encoder(spec, 1)
+    np.testing.assert_array_equal(
+        np.isnan(encoder.convert(data, 0)[:, 0, :, 0]), [[False, True, False]] * 2
+    )
+    later = data.copy(deep=True).assign_coords(time=list(spec.times[2:4]))
+    encoder.convert(later, 2)
+    later["u"][1, 0] = np.nan
+    with pytest.raises(
+        SpecMismatch, match=r"step 3: .* the same 4 of 12.* 4 more and 0"
+    ):
+        encoder.convert(later, 2)
+    for value, words in (
+        (np.inf, "1 of 12 cells NaN or inf"),
+        (1e300, "1 of 12 cells too large"),
+        (9.969209968386869e36, "the fill value 9.96921e.36 at 1 of 12 .a mask"),
+    ):
+        wrong = data.copy(deep=True)
+        wrong["u"][0, 0, 0] = value
+        with pytest.raises(SpecMismatch, match=words):
+            Encoder(spec, 1).convert(wrong, 0)
+    with pytest.raises(SpecMismatch, match="12 of 12 cells NaN"):
+        Encoder(spec, 1).convert(data * np.nan, 0)
+    declared = data.fillna(1e20)
+    declared["u"].attrs["_FillValue"] = 1e20
+    assert np.isnan(Encoder(spec, 1).convert(declared, 0)).sum() == 8
+
+
+def test_an_unmasked_variable_has_the_digest_that_it_had():
+    masked = dataclasses.replace(SPEC, variables=(Variable("u", masked=True),))
+    assert "masked" not in str(SPEC.to_plain())
+    assert FieldSpec.from_plain(masked.to_plain()) == masked
+    with pytest.raises(ArgumentError, match="masked: expected True or False, got 'no'"):
+        Variable("u", masked="no")
 
 
 @pytest.mark.parametrize("spec", [SPEC, LABELLED], ids=["none", "of others"])

@@ -198,6 +198,8 @@ def _draw_maps(
                 cbar_kwargs={"label": label, "shrink": 0.8},
                 **options,
             )
+            # Where masked fields are NaN.
+            axis.set_facecolor("lightgrey")
         axis.set_aspect("equal" if extents else "auto")
         longest = max(across, up)
         for name, extent in (("x", across), ("y", up)):

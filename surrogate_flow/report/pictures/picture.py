@@ -54,7 +54,8 @@ def _rows(
     guesses = surrogate.predict(parameters, times, history, inputs=given)
     named = {p.name: (parameters[p.name], p.units) for p in spec.parameters}
     for name in (v.name for v in spec.variables):
-        truth, guess, place = flat(truths[name], guesses[name])
+        guess = guesses[name].where(truths[name].notnull())
+        truth, guess, place = flat(truths[name], guess)
         yield Row(
             truth, guess, titled(f"simulation {held_out.number(row)}{place}", named)
         )
