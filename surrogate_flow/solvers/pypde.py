@@ -115,7 +115,15 @@ class PyPDE(GridSolver):
         known = [*rhs, *grid, *(p.name for p in self.parameters), "time"]
         self._known("units", self.units, known)
         self._known("method", self.method, _METHODS)
+        if (dt := self.method.get("dt")) is not None and not dt > 0:
+            raise self._wrong("method: dt", "a time > 0", dt)
         self._try()
+        texts = f"{self.rhs} {self.initial} {self.bc}"
+        for name in (p.name for p in self.parameters):
+            if not re.search(rf"\b{re.escape(name)}\b", texts):
+                raise self._wrong(
+                    f"parameters: {name}", "a name in rhs, initial or bc", "none there"
+                )
 
     def _axis(self, axis: str, given: Any) -> tuple[float, float, int]:
         """Return lower end, upper end and number of cells."""
@@ -129,6 +137,9 @@ class PyPDE(GridSolver):
         if isinstance(given, Mapping):
             fields = [f.name for f in dataclasses.fields(Parameter)]
             self._known(f"parameters: {name}", given, fields)
+            if given.get("choices") or given.get("size"):
+                # Expressions are of numbers.
+                raise self._wrong(f"parameters: {name}", "a number with bounds", given)
             return Parameter(name, **given)
         if not isinstance(given, Sequence) or len(given) != 2:
             raise self._wrong(f"parameters: {name}", "[low, high]", given)
