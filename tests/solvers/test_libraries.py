@@ -25,11 +25,18 @@ def line(last):
     return 1 - (np.arange(16) + 0.5) / 16
 
 
+def waves(last):
+    """From sin(2πx) sin(2πy), periodic."""
+    x, y = 2 * np.pi * last.x, 2 * np.pi * last.y
+    return np.sin(x) * np.sin(y) * np.exp(-0.5 * 8 * np.pi**2 * last.time)
+
+
 # Package, steps, time step, exact solution, error: of Euler's steps and of the mesh.
 CASES = [
     ("fipy", 40, 0.1, line, 1e-3),
     ("skfem", 10, 0.005, sine, 0.01),
     ("ngsolve", 10, 0.005, sine, 0.03),
+    ("exponax", 10, 0.005, waves, 1e-5),
 ]
 
 
@@ -39,12 +46,18 @@ def test_a_solver_of_the_page_is_right(case, tmp_path, monkeypatch):
     package, steps, time_step, exact, error = case
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is no part of the test installation: pip install it")
-    (code,) = (block for block in BLOCKS if f"from {package} import" in block)
+    (code,) = (
+        block
+        for block in BLOCKS
+        if re.search(rf"^(from|import) {package}\b", block, re.M)
+    )
     name = f"page_{package}"
     (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     kind = importlib.import_module(name).Heat
     check_solver(kind(3, time_step))
-    *_, last = kind(steps, time_step).solve({"a": 0.5})
+    solver = kind(steps, time_step)
+    solver.setup(1)
+    *_, last = solver.solve({"a": 0.5})
     assert float(abs(last.u - exact(last)).max()) < error
     del sys.modules[name]
