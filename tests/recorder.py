@@ -10,6 +10,10 @@ import numpy as np
 import torch.distributed
 from pytorch_lightning.callbacks import Callback
 
+from surrogate_flow.fields.spec import FieldSpec, Variable
+from surrogate_flow.sampling import InputSampler
+from surrogate_flow.solvers import GridSolver
+
 
 class Recorder(Callback):
     """A line a batch: the optimizer's step before it, and (first parameter, step) of each sample.
@@ -57,3 +61,48 @@ class ValidatedOn(Callback):
         validation = trainer.datamodule.validation
         path = Path(trainer.log_dir) / "validated_on.npz"
         np.savez(path, parameters=validation.parameters, fields=validation.fields)
+
+
+class Doubles(GridSolver):
+    """u = 2 a, of an input field a."""
+
+    spec = FieldSpec(
+        (), (Variable("u"),), ("x",), (3,), (1.0,), inputs=(Variable("a"),)
+    )
+
+    def __init__(self):
+        super().__init__(1, 1.0)
+
+    def fields(self, parameters):
+        yield 2 * parameters["a"][None, None]
+
+
+class Numbered(InputSampler):
+    """The number of the simulation, everywhere."""
+
+    def draw(self, number, spec, random):
+        return np.full(spec.input_shape, float(number))
+
+
+class Given(Callback):
+    """Writes of each sample its simulation, an input and a target, in a file a rank."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def note(self, kind, trainer, batch):
+        with open(f"{self.path}/given.{trainer.global_rank}", "a") as file:
+            if batch.weight:
+                columns = (
+                    batch.simulation,
+                    batch.inputs[:, 0, 1],
+                    batch.target[:, 0, 0, 1],
+                )
+                for sample in zip(*(c.tolist() for c in columns), strict=True):
+                    file.write(json.dumps([kind, sample]) + "\n")
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        self.note("train", trainer, batch)
+
+    def on_validation_batch_start(self, trainer, module, batch, index, loader=0):
+        self.note("validate", trainer, batch)

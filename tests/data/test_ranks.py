@@ -127,6 +127,38 @@ def test_each_rank_trains_its_share(tmp_path, policy, options, monkeypatch):
         assert archive.solver_seconds > outcome.solver_seconds > 0
 
 
+def test_each_rank_trains_on_the_input_fields_of_its_share(tmp_path):
+    """Held-out ones, too: u is two times its input field, and no other's."""
+    recipe = {
+        "name": "tiny",
+        "solver": {"class_path": "recorder.Doubles", "init_args": {}},
+        "inputs": {"class_path": "recorder.Numbered", "init_args": {}},
+        "simulations": 21,
+        "held_out": HELD_OUT,
+        "batch_size": 4,
+        "reservoir": {
+            "class_path": "surrogate_flow.reservoir.FIRO",
+            "init_args": {"capacity": 16, "threshold": 8},
+        },
+    }
+    words = [
+        "--trainer.callbacks+=recorder.Given",
+        f"--trainer.callbacks.path={tmp_path}",
+    ]
+    process = fit(tmp_path, recipe, *TWO, *words, start_new_session=True)
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, output
+    for rank in range(2):
+        given = lines(tmp_path / f"given.{rank}")
+        trained = [sample for kind, sample in given if kind == "train"]
+        held_out = {tuple(sample) for kind, sample in given if kind == "validate"}
+        mine = [n for n in range(HELD_OUT + 21) if n % 2 == rank]
+        # Number of the simulation, its input field, what the solver made of it.
+        assert held_out == {(n, n, 2 * n) for n in mine if n < HELD_OUT}
+        assert sorted(trained) == [[n, n, 2 * n] for n in mine if n >= HELD_OUT]
+    assert [*tmp_path.glob("runs/tiny/*/inputs.nc")]
+
+
 def test_both_ranks_go_on_after_a_kill(tmp_path, monkeypatch, capsys):
     """Each with its own share: FIRO trains every sample of every simulation once."""
     options = {"held_out": HELD_OUT}
