@@ -46,6 +46,9 @@ class Heat2D(GridSolver):
         s, in 1/K; default 0.0.
     low, high : float
         Bounds of all five temperatures, in K; default 100.0 and 500.0.
+    from_state : bool
+        Whether ``initial`` is an input field, any temperature at t = 0 in K, such as
+        the last one of another simulation, rather than a parameter; default False.
 
     Raises
     ------
@@ -107,6 +110,7 @@ class Heat2D(GridSolver):
         low: float = 100.0,
         high: float = 500.0,
         conductivity_slope: float = 0.0,
+        from_state: bool = False,
     ) -> None:
         super().__init__(steps, time_step)
         nx, ny = self._pair("cells", cells)
@@ -118,17 +122,21 @@ class Heat2D(GridSolver):
         )
         self.diffusivity = self._positive("diffusivity", diffusivity, "m²/s")
         self.low, self.high = self._bounds("low and high", (low, high), "K")
+        self.from_state = from_state
         self.conductivity_slope = self._number("conductivity_slope", conductivity_slope)
         self._conductivity(np.array([self.low, self.high]))
 
     @cached_property
     def spec(self) -> FieldSpec:
         """Five temperatures in, the temperature at the cell centres out."""
+        initial = Variable("initial", "K", "initial temperature")
         return FieldSpec(
             parameters=tuple(
                 Parameter(name, self.low, self.high, "K")
                 for name in ("initial", "left", "right", "bottom", "top")
+                if not (self.from_state and name == "initial")
             ),
+            inputs=(initial,) * self.from_state,
             variables=(Variable("temperature", "K", "temperature"),),
             dims=("x", "y"),
             shape=self.cells,
@@ -141,13 +149,18 @@ class Heat2D(GridSolver):
         )
 
     def fields(
-        self, parameters: Mapping[str, float]
+        self, parameters: Mapping[str, Any]
     ) -> Iterator[Float32[np.ndarray, "1 1 x y"]]:
         """Yield the temperature of each step; see `GridSolver.fields`."""
-        vector = self.spec.vector(parameters)
-        initial, left, right, bottom, top = vector
+        given = dict(parameters)
+        initial = np.asarray(given["initial"], dtype=np.float64)
+        if self.from_state:
+            del given["initial"]
+        vector = self.spec.vector(given)
+        left, right, bottom, top = vector[-4:]
         (nx, ny), (hx, hy) = self.cells, np.divide(self.size, self.cells)
-        ends = np.array([vector.min(), vector.max()])
+        every = np.append(vector, initial)
+        ends = np.array([every.min(), every.max()])
         conductivity = self._conductivity(ends)
         left, right, bottom, top = map(self._kirchhoff, (left, right, bottom, top))
 
@@ -177,7 +190,7 @@ class Heat2D(GridSolver):
 
     def _nonlinear(
         self,
-        initial: float,
+        initial: Float[np.ndarray, "*space"],
         source: Float[np.ndarray, "x y"],
         rates: Float[np.ndarray, "x y"],
         conductivity: Float[np.ndarray, " end"],

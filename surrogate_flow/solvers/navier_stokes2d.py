@@ -57,6 +57,9 @@ class NavierStokes2D(GridSolver):
     substep : float
         Longest time of one substep, in s; default 0.05. It is divided further where
         the velocity is high.
+    from_state : bool
+        Whether the vorticity at t = 0, in 1/s, is the input field ``initial``, rather
+        than made of parameters; default False. There are no modes then.
 
     Raises
     ------
@@ -109,6 +112,7 @@ class NavierStokes2D(GridSolver):
         viscosity: tuple[float, float] = (1e-4, 1e-3),
         forcing: float = 0.1,
         substep: float = 0.05,
+        from_state: bool = False,
     ) -> None:
         super().__init__(steps, time_step)
         self.points = self._count("points", points)
@@ -120,7 +124,8 @@ class NavierStokes2D(GridSolver):
         if not math.isfinite(forcing):
             raise self._wrong("forcing", "a finite value, in 1/s²", forcing)
         self.initial = GaussianField(self.modes)
-        least = 3 * self.initial.largest
+        self.from_state = from_state
+        least = 0 if from_state else 3 * self.initial.largest
         if points % 2 or points <= least:
             raise self._wrong(
                 "points",
@@ -138,8 +143,9 @@ class NavierStokes2D(GridSolver):
         return FieldSpec(
             parameters=(
                 Parameter("log10_viscosity", low, high, "1"),
-                *self.initial.parameters,
+                *(() if self.from_state else self.initial.parameters),
             ),
+            inputs=(Variable("initial", "1/s", "initial vorticity"),) * self.from_state,
             variables=(Variable("vorticity", "1/s", "vorticity"),),
             dims=("x", "y"),
             shape=(self.points, self.points),
@@ -149,12 +155,17 @@ class NavierStokes2D(GridSolver):
         )
 
     def fields(
-        self, parameters: Mapping[str, float]
+        self, parameters: Mapping[str, Any]
     ) -> Iterator[Float[np.ndarray, "1 1 x y"]]:
         """Yield the vorticity of each step; see `GridSolver.fields` and `evolve`."""
         phase = 2 * np.pi * np.add.outer(*2 * (np.arange(self.points) / self.points,))
+        if self.from_state:
+            initial = np.asarray(parameters["initial"], dtype=np.float64)
+        else:
+            modes = self.spec.vector(parameters)[1:]
+            initial = self.initial.field(modes, self.points)
         fields = evolve(
-            self.initial.field(self.spec.vector(parameters)[1:], self.points),
+            initial,
             self.forcing * (np.sin(phase) + np.cos(phase)),
             viscosity=10.0 ** float(parameters["log10_viscosity"]),
             steps=self.steps,

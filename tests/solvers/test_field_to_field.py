@@ -10,7 +10,7 @@ from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Variable
 from surrogate_flow.sampling import FieldsFromFile, FourierModes, GaussianRandomField
-from surrogate_flow.solvers import BurgersFromState, Darcy
+from surrogate_flow.solvers import BurgersFromState, Darcy, Heat2D, NavierStokes2D
 from surrogate_flow.testing import check_solver
 
 
@@ -36,7 +36,14 @@ def drawn(sampler, spec, number=0, part="training"):
 
 
 @pytest.mark.parametrize(
-    "solver", [Darcy(cells=8), BurgersFromState(cells=16, steps=3)]
+    "solver",
+    [
+        Darcy(cells=8),
+        BurgersFromState(cells=16, steps=3),
+        Heat2D((6, 4), steps=3, from_state=True),
+        NavierStokes2D(points=8, steps=2, from_state=True),
+    ],
+    ids=lambda solver: type(solver).__name__,
 )
 def test_the_solvers_keep_the_laws(solver):
     check_solver(solver)
@@ -99,6 +106,50 @@ def test_burgers_from_a_state_is_that_of_cole_and_hopf():
         {"initial": start}
     )
     assert np.abs(last.u.values[0] - exact).max() < 1e-6 * np.abs(start).max()
+
+
+WALLS = {"left": 100.0, "right": 500.0, "bottom": 200.0, "top": 300.0}
+HALVES = {
+    "Burgers": (BurgersFromState, {"cells": 32, "time_step": 0.05}, {}),
+    "heat": (Heat2D, {"cells": (8, 6), "from_state": True}, WALLS),
+    "nonlinear heat": (
+        Heat2D,
+        {"cells": (8, 6), "from_state": True, "conductivity_slope": 0.004},
+        WALLS,
+    ),
+    "Navier-Stokes": (
+        NavierStokes2D,
+        {"points": 16, "from_state": True},
+        {"log10_viscosity": -3.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HALVES.values(), ids=HALVES)
+def test_two_half_runs_are_one_whole(case):
+    """Begun from the state in which the first has ended, the second ends as the whole."""
+    kind, options, given = case
+    whole, half = kind(**options, steps=6), kind(**options, steps=3)
+    state = drawn(FourierModes(mean=300.0 if kind is Heat2D else 0.0), whole.spec)
+    (name,) = (v.name for v in whole.spec.variables)
+    *_, expected = whole.solve({**given, "initial": state})
+    for _ in range(2):
+        *_, last = half.solve({**given, "initial": state})
+        state = last[name].values[0]
+    # Heat2D yields single precision.
+    size = float(abs(expected[name]).max())
+    np.testing.assert_allclose(state, expected[name].values[0], atol=1e-6 * size)
+    assert np.ptp(state) > 1e-3 * size
+
+
+def test_a_uniform_state_is_that_of_the_parameter():
+    """Heat2D begins from the same temperature, as a number and as a field."""
+    walls = dict.fromkeys(("left", "right", "bottom", "top"), 300.0)
+    (one,) = Heat2D((8, 6), steps=1).solve({"initial": 400.0, **walls})
+    (other,) = Heat2D((8, 6), steps=1, from_state=True).solve(
+        {"initial": np.full((8, 6), 400.0), **walls}
+    )
+    np.testing.assert_array_equal(one.temperature, other.temperature)
 
 
 @pytest.mark.parametrize("boundary", ["neumann", "periodic"])
