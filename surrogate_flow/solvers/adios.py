@@ -11,7 +11,7 @@ import xarray as xr
 from surrogate_flow.fields.errors import ArgumentError, MissingPackageError
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.solvers.process import ProcessError, ProcessRun
+from surrogate_flow.solvers.process import ProcessError, ProcessRun, TooFewSteps
 
 __all__ = ["Adios2"]
 
@@ -88,8 +88,9 @@ class Adios2:
             for step in range(spec.steps):
                 if not begun:
                     run.check()
-                    raise ProcessError(
-                        f"{self.path} ended after {step} of {spec.steps} steps."
+                    raise TooFewSteps(
+                        f"{self.path} ended after {step} of {spec.steps} steps. "
+                        "If a run may end early, set may_end_early: true."
                     )
                 dataset = self._dataset(stream, spec, step)
                 stream.end_step()

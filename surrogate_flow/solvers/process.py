@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,10 +23,10 @@ from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.solvers.channel import VARIABLE, Channel, Reception, StreamError
-from surrogate_flow.solvers.solver import Run, Solver
+from surrogate_flow.solvers.solver import Ended, Run, Solver
 from surrogate_flow.threads import LoudThread
 
-__all__ = ["ProcessError", "ProcessRun", "ProcessSolver"]
+__all__ = ["ProcessError", "ProcessRun", "ProcessSolver", "TooFewSteps"]
 
 _POLL = 0.02  # seconds between two looks at the files and at the process
 _TAIL = 20  # lines of stderr that an error quotes
@@ -39,6 +39,10 @@ _GUARD = 'read line; kill -s KILL -- "-$1"'
 
 class ProcessError(RuntimeError):
     """A program has failed, took too long, or has ended without all of its steps."""
+
+
+class TooFewSteps(ProcessError):
+    """A program has ended with exit code 0, and before its last step."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class ProcessRun(Run):
             self.check()
             # What it wrote just before its end counts.
             if ended and not ready():
-                raise self.program.error("ended before it wrote all steps")
+                what = "ended before it wrote all steps"
+                raise self.program.error(what, TooFewSteps)
             time.sleep(_POLL)
 
     def stream(self, spec: FieldSpec) -> Iterator[xr.Dataset]:
@@ -128,8 +133,11 @@ def _received(program: _Program, reception: Reception) -> Iterator[xr.Dataset]:
         if over:
             break
     if count < len(times):
-        every = counted(len(times), "step")
-        raise StreamError(f"has sent {count} of {every}{reception.lacking}")
+        what = f"has sent {count} of {counted(len(times), 'step')}"
+        if reception.lacking:
+            raise StreamError(f"{what}{reception.lacking}")
+        program.check()
+        raise program.error(what, TooFewSteps)
 
 
 class ProcessSolver(Solver):
@@ -164,6 +172,8 @@ class ProcessSolver(Solver):
     """
 
     timeout: float | None = None
+    #: Whether a program that ends with exit code 0 before its last step has not failed.
+    may_end_early: bool = False
 
     def __init__(self, timeout: float | None = None) -> None:
         self.timeout = timeout
@@ -194,7 +204,10 @@ class ProcessSolver(Solver):
             contextlib.closing(_Program(self, run, channel)) as program,
         ):
             fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(Run)}
-            yield from self.read(ProcessRun(**fields, program=program))
+            steps = self.read(ProcessRun(**fields, program=program))
+            if self.may_end_early:
+                steps = _shorter(steps, run.first_step, program)
+            yield from steps
             program.finish()
 
     @final
@@ -205,6 +218,28 @@ class ProcessSolver(Solver):
         fields = {k: v for k, v in parameters.items() if k in given}
         with TemporaryDirectory() as folder:
             yield from self.start(Run(numbers, folder=Path(folder), inputs=fields))
+
+
+def _shorter(
+    steps: Iterator[xr.Dataset], first: int, program: _Program
+) -> Iterator[xr.Dataset]:
+    """Yield steps, of which there may be fewer than usual, one at least.
+
+    Then the program must end with exit code 0.
+    """
+    some = first > 0
+    try:
+        for dataset in steps:
+            some = True
+            yield dataset
+    except TooFewSteps as error:
+        if not some:
+            raise
+        program.finish()
+        raise Ended("its program has ended") from error
+    finally:
+        if isinstance(steps, Generator):
+            steps.close()
 
 
 def _channel(folder: Path) -> Channel:
@@ -302,16 +337,18 @@ class _Program:
             return error
         return self.error(what)
 
-    def error(self, what: str) -> ProcessError:
+    def error(self, what: str, kind: type[ProcessError] | None = None) -> ProcessError:
         """Return an error that quotes stderr."""
+        kind = kind or ProcessError
         if self.process.poll() is not None:
             # What it started may hold the pipe open: no longer than a moment.
             self._reader.join(_GRACE)
         tail = "".join(self._tail).strip()
         quoted = f" Its stderr ends:\n{tail}" if tail else " Its stderr is empty."
-        return ProcessError(
+        regular = " If a run may end early, set may_end_early: true."
+        return kind(
             f"{self._name}: {self._first!r} {what}, simulation {self.run.simulation}."
-            f"{quoted}"
+            f"{regular * (kind is TooFewSteps)}{quoted}"
         )
 
     def close(self) -> None:

@@ -71,6 +71,10 @@ class Program(ProcessSolver):
     reader : Reader, optional
         Of files that the program writes; by default it sends its steps by the calls of
         `surrogate_flow.h`, whose folder ``surrogate-flow include`` prints.
+    may_end_early : bool
+        Whether a program that ends with exit code 0 before the last time of the spec
+        has ended its simulation (a steady state), with one step at least; by default
+        it has failed.
 
     Raises
     ------
@@ -89,8 +93,10 @@ class Program(ProcessSolver):
         environment: Mapping[str, str | float] | None = None,
         timeout: float | None = None,
         reader: Reader | None = None,
+        may_end_early: bool = False,
     ) -> None:
         super().__init__(timeout)
+        self.may_end_early = may_end_early
         self._spec = _read_spec(spec)
         self.reader = reader
         try:

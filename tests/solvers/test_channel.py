@@ -7,6 +7,7 @@ import struct
 import subprocess
 import threading
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.spec import FieldSpec, Variable
+from surrogate_flow.solvers import Ended, ProcessError, Program, Run
 from surrogate_flow.solvers.channel import VARIABLE, Channel, Reception, StreamError
 
 SHAPE, STEPS = (5, 4), 4
@@ -358,6 +360,23 @@ def line(cells, steps, name="u"):
 def sender(tmp_path_factory):
     """A program that sends what it is told to, with the checks of the compiler."""
     return torture(tmp_path_factory.mktemp("torture"))
+
+
+@pytest.mark.parametrize("regular", [True, False])
+def test_a_program_may_close_its_stream_early(sender, tmp_path, regular):
+    """Where the recipe says so; half a step is never regular."""
+    words, steps = [sender, "1", "3", "8", "u", "4"], []
+    program = Program(words, line(4, 5), may_end_early=regular)
+    said = "has sent 3 of 5 steps, .* set may_end_early: true"
+    kind, said = (Ended, "has ended") if regular else (ProcessError, said)
+    with pytest.raises(kind, match=said):
+        for step in program.start(Run({}, folder=tmp_path)):
+            steps += step.time.values.tolist()
+    assert steps == [1.0, 2.0, 3.0]
+    both = replace(line(4, 5), variables=(Variable("u"), Variable("v")))
+    half = Program(words, both, may_end_early=True)
+    with pytest.raises(SpecMismatch):
+        list(half.start(Run({}, folder=tmp_path)))
 
 
 @settings(max_examples=25, suppress_health_check=list(HealthCheck))

@@ -16,7 +16,7 @@ from surrogate_flow.cli.app import main
 from surrogate_flow.dataset import Archive
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.fields.errors import ArgumentError, MissingPackageError
-from surrogate_flow.solvers import OutputFiles, ProcessError, Program, Run
+from surrogate_flow.solvers import Ended, OutputFiles, ProcessError, Program, Run
 
 PAGE = Path(__file__).parents[2] / "docs" / "solvers.md"
 Y, X, T = (0.0, 1.0, 2.0), (0.0, 0.5, 1.0, 1.5), (0.5, 1.0, 1.5)
@@ -255,6 +255,20 @@ WRONG = {
     "echo 'v w\n1 2\n3 4' > u_1.txt; touch u_2.txt": "u_1.txt: there is no variable 'u'",
     "echo 'v u\n1 2' > u_1.txt; touch u_2.txt": "u_1.txt: u: expected 2 points, 2, got 1",
 }
+
+
+@pytest.mark.parametrize(("files", "error"), [(2, Ended), (0, ProcessError)])
+def test_fewer_files_may_be_regular(tmp_path, files, error):
+    """The last one is whole when the program has ended; without any it has failed."""
+    spec = FieldSpec(LINE.parameters, (Variable("u"),), ("x",), (2,), T)
+    script = "".join(f"echo 1 2 > u_{k}.txt; " for k in range(files)) + "true"
+    reader, steps = OutputFiles("u_*.txt"), []
+    words = ["sh", "-c", script]
+    program = Program(words, spec, reader=reader, may_end_early=True)
+    with pytest.raises(error):
+        for step in program.start(Run({"rate": 1.0}, folder=tmp_path)):
+            steps.append(step)
+    assert len(steps) == files
 
 
 @pytest.mark.parametrize("script", WRONG)

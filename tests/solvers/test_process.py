@@ -14,7 +14,7 @@ import xarray as xr
 from troubled import STEPS, Wave
 
 from surrogate_flow.solvers.process import ProcessError, ProcessSolver
-from surrogate_flow.solvers.solver import Run, Stopped
+from surrogate_flow.solvers.solver import Ended, Run, Stopped
 
 # Writes the steps of a wave, with a child of its own, which would live for an hour.
 PROGRAM = textwrap.dedent(
@@ -114,6 +114,18 @@ def test_a_program_that_fails_is_quoted(tmp_path, fate, said):
         ProcessError, match=f"Program: .*{said}" if fate != "fails" else said
     ):
         for step in Program(fate).start(Run({"phase": 0.5}, folder=tmp_path)):
+            steps.append(step)
+    assert len(steps) == 3
+    assert all_gone(tmp_path)
+
+
+@pytest.mark.parametrize("fate", ["early", "fails", "dies"])
+def test_a_program_may_end_early_where_that_is_regular(tmp_path, fate):
+    """With exit code 0 alone; a retry may begin where it has ended."""
+    solver, steps = Program(fate), []
+    solver.may_end_early = True
+    with pytest.raises(Ended if fate == "early" else ProcessError):
+        for step in solver.start(Run({"phase": 0.5}, folder=tmp_path)):
             steps.append(step)
     assert len(steps) == 3
     assert all_gone(tmp_path)
