@@ -27,7 +27,7 @@ from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.sampling.sampler import Sampler
-from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.solvers.solver import Recorded, Solver
 from surrogate_flow.testing.law import LawBroken, Laws
 from surrogate_flow.testing.sampler import check_sampler
 from surrogate_flow.testing.solver import check_solver
@@ -58,11 +58,13 @@ def run(words: Sequence[str]) -> None:
             "check needs the import path of a class first, such as my_module.MySolver."
         )
     given, *options = words
-    path, arguments, data, capacity = _named(given)
+    path, arguments, data, capacity, every = _named(given)
     kind = class_at(path)
     if isinstance(kind, type) and issubclass(kind, Solver):
         make = _maker(path, kind, [*arguments, *options])
         solver = _built(make)
+        if every > 1:
+            solver = Recorded(solver, every)
         figures = partial(_figures, solver, capacity)
         _show(given, lambda: check_solver(solver), figures)
         own = [re.sub("^--", "--data.solver.", word) for word in options]
@@ -78,11 +80,11 @@ def run(words: Sequence[str]) -> None:
         _check_with_torch(path, kind, options)
 
 
-def _named(given: str) -> tuple[str, list[str], str, int | str]:
+def _named(given: str) -> tuple[str, list[str], str, int | str, int]:
     """Return the class that is named, its arguments in a recipe, and how fit names it.
 
-    Last, the capacity of the reservoir. It may be a class path, FILE.py:CLASS, a
-    recipe, or the name of a shipped one.
+    Last, the capacity of the reservoir, and which steps are kept. It may be a class
+    path, FILE.py:CLASS, a recipe, or the name of a shipped one.
     """
     file, _, name = given.partition(":")
     if file.endswith(".py") and name:
@@ -92,9 +94,9 @@ def _named(given: str) -> tuple[str, list[str], str, int | str]:
         if folder not in sys.path:
             sys.path.insert(0, folder)
         path = f"{Path(file).stem}.{name}"
-        return path, [], f"--data.solver {path}", _CAPACITY
+        return path, [], f"--data.solver {path}", _CAPACITY, 1
     if not given.endswith((".yaml", ".yml")) and given not in shipped("workflows"):
-        return given, [], f"--data.solver {given}", _CAPACITY
+        return given, [], f"--data.solver {given}", _CAPACITY, 1
     recipe = read_recipe(find_recipe("workflows", given))
     solver, policy = recipe.get("solver"), recipe.get("reservoir")
     if solver is None:
@@ -106,7 +108,8 @@ def _named(given: str) -> tuple[str, list[str], str, int | str]:
     ]
     settings = policy.get("init_args") if isinstance(policy, dict) else None
     capacity = (settings or {}).get("capacity", _CAPACITY)
-    return solver["class_path"], words, f"--data {given}", capacity
+    every = recipe.get("every", 1)
+    return solver["class_path"], words, f"--data {given}", capacity, every
 
 
 def _figures(solver: Solver, capacity: int | str, laws: Laws) -> Iterator[str]:
@@ -118,6 +121,9 @@ def _figures(solver: Solver, capacity: int | str, laws: Laws) -> Iterator[str]:
         f"{format_bytes(step)} a step, {format_bytes(step * spec.steps)} a simulation "
         f"of {counted(spec.steps, 'step')}"
     )
+    if isinstance(solver, Recorded):
+        made = counted(solver.solver.spec.steps, "step")
+        yield f"one of {solver.every} steps is kept: the solver makes {made}"
     if isinstance(capacity, int):
         of = ", the default" if capacity == _CAPACITY else ""
         size = format_bytes(capacity * (step + spec.input_bytes))

@@ -39,6 +39,7 @@ what is simulated:
                                   default, 10 where they are large
   --data.solver.OPTION VALUE      of the solver, such as --data.solver.steps 50
   --data.solver CLASS             in place of the recipe's: package.module.MySolver
+  --data.every N                  keep each N-th step that the solver makes
   --data.sampler CLASS            Uniform, Sobol, Halton, LatinHypercube or Table
   --data.sampler.points FILE.csv  of a Table: a row of parameters for each simulation
 

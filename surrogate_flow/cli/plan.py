@@ -30,7 +30,14 @@ from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.words import seconds
 from surrogate_flow.sampling import InputSampler
 from surrogate_flow.solvers.child_processes import ChildProcesses
-from surrogate_flow.solvers.solver import Run, Solver, datasets_of
+from surrogate_flow.solvers.solver import (
+    Ended,
+    Recorded,
+    Run,
+    Solver,
+    datasets_of,
+    unwrapped,
+)
 from surrogate_flow.stream import Encoder
 from surrogate_flow.surrogate.schedule import (
     advance,
@@ -234,6 +241,9 @@ def measure(
                     made.append(Pace(steps, seconds, encoder.lost))
                     if made[-1].seconds > longest:
                         return
+        except Ended as error:
+            if not steps:
+                errors.append(error)
         except BaseException as error:
             errors.append(error)
         finally:
@@ -302,8 +312,9 @@ def _tried(data: OnlineData) -> Pace | None:
     except UserError:
         raise
     except Exception as error:
+        name = type(unwrapped(data.solver)).__name__
         raise UserError(
-            f"{type(data.solver).__name__} failed, with {parameters or _MIDDLE}: "
+            f"{name} failed, with {parameters or _MIDDLE}: "
             f"{type(error).__name__}: {error}.{line_of(error)}"
         ) from error
 
@@ -320,6 +331,9 @@ def _rows(
         yield "constraint", f"accepts {share:.1%} of the points of the sampler"
     size = f"{_size(spec.step_bytes)}: {_size(spec.steps * spec.step_bytes)}"
     yield "each", f"{counted(spec.steps, 'step')} of {size}"
+    if isinstance(data.solver, Recorded):
+        every = counted(data.solver.solver.spec.steps, "step")
+        yield "kept", f"one of {data.solver.every} steps: the solver makes {every}"
     if spec.inputs:
         names = ", ".join(v.name for v in spec.inputs)
         rows = f"{_size(spec.input_bytes)} a simulation, held once for all its samples"

@@ -49,7 +49,7 @@ from surrogate_flow.sampling import (
 from surrogate_flow.sampling.design import shared_points
 from surrogate_flow.sampling.inputs import identity, require_inputs
 from surrogate_flow.solvers.grid import GridSolver
-from surrogate_flow.solvers.solver import Solver, spec_of
+from surrogate_flow.solvers.solver import Recorded, Solver, spec_of
 
 __all__ = ["OnlineData"]
 
@@ -92,6 +92,9 @@ class OnlineData(SurrogateData):
     cluster : ClusterConfig or class of distributed.deploy.Cluster, optional
         Opened when the simulations start: `surrogate_flow.cluster.Slurm`, for example;
         by default one worker a core of this machine, but for one that trains.
+    every : int
+        Which steps are kept: 10 is each tenth that the solver makes; the others are not
+        sent. A step at time 0, the initial state, is kept, and not counted.
     cores_per_simulation : int
         Of a worker, for solvers with threads (OpenMP, MKL and OpenBLAS are set) or
         with processes of their own.
@@ -129,6 +132,7 @@ class OnlineData(SurrogateData):
         batch_size: int = 10,
         reservoir: Policy = Reservoir(),  # noqa: B008 - frozen
         cluster: ClusterConfig | Callable[[], Cluster] | None = None,
+        every: int = 1,
         cores_per_simulation: int = 1,
         faults: Faults | None = Faults(),  # noqa: B008 - frozen
         checkpoint_reservoir: bool = False,
@@ -148,6 +152,7 @@ class OnlineData(SurrogateData):
             1,
             simulations=simulations,
             batch_size=batch_size,
+            every=every,
             cores_per_simulation=cores_per_simulation,
         )
         require_kind("data.solver", solver, Solver, "Heat2D()")
@@ -164,8 +169,8 @@ class OnlineData(SurrogateData):
             example = "a function, such as my_module.allowed"
             raise UserError("data.constraint", example, repr(constraint))
         self.constraint = constraint
-        self.solver = solver
-        self.spec = spec_of(solver)
+        self.solver = solver if every == 1 else Recorded(solver, every)
+        self.spec = spec_of(self.solver)
         known = solver.stored_parameters
         usual = Uniform() if known is None else Table(known, shuffle=False)
         self.sampler = sampler or usual

@@ -23,6 +23,7 @@ from surrogate_flow.fields.names import (
     public_path,
     with_present_names,
 )
+from surrogate_flow.solvers.solver import unwrapped
 
 __all__ = ["FORMAT", "Provenance", "recipe_of", "sources"]
 
@@ -74,10 +75,11 @@ class Provenance:
 
         `inputs` draw its input fields, and `constraint` refuses parameters, if any.
         """
+        own = unwrapped(solver)
         described = {
-            **recipe_of(solver),
-            "version": _version(type(solver)),
-            "sources": sources(type(solver)),
+            **recipe_of(own),
+            "version": _version(type(own)),
+            "sources": sources(type(own)),
         }
         drawn = recipe_of(sampler)
         if inputs is not None:

@@ -88,6 +88,13 @@ class _Streamed(Run):
         except StreamStopped as error:
             raise Stopped(str(error)) from error
 
+    def alive(self) -> None:
+        assert self.outlet is not None, "run() sets it"
+        try:
+            self.outlet.alive()
+        except StreamStopped as error:
+            raise Stopped(str(error)) from error
+
 
 def run(
     solver: Solver,

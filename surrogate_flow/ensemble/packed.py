@@ -12,7 +12,7 @@ from typing import Any
 from distributed.protocol.pickle import dumps
 
 from surrogate_flow.fields.errors import ArgumentError
-from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.solvers.solver import Solver, unwrapped
 
 __all__ = ["Packed"]
 
@@ -29,7 +29,7 @@ class Packed:
     """
 
     def __init__(self, solver: Solver) -> None:
-        self.spec, self.name = solver.spec, type(solver).__name__
+        self.spec, self.name = solver.spec, type(unwrapped(solver)).__name__
         # It would log the traceback that the error below is about.
         noisy = logging.getLogger("distributed.protocol.pickle")
         level = noisy.level

@@ -18,7 +18,8 @@ from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec
 
-__all__ = ["Ended", "Run", "Solver", "Stopped", "datasets_of", "spec_of"]
+__all__ = ["Ended", "Recorded", "Run", "Solver", "Stopped", "datasets_of", "spec_of"]
+__all__ += ["unwrapped"]
 
 
 _NO_SPEC = (
@@ -96,6 +97,9 @@ class Run:
 
         It takes a few microseconds and never blocks. Yielding a step does the same.
         """
+
+    def alive(self) -> None:
+        """Let the study know that a solver makes progress which yields no step yet."""
 
 
 class Solver(ABC):
@@ -216,6 +220,111 @@ def spec_of(solver: Solver) -> FieldSpec:
     return spec
 
 
+class Recorded(Solver):
+    """Each so many-th step of another solver, which computes all: ``data.every``.
+
+    The spec has the times that are kept. A step at time 0 is the initial state: it is
+    kept, and the others are counted from it.
+
+    Parameters
+    ----------
+    solver : Solver
+    every : int
+        1 keeps all steps.
+
+    Raises
+    ------
+    ArgumentError
+        If no step would be kept.
+
+    Examples
+    --------
+    >>> from surrogate_flow.solvers import Lorenz
+    >>> solver = Recorded(Lorenz(steps=30, time_step=0.1), 10)
+    >>> [round(t, 1) for t in solver.spec.times]
+    [1.0, 2.0, 3.0]
+    """
+
+    def __init__(self, solver: Solver, every: int) -> None:
+        self.solver, self.every = solver, every
+        spec = spec_of(solver)
+        self._first = 0 if spec.times[0] == 0 else every - 1
+        if not 1 <= every <= spec.steps:
+            raise ArgumentError("data.every", f"1 to {spec.steps} steps", every)
+        self._spec = replace(spec, times=spec.times[self._first :: every])
+
+    @property
+    def spec(self) -> FieldSpec:
+        """That of the other solver, with fewer times."""
+        return self._spec
+
+    @property
+    def stored_parameters(self) -> Mapping[str, Sequence[float]] | None:
+        """Those of the other solver."""
+        return self.solver.stored_parameters
+
+    def solve(self, parameters: Mapping[str, Any]) -> Iterator[xr.Dataset]:
+        """Yield the steps that are kept."""
+        given = {v.name for v in self.spec.inputs}
+        numbers = {k: v for k, v in parameters.items() if k not in given}
+        fields = {k: v for k, v in parameters.items() if k in given}
+        return self.start(Run(numbers, inputs=fields))
+
+    def start(self, run: Run) -> Iterator[xr.Dataset]:
+        """Yield the steps that are kept, and no more behind the last of them.
+
+        A solver that can begin in the middle is asked for the step behind the last one
+        that was kept.
+        """
+        spec, every, kept = self.solver.spec, self.every, self.spec.steps
+        last = self._first + every * (kept - 1)
+        begin = last - every * (kept - run.first_step) + 1 if run.first_step else 0
+        step, given = 0, dict[str, xr.Variable]()
+        datasets = _started(self.solver, replace(run, first_step=begin))
+        for number, dataset in enumerate(datasets):
+            known = isinstance(dataset, xr.Dataset)
+            time = dataset.variables.get("time") if known else None
+            if time is None or time.ndim != 1:
+                yield dataset  # It is refused.
+                return
+            if not number:
+                if begin and np.abs(np.array(spec.times) - time.values[0]).argmin():
+                    step = begin
+                # Those that the solver makes come with its first step alone.
+                names = {v.name for v in spec.inputs} & {*dataset.variables}
+                given = {str(n): dataset.variables[n].copy() for n in names}
+            offset = (self._first - step) % every
+            if offset < time.size:
+                few = time.size == 1
+                some = dataset if few else dataset.isel(time=slice(offset, None, every))
+                yield some.assign(given) if given else some
+                given = {}
+            else:
+                run.alive()
+            step += time.size
+            if step > spec.steps:
+                raise SpecMismatch(
+                    f"Simulation {run.simulation}: expected {spec.steps} steps in all, "
+                    f"got at least {step}. If the solver yields its initial state, add "
+                    "its time to the spec, or leave it out."
+                )
+            if last < step < spec.steps:
+                return
+
+    def setup(self, cores: int) -> None:
+        """Prepare the other solver."""
+        type(self.solver).setup(self.solver, cores)
+
+    def close(self) -> None:
+        """Close the other solver."""
+        type(self.solver).close(self.solver)
+
+
+def unwrapped(solver: Solver) -> Solver:
+    """Return the solver of which another one keeps some steps, or itself."""
+    return solver.solver if isinstance(solver, Recorded) else solver
+
+
 def datasets_of(solver: Solver, run: Run) -> Generator[xr.Dataset]:
     """Start a run, and yield what the solver yields; closed early, close the run.
 
@@ -225,6 +334,10 @@ def datasets_of(solver: Solver, run: Run) -> Generator[xr.Dataset]:
         If the solver returns something else than an iterator of datasets.
     """
     run = replace(run, parameters=solver.spec.arguments(run.parameters))
+    yield from _started(solver, run)
+
+
+def _started(solver: Solver, run: Run) -> Generator[xr.Dataset]:
     # By the class: attributes of solvers written before may have its name.
     datasets = type(solver).start(solver, run)
     if isinstance(datasets, xr.Dataset) or not isinstance(datasets, Iterable):

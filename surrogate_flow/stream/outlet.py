@@ -219,6 +219,12 @@ class Outlet:
             self._raise_error()
             self._connection.receive()
 
+    def alive(self) -> None:
+        """Send a sign of life, at most every half second, where no step is ready."""
+        with self._lock:
+            self._raise_error()
+            self._connection.keep_alive()
+
     def give(self, inputs: Float32[np.ndarray, " input *space"]) -> None:
         """Send the input fields, once before any step; blocks as `send`."""
         with self._lock:

@@ -3,6 +3,7 @@
 import ctypes
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -16,6 +17,8 @@ from surrogate_flow.ensemble.attempt import run
 from surrogate_flow.ensemble.faults import Faults
 from surrogate_flow.ensemble.ledger import SimulationState
 from surrogate_flow.fields.quantities import Simulation
+from surrogate_flow.solvers.solver import Recorded
+from surrogate_flow.stream import Discard
 
 LIMIT = 4.0  # seconds without a step
 # Steps of a slow simulation, together longer than the limit; each may take nine times as
@@ -236,6 +239,25 @@ def test_steps_that_are_computed_again_are_no_silence(client, tmp_path):
         pass
     (row,) = study.rows()
     assert row["error"] == "ArithmeticError"
+
+
+class Counted(Discard):
+    """Counts every (simulation, step)."""
+
+    def __init__(self):
+        self.seen = Counter()
+
+    def offer(self, simulation, first, steps, parameters, inputs=None):
+        self.seen.update((simulation, first + k) for k in range(len(steps)))
+        return len(steps)
+
+
+def test_steps_that_are_not_kept_are_no_silence(client, tmp_path):
+    """Of all that a simulation makes in longer than the limit, the last alone is sent."""
+    solver = Recorded(Slow(), SLOW)
+    with quiet(client, solver, tmp_path, count=1, sink=Counted()) as study:
+        pass
+    assert not study.failures.exists()
 
 
 def test_waiting_for_room_is_no_silence(client, tmp_path):
