@@ -27,6 +27,7 @@ from surrogate_flow.ensemble.ledger import Ledger, SimulationState
 from surrogate_flow.ensemble.placement import Place
 from surrogate_flow.ensemble.tasks import Outcome, Tasks
 from surrogate_flow.ensemble.workers import EnsembleError, Workers
+from surrogate_flow.fields.errors import MissingFileError
 from surrogate_flow.fields.quantities import Simulation, counted
 from surrogate_flow.sampling import Design
 from surrogate_flow.stream import SpecMismatch
@@ -245,6 +246,9 @@ class Ensemble:
             logger.info("Simulation %d begins again. %s", number, error)
             self._again.append((0.0, simulation, again))
             return
+        missing = isinstance(error, MissingFileError)
+        if missing and place and self._tasks.placement.lacks(place):
+            raise error  # So it would be for all others.
         tried = self._tried.setdefault(number, [])
         # What has failed on another worker, too, says little of this one.
         if place and all(at and at.worker == place.worker for at in tried):

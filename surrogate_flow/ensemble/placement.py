@@ -104,6 +104,7 @@ class Placement:
         self._rows: Counter[tuple[str, str]] = Counter()
         self._succeeded: set[str] = set()
         self._dead: dict[str, str] = {}
+        self._lacking: set[str] = set()  # hosts
         # Failed simulations: those in the row of a worker alone, and all others.
         self._alone: Counter[tuple[str, str]] = Counter()
         self._sure = 0
@@ -222,6 +223,12 @@ class Placement:
                 type(error).__name__,
                 str(error).partition("\n")[0].rstrip("."),
             )
+
+    def lacks(self, place: Place) -> bool:
+        """Note that a host has not what the solver needs; whether none has it."""
+        self._lacking.add(place.host)
+        hosts = {host for _, host in self.present.values()}
+        return not self._succeeded and hosts <= self._lacking
 
     def choose(self, tried: Sequence[Place | None]) -> list[str] | None:
         """Return the addresses of the workers that may make an attempt; None for all.

@@ -23,7 +23,7 @@ from surrogate_flow.ensemble.attempt import Summary, run
 from surrogate_flow.ensemble.deaths import Recorder, dask_is_quiet
 from surrogate_flow.ensemble.packed import Packed
 from surrogate_flow.ensemble.user_code import user_code
-from surrogate_flow.fields.errors import UserError, line_of
+from surrogate_flow.fields.errors import MissingFileError, UserError, line_of
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.sampling import InputSampler
 from surrogate_flow.solvers.child_processes import (
@@ -270,6 +270,8 @@ class _SolverPlugin(WorkerPlugin):
             solver: Solver = sync(self._worker.loop, self._load)
             with user_code():
                 type(solver).setup(solver, self._cores)
+        except MissingFileError:
+            raise
         except Exception as error:
             raise SetupError(
                 f"{self._name} could not be set up on {socket.gethostname()}: "

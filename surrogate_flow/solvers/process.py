@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import os
+import selectors
 import signal
 import subprocess
 import time
@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from surrogate_flow.fields.encoder import SpecMismatch
+from surrogate_flow.fields.errors import MissingFileError
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.solvers.channel import VARIABLE, Channel, Reception, StreamError
@@ -29,12 +30,13 @@ from surrogate_flow.threads import LoudThread
 __all__ = ["ProcessError", "ProcessRun", "ProcessSolver", "TooFewSteps"]
 
 _POLL = 0.02  # seconds between two looks at the files and at the process
-_TAIL = 20  # lines of stderr that an error quotes
+_TAIL, _ROOM = 20, 4096  # lines and bytes of what it has printed that an error quotes
+_NOT_FOUND = 126, 127  # exit codes of shells and of loaders
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 
-# Kills a process group when the pipe on its stdin closes, which the kernel does when
-# the worker dies, however that happens.
-_GUARD = 'read line; kill -s KILL -- "-$1"'
+# Kills the process group that it is told when the pipe on its stdin closes, which the
+# kernel does when the worker dies, however that happens.
+_GUARD = 'read group && { read line; kill -s KILL -- "-$group"; }'
 
 
 class ProcessError(RuntimeError):
@@ -97,7 +99,12 @@ class ProcessRun(Run):
                 reception.wake_by(ending)
             try:
                 yield from _received(program, reception)
-            except (ProcessError, StreamError, SpecMismatch) as error:
+            except (
+                ProcessError,
+                MissingFileError,
+                StreamError,
+                SpecMismatch,
+            ) as error:
                 # Whole steps that came before it count.
                 while (steps := reception.batch(all=True)) is not None:
                     yield steps
@@ -156,7 +163,8 @@ class ProcessSolver(Solver):
     Notes
     -----
     The program writes a file under another name and renames it, or `read` may find half
-    of it. Its stderr is drained all the time; errors quote the last lines.
+    of it. What it prints is read all the time, and only its end is kept: errors quote
+    the last lines of stderr, or of stdout where stderr is empty.
 
     Examples
     --------
@@ -197,7 +205,9 @@ class ProcessSolver(Solver):
         Raises
         ------
         ProcessError
-            If the program cannot be started, fails or takes too long.
+            If the program fails or takes too long.
+        MissingFileError
+            If it is not there, or cannot be executed.
         """
         with (
             contextlib.closing(_channel(run.folder)) as channel,
@@ -253,56 +263,76 @@ def _channel(folder: Path) -> Channel:
 
 
 class _Program:
-    """A process, the tail of its stderr, and its deadline."""
+    """A process, the end of what it prints, and its deadline."""
 
     def __init__(self, solver: ProcessSolver, run: Run, channel: Channel) -> None:
         self.run, self.channel = run, channel
         self._name = type(solver).__name__
         self._deadline = time.monotonic() + (solver.timeout or float("inf"))
         self._timeout = solver.timeout
-        self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL)
         command = list(map(str, solver.command(run)))
         self._first = command[0]
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+        )
         try:
-            self.process = subprocess.Popen(
+            self.process = self._start(command, solver.environment(run))
+        except BaseException:
+            self._end_guard()
+            raise
+        assert self._guard.stdin is not None
+        self._guard.stdin.write(b"%d\n" % self.process.pid)
+        self._pipes = {"stderr": self.process.stderr, "stdout": self.process.stdout}
+        self._printed = dict.fromkeys(self._pipes, b"")
+        self._reader = LoudThread(self._drain, "output")
+        self._reader.start()
+
+    def _start(
+        self, command: list[str], environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        variables = {**os.environ, **environment, VARIABLE: self.channel.address}
+        try:
+            return subprocess.Popen(
                 command,
-                cwd=run.folder,
-                env={
-                    **os.environ,
-                    **solver.environment(run),
-                    VARIABLE: channel.address,
-                },
+                cwd=self.run.folder,
+                env=variables,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                encoding="utf-8",
-                errors="replace",
+                bufsize=0,
                 # A process group of its own, which is ended as one.
                 start_new_session=True,
             )
         except OSError as error:
-            raise ProcessError(
+            missing = str(error.filename) == self._first
+            raise (MissingFileError if missing else ProcessError)(
                 f"{self._name}: {self._first!r} cannot be started ({error}). Install "
                 "it where the workers run, on their PATH."
             ) from error
-        try:
-            self._guard = subprocess.Popen(
-                ["/bin/sh", "-c", _GUARD, "sh", str(self.process.pid)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        except OSError:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            raise
-        self._reader = LoudThread(self._drain, "stderr")
-        self._reader.start()
+
+    def _end_guard(self) -> None:
+        self._guard.kill()
+        self._guard.wait()
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
 
     def _drain(self) -> None:
-        assert self.process.stderr is not None
-        self._tail.extend(self.process.stderr)
+        with selectors.DefaultSelector() as selector:
+            for name, pipe in self._pipes.items():
+                assert pipe is not None
+                selector.register(pipe, selectors.EVENT_READ, name)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    if some := os.read(key.fd, 1 << 16):
+                        end = (self._printed[key.data] + some)[-_ROOM:]
+                        self._printed[key.data] = end
+                    else:
+                        selector.unregister(key.fileobj)
 
     def check(self) -> None:
         """Raise if it has failed or takes too long."""
@@ -327,26 +357,33 @@ class _Program:
             time.sleep(_POLL)
         self.check()
 
-    def failed(self, what: str) -> ProcessError:
+    def failed(self, what: str) -> ProcessError | MissingFileError:
         """Return how it ended, if it does so in a moment; if not badly, what it did."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_GRACE)
         try:
             self.check()
-        except ProcessError as error:
+        except (ProcessError, MissingFileError) as error:
             return error
         return self.error(what)
 
-    def error(self, what: str, kind: type[ProcessError] | None = None) -> ProcessError:
-        """Return an error that quotes stderr."""
-        kind = kind or ProcessError
+    def error(
+        self, what: str, kind: type[ProcessError] | None = None
+    ) -> ProcessError | MissingFileError:
+        """Return an error that quotes what it has printed."""
         if self.process.poll() is not None:
             # What it started may hold the pipe open: no longer than a moment.
             self._reader.join(_GRACE)
-        tail = "".join(self._tail).strip()
-        quoted = f" Its stderr ends:\n{tail}" if tail else " Its stderr is empty."
+        quoted = " Its stderr and stdout are empty."
+        for name, printed in self._printed.items():
+            lines = printed.decode("utf-8", "replace").strip().splitlines()[-_TAIL:]
+            if lines:
+                silent = "stderr is empty, its " * (name == "stdout")
+                quoted = f" Its {silent}{name} ends:\n" + "\n".join(lines)
+                break
+        missing = self.process.returncode in _NOT_FOUND
         regular = " If a run may end early, set may_end_early: true."
-        return kind(
+        return (MissingFileError if missing else kind or ProcessError)(
             f"{self._name}: {self._first!r} {what}, simulation {self.run.simulation}."
             f"{regular * (kind is TooFewSteps)}{quoted}"
         )
@@ -362,11 +399,8 @@ class _Program:
             # Also what outlived the leader of the group.
             os.killpg(group, signal.SIGKILL)
         self.process.wait()
-        self._guard.kill()
-        self._guard.wait()
-        assert self._guard.stdin is not None
-        self._guard.stdin.close()
+        self._end_guard()
         self._reader.join(_GRACE)
-        assert self.process.stderr is not None
-        if not self._reader.is_alive():
-            self.process.stderr.close()
+        for pipe in self._pipes.values():
+            if pipe is not None and not self._reader.is_alive():
+                pipe.close()

@@ -6,6 +6,8 @@ import dataclasses
 import logging
 import os
 import shlex
+import shutil
+import socket
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -115,6 +117,7 @@ class Program(ProcessSolver):
                 "correct its path; one on the PATH of the workers has no '/'."
             )
         self._words = [os.path.abspath(w) if _is_file(w) else str(w) for w in words]
+        self._files = [w for w in self._words if _is_file(w)]
         self._variables = {k: str(v) for k, v in (environment or {}).items()}
         self._input = {
             name: _template(name, Path(path)) for name, path in (input or {}).items()
@@ -171,6 +174,31 @@ class Program(ProcessSolver):
     def spec(self) -> FieldSpec:
         """What a simulation yields, as the recipe says."""
         return self._spec
+
+    def setup(self, cores: int) -> None:
+        """Look for the program, and the files that the command names, on the worker.
+
+        Raises
+        ------
+        MissingFileError
+            If one is not there, or the program cannot be executed.
+        """
+        first, path = self._words[0], self._variables.get("PATH")
+        missing = [word for word in self._files if not Path(word).is_file()]
+        if not missing and "{" not in f"{first}{path}":
+            missing = [first] * (shutil.which(first, path=path) is None)
+        if missing:
+            there = Path(missing[0]).is_file()
+            raise MissingFileError(
+                f"{type(self).__name__}: command: {missing[0]!r} "
+                + ("cannot be executed" if there else "is not there")
+                + f" on {socket.gethostname()}, where workers run. "
+                + (
+                    f"Type chmod +x {missing[0]}, or name its interpreter before it."
+                    if there
+                    else "Install it there, or correct the command."
+                )
+            )
 
     def command(self, run: Run) -> list[str]:
         """Return the words of the command, and write the input files."""

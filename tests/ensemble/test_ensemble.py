@@ -36,7 +36,9 @@ from surrogate_flow.ensemble.placement import Place, Placement
 from surrogate_flow.ensemble.task import on_workers
 from surrogate_flow.ensemble.watchdog import Watchdog
 from surrogate_flow.ensemble.workers import Workers
+from surrogate_flow.fields.errors import MissingFileError
 from surrogate_flow.fields.quantities import Simulation
+from surrogate_flow.solvers import Program
 from surrogate_flow.stream import Discard, Inlet
 
 PATIENCE = 150.0  # seconds, for machines that do other things too
@@ -299,6 +301,19 @@ def test_too_many_failures_end_the_study(client, tmp_path):
     assert f"--data.faults.max_failures), with {within}" in str(e.value)
 
 
+def test_a_program_that_is_nowhere_ends_the_study_at_once(client, tmp_path):
+    """In one line, without a row: no other attempt would find it."""
+    solver = Program(["no-such-program", "{phase}"], Wave.spec)
+    with Run(client, solver, planned(50), tmp_path) as study:
+        assert study.ensemble.wait(PATIENCE)
+        with pytest.raises(
+            MissingFileError, match=r"'no-such-program' is not there on "
+        ):
+            study.ensemble.check()
+    assert not [e for e in study.events if isinstance(e, Failed | Retried)]
+    assert not study.failures.exists()
+
+
 def test_parameters_are_drawn_only_when_there_is_room(client, tmp_path):
     """An endless sampler is never run ahead: in flight stays within twice the threads."""
     drawn = itertools.count()
@@ -528,6 +543,19 @@ def test_a_worker_rests_after_three_failures_in_a_row():
     for _ in range(2):
         known.failed(workers[0], WorkerDied.of(-11))
     assert known.choose([]) == [w.address for w in workers[:2]]
+
+
+def test_what_one_host_lacks_another_may_have():
+    """Nothing is missing for good until no host has it, nor once one has had it."""
+    first, second, other = (at(n) for n in (1, 2, 3))
+    known = placement(first, second, other)
+    assert not known.lacks(first)
+    assert not known.lacks(second)
+    assert known.lacks(other)
+    known = placement(first, other)
+    known.succeeded(other)
+    assert not known.lacks(first)
+    assert not known.lacks(other)
 
 
 @pytest.mark.parametrize(

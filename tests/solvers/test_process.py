@@ -13,12 +13,13 @@ import pytest
 import xarray as xr
 from troubled import STEPS, Wave
 
+from surrogate_flow.fields.errors import MissingFileError
 from surrogate_flow.solvers.process import ProcessError, ProcessSolver
 from surrogate_flow.solvers.solver import Ended, Run, Stopped
 
 # Writes the steps of a wave, with a child of its own, which would live for an hour.
 PROGRAM = textwrap.dedent(
-    """
+    r"""
     import os, subprocess, sys, time
     phase, fate = float(sys.argv[1]), sys.argv[2]
     child = subprocess.Popen(["sleep", "3600"])
@@ -27,7 +28,12 @@ PROGRAM = textwrap.dedent(
     os.rename("pids", "pids.txt")
     for k in range(1, 6):
         if k == 4 and fate == "fails":
-            sys.exit("negative density\\nin cell 3")
+            sys.exit("negative density\nin cell 3")
+        if k == 4 and fate == "says":
+            sys.stdout.write("x" * 10_000_000 + "\nnegative density\nin cell 3\n")
+            sys.exit(3)
+        if k == 4 and fate == "missing":
+            sys.exit(127)
         if k == 4 and fate == "dies":
             os.kill(os.getpid(), 9)
         if k == 4 and fate == "early":
@@ -103,18 +109,24 @@ def test_the_steps_of_a_program_arrive(tmp_path):
     ("fate", "said"),
     [
         ("fails", r"(?s)ended with exit code 1, .*negative density\nin cell 3"),
+        (
+            "says",
+            r"(?s)code 3, .*stderr is empty, its stdout ends:.*density\nin cell 3",
+        ),
+        ("missing", "exit code 127, .*stderr and stdout are empty"),
         ("dies", "was ended by SIGKILL"),
         ("early", "ended before it wrote all steps"),
     ],
 )
 def test_a_program_that_fails_is_quoted(tmp_path, fate, said):
-    """With how it ended and the end of its stderr; the steps before it have arrived."""
+    """With how it ended and the end of what it printed; the steps before it have arrived."""
     steps = []
-    with pytest.raises(
-        ProcessError, match=f"Program: .*{said}" if fate != "fails" else said
-    ):
+    kind = MissingFileError if fate == "missing" else ProcessError
+    with pytest.raises(kind, match=said) as error:
         for step in Program(fate).start(Run({"phase": 0.5}, folder=tmp_path)):
             steps.append(step)
+    assert str(error.value).startswith("Program: ")
+    assert len(str(error.value)) < 5000
     assert len(steps) == 3
     assert all_gone(tmp_path)
 
@@ -179,7 +191,7 @@ def test_a_program_that_is_not_there_is_named(tmp_path):
             return ["no-such-program"]
 
     with pytest.raises(
-        ProcessError, match=r"'no-such-program' cannot be started .*PATH"
+        MissingFileError, match=r"'no-such-program' cannot be started .*PATH"
     ):
         next(Missing().start(Run({"phase": 0.5}, folder=tmp_path)))
     assert STEPS == 5

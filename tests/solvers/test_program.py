@@ -365,16 +365,32 @@ def test_two_programs_on_one_stream_are_refused(fates, tmp_path):
         list(solver.start(Run({"phase": 0.5}, folder=tmp_path)))
 
 
-def test_a_program_that_cannot_be_started_is_named(tmp_path, monkeypatch):
-    """Missing, or not executable."""
+def test_a_program_that_is_not_there_is_named_before_any_simulation(
+    tmp_path, monkeypatch
+):
+    """Missing, not executable, or gone since: by `setup`, on the worker; or else when it starts."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "plain").touch()
+    for name in ("plain", "gone"):
+        (tmp_path / name).touch()
+    solvers = {
+        command: Program(command, SPEC)
+        for command in ("no-such", "./plain", "sh ./gone", "sh {cores}")
+    }
+    (tmp_path / "gone").unlink()
+    for command, said in {
+        "no-such": "command: 'no-such' is not there on .*, where workers run. Install",
+        "./plain": r"plain' cannot be executed on .*Type chmod \+x /.*plain",
+        "sh ./gone": "/gone' is not there on ",
+    }.items():
+        with pytest.raises(MissingFileError, match=said):
+            solvers[command].setup(1)
+    solvers["sh {cores}"].setup(1)
     for command, said in {
         "no-such": r"'no-such' cannot be started \(.*No such file.*on their PATH",
         "./plain": r"plain' cannot be started \(.*Permission denied",
     }.items():
-        with pytest.raises(ProcessError, match=said):
-            next(Program(command, SPEC).solve({"phase": 0.5}))
+        with pytest.raises(MissingFileError, match=said):
+            next(solvers[command].solve({"phase": 0.5}))
 
 
 def test_a_folder_without_sockets_is_named():
