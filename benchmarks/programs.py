@@ -27,7 +27,7 @@ from row import Row, report
 
 from surrogate_flow.ensemble.attempt import run
 from surrogate_flow.fields.quantities import Simulation
-from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
+from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import FIFO, Store
 from surrogate_flow.solvers import Program, Run
@@ -63,8 +63,7 @@ int main(int argc, char **argv)
 def spec_of(cells: int, steps: int) -> FieldSpec:
     """Return the fields of the program."""
     times = tuple(float(k) for k in range(1, steps + 1))
-    parameters = (Parameter("speed", 0.0, 1.0),)
-    return FieldSpec(parameters, (Variable("u"),), ("x",), (cells,), times)
+    return FieldSpec((), (Variable("u"),), ("x",), (cells,), times)
 
 
 def solver_of(program: Path, cells: int, steps: int) -> Program:
@@ -79,7 +78,7 @@ def work(pipe: Connection) -> None:
         solver = solver_of(program, cells, steps)
         pipe.send("ready")
         pipe.recv()
-        run(solver, endpoint, Simulation(0, "training", {"speed": 0.5}), 0)
+        run(solver, endpoint, Simulation(0, "training", {}), 0)
         pipe.send("sent")
 
 
@@ -124,7 +123,7 @@ def starts(program: Path, count: int) -> tuple[float, float]:
     for row in times:
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            list(solver.start(Run({"speed": 0.5}, folder=Path(folder))))
+            list(solver.start(Run({}, folder=Path(folder))))
         middle = time.perf_counter()
         subprocess.run([program, "1", "1", "pipe"], check=True, capture_output=True)
         row[:] = middle - begin, time.perf_counter() - middle

@@ -23,7 +23,8 @@ from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import MissingFileError
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.solvers.channel import VARIABLE, Channel, Reception, StreamError
+from surrogate_flow.solvers.blocks import Reception
+from surrogate_flow.solvers.channel import VARIABLE, Channel, StreamError
 from surrogate_flow.solvers.solver import Ended, Run, Solver
 from surrogate_flow.threads import LoudThread
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.solvers import Ended, ProcessError, Program, Run
-from surrogate_flow.solvers.channel import VARIABLE, Channel, Reception, StreamError
+from surrogate_flow.solvers.blocks import Reception
+from surrogate_flow.solvers.channel import VARIABLE, Channel, StreamError
 
 SHAPE, STEPS = (5, 4), 4
 SPEC = FieldSpec(
@@ -41,30 +42,36 @@ def field(name, step):
     return 100.0 * (step + 10 * (name == "v")) + np.arange(20.0).reshape(SHAPE)
 
 
-def frame(kind, of, number, time, name, body):
-    """As `sf_frame` of the header has it."""
+def frame(kind, of, number, time, name, body, version=b"1"):
+    """As `sf_frame` of the header has it; values of the third kind do not follow."""
     head = struct.pack(
-        "=8sIIQdQQ", b"SFSTEPS1", kind, of, number, time, len(name), len(body)
+        "=8sIIQdQQ", b"SFSTEPS" + version, kind, of, number, time, len(name), len(body)
     )
-    return head + name + body
+    return head + name + (body if kind < 3 else b"")
 
 
-def opening(rank, ranks, first, size):
+def opening(rank, ranks, first, size, version=b"1"):
     body = struct.pack(f"={3 + 2 * len(size)}Q", rank, ranks, len(size), *first, *size)
-    return frame(1, 0, 0, 0.0, b"", body)
+    return frame(1, 0, 0, 0.0, b"", body, version)
 
 
-def frames(rank, ranks, kind=np.float64):
-    """All frames of a rank, as the calls send them."""
-    block = BLOCKS[ranks][rank]
+def answer(spec, rows=0, cut=None):
+    """What a worker says to an opening, or its first bytes."""
+    names = b"".join(v.name.encode() + b"\0" for v in spec.variables)
+    head = struct.pack("=8sQQQ", b"SFSTEPS2", rows, len(spec.variables), len(names))
+    return (head + struct.pack(f"={len(spec.shape)}Q", *spec.shape) + names)[:cut]
+
+
+def frames(rank, ranks, kind=np.float64, put=False):
+    """All frames of a rank, as the calls send them, or say that they have put it."""
+    block, version = BLOCKS[ranks][rank], b"2" if put else b"1"
     first, size = [s.start for s in block], [s.stop - s.start for s in block]
-    sent = [opening(rank, ranks, first, size)]
+    sent = [opening(rank, ranks, first, size, version)]
     for step, name in itertools.product(range(1, STEPS + 1), "uv"):
         values = field(name, step)[block].astype(kind)
-        part = frame(
-            2, values.itemsize, len(sent), step, name.encode(), values.tobytes()
-        )
-        sent.append(part)
+        body, of = values.tobytes(), values.itemsize
+        number = 3 if put else 2
+        sent.append(frame(number, of, len(sent), step, name.encode(), body, version))
     return sent
 
 
@@ -141,10 +148,12 @@ def test_blocks_of_ranks_become_steps(tmp_path, ranks, kind):
         ),
         max_size=2,
     ),
+    put=st.booleans(),
 )
-def test_whatever_is_sent_no_step_is_wrong(tmp_path_factory, ranks, changes):
+def test_whatever_is_sent_no_step_is_wrong(tmp_path_factory, ranks, changes, put):
     """Frames that are torn, lie, repeat or are not ours: whole steps, then one error."""
-    parts, values_changed = [frames(rank, ranks) for rank in range(ranks)], False
+    parts = [frames(rank, ranks, put=put) for rank in range(ranks)]
+    values_changed = put  # Nobody has put any.
     for which, how, place, byte in changes:
         sent = parts[which % ranks]
         if not sent:
@@ -255,6 +264,20 @@ def test_frames_that_cannot_be_are_named(tmp_path, change, said):
         raise error
 
 
+def test_a_step_that_is_put_before_there_is_room_is_refused(tmp_path):
+    """It would be over another one, which has not gone on."""
+    spec = FieldSpec((), (Variable("u"),), ("x",), (2**18,), (1, 2, 3))
+    parts = [opening(0, 1, [0], [2**18], b"2")]
+    parts += [frame(3, 8, k, k, b"u", bytes(2**21), b"2") for k in (1, 2, 3)]
+    with connected(tmp_path, 1) as (channel, (end,)):
+        end.sendall(b"".join(parts))
+        with closing(Reception(channel, spec, 0)) as reception:
+            with pytest.raises(StreamError, match="has put step 2 where another"):
+                while reception.receive(0.0):
+                    pass
+            assert reception.whole == 2
+
+
 def test_ranks_that_are_ahead_wait_for_the_others(tmp_path):
     """Steps of which one has room: no more is read than fits, and none is lost."""
     spec = FieldSpec((), (Variable("u"),), ("x",), (2**19,), tuple(range(1, 7)))
@@ -271,7 +294,7 @@ def test_ranks_that_are_ahead_wait_for_the_others(tmp_path):
         first = threading.Thread(target=send, args=(ends[0], 0))
         second = threading.Thread(target=send, args=(ends[1], 1))
         with closing(Reception(channel, spec, 0)) as reception:
-            assert reception.capacity == 1
+            assert reception.capacity == 2
             first.start()
             while reception.receive(0.2):
                 assert reception.whole == 0
@@ -321,15 +344,21 @@ TORTURE = r"""
 int main(int argc, char **argv)
 {
     int dims = argc - 5, steps = atoi(argv[2]), bytes = atoi(argv[3]);
-    size_t size[8], cells = 1, i;
+    int rank = getenv("RANK") ? atoi(getenv("RANK")) : 0, ranks = getenv("RANK") ? 3 : 1;
+    size_t size[8], first[8], cells = 1, i;
     double *u;
     float *single;
     sf_stream *stream;
-    for (int d = 0; d < dims; d++) cells *= size[d] = (size_t)atol(argv[5 + d]);
+    for (int d = 0; d < dims; d++) {
+        const char *begin = strchr(argv[5 + d], '@');
+        cells *= size[d] = (size_t)atol(argv[5 + d]);
+        first[d] = begin ? (size_t)atol(begin + 1) : 0;
+    }
     u = malloc(cells * sizeof *u), single = malloc(cells * sizeof *single);
-    stream = atoi(argv[1]) ? sf_open(dims, size, NULL, 0, 1) : sf_open_fortran(dims, size, NULL, 0, 1);
+    if (atoi(argv[1])) stream = sf_open(dims, size, first, rank, ranks);
+    else stream = sf_open_fortran(dims, size, first, rank, ranks);
     for (int k = 1; k <= steps; k++) {
-        for (i = 0; i < cells; i++) single[i] = (float)(u[i] = k + (double)i);
+        for (i = 0; i < cells; i++) single[i] = (float)(u[i] = k + 1e3 * rank + (double)i);
         if (bytes == 8) sf_step(stream, argv[4], k, u);
         else sf_step_float(stream, argv[4], k, single);
     }
@@ -344,9 +373,11 @@ def torture(folder):
     return compiled(folder, "torture", TORTURE, *STRICT, *SANITIZED)
 
 
-def sending(program, channel, *words):
+def sending(program, channel, *words, **variables):
     return subprocess.Popen(
-        [program, *words], env={VARIABLE: channel.address}, stderr=subprocess.PIPE
+        [program, *words],
+        env={VARIABLE: channel.address, **variables},
+        stderr=subprocess.PIPE,
     )
 
 
@@ -393,7 +424,8 @@ def test_what_the_header_sends_arrives(
 ):
     """Names, shapes and types of all kinds, and a worker that leaves: no fault in C."""
     times = tuple(range(1, steps + 1))
-    spec = FieldSpec((), (Variable(name),), tuple("xyz"[: len(size)]), size, times)
+    dims = tuple(f"dim_{k}" for k in range(len(size)))
+    spec = FieldSpec((), (Variable(name),), dims, size, times)
     words = [str(int(c_order)), str(steps), str(bytes_), name, *map(str, size)]
     with closing(Channel(tmp_path_factory.mktemp("c"))) as channel:
         program = sending(sender, channel, *words)
@@ -405,13 +437,93 @@ def test_what_the_header_sends_arrives(
         for moment, fields in got:
             first = moment + np.arange(np.prod(size)).reshape(size, order=order)
             np.testing.assert_array_equal(fields[name], first)
-        # Again; the worker closes the stream after so many bytes.
+        # Again; the worker shares nothing, and closes the stream after so many bytes.
         program = sending(sender, channel, *words)
         select.select([channel], [], [], 20)
         connection = channel.accept()
+        connection.recv(least + 1)
+        connection.sendall(answer(spec, cut=least))
+        connection.shutdown(socket.SHUT_WR)
         connection.recv(least + 1, socket.MSG_WAITALL)
         connection.close()
         assert program.wait(20) == 0
+        assert b"Sanitizer" not in program.stderr.read()
+
+
+@pytest.mark.parametrize("c_order", [True, False])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_ranks_put_their_blocks_where_they_are(sender, tmp_path, c_order, kind):
+    """Into the grid of the worker, whose rows they share; in whatever order of indices."""
+    grid = (4, 5, 3)
+    spec = FieldSpec((), (Variable("u"),), tuple("zyx"), grid, (1, 2, 3))
+    blocks = [
+        (slice(0, 4), slice(0, 2), slice(0, 3)),
+        (slice(0, 1), slice(2, 5), slice(0, 3)),
+        (slice(1, 4), slice(2, 5), slice(0, 3)),
+    ]
+    expected = np.zeros(grid)
+    with closing(Channel(tmp_path)) as channel:
+        programs = []
+        for rank, block in enumerate(blocks):
+            size = [s.stop - s.start for s in block]
+            words = [f"{n}@{s.start}" for n, s in zip(size, block, strict=True)]
+            order = "C" if c_order else "F"
+            values = np.arange(np.prod(size)).reshape(size, order=order)
+            expected[block] = 1e3 * rank + values
+            head = str(int(c_order)), "3", str(np.dtype(kind).itemsize), "u"
+            programs.append(sending(sender, channel, *head, *words, RANK=str(rank)))
+        steps, error = received(channel, spec, pause=20.0)
+        for program in programs:
+            assert (program.wait(20), program.stderr.read()) == (0, b"")
+    assert error is None
+    assert len(steps) == 3
+    for moment, fields in steps:
+        np.testing.assert_array_equal(fields["u"], expected + moment)
+
+
+def test_a_program_waits_while_all_rows_are_in_use(sender, tmp_path):
+    """Steps of which two have room: none is written over, and none is lost."""
+    cells = 2**19
+    with closing(Channel(tmp_path)) as channel:
+        program = sending(sender, channel, "1", "6", "8", "u", str(cells))
+        with closing(Reception(channel, line(cells, 6), 0)) as reception:
+            while reception.whole < 2:
+                reception.receive(20.0)
+            with pytest.raises(subprocess.TimeoutExpired):
+                program.wait(0.5)
+            steps = []
+            while not reception.ended:
+                steps += taken(reception, all=False)
+                reception.receive(0.2)
+            steps += taken(reception, all=True)
+        assert program.wait(20) == 0
+    assert [moment for moment, _ in steps] == [1, 2, 3, 4, 5, 6]
+    for moment, fields in steps:
+        np.testing.assert_array_equal(fields["u"], moment + np.arange(cells))
+
+
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@given(
+    cut=st.integers(0, 60),
+    byte=st.integers(0, 255),
+    rows=st.sampled_from([0, 1, 2**40, 2**63]),
+)
+def test_an_answer_that_is_torn_or_lies_is_no_fault_in_c(
+    sender, tmp_path_factory, cut, byte, rows
+):
+    """The program says so, or sends its steps by the socket."""
+    spec = line(4, 2)
+    with closing(Channel(tmp_path_factory.mktemp("c"))) as channel:
+        program = sending(sender, channel, "1", "2", "8", "u", "4")
+        select.select([channel], [], [], 20)
+        connection = channel.accept()
+        said = bytearray(answer(spec, rows))
+        said[cut % len(said)] ^= byte
+        with open("/dev/zero", "rb") as file:
+            socket.send_fds(connection, [bytes(said)], [file.fileno()])
+        connection.shutdown(socket.SHUT_WR)
+        assert program.wait(20) == 0
+        connection.close()
         assert b"Sanitizer" not in program.stderr.read()
 
 
