@@ -1,31 +1,37 @@
 """What new writes runs as it is: check, its test, ruff, and a short fit."""
 
+import inspect
 import os
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
 
+import programs
 import pytest
 from programs import environment
 
 from surrogate_flow.cli.app import main
+from surrogate_flow.solvers.channel import INCLUDE
+
+FOLDER = "$(surrogate-flow include)"
 
 
 def ran(folder, *words):
-    """The output of a command that ends well."""
-    done = subprocess.run(
-        words,
-        cwd=folder,
-        env={
-            **environment(),
-            "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    """Run a program that ends well."""
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+
+
+def passes(path):
+    """Run the functions of a file that pytest would run."""
+    tests = runpy.run_path(str(path))
+    names = [name for name in tests if name.startswith("test_")]
+    for name in names:
+        wanted = "tmp_path" in inspect.signature(tests[name]).parameters
+        tests[name](*[path.parent] * wanted)
+    assert names
 
 
 @pytest.mark.parametrize("kind", ["solver", "network", "program"])
@@ -34,6 +40,8 @@ def test_what_is_written_runs(kind, tmp_path, monkeypatch, capsys):
     if kind == "program" and not shutil.which("cc"):
         pytest.skip("needs a C compiler: apt install gcc")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_wave", raising=False)
     main(["new", kind, "my_wave"])
     written = {path.name for path in tmp_path.iterdir()}
     code = "my_wave.c" if kind == "program" else "my_wave.py"
@@ -41,18 +49,22 @@ def test_what_is_written_runs(kind, tmp_path, monkeypatch, capsys):
     _, *commands = capsys.readouterr().out.splitlines()
     assert len(commands) == 3
     for command in commands:
-        if " fit " in command:
-            command += " --trainer.max_steps 3 --data.simulations 12 --data.held_out 1"
-            command += " --data.reservoir.threshold 20 --data.batch_size 4"
-        command = command.replace(
-            "surrogate-flow", f"{sys.executable} -m surrogate_flow"
-        )
-        command = command.replace("PYTHONPATH=. ", "").replace(
-            "pytest", f"{sys.executable} -m pytest -q"
-        )
-        ran(tmp_path, "sh", "-c", command)
-    if kind == "program":
-        ran(tmp_path, sys.executable, "-m", "pytest", "-q", "test_my_wave.py")
+        *_, words = command.rpartition("PYTHONPATH=. ")
+        name, *options = shlex.split(words.replace(FOLDER, str(INCLUDE)))
+        if name == "pytest":
+            assert options == ["test_my_wave.py"]
+        elif name == "cc":
+            ran(tmp_path, name, *options)
+        elif options[0] == "check":
+            main(options)
+        else:
+            short = ["--trainer.max_steps=3", "--data.batch_size=4"]
+            short += ["--data.simulations=12", "--data.held_out=1"]
+            short += ["--data.reservoir.threshold=20"]
+            path = os.pathsep.join([environment()["PYTHONPATH"], str(tmp_path)])
+            env = {**environment(), "PYTHONPATH": path}
+            programs.run(*options, *short, cwd=tmp_path, env=env)
+    passes(tmp_path / "test_my_wave.py")
     assert list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt"))
     ran(tmp_path, sys.executable, "-m", "ruff", "check", "--isolated", ".")
 

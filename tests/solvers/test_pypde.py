@@ -1,12 +1,9 @@
 """Equations as text: compared with exact solutions, and refused in one line."""
 
-import subprocess
-import sys
-
 import numpy as np
+import programs
 import pytest
 import yaml
-from programs import environment
 
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.solvers import PyPDE
@@ -134,14 +131,6 @@ def test_from_text_to_a_surrogate_in_one_command(tmp_path):
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
     words = ["--data", "mine.yaml", "--model", "fno", "--trainer.max_steps", "10"]
-    done = subprocess.run(
-        [sys.executable, "-m", "surrogate_flow", "fit", *words],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    programs.run("fit", *words, cwd=tmp_path)
     assert list(tmp_path.glob("runs/mine/*/checkpoints/best.ckpt"))
     assert not list(tmp_path.glob("runs/mine/*/failures.csv"))
