@@ -64,8 +64,9 @@ class Normalisation(nn.Module):
             self.register_buffer("input_shift", torch.zeros(given))
             self.register_buffer("input_scale", torch.ones(given))
         # 1 where a masked variable was a number in a batch, and where it is not masked.
-        masked = torch.tensor([float(v.masked) for v in spec.variables])
-        everywhere = (1 - masked).reshape(channels).expand(spec.step_shape).clone()
+        masked = [v.masked for v in spec.variables]
+        numbers = 1 - torch.tensor(masked).float()
+        everywhere = numbers.reshape(channels).expand(spec.step_shape).clone()
         self.register_buffer("defined", everywhere if any(masked) else None)
         self.masked_inputs = any(v.masked for v in spec.inputs)
         # A number, as all that is averaged with the weights; it was a bool.
