@@ -172,6 +172,19 @@ class OnlineData(SurrogateData):
         self.solver = solver if every == 1 else Recorded(solver, every)
         self.spec = spec_of(self.solver)
         known = solver.stored_parameters
+        if known is not None:
+            count, alone = len(next(iter(known.values()))), held_out_sampler != "same"
+            for option, given in (
+                ("sampler", sampler),
+                ("held_out_sampler", held_out_sampler if alone else None),
+                ("constraint", constraint),
+            ):
+                if given is not None:
+                    raise ArgumentError(
+                        f"data.{option}: {type(solver).__name__} has {count} stored "
+                        "runs, and a study runs each of them once. Leave "
+                        f"data.{option} out."
+                    )
         usual = Uniform() if known is None else Table(known, shuffle=False)
         self.sampler = sampler or usual
         self.observes = self.sampler.adapts

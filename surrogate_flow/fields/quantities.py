@@ -51,6 +51,20 @@ def number(value: Any, what: str) -> float:
     return numbers([value], what)[0]
 
 
+def checked_seed(seed: int, of: object) -> int:
+    """Return the seed of an object, or refuse it.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not a whole number >= 0.
+    """
+    if seed < 0 or seed != int(seed):
+        name = type(of).__name__
+        raise ArgumentError(f"{name}: seed", "a whole number >= 0", seed)
+    return int(seed)
+
+
 def numbers(values: Any, what: str) -> tuple[float, ...]:
     """Return plain floats, or refuse what are none: dates, text, vectors.
 

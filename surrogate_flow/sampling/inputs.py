@@ -15,10 +15,9 @@ from scipy import fft
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.fields.inputs import arrays_in, stacked_inputs
-from surrogate_flow.fields.quantities import Simulation
+from surrogate_flow.fields.quantities import Simulation, checked_seed
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.sampling.design import SEEDS, Design
-from surrogate_flow.sampling.sampler import checked_seed
 
 __all__ = [
     "FieldsFromFile",

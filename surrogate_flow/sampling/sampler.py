@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.parameter import Parameter
+from surrogate_flow.fields.quantities import checked_seed
 
-__all__ = ["BlockSampler", "Observations", "Sampler", "checked_seed"]
+__all__ = ["BlockSampler", "Observations", "Sampler"]
 
 
 @dataclass(frozen=True)
@@ -171,17 +172,3 @@ class BlockSampler(Sampler):
         unit = np.concatenate([none, *blocks])[skip : skip + count]
         columns = [p.at(share) for p, share in zip(bounds, unit.T, strict=True)]
         return np.column_stack(columns)
-
-
-def checked_seed(seed: int, of: object) -> int:
-    """Return the seed of an object, or refuse it.
-
-    Raises
-    ------
-    ArgumentError
-        If it is not a whole number >= 0.
-    """
-    if seed < 0 or seed != int(seed):
-        name = type(of).__name__
-        raise ArgumentError(f"{name}: seed", "a whole number >= 0", seed)
-    return int(seed)

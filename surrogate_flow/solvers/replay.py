@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from surrogate_flow.fields.errors import ArgumentError, UserError
+from surrogate_flow.fields.quantities import checked_seed
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import not_netcdf
 from surrogate_flow.solvers.solver import Run, Solver
@@ -85,11 +86,12 @@ class Replay(Solver):
         self.files, self.parameters, self.variables = files, parameters, variables
         self.inputs = inputs
         self.names, self.units, self.times = names or {}, units or {}, times
-        self.rate, self.seed, self.skip_damaged = rate, seed, skip_damaged
+        self.rate, self.skip_damaged = rate, skip_damaged
+        self.seed = checked_seed(seed, self)
         given = [name for name in _joined(inputs).split(",") if name]
-        self._reading = Reading("", self.names, self.units, times, given)
         patterns = [files] if isinstance(files, str) else list(files)
         try:
+            self._reading = Reading("", self.names, self.units, times, given)
             stored = StoredRuns(
                 found(patterns),
                 reading=self._reading,

@@ -10,8 +10,10 @@ import xarray as xr
 import yaml
 
 from surrogate_flow.cli.app import main
+from surrogate_flow.data.online import OnlineData
 from surrogate_flow.dataset import Archive
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.sampling import Uniform
 from surrogate_flow.solvers import Replay, Run
 from surrogate_flow.surrogate.surrogate import Surrogate
 from surrogate_flow.testing import check_solver
@@ -477,3 +479,84 @@ def test_a_file_that_goes_after_the_start_fails_its_attempt(tmp_path):
     (tmp_path / "run_0.nc").unlink()
     with pytest.raises(UserError, match=r"run_0\.nc cannot be read"):
         next(solver.solve({"nu": 0.1}))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"sampler": Uniform()},
+        {"held_out_sampler": Uniform()},
+        {"constraint": lambda parameters: True},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_runs_are_chosen_by_nothing_else(given, tmp_path):
+    """Of inputs alone, any number would be of some run, and of a held-out one again."""
+    netcdf(tmp_path, [1.0] * 6)
+    solver = Replay(str(tmp_path), inputs="u")
+    (option,) = given
+    remedy = rf"data\.{option}: .*6 stored runs.* Leave data\.{option} out\."
+    with pytest.raises(UserError, match=remedy) as error:
+        OnlineData(solver, held_out=2, simulations=20, **given)
+    assert "\n" not in str(error.value)
+    assert OnlineData(solver, held_out=2, held_out_sampler="same").simulations == 4
+
+
+def test_an_input_is_what_the_recipe_names(tmp_path):
+    """Also beside a field that has the name of another one's first step."""
+    for k in range(2):
+        xr.Dataset(
+            {"u": (("time", "x"), field(k, X)), "u_initial": ("x", X - k)},
+            {"time": T, "x": X},
+        ).to_netcdf(tmp_path / f"run_{k}.nc")
+    for rate in (None, 1e6):
+        solver = Replay(str(tmp_path), inputs="u", rate=rate)
+        for number in range(2):
+            steps = xr.concat(solver.start(Run({}, number)), "time", data_vars=["u"])
+            own = next(
+                u
+                for u in (field(0, X), field(1, X))
+                if u[0, 0] == steps["u_initial"][0]
+            )
+            np.testing.assert_array_equal(steps["u_initial"], own[0])
+            np.testing.assert_array_equal(steps["u"], own[1:])
+    solver = Replay(str(tmp_path), inputs="u_initial")
+    (first, *_), *_ = ([*solver.start(Run({}, n))] for n in range(2))
+    assert first["u_initial"][0] in (X[0], X[0] - 1)
+    assert solver.spec.steps == len(T)
+    with pytest.raises(UserError, match=r"inputs: expected .*'u_initial' twice"):
+        Replay(str(tmp_path), inputs="u,u_initial")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"names": {"u": "v", "x": "v"}}, "names: expected .*'v' of u and of x"),
+        ({"names": {"u": "x"}}, "names: .*'x' .*as well as 'u'"),
+        ({"names": {"nope": "v"}}, "names: there is no 'nope'"),
+        ({"units": {"nope": "m"}}, "units: there is no 'nope'.* Valid names: nu"),
+        ({"times": -1.0}, "times: expected .*ascend.*, got -1"),
+        ({"times": [0, 2, 1, 3, 4, 5]}, "times: expected .*ascend.*, got 1 behind 2"),
+        ({"times": "daily"}, "times: expected .*'daily'"),
+        ({"seed": -1}, "Replay: seed: expected a whole number >= 0, got -1"),
+    ],
+    ids=str,
+)
+def test_a_mistake_of_the_recipe_is_no_damaged_file(given, said, tmp_path):
+    """So it is refused in a line, and no file is left out for it."""
+    netcdf(tmp_path)
+    with pytest.raises(UserError, match=said) as error:
+        Replay(str(tmp_path), parameters="nu", skip_damaged=True, **given)
+    assert "\n" not in str(error.value)
+    assert "netCDF" not in str(error.value)
+
+
+def test_units_of_the_recipe_are_those_of_a_table_too(tmp_path):
+    netcdf(tmp_path, [1.0] * 2)
+    (tmp_path / "runs.csv").write_text("run,rate [1/h]\n0,1\n1,2\n")
+    table = str(tmp_path / "runs.csv")
+    solver = Replay(
+        str(tmp_path / "*.nc"), parameters=table, units={"rate": "1/s", "u": "km/h"}
+    )
+    assert [p.units for p in solver.spec.parameters] == ["1/s"]
+    assert [v.units for v in solver.spec.variables] == ["km/h"]

@@ -28,6 +28,7 @@ from xarray.core import indexing
 
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.names import nearest
+from surrogate_flow.fields.quantities import numbers
 
 __all__ = ["RUN", "Reading", "Unfit"]
 
@@ -69,6 +70,21 @@ class Reading:
     times: float | Sequence[float] | None = None
     inputs: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        of: dict[str, str] = {}
+        for name, new in self.names.items():
+            if of.setdefault(new, name) != name:
+                got = f"{new!r} of {of[new]} and of {name}"
+                raise ArgumentError("names", "each name here once", got)
+        if self.times is None:
+            return
+        times = numbers(self.times, "times")
+        one = isinstance(self.times, int | float)
+        for last, time in itertools.pairwise((0.0, *times) if one else times):
+            if not last < time < np.inf:
+                got = f"{time:g}" + f" behind {last:g}" * (not one)
+                raise ArgumentError("times", "finite numbers that ascend", got)
+
     @contextmanager
     def opened(self, path: Path, run: int | None = None) -> Iterator[xr.Dataset]:
         """Open a file, whose fields are read later, or one of its runs.
@@ -92,6 +108,12 @@ class Reading:
                 raise Unfit(
                     f"{path}: names: there is no {name!r}. "
                     f"{nearest(name, [*there, *said])}"
+                )
+        for name, new in self.names.items():
+            if name in there and new in there - {*self.names}:
+                raise Unfit(
+                    f"{path}: names: there is {new!r} already, as well as {name!r}. "
+                    "Take another name for one of them."
                 )
         attrs = {self.names.get(name, name): value for name, value in said.items()}
         dataset = dataset.rename({k: v for k, v in self.names.items() if k in there})

@@ -93,7 +93,8 @@ class StoredRun:
             name: (str(v.dims[0]), v.values.astype(float), _units(v))
             for name, v in every.items()
             if v.ndim == 1 and v.dtype.kind in "fiu" and v.dims[0] in dims - {time}
-            if name not in given
+            # A first step that is an input has its name, whatever else has it.
+            if name not in given and name.removesuffix(INITIAL) not in reading.inputs
         }
         times = every[axis].values.astype(float)
         order = np.argsort(times)
@@ -266,7 +267,7 @@ def steps_of(
     with reading.opened(*run) as dataset:
         time, axis = _time_of(run[0], dataset, reading.time)
         order = np.argsort(dataset.variables[axis].values.astype(float))
-        given, skipped = _inputs_of(dataset, spec, {time: int(order[0])})
+        given, skipped = _inputs_of(dataset, spec, reading, {time: int(order[0])})
         order = order[skipped:]
         fields = dataset[
             [*(v.name for v in spec.variables), *sorted(along & {*dataset.variables})]
@@ -282,16 +283,16 @@ def steps_of(
 
 
 def _inputs_of(
-    dataset: xr.Dataset, spec: FieldSpec, first: Mapping[str, int]
+    dataset: xr.Dataset, spec: FieldSpec, reading: Reading, first: Mapping[str, int]
 ) -> tuple[dict[str, xr.Variable], int]:
     """Return the input fields of a run, and how many steps are no step of the spec."""
     given, skipped = {}, 0
     for name in (v.name for v in spec.inputs):
-        if name not in dataset.variables:
+        if name in reading.inputs:
+            given[name] = dataset.variables[name].load()
+        else:
             variable = dataset.variables[name.removesuffix(INITIAL)]
             given[name], skipped = variable.isel(first).load(), 1
-        else:
-            given[name] = dataset.variables[name].load()
     return given, skipped
 
 

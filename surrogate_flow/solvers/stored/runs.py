@@ -136,6 +136,7 @@ class StoredRuns:
             read = with_rows(read, Path(table))
         usual = Counter(run.kind for run in read).most_common(1)[0][0]
         first = next(run for run in read if run.kind == usual)
+        _require_known(reading.units, first)
         taken = _split(variables) or _usual_variables(first)
         self.differing = _differing(read)
         self.parameters = names or _varying(read)
@@ -166,7 +167,8 @@ class StoredRuns:
                     )
                 self.runs.append(run)
         self._require_two(self.runs)
-        self.spec = replace(grid, parameters=_bounds(self.parameters, self.runs))
+        bounds = _bounds(self.parameters, self.runs, reading.units)
+        self.spec = replace(grid, parameters=bounds)
         self.require_none_left_out()
         self.spec = self._kept(first)
 
@@ -206,6 +208,9 @@ class StoredRuns:
 
     def _require_two(self, runs: Sequence[StoredRun]) -> None:
         if len(runs) < 2:
+            if not runs and self.left_out:
+                # The mistake is one of the recipe: no file could mend it.
+                raise ArgumentError(next(iter(self.left_out.values())))
             self.require_none_left_out()
             raise ArgumentError(
                 f"Expected two files or more, one held out, got {len(runs)}; or one "
@@ -227,6 +232,14 @@ class StoredRuns:
 
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _require_known(units: Mapping[str, str], run: StoredRun) -> None:
+    known = sorted({*run.variables, *run.inputs, *run.coordinates, *run.quantities})
+    for name in units:
+        if name not in known:
+            near = nearest(name, known)
+            raise ArgumentError(f"{run}: units: there is no {name!r}. {near}")
 
 
 def _usual_variables(run: StoredRun) -> list[str]:
@@ -278,8 +291,10 @@ def _differs(name: str, runs: Sequence[StoredRun]) -> bool:
     return len({run.quantities[name][0] for run in runs}) > 1
 
 
-def _bounds(names: Sequence[str], runs: Sequence[StoredRun]) -> tuple[Parameter, ...]:
-    """Return the parameters, between their extremes."""
+def _bounds(
+    names: Sequence[str], runs: Sequence[StoredRun], given: Mapping[str, str]
+) -> tuple[Parameter, ...]:
+    """Return the parameters, between their extremes, in the units that are given."""
     bounds = []
     for name in names:
         values, units = zip(*(run.quantities[name] for run in runs), strict=True)
@@ -291,7 +306,8 @@ def _bounds(names: Sequence[str], runs: Sequence[StoredRun]) -> tuple[Parameter,
                 f"simulations. {remedy}"
             )
         try:
-            bounds.append(Parameter(name, min(values), max(values), units[0]))
+            own = given.get(name, units[0])
+            bounds.append(Parameter(name, min(values), max(values), own))
         except ArgumentError as error:
             what, _, _ = str(error).partition(" Take the distance")
             raise ArgumentError(f"{what} {remedy}") from error
@@ -307,6 +323,9 @@ def _grid(first: StoredRun, variables: Sequence[str], reading: Reading) -> Field
     sizes = first.variables[variables[0]][0]
     _, times, time_units = first.coordinates["time"]
     inputs = [_input(first, name, sizes) for name in reading.inputs]
+    for name, count in Counter(v.name for v in inputs).items():
+        if count > 1:
+            raise ArgumentError("inputs", "each field once", f"{name!r} twice")
     if any(name in first.variables for name in reading.inputs):
         times = times[1:]  # The first is given.
     with reading.opened(first.path, first.index) as dataset:
