@@ -64,8 +64,8 @@ class StudyCheckpoint:
     validation : ValidationSet
     ledger : Ledger
         Which simulations have ended.
-    first : mapping of str to float
-        Parameters of the first simulation for training.
+    first : mapping
+        Of the first simulation for training: its parameters, and digests of its fields.
     fields : bool
         Whether to write the steps too.
     """
@@ -75,7 +75,7 @@ class StudyCheckpoint:
         store: Store,
         validation: ValidationSet,
         ledger: Ledger,
-        first: Mapping[str, float],
+        first: Mapping[str, Any],
         *,
         fields: bool,
     ) -> None:
@@ -160,8 +160,11 @@ class StudyCheckpoint:
         validation, store = self._validation, self._store
         state = _State.from_plain(plain, validation.spec)
         self._require("held_out", validation.count, state.held_out)
-        sampler = "sampler (the first simulation's parameters)"
-        self._require(sampler, self._first, dict(state.first))
+        asked, has = dict(self._first), dict(state.first)
+        for name in (v.name for v in validation.spec.inputs):
+            drawn = f"inputs (a digest of the first simulation's {name})"
+            self._require(drawn, asked.pop(name, None), has.pop(name, None))
+        self._require("sampler (the first simulation's parameters)", asked, has)
         steps = self._read(state, folder / state.rows) if state.rows else None
         again = 0
         if steps is None:
@@ -229,8 +232,9 @@ class _State:
 
     #: Number of held-out simulations; those for training are numbered from there.
     held_out: int
-    #: Parameters of the first simulation for training, which identify the sampler.
-    first: Mapping[str, float]
+    #: Of the first simulation for training: its parameters, which identify the
+    #: sampler, and digests of its input fields.
+    first: Mapping[str, Any]
     #: Simulations that failed permanently.
     failed: IntSet
     #: The reservoir, without its steps.

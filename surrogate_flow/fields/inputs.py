@@ -59,8 +59,8 @@ def stacked_inputs(
                 f"{who}: unknown input field {name!r}. {nearest(str(name), names)}"
             )
     fields = np.empty(spec.input_shape, dtype=np.float32)
-    for variable, out in zip(spec.inputs, fields, strict=True):
-        name = variable.name
+    for k, variable in enumerate(spec.inputs):
+        name, out = variable.name, fields[k, ...]  # an array without dims, too
         if name not in given:
             raise ArgumentError(
                 f"{who}: expected the input field {name!r} along {spec.dims}, got "

@@ -177,6 +177,7 @@ class Design:
         self._part = part
         self._end = None if simulations is None else held_out + simulations
         self._rank, self._world = rank, world
+        self._given = given
         self._lock = threading.Lock()
         self._ended: list[Container[int] | IntSet] = []
         self._next = 0
@@ -251,7 +252,8 @@ class Design:
         if self._sampler.adapts and number >= self.held_out:
             self._drawn[number] = point.tolist()
         part = "training" if number >= self.held_out else self._part
-        if part == "training" and self._bounds:
+        # Input fields differ, whatever the parameters are.
+        if part == "training" and self._bounds and not self._given:
             self._warn_of_repetition(number, point)
         return Simulation(number, part, self._named(point))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -15,7 +16,7 @@ from scipy import fft
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.fields.inputs import arrays_in, stacked_inputs
-from surrogate_flow.fields.quantities import Simulation, checked_seed
+from surrogate_flow.fields.quantities import Simulation, checked_seed, numbers
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.sampling.design import SEEDS, Design
 
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_UNEVEN = 0.01  # of the distance between two points, as rounding may move them
 
 
 class InputSampler(ABC):
@@ -158,17 +161,17 @@ def require_inputs(
 
 def identity(
     design: Design, inputs: InputSampler | None, spec: FieldSpec
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return what tells studies apart: of their first simulation to train on.
 
-    That is its parameters, and a value of each input field that is drawn.
+    That is its parameters, and a digest of each input field that is drawn.
     """
     first = design.first
     if inputs is None:
         return first
     fields = inputs.fields(Simulation(design.held_out, "training", first), spec)
-    names = (v.name for v in spec.inputs)
-    return first | {n: float(u.flat[0]) for n, u in zip(names, fields, strict=True)}
+    drawn = zip(spec.inputs, fields, strict=True)
+    return first | {v.name: sha256(u.tobytes()).hexdigest()[:16] for v, u in drawn}
 
 
 def _require_grid(sampler: InputSampler, spec: FieldSpec) -> None:
@@ -258,6 +261,14 @@ class GaussianRandomField(InputSampler):
                 raise ArgumentError(
                     f"GaussianRandomField: {name}", "a finite number > 0", value
                 )
+        if not np.isfinite(mean):
+            raise ArgumentError("GaussianRandomField: mean", "a finite number", mean)
+        if len(numbers(values, "GaussianRandomField: values")) != 2 or not all(
+            map(np.isfinite, values)
+        ):
+            raise ArgumentError(
+                "GaussianRandomField: values", "two finite numbers", tuple(values)
+            )
         for name, chosen, known in (
             ("boundary", boundary, ("neumann", "periodic")),
             ("transform", transform, ("none", "exp", "threshold")),
@@ -272,9 +283,18 @@ class GaussianRandomField(InputSampler):
         self.values = tuple(values)
 
     def require(self, spec: FieldSpec) -> None:
-        """Refuse a mesh, and a correlation length where there is none."""
+        """Refuse a mesh, uneven positions, and modes whose variances have no sum."""
         _require_grid(self, spec)
-        if self.length is not None and 2 * self.alpha <= len(spec.dims):
+        for dim in spec.dims:
+            apart = np.diff(spec.axis(dim))
+            if apart.size and np.ptp(apart) > _UNEVEN * abs(apart.mean()):
+                raise ArgumentError(
+                    "GaussianRandomField",
+                    f"evenly spaced positions along {dim!r}",
+                    f"{abs(apart).min():.3g} to {abs(apart).max():.3g} between two",
+                    "Write an InputSampler of your own, or use FieldsFromFile.",
+                )
+        if 2 * self.alpha <= len(spec.dims):
             raise ArgumentError(
                 "GaussianRandomField: alpha",
                 f"more than {len(spec.dims) / 2:g}, half the number of dims",

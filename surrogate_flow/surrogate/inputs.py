@@ -345,9 +345,14 @@ def checked_inputs(
             f"predict: expected the input field {names[0]!r} of the shape {spec.shape} "
             f"along {spec.dims}, got none. Give it with inputs= (--inputs fields.nc)."
         )
+    example = f"{{{names[0]!r}: field}}"
+    require_kind("predict: inputs", inputs, Mapping, example)
+    none = ("predict: inputs", "one field or more of each", "none")
     if isinstance(inputs, xr.Dataset):
         if SAMPLE not in inputs.dims:
             return inputs_in(spec, inputs, "predict: inputs")[None]
+        if not inputs.sizes[SAMPLE]:
+            raise ArgumentError(*none)
         parts = [inputs.isel({SAMPLE: k}) for k in range(inputs.sizes[SAMPLE])]
         return np.stack([inputs_in(spec, part, "predict: inputs") for part in parts])
     arrays = {name: np.asarray(_ordered(spec, u)) for name, u in inputs.items()}
@@ -356,6 +361,8 @@ def checked_inputs(
         return stacked_inputs(spec, arrays, "predict: inputs")[None]
     if len({*several.values()}) > 1:
         raise ArgumentError("predict: inputs", "as many fields of each", several)
+    if not min(several.values()):
+        raise ArgumentError(*none)
     rows = [
         {n: a[k] if a.ndim > len(spec.dims) else a for n, a in arrays.items()}
         for k in range(next(iter(several.values())))

@@ -27,7 +27,6 @@ from surrogate_flow.reservoir import FIRO, Reservoir
 from surrogate_flow.sampling import (
     Design,
     FieldsFromFile,
-    GaussianRandomField,
     InputSampler,
     Uniform,
 )
@@ -48,6 +47,15 @@ class Numbered(InputSampler):
 
     def draw(self, number, spec, random):
         return field(number)
+
+
+class LastDiffers(Numbered):
+    """The same fields up to the last cell."""
+
+    def draw(self, number, spec, random):
+        drawn = field(number)
+        drawn[0, -1] += 0.5
+        return drawn
 
 
 class Shifts(Solver):
@@ -224,9 +232,8 @@ def test_a_resumed_run_trains_on_what_is_left(opened, tmp_path):
         Surrogate(data.spec, FullyConnected), data, ckpt_path=tmp_path / "some.ckpt"
     )
     assert len(check(seen)) == 16
-    other = opened(Shifts(), **options, simulations=12)
-    other.inputs = GaussianRandomField()
-    with pytest.raises(UserError, match=r"another data\.sampler"):
+    other = opened(Shifts(), **options, inputs=LastDiffers())
+    with pytest.raises(UserError, match=r"another data\.inputs .*\ba\b"):
         fit(other, tmp_path, 12, tmp_path / "some.ckpt")
 
 
@@ -253,6 +260,12 @@ def test_a_surrogate_predicts_from_input_fields(opened, tmp_path):
             r"input field 'a': expected real numbers of the shape \(5,\)",
         ),
         ({"b": np.ones(5)}, "unknown input field 'b'"),
+        (np.ones(5), r"inputs: expected a Mapping, such as {'a': field}"),
+        (
+            {"a": np.ones((0, 5))},
+            "inputs: expected one field or more of each, got none",
+        ),
+        (xr.Dataset({"a": (("sample", "x"), np.ones((0, 5)))}), "one field or more"),
         (xr.Dataset({"a": ("y", np.ones(5))}), r"'a': expected the dims \('x',\)"),
     ):
         with pytest.raises(ArgumentError, match=f"^predict: .*{reason}"):

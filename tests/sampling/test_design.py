@@ -435,6 +435,11 @@ def test_held_out_points_are_given_or_the_first_of_the_sampler(caplog):
         "Simulation 1 has the parameters of a held-out one: errors will be too small. "
         "Lower --data.simulations, or hold out other points."
     ]
+    # Fields that differ tell simulations of the same parameters apart.
+    taken(
+        Design(BOX, sampler, held_out=1, fixed=Sobol(seed=2), simulations=3, given=True)
+    )
+    assert len(caplog.messages) == 1
 
 
 def test_shares_that_make_no_study_are_refused():

@@ -10,7 +10,12 @@ from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Variable
 from surrogate_flow.sampling import FieldsFromFile, FourierModes, GaussianRandomField
+<<<<<<< HEAD
 from surrogate_flow.solvers import BurgersFromState, Darcy, Heat2D, NavierStokes2D
+=======
+from surrogate_flow.solvers import BurgersFromState, Darcy
+from surrogate_flow.surrogate.inputs import checked_inputs
+>>>>>>> 129d765 (A resumed run with other input fields is refused by a digest of the first ones; GaussianRandomField refuses uneven positions and other fields that are none; predict says what inputs are)
 from surrogate_flow.testing import check_solver
 
 
@@ -240,3 +245,50 @@ def test_fields_of_files_are_put_right(tmp_path):
     other.to_netcdf(tmp_path / "other.nc")
     sampler = FieldsFromFile(tmp_path / "other.nc")
     np.testing.assert_array_equal(drawn(sampler, spec, 1), values[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "said"),
+    [
+        (
+            {"alpha": 0.5},
+            (8,),
+            "alpha: expected more than 0.5, half the number of dims",
+        ),
+        ({"alpha": 1.0}, (4, 4), "alpha: expected more than 1, half the number"),
+        ({"mean": np.nan}, (8,), "mean: expected a finite number, got nan"),
+        ({"values": (1.0, 2.0, 3.0)}, (8,), "values: expected two finite numbers"),
+        ({"values": (1.0, np.inf)}, (8,), "values: expected two finite numbers"),
+    ],
+)
+def test_a_random_field_that_is_none_is_refused(options, shape, said):
+    with pytest.raises(ArgumentError, match=f"GaussianRandomField: {said}") as error:
+        GaussianRandomField(**options).require(grid(*shape))
+    assert "\n" not in str(error.value)
+
+
+def test_a_random_field_is_drawn_on_even_positions():
+    """Up to the rounding of single precision, in either direction."""
+    even = grid(16)
+    for x in (
+        np.linspace(1, 2, 16, dtype=np.float32),
+        np.linspace(1, 0, 16),
+    ):
+        line = Coordinate("x", "x", tuple(map(float, x)))
+        GaussianRandomField().require(dataclasses.replace(even, coordinates=(line,)))
+    line = Coordinate("x", "x", tuple(np.geomspace(1, 100, 16).tolist()))
+    uneven = dataclasses.replace(even, coordinates=(line,))
+    with pytest.raises(
+        ArgumentError,
+        match=r"evenly spaced .*along 'x', got .*\. Write an InputSampler",
+    ):
+        GaussianRandomField().require(uneven)
+    FourierModes().require(uneven)
+
+
+def test_an_input_may_be_a_number():
+    """Of a spec without dims."""
+    spec = FieldSpec((), (Variable("u"),), (), (), (1.0,), inputs=(Variable("a"),))
+    np.testing.assert_array_equal(checked_inputs(spec, {"a": 2.0}), [[2.0]])
+    given = checked_inputs(spec, {"a": np.array([2.0, 3.0])})
+    np.testing.assert_array_equal(given, [[2.0], [3.0]])
