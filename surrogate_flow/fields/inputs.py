@@ -20,9 +20,21 @@ __all__ = [
     "inputs_in",
     "labelled_inputs",
     "named_inputs",
+    "split_inputs",
     "stacked_inputs",
     "without_inputs",
 ]
+
+
+def split_inputs(
+    spec: FieldSpec, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the parameters of what a simulation is given, and its input fields."""
+    names = {v.name for v in spec.inputs}
+    return (
+        {name: value for name, value in given.items() if name not in names},
+        {name: value for name, value in given.items() if name in names},
+    )
 
 
 def stacked_inputs(

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError, line_at
-from surrogate_flow.fields.inputs import stacked_inputs
+from surrogate_flow.fields.inputs import split_inputs, stacked_inputs
 from surrogate_flow.fields.quantities import number
 from surrogate_flow.solvers.solver import Run, Solver
 
@@ -114,10 +114,9 @@ class GridSolver(Solver):
         self, parameters: Mapping[str, Any], seconds: float
     ) -> Iterator[xr.Dataset]:
         spec = self.spec
-        inputs = {v.name for v in spec.inputs}
-        spec.vector({k: v for k, v in parameters.items() if k not in inputs})
-        given = {k: v for k, v in parameters.items() if k in inputs}
-        if inputs:
+        own, given = split_inputs(spec, parameters)
+        spec.vector(own)
+        if spec.inputs:
             stacked_inputs(spec, given, type(self).__name__)
         blank = np.broadcast_to(np.float32(0), (spec.steps, *spec.step_shape))
         labels = spec.dataset(blank, spec.times, parameters)

@@ -10,12 +10,8 @@ from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Variable
 from surrogate_flow.sampling import FieldsFromFile, FourierModes, GaussianRandomField
-<<<<<<< HEAD
 from surrogate_flow.solvers import BurgersFromState, Darcy, Heat2D, NavierStokes2D
-=======
-from surrogate_flow.solvers import BurgersFromState, Darcy
 from surrogate_flow.surrogate.inputs import checked_inputs
->>>>>>> 129d765 (A resumed run with other input fields is refused by a digest of the first ones; GaussianRandomField refuses uneven positions and other fields that are none; predict says what inputs are)
 from surrogate_flow.testing import check_solver
 
 

@@ -275,6 +275,8 @@ def test_it_keeps_the_laws_of_solvers(tmp_path):
     pdebench(tmp_path)
     assert check_solver(Replay(str(tmp_path / "*.hdf5")))
     assert check_solver(Replay(str(tmp_path / "*.hdf5"), inputs=["tensor"]))
+    netcdf(tmp_path, [1.0] * 3)
+    assert check_solver(Replay(str(tmp_path / "*.nc"), inputs="u"))
 
 
 def test_names_units_and_times_are_those_of_the_recipe(tmp_path):

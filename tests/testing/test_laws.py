@@ -82,6 +82,17 @@ class MakesNothing(Decay):
             yield dataset.assign(a=("x", np.full(3, np.nan)))
 
 
+class Forgets(Decay):
+    """An input field of its own, which a retry leaves out."""
+
+    spec = dataclasses.replace(SPEC, inputs=(Variable("a"),))
+
+    def start(self, run):
+        for t in self.spec.times[run.first_step :]:
+            dataset = self.step(run.parameters["rate"], t)
+            yield dataset if run.first_step else dataset.assign(a=("x", np.ones(3)))
+
+
 class Returning(Decay):
     def solve(self, parameters):
         return self.step(parameters["rate"], 1.0)
@@ -179,6 +190,7 @@ SOLVERS = {
     ResumingWrong: "a retry goes on",
     Deaf: "gave the same fields: does it read them",
     MakesNothing: "'a'.*3 of 3 that are not",
+    Forgets: "a retry goes on.*\\s.*first dataset: expected the input field 'a'",
 }
 
 
