@@ -166,3 +166,43 @@ def test_a_new_column_costs_no_row_on_a_full_disk(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "was not written" in done.stderr
+
+
+@pytest.mark.skipif(not may_mount(), reason="the kernel forbids user namespaces")
+def test_a_program_that_fills_its_disk_fails_alone(tmp_path):
+    """With what it says of that; its folder is emptied, and the next one has room."""
+    script = f"""
+        mkdir disk
+        mount -t tmpfs -o size={ROOM}k none disk
+        TMPDIR=disk exec {sys.executable} -c "$1"
+    """
+    code = """if True:
+        from pathlib import Path
+        import numpy as np
+        from surrogate_flow import FieldSpec, Parameter, Variable
+        from surrogate_flow.solvers import OutputFiles, Program
+        size = (Parameter("size", 1, 2**20, whole=True),)
+        spec = FieldSpec(size, (Variable("u"),), ("x",), (1,), (1.0,))
+        command = ["sh", "-c", "head -c {size}k /dev/zero > big && printf '%8s' > u_1.raw"]
+        solver = Program(command, spec, reader=OutputFiles("u_*.raw"))
+        for size in (2**20, 100, 2**20, 100):
+            try:
+                steps = list(solver.solve({"size": size}))
+                print(size, steps[0].sizes["time"])
+            except Exception as error:
+                print(size, type(error).__name__, str(error).splitlines()[-1])
+            assert not list(Path("disk").iterdir())
+    """
+    done = subprocess.run(
+        [*DISK, script, "sh", code],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    full, room = done.stdout.splitlines()[:2]
+    assert re.fullmatch("1048576 ProcessError .*No space left on device", full)
+    assert room == "100 1"
+    assert done.stdout.splitlines()[2:] == [full, room]
