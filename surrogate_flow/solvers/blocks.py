@@ -50,8 +50,8 @@ class Reception:
     def __init__(self, channel: Channel, spec: FieldSpec, simulation: int) -> None:
         self.spec = spec
         self._together = max(1, min(spec.steps, _SMALL // spec.step_bytes))
-        # A rank fills one half while the other goes on.
-        self.capacity = min(spec.steps, 2 * self._together)
+        # A rank fills some while others go on, and may wait for a core meanwhile.
+        self.capacity = min(spec.steps, 4 * self._together)
         self.first = 0  # step that has not gone on
         self.whole = 0  # steps that could
         self.names = {v.name.encode(): i for i, v in enumerate(spec.variables)}

@@ -117,7 +117,7 @@ class ProcessRun(Run):
 
 def _received(program: _Program, reception: Reception) -> Iterator[xr.Dataset]:
     """Yield the steps that arrive, until the program has ended."""
-    times, count = np.asarray(reception.spec.times), 0
+    times, count, due = np.asarray(reception.spec.times), 0, 0.0
     # Until it has ended: a second program may connect when the first has closed.
     while True:
         ended = program.process.poll() is not None
@@ -132,8 +132,10 @@ def _received(program: _Program, reception: Reception) -> Iterator[xr.Dataset]:
             reception.free(steps.sizes["time"])
             came = True  # There is room for more.
         if came:
-            program.run.check()
-            program.check_time()
+            if time.monotonic() > due:
+                program.run.check()
+                program.check_time()
+                due = time.monotonic() + _POLL
             continue
         program.check()
         if reception.stuck:
