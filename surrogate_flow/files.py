@@ -22,6 +22,7 @@ __all__ = [
     "DirectoryLock",
     "last_line",
     "last_lines",
+    "leads_out",
     "leave",
     "log_unwritten",
     "no_checkpoint",
@@ -239,6 +240,17 @@ def observing(what: object) -> Iterator[None]:
     except Exception:
         # Of any type: by a user's network or names, or by a library.
         logger.exception("%s was not made; all else of the run is.", what)
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path in a folder may be of something outside of it.
+
+    Examples
+    --------
+    >>> [*map(leads_out, ["out/u_*.nc", "/out/u.nc", "out/../../u.nc"])]
+    [False, True, True]
+    """
+    return Path(path).is_absolute() or ".." in Path(path).parts
 
 
 def leave(path: Path, write: Callable[[Path], object]) -> None:

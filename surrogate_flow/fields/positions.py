@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from surrogate_flow.fields.spec import FieldSpec
 
-__all__ = ["Misplaced", "Positions"]
+__all__ = ["Misplaced", "Positions", "snapped"]
 
 _NEAR, _FAR = 0.01, 0.4  # of the distance between two points
 _NOTHING = object()
@@ -94,6 +94,22 @@ class Positions:
         return orders
 
 
+def snapped(
+    spec: FieldSpec, dim: str, got: Float[np.ndarray, " point"]
+) -> Float[np.ndarray, " point"]:
+    """Return positions along a dim as those of the spec from which they are rounded.
+
+    Others, and all where the spec has no coordinate of that name, stay as they are.
+    """
+    known = np.array([x for c in spec.coordinates if c.name == dim for x in c.values])
+    if not known.size or got.dtype.kind not in "fiu":
+        return got
+    known = np.unique(known)
+    nearest = known[np.searchsorted((known[1:] + known[:-1]) / 2, got)]
+    near = np.abs(nearest - got) <= _tolerance(known[:, None])
+    return np.where(near, nearest, got)
+
+
 def _require_ascending(
     dim: str, given: Mapping[Any, xr.Variable], known: Sequence[str]
 ) -> None:
@@ -140,14 +156,7 @@ def _order(
 
     count = len(expected)
     if np.isfinite(got).all():
-        size = np.abs(expected).max() or 1.0
-        different = np.unique(expected, axis=0)
-        gap = size
-        if len(different) > 1:
-            gap = cKDTree(different).query(different, k=2)[0][:, 1].min()
-        # As far as single precision may have moved a point, but to no other one.
-        rounding = 2 * float(np.finfo(np.float32).eps) * size
-        near = np.clip(rounding, _NEAR * gap, _FAR * gap)
+        near = _tolerance(expected)
         if np.abs(got - expected).max() <= near:
             return np.arange(count)
         distance, place = cKDTree(expected).query(got)
@@ -159,6 +168,18 @@ def _order(
         f"{shown[0]}, got {shown[1]}. Usual causes: other units, edges for centres, or "
         "-180 to 180 degrees for 0 to 360. Correct them in the solver or in its spec."
     )
+
+
+def _tolerance(expected: Float[np.ndarray, "point dim"]) -> float:
+    """Return how far rounding may have moved a point, but to no other one."""
+    from scipy.spatial import cKDTree
+
+    size = gap = float(np.abs(expected).max()) or 1.0
+    different = np.unique(expected, axis=0)
+    if len(different) > 1:
+        gap = cKDTree(different).query(different, k=2)[0][:, 1].min()
+    rounding = 2 * float(np.finfo(np.float32).eps) * size
+    return float(np.clip(rounding, _NEAR * gap, _FAR * gap))
 
 
 def _shown(points: np.ndarray) -> str:

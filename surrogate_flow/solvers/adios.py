@@ -11,6 +11,7 @@ import xarray as xr
 from surrogate_flow.fields.errors import ArgumentError, MissingPackageError
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.files import leads_out
 from surrogate_flow.solvers.process import ProcessError, ProcessRun, TooFewSteps
 
 __all__ = ["Adios2"]
@@ -37,7 +38,7 @@ class Adios2:
     Raises
     ------
     ArgumentError
-        If there is no such engine.
+        If there is no such engine, or the path leads elsewhere.
     MissingPackageError
         If ADIOS2 is not installed.
 
@@ -57,6 +58,9 @@ class Adios2:
     ) -> None:
         if engine not in _CONTACT:
             raise ArgumentError("Adios2: engine", "BP5 or SST", repr(engine))
+        if leads_out(path):
+            where = "a path in the folder where the program runs"
+            raise ArgumentError("Adios2: path", where, repr(path))
         self.path, self.engine, self.names = path, engine, dict(names or {})
         self.parameters = {str(k): str(v) for k, v in (parameters or {}).items()}
         _adios2()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import glob
 import itertools
 import math
 import re
@@ -16,8 +18,10 @@ import xarray as xr
 
 from surrogate_flow.fields.errors import ArgumentError, MissingPackageError
 from surrogate_flow.fields.names import nearest
+from surrogate_flow.fields.positions import snapped
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.table import read_table
+from surrogate_flow.files import leads_out
 from surrogate_flow.solvers.process import ProcessError, ProcessRun
 
 __all__ = ["OutputFiles"]
@@ -53,7 +57,8 @@ class OutputFiles:
     Raises
     ------
     ArgumentError
-        If the pattern names one file at most, or the format is unknown.
+        If the pattern names one file at most, or files elsewhere, or the format is
+        unknown.
     MissingPackageError
         If the package that reads it is not installed.
 
@@ -80,6 +85,12 @@ class OutputFiles:
             raise ArgumentError(
                 "OutputFiles: pattern", "one of many files, such as out_*.nc", pattern
             )
+        if leads_out(pattern):
+            raise ArgumentError(
+                "OutputFiles: pattern",
+                "one of files in the folder where the program runs",
+                repr(pattern),
+            )
         suffix = Path(pattern).suffix.lower()
         form = format or _BY_SUFFIX.get(suffix, "")
         if form not in _READ:
@@ -105,9 +116,9 @@ class OutputFiles:
         ProcessError
             If a file cannot be read, is not of the spec, or has the number of another.
         """
-        step, taken = 0, dict[Path, float]()
+        step, files = 0, _Files(self, run.folder, spec)
         while step < spec.steps:
-            path = self._next(run, spec, taken, step)
+            path = files.take(run, last=step == spec.steps - 1)
             try:
                 dataset = self._dataset(path, spec)
             except (ProcessError, MissingPackageError):
@@ -121,63 +132,11 @@ class OutputFiles:
             if "time" not in dataset.dims:  # then their order alone says which it is
                 dataset = dataset.expand_dims(time=[spec.times[step]])
                 if step == spec.steps - 1:
-                    self._require_last(run.folder, taken, spec)
+                    files.require_none(spec)
             step += dataset.sizes["time"]
             yield dataset
             if self.remove:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def _next(
-        self, run: ProcessRun, spec: FieldSpec, taken: dict[Path, float], step: int
-    ) -> Path:
-        """Wait for the file after those taken, until it is whole, and take it."""
-        found: dict[Path, float] = {}
-
-        def whole() -> bool:
-            nonlocal found
-            # First: what it wrote just before its end counts.
-            ended = run.succeeded
-            found = self._after(run.folder, taken, spec)
-            # The last one of all waits, so that more than there may be are noticed.
-            early = self.renamed and step < spec.steps - 1
-            return bool(found) and (ended or early or len(found) > 1)
-
-        run.wait(whole)
-        path = next(iter(found))
-        taken[path] = found[path]
-        return path
-
-    def _require_last(
-        self, folder: Path, taken: dict[Path, float], spec: FieldSpec
-    ) -> None:
-        """Refuse more files than steps."""
-        if more := [*self._after(folder, taken, spec)]:
-            raise ProcessError(
-                f"Expected {spec.steps} files {self.pattern}, one for each step, got "
-                f"{more[0].name} as well. If the first is the initial state, add its "
-                "time to the spec."
-            )
-
-    def _after(
-        self, folder: Path, taken: dict[Path, float], spec: FieldSpec
-    ) -> dict[Path, float]:
-        """Return the files that are not taken, with their numbers, in order."""
-        found = [path for path in folder.glob(self.pattern) if path not in taken]
-        if self.format == "openfoam":
-            # Other folders lie beside, and that of the initial state.
-            begin = spec.times[0] - 1e-6 * abs(spec.times[0])
-            times = [p for p in found if _NUMBER.fullmatch(p.name)]
-            found = [path for path in times if float(path.name) >= begin]
-        numbers = sorted((_number_of(path), path) for path in found)
-        for (last, one), (number, other) in itertools.pairwise(
-            [*[(n, p) for p, n in taken.items()][-1:], *numbers]
-        ):
-            if number <= last:
-                raise ProcessError(
-                    f"Expected files {self.pattern} with numbers that ascend, got "
-                    f"{other.name} beside {one.name}. Write each step once, in order."
-                )
-        return {path: number for number, path in numbers}
 
     def _dataset(self, path: Path, spec: FieldSpec) -> xr.Dataset:
         """Return the content of a file; without a time, if the file has none."""
@@ -205,6 +164,72 @@ class OutputFiles:
         if self.format == "openfoam":
             return dataset.expand_dims(time=[float(path.name)])
         return dataset
+
+
+class _Files:
+    """The files of a run in the order of their numbers, each of which is taken once.
+
+    The folder, which may have thousands, is listed only where those that are known do
+    not tell which is whole.
+    """
+
+    def __init__(self, reader: OutputFiles, folder: Path, spec: FieldSpec) -> None:
+        self._reader, self._folder = reader, folder
+        self._begin = spec.times[0] - 1e-6 * abs(spec.times[0])
+        self._taken = set[str]()
+        self._last: list[tuple[float, str]] = []
+        self._left = collections.deque[tuple[float, str]]()
+
+    def take(self, run: ProcessRun, *, last: bool) -> Path:
+        """Wait for the next file until it is whole."""
+
+        def whole() -> bool:
+            # First: what it wrote just before its end counts.
+            ended = run.succeeded
+            if len(self._left) < 2:
+                self._list()
+            # The last one of all waits, so that more than there may be are noticed.
+            early = self._reader.renamed and not last
+            return bool(self._left) and (ended or early or len(self._left) > 1)
+
+        run.wait(whole)
+        self._last = [self._left.popleft()]
+        ((_, name),) = self._last
+        self._taken.add(name)
+        return self._folder / name
+
+    def require_none(self, spec: FieldSpec) -> None:
+        """Refuse more files than steps."""
+        self._list()
+        if self._left:
+            raise ProcessError(
+                f"Expected {spec.steps} files {self._reader.pattern}, one for each "
+                f"step, got {Path(self._left[0][1]).name} as well. If the first is the "
+                "initial state, add its time to the spec."
+            )
+
+    def _list(self) -> None:
+        """Look for the files that are not taken."""
+        found = glob.glob(
+            self._reader.pattern,
+            root_dir=self._folder,
+            recursive=True,
+            include_hidden=True,
+        )
+        names = [name for name in found if name not in self._taken]
+        if self._reader.format == "openfoam":
+            # Other folders lie beside, and that of the initial state.
+            times = [n for n in names if _NUMBER.fullmatch(Path(n).name)]
+            names = [n for n in times if float(Path(n).name) >= self._begin]
+        self._left = collections.deque(sorted((_number_of(Path(n)), n) for n in names))
+        ordered = itertools.pairwise([*self._last, *self._left])
+        for (number, one), (following, other) in ordered:
+            if following <= number:
+                raise ProcessError(
+                    f"Expected files {self._reader.pattern} with numbers that ascend, "
+                    f"got {Path(other).name} beside {Path(one).name}. Write each step "
+                    "once, in order."
+                )
 
 
 def _number_of(path: Path) -> float:
@@ -261,8 +286,16 @@ def _of_columns(
             {dim: (dim, axis) for dim, axis in places.items()},
         )
     if len(places) == len(spec.dims) > 0:
+        places = {dim: snapped(spec, dim, x) for dim, x in places.items()}
         frame = pd.DataFrame({**places, **wanted})
         placed: xr.Dataset = frame.set_index([*spec.dims]).sort_index().to_xarray()
+        for dim, size in zip(spec.dims, spec.shape, strict=True):
+            if placed.sizes[dim] != size:
+                raise ProcessError(
+                    f"{path.name}: expected {size} positions along {dim!r}, got "
+                    f"{placed.sizes[dim]}. If they differ by rounding alone, write "
+                    f"the positions into the spec, as a coordinate {dim!r}."
+                )
         return placed
     lines = {
         c.name: (c.dim, columns[c.name])

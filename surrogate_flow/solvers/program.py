@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -25,6 +26,7 @@ from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.parameter import Parameter
 from surrogate_flow.fields.quantities import Coordinate, Variable, number
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.files import leads_out
 from surrogate_flow.solvers.process import ProcessRun, ProcessSolver
 from surrogate_flow.solvers.solver import Run
 
@@ -116,7 +118,13 @@ class Program(ProcessSolver):
                 f"Program: command: no file {first!r} in {Path.cwd()}. Compile it, or "
                 "correct its path; one on the PATH of the workers has no '/'."
             )
-        self._words = [os.path.abspath(w) if _is_file(w) else str(w) for w in words]
+        # Braces of a path are its own.
+        self._words = [
+            re.sub(r"[{}]", r"\g<0>\g<0>", os.path.abspath(w))
+            if _is_file(w)
+            else str(w)
+            for w in words
+        ]
         self._files = [w for w in self._words if _is_file(w)]
         self._variables = {k: str(v) for k, v in (environment or {}).items()}
         self._input = {
@@ -274,7 +282,7 @@ def _formatted(text: str, values: Mapping[str, Any], what: str) -> str:
 
 def _template(name: str, path: Path) -> str:
     """Return the text of a template, checked: workers may not have the file."""
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if leads_out(name):
         raise ArgumentError(
             "Program: input", "names of files in the program's own folder", repr(name)
         )

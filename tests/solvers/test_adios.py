@@ -82,6 +82,9 @@ def test_a_stream_that_is_wrong_fails_its_attempt(said, engine, tmp_path):
 def test_what_cannot_be_read_is_refused_before_anything_runs(monkeypatch):
     with pytest.raises(ArgumentError, match="engine: expected BP5 or SST, got 'HDF5'"):
         Adios2("out.bp", engine="HDF5")
+    for path in ("/tmp/out.bp", "../out.bp"):
+        with pytest.raises(ArgumentError, match="path: expected a path in the folder"):
+            Adios2(path)
     monkeypatch.setitem(sys.modules, "adios2", None)
     with pytest.raises(MissingPackageError, match="pip install adios2"):
         Adios2("out.bp")

@@ -1,5 +1,6 @@
 """Programs that write files: each is read once, as a whole, in its order."""
 
+import dataclasses
 import random
 import re
 import shutil
@@ -16,7 +17,14 @@ from surrogate_flow.cli.app import main
 from surrogate_flow.dataset import Archive
 from surrogate_flow.fields import Coordinate, FieldSpec, Parameter, Variable
 from surrogate_flow.fields.errors import ArgumentError, MissingPackageError
-from surrogate_flow.solvers import Ended, OutputFiles, ProcessError, Program, Run
+from surrogate_flow.solvers import (
+    Ended,
+    OutputFiles,
+    ProcessError,
+    Program,
+    Run,
+    files,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "solvers.md"
 Y, X, T = (0.0, 1.0, 2.0), (0.0, 0.5, 1.0, 1.5), (0.5, 1.0, 1.5)
@@ -327,6 +335,52 @@ def test_rows_and_axes_say_where_they_belong(tmp_path):
     (got,) = Program("true", plane, reader=OutputFiles("v_*.npz")).start(run)
     assert got["x"].values.tolist() == [3, 2, 1]
     assert got["u"].values.tolist() == [u.tolist()]
+
+
+def test_positions_may_differ_by_rounding(tmp_path):
+    """From those of the spec; without any there, they are no grid."""
+    x = [0.1, float(np.nextafter(0.1, 1)), 0.2, 0.2]
+    rows = [f"{x!r},{y},{k}" for k, (x, y) in enumerate(zip(x, "0101", strict=True))]
+    (tmp_path / "u_1.csv").write_text("\n".join(["x,y,u", *rows]))
+    lines = (Coordinate("y", "y", (0.0, 1.0)), Coordinate("x", "x", (0.1, 0.2)))
+    plane = FieldSpec(
+        *(LINE.parameters, (Variable("u"),), ("y", "x"), (2, 2), T[:1]),
+        coordinates=lines,
+    )
+    run = Run({"rate": 1.0}, folder=tmp_path)
+    (got,) = Program("true", plane, reader=OutputFiles("u_*.csv")).start(run)
+    assert got["u"].values.tolist() == [[[0, 2], [1, 3]]]
+    assert got["x"].values.tolist() == [0.1, 0.2]
+    bare = dataclasses.replace(plane, coordinates=())
+    said = "u_1.csv: expected 2 positions along 'x', got 3.*a coordinate 'x'"
+    with pytest.raises(ProcessError, match=said):
+        [*Program("true", bare, reader=OutputFiles("u_*.csv")).start(run)]
+
+
+def test_a_folder_is_listed_only_where_it_must_be(tmp_path, monkeypatch):
+    """Not at each step of many."""
+    count, listed, glob_ = 200, [], files.glob.glob
+    times = tuple(float(k) for k in range(1, count + 1))
+    spec = FieldSpec(LINE.parameters, (Variable("u"),), ("x",), (2,), times)
+    for k in range(count):
+        (tmp_path / f"u_{k}.txt").write_text(f"{k} {k}")
+
+    def counted(*words, **options):
+        listed.append(words)
+        return glob_(*words, **options)
+
+    monkeypatch.setattr(files.glob, "glob", counted)
+    run = Run({"rate": 1.0}, folder=tmp_path)
+    steps = Program("true", spec, reader=OutputFiles("u_*.txt")).start(run)
+    assert [float(s["u"][0, 0]) for s in steps] == [*map(float, range(count))]
+    assert len(listed) < 20
+
+
+@pytest.mark.parametrize("where", ["/tmp/u_*.nc", "../u_*.nc", "a/../../u_*.nc"])
+def test_files_elsewhere_are_no_output(where):
+    """What is removed lies in the scratch folder."""
+    with pytest.raises(ArgumentError, match=r"pattern: expected .*in the folder where"):
+        OutputFiles(where, remove=True)
 
 
 def test_one_more_file_than_steps_is_refused_where_order_alone_tells(tmp_path):
