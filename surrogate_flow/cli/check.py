@@ -25,7 +25,7 @@ from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.names import RecipeError, class_at
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec, Parameter, Variable
-from surrogate_flow.fields.window import Autoregressive, Direct
+from surrogate_flow.fields.window import CAPACITY, Autoregressive, Direct
 from surrogate_flow.sampling.sampler import Sampler
 from surrogate_flow.solvers.solver import Recorded, Solver
 from surrogate_flow.testing.law import LawBroken, Laws
@@ -35,7 +35,6 @@ from surrogate_flow.testing.solver import check_solver
 __all__ = ["run"]
 
 _STEPS = 20
-_CAPACITY = 6000  # samples of the default reservoir, whose module imports torch
 _GRIDS = {"no dims": (), "a line": (11,), "a plane": (10, 7), "a box": (5, 4, 6)}
 # Of a policy, where nothing else is asked for: so small that a store of it gets full.
 _SMALL = {"capacity": 40, "threshold": 6}
@@ -94,9 +93,9 @@ def _named(given: str) -> tuple[str, list[str], str, int | str, int]:
         if folder not in sys.path:
             sys.path.insert(0, folder)
         path = f"{Path(file).stem}.{name}"
-        return path, [], f"--data.solver {path}", _CAPACITY, 1
+        return path, [], f"--data.solver {path}", CAPACITY, 1
     if not given.endswith((".yaml", ".yml")) and given not in shipped("workflows"):
-        return given, [], f"--data.solver {given}", _CAPACITY, 1
+        return given, [], f"--data.solver {given}", CAPACITY, 1
     recipe = read_recipe(find_recipe("workflows", given))
     solver, policy = recipe.get("solver"), recipe.get("reservoir")
     if solver is None:
@@ -107,7 +106,7 @@ def _named(given: str) -> tuple[str, list[str], str, int | str, int]:
         for key, value in solver.get("init_args", {}).items()
     ]
     settings = policy.get("init_args") if isinstance(policy, dict) else None
-    capacity = (settings or {}).get("capacity", _CAPACITY)
+    capacity = (settings or {}).get("capacity", CAPACITY)
     every = recipe.get("every", 1)
     return solver["class_path"], words, f"--data {given}", capacity, every
 
@@ -125,7 +124,7 @@ def _figures(solver: Solver, capacity: int | str, laws: Laws) -> Iterator[str]:
         made = counted(solver.solver.spec.steps, "step")
         yield f"one of {solver.every} steps is kept: the solver makes {made}"
     if isinstance(capacity, int):
-        of = ", the default" if capacity == _CAPACITY else ""
+        of = ", the default" if capacity == CAPACITY else ""
         size = format_bytes(capacity * (step + spec.input_bytes))
         most = "at most " * bool(spec.inputs)
         yield f"{most}{size} for a reservoir of {capacity:,} steps{of}"

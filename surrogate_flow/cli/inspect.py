@@ -14,12 +14,11 @@ from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import THRESHOLD
 from surrogate_flow.solvers.stored.opening import Reading
 from surrogate_flow.solvers.stored.runs import StoredRuns, found
 
 __all__ = ["run"]
-
-_THRESHOLD = 1000  # samples, which the default reservoir has before the first batch
 
 
 def run(words: Sequence[str]) -> None:
@@ -65,7 +64,7 @@ def run(words: Sequence[str]) -> None:
         },
     }
     samples = len(stored.runs) * stored.spec.steps
-    if samples < 4 * _THRESHOLD:
+    if samples < 4 * THRESHOLD:
         recipe["reservoir"] = {
             "class_path": "surrogate_flow.reservoir.Reservoir",
             "init_args": {"threshold": max(1, samples // 4)},

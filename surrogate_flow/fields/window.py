@@ -12,7 +12,11 @@ from dataclasses import asdict, dataclass, replace
 
 from surrogate_flow.fields.errors import ArgumentError
 
-__all__ = ["Autoregressive", "Direct", "Window"]
+__all__ = ["CAPACITY", "THRESHOLD", "Autoregressive", "Direct", "Window"]
+
+#: Samples that a reservoir holds by default, and has before the first batch. Commands
+#: name them that import no torch, as the reservoirs do.
+CAPACITY, THRESHOLD = 6000, 1000
 
 
 class Window(ABC):

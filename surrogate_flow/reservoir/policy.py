@@ -10,6 +10,7 @@ from typing import ClassVar, final
 import numpy as np
 
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.window import CAPACITY, THRESHOLD
 from surrogate_flow.reservoir.memory import HostMemory, MemoryFactory
 from surrogate_flow.reservoir.population import Places
 
@@ -222,7 +223,7 @@ class FIFO(Policy):
         Where the steps are: `HostMemory`, or `DeviceMemory` of a GPU.
     """
 
-    capacity: int | str = 6000
+    capacity: int | str = CAPACITY
     memory: MemoryFactory = HostMemory
     in_order: ClassVar[bool] = True
 
@@ -264,8 +265,8 @@ class FIRO(Policy):
     Runs*, SC 2023, https://arxiv.org/abs/2309.16743
     """
 
-    capacity: int | str = 6000
-    threshold: int = 1000
+    capacity: int | str = CAPACITY
+    threshold: int = THRESHOLD
     seed: int = 0
     memory: MemoryFactory = HostMemory
 
@@ -315,8 +316,8 @@ class Reservoir(Policy):
     As `FIRO`.
     """
 
-    capacity: int | str = 6000
-    threshold: int = 1000
+    capacity: int | str = CAPACITY
+    threshold: int = THRESHOLD
     seed: int = 0
     limiter: SamplesPerInsert | None = None
     memory: MemoryFactory = HostMemory

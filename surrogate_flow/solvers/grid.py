@@ -19,14 +19,12 @@ from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError, line_at
 from surrogate_flow.fields.inputs import split_inputs, stacked_inputs
 from surrogate_flow.fields.quantities import number
-from surrogate_flow.solvers.solver import Run, Solver
+from surrogate_flow.solvers.solver import TOGETHER, Run, Solver
 
 __all__ = ["GridSolver"]
 
-# Steps go to the trainer together if they take less time and room than this: labels
-# and conversion of one alone would take as long as a step of `Heat2D`.
-_TOGETHER = 0.05  # seconds
-_SMALL = 2**18  # bytes
+# Labels and conversion of one step alone would take as long as a step of `Heat2D`.
+_SMALL = 2**18  # bytes of steps that go to the trainer together
 
 
 def _reduced(made: cached_property[Any]) -> tuple[Any, ...]:
@@ -108,7 +106,7 @@ class GridSolver(Solver):
         """Yield what `solve` does, small steps that take little time together."""
         if type(self).solve is not GridSolver.solve:
             return self.solve(run.given)
-        return self._labelled(run.given, _TOGETHER)
+        return self._labelled(run.given, TOGETHER)
 
     def _labelled(
         self, parameters: Mapping[str, Any], seconds: float

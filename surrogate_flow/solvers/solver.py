@@ -18,8 +18,19 @@ from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec
 
-__all__ = ["Ended", "Recorded", "Run", "Solver", "Stopped", "datasets_of", "spec_of"]
-__all__ += ["unwrapped"]
+__all__ = [
+    "TOGETHER",
+    "Ended",
+    "Recorded",
+    "Run",
+    "Solver",
+    "Stopped",
+    "datasets_of",
+    "spec_of",
+    "unwrapped",
+]
+
+TOGETHER = 0.05  # seconds, whose small steps go to the trainer together
 
 
 _NO_SPEC = (

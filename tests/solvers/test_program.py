@@ -144,6 +144,15 @@ def test_a_parameter_has_a_name_of_its_own():
         Program("wave", spec)
 
 
+def test_a_path_may_have_braces(case, monkeypatch):
+    (case / "{br}").mkdir()
+    (case / "wave").rename(case / "{br}" / "wave")
+    monkeypatch.chdir(case / "{br}")
+    solver = Program("./wave {phase}", SPEC, reader=Steps())
+    words = solver.command(Run({"phase": 0.5}, folder=case))
+    assert words == [str(case / "{br}" / "wave"), "0.5"]
+
+
 def test_a_spec_in_a_file_is_the_spec_in_python(tmp_path):
     """Even positions are written in short."""
     plain = SPEC.to_plain()
