@@ -10,6 +10,7 @@ from typing import Any
 from dask.utils import format_bytes
 from rich.progress import track
 
+from surrogate_flow.cli.inspect import steps_of
 from surrogate_flow.cli.parser import Parser, parse
 from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.dataset.campaign import Campaign
@@ -29,7 +30,8 @@ def run(words: Sequence[str]) -> None:
     for option in ("parameters", "variables", "inputs", "time", "held_out"):
         parser.add_argument(f"--{option}", type=str, default="")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--skip_damaged", type=bool, default=False)
+    for option in ("skip_damaged", "may_end_early"):
+        parser.add_argument(f"--{option}", type=bool, default=False)
     options: Any = parse(
         CommandLine(["import", *words]), lambda words: parser.parse_args(words[1:])
     )
@@ -52,6 +54,7 @@ def run(words: Sequence[str]) -> None:
         held_out=held_out if held_out != [] else None,
         seed=options.seed,
         skip_damaged=options.skip_damaged,
+        may_end_early=options.may_end_early,
         follow=partial(track, console=console),
     )
     archive = campaign.write(options.output)
@@ -81,7 +84,7 @@ def run(words: Sequence[str]) -> None:
         ]
         * bool(left_out),
         *[f"  inputs: {inputs}"] * bool(inputs),
-        f"  variables: {variables}, {spec.steps} steps of "
+        f"  variables: {variables}, {steps_of(stored)} of "
         f"{dict(zip(spec.dims, spec.shape, strict=True))}"
         + f"; without {', '.join(stored.not_taken)}"
         * bool(stored.not_taken),

@@ -18,7 +18,7 @@ from surrogate_flow.fields.window import THRESHOLD
 from surrogate_flow.solvers.stored.opening import Reading
 from surrogate_flow.solvers.stored.runs import StoredRuns, found
 
-__all__ = ["run"]
+__all__ = ["run", "steps_of"]
 
 
 def run(words: Sequence[str]) -> None:
@@ -30,7 +30,8 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("files", nargs="*", type=str)
     for option in ("parameters", "variables", "inputs", "time"):
         parser.add_argument(f"--{option}", type=str, default="")
-    parser.add_argument("--skip_damaged", type=bool, default=False)
+    for option in ("skip_damaged", "may_end_early"):
+        parser.add_argument(f"--{option}", type=bool, default=False)
     options: Any = parse(
         CommandLine(["inspect", *words]), lambda words: parser.parse_args(words[1:])
     )
@@ -47,11 +48,13 @@ def run(words: Sequence[str]) -> None:
         parameters=options.parameters,
         variables=options.variables,
         skip_damaged=options.skip_damaged,
+        may_end_early=options.may_end_early,
     )
     for line in _comments(stored, len(files)):
         print(f"# {line}")
     arguments: dict[str, Any] = {"files": _as_pattern(options.files, files)}
-    for name in ("parameters", "variables", "inputs", "skip_damaged"):
+    names = ("parameters", "variables", "inputs", "skip_damaged", "may_end_early")
+    for name in names:
         if value := getattr(options, name):
             arguments[name] = value
     if options.time not in ("", "time"):
@@ -63,7 +66,7 @@ def run(words: Sequence[str]) -> None:
             "init_args": arguments,
         },
     }
-    samples = len(stored.runs) * stored.spec.steps
+    samples = sum(run.steps for run in stored.runs)
     if samples < 4 * THRESHOLD:
         recipe["reservoir"] = {
             "class_path": "surrogate_flow.reservoir.Reservoir",
@@ -91,6 +94,8 @@ def _comments(stored: StoredRuns, files: int) -> Iterator[str]:
             f"networks the initial state, by inspect ... --inputs {names}"
         )
     yield from _fields(spec)
+    last = in_units(spec.times[-1], spec.time_units)
+    yield f"time: {steps_of(stored)}, {spec.times[0]:g} to {last}"
     if stored.differing:
         yield (
             "differ, but are no numbers of all runs, or of the computer, left out: "
@@ -114,8 +119,15 @@ def _fields(spec: FieldSpec) -> Iterator[str]:
             for c in along
         )
         yield f"dim {dim}: {counted(size, 'point')}" + "".join(ends)
-    last = in_units(spec.times[-1], spec.time_units)
-    yield f"time: {counted(spec.steps, 'step')}, {spec.times[0]:g} to {last}"
+
+
+def steps_of(stored: StoredRuns) -> str:
+    """Return how many steps the runs have, in words."""
+    # The first one of some is an input, and no step.
+    most = max(run.steps for run in stored.runs)
+    least = stored.spec.steps - most + min(run.steps for run in stored.runs)
+    shorter = f"{least} to " * (least < stored.spec.steps)
+    return f"{shorter}{counted(stored.spec.steps, 'step')}"
 
 
 def _as_pattern(given: Sequence[str], files: Sequence[Path]) -> str | list[str]:

@@ -210,6 +210,7 @@ options:
   --held_out 'PATTERN'     or these, such as 'campaign/test_*.nc'
   --seed N                 of the choice of the held-out ones; 0 by default
   --skip_damaged true      leave out files that cannot be read or differ from others
+  --may_end_early true     take runs with fewer steps than others, the first ones
 """,
     "inspect": f"""\
 usage: surrogate-flow inspect FILES [--OPTION VALUE ...]
@@ -228,6 +229,7 @@ options:
   --inputs NAME,NAME       fields without steps, or variables, whose first step it is
   --time DIM               the dim of the steps, if it is not called time
   --skip_damaged true      leave out files that cannot be read or differ from others
+  --may_end_early true     take runs with fewer steps than others, the first ones
 """,
     "sweep": f"""\
 usage: surrogate-flow sweep RECIPE [--folder FOLDER] [--detach] [--KEY VALUE ...]

@@ -28,7 +28,7 @@ class Campaign:
 
     Parameters
     ----------
-    files, parameters, variables, skip_damaged, follow
+    files, parameters, variables, skip_damaged, may_end_early, follow
         As of `StoredRuns`.
     time : str
         The dim of the steps; ``time`` by default, or what is marked as the time axis.
@@ -64,15 +64,17 @@ class Campaign:
         held_out: Sequence[Path] | int | None = None,
         seed: int = 0,
         skip_damaged: bool = False,
+        may_end_early: bool = False,
         follow: Follow = lambda items, what: items,
     ) -> None:
-        self._follow = follow
+        self._follow, self._may_end_early = follow, may_end_early
         self.stored = StoredRuns(
             files,
             reading=Reading(time, inputs=inputs),
             parameters=parameters,
             variables=variables,
             skip_damaged=skip_damaged,
+            may_end_early=may_end_early,
             follow=follow,
         )
         self.spec, same = self.stored.spec, self.stored.runs
@@ -133,6 +135,8 @@ class Campaign:
                         steps = encoder.convert(without_inputs(part, self.spec), step)
                         writing.write(steps)
                         step += len(steps)
+                    if self._may_end_early:
+                        writing.end()
                 if not writing.complete:
                     archive.fail(number)
                 if encoder.lost and encoder.lost not in lost:

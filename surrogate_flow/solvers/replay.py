@@ -13,7 +13,7 @@ from surrogate_flow.fields.errors import ArgumentError, UserError
 from surrogate_flow.fields.quantities import checked_seed
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import not_netcdf
-from surrogate_flow.solvers.solver import Run, Solver
+from surrogate_flow.solvers.solver import Ended, Run, Solver
 from surrogate_flow.solvers.stored.opening import Reading
 from surrogate_flow.solvers.stored.run import steps_of
 from surrogate_flow.solvers.stored.runs import UNREADABLE, StoredRuns, found
@@ -23,7 +23,7 @@ __all__ = ["Replay"]
 _BYTES = 2**22  # of steps that are read at once
 _NAP = 0.1  # seconds between two looks whether the study has ended
 # What errors say of options of commands, which are arguments here.
-_OPTION = re.compile(r"--(parameters|inputs|variables|skip_damaged) ")
+_OPTION = re.compile(r"--(parameters|inputs|variables|skip_damaged|may_end_early) ")
 
 
 class Replay(Solver):
@@ -60,6 +60,9 @@ class Replay(Solver):
         Of the order of the runs, the first of which are held out.
     skip_damaged : bool
         Whether files that cannot be read, or differ from the others, are left out.
+    may_end_early : bool
+        Whether a run may have fewer steps than others, the first ones: its simulation
+        has ended early.
 
     Raises
     ------
@@ -80,6 +83,7 @@ class Replay(Solver):
         rate: float | None = None,
         seed: int = 0,
         skip_damaged: bool = False,
+        may_end_early: bool = False,
     ) -> None:
         if rate is not None and not 0 < rate < float("inf"):
             raise ArgumentError("Replay: rate", "steps a second, > 0", rate)
@@ -88,6 +92,7 @@ class Replay(Solver):
         self.names, self.units, self.times = names or {}, units or {}, times
         self.rate, self.skip_damaged = rate, skip_damaged
         self.seed = checked_seed(seed, self)
+        self.may_end_early = may_end_early
         given = [name for name in _joined(inputs).split(",") if name]
         patterns = [files] if isinstance(files, str) else list(files)
         try:
@@ -98,6 +103,7 @@ class Replay(Solver):
                 parameters=_joined(parameters),
                 variables=_joined(variables),
                 skip_damaged=skip_damaged,
+                may_end_early=may_end_early,
             )
         except ArgumentError as error:
             said = str(error).replace("--time DIM", "names: {DIM: time}")
@@ -144,11 +150,14 @@ class Replay(Solver):
             ):
                 if self.rate:
                     _wait(begin + (number + 1) / self.rate, run)
+                first += steps.sizes["time"]
                 yield steps
         except UserError:
             raise
         except UNREADABLE as error:
             raise ArgumentError(f"Replay: {path} {not_netcdf(error)}") from error
+        if self.may_end_early and first < self.spec.steps:
+            raise Ended("its file has no more steps")
 
     def _row(self, run: Run) -> int:
         wanted = self.spec.vector(run.parameters)

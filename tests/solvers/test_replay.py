@@ -1,6 +1,7 @@
 """Stored runs are streamed as they are: each once, whatever their files look like."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,7 @@ from surrogate_flow.data.online import OnlineData
 from surrogate_flow.dataset import Archive
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.sampling import Uniform
-from surrogate_flow.solvers import Replay, Run
+from surrogate_flow.solvers import Ended, Replay, Run
 from surrogate_flow.surrogate.surrogate import Surrogate
 from surrogate_flow.testing import check_solver
 
@@ -562,3 +563,65 @@ def test_units_of_the_recipe_are_those_of_a_table_too(tmp_path):
     )
     assert [p.units for p in solver.spec.parameters] == ["1/s"]
     assert [v.units for v in solver.spec.variables] == ["km/h"]
+
+
+def unequal(folder, lengths=(6, 2, 6, 4, 1, 6)):
+    """Runs of which some have ended early, the first one of them."""
+    fields, rates = netcdf(folder)
+    for k, steps in enumerate(lengths):
+        path = folder / f"run_{k}.nc"
+        whole = xr.load_dataset(path)
+        whole.isel(time=slice(steps)).to_netcdf(path)
+    return [field[:steps] for field, steps in zip(fields, lengths, strict=True)], rates
+
+
+def test_runs_of_unequal_length_are_asked_for(tmp_path):
+    """Most of them were cut off; where they have ended early, each has its own steps."""
+    fields, rates = unequal(tmp_path)
+    with pytest.raises(UserError, match=r"expected 6 steps .* may_end_early: true"):
+        Replay(str(tmp_path / "*.nc"))
+    replay = Replay(str(tmp_path / "*.nc"), may_end_early=True)
+    assert replay.spec.steps == 6
+    for number, point in enumerate(replay._points[:, 0]):
+        (k,) = {int(f"{path.stem[-1]}") for path, _ in [replay._places[number]]}
+        assert point == rates[k]
+        for first in {0, len(fields[k]) // 2, len(fields[k])}:
+            run, got = Run({"nu": point}, simulation=number, first_step=first), []
+            early = pytest.raises(Ended) if len(fields[k]) < 6 else nullcontext()
+            with early:
+                for steps in replay.start(run):
+                    got += [*steps["u"].values]
+            np.testing.assert_allclose(
+                np.array(got).reshape(-1, 5), fields[k][first:, 0]
+            )
+    (tmp_path / "run_1.nc").unlink()
+    later = xr.load_dataset(tmp_path / "run_3.nc")
+    later["time"] = later["time"].copy(data=T[1:5])
+    later.to_netcdf(tmp_path / "run_3.nc")
+    with pytest.raises(UserError, match=r"run_3.nc: time\[0\]"):
+        Replay(str(tmp_path / "*.nc"), may_end_early=True)
+
+
+def test_runs_of_unequal_length_are_imported_and_inspected(
+    tmp_path, monkeypatch, capsys
+):
+    fields, _ = unequal(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["surrogate-flow"])
+    words = ["*.nc", "--may_end_early", "true"]
+    main(["inspect", *words])
+    recipe = capsys.readouterr().out
+    assert "# time: 1 to 6 steps, 0.1 to 0.6 s" in recipe
+    assert yaml.safe_load(recipe)["solver"]["init_args"]["may_end_early"] is True
+    main(["import", *words, "--output", "all.zarr", "--held_out", "2"])
+    assert "1 to 6 steps of" in capsys.readouterr().out
+    archive = Archive(tmp_path / "all.zarr")
+    steps = archive.steps().tolist()
+    assert sorted(steps) == [1, 2, 4, 6, 6, 6]
+    for number, count in enumerate(steps):
+        got = np.empty((count, 1, 5), np.float32)
+        archive.read(number, 0, got)
+        assert any(
+            len(field) == count and np.allclose(got, field, rtol=1e-6)
+            for field in fields
+        )

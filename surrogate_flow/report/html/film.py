@@ -83,6 +83,9 @@ def film_of(cases: xr.Dataset, *, mesh: bool = False) -> Film | None:
     case = _of(cases, "median" if "median" in names else names[0])
     variable = variables_of(cases)[0]
     truth, guess = _pair(case, variable)
+    # Behind an early end there are no steps of the solver.
+    there = np.isfinite(truth.values).reshape(len(truth), -1).any(1)
+    truth, guess = truth.isel(time=there), guess.isel(time=there)
     if truth.ndim < 2 or truth.sizes["time"] < 2:
         return None
     shown = np.linspace(0, truth.sizes["time"] - 1, _FRAMES).round().astype(int)

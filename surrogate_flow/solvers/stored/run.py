@@ -131,11 +131,19 @@ class StoredRun:
         return self.texts.get(name, self.quantities.get(name, (None, ""))[0])
 
     @property
-    def kind(self) -> str:
-        """What most files of a campaign have in common, in any order."""
+    def steps(self) -> int:
+        """How many it has."""
+        return len(self.order)
+
+    def kind(self, lengths: bool) -> str:
+        """Return what most files of a campaign have in common, in any order.
+
+        Without `lengths` the times are left out.
+        """
         lines = [
             (name, np.sort(positions).astype("f4").tobytes())
             for name, (_, positions, _) in sorted(self.coordinates.items())
+            if lengths or name != "time"
         ]
         fields = [
             (name, units, sorted(sizes.items()))
@@ -154,8 +162,12 @@ class StoredRun:
         grid: FieldSpec,
         positions: Positions,
         parameters: Sequence[str],
+        may_end_early: bool = False,
     ) -> None:
-        """Raise `Unfit` if it is no simulation of the same fields as the first."""
+        """Raise `Unfit` if it is no simulation of the same fields as the first.
+
+        It may have the first of its steps alone, if simulations `may_end_early`.
+        """
 
         def differs(what: str, expected: object, got: object) -> Unfit:
             return Unfit(f"{self}: {what}", f"{expected} as {first}", got)
@@ -183,8 +195,13 @@ class StoredRun:
             if own != units:
                 raise differs(f"units of {name}", repr(units), repr(own))
         times, own_times = first.coordinates["time"][1], self.coordinates["time"][1]
+        if may_end_early:
+            times = times[: len(own_times)]
         if len(own_times) != len(times):
-            raise differs("time", f"{len(times)} steps", len(own_times))
+            remedy = "Or, if simulations end early, add --may_end_early true."
+            shorter = remedy * (len(own_times) < len(times))
+            expected = f"{len(times)} steps as {first}"
+            raise Unfit(f"{self}: time", expected, len(own_times), shorter)
         apart = np.abs(own_times - times) > 1e-6 * (np.ptp(times) or 1.0)
         if apart.any():
             k = int(apart.argmax())
@@ -275,9 +292,9 @@ def steps_of(
         fields = fields.set_coords(along & {*fields.variables})
         fields = fields.drop_vars({*fields.coords} - {*spec.dims} - along)
         fields = fields.rename({time: "time"})
-        for step in range(first, spec.steps, size):
+        for step in range(first, min(spec.steps, len(order)), size):
             part = fields.isel(time=order[step : step + size])
-            times = spec.times[step : step + size]
+            times = spec.times[step : step + part.sizes["time"]]
             yield part.load().assign_coords(time=list(times)).assign(given)
             given = {}
 

@@ -89,6 +89,8 @@ class StoredRuns:
         the one with most of them.
     skip_damaged : bool
         Whether a file that cannot be read, or differs from the others, is left out.
+    may_end_early : bool
+        Whether a run may have fewer steps than others, the first ones.
     follow : callable
         Wraps files and what is done with them, such as in a progress bar.
 
@@ -120,6 +122,7 @@ class StoredRuns:
         parameters: str = "",
         variables: str = "",
         skip_damaged: bool = False,
+        may_end_early: bool = False,
         follow: Follow = lambda items, what: items,
     ) -> None:
         self.reading = reading
@@ -134,8 +137,11 @@ class StoredRuns:
         names = [] if table else _split(parameters)
         if table:
             read = with_rows(read, Path(table))
-        usual = Counter(run.kind for run in read).most_common(1)[0][0]
-        first = next(run for run in read if run.kind == usual)
+        kinds = [run.kind(lengths=not may_end_early) for run in read]
+        usual = Counter(kinds).most_common(1)[0][0]
+        alike = [run for run, kind in zip(read, kinds, strict=True) if kind == usual]
+        # The first, of the longest.
+        first = max(alike, key=lambda run: run.steps)
         _require_known(reading.units, first)
         taken = _split(variables) or _usual_variables(first)
         self.differing = _differing(read)
@@ -158,7 +164,7 @@ class StoredRuns:
         self.runs: list[StoredRun] = []
         for run in read:
             with self.noted(run.path):
-                run.require_same(first, grid, positions, self.parameters)
+                run.require_same(first, grid, positions, self.parameters, may_end_early)
                 more = {*run.on(grid)} - {*first.variables}
                 if more and not variables:
                     raise Unfit(
