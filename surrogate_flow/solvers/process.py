@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 
 from surrogate_flow.fields.encoder import SpecMismatch
-from surrogate_flow.fields.errors import MissingFileError
+from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.solvers.blocks import Reception
@@ -187,6 +187,9 @@ class ProcessSolver(Solver):
     may_end_early: bool = False
 
     def __init__(self, timeout: float | None = None) -> None:
+        if timeout is not None and not timeout > 0:
+            name = f"{type(self).__name__}: timeout"
+            raise ArgumentError(name, "seconds > 0, or none", timeout)
         self.timeout = timeout
 
     @abstractmethod
@@ -218,10 +221,10 @@ class ProcessSolver(Solver):
         ):
             fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(Run)}
             steps = self.read(ProcessRun(**fields, program=program))
+            steps = _last_at_end(steps, self.spec.times[-1], program)
             if self.may_end_early:
                 steps = _shorter(steps, run.first_step, program)
             yield from steps
-            program.finish()
 
     @final
     def solve(self, parameters: Mapping[str, Any]) -> Iterator[xr.Dataset]:
@@ -231,6 +234,35 @@ class ProcessSolver(Solver):
         fields = {k: v for k, v in parameters.items() if k in given}
         with TemporaryDirectory() as folder:
             yield from self.start(Run(numbers, folder=Path(folder), inputs=fields))
+
+
+def _last_at_end(
+    steps: Iterator[xr.Dataset], end: float, program: _Program
+) -> Iterator[xr.Dataset]:
+    """Yield steps, the last of them once the program has ended well.
+
+    A simulation with all of its steps is complete, and its program may fail yet.
+    """
+    held = None
+    try:
+        for dataset in steps:
+            if held is not None:  # One more is refused by what takes them.
+                yield held
+                held = None
+            axis = dataset.variables.get("time")
+            last = np.ravel([] if axis is None else axis.values)[-1:]
+            if (abs(last - end) <= 1e-6 * abs(end)).any():
+                held = dataset.isel(time=slice(-1, None)).copy(deep=True)
+                dataset = dataset.isel(time=slice(-1))
+                if not dataset.sizes["time"]:
+                    continue
+            yield dataset
+        program.finish()
+        if held is not None:
+            yield held
+    finally:
+        if isinstance(steps, Generator):
+            steps.close()
 
 
 def _shorter(
@@ -391,8 +423,19 @@ class _Program:
             f"{regular * (kind is TooFewSteps)}{quoted}"
         )
 
+    def _outside(self) -> Iterator[int]:
+        """Yield what it has started that has left its group, where there is /proc."""
+        mark = f"{VARIABLE}={self.channel.address}".encode()
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir("/proc"):
+                if name.isdigit() and int(name) > self.process.pid:
+                    with contextlib.suppress(OSError):
+                        environ = Path("/proc", name, "environ").read_bytes()
+                        if mark in environ.split(b"\0"):
+                            yield int(name)
+
     def close(self) -> None:
-        """End the process and all of its group."""
+        """End the process and all that it has started."""
         group = self.process.pid
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGTERM)
@@ -402,6 +445,9 @@ class _Program:
             # Also what outlived the leader of the group.
             os.killpg(group, signal.SIGKILL)
         self.process.wait()
+        for process in self._outside():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         self._end_guard()
         self._reader.join(_GRACE)
         for pipe in self._pipes.values():

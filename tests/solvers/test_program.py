@@ -248,7 +248,10 @@ int main(int argc, char **argv)
     (void)argc;
 
     if (IS("stubborn") || IS("stopped")) signal(SIGTERM, SIG_IGN);
-    if (IS("children") && (child = fork()) == 0) sleep(3600);
+    if ((IS("children") || IS("daemons")) && (child = fork()) == 0) {
+        if (IS("daemons")) setsid();
+        sleep(3600);
+    }
     fprintf(file, "%d %d", (int)getpid(), (int)child);
     fclose(file);
     rename("pids", "pids.txt");
@@ -279,7 +282,7 @@ int main(int argc, char **argv)
     }
     if (IS("stopped")) sleep(3600);
     sf_close(stream);
-    return 0;
+    return IS("late") ? 3 : 0;
 }
 """
 
@@ -291,7 +294,7 @@ def fates(tmp_path_factory):
     return compiled(folder, "fates", FATES, *STRICT, "-D_DEFAULT_SOURCE", *SANITIZED)
 
 
-@pytest.mark.parametrize("fate", ["", "single", "children"])
+@pytest.mark.parametrize("fate", ["", "single", "children", "daemons"])
 def test_what_a_program_sends_arrives(fates, tmp_path, fate):
     """In double and in single precision, also where children of it live on."""
     got = xr.concat(
@@ -326,6 +329,7 @@ def test_what_a_program_sends_arrives(fates, tmp_path, fate):
         ("early", 3, r"has sent 3 of 5 steps, simulation 0"),
         ("fails", 3, r"ended with exit code 3, .*\nnegative density"),
         ("crashes", 3, "was ended by SIGKILL"),
+        ("late", 4, r"ended with exit code 3"),
         ("torn", 3, "has ended within step 3"),
         ("foreign", 3, r"has sent what the calls of surrogate_flow\.h do not"),
         ("name", 3, r"step 3: .*variables of the spec, got 'U'\. Did you mean 'u'\?"),
