@@ -33,6 +33,7 @@ _MOST = 2**20  # ranks, and bytes of a name
 # Steps go on together if they take less time and room than this.
 _TOGETHER = 0.05  # seconds
 _SMALL = 2**20  # bytes
+_MOST_HELD = 2**28  # bytes of steps, in single precision, or one step
 
 _EACH = "Send every variable of a step before the next step."
 
@@ -50,8 +51,9 @@ class Reception:
     def __init__(self, channel: Channel, spec: FieldSpec, simulation: int) -> None:
         self.spec = spec
         self._together = max(1, min(spec.steps, _SMALL // spec.step_bytes))
-        # A rank fills some while others go on, and may wait for a core meanwhile.
-        self.capacity = min(spec.steps, 4 * self._together)
+        # A rank fills one half while the other goes on. More would not stay in a cache.
+        most = max(1, _MOST_HELD // spec.step_bytes)
+        self.capacity = min(spec.steps, 2 * self._together, most)
         self.first = 0  # step that has not gone on
         self.whole = 0  # steps that could
         self.names = {v.name.encode(): i for i, v in enumerate(spec.variables)}
