@@ -170,7 +170,8 @@ class _Files:
     """The files of a run in the order of their numbers, each of which is taken once.
 
     The folder, which may have thousands, is listed only where those that are known do
-    not tell which is whole.
+    not tell which is whole. A listing may miss a file that is made meanwhile, and yet
+    have the one after it; the next listing has all that were made before.
     """
 
     def __init__(self, reader: OutputFiles, folder: Path, spec: FieldSpec) -> None:
@@ -179,6 +180,8 @@ class _Files:
         self._taken = set[str]()
         self._last: list[tuple[float, str]] = []
         self._left = collections.deque[tuple[float, str]]()
+        # Up to this number none is missing among those that are left.
+        self._sure = -math.inf
 
     def take(self, run: ProcessRun, *, last: bool) -> Path:
         """Wait for the next file until it is whole."""
@@ -186,8 +189,10 @@ class _Files:
         def whole() -> bool:
             # First: what it wrote just before its end counts.
             ended = run.succeeded
-            if len(self._left) < 2:
+            if len(self._left) < 2 or self._left[0][0] > self._sure:
                 self._list()
+                if self._left and self._left[0][0] > self._sure:
+                    self._list()
             # The last one of all waits, so that more than there may be are noticed.
             early = self._reader.renamed and not last
             return bool(self._left) and (ended or early or len(self._left) > 1)
@@ -210,6 +215,7 @@ class _Files:
 
     def _list(self) -> None:
         """Look for the files that are not taken."""
+        self._sure = max((number for number, _ in self._left), default=self._sure)
         found = glob.glob(
             self._reader.pattern,
             root_dir=self._folder,

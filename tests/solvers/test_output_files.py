@@ -358,7 +358,7 @@ def test_positions_may_differ_by_rounding(tmp_path):
 
 
 def test_a_folder_is_listed_only_where_it_must_be(tmp_path, monkeypatch):
-    """Not at each step of many."""
+    """Not at each step of many; one that a listing misses is in its place."""
     count, listed, glob_ = 200, [], files.glob.glob
     times = tuple(float(k) for k in range(1, count + 1))
     spec = FieldSpec(LINE.parameters, (Variable("u"),), ("x",), (2,), times)
@@ -367,7 +367,9 @@ def test_a_folder_is_listed_only_where_it_must_be(tmp_path, monkeypatch):
 
     def counted(*words, **options):
         listed.append(words)
-        return glob_(*words, **options)
+        # As where u_7 is made after its place in the listing, and u_8 before its own.
+        found = glob_(*words, **options)
+        return [name for name in found if len(listed) > 1 or name != "u_7.txt"]
 
     monkeypatch.setattr(files.glob, "glob", counted)
     run = Run({"rate": 1.0}, folder=tmp_path)
