@@ -263,11 +263,10 @@ class GaussianRandomField(InputSampler):
                 )
         if not np.isfinite(mean):
             raise ArgumentError("GaussianRandomField: mean", "a finite number", mean)
-        if len(numbers(values, "GaussianRandomField: values")) != 2 or not all(
-            map(np.isfinite, values)
-        ):
+        pair = numbers(values, "GaussianRandomField: values")
+        if len(pair) != 2 or not np.isfinite(pair).all():
             raise ArgumentError(
-                "GaussianRandomField: values", "two finite numbers", tuple(values)
+                "GaussianRandomField: values", "two finite numbers", pair
             )
         for name, chosen, known in (
             ("boundary", boundary, ("neumann", "periodic")),

@@ -536,6 +536,7 @@ def test_an_input_is_what_the_recipe_names(tmp_path):
     [
         ({"names": {"u": "v", "x": "v"}}, "names: expected .*'v' of u and of x"),
         ({"names": {"u": "x"}}, "names: .*'x' .*as well as 'u'"),
+        ({"names": {"run_id": "nu"}}, "names: .*'nu' .*as well as 'run_id'"),
         ({"names": {"nope": "v"}}, "names: there is no 'nope'"),
         ({"units": {"nope": "m"}}, "units: there is no 'nope'.* Valid names: nu"),
         ({"times": -1.0}, "times: expected .*ascend.*, got -1"),

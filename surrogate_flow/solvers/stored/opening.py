@@ -110,11 +110,12 @@ class Reading:
                     f"{nearest(name, [*there, *said])}"
                 )
         for name, new in self.names.items():
-            if name in there and new in there - {*self.names}:
-                raise Unfit(
-                    f"{path}: names: there is {new!r} already, as well as {name!r}. "
-                    "Take another name for one of them."
-                )
+            for known in (there, {*said}):
+                if name in known and new in known - {*self.names}:
+                    raise Unfit(
+                        f"{path}: names: there is {new!r} already, as well as "
+                        f"{name!r}. Take another name for one of them."
+                    )
         attrs = {self.names.get(name, name): value for name, value in said.items()}
         dataset = dataset.rename({k: v for k, v in self.names.items() if k in there})
         for name, units in self.units.items():
