@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError
+from surrogate_flow.fields.inputs import split_inputs
 from surrogate_flow.fields.spec import FieldSpec
 
 __all__ = [
@@ -276,9 +277,7 @@ class Recorded(Solver):
 
     def solve(self, parameters: Mapping[str, Any]) -> Iterator[xr.Dataset]:
         """Yield the steps that are kept."""
-        given = {v.name for v in self.spec.inputs}
-        numbers = {k: v for k, v in parameters.items() if k not in given}
-        fields = {k: v for k, v in parameters.items() if k in given}
+        numbers, fields = split_inputs(self.spec, parameters)
         return self.start(Run(numbers, inputs=fields))
 
     def start(self, run: Run) -> Iterator[xr.Dataset]:

@@ -17,7 +17,7 @@ import pytest
 import pytorch_lightning as L
 from batch import wait_until
 from distributed import LocalCluster
-from troubled import STEPS, Wave
+from troubled import STEPS, Fading, Wave
 
 from surrogate_flow.data.archiving import planned
 from surrogate_flow.data.attached import Attach, Attached
@@ -168,6 +168,26 @@ def test_each_gets_every_step_once_whenever_it_joins(tmp_path):
         assert book.steps == whole()
     assert not (tmp_path / ADDRESS_FILE).exists()
     assert not [*tmp_path.glob(".keys*")]
+
+
+def test_simulations_that_end_early_do_so_in_all(tmp_path):
+    """By the stream and from the disk: each has the steps that there are, and is done."""
+    first, last = Book(), Book()
+    with study(tmp_path, solver=Fading()) as shared:
+        with training(tmp_path, "first", first) as one:
+            ended((first, one))
+        wait_until(lambda: not shared.members)
+        with training(tmp_path, "last", last) as two:
+            ended((last, two))
+            stats = two.stats()
+        shared.check()
+    lengths = {n: Fading.length(design().at(n).parameters["phase"]) for n in range(ALL)}
+    short = sum(length < STEPS for length in lengths.values())
+    assert 0 < short < ALL
+    for book in (first, last):
+        assert book.steps == {(n, k): 1 for n in lengths for k in range(lengths[n])}
+    assert (stats.done, sum(stats.early.values())) == (ALL, short)
+    assert not (tmp_path / "failures.csv").exists()
 
 
 class Fails(Wave):
