@@ -115,6 +115,8 @@ def _figures(solver: Solver, capacity: int | str, laws: Laws) -> Iterator[str]:
     """Yield how fast a solver is, and what its steps take."""
     spec = solver.spec
     yield f"{laws.pace:,.3g} steps/s on this machine, from parameters to arrays"
+    if laws.cast:
+        yield laws.cast
     step = spec.step_bytes
     yield (
         f"{format_bytes(step)} a step, {format_bytes(step * spec.steps)} a simulation "

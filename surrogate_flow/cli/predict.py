@@ -133,11 +133,11 @@ def run(options: Any) -> None:
     line.check()
     if replaced:
         print_lines(Console(), f"{output}: the file that was there is replaced.")
-    names = ("sample",) * prediction.several + ("time", *surrogate.spec.dims)
-    sizes = (*prediction.shape[:2], *surrogate.spec.shape)[-len(names) :]
-    for variable, (low, high) in zip(
-        surrogate.spec.variables, prediction.ranges, strict=True
-    ):
+    spec = surrogate.spec
+    for variable, (low, high) in zip(spec.variables, prediction.ranges, strict=True):
+        dims = variable.dims or spec.dims
+        names = ("sample",) * prediction.several + ("time", *dims)
+        sizes = (*prediction.shape[:2], *spec.shape_of(variable))[-len(names) :]
         print_lines(
             Console(),
             f"{output}: {variable.name} {dict(zip(names, sizes, strict=True))}, "

@@ -28,6 +28,7 @@ from surrogate_flow.fields.html import rows_of, table
 from surrogate_flow.fields.int_set import IntSet
 from surrogate_flow.fields.quantities import Simulation, Variable
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.staggered import boxed
 from surrogate_flow.files import DirectoryLock
 
 __all__ = ["Archive"]
@@ -330,8 +331,11 @@ class Archive:
         """Read steps of a complete simulation into `out`, from `first` on."""
         stop = first + len(out)
         try:
-            for channel, array in enumerate(self._arrays):
-                out[:, channel] = array[simulation, first:stop]
+            for channel, (array, variable) in enumerate(
+                zip(self._arrays, self.spec.variables, strict=True)
+            ):
+                steps = array[simulation, first:stop]
+                out[:, channel] = boxed(self.spec, variable, steps)
         except _DAMAGED as error:
             raise self._unreadable(simulation, first, stop, str(error)) from error
         if not self._whole(out):
@@ -342,7 +346,7 @@ class Archive:
         if np.isfinite(steps.sum(dtype=np.float64)):
             return True
         return all(
-            _present(v, steps[:, channel])
+            _present(v, self.spec.part(steps, channel))
             for channel, v in enumerate(self.spec.variables)
         )
 

@@ -146,19 +146,19 @@ def _arrays(folder: Path, spec: FieldSpec, noted: Mapping[str, Any]) -> Any:
             f"A data set has arrays {sorted(own)} of its own, and so has the spec "
             f"{min(taken)!r}: rename it in the solver."
         )
-    labels = [c.name for c in spec.coordinates if c.name not in spec.dims]
+    labels = [c.name for c in spec.coordinates if c.name != c.dim]
     names = [HELD_OUT, *(p.name for p in spec.parameters), *labels]
     group.attrs.update({**noted, "coordinates": " ".join(names)})
     create = partial(group.create_array, chunk_key_encoding=_FLAT)
     for variable in spec.variables:
         create(
             variable.name,
-            shape=(0, spec.steps, *spec.shape),
-            chunks=(1, _chunk_steps(spec), *spec.shape),
+            shape=(0, spec.steps, *spec.shape_of(variable)),
+            chunks=(1, _chunk_steps(spec), *spec.shape_of(variable)),
             dtype="float32",
             fill_value=np.nan,
             compressors=ZstdCodec(level=1, checksum=True),
-            dimension_names=(ROW, "time", *spec.dims),
+            dimension_names=(ROW, "time", *(variable.dims or spec.dims)),
             attributes=described(variable) | packing(variable),
         )
     for variable in spec.inputs:

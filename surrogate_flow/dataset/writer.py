@@ -77,7 +77,7 @@ class Writing:
         # Importing zarr takes a second; workers without a data set need not.
         import zarr
 
-        self._writer = writer
+        self._writer, self._spec = writer, spec
         self._simulation = simulation
         self._steps = self.steps = spec.steps
         self._position = self._first = 0
@@ -168,9 +168,8 @@ class Writing:
         first, stop = self._first, self._position
         with self._explained("written"):
             for channel, array in enumerate(self._arrays):
-                array[self._simulation, first:stop] = self._chunk[
-                    : stop - first, channel
-                ]
+                steps = self._spec.part(self._chunk[: stop - first], channel)
+                array[self._simulation, first:stop] = steps
         self._first = stop
 
     @contextmanager

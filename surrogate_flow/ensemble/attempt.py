@@ -53,10 +53,13 @@ class Summary:
         Number of steps that this attempt computed.
     stopped : bool
         Whether the study ended before the simulation did.
+    cast : str
+        Which variables have come in another type than they are kept in.
     """
 
     steps: int
     stopped: bool = False
+    cast: str = ""
 
 
 def receipts(spec: FieldSpec) -> FieldSpec:
@@ -203,7 +206,7 @@ def run(
                     warn(encoder.lost)  # It is said where the study is, not here.
     except StreamStopped:
         return Summary(steps, stopped=True)
-    return Summary(steps)
+    return Summary(steps, cast=encoder.cast)
 
 
 def _required(simulation: Simulation, fields: Callable[[], Inputs]) -> Inputs:

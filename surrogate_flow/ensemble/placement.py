@@ -97,7 +97,7 @@ class Placement:
     def __init__(self, client: Client) -> None:
         self._client, self.study = client, f"surrogate-flow-{secrets.token_hex(4)}"
         self._places: dict[str, Sequence[str]] = {}
-        self._defect = ""
+        self._defect = self._cast = ""
         self._deaths: dict[str, Mapping[str, Any]] = {}
         self._rests: dict[tuple[str, str], float] = {}
         # Attempts that have failed in a row, by worker and by host.
@@ -161,6 +161,11 @@ class Placement:
                 del self._deaths[next(iter(self._deaths))]
         elif "defect" in told:
             self._defect = told["defect"]
+        elif "cast" in told:
+            # Each worker says it.
+            if told["cast"] != self._cast:
+                self._cast = told["cast"]
+                logger.info("%s.", self._cast)
         else:
             self._places[told["key"]] = told["place"]
 

@@ -169,6 +169,7 @@ class _SolverPlugin(WorkerPlugin):
     The first task unpickles the solver, and fails if its imports or `setup` do.
     """
 
+    _cast = ""  # said of a simulation
     ready = False  # Dask shows it to tasks before it has called `setup`.
 
     def __init__(
@@ -248,6 +249,9 @@ class _SolverPlugin(WorkerPlugin):
                 keep = not self._ended
                 if keep:
                     self._idle.append(solver)
+                said, self._cast = self._cast, summary.cast or self._cast
+            if said != self._cast:
+                self._worker.log_event(self._study, {"cast": summary.cast})
             return summary
         finally:
             if solver is not None and not keep:

@@ -9,21 +9,22 @@ import xarray as xr
 from jaxtyping import Float32
 
 from surrogate_flow.fields.errors import UserError, line_at
+from surrogate_flow.fields.masks import (
+    KNOWN_FILLS,
+    MASKED,
+    declared_fills,
+    only_marks,
+    without_fills,
+)
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.positions import Misplaced, Positions
 from surrogate_flow.fields.quantities import LEVELS, Variable
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.staggered import boxed, grids
 
 __all__ = ["TIME_TOLERANCE", "Encoder", "SpecMismatch"]
 
 TIME_TOLERANCE = 0.01  # of the distance between steps
-
-# What codes write where a field is not defined: netCDF, CMIP, MERRA, GRIB, GeoTIFF and
-# others, as kept in single precision.
-_FILLS = [9.969209968386869e36, 3.4028234663852886e38, 3.4e38, 1e37, 1e36, 1e35]
-_FILLS += [1e34, 1e30, 9.999e20, 1e20, 1e15, 2147483648.0]
-_FILLS += [-fill for fill in _FILLS] + [-32767.0, -32768.0, -999.0, -9999.0, -99999.0]
-_KNOWN = frozenset(np.array([*_FILLS, 9999.0, 99999.0], np.float32).tolist())
 
 
 class SpecMismatch(UserError, ValueError):
@@ -63,6 +64,13 @@ class Encoder:
         self._names = [v.name for v in spec.variables]
         self._known = frozenset(self._names)
         self._dims = ("time", *spec.dims)
+        self._grids: list[Encoder] = []
+        if spec.staggered:
+            self._grids = [Encoder(grid, simulation, source) for grid in grids(spec)]
+        vectors = dict.fromkeys(v.of for v in spec.variables if v.of)
+        self._vectors = {
+            name: [v.name for v in spec.variables if v.of == name] for name in vectors
+        }
         self._times = np.array(spec.times, dtype=np.float64)
         self._exact = self._times.tolist()
         gaps = np.diff(self._times)
@@ -74,6 +82,7 @@ class Encoder:
         self._positions = Positions(spec)
         # Of each variable: extremes in single and in double precision.
         self._extremes = [(np.inf, -np.inf, np.inf, -np.inf)] * len(self._names)
+        self._cast: dict[str, str] = {}
         # Where masked variables, by channel, are NaN.
         self._masks: dict[int, np.ndarray] = {}
 
@@ -109,8 +118,12 @@ class Encoder:
                 f"{type(dataset).__name__}. Yield xr.Dataset({{name: (dims, array)}}, "
                 "{'time': [t]}), or data_array.to_dataset(name=name).",
             )
+        if self._vectors:
+            dataset = self._in_components(dataset, step)
         if set(dataset.data_vars) != self._known:
             raise self._wrong_names(dataset, step)
+        if self._grids:
+            return self._on_their_grids(dataset, step)
         variables = dataset.variables
         count = self._check_time(dataset, step)
         try:
@@ -122,11 +135,13 @@ class Encoder:
         with np.errstate(over="ignore", invalid="ignore"):
             for channel, name in enumerate(self._names):
                 values = self._values(name, variables[name], step, count)
+                if values.dtype != np.float32:
+                    self._cast[name] = str(values.dtype)
                 for axis, order in orders:
                     values = values.take(order, axis + 1)
                 variable, of_one = self.spec.variables[channel], steps[:, channel]
                 if variable.masked:
-                    values = _without_fills(variables[name], values)
+                    values = without_fills(variables[name], values)
                 of_one[...] = variable.normalised(values)
                 low, high = _ends(of_one, variable.masked)
                 finite &= -np.inf < low <= high < np.inf
@@ -140,9 +155,20 @@ class Encoder:
         return steps
 
     @property
+    def cast(self) -> str:
+        """Which variables have come in another type than they are kept in, or ""."""
+        given = ", ".join(f"{name} ({kind})" for name, kind in self._cast.items())
+        return f"{given}: cast to single precision (float32) on the workers" * bool(
+            given
+        )
+
+    @property
     def lost(self) -> str:
         """Which variable has varied by too little for single precision, or ""."""
-        for variable in self.spec.variables:
+        for encoder in self._grids:
+            if encoder.lost:
+                return encoder.lost
+        for variable in self.spec.variables if not self._grids else ():
             kept = self.kept(variable)
             if kept != variable:
                 offset, scale = f"{kept.offset:.6g}", f"{kept.scale:.0e}"
@@ -222,6 +248,38 @@ class Encoder:
                 + (parts if values.dtype.kind == "c" else "Cast it in the solver."),
             )
         return values
+
+    def _on_their_grids(
+        self, dataset: xr.Dataset, step: int
+    ) -> Float32[np.ndarray, "time channel *space"]:
+        """Convert the variables of each grid, and put them into the box of all."""
+        found = dict[str, np.ndarray]()
+        for encoder in self._grids:
+            names = encoder._names
+            on_it = encoder.convert(dataset[names], step)
+            found |= {name: on_it[:, k] for k, name in enumerate(names)}
+            self._cast |= encoder._cast
+        spec = self.spec
+        fields = [boxed(spec, v, found[v.name]) for v in spec.variables]
+        return np.stack(fields, axis=1)
+
+    def _in_components(self, dataset: xr.Dataset, step: int) -> xr.Dataset:
+        """Return a dataset with the components of its vectors, each by its name."""
+        for name, parts in self._vectors.items():
+            if name not in dataset.data_vars:
+                continue
+            variable = dataset.variables[name]
+            more = [dim for dim in variable.dims if dim not in self._dims]
+            if [variable.sizes[dim] for dim in more] != [len(parts)]:
+                raise self._mismatch(
+                    step,
+                    f"vector {name!r} expected the dims {self._dims} and one of its "
+                    f"{len(parts)} components, got {dict(variable.sizes)}. Or yield "
+                    f"{', '.join(map(repr, parts))}, each as a variable.",
+                )
+            fields = {part: variable.isel({more[0]: k}) for k, part in enumerate(parts)}
+            dataset = dataset.drop_vars(name).assign(fields)
+        return dataset
 
     def _check_time(self, dataset: xr.Dataset, step: int) -> int:
         time = dataset.variables["time"] if "time" in dataset.coords else None
@@ -306,7 +364,7 @@ class Encoder:
             what, cause = "too large for single precision", "a field not scaled, or "
         remedy = f"{cause}an unstable time step. Lower it, or narrow the parameters."
         if np.isnan(got) and step + row == 0 and count < size:
-            remedy = f"points where the field is not defined (a mask). {_MASK}"
+            remedy = f"points where the field is not defined (a mask). {MASKED}"
         return self._mismatch(
             step + row,
             f"variable {name!r} expected finite numbers, got {count} of {size} cells "
@@ -341,8 +399,8 @@ class Encoder:
         step: int,
     ) -> None:
         """Refuse what is declared to mark points, or is known to and far from all."""
-        declared = _declared(given)
-        guessed = set() if "_FillValue" in given.attrs else {*ends} & _KNOWN
+        declared = declared_fills(given)
+        guessed = set() if "_FillValue" in given.attrs else {*ends} & KNOWN_FILLS
         for fill in declared | guessed:
             marked = values.astype(np.float32) == fill
             counts = marked.reshape(len(marked), -1).sum(axis=1)
@@ -350,14 +408,14 @@ class Encoder:
                 wrong = counts.any()
             else:
                 others = values[~(marked | np.isnan(values))].astype(float)
-                wrong = _only_marks(fill, counts.max() > 1, others)
+                wrong = only_marks(fill, counts.max() > 1, others)
             if wrong:
                 row = int(counts.argmax())
                 raise self._mismatch(
                     step + row,
                     f"variable {name!r} expected numbers at every point, got the fill "
                     f"value {fill:.6g} at {counts[row]} of {marked[0].size} (a mask). "
-                    f"{_MASK} A field in which it is a number has "
+                    f"{MASKED} A field in which it is a number has "
                     "attrs={'_FillValue': np.nan}.",
                 )
 
@@ -367,52 +425,6 @@ def _ends(values: np.ndarray, masked: bool) -> tuple[float, float]:
     low = (np.fmin if masked else np.minimum).reduce(values, axis=None)
     high = (np.fmax if masked else np.maximum).reduce(values, axis=None)
     return float(np.float32(low)), float(np.float32(high))
-
-
-def _declared(given: xr.Variable) -> set[float]:
-    """Return the numbers that are declared to mark points, not to be values."""
-    packed = {"scale_factor", "add_offset"} & {*given.encoding}
-    return {
-        fill
-        for place in ((given.attrs,) if packed else (given.attrs, given.encoding))
-        for key in ("_FillValue", "missing_value")
-        if key in place
-        for fill in _numbers(place[key])
-    }
-
-
-def _without_fills(given: xr.Variable, values: np.ndarray) -> np.ndarray:
-    """Return values with NaN where they are declared to be none."""
-    for fill in _declared(given):
-        marked = values.astype(np.float32) == fill
-        values = np.where(marked, np.nan, values) if marked.any() else values
-    return values
-
-
-def _numbers(fill: object) -> set[float]:
-    fills = np.ravel(np.asarray(fill))
-    real = fills.dtype.kind in "fiu"
-    # Zero is what points are filled with that do not matter.
-    return set(fills[fills != 0].astype(np.float32).tolist()) if real else set()
-
-
-def _only_marks(fill: float, repeated: bool, others: np.ndarray) -> bool:
-    """Whether a known fill value is far from all that a field else has."""
-    others = others.astype(np.float64)
-    low, high = others.min(initial=np.inf), others.max(initial=-np.inf)
-    if abs(fill) < 1e10:
-        negative = fill < 0 <= low
-        far = max(low - fill, fill - high) > high - low
-        return repeated and bool(others.size) and bool(negative or far)
-    most = max(abs(low), abs(high)) if others.size else 0.0
-    # A density may be 1e20 inside, and 0 outside.
-    return bool(most < 1e-9 * abs(fill) and (abs(fill) > 1e29 or (repeated and most)))
-
-
-_MASK = (
-    "Leave them out: Variable(..., masked=True) in the spec, and NaN there, such as "
-    "dataset.where(known). Or fill them with a number, such as dataset.where(known, 0)."
-)
 
 
 def _are_numbers(time: xr.Variable) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from numbers import Real
 from typing import Any, Protocol
@@ -119,10 +119,17 @@ class Variable:
     A `masked` one is NaN where it is not defined, such as over land: at the same points
     in all steps of a simulation. They are left out of losses, moments and errors.
 
+    On a staggered grid it has its own `dims`, one for each of the spec's: ``("y",
+    "xf")`` for the x faces of cells along ``("y", "x")``.
+
+    A vector of `size` components, ``velocity``, is as many variables in a FieldSpec:
+    ``velocity_x``, ``velocity_y``, ``velocity_z``, or ``_0``, ``_1``, ... of more.
+
     Raises
     ------
     ArgumentError
-        If offset and scale are not finite numbers, or the scale is not positive.
+        If offset and scale are not finite numbers, or the scale is not positive; if the
+        size is no whole number, or 1.
     """
 
     name: str
@@ -131,12 +138,24 @@ class Variable:
     offset: float = 0.0
     scale: float = 1.0
     masked: bool = False
+    size: int = 0
+    of: str = ""
+    dims: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         named(self.name, self.units, "Variable")
+        object.__setattr__(self, "dims", tuple(self.dims))
         if not isinstance(self.masked, bool):
             what = f"Variable {self.name!r}: masked"
             raise ArgumentError(what, "True or False", repr(self.masked))
+        if self.size and self.dims:
+            raise ArgumentError(
+                f"Variable {self.name!r}: expected size or dims, got both. Each "
+                "component on a grid of its own is a variable of its own."
+            )
+        if not isinstance(self.size, int) or self.size in (True, 1) or self.size < 0:
+            what = f"Variable {self.name!r}: size"
+            raise ArgumentError(what, "the length of a vector, >= 2", repr(self.size))
         for name in ("offset", "scale"):
             what = f"Variable {self.name!r}: {name}"
             object.__setattr__(self, name, number(getattr(self, name), what))
@@ -151,6 +170,28 @@ class Variable:
     def plain(self) -> bool:
         """Whether it is kept as it is: without offset and scale."""
         return (self.offset, self.scale) == (0, 1)
+
+    def components(self) -> tuple[Variable, ...]:
+        """Return a variable for each component of a vector, or itself.
+
+        Examples
+        --------
+        >>> [v.name for v in Variable("velocity", size=2).components()]
+        ['velocity_x', 'velocity_y']
+        """
+        if not self.size:
+            return (self,)
+        letters = "xyz" if self.size <= 3 else map(str, range(self.size))
+        return tuple(
+            replace(
+                self,
+                name=f"{self.name}_{letter}",
+                long_name=f"{self.long_name}, {letter}" if self.long_name else "",
+                size=0,
+                of=self.name,
+            )
+            for _, letter in zip(range(self.size), letters, strict=False)
+        )
 
     def normalised(self, values: np.ndarray) -> np.ndarray:
         """Return ``(values - offset) / scale``, in double precision if it has any."""

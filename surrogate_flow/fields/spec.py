@@ -34,6 +34,7 @@ from surrogate_flow.fields.quantities import (
     named,
     numbers,
 )
+from surrogate_flow.fields.staggered import sizes_of, smallest_box
 
 __all__ = ["Coordinate", "FieldSpec", "Parameter", "Variable"]
 
@@ -57,11 +58,13 @@ class FieldSpec:
         The inputs of a simulation, in the order of every parameter vector. Each
         component of a vector is one.
     variables : tuple of Variable
-        The fields, in the order of the ``channel`` axis.
+        The fields, in the order of the ``channel`` axis. Each component of a vector is
+        one.
     dims : tuple of str
         Names of the axes of the grid, in the order of ``*space``.
     shape : tuple of int
-        Their sizes.
+        Their sizes; where variables have dims of their own, those of the smallest box
+        that holds all of them.
     times : tuple of float
         The time of every step of a simulation, ascending.
     time_units : str
@@ -97,6 +100,8 @@ class FieldSpec:
 
     def __post_init__(self) -> None:
         self._normalise()
+        grids = sizes_of(self)
+        object.__setattr__(self, "shape", smallest_box(self, grids))
         taken = {"time": "the time axis"}
         taken |= {
             v.name + SURROGATE: f"the prediction of {v.name!r}" for v in self.variables
@@ -109,12 +114,13 @@ class FieldSpec:
         if self.cells is not None:
             taken["cells"] = "those of the mesh"
         for what, names in (
-            ("a dim", self.dims),
+            ("a dim", [*self.dims, *(dim for dim in grids if dim not in self.dims)]),
             # A coordinate that is named after its own dim is that dim's index.
             ("a coordinate", [c.name for c in self.coordinates if c.name != c.dim]),
             ("a parameter", [p.name for p in self.parameters]),
             ("a parameter", {p.of for p in self.parameters} - {""}),
             ("a variable", [v.name for v in self.variables]),
+            ("a variable", {v.of for v in self.variables} - {""}),
             ("an input field", [v.name for v in self.inputs]),
         ):
             for name in names:
@@ -140,7 +146,7 @@ class FieldSpec:
                     "FieldSpec", "finite, ascending times", f"{after} after {before}"
                 )
         named = [c.name for c in self.coordinates]
-        sizes = dict(zip(self.dims, self.shape, strict=True))
+        sizes = grids
         for c in self.coordinates:
             if named.count(c.name) > 1:
                 raise ArgumentError(f"FieldSpec: coordinate {c.name!r} is given twice.")
@@ -173,14 +179,36 @@ class FieldSpec:
                 expected = f"a tuple of {words.get(kind, kind.__name__)}"
                 raise ArgumentError(f"FieldSpec: {name}", expected, repr(values))
             object.__setattr__(self, name, values)
-        components = (p.components() for p in self.parameters)
-        object.__setattr__(self, "parameters", tuple(itertools.chain(*components)))
+        for name in ("parameters", "variables", "inputs"):
+            components = (quantity.components() for quantity in getattr(self, name))
+            object.__setattr__(self, name, tuple(itertools.chain(*components)))
         for dim in self.dims:
             named(dim, self.time_units, "FieldSpec: dim")
         object.__setattr__(self, "shape", tuple(map(int, self.shape)))
         object.__setattr__(self, "times", numbers(self.times, "FieldSpec: times"))
         if self.cells is not None:
             object.__setattr__(self, "cells", self._checked_cells())
+
+    @property
+    def staggered(self) -> bool:
+        """Whether some variables have dims of their own."""
+        return any(v.dims and v.dims != self.dims for v in self.variables)
+
+    def place(self, variable: Variable) -> tuple[slice, ...]:
+        """Return where a variable lies in the box of all variables, at its begin."""
+        if not self.staggered:
+            return tuple(slice(None) for _ in self.dims)
+        sizes = sizes_of(self)
+        return tuple(slice(sizes[dim]) for dim in variable.dims or self.dims)
+
+    def part(self, fields: Any, channel: int) -> Any:
+        """Return a variable of fields ``(..., channel, *space)``, on its own grid."""
+        return fields[(..., channel, *self.place(self.variables[channel]))]
+
+    def shape_of(self, variable: Variable) -> tuple[int, ...]:
+        """Return the shape of a variable on its own grid."""
+        pairs = zip(self.place(variable), self.shape, strict=True)
+        return tuple(n if s.stop is None else s.stop for s, n in pairs)
 
     def _checked_cells(self) -> tuple[tuple[int, ...], ...]:
         if len(self.dims) != 1:
@@ -339,8 +367,6 @@ class FieldSpec:
         """
         parameters = apart(self.parameters, parameters)
         lead = ("sample",) * (fields.ndim - 2 - len(self.dims))
-        dims = (*lead, "time", *self.dims)
-        channel = len(lead) + 1
         coords: dict[str, Any] = {
             "time": ("time", list(times), attributes(self.time_units, "time"))
         }
@@ -356,8 +382,8 @@ class FieldSpec:
         return xr.Dataset(
             {
                 v.name: (
-                    dims,
-                    fields[(slice(None),) * channel + (i,)],
+                    (*lead, "time", *(v.dims or self.dims)),
+                    self.part(fields, i),
                     described(v),
                 )
                 for i, v in enumerate(self.variables)
@@ -376,6 +402,10 @@ class FieldSpec:
                 del variable["offset"], variable["scale"]
             if not own.masked:
                 del variable["masked"]
+            for name in ("of", "dims"):
+                if not variable[name]:
+                    del variable[name]
+            del variable["size"]
         if not self.inputs:
             del plain["inputs"]
         for coordinate in plain["coordinates"]:

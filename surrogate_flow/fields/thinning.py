@@ -14,6 +14,7 @@ from jaxtyping import Float
 from surrogate_flow.fields.names import apart
 from surrogate_flow.fields.quantities import SURROGATE, attributes
 from surrogate_flow.fields.spec import Coordinate, FieldSpec
+from surrogate_flow.fields.staggered import box
 
 __all__ = ["SURROGATE", "Thinning", "cells_of", "variables_of"]
 
@@ -57,6 +58,7 @@ class Thinning:
         cut : sequence of str
             Dims of which the middle alone is left.
         """
+        spec = box(spec)
         kept = [
             n for n, dim in zip(spec.shape, spec.dims, strict=True) if dim not in cut
         ]

@@ -16,6 +16,7 @@ from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.names import apart
 from surrogate_flow.fields.quantities import attributes
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.staggered import boxed
 from surrogate_flow.fields.thinning import Thinning
 from surrogate_flow.files import leave, observing
 from surrogate_flow.report.records import cut_dims
@@ -171,7 +172,8 @@ def _predicted(
     history = held_out.simulation(row, slice(inputs)) if inputs else None
     times = [spec.times[step] for step in steps]
     guess = surrogate.predict(named, times, history, inputs=held_out.given(row))
-    predicted = np.stack([guess[v.name].values for v in spec.variables], axis=1)
+    fields = [boxed(spec, v, guess[v.name].values) for v in spec.variables]
+    predicted = np.stack(fields, axis=1)
     truth = held_out.fields[row, list(steps)]
     shape = (len(steps), *thin.spec.step_shape)
     cells = (slice(None), slice(None), *thin.index)

@@ -25,6 +25,7 @@ from surrogate_flow.fields.conventions import masked
 from surrogate_flow.fields.names import apart
 from surrogate_flow.fields.quantities import attributes
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.staggered import box
 from surrogate_flow.fields.thinning import SURROGATE, Thinning
 from surrogate_flow.files import observing, write_atomically
 from surrogate_flow.report.about import about_run, now
@@ -373,6 +374,6 @@ def cut_dims(spec: FieldSpec) -> tuple[str, ...]:
     if len(spec.dims) < 3:
         return ()
     nothing = np.broadcast_to(np.float32(0), (1, *spec.step_shape))
-    points = {p.name: p.low for p in spec.parameters}
+    points, spec = {p.name: p.low for p in spec.parameters}, box(spec)
     one = spec.dataset(nothing, spec.times[:1], points).isel(time=0)
     return tuple(across_up_and_cut(one[spec.variables[0].name])[2:])

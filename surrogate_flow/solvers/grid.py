@@ -120,8 +120,10 @@ class GridSolver(Solver):
         labels = spec.dataset(blank, spec.times, parameters)
         variables, indexes = dict(labels.variables), dict(labels.xindexes)
         coords, sizes = set(labels.coords), dict(labels.sizes)
-        named = [(name, labels[name].dims, labels[name].attrs) for name in labels]
-        first = 0
+        named = [
+            (v.name, labels[v.name].dims, labels[v.name].attrs) for v in spec.variables
+        ]
+        first, staggered = 0, spec.staggered
         for steps in self._blocks(self.fields(parameters), seconds):
             last = first + len(steps)
             if (first, last) not in self._times:
@@ -133,7 +135,7 @@ class GridSolver(Solver):
             variables["time"], indexes["time"] = self._times[first, last]
             sizes["time"] = last - first
             for i, (name, dims, attrs) in enumerate(named):
-                values = steps[:, i]
+                values = spec.part(steps, i) if staggered else steps[:, i]
                 variables[name] = xr.Variable(dims, values, attrs, fastpath=True)
             # Xarray's checks would take three times as long as a step of `Heat2D`.
             yield xr.Dataset._construct_direct(

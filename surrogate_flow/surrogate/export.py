@@ -287,7 +287,9 @@ class Exported(nn.Module):
         columns = [inputs[p.name] for p in spec.parameters]
         parameters = torch.stack(columns, 1) if columns else time[:, None][:, :0]
         if self.window.inputs:
-            seen = [stored(v, inputs[_history(v)]) for v in spec.variables]
+            seen = [
+                _boxed(spec, v, stored(v, inputs[_history(v)])) for v in spec.variables
+            ]
             history = torch.stack(seen, dim=2)
         else:
             history = torch.zeros(time.shape[0], 0, *spec.step_shape)
@@ -325,9 +327,9 @@ class Exported(nn.Module):
             }
             for name, (dtype, units, low, high) in (*rows.items(), ("time", time))
         ]
-        shape = ["batch", self.window.inputs, *spec.shape]
+        lead = ["batch", self.window.inputs]
         histories = [
-            {**entry, "name": _history(v), "shape": shape}
+            {**entry, "name": _history(v), "shape": [*lead, *spec.shape_of(v)]}
             for entry, v in zip(self.outputs(), spec.variables, strict=True)
         ]
         fields = [
@@ -348,7 +350,7 @@ class Exported(nn.Module):
                 # It has an offset or a scale where single precision is too coarse.
                 "dtype": "float32" if v.plain else "float64",
                 "units": v.units,
-                "shape": ["batch", *steps, *self.spec.shape],
+                "shape": ["batch", *steps, *self.spec.shape_of(v)],
             }
             for v in self.spec.variables
         ]
@@ -413,9 +415,9 @@ class Samples:
 
     def difference(self, fields: Tensors) -> float:
         """Return the largest difference, as a part of the largest value of a field."""
-        channels = self._expected.unbind(-1 - len(self._spec.dims))
         largest = 0.0
-        for v, expected in zip(self._spec.variables, channels, strict=True):
+        for channel, v in enumerate(self._spec.variables):
+            expected = self._spec.part(self._expected, channel)
             got = stored(v, fields[v.name])
             known = ~(expected.isnan() & v.masked)
             if got.shape != expected.shape or not got.isfinite().equal(known):
@@ -428,10 +430,10 @@ class Samples:
 
 def by_name(spec: FieldSpec, fields: Float[Tensor, "*batch channel *space"]) -> Tensors:
     """Return stored fields in their units."""
-    channels = fields.unbind(-1 - len(spec.dims))
+    named = ((v, spec.part(fields, k)) for k, v in enumerate(spec.variables))
     return {
         v.name: field if v.plain else v.offset + v.scale * field.double()
-        for v, field in zip(spec.variables, channels, strict=True)
+        for v, field in named
     }
 
 
@@ -440,6 +442,13 @@ def stored(variable: Variable, field: Tensor) -> Tensor:
     if variable.plain:
         return field
     return ((field.double() - variable.offset) / variable.scale).float()
+
+
+def _boxed(spec: FieldSpec, variable: Variable, field: Tensor) -> Tensor:
+    """Return a field with NaN up to the box of all variables."""
+    pairs = zip(spec.shape, spec.shape_of(variable), strict=True)
+    more = [m for n, own in reversed([*pairs]) for m in (0, n - own)]
+    return nn.functional.pad(field, more, value=torch.nan) if any(more) else field
 
 
 def type_of_times(spec: FieldSpec) -> str:

@@ -178,7 +178,12 @@ class Normalisation(nn.Module):
         """
         if self.defined is None:
             return fields
-        unknown = history[:, -1:].isnan() if history.shape[1] else self.defined < 0.5
+        if history.shape[1]:
+            unknown = history[:, -1:].isnan()
+        else:
+            space = tuple(range(1, self.defined.ndim))
+            trained = self.defined.amax(space, keepdim=True) > 0.5
+            unknown = trained & (self.defined < 0.5)
         return torch.where(unknown, torch.nan, fields)
 
     def physical(

@@ -23,6 +23,7 @@ from surrogate_flow.fields.errors import (
 from surrogate_flow.fields.html import rows_of, table
 from surrogate_flow.fields.names import subclass_at
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.staggered import box
 from surrogate_flow.fields.window import Direct, Window
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.batch import Batch
@@ -122,15 +123,16 @@ class Surrogate(L.LightningModule):
             "window": checkpoint.plain_window(self.window),
             "normalisation": normalisation,
         }
-        self.network = built(network, spec, self.window)
+        in_box = box(spec)
+        self.network = built(network, in_box, self.window)
         if normalisation not in ("standard", "none"):
             raise ArgumentError(
                 "normalisation", "'standard' or 'none'", repr(normalisation)
             )
         self.normalisation = (
-            Normalisation(spec)
+            Normalisation(in_box)
             if normalisation == "standard"
-            else Normalisation.identity(spec)
+            else Normalisation.identity(in_box)
         )
         self.loss = loss or nn.MSELoss()
         self.optimizer = optimizer

@@ -102,32 +102,33 @@ def _write_zarr(prediction: Prediction, path: Path, noted: dict[str, str]) -> No
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         part = temporary / path.name
-        variables = prediction.spec.variables
+        spec = prediction.spec
         nothing = np.broadcast_to(np.float32(0), prediction.shape)
         labels = for_files(prediction.labelled(nothing)).assign_attrs(noted)
-        labels = labels.drop_vars([v.name for v in variables])
+        labels = labels.drop_vars([v.name for v in spec.variables])
         labels.to_zarr(part, zarr_format=3, consolidated=False)
         group = zarr.open_group(part, mode="r+", use_consolidated=False)
         lead, skipped = ((SAMPLE,), 0) if prediction.several else ((), 1)
         arrays = [
             group.create_array(
                 v.name,
-                shape=(*prediction.shape[:2], *prediction.spec.shape)[skipped:],
-                chunks=(*prediction.chunk, *prediction.spec.shape)[skipped:],
+                shape=(*prediction.shape[:2], *spec.shape_of(v))[skipped:],
+                chunks=(*prediction.chunk, *spec.shape_of(v))[skipped:],
                 dtype=prediction.dtype,
                 fill_value=np.nan,
                 compressors=ZstdCodec(level=1, checksum=True),
-                dimension_names=(*lead, "time", *prediction.spec.dims),
+                dimension_names=(*lead, "time", *(v.dims or spec.dims)),
                 attributes={**described(v)},
             )
-            for v in variables
+            for v in spec.variables
         ]
         for samples, times, fields in prediction:
             for channel, array in enumerate(arrays):
+                of_one = spec.part(fields, channel)
                 if prediction.several:
-                    array[samples, times] = fields[:, :, channel]
+                    array[samples, times] = of_one
                 else:
-                    array[times] = fields[0, :, channel]
+                    array[times] = of_one[0]
         consolidate(part)
         os.rename(part, path)
     finally:

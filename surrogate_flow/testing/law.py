@@ -30,9 +30,12 @@ class Laws(list[str]):
     ----------
     pace : float
         Steps a second, of a solver that was set up; 0 where none was measured.
+    cast : str
+        Which variables of a solver come in another type than they are kept in.
     """
 
     pace = 0.0
+    cast = ""
 
     @contextmanager
     def law(self, sentence: str) -> Iterator[None]:

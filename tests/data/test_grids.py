@@ -1,5 +1,6 @@
-"""Masks on their way from a solver to losses, errors, checkpoints, files and data sets."""
+"""Masks, vectors, 3D and staggered grids, from solvers to losses, files and data sets."""
 
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -14,12 +15,16 @@ from surrogate_flow.cluster.existing import Existing
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.data.stored import StoredData
 from surrogate_flow.dataset import Archive
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
+from surrogate_flow.fields.staggered import box
+from surrogate_flow.fields.thinning import Thinning
 from surrogate_flow.fields.window import Autoregressive, Direct
-from surrogate_flow.nn import FullyConnected, UNet
+from surrogate_flow.nn import FNO, FullyConnected, UNet
 from surrogate_flow.report.error_curve import ErrorCurve
 from surrogate_flow.reservoir import FIRO, Moments
 from surrogate_flow.solvers.solver import Solver
+from surrogate_flow.stream import Encoder, SpecMismatch
 from surrogate_flow.surrogate.export import export
 from surrogate_flow.surrogate.metrics import StandardError, field_metrics
 from surrogate_flow.surrogate.observation import loss_of, sample_losses
@@ -299,3 +304,204 @@ def test_masked_inputs_may_be_nan(opened):
     assert not one["u"].isnull().any()
     with pytest.raises(ValueError, match="3 of 3 that are not"):
         surrogate.predict({}, inputs={"a": [NAN, NAN, NAN]})
+
+
+class Beltrami(Solver):
+    """An exact solution of Navier and Stokes: the flow of Arnold, Beltrami and Childress."""
+
+    n = 8
+    spec = FieldSpec(
+        parameters=(Parameter("nu", 0.1, 1.0),),
+        variables=(Variable("pressure"), Variable("velocity", "m/s", size=3)),
+        dims=("x", "y", "z"),
+        shape=(n, n, n),
+        times=(0.1, 0.2, 0.3),
+    )
+
+    def solve(self, parameters):
+        x, y, z = 2 * np.pi * np.indices((self.n,) * 3) / self.n
+        waves = (np.sin(z) + np.cos(y), np.sin(x) + np.cos(z), np.sin(y) + np.cos(x))
+        for t in self.spec.times:
+            velocity = np.exp(-parameters["nu"] * t) * np.stack(waves, -1)
+            pressure = -np.square(velocity).sum(-1).astype("f") / 2
+            yield xr.Dataset(
+                {
+                    "velocity": (("x", "y", "z", "component"), velocity),
+                    "pressure": (("x", "y", "z"), pressure),
+                }
+            ).expand_dims(time=[t])
+
+
+def test_a_vector_is_as_many_variables():
+    """Whole, or in components; two may share the dim of their components."""
+    pair = (Variable("a", "m", "force", size=2), Variable("b", size=4))
+    spec = FieldSpec((), pair, ("x",), (3,), (1.0,))
+    names = ["a_x", "a_y", "b_0", "b_1", "b_2", "b_3"]
+    assert [v.name for v in spec.variables] == names
+    assert spec.variables[1].long_name == "force, y"
+    assert FieldSpec.from_plain(spec.to_plain()) == spec
+    a, b = np.arange(6.0).reshape(1, 3, 2), np.arange(12.0).reshape(1, 4, 3)
+    whole = xr.Dataset(
+        {"a": (("time", "x", "c"), a), "b": (("time", "k", "x"), b)}, {"time": [1.0]}
+    )
+    got = Encoder(spec, 1).convert(whole, 0)
+    np.testing.assert_array_equal(got[0], [*a[0].T, *b[0]])
+    parts = spec.dataset(got, [1.0], {})
+    np.testing.assert_array_equal(Encoder(spec, 1).convert(parts, 0), got)
+    with pytest.raises(SpecMismatch, match=r"vector 'a' .* one of its 2 comp.*'a_x'"):
+        Encoder(spec, 1).convert(whole.isel(c=[0]), 0)
+    with pytest.raises(ArgumentError, match=r"'a_x' for a variable and for a"):
+        FieldSpec((), (*pair, Variable("a_x")), ("x",), (3,), (1.0,))
+    with pytest.raises(ArgumentError, match="the length of a vector, >= 2, got 1"):
+        Variable("a", size=1)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        FullyConnected,
+        partial(FNO, modes=4, width=4, layers=1),
+        partial(UNet, widths=(4, 8)),
+    ],
+)
+def test_vectors_in_3d_are_learnt(opened, tmp_path, network, caplog):
+    """The log says once, of all simulations, that they are cast."""
+    caplog.set_level("INFO")
+    data = opened(Beltrami(), archive=tmp_path / "some.zarr")
+    surrogate, metrics = fit(data, tmp_path, network, steps=2)
+    assert metrics["train_loss"].isfinite()
+    fields = surrogate.predict({"nu": 0.5})
+    names = ["pressure", "velocity_x", "velocity_y", "velocity_z"]
+    assert [*fields.data_vars] == names
+    assert dict(fields["velocity_z"].sizes) == {"time": 3, "x": 8, "y": 8, "z": 8}
+    data.close()
+    stored = xr.open_zarr(tmp_path / "some.zarr")
+    exact = [*Beltrami().solve({"nu": float(stored["nu"][0])})]
+    velocity = xr.concat(exact, "time")["velocity"].transpose("component", ...)
+    for name, component in zip(names[1:], velocity, strict=True):
+        np.testing.assert_array_equal(stored[name][0], component.astype("f"))
+    said = [r.getMessage() for r in caplog.records if "cast to" in r.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("velocity_x (float64), velocity_y (float64), velocity_z")
+
+
+CENTRES = {"x": (np.arange(5) + 0.5) / 5, "y": (np.arange(4) + 0.5) / 4}
+FACES = {"xf": np.arange(6) / 5, "yf": np.arange(5) / 4}
+
+
+class Cavity(Solver):
+    """A decaying wave: p at the centres of cells, u and v on their faces."""
+
+    spec = FieldSpec(
+        parameters=(Parameter("nu", 0.1, 1.0),),
+        variables=(
+            Variable("p"),
+            Variable("u", "m/s", offset=3.0, dims=("xf", "y")),
+            Variable("v", "m/s", dims=("x", "yf")),
+        ),
+        dims=("x", "y"),
+        shape=(5, 4),
+        times=(0.1, 0.2, 0.3),
+        coordinates=tuple(
+            Coordinate(dim, dim, tuple(at)) for dim, at in (CENTRES | FACES).items()
+        ),
+    )
+
+    def solve(self, parameters):
+        for t in self.spec.times:
+            yield self.exact(parameters, t)
+
+    def exact(self, parameters, t):
+        at, decay = xr.Dataset(CENTRES | FACES), np.exp(-parameters["nu"] * t)
+        fields = {
+            "p": decay * at["x"] * np.cos(at["y"]),
+            "u": 3 + decay * np.sin(at["xf"]) * at["y"],
+            "v": (decay * at["x"] * np.sin(at["yf"])).transpose("yf", "x"),
+        }
+        return xr.Dataset(fields).expand_dims(time=[t])
+
+
+def require_exact(fields, parameters, times=Cavity.spec.times):
+    """Compare fields with the solution, each on its own grid."""
+    exact = [Cavity().exact(parameters, t) for t in times]
+    exact = xr.concat(exact, "time")
+    for name, dims in (("p", ("x", "y")), ("u", ("xf", "y")), ("v", ("x", "yf"))):
+        assert fields[name].dims == ("time", *dims)
+        wanted = exact[name].transpose("time", *dims)
+        np.testing.assert_allclose(fields[name], wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_staggered_variables_come_and_go_on_their_own_grids():
+    spec = Cavity.spec
+    assert spec.shape == box(spec).shape == (6, 5)
+    assert FieldSpec.from_plain(spec.to_plain()) == spec
+    assert FieldSpec.from_plain(spec.to_plain()).digest() == spec.digest()
+    check_solver(Cavity())
+    encoder = Encoder(spec, 1)
+    steps = [encoder.convert(d, k) for k, d in enumerate(Cavity().solve({"nu": 0.5}))]
+    steps = np.concatenate(steps)
+    missing = [30 - 20, 30 - 24, 30 - 25]
+    assert np.isnan(steps).sum((2, 3)).tolist() == [missing] * 3
+    fields = spec.dataset(spec.physical(steps), spec.times, {"nu": 0.5})
+    require_exact(fields, {"nu": 0.5})
+    # A grid in another order is put right by its own coordinate.
+    turned = fields.isel(xf=slice(None, None, -1))
+    np.testing.assert_array_equal(Encoder(spec, 1).convert(turned, 0), steps)
+    with pytest.raises(SpecMismatch, match=r"'u' expected the shape \(3, 6, 4\)"):
+        Encoder(spec, 1).convert(fields.isel(xf=slice(5)), 0)
+    with pytest.raises(SpecMismatch, match="'v' expected finite numbers, got 20 of 25"):
+        wrong = fields.assign(v=fields["v"].where(fields["yf"] == 0))
+        Encoder(spec, 1).convert(wrong, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"variables": (Variable("u", dims=("xf", "yg")),)}, "'yg'.* a Coordinate"),
+        (
+            {"variables": (Variable("u", dims=("xf",)),)},
+            r"one for each of \('x', 'y'\)",
+        ),
+        ({"variables": (Variable("u", dims=("y", "xf")),)}, "in this order"),
+        ({"inputs": (Variable("a"),)}, "without inputs"),
+    ],
+)
+def test_a_staggered_spec_says_what_it_lacks(change, reason):
+    with pytest.raises(ArgumentError, match=reason):
+        dataclasses.replace(Cavity.spec, **change)
+
+
+@pytest.mark.parametrize("window", [Direct(), Autoregressive(1)])
+def test_staggered_variables_are_learnt(opened, tmp_path, window):
+    """Data set, errors, prediction, exported file and pictures have each on its own grid."""
+    data = opened(Cavity(), archive=tmp_path / "some.zarr")
+    network = partial(UNet, widths=(4, 8)) if window.inputs else FullyConnected
+    surrogate, metrics = fit(data, tmp_path, network, window=window)
+    assert metrics["train_loss"].isfinite()
+    held_out = data.validation
+    require_exact(held_out.simulation(0), {"nu": float(held_out.parameters[0][0])})
+    assert np.isfinite(ErrorCurve.of(surrogate, held_out).squared_errors).all()
+    loaded = Surrogate.load(tmp_path / "some.ckpt")
+    history = held_out.simulation(0, slice(1)) if window.inputs else None
+    loaded.predict_to_file(tmp_path / "some.nc", {"nu": 0.5}, history=history)
+    loaded.predict_to_file(tmp_path / "one.zarr", {"nu": 0.5}, history=history)
+    fields, parts = xr.load_dataset("some.nc"), xr.open_zarr("one.zarr")
+    for name, dims in (("p", ("x", "y")), ("u", ("xf", "y")), ("v", ("x", "yf"))):
+        assert fields[name].dims == parts[name].dims == ("time", *dims)
+        assert not fields[name].isnull().any()
+        np.testing.assert_allclose(parts[name], fields[name], rtol=1e-5, atol=1e-6)
+    assert export(loaded, tmp_path / "some.pt2", "pt2") < 1e-5
+    thin = Thinning.of(Cavity.spec, 1000).spec
+    assert thin.shape == (6, 5)
+    assert [c.values for c in thin.coordinates] == [*map(tuple, FACES.values())]
+    data.close()
+    stored = xr.open_zarr(tmp_path / "some.zarr")
+    for number in (0, 5):
+        nu = float(stored["nu"][number])
+        require_exact(stored.isel(simulation=number), {"nu": nu})
+    again = StoredData(tmp_path / "some.zarr", batch_size=5)
+    again.trainer = None
+    again.setup("fit")
+    batch = next(iter(again.train_dataloader()))
+    assert batch.target.isnan().sum((1, 3, 4)).tolist() == [[10, 6, 5]] * 5
+    again.close()
