@@ -6,8 +6,8 @@ from which batches are drawn and dropped. Measured is the time from the first st
 enters until the last one. *Peer*: the same program writes the same bytes to a pipe that
 ``cat`` reads, into /dev/null; from its start to its end. In turn; medians over rounds.
 The peer copies 4 MB twice. Here it is copied once, and half of it, in single precision,
-five times, by three processes; two cores reached 0.43 to 0.6 of the peer beside others'
-work (`docs/decisions.md`, Stream).
+five times, by three processes; two cores reached 0.40 to 0.54 of the peer beside
+others' work (`docs/decisions.md`, Stream).
 
 *Start-up*: a program that sends one number, as a simulation, one after another; the
 peer starts the same program and waits for its end.

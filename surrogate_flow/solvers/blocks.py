@@ -51,7 +51,7 @@ class Reception:
     def __init__(self, channel: Channel, spec: FieldSpec, simulation: int) -> None:
         self.spec = spec
         self._together = max(1, min(spec.steps, _SMALL // spec.step_bytes))
-        # A rank fills one half while the other goes on. More would not stay in a cache.
+        # A rank fills one half while the other goes on.
         most = max(1, _MOST_HELD // spec.step_bytes)
         self.capacity = min(spec.steps, 2 * self._together, most)
         self.first = 0  # step that has not gone on
