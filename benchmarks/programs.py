@@ -34,7 +34,7 @@ from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.reservoir import FIFO, Store
 from surrogate_flow.solvers import Program, Run
-from surrogate_flow.solvers.channel import INCLUDE
+from surrogate_flow.solvers.programs.channel import INCLUDE
 from surrogate_flow.stream import Inlet
 
 PATIENCE = 60.0

@@ -37,7 +37,7 @@ FAULTS = {
     "monitor": "report.monitor.Monitor.sample",
     "progress line": "report.progress.ProgressLine._text",
     "flusher": "stream.outlet.Outlet._flush_in_time",
-    "stderr of a program": "solvers.process._Program._drain",
+    "stderr of a program": "solvers.programs.process._Program._drain",
     "jobs": "cluster.batch.supervisor.Supervisor._tick",
 }
 

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             inspect.run(words[1:])
             return
         if words[:1] == ["include"]:
-            from surrogate_flow.solvers.channel import INCLUDE
+            from surrogate_flow.solvers.programs.channel import INCLUDE
 
             if words[1:]:
                 raise RecipeError(f"include takes no options, got {words[1]!r}.")

@@ -9,18 +9,18 @@ from surrogate_flow.solvers.grid import GridSolver
 from surrogate_flow.solvers.solver import Ended, Run, Solver, Stopped
 
 if TYPE_CHECKING:
-    from surrogate_flow.solvers.adios import Adios2
     from surrogate_flow.solvers.burgers import BurgersFromState
     from surrogate_flow.solvers.combined1d import Combined1D
     from surrogate_flow.solvers.darcy import Darcy
-    from surrogate_flow.solvers.files import OutputFiles
     from surrogate_flow.solvers.gray_scott import GrayScott2D
     from surrogate_flow.solvers.heat2d import Heat2D
     from surrogate_flow.solvers.heat_plate import HeatPlate
     from surrogate_flow.solvers.lorenz import Lorenz
     from surrogate_flow.solvers.navier_stokes2d import NavierStokes2D
-    from surrogate_flow.solvers.process import ProcessError, ProcessSolver
-    from surrogate_flow.solvers.program import Program, Reader
+    from surrogate_flow.solvers.programs.adios import Adios2
+    from surrogate_flow.solvers.programs.files import OutputFiles
+    from surrogate_flow.solvers.programs.process import ProcessError, ProcessSolver
+    from surrogate_flow.solvers.programs.program import Program, Reader
     from surrogate_flow.solvers.pypde import PyPDE
     from surrogate_flow.solvers.replay import Replay
 
@@ -50,7 +50,7 @@ __all__ = [
 
 _FILES = {
     "BurgersFromState": "burgers",
-    "Adios2": "adios",
+    "Adios2": "programs.adios",
     "Combined1D": "combined1d",
     "Darcy": "darcy",
     "GrayScott2D": "gray_scott",
@@ -58,12 +58,12 @@ _FILES = {
     "HeatPlate": "heat_plate",
     "Lorenz": "lorenz",
     "NavierStokes2D": "navier_stokes2d",
-    "OutputFiles": "files",
-    "ProcessError": "process",
-    "ProcessSolver": "process",
-    "Program": "program",
+    "OutputFiles": "programs.files",
+    "ProcessError": "programs.process",
+    "ProcessSolver": "programs.process",
+    "Program": "programs.program",
     "PyPDE": "pypde",
-    "Reader": "program",
+    "Reader": "programs.program",
     "Replay": "replay",
 }
 

@@ -13,7 +13,7 @@ import pytest
 from programs import environment
 
 from surrogate_flow.cli.app import main
-from surrogate_flow.solvers.channel import INCLUDE
+from surrogate_flow.solvers.programs.channel import INCLUDE
 
 FOLDER = "$(surrogate-flow include)"
 

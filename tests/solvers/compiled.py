@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from surrogate_flow.solvers.channel import INCLUDE
+from surrogate_flow.solvers.programs.channel import INCLUDE
 
 PAGE = Path(__file__).parents[2] / "docs" / "solvers.md"
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.spec import FieldSpec, Variable
 from surrogate_flow.solvers import Ended, ProcessError, Program, Run
-from surrogate_flow.solvers.blocks import Reception
-from surrogate_flow.solvers.channel import VARIABLE, Channel, StreamError
+from surrogate_flow.solvers.programs.blocks import Reception
+from surrogate_flow.solvers.programs.channel import VARIABLE, Channel, StreamError
 
 SHAPE, STEPS = (5, 4), 4
 SPEC = FieldSpec(

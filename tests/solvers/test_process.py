@@ -14,7 +14,7 @@ import xarray as xr
 from troubled import STEPS, Wave
 
 from surrogate_flow.fields.errors import MissingFileError
-from surrogate_flow.solvers.process import ProcessError, ProcessSolver
+from surrogate_flow.solvers.programs.process import ProcessError, ProcessSolver
 from surrogate_flow.solvers.solver import Ended, Run, Stopped
 
 # Writes the steps of a wave, with a child of its own, which would live for an hour.

@@ -24,7 +24,7 @@ from troubled import Wave
 from surrogate_flow.fields.encoder import Encoder, SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.solvers import ProcessError, Program, Run
-from surrogate_flow.solvers.channel import VARIABLE
+from surrogate_flow.solvers.programs.channel import VARIABLE
 
 SPEC = Wave.spec
 # Writes what it has got, and then the steps of the wave.

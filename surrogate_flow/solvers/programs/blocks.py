@@ -19,7 +19,8 @@ from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.solvers.channel import Channel, StreamError, shared_memory
+from surrogate_flow.solvers.programs.channel import Channel, StreamError, shared_memory
+from surrogate_flow.solvers.solver import TOGETHER
 
 __all__ = ["Reception"]
 
@@ -30,8 +31,7 @@ _ALONE = b"1"  # version of programs that have no memory in common with the work
 _OPEN, _SENT, _PUT = 1, 2, 3
 _TYPES = {np.dtype(kind).itemsize: np.dtype(kind) for kind in ("float32", "float64")}
 _MOST = 2**20  # ranks, and bytes of a name
-# Steps go on together if they take less time and room than this.
-_TOGETHER = 0.05  # seconds
+# Steps go on together if they take less room than this, and less time than TOGETHER.
 _SMALL = 2**20  # bytes
 _MOST_HELD = 2**28  # bytes of steps, in single precision, or one step
 
@@ -90,7 +90,7 @@ class Reception:
         if came := any([self._read(rank) for rank in waiting]):
             seconds = 0.0
         elif not math.isinf(self._since):
-            seconds = min(seconds, self._since + _TOGETHER - time.monotonic())
+            seconds = min(seconds, self._since + TOGETHER - time.monotonic())
         for key, _ in self._selector.select(max(0.0, seconds)):
             rank: _Rank | None = key.data
             if rank is None and (connection := self._channel.accept()) is not None:
@@ -155,7 +155,7 @@ class Reception:
         begin = self.first % self.capacity
         count = min(self.whole, self._together, self.capacity - begin)
         full = count == self._together or begin + count == self.capacity
-        if not count or not (full or all or time.monotonic() > self._since + _TOGETHER):
+        if not count or not (full or all or time.monotonic() > self._since + TOGETHER):
             return None
         rows = slice(begin, begin + count)
         dims = self.spec.dims[::-1] if self.order else self.spec.dims

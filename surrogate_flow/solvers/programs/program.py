@@ -27,7 +27,7 @@ from surrogate_flow.fields.parameter import Parameter
 from surrogate_flow.fields.quantities import Coordinate, Variable, number
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import leads_out
-from surrogate_flow.solvers.process import ProcessRun, ProcessSolver
+from surrogate_flow.solvers.programs.process import ProcessRun, ProcessSolver
 from surrogate_flow.solvers.solver import Run
 
 __all__ = ["Program", "Reader"]

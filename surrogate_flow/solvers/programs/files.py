@@ -22,7 +22,7 @@ from surrogate_flow.fields.positions import snapped
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.table import read_table
 from surrogate_flow.files import leads_out
-from surrogate_flow.solvers.process import ProcessError, ProcessRun
+from surrogate_flow.solvers.programs.process import ProcessError, ProcessRun
 
 __all__ = ["OutputFiles"]
 

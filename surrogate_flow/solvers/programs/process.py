@@ -21,10 +21,11 @@ import xarray as xr
 
 from surrogate_flow.fields.encoder import SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
+from surrogate_flow.fields.inputs import split_inputs
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.spec import FieldSpec
-from surrogate_flow.solvers.blocks import Reception
-from surrogate_flow.solvers.channel import VARIABLE, Channel, StreamError
+from surrogate_flow.solvers.programs.blocks import Reception
+from surrogate_flow.solvers.programs.channel import VARIABLE, Channel, StreamError
 from surrogate_flow.solvers.solver import Ended, Run, Solver
 from surrogate_flow.threads import LoudThread
 
@@ -229,9 +230,7 @@ class ProcessSolver(Solver):
     @final
     def solve(self, parameters: Mapping[str, Any]) -> Iterator[xr.Dataset]:
         """Run the program once, in a temporary folder."""
-        given = {v.name for v in self.spec.inputs}
-        numbers = {k: v for k, v in parameters.items() if k not in given}
-        fields = {k: v for k, v in parameters.items() if k in given}
+        numbers, fields = split_inputs(self.spec, parameters)
         with TemporaryDirectory() as folder:
             yield from self.start(Run(numbers, folder=Path(folder), inputs=fields))
 

@@ -12,7 +12,11 @@ from surrogate_flow.fields.errors import ArgumentError, MissingPackageError
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.files import leads_out
-from surrogate_flow.solvers.process import ProcessError, ProcessRun, TooFewSteps
+from surrogate_flow.solvers.programs.process import (
+    ProcessError,
+    ProcessRun,
+    TooFewSteps,
+)
 
 __all__ = ["Adios2"]
 
