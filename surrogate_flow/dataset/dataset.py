@@ -381,7 +381,7 @@ class Archive:
         for variable, array in zip(self.spec.variables, self._arrays, strict=True):
             names = self._chunk_files(variable.name, simulation, chunks)
             for k, name in zip(chunks, names, strict=True):
-                steps = slice(k * size, (k + 1) * size)
+                steps = slice(max(first, k * size), min(stop, (k + 1) * size))
                 if not _readable(variable, array, simulation, steps):
                     return ArchiveError(
                         f"{where} cannot be read: {name} is damaged or missing ({why})."

@@ -11,7 +11,7 @@ import pandas as pd
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 
-__all__ = ["read_table", "units_apart"]
+__all__ = ["read_table", "unit_apart", "units_apart"]
 
 _BLANKS = r"\s+"
 _HEADER = re.compile(r"(?P<name>.*\S)(?:\s*\[|\s+\()(?P<units>[^\[\]]*)[\])]")
@@ -61,6 +61,20 @@ def read_table(path: Path) -> pd.DataFrame:
             f"{path}: cannot be read as CSV ({why}). It needs a header of parameters "
             "and a row for each simulation."
         ) from error
+
+
+def unit_apart(header: str) -> tuple[str, str]:
+    """Return a name and the units behind it, in brackets or parentheses; or none.
+
+    Examples
+    --------
+    >>> unit_apart("speed [m/s]"), unit_apart("speed")
+    (('speed', 'm/s'), ('speed', ''))
+    """
+    found = _HEADER.fullmatch(header)
+    # load[0] is a component.
+    apart = found and not found["units"].isdigit()
+    return (found["name"], found["units"]) if found and apart else (header, "")
 
 
 def units_apart(table: pd.DataFrame) -> pd.DataFrame:

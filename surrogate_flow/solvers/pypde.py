@@ -385,11 +385,17 @@ def _said(error: BaseException) -> str:
 
 
 def _import() -> Any:
+    why = ""
     try:
         import pde
+
+        if not hasattr(pde, "CartesianGrid"):
+            why = f": {next(iter(pde.__path__))} is another 'pde'"
     except ImportError as error:
+        why = f": {error}"
+    if why:
         raise MissingPackageError(
-            "PyPDE: py-pde is not installed. Type pip install 'py-pde>=0.59', also "
-            "where the workers run."
-        ) from error
+            f"PyPDE: py-pde is not installed{why}. Type pip install 'py-pde>=0.59', "
+            "also where the workers run."
+        )
     return pde

@@ -116,9 +116,9 @@ class Prediction:
         self.spec, self._surrogate = spec, surrogate
         self.table, self.several, self._labels = vectors(spec, parameters)
         given = checked_inputs(spec, inputs)
-        if not spec.parameters and len(given) > 1:
-            # Input fields alone tell samples apart.
-            self.table, self.several = np.empty((len(given), 0)), True
+        if len(self.table) == 1 < len(given) and (not self.several):
+            # Input fields tell samples apart, of the same parameters.
+            self.table, self.several = self.table.repeat(len(given), axis=0), True
         self.count = len(self.table)
         if len(given) not in (1, self.count):
             raise ArgumentError(

@@ -81,7 +81,7 @@ def test_help_helps(words, monkeypatch, capsys):
         (["--data.faults.help"], "--data.faults.retries"),
         # Of no class yet: which there are, and how to ask.
         (["--model.network.help"], "fit --model fno --model.network.help"),
-        (["--model.network.help"], "one of: fno, fully_connected,"),
+        (["--model.network.help"], "one of: deeponet, fno, fully_connected,"),
         (["--model.network.help"], "surrogate_flow.nn.UNet"),
         (["--model.optimizer.help"], "torch.optim.AdamW"),
         (["--data.solver.help"], "fit --data heat2d --data.solver.help"),

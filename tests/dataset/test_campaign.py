@@ -190,6 +190,8 @@ def test_numbers_and_units_come_of_texts(campaign, capsys):
     units = ["m s-1", "kg m**-2", "%", "[1/s]", "W/(m K)"]
     for k, (path, dataset) in enumerate(campaign.items()):
         dataset.attrs |= {f"q{i}": f"{k} {u}" for i, u in enumerate(units)}
+        # As headers of tables have them.
+        dataset.attrs |= {"wind [Pa]": k}
         dataset.attrs |= {"nu": said[k], "created": f"2024-01-0{k + 1} 10:00"}
         dataset.attrs |= {"run_id": f"{k}af", "scheme": f"{k} of 9", "only": 3}
         dataset.attrs |= {"seed": 7 + k, "wallTimeSeconds": 2.5 * k, "jobID": k}
@@ -203,6 +205,7 @@ def test_numbers_and_units_come_of_texts(campaign, capsys):
     assert [(p.name, p.low, p.high, p.units) for p in spec.parameters] == [
         ("nu", 0.3, 4, "m2/s"),
         *((f"q{i}", 0, 4, unit.strip("[]")) for i, unit in enumerate(units)),
+        ("wind", 0, 4, "Pa"),
         ("forcing_0", 0, 8, ""),
         ("amplitude", 1, 5, "m/s"),
     ]

@@ -24,6 +24,7 @@ from troubled import Wave
 from surrogate_flow.fields.encoder import Encoder, SpecMismatch
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
 from surrogate_flow.solvers import ProcessError, Program, Run
+from surrogate_flow.solvers.programs import process
 from surrogate_flow.solvers.programs.channel import VARIABLE
 
 SPEC = Wave.spec
@@ -350,6 +351,18 @@ def test_a_program_that_goes_wrong_ends_as_one_line(fates, tmp_path, fate, whole
     assert "Sanitizer" not in str(error.value)
     assert all_gone(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pids.txt"]
+
+
+def test_a_program_that_does_not_end_after_its_last_step_is_ended(
+    fates, tmp_path, monkeypatch
+):
+    """After a while, with a warning; its steps count."""
+    monkeypatch.setattr(process, "_LINGERS", 0.1)
+    steps = Program(f"{fates} {{phase}} stopped", SPEC).start(
+        Run({"phase": 0.5}, folder=tmp_path)
+    )
+    assert sum(step.sizes["time"] for step in steps) == 5
+    assert all_gone(tmp_path)
 
 
 def test_times_that_differ_from_the_spec_are_refused_as_of_any_solver(fates, tmp_path):

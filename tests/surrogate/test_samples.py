@@ -1,5 +1,6 @@
 """Predictions of a table of parameters: each row is what it is alone, in few passes."""
 
+import dataclasses
 import warnings
 from types import SimpleNamespace
 
@@ -201,6 +202,18 @@ MISTAKES = {
 def test_mistakes_in_a_table_are_named(table, message):
     with pytest.raises(ValueError, match=message):
         make(Direct())[0].predict(table)
+
+
+def test_one_row_of_parameters_goes_with_many_input_fields():
+    """As one field goes with many rows."""
+    spec = dataclasses.replace(SPEC, inputs=(Variable("map"),))
+    fields = np.stack([np.full(spec.shape, k) for k in (0.0, 1.0)])
+    surrogate, _ = make(Direct(), spec)
+    several = surrogate.predict(named(ROWS[0]), inputs={"map": fields})
+    assert several.sizes["sample"] == 2
+    for k in range(2):
+        alone = surrogate.predict(named(ROWS[0]), inputs={"map": fields[k]})
+        np.testing.assert_allclose(several.temperature[k], alone.temperature, rtol=1e-5)
 
 
 def test_other_mistakes_are_named():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import selectors
 import signal
@@ -31,10 +32,13 @@ from surrogate_flow.threads import LoudThread
 
 __all__ = ["ProcessError", "ProcessRun", "ProcessSolver", "TooFewSteps"]
 
+logger = logging.getLogger(__name__)
+
 _POLL = 0.02  # seconds between two looks at the files and at the process
 _TAIL, _ROOM = 20, 4096  # lines and bytes of what it has printed that an error quotes
 _NOT_FOUND = 126, 127  # exit codes of shells and of loaders
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL
+_LINGERS = 60.0  # seconds that a program may live on after its last step
 
 # Kills the process group that it is told when the pipe on its stdin closes, which the
 # kernel does when the worker dies, however that happens.
@@ -141,7 +145,7 @@ def _received(program: _Program, reception: Reception) -> Iterator[xr.Dataset]:
         program.check()
         if reception.stuck:
             raise StreamError(reception.stuck)
-        if over:
+        if over or (count >= len(times) and program.lingers()):
             break
     if count < len(times):
         what = f"has sent {count} of {counted(len(times), 'step')}"
@@ -303,7 +307,7 @@ class _Program:
         self.run, self.channel = run, channel
         self._name = type(solver).__name__
         self._deadline = time.monotonic() + (solver.timeout or float("inf"))
-        self._timeout = solver.timeout
+        self._timeout, self._complete = solver.timeout, 0.0
         command = list(map(str, solver.command(run)))
         self._first = command[0]
         self._guard = subprocess.Popen(
@@ -388,8 +392,21 @@ class _Program:
         while self.process.poll() is None:
             self.run.check()
             self.check()
+            if self.lingers():
+                logger.warning(
+                    "%s: %r lives on %g s after its last step, simulation %s, and is "
+                    "ended.",
+                    *(self._name, self._first, _LINGERS, self.run.simulation),
+                )
+                return
             time.sleep(_POLL)
         self.check()
+
+    def lingers(self) -> bool:
+        """Whether it has not ended for long; call it when all steps have come."""
+        now = time.monotonic()
+        self._complete = self._complete or now
+        return now - self._complete > _LINGERS
 
     def failed(self, what: str) -> ProcessError | MissingFileError:
         """Return how it ended, if it does so in a moment; if not badly, what it did."""

@@ -29,6 +29,7 @@ from xarray.core import indexing
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.names import nearest
 from surrogate_flow.fields.quantities import numbers
+from surrogate_flow.fields.table import unit_apart
 
 __all__ = ["RUN", "Reading", "Unfit"]
 
@@ -116,7 +117,14 @@ class Reading:
                         f"{path}: names: there is {new!r} already, as well as "
                         f"{name!r}. Take another name for one of them."
                     )
-        attrs = {self.names.get(name, name): value for name, value in said.items()}
+        attrs = {}
+        for name, value in said.items():
+            bare, units = unit_apart(name)
+            if name in self.names or bare in said or not units:
+                bare, units = self.names.get(name, name), ""
+            attrs[bare] = value
+            if units:
+                attrs[f"{bare}_units"] = units
         dataset = dataset.rename({k: v for k, v in self.names.items() if k in there})
         for name, units in self.units.items():
             if name in dataset.variables:
