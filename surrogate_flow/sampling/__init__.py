@@ -1,8 +1,8 @@
 """Sampling: which parameters, and which input fields, to simulate next."""
 
 from surrogate_flow.sampling.design import Design
+from surrogate_flow.sampling.fields_from_file import FieldsFromFile
 from surrogate_flow.sampling.inputs import (
-    FieldsFromFile,
     FourierModes,
     GaussianRandomField,
     InputSampler,
