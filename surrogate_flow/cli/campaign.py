@@ -27,7 +27,7 @@ def run(words: Sequence[str]) -> None:
     parser = Parser(prog="surrogate-flow import", allow_abbrev=False)
     parser.add_argument("files", nargs="*", type=str)
     parser.add_argument("--output", type=Path)
-    for option in ("parameters", "variables", "inputs", "time", "held_out"):
+    for option in ("parameters", "variables", "inputs", "masked", "time", "held_out"):
         parser.add_argument(f"--{option}", type=str, default="")
     parser.add_argument("--seed", type=int, default=0)
     for option in ("skip_damaged", "may_end_early"):
@@ -51,6 +51,7 @@ def run(words: Sequence[str]) -> None:
         variables=options.variables,
         time=options.time,
         inputs=[name for name in options.inputs.split(",") if name],
+        masked=[name for name in options.masked.split(",") if name],
         held_out=held_out if held_out != [] else None,
         seed=options.seed,
         skip_damaged=options.skip_damaged,

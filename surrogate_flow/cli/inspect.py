@@ -28,7 +28,7 @@ def run(words: Sequence[str]) -> None:
     """
     parser = Parser(prog="surrogate-flow inspect", allow_abbrev=False)
     parser.add_argument("files", nargs="*", type=str)
-    for option in ("parameters", "variables", "inputs", "time"):
+    for option in ("parameters", "variables", "inputs", "masked", "time"):
         parser.add_argument(f"--{option}", type=str, default="")
     for option in ("skip_damaged", "may_end_early"):
         parser.add_argument(f"--{option}", type=bool, default=False)
@@ -41,10 +41,13 @@ def run(words: Sequence[str]) -> None:
             "'runs/*.nc' > mine.yaml."
         )
     files = found(options.files)
-    inputs = [name for name in options.inputs.split(",") if name]
+    inputs, masked = (
+        [name for name in names.split(",") if name]
+        for names in (options.inputs, options.masked)
+    )
     stored = StoredRuns(
         files,
-        reading=Reading(options.time, inputs=inputs),
+        reading=Reading(options.time, inputs=inputs, masked=masked),
         parameters=options.parameters,
         variables=options.variables,
         skip_damaged=options.skip_damaged,
@@ -52,9 +55,12 @@ def run(words: Sequence[str]) -> None:
     )
     for line in _comments(stored, len(files)):
         print(f"# {line}")
+    if (holes := stored.holes()) and not masked:
+        options.masked = ",".join(holes)
+        print(f"# NaN at some points, which is where they are masked: {options.masked}")
     arguments: dict[str, Any] = {"files": _as_pattern(options.files, files)}
-    names = ("parameters", "variables", "inputs", "skip_damaged", "may_end_early")
-    for name in names:
+    names = ("parameters", "variables", "inputs", "masked")
+    for name in (*names, "skip_damaged", "may_end_early"):
         if value := getattr(options, name):
             arguments[name] = value
     if options.time not in ("", "time"):

@@ -32,8 +32,9 @@ class Campaign:
         As of `StoredRuns`.
     time : str
         The dim of the steps; ``time`` by default, or what is marked as the time axis.
-    inputs : sequence of str
-        Fields without steps, or variables, whose first step is one; as of `Reading`.
+    inputs, masked : sequence of str
+        Fields without steps, or variables, whose first step is one; fields that are NaN
+        where they are not defined; as of `Reading`.
     held_out : sequence of Path or int, optional
         Kept apart from training: these files, or so many runs, drawn with `seed`; by
         default a fifth, 30 at most.
@@ -61,6 +62,7 @@ class Campaign:
         variables: str = "",
         time: str = "",
         inputs: Sequence[str] = (),
+        masked: Sequence[str] = (),
         held_out: Sequence[Path] | int | None = None,
         seed: int = 0,
         skip_damaged: bool = False,
@@ -70,7 +72,7 @@ class Campaign:
         self._follow, self._may_end_early = follow, may_end_early
         self.stored = StoredRuns(
             files,
-            reading=Reading(time, inputs=inputs),
+            reading=Reading(time, inputs=inputs, masked=masked),
             parameters=parameters,
             variables=variables,
             skip_damaged=skip_damaged,

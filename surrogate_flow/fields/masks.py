@@ -16,8 +16,9 @@ KNOWN_FILLS = frozenset(np.array([*_FILLS, 9999.0, 99999.0], np.float32).tolist(
 
 
 MASKED = (
-    "Leave them out: Variable(..., masked=True) in the spec, and NaN there, such as "
-    "dataset.where(known). Or fill them with a number, such as dataset.where(known, 0)."
+    "Leave them out: Variable(..., masked=True) in the spec (of stored runs masked: "
+    "[NAME], or --masked NAME), and NaN there, such as dataset.where(known). Or fill "
+    "them with a number, such as dataset.where(known, 0)."
 )
 
 

@@ -60,6 +60,8 @@ class Replay(Solver):
         Of the order of the runs, the first of which are held out.
     skip_damaged : bool
         Whether files that cannot be read, or differ from the others, are left out.
+    masked : list of str, optional
+        Fields that may be NaN where they are not defined, as over land.
     may_end_early : bool
         Whether a run may have fewer steps than others, the first ones: its simulation
         has ended early.
@@ -83,6 +85,7 @@ class Replay(Solver):
         rate: float | None = None,
         seed: int = 0,
         skip_damaged: bool = False,
+        masked: str | list[str] = "",
         may_end_early: bool = False,
     ) -> None:
         if rate is not None and not 0 < rate < float("inf"):
@@ -93,10 +96,14 @@ class Replay(Solver):
         self.rate, self.skip_damaged = rate, skip_damaged
         self.seed = checked_seed(seed, self)
         self.may_end_early = may_end_early
-        given = [name for name in _joined(inputs).split(",") if name]
+        self.masked = masked
+        given, holes = (
+            [name for name in _joined(names).split(",") if name]
+            for names in (inputs, masked)
+        )
         patterns = [files] if isinstance(files, str) else list(files)
         try:
-            self._reading = Reading("", self.names, self.units, times, given)
+            self._reading = Reading("", self.names, self.units, times, given, holes)
             stored = StoredRuns(
                 found(patterns),
                 reading=self._reading,

@@ -576,6 +576,35 @@ def unequal(folder, lengths=(6, 2, 6, 4, 1, 6)):
     return [field[:steps] for field, steps in zip(fields, lengths, strict=True)], rates
 
 
+def test_fields_that_are_nan_over_land_are_masked(tmp_path, monkeypatch, capsys):
+    """As inspect finds, with the fill value of netCDF; in a data set, too."""
+    fields, rates = netcdf(tmp_path)
+    for path in tmp_path.iterdir():
+        dataset = xr.load_dataset(path)
+        land = dataset.where(dataset.x > X[1])
+        land.u.encoding["_FillValue"] = 1e20
+        land.to_netcdf(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["surrogate-flow"])
+    main(["inspect", "*.nc"])
+    recipe = capsys.readouterr().out
+    assert "# NaN at some points, which is where they are masked: u" in recipe
+    arguments = yaml.safe_load(recipe)["solver"]["init_args"]
+    assert arguments["masked"] == "u"
+    replay = Replay(**arguments)
+    assert replay.spec.variables[0].masked
+    first = next(replay.solve({"nu": rates[0]}))
+    expected = np.where(X[1] < X, fields[0][:, 0], np.nan)
+    np.testing.assert_allclose(first["u"], expected[: first.sizes["time"]])
+    main(["import", "*.nc", "--masked", "u", "--output", "all.zarr"])
+    archive = Archive(tmp_path / "all.zarr")
+    got = np.empty((6, 1, 5), np.float32)
+    archive.read(0, 0, got)
+    assert np.isnan(got[:, 0]).all(0).tolist() == (X[1] >= X).tolist()
+    with pytest.raises(UserError, match=r"masked: there is no 'v'. Valid names: u"):
+        Replay("*.nc", masked=["v"])
+
+
 def test_runs_of_unequal_length_are_asked_for(tmp_path):
     """Most of them were cut off; where they have ended early, each has its own steps."""
     fields, rates = unequal(tmp_path)

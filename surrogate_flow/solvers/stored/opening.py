@@ -63,6 +63,8 @@ class Reading:
         two steps, from 0.
     inputs : sequence of str
         By names here: fields without steps, or variables, whose first step it is then.
+    masked : sequence of str
+        By names here: fields that are NaN where they are not defined, as over land.
     """
 
     time: str = ""
@@ -70,6 +72,7 @@ class Reading:
     units: Mapping[str, str] = field(default_factory=dict)
     times: float | Sequence[float] | None = None
     inputs: Sequence[str] = ()
+    masked: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         of: dict[str, str] = {}

@@ -182,6 +182,13 @@ class StoredRuns:
         """Return the parameters of a run."""
         return {name: run.quantities[name][0] for name in self.parameters}
 
+    def holes(self) -> list[str]:
+        """Return the variables with NaN in the first step of the first run."""
+        first, spec = self.runs[0], replace(self.spec, inputs=())
+        place = first.path, first.index
+        steps = next(iter(steps_of(place, self.reading, spec, 1)))
+        return [v.name for v in spec.variables if steps[v.name].isnull().any()]
+
     def _kept(self, first: StoredRun) -> FieldSpec:
         """Return the spec with an offset for what single precision would lose."""
         encoder = Encoder(self.spec, str(first))
@@ -328,7 +335,14 @@ def _grid(first: StoredRun, variables: Sequence[str], reading: Reading) -> Field
             raise ArgumentError(f"{first}: there is no variable {name!r}. {near}")
     sizes = first.variables[variables[0]][0]
     _, times, time_units = first.coordinates["time"]
-    inputs = [_input(first, name, sizes) for name in reading.inputs]
+    inputs = [
+        replace(_input(first, name, sizes), masked=name in reading.masked)
+        for name in reading.inputs
+    ]
+    for name in reading.masked:
+        if name not in (known := [*variables, *reading.inputs]):
+            near = nearest(name, known)
+            raise ArgumentError(f"{first}: masked: there is no {name!r}. {near}")
     for name, count in Counter(v.name for v in inputs).items():
         if count > 1:
             raise ArgumentError("inputs", "each field once", f"{name!r} twice")
@@ -340,7 +354,13 @@ def _grid(first: StoredRun, variables: Sequence[str], reading: Reading) -> Field
     return FieldSpec(
         parameters=(),
         variables=tuple(
-            Variable(n, first.variables[n][1], first.long_names[n]) for n in variables
+            Variable(
+                n,
+                first.variables[n][1],
+                first.long_names[n],
+                masked=n in reading.masked,
+            )
+            for n in variables
         ),
         dims=tuple(sizes),
         shape=tuple(sizes.values()),
