@@ -93,6 +93,7 @@ def _run(line: CommandLine) -> None:
     from surrogate_flow.cli.compare import command as compare
     from surrogate_flow.cli.lightning import LightningParser, build, execute
     from surrogate_flow.cli.parser import parse
+    from surrogate_flow.data.online import OnlineData
     from surrogate_flow.report.console import print_lines, show_logs, the_console
 
     show_logs()  # after the import of Lightning, which adds a handler of its own
@@ -111,5 +112,7 @@ def _run(line: CommandLine) -> None:
     if command is plan and any(w.partition("=")[0] == "--model" for w in line.words):
         data, surrogate = build(["fit", *line.words[1:]])
         plan.require_trained(surrogate)
+        if isinstance(data, OnlineData):
+            plan.require_reservoir(data, surrogate.window)
         print_lines(the_console(), plan.size(surrogate, data))
     parse(line, run_own if command else execute)

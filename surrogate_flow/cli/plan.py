@@ -20,14 +20,19 @@ from rich.table import Table
 from surrogate_flow.cluster.batch import Bounds, batch_system
 from surrogate_flow.cluster.open import open_cluster
 from surrogate_flow.data.online import OnlineData
+from surrogate_flow.data.ranks import Ranks
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.ensemble.user_code import user_code
 from surrogate_flow.fields.errors import UserError, line_of
 from surrogate_flow.fields.inputs import inputs_in, named_inputs, without_inputs
 from surrogate_flow.fields.quantities import Simulation, counted
 from surrogate_flow.fields.spec import FieldSpec
+from surrogate_flow.fields.window import Direct, Window
 from surrogate_flow.files import own_folder
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.words import seconds
+from surrogate_flow.reservoir import Store
+from surrogate_flow.reservoir.layout import require_reachable
 from surrogate_flow.sampling import InputSampler
 from surrogate_flow.solvers.child_processes import ChildProcesses
 from surrogate_flow.solvers.solver import (
@@ -54,6 +59,7 @@ __all__ = [
     "add_arguments",
     "measure",
     "places",
+    "require_reservoir",
     "require_trained",
     "run",
     "show",
@@ -75,6 +81,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Any) -> None:
     """Print what a study would ask of its cluster."""
     show(options.data, the_console())
+
+
+def require_reservoir(data: OnlineData, window: Window) -> None:
+    """Refuse a reservoir, or held-out simulations, that ``fit`` would refuse."""
+    ValidationSet.of_rank(Ranks(), data.spec, window, data.batch_size, data.held_out)
+    Store(data.spec, window, data.batch_size, data.reservoir)
+    require_reachable(data.reservoir, data.spec, window, data.simulations)
 
 
 def require_trained(surrogate: Surrogate) -> None:
@@ -285,23 +298,27 @@ def places(data: OnlineData) -> Places:
 
 def show(data: OnlineData, console: Console) -> None:
     """Print the job's script and the plan."""
+    require_reservoir(data, Direct())  # which asks least, of an unknown network
+    first, share = None, 1.0
+    if data.constraint is not None:
+        design = data.new_design()
+        # The middle of the ranges may be a point that the constraint refuses.
+        first, share = design.first, design.share_accepted()
     with console.status("A simulation runs here, to see how long it takes"):
-        pace = _tried(data)
+        pace = _tried(data, first)
     where = places(data)
     if where.script:
         console.rule("The script of each job")
         print_lines(console, where.script)
     console.rule("The plan; nothing was submitted")
     table = Table("", "", show_header=False, box=None)
-    for name, value in _rows(data, where, pace):
+    for name, value in _rows(data, where, pace, share):
         table.add_row(name, value)
     console.print(table)
 
 
-def _tried(data: OnlineData) -> Pace | None:
+def _tried(data: OnlineData, parameters: Mapping[str, Any] | None) -> Pace | None:
     """Return the pace of the solver, or its error with the line."""
-    # The middle may be a point that the constraint refuses.
-    parameters = data.constraint and data.new_design().first
     try:
         return measure(
             data.solver,
@@ -320,14 +337,12 @@ def _tried(data: OnlineData) -> Pace | None:
 
 
 def _rows(
-    data: OnlineData, where: Places, pace: Pace | None
+    data: OnlineData, where: Places, pace: Pace | None, share: float
 ) -> Iterator[tuple[str, str]]:
     spec, cores, (least, most) = data.spec, data.cores_per_simulation, where.at_once
     count = "without end" if data.simulations is None else data.simulations
     yield "simulations", f"{data.held_out} held out, then {count}"
     if data.constraint is not None:
-        design = data.new_design()
-        share, _ = design.share_accepted(), design.first  # which it must have
         yield "constraint", f"accepts {share:.1%} of the points of the sampler"
     size = f"{_size(spec.step_bytes)}: {_size(spec.steps * spec.step_bytes)}"
     yield "each", f"{counted(spec.steps, 'step')} of {size}"

@@ -274,13 +274,13 @@ class Ensemble:
 
     def _check_failures(self, last: Simulation, error: BaseException) -> None:
         if self._tasks.placement.count() > self._faults.max_failures:
-            first, line = described(error)
+            said, line = described(error)
             ranges = (f"{n} {a:.4g} to {b:.4g}" for n, (a, b) in self._bounds.items())
             raise EnsembleError(
                 f"{counted(self._failed, 'simulation')} failed permanently, more than "
                 f"max_failures={self._faults.max_failures} (the option "
                 f"--data.faults.max_failures), with {', '.join(ranges)}; the last was "
-                f"{last.number} with {dict(last.parameters)}: {first.rstrip('.')}. "
+                f"{last.number} with {dict(last.parameters)}: {said.rstrip('.')}. "
                 f"All are listed in failures.csv in the run's folder.{line}"
             )
 

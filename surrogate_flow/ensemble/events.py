@@ -7,7 +7,6 @@ import csv
 import datetime
 import logging
 import os
-import textwrap
 import traceback
 from collections import Counter
 from dataclasses import dataclass
@@ -15,9 +14,16 @@ from pathlib import Path
 from typing import Protocol
 
 from surrogate_flow.ensemble.placement import Place
-from surrogate_flow.fields.errors import kind_of, line_of
+from surrogate_flow.fields.errors import (
+    UserError,
+    in_a_line,
+    kind_of,
+    line_of,
+    users_frames,
+)
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.files import observing
+from surrogate_flow.solvers.programs.process import ProcessError
 
 __all__ = [
     "Event",
@@ -93,9 +99,21 @@ class Listener(Protocol):
 
 
 def described(error: BaseException) -> tuple[str, str]:
-    """Return class and first line of an error, and where in the user's code it was."""
-    first, newline, rest = str(error).partition("\n")
-    return f"{type(error).__name__}: {first}", newline + rest or line_of(error)
+    """Return an error in a line, and where in the user's code it was."""
+    return in_a_line(f"{type(error).__name__}: {error}"), line_of(error)
+
+
+def _traceback(error: BaseException) -> str:
+    """Return the user's own lines on the way to an error, if any.
+
+    Of what is a defect of this package, or of a library, the end is returned.
+    """
+    if frames := users_frames(traceback.extract_tb(error.__traceback__)):
+        said = traceback.format_exception_only(error)
+        return "".join(traceback.format_list(frames) + said).strip()
+    if isinstance(error, UserError | ProcessError):
+        return ""
+    return "".join(traceback.format_exception(error)[-4:]).strip()
 
 
 class FailureLog:
@@ -156,17 +174,17 @@ class FailureLog:
                 type(error).__name__,
                 str(error),
                 dict(simulation.parameters),
-                "".join(traceback.format_exception(error)[-4:]).strip(),
+                _traceback(error),
             )
         )
         with observing(self.path):
             self._write()
 
     def _log(self, event: Retried | Failed, outcome: str) -> None:
-        first, line = described(event.error)
+        said, line = described(event.error)
         # Without a line, one kind of message is one defect, whatever numbers and paths.
-        kind, said = type(event.error).__name__, kind_of(str(event.error))
-        alike = kind, line_of(event.error) or said
+        kind = type(event.error).__name__
+        alike = kind, line or kind_of(str(event.error))
         if alike not in self._alike and len(self._alike) >= _KINDS:
             alike = kind, ""
         self._alike[alike] += 1
@@ -178,13 +196,13 @@ class FailureLog:
                 event.simulation.part,
                 event.attempt,
                 event.place or "unknown",
-                first,
+                said,
                 outcome,
                 self.path,
                 line,
             )
         elif count == 10 ** (len(str(count)) - 1):
-            short = textwrap.shorten(first, _SHORT, placeholder=" ...")
+            short = in_a_line(f"{kind}: {event.error}", _SHORT)
             logger.warning("%d attempts have failed so: %s", count, short)
 
     def _write(self) -> None:

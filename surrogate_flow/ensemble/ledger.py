@@ -97,7 +97,8 @@ class Ledger:
 
         The first one that ends `early` for a reason is logged.
         """
-        kind, new = " ".join(kind_of(early).split()) or early, False
+        kind, new = " ".join(kind_of(early).split()), False
+        kind = kind if kind.strip(". ") else early
         with self._lock:
             if early:
                 if kind not in self._early and len(self._early) >= _KINDS:

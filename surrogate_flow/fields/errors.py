@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ __all__ = [
     "MissingFileError",
     "MissingPackageError",
     "UserError",
+    "in_a_line",
     "kind_of",
     "line_at",
     "line_in",
@@ -19,6 +21,7 @@ __all__ = [
     "raised_by_user",
     "require_kind",
     "user_error",
+    "users_frames",
 ]
 
 
@@ -132,9 +135,27 @@ def kind_of(message: str) -> str:
     Examples
     --------
     >>> kind_of("no convergence at t=0.5 in /tmp/17")
-    'no convergence at  in '
+    'no convergence at ... in ...'
     """
-    return _DIFFERS.sub("", message)
+    return _DIFFERS.sub("...", message)
+
+
+def in_a_line(message: str, longest: int | None = None) -> str:
+    """Return the lines of a message as one; the first and the last of a `longest` one.
+
+    Examples
+    --------
+    >>> in_a_line("x failed. Its stderr ends:\\nat t = 0.5\\nresidual too large")
+    'x failed. Its stderr ends: at t = 0.5 | residual too large'
+    >>> in_a_line("x failed. Its stderr ends:\\nat t = 0.5\\nresidual too large", 40)
+    'x failed. Its ... residual too large'
+    """
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    whole = " | ".join(lines).replace(": | ", ": ")
+    if longest is None or len(whole) <= longest:
+        return whole
+    last = f" {lines[-1][-longest // 2 :]}" if len(lines) > 1 else ""
+    return textwrap.shorten(lines[0], longest - len(last), placeholder=" ...") + last
 
 
 def line_at(generator: object) -> str:
@@ -147,10 +168,19 @@ def line_at(generator: object) -> str:
 
 def line_in(frames: Sequence[traceback.FrameSummary]) -> str:
     """Return the last line of the user's own code in a stack, outermost first."""
-    for frame in reversed(frames):
-        name = frame.filename
+    for f in users_frames(frames)[-1:]:
+        return f"\nAt {f.filename}:{f.lineno}, in {f.name}: {f.line}"
+    return ""
+
+
+def users_frames(
+    frames: Sequence[traceback.FrameSummary],
+) -> list[traceback.FrameSummary]:
+    """Return those of a stack that are in the user's own code."""
+
+    def own(name: str) -> bool:
         installed = "site-packages" in name or "/lib/python" in name
         installed = installed or name.endswith(".pyx")
-        if not installed and not name.startswith((_PACKAGE, "<")):
-            return f"\nAt {name}:{frame.lineno}, in {frame.name}: {frame.line}"
-    return ""
+        return not installed and not name.startswith((_PACKAGE, "<"))
+
+    return [frame for frame in frames if own(frame.filename)]

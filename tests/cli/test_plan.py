@@ -134,6 +134,34 @@ class Broken(Wave):
         yield self.nothing
 
 
+def some_fail(parameters):
+    """A constraint with a bug at some of its points."""
+    return parameters["phase"] < 0.5 or parameters["none"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"simulations": 20}, "The threshold can never be reached: expected at most"),
+        ({"constraint": lambda _: False}, "a function that accepts some points"),
+        ({"constraint": some_fail}, "some_fail has failed with .*KeyError"),
+    ],
+)
+def test_what_fit_refuses_is_refused_before_the_solver_runs(options, said):
+    """A solver that fails is not reached."""
+    with pytest.raises(UserError, match=said):
+        show(OnlineData(Abrupt("solve"), **options), Console())
+
+
+def test_the_network_says_how_many_samples_there_are(capsys):
+    """One that sees a step, and unrolls, has fewer a simulation than steps."""
+    words = "plan --data heat2d --data.simulations 20 --data.solver.steps 10 --model"
+    sized = "fully_connected_autoregressive --data.reservoir.threshold=200"
+    with pytest.raises(SystemExit):
+        main([*words.split(), *sized.split()])
+    assert "at most 160 samples (20 simulations of 8)" in capsys.readouterr().err
+
+
 def test_a_solver_that_fails_is_named_with_its_line():
     """As a fit would name it."""
     with pytest.raises(UserError, match=r"(?s)Broken failed.*AttributeError.*nothing"):

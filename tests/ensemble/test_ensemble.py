@@ -39,6 +39,7 @@ from surrogate_flow.ensemble.workers import Workers
 from surrogate_flow.fields.errors import MissingFileError
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.solvers import Program
+from surrogate_flow.solvers.programs.process import ProcessError
 from surrogate_flow.stream import Discard, Inlet
 
 PATIENCE = 150.0  # seconds, for machines that do other things too
@@ -624,6 +625,30 @@ def test_the_log_has_one_line_for_what_fails_alike(tmp_path, caplog):
     assert "No such file: /tmp/ax0" in first
     assert (ten[:9], hundred[:10]) == ("10 attemp", "100 attemp")
     assert len(more) <= 102
+
+
+def test_what_a_program_printed_last_is_never_cut_off(tmp_path, caplog):
+    """In the log before its suffix; in failures.csv as it was, with the user's own lines only."""
+    log = FailureLog(tmp_path / "failures.csv")
+    said = "Program: './x' ended with exit code 3, simulation 3. Its stderr ends:"
+    for n in range(11):
+        try:
+            raise ProcessError(f"{said}\nat t = 0.5\nresidual too large")
+        except ProcessError as error:
+            # As of a solver of the package: no line of a test, which is the user's.
+            again = error.with_traceback(None) if n else error
+        log(Failed(Simulation(n, "training", {}), 0, again, None))
+    first, _, ten = (record.getMessage() for record in caplog.records)
+    end = f"[failed permanently; {log.path}]"
+    assert f"{said} at t = 0.5 | residual too large {end}\nAt {__file__}:" in first
+    assert ten.endswith("... residual too large")
+    with log.path.open(newline="") as file:
+        own, *others = csv.DictReader(file)
+    assert own["message"] == f"{said}\nat t = 0.5\nresidual too large"
+    assert own["traceback"].count(f'File "{__file__}"') == 1
+    assert {row["traceback"] for row in others} == {""}
+    log(Failed(Simulation(11, "training", {}), 0, KeyError("a defect"), None))
+    assert log.path.read_text().rstrip().endswith("KeyError: 'a defect'")
 
 
 def test_workers_that_are_gone_for_good_end_the_study(tmp_path):

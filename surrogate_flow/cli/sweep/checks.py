@@ -6,17 +6,14 @@ import logging
 from collections.abc import Sequence
 
 from surrogate_flow.cli.lightning import build
-from surrogate_flow.cli.plan import require_trained
+from surrogate_flow.cli.plan import require_reservoir, require_trained
 from surrogate_flow.cli.sweep.folder import SweepFolder
 from surrogate_flow.cli.sweep.recipe import SweepRecipe
 from surrogate_flow.data.online import OnlineData
-from surrogate_flow.data.ranks import Ranks
-from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields import Window
 from surrogate_flow.fields.errors import user_error
 from surrogate_flow.fields.names import RecipeError
-from surrogate_flow.reservoir import Reservoir, Store
-from surrogate_flow.reservoir.layout import require_reachable
+from surrogate_flow.reservoir import Reservoir
 
 __all__ = ["require_possible", "warn_of_repetition"]
 
@@ -39,7 +36,7 @@ def require_possible(folder: SweepFolder) -> None:
             if isinstance(data, OnlineData):
                 if recipe.share_simulations:
                     data.require_shareable()
-                _require_reservoir(data, surrogate.window)
+                require_reservoir(data, surrogate.window)
         except (Exception, SystemExit) as error:
             advice = user_error(error)
             if advice is None:
@@ -51,12 +48,6 @@ def require_possible(folder: SweepFolder) -> None:
                 f"data: expected a workflow, whose simulations trials share, got "
                 f"{type(data).__name__}. Set share_simulations: false."
             )
-
-
-def _require_reservoir(data: OnlineData, window: Window) -> None:
-    ValidationSet.of_rank(Ranks(), data.spec, window, data.batch_size, data.held_out)
-    Store(data.spec, window, data.batch_size, data.reservoir)
-    require_reachable(data.reservoir, data.spec, window, data.simulations)
 
 
 def warn_of_repetition(

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 
+from surrogate_flow.fields.errors import in_a_line
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.folder.tables import of_last_process, while_training
 from surrogate_flow.report.folder.words import arguments, python_path
@@ -178,8 +179,7 @@ def _failed(run: Observed) -> str:
     count, last = run.lost
     if not count:
         return ""
-    said = f"{last['error']}: {last['message']}".rstrip(".")
-    said = said if len(said) <= _LONG else f"{said[:_LONG]} ..."
+    said = in_a_line(f"{last['error']}: {last['message']}".rstrip("."), _LONG)
     return (
         f"{counted(count, 'simulation')} failed permanently, the last of them "
         f"{last['simulation']}: {said}. See {run.path / 'failures.csv'}."

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from surrogate_flow.fields.conventions import without_secrets
-from surrogate_flow.fields.errors import kind_of
+from surrogate_flow.fields.errors import in_a_line, kind_of
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.report.folder.commands import (
     bounds_of,
@@ -258,7 +258,7 @@ def _failures(run: RunFolder, section: Section) -> None:
         first = attempts.iloc[0]
         rows.append(
             [
-                reasons[first.name][:300],
+                in_a_line(reasons[first.name], 300),
                 *map(str, (len(attempts), lost)),
                 workers[0] if len(workers) == 1 else f"{len(workers)} workers",
                 first.simulation,
