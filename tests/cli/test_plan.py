@@ -205,7 +205,7 @@ def test_the_script_of_a_job_and_how_many(kind, capsys):
         minimum_jobs=2,
         maximum_jobs=5,
     )
-    data = OnlineData(Wave(), cluster=cluster, cores_per_simulation=2, simulations=7)
+    data = OnlineData(Wave(), cluster=cluster, cores_per_simulation=2, simulations=200)
     where = places(data)
     assert where.at_once == (4, 10)
     show(data, Console(width=200))
@@ -213,7 +213,7 @@ def test_the_script_of_a_job_and_how_many(kind, capsys):
     assert "distributed.cli.dask_worker tls://" in printed
     assert "2 to 5, each with 4 cores, 4 GB, walltime 0:30:00" in printed
     assert "4 to 10 simulations, 2 cores each" in printed
-    assert "30 held out, then 7" in printed
+    assert "30 held out, then 200" in printed
     assert "5 steps of 16 B: 80 B" in printed
 
 
