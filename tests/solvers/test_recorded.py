@@ -201,7 +201,7 @@ def test_a_study_of_each_second_step(tmp_path, monkeypatch, capsys):
         data.close()
     archive = Archive(path)
     assert (archive.spec, len(archive.complete())) == (data.spec, 8)
-    recipe = "solver: surrogate_flow.solvers.Lorenz\nevery: 10\nsimulations: 4\n"
+    recipe = "solver: surrogate_flow.solvers.Lorenz\nevery: 10\nsimulations: 25\n"
     (tmp_path / "mine.yaml").write_text(recipe)
     monkeypatch.setattr("sys.argv", ["surrogate-flow"])
     main(["check", "mine.yaml"])
