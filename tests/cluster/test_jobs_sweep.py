@@ -189,7 +189,8 @@ def test_a_sweep_is_a_job_and_goes_on_in_the_next(detached, capfd):
         assert re.search(rf"run by process \d+ on \S+, job {job} \(", said)
         # What Slurm sends before a walltime is over, where it is asked to.
         batch.call("scancel", "--batch", "--signal=USR1", job)
-        wait_until(lambda: not folder.left and not batch.jobs(), 400)
+        states = "PENDING,RUNNING,COMPLETING"
+        wait_until(lambda: not folder.left and not batch.jobs(states), 400)
     except AssertionError:
         pytest.fail((folder.path / "sweep.log").read_text())
     said = (folder.path / "sweep.log").read_text()

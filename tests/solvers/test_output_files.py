@@ -23,8 +23,8 @@ from surrogate_flow.solvers import (
     ProcessError,
     Program,
     Run,
-    files,
 )
+from surrogate_flow.solvers.programs import files
 
 PAGE = Path(__file__).parents[2] / "docs" / "solvers.md"
 Y, X, T = (0.0, 1.0, 2.0), (0.0, 0.5, 1.0, 1.5), (0.5, 1.0, 1.5)

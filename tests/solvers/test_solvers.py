@@ -167,7 +167,7 @@ def test_small_steps_go_together_and_large_ones_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A study has the same steps as `solve`, those before an error, too."""
-    monkeypatch.setattr(grid, "_TOGETHER", math.inf)
+    monkeypatch.setattr(grid, "TOGETHER", math.inf)
     solver = Heat2D((100, 50), steps=30)
     run = Run({p.name: p.at(0.3) for p in solver.spec.parameters})
     blocks = [*solver.start(run)]
