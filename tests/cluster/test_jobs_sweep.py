@@ -232,7 +232,7 @@ def test_a_sweep_of_jobs_goes_on_with_what_was_killed(
     )
     folder = SweepFolder.create(tmp_path / "a sweep", recipe)
     place = Jobs(batch.cluster(), folder.path / "jobs")
-    place.program = moments.program(1.0)
+    place.program = moments.program(4.0)
     full = Jobs(batch.cluster(queue="nowhere"), folder.path / "jobs")
     start, refusals = place.start, []
 

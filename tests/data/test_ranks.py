@@ -32,7 +32,7 @@ TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=d
 HELD_OUT = 3
 
 
-def wait_for(condition, process, seconds=100):
+def wait_for(condition, process, seconds=200):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]

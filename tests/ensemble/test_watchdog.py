@@ -7,6 +7,7 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+import batch
 import pytest
 from distributed import Client, LocalCluster
 from test_ensemble import PATIENCE, Full, Run, whole
@@ -193,7 +194,8 @@ def test_an_attempt_that_hangs_after_another_brought_all_steps_ends(tmp_path):
         assert study.ensemble.wait(PATIENCE)
         study.ensemble.check()
         assert study.ensemble.stats().done == 10
-        assert not any(client.processing().values())
+        # The scheduler is told of the end a moment later.
+        batch.wait_until(lambda: not any(client.processing().values()))
     assert not study.failed
     assert not study.failures.exists()
     assert study.arrivals.seen == whole(range(10))
