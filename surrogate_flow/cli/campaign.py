@@ -17,7 +17,7 @@ from surrogate_flow.dataset.campaign import Campaign
 from surrogate_flow.fields.names import RecipeError
 from surrogate_flow.fields.quantities import in_units
 from surrogate_flow.report.console import print_lines, the_console
-from surrogate_flow.solvers.stored.runs import found
+from surrogate_flow.solvers.stored.runs import found, listed
 
 __all__ = ["run"]
 
@@ -50,8 +50,8 @@ def run(words: Sequence[str]) -> None:
         parameters=options.parameters,
         variables=options.variables,
         time=options.time,
-        inputs=[name for name in options.inputs.split(",") if name],
-        masked=[name for name in options.masked.split(",") if name],
+        inputs=listed(options.inputs),
+        masked=listed(options.masked),
         held_out=held_out if held_out != [] else None,
         seed=options.seed,
         skip_damaged=options.skip_damaged,

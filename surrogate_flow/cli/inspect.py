@@ -16,7 +16,7 @@ from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import THRESHOLD
 from surrogate_flow.solvers.stored.opening import Reading
-from surrogate_flow.solvers.stored.runs import StoredRuns, found
+from surrogate_flow.solvers.stored.runs import StoredRuns, found, listed
 
 __all__ = ["run", "steps_of"]
 
@@ -41,10 +41,7 @@ def run(words: Sequence[str]) -> None:
             "'runs/*.nc' > mine.yaml."
         )
     files = found(options.files)
-    inputs, masked = (
-        [name for name in names.split(",") if name]
-        for names in (options.inputs, options.masked)
-    )
+    inputs, masked = listed(options.inputs), listed(options.masked)
     stored = StoredRuns(
         files,
         reading=Reading(options.time, inputs=inputs, masked=masked),

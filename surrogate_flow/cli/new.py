@@ -173,7 +173,7 @@ from surrogate_flow.testing import check_solver
 
 
 def solver():
-    with open("NAME.yaml") as recipe:
+    with open("NAME.yaml", encoding="utf-8") as recipe:
         return Program(**yaml.safe_load(recipe)["solver"]["init_args"])
 
 

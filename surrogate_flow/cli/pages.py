@@ -338,7 +338,7 @@ NAME.c), NAME.yaml and test_NAME.py go into this folder, and what to type next i
 printed; a file that is there is not overwritten. They run as they are: replace the
 equation or the layers. Examples:
 
-  surrogate-flow new solver wave
+  surrogate-flow new solver my_wave
   surrogate-flow new network my_network
   surrogate-flow new program flow       # in C; surrogate-flow include --help
 """,

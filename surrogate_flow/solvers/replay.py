@@ -16,7 +16,7 @@ from surrogate_flow.files import not_netcdf
 from surrogate_flow.solvers.solver import Ended, Run, Solver
 from surrogate_flow.solvers.stored.opening import Reading
 from surrogate_flow.solvers.stored.run import steps_of
-from surrogate_flow.solvers.stored.runs import UNREADABLE, StoredRuns, found
+from surrogate_flow.solvers.stored.runs import UNREADABLE, StoredRuns, found, listed
 
 __all__ = ["Replay"]
 
@@ -97,10 +97,7 @@ class Replay(Solver):
         self.seed = checked_seed(seed, self)
         self.may_end_early = may_end_early
         self.masked = masked
-        given, holes = (
-            [name for name in _joined(names).split(",") if name]
-            for names in (inputs, masked)
-        )
+        given, holes = (listed(_joined(names)) for names in (inputs, masked))
         patterns = [files] if isinstance(files, str) else list(files)
         try:
             self._reading = Reading("", self.names, self.units, times, given, holes)

@@ -27,7 +27,7 @@ from surrogate_flow.solvers.stored.run import (
 )
 from surrogate_flow.solvers.stored.table import of_the_run, with_rows
 
-__all__ = ["UNREADABLE", "Follow", "StoredRuns", "found"]
+__all__ = ["UNREADABLE", "Follow", "StoredRuns", "found", "listed"]
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class StoredRuns:
                 read += runs_of(path, reading)
         self._require_two(read)
         table = parameters if parameters.lower().endswith((".csv", ".tsv")) else ""
-        names = [] if table else _split(parameters)
+        names = [] if table else listed(parameters)
         if table:
             read = with_rows(read, Path(table))
         kinds = [run.kind(lengths=not may_end_early) for run in read]
@@ -143,7 +143,7 @@ class StoredRuns:
         # The first, of the longest.
         first = max(alike, key=lambda run: run.steps)
         _require_known(reading.units, first)
-        taken = _split(variables) or _usual_variables(first)
+        taken = listed(variables) or _usual_variables(first)
         self.differing = _differing(read)
         self.parameters = names or _varying(read)
         if not (self.parameters or reading.inputs):
@@ -243,7 +243,8 @@ class StoredRuns:
             )
 
 
-def _split(names: str) -> list[str]:
+def listed(names: str) -> list[str]:
+    """Return names that commas separate."""
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
