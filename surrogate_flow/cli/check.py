@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dask.utils import format_bytes
 from rich.console import Console
@@ -57,17 +57,17 @@ def run(words: Sequence[str]) -> None:
             "check needs the import path of a class first, such as my_module.MySolver."
         )
     given, *options = words
-    path, arguments, data, capacity, every = _named(given)
-    kind = class_at(path)
+    named = _named(given)
+    path, kind = named.path, class_at(named.path)
     if isinstance(kind, type) and issubclass(kind, Solver):
-        make = _maker(path, kind, [*arguments, *options])
+        make = _maker(path, kind, [*named.arguments, *options])
         solver = _built(make)
-        if every > 1:
-            solver = Recorded(solver, every)
-        figures = partial(_figures, solver, capacity)
+        if named.every != 1:
+            solver = Recorded(solver, named.every)
+        figures = partial(_figures, solver, named.capacity)
         _show(given, lambda: check_solver(solver), figures)
         own = [re.sub("^--", "--data.solver.", word) for word in options]
-        words = " ".join([data, *map(shlex.quote, own)])
+        words = " ".join([named.data, *map(shlex.quote, own)])
         print(
             f"Next: surrogate-flow plan {words} --model fully_connected"
             "    # the dry run of a study"
@@ -79,12 +79,19 @@ def run(words: Sequence[str]) -> None:
         _check_with_torch(path, kind, options)
 
 
-def _named(given: str) -> tuple[str, list[str], str, int | str, int]:
-    """Return the class that is named, its arguments in a recipe, and how fit names it.
+class _Named(NamedTuple):
+    """A class, and what a recipe says of it."""
 
-    Last, the capacity of the reservoir, and which steps are kept. It may be a class
-    path, FILE.py:CLASS, a recipe, or the name of a shipped one.
-    """
+    path: str
+    #: Words that fit takes for it.
+    data: str
+    arguments: Sequence[str] = ()
+    capacity: int | str = CAPACITY
+    every: int = 1
+
+
+def _named(given: str) -> _Named:
+    """Return what is named: a class path, FILE.py:CLASS, or a recipe, also by name."""
     file, _, name = given.partition(":")
     if file.endswith(".py") and name:
         folder = str(Path(file).absolute().parent)
@@ -93,9 +100,9 @@ def _named(given: str) -> tuple[str, list[str], str, int | str, int]:
         if folder not in sys.path:
             sys.path.insert(0, folder)
         path = f"{Path(file).stem}.{name}"
-        return path, [], f"--data.solver {path}", CAPACITY, 1
+        return _Named(path, f"--data.solver {path}")
     if not given.endswith((".yaml", ".yml")) and given not in shipped("workflows"):
-        return given, [], f"--data.solver {given}", CAPACITY, 1
+        return _Named(given, f"--data.solver {given}")
     recipe = read_recipe(find_recipe("workflows", given))
     solver, policy = recipe.get("solver"), recipe.get("reservoir")
     if solver is None:
@@ -108,7 +115,7 @@ def _named(given: str) -> tuple[str, list[str], str, int | str, int]:
     settings = policy.get("init_args") if isinstance(policy, dict) else None
     capacity = (settings or {}).get("capacity", CAPACITY)
     every = recipe.get("every", 1)
-    return solver["class_path"], words, f"--data {given}", capacity, every
+    return _Named(solver["class_path"], f"--data {given}", words, capacity, every)
 
 
 def _figures(solver: Solver, capacity: int | str, laws: Laws) -> Iterator[str]:
