@@ -1,6 +1,8 @@
 """The cluster that many trials share."""
 
 import logging
+import multiprocessing
+from multiprocessing import forkserver
 
 import dask
 from distributed import LocalCluster
@@ -12,8 +14,12 @@ WORKERS = 3
 
 def shared_cluster():
     """Open workers that a fault may take, and that start again in half a second."""
-    # A fork server has imported Dask already; it is no fork of this process.
+    # A fork server has imported what a task needs; it is no fork of this process. A worker
+    # that imports it under load takes seconds, and looks like one that hangs.
     dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+    needed = ["distributed", "surrogate_flow.ensemble.attempt"]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(needed)
+    forkserver.ensure_running()
     return open_cluster(
         lambda: LocalCluster(
             n_workers=WORKERS,
