@@ -370,7 +370,8 @@ options:
   --data RECIPE       a workflow, such as heat2d
   --model RECIPE      a model, such as fully_connected
   --batches N         of each run; 3000 by default
-  --offline N         simulations of the data set; 50 by default. Online ones go on as
+  --offline N ...     simulations of the data set; 50 by default. Several, as 10 30 100,
+                      show from how few on training online gains. Online ones go on as
                       long as they are trained on, or --data.simulations says how many
   --seeds N           runs of each way to train; 3 by default
   --variants NAME ... of offline, fifo, firo, reservoir; all by default

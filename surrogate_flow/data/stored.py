@@ -61,6 +61,8 @@ class StoredData(SurrogateData):
         Number of threads that read; one a core, eight at most, by default.
     seed : int
         Of the order of the samples, which differs between epochs.
+    simulations : int, optional
+        Train on the first so many, held-out ones not counted; on all by default.
     name : str, optional
         Workflow's name in folders; that of the data set and ``_stored`` by default.
 
@@ -81,10 +83,11 @@ class StoredData(SurrogateData):
         memory: str | int = "4 GiB",
         threads: int | None = None,
         seed: int = 0,
+        simulations: int | None = None,
         name: str = "",
     ) -> None:
         super().__init__()
-        at_least(1, batch_size=batch_size, threads=threads)
+        at_least(1, batch_size=batch_size, threads=threads, simulations=simulations)
         at_least(0, seed=seed)
         try:
             self.memory = int(parse_bytes(memory))
@@ -97,6 +100,7 @@ class StoredData(SurrogateData):
         self.batch_size = batch_size
         self.threads = threads or min(8, os.cpu_count() or 1)
         self.seed = seed
+        self.simulations = simulations
         self.workflow = name or f"{self.path.stem}_stored"
         named(self.workflow, "", "data")
         self._samples: ShuffledReader | None = None
@@ -118,7 +122,7 @@ class StoredData(SurrogateData):
                 ranks, self.spec, self.window, self.batch_size, count
             )
             self._read_validation(validation, complete)
-            train = [n for n in complete if n >= count]
+            train = [n for n in complete if n >= count][: self.simulations]
             steps = int(archive.steps()[train].sum())
             self._shares = [train[k :: ranks.world] for k in range(ranks.world)]
             if stage == "fit":

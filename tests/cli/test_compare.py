@@ -382,6 +382,48 @@ def column(table, path, name):
         return [row[name] for row in csv.DictReader(file)]
 
 
+def test_a_data_set_may_have_several_sizes(folder, forked, capsys, monkeypatch):
+    """Generated once, each trains on its first simulations; the gain is drawn over their samples."""
+    at = WORDS.index("--offline=4")
+    words = [*WORDS[:at], "--offline", "1", "4", *WORDS[at + 1 :]]
+    main(["compare", *words, "offline", "reservoir", "--seeds=1"])
+    printed = capsys.readouterr().out
+    assert "Data set: comparison/offline.zarr, 6 of 6 simulations" in printed
+    got = [(row["variant"], int(row["unique_samples"])) for row in rows()]
+    assert got[:2] == [("offline 1", 20), ("offline 4", 80)]
+    assert [variant for variant, _ in got[2:]] == ["reservoir"]
+    for size in (1, 4):
+        assert f"relative_l2, change from offline {size}" in printed
+    assert "relative_l2 after" in printed
+    one, four = (float(row["wall_seconds"]) for row in rows()[:2])
+    study = SweepFolder(Path("comparison"))
+    walls = {str(row.point["case"]): row.wall_seconds for row in study.rows()}
+    made = study.study.user_attrs["data set seconds"]
+    assert one == pytest.approx(walls["offline 1"] + made / 4)
+    assert four == pytest.approx(walls["offline 4"] + made)
+
+
+def test_the_gain_is_of_errors_after_the_same_batches(tmp_path):
+    """0.4 and 0.2 from 10 and 40 samples, each trained 8 and 2 times, against 0.1: 4 and 2."""
+    table = finished(
+        **{
+            "offline 1": [(outcome(0.4, samples=80, unique_samples=10),)] * 2,
+            "offline 4": [(outcome(0.2, samples=80, unique_samples=40),)],
+            "reservoir": [(outcome(0.05),), (outcome(0.15),)],
+        }
+    )
+    ((label, different, often, gained),) = table.gains()
+    assert label == "reservoir, relative L2"
+    assert (different, often) == ([10, 40], [8, 2])
+    assert gained == pytest.approx([4, 2])
+    assert [axes.get_xlabel() for axes in table.plot().axes] == [
+        "batches",
+        "seconds in all",
+        "different samples of the data set",
+    ]
+    assert not [*finished(offline=[(outcome(0.2),)], firo=[(outcome(0.1),)]).gains()]
+
+
 def test_the_table_shows_mean_spread_and_change():
     """0.2 and 0.4 against 0.1 and 0.1: 0.3 ± 0.1, and minus two thirds."""
     table = finished(

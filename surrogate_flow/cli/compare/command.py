@@ -14,7 +14,13 @@ from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from surrogate_flow.cli.compare.table import ComparisonTable, FinishedRun
-from surrogate_flow.cli.compare.variant import NAMES, OFFLINE, Overrides, cases_of
+from surrogate_flow.cli.compare.variant import (
+    NAMES,
+    OFFLINE,
+    Overrides,
+    cases_of,
+    parts_of,
+)
 from surrogate_flow.cli.generate import generate
 from surrogate_flow.cli.lightning import build
 from surrogate_flow.cli.signals import stop_requested
@@ -45,7 +51,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--data", required=True, type=str)
     add("--model", required=True, type=str)
     add("--batches", type=PositiveInt, default=3000)
-    add("--offline", type=PositiveInt, default=50)
+    add("--offline", nargs="+", type=PositiveInt, default=[50])
     add("--seeds", type=PositiveInt, default=3)
     add("--variants", "--arms", nargs="+", type=str, default=list(NAMES))
     add("--output", type=Path | None)
@@ -83,7 +89,7 @@ def compare(options: Any, console: Console) -> int:
             "another folder with --output."
         )
     # Plain ones, which can be written.
-    batches, offline = int(options.batches), int(options.offline)
+    batches, sizes = int(options.batches), sorted({*map(int, options.offline)})
     overrides, data_set = Overrides.read(options.overrides), path / f"{OFFLINE}.zarr"
     names = list(dict.fromkeys(options.variants))
     recipe = SweepRecipe(
@@ -93,7 +99,7 @@ def compare(options: Any, console: Console) -> int:
             "trainer.val_check_interval": max(1, batches // _CURVE),
             **overrides.fit,
         },
-        cases=cases_of(names, options.data, str(data_set), overrides),
+        cases=cases_of(names, options.data, str(data_set), overrides, sizes),
         # Seed by seed, so that a machine that gets slower does so for all variants.
         space={SEED: list(range(options.seeds))},
         share_simulations=False,
@@ -103,16 +109,17 @@ def compare(options: Any, console: Console) -> int:
     recipe.require_sense()
     # Without a data set yet.
     study = cases_of([_STUDY], options.data, "", overrides)[_STUDY]
-    study["data.simulations"] = offline
-    cases = {k: study if k == OFFLINE else v for k, v in recipe.cases.items()}
+    study["data.simulations"] = sizes[-1]
+    stored = [case for case in recipe.cases if parts_of(case)[0] == OFFLINE]
+    cases = {**recipe.cases, **dict.fromkeys(stored, study)}
     first = msgspec.structs.replace(recipe, cases=cases)
     require_possible(SweepFolder(path, first))
     folder = SweepFolder.create(path, recipe, "--output")
     with folder.held({"the study of the data set": study}):
         folder.repeat_failed()
         left, status = {str(point[CASE]) for point in folder.missing}, 0
-        if OFFLINE in left:
-            words = first.words({CASE: OFFLINE, SEED: 0})
+        if left & {*stored}:
+            words = first.words({CASE: stored[0], SEED: 0})
             status = _generate(folder, data_set, words, console)
         if not status:
             with stop_requested() as stopped:
@@ -121,7 +128,7 @@ def compare(options: Any, console: Console) -> int:
         if status or folder.left:
             print("Type the same command again to go on.", file=sys.stderr)
             return status
-        return _finish(folder, names, console)
+        return _finish(folder, names, sizes[-1], console)
 
 
 def _generate(
@@ -138,12 +145,14 @@ def _generate(
     return status
 
 
-def _finish(folder: SweepFolder, names: Sequence[str], console: Console) -> int:
+def _finish(
+    folder: SweepFolder, names: Sequence[str], stored: int, console: Console
+) -> int:
     """Show and write what the runs came to; return 1 if one has failed."""
     rows = folder.rows()
     write_text(folder.path / REPORT, sweep_page(folder, rows))
-    runs = [_finished(folder, row) for row in rows if row.state == "complete"]
-    runs.sort(key=lambda run: (names.index(run.variant), run.seed))
+    runs = [_finished(folder, row, stored) for row in rows if row.state == "complete"]
+    runs.sort(key=lambda run: (_order(run.variant, names), run.seed))
     if runs:
         table = ComparisonTable(runs)
         # A log has no width of its own, and a spread that is cut off says nothing.
@@ -172,14 +181,20 @@ def _finish(folder: SweepFolder, names: Sequence[str], console: Console) -> int:
     return int(bool(failed))
 
 
-def _finished(folder: SweepFolder, row: TrialRow) -> FinishedRun:
+def _order(variant: str, names: Sequence[str]) -> tuple[int, int]:
+    name, size = parts_of(variant)
+    return names.index(name), size
+
+
+def _finished(folder: SweepFolder, row: TrialRow, stored: int) -> FinishedRun:
     summary, variant = folder.outcome(row.number), str(row.point[CASE])
     assert summary is not None, "of a complete trial"
     assert row.run is not None
-    seconds = row.wall_seconds
-    if variant == OFFLINE and seconds is not None:
-        # That of the data set counts with each run, as each needs it.
+    name, size = parts_of(variant)
+    made: float | None = 0.0
+    if name == OFFLINE:
+        # That of the data set counts with each run, as each needs its part of it.
         made = folder.study.user_attrs.get(_SECONDS)
-        seconds = None if made is None else seconds + made
-    metrics = row.run / "metrics.csv"
-    return FinishedRun(variant, int(row.point[SEED]), summary, seconds, metrics)
+        made = None if made is None else made * (size or stored) / stored
+    seed = int(row.point[SEED])
+    return FinishedRun(variant, seed, summary, row.wall_seconds, made, row.run)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from surrogate_flow.cli.compare.variant import OFFLINE
-from surrogate_flow.report.folder.run_folder import RunSummary
+from surrogate_flow.cli.compare.variant import OFFLINE, parts_of
+from surrogate_flow.report.folder.run_folder import RunFolder, RunSummary
 
 __all__ = ["ComparisonTable", "FinishedRun"]
 
 _ERROR = "val_relative_l2"
+#: Those whose change from offline is shown, and that are drawn: of one prediction and,
+#: of autoregressive windows, of rollouts.
+_ERRORS = {_ERROR: "relative L2", "val_rollout_relative_l2": "relative L2 of rollouts"}
 _COLUMNS = {
     "batches": "batches",
     "samples": "samples trained",
@@ -40,17 +47,46 @@ class FinishedRun:
     variant : str
     seed : int
     summary : RunSummary
-    seconds : float, optional
-        Wall time, with that of the data set; None where it is not known.
-    metrics : Path, optional
-        Its metrics.csv.
+    wall_seconds : float, optional
+        From the start of its command to its end; None where it is not known.
+    data_set_seconds : float, optional
+        In which the data set was generated that it reads; 0 if it reads none, None
+        where it is not known.
+    folder : Path, optional
+        That of the run.
     """
 
     variant: str
     seed: int
     summary: RunSummary
-    seconds: float | None = None
-    metrics: Path | None = None
+    wall_seconds: float | None = None
+    data_set_seconds: float | None = 0.0
+    folder: Path | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time, with that of the data set; None where it is not known."""
+        if self.wall_seconds is None or self.data_set_seconds is None:
+            return None
+        return self.wall_seconds + self.data_set_seconds
+
+    @functools.cached_property
+    def curve(self) -> pd.DataFrame:
+        """A row a validation: ``batches``, ``seconds`` in all by then, and errors."""
+        if self.folder is None:
+            return pd.DataFrame(columns=["batches", "seconds"])
+        run = RunFolder(self.folder)
+        names = [name for name in _ERRORS if name in run.metrics]
+        curve = run.metrics.dropna(subset=names[:1])[["step", *names]]
+        curve = curve.rename(columns={"step": "batches"})
+        curve["batches"] += 1
+        rows = run.telemetry.dropna(subset=["step", "seconds"])
+        seconds = np.interp(curve.batches, rows.step, rows.seconds)
+        if self.seconds is None or not len(rows):
+            return curve.assign(seconds=np.nan)
+        # The command was at work before its first row: it started.
+        began = self.seconds - rows.seconds.iloc[-1]
+        return curve.assign(seconds=seconds + began)
 
     def value(self, name: str) -> float | None:
         """Return an error, a number of the summary or ``wall_seconds``."""
@@ -60,6 +96,11 @@ class FinishedRun:
             return self.summary.errors[name]
         number: float | None = getattr(self.summary, name)
         return number
+
+    def error_after(self, seconds: float) -> float | None:
+        """Return the relative L2 of the last validation that was over by then."""
+        before = self.curve[self.curve.seconds <= seconds]
+        return float(before[_ERROR].iloc[-1]) if len(before) else None
 
 
 class ComparisonTable:
@@ -80,8 +121,13 @@ class ComparisonTable:
             table.add_column(variant, justify="right", no_wrap=True)
         for name in self.errors:
             table.add_row(name.removeprefix("val_"), *self._row(name))
-        if OFFLINE in self.variants:
-            table.add_row("relative_l2, change from offline", *self._changes())
+        for name in filter(self.errors.__contains__, _ERRORS):
+            for offline in self._of_data_sets:
+                title = f"{name.removeprefix('val_')}, change from {offline}"
+                table.add_row(title, *self._changes(name, offline))
+        if (seconds := self._shortest()) is not None:
+            after = [self._after(variant, seconds) for variant in self.variants]
+            table.add_row(f"relative_l2 after {seconds:.0f} s in all", *after)
         counts = (self._validated(variant) for variant in self.variants)
         table.add_row("held-out simulations", *counts)
         table.add_section()
@@ -91,7 +137,7 @@ class ComparisonTable:
             "max, p99 and rmse in units of the variable; nrmse, vrmse and relative_l2 "
             "as parts of its size. Seconds in all: wall time, from start to end"
         )
-        if OFFLINE in self.variants:
+        if self._of_data_sets:
             table.caption += (
                 "; offline with those of the data set, which is generated once and "
                 "counts in each run"
@@ -122,29 +168,88 @@ class ComparisonTable:
                 writer.writerow([run.variant, run.seed, *numbers])
 
     def plot(self) -> Figure:
-        """Draw the error over the batches: one line a seed, one colour a variant."""
-        figure = Figure(figsize=(8, 5), layout="constrained", dpi=120)
+        """Draw the errors over batches and seconds, and the gain over the data set.
+
+        One line a seed, one colour a variant; the gain, of means, where there are data
+        sets of several sizes.
+        """
+        gains = [*self.gains()]
+        panels = 2 + bool(gains)
+        figure = Figure(figsize=(6 * panels, 5), layout="constrained", dpi=120)
         FigureCanvasAgg(figure)
-        axes = figure.subplots()
+        over_batches, over_seconds, *over_sizes = figure.subplots(1, panels)
+        for x, axes in (("batches", over_batches), ("seconds", over_seconds)):
+            self._draw_errors(axes, x)
+        for axes in over_sizes:
+            _draw_gains(axes, gains)
+        return figure
+
+    def _draw_errors(self, axes: Axes, x: str) -> None:
         labels: set[str] = set()
         for run in self.runs:
-            if run.metrics is not None:
-                with run.metrics.open(newline="", encoding="utf-8") as file:
-                    rows = [row for row in csv.DictReader(file) if row.get(_ERROR)]
+            for name, style in zip(_ERRORS, ("-", "--"), strict=True):
+                if name not in run.curve:
+                    continue
+                label = f"{run.variant}, {_ERRORS[name]}"
                 axes.plot(
-                    [float(row["step"]) + 1 for row in rows],
-                    [100 * float(row[_ERROR]) for row in rows],
+                    run.curve[x],
+                    100 * run.curve[name],
+                    style,
                     color=f"C{self.variants.index(run.variant)}",
                     alpha=0.8,
-                    label="" if run.variant in labels else run.variant,
+                    label="" if label in labels else label,
                 )
-                labels.add(run.variant)
+                labels.add(label)
         axes.set_yscale("log")
-        axes.set_xlabel("batches")
-        axes.set_ylabel("validation error, relative L2 [%]")
+        axes.set_xlabel("batches" if x == "batches" else "seconds in all")
+        axes.set_ylabel("validation error [%]")
         axes.grid(visible=True, which="both", alpha=0.3)
-        axes.legend()
-        return figure
+        if labels:
+            axes.legend()
+
+    def gains(self) -> Iterator[tuple[str, list[float], list[float], list[float]]]:
+        """Yield what online training gains, by the size of the data set beside it.
+
+        Yields
+        ------
+        str
+            The online variant, and the error.
+        list of float
+            Different samples that were trained, for each size, the smallest first.
+        list of float
+            How often each of them was trained: samples trained / different samples.
+        list of float
+            Mean error offline / mean error online, after the same number of batches.
+        """
+        offline = self._of_data_sets
+        if len(offline) < 2:
+            return
+        different = [self._mean(v, "unique_samples") for v in offline]
+        trained = [self._mean(v, "samples") for v in offline]
+        often = [all / few for all, few in zip(trained, different, strict=True)]
+        for variant in self.variants:
+            for name in filter(self.errors.__contains__, _ERRORS):
+                if variant not in offline:
+                    own = self._mean(variant, name)
+                    gained = [self._mean(v, name) / own for v in offline]
+                    yield f"{variant}, {_ERRORS[name]}", different, often, gained
+
+    @property
+    def _of_data_sets(self) -> list[str]:
+        return [v for v in self.variants if parts_of(v)[0] == OFFLINE]
+
+    def _shortest(self) -> float | None:
+        """Return the seconds of the variant whose runs took the fewest."""
+        seconds = [run.seconds for run in self.runs if len(run.curve)]
+        known = [value for value in seconds if value is not None]
+        return min(known) if known and len(known) == len(self.runs) else None
+
+    def _after(self, variant: str, seconds: float) -> str:
+        runs = [run for run in self.runs if run.variant == variant]
+        return _spread([run.error_after(seconds) for run in runs])
+
+    def _mean(self, variant: str, name: str) -> float:
+        return float(np.mean(np.array(self._values(variant, name), float)))
 
     def _values(self, variant: str, name: str) -> list[float | None]:
         return [run.value(name) for run in self.runs if run.variant == variant]
@@ -159,15 +264,33 @@ class ComparisonTable:
             return _UNKNOWN
         return f"{known[0]}" if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
-    def _changes(self) -> list[str]:
-        means = {
-            variant: float(np.mean(np.array(self._values(variant, _ERROR), float)))
-            for variant in self.variants
-        }
+    def _changes(self, name: str, offline: str) -> list[str]:
+        before = self._mean(offline, name)
         return [
-            "" if variant == OFFLINE else f"{100 * (mean / means[OFFLINE] - 1):+.0f} %"
-            for variant, mean in means.items()
+            ""
+            if variant in self._of_data_sets
+            else f"{100 * (self._mean(variant, name) / before - 1):+.0f} %"
+            for variant in self.variants
         ]
+
+
+def _draw_gains(
+    axes: Axes, gains: Sequence[tuple[str, list[float], list[float], list[float]]]
+) -> None:
+    for label, different, _, gained in gains:
+        axes.plot(different, gained, "o-", label=label)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(xscale="log", yscale="log", xlabel="different samples of the data set")
+    axes.set_ylabel("gain: error offline / error online")
+    _, different, often, _ = gains[0]
+    total = float(np.mean(np.multiply(different, often)))
+    # Its scale is tried at 0, too.
+    often_of = partial(np.divide, total)
+    with np.errstate(divide="ignore"):
+        upper = axes.secondary_xaxis("top", functions=(often_of, often_of))
+    upper.set_xlabel("samples trained / different samples")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    axes.legend()
 
 
 def _spread(values: Sequence[float | None]) -> str:

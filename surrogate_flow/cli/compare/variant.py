@@ -12,7 +12,7 @@ import yaml
 from surrogate_flow.fields.names import RecipeError, class_at, nearest
 from surrogate_flow.reservoir import Reservoir
 
-__all__ = ["NAMES", "OFFLINE", "Overrides", "cases_of"]
+__all__ = ["NAMES", "OFFLINE", "Overrides", "cases_of", "parts_of"]
 
 OFFLINE = "offline"
 _POLICIES = {
@@ -92,8 +92,24 @@ class Overrides:
         given[option] = value
 
 
+def parts_of(variant: str) -> tuple[str, int]:
+    """Return the name of a variant, and the simulations of its data set that it takes.
+
+    Examples
+    --------
+    >>> parts_of("offline 50"), parts_of("offline")
+    (('offline', 50), ('offline', 0))
+    """
+    name, _, size = variant.partition(" ")
+    return name, int(size or 0)
+
+
 def cases_of(
-    names: Sequence[str], workflow: str, data_set: str, overrides: Overrides
+    names: Sequence[str],
+    workflow: str,
+    data_set: str,
+    overrides: Overrides,
+    sizes: Sequence[int] = (),
 ) -> dict[str, dict[str, Any]]:
     """Return the options of each variant: the data set, or the study with a policy.
 
@@ -106,6 +122,9 @@ def cases_of(
     data_set : str
         Its path.
     overrides : Overrides
+    sizes : sequence of int, optional
+        Simulations of the data set that ``offline`` trains on: each is a variant of its
+        own, ``offline 50``, if there are several.
 
     Raises
     ------
@@ -131,10 +150,15 @@ def cases_of(
         if name != OFFLINE
     }
     if OFFLINE in names:
-        cases[OFFLINE] = {"data": data_set, "data.seed": _SEED}
+        stored = {"data": data_set, "data.seed": _SEED}
         size = overrides.study.get(_BATCH_SIZE, recipe.get("batch_size"))
         if size is not None:
-            cases[OFFLINE][_BATCH_SIZE] = size
+            stored[_BATCH_SIZE] = size
+        cases |= (
+            {f"{OFFLINE} {n}": {**stored, "data.simulations": n} for n in sizes}
+            if len(sizes) > 1
+            else {OFFLINE: stored}
+        )
     return cases
 
 
