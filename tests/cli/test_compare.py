@@ -419,7 +419,7 @@ def test_the_gain_is_of_errors_after_the_same_batches(tmp_path):
     assert [axes.get_xlabel() for axes in table.plot().axes] == [
         "batches",
         "seconds in all",
-        "different samples of the data set",
+        "different samples of the data set (each trained so often)",
     ]
     assert not [*finished(offline=[(outcome(0.2),)], firo=[(outcome(0.1),)]).gains()]
 

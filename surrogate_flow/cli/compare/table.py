@@ -6,7 +6,6 @@ import csv
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -280,15 +279,13 @@ def _draw_gains(
     for label, different, _, gained in gains:
         axes.plot(different, gained, "o-", label=label)
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="different samples of the data set")
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlabel("different samples of the data set (each trained so often)")
     axes.set_ylabel("gain: error offline / error online")
     _, different, often, _ = gains[0]
-    total = float(np.mean(np.multiply(different, often)))
-    # Its scale is tried at 0, too.
-    often_of = partial(np.divide, total)
-    with np.errstate(divide="ignore"):
-        upper = axes.secondary_xaxis("top", functions=(often_of, often_of))
-    upper.set_xlabel("samples trained / different samples")
+    labels = [f"{n:.0f}\n({k:.3g})" for n, k in zip(different, often, strict=True)]
+    axes.set_xticks(different, labels)
+    axes.minorticks_off()
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend()
 
