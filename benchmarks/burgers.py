@@ -30,10 +30,10 @@ from row import Row, report
 
 from surrogate_flow import Surrogate
 from surrogate_flow.data.validation import ValidationSet
-from surrogate_flow.report.error_curve import ErrorCurve
 from surrogate_flow.report.folder.run_folder import RunSummary
 from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import Combined1D
+from surrogate_flow.surrogate.error_curve import ErrorCurve
 
 START = 50  # index of the first step that counts
 NETWORKS = {

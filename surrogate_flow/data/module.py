@@ -79,7 +79,7 @@ class TrainingStats:
     samples_per_second: float = 0.0
     #: Of the last batch, in normalised units.
     loss: float | None = None
-    #: ``val_relative_l2`` of the last validation.
+    #: Relative L2 error of the last validation, of rollouts where there are any.
     validation: float | None = None
 
     def describe(self) -> list[str]:

@@ -8,15 +8,40 @@ shares them between overlapping windows.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 
 from surrogate_flow.fields.errors import ArgumentError
 
-__all__ = ["CAPACITY", "THRESHOLD", "Autoregressive", "Direct", "Window"]
+__all__ = [
+    "CAPACITY",
+    "ROLLOUT",
+    "SINGLE",
+    "THRESHOLD",
+    "Autoregressive",
+    "Direct",
+    "Window",
+    "score",
+]
 
 #: Samples that a reservoir holds by default, and has before the first batch. Commands
 #: name them that import no torch, as the reservoirs do.
 CAPACITY, THRESHOLD = 6000, 1000
+
+#: Errors of validations, of rollouts and of single predictions; a surrogate is judged
+#: by the first where there is a history to roll out from.
+ROLLOUT, SINGLE = "val_rollout_relative_l2", "val_relative_l2"
+
+
+def score(errors: Collection[str]) -> str:
+    """Return the name of that among `errors` which chose best.ckpt.
+
+    Examples
+    --------
+    >>> score(["val_relative_l2"])
+    'val_relative_l2'
+    """
+    return ROLLOUT if ROLLOUT in errors else SINGLE
 
 
 class Window(ABC):
@@ -41,6 +66,11 @@ class Window(ABC):
     def unroll(self) -> int:
         """Largest number of predictions before the one that is trained on."""
         return 0
+
+    @property
+    def score(self) -> str:
+        """The error of a validation by which the best weights are chosen."""
+        return ROLLOUT if self.inputs else SINGLE
 
     @property
     def span(self) -> int:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from surrogate_flow.data.checkpoint import steps_files
 from surrogate_flow.data.module import RunCallback, data_of
+from surrogate_flow.fields.window import SINGLE
 from surrogate_flow.files import (
     DirectoryLock,
     observing,
@@ -172,11 +173,16 @@ class SafeCheckpoint(ModelCheckpoint):
         """Its name in a checkpoint, which is that of version 0.1."""
         return super().state_key.replace(type(self).__qualname__, "Kept", 1)
 
-    def setup(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Have files replaced whole, unless the user has another way."""
+    def setup(self, trainer: L.Trainer, pl_module: Any, *args: Any, **kw: Any) -> None:
+        """Have files replaced whole, unless the user has another way.
+
+        best.ckpt is chosen by rollouts, where validations have any.
+        """
+        if self.filename == "best" and self.monitor == SINGLE and data_of(trainer):
+            self.monitor = pl_module.window.score
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpoints()
-        super().setup(trainer, *args, **kwargs)
+        super().setup(trainer, pl_module, *args, **kw)
 
     def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
         """Save the state of a run that fails."""
@@ -314,7 +320,7 @@ def run_callbacks(
     if fit:
         callbacks += [WriteSummary(folder), FinalValidation()]
     # Two, since one with save_last writes last.ckpt with a new best only.
-    for name, monitor in (("best", "val_relative_l2"), ("last", None)):
+    for name, monitor in (("best", SINGLE), ("last", None)):
         if fit and checkpoints:
             callbacks.append(
                 SafeCheckpoint(

@@ -24,6 +24,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 
 from surrogate_flow.data.module import RunCallback, Status, TrainingStats, data_of
+from surrogate_flow.fields.window import score
 from surrogate_flow.files import (
     log_unwritten,
     observing,
@@ -174,8 +175,9 @@ class Monitor(RunCallback):
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Note the validation error; the callbacks behind this one save."""
         self._phase = ", saving" if trainer.state.fn == TrainerFn.FITTING else ""
-        if "val_relative_l2" in trainer.callback_metrics:
-            self._validation = float(trainer.callback_metrics["val_relative_l2"])
+        metrics = trainer.callback_metrics
+        if (name := score(metrics)) in metrics:
+            self._validation = float(metrics[name])
 
     def on_train_end(self, *_: Any) -> None:
         """Keep the pace of the training for the statuses after it."""

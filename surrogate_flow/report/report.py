@@ -22,19 +22,26 @@ from surrogate_flow.ensemble.ledger import ended_early
 from surrogate_flow.fields.conventions import about, for_files
 from surrogate_flow.fields.inputs import labelled_inputs
 from surrogate_flow.fields.quantities import counted, in_units
+from surrogate_flow.fields.window import ROLLOUT, SINGLE
 from surrogate_flow.files import leave, observing
 from surrogate_flow.report.console import print_lines
-from surrogate_flow.report.error_curve import BASELINES, ErrorCurve, baseline_error
+from surrogate_flow.report.error_curve import (
+    BASELINES,
+    baseline_curve,
+    baseline_error,
+    draw_curve,
+    write_curve,
+)
 from surrogate_flow.report.folder.commands import typed
 from surrogate_flow.report.folder.run_folder import REPORT
 from surrogate_flow.report.folder.words import skill as in_words
 from surrogate_flow.report.pictures.picture import picture
+from surrogate_flow.surrogate.error_curve import ErrorCurve
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["Report", "held_out_of", "next_command"]
 
 _HISTORY, _INPUTS = "history.nc", "inputs.nc"
-_SCORE = "val_relative_l2"  # by which best.ckpt is chosen
 
 
 class Report(RunCallback):
@@ -137,20 +144,24 @@ class Report(RunCallback):
         if data.validation is None:
             return None
         held_out, ranks = data.validation, data.ranks
-        curve = ErrorCurve.empty(surrogate)
-        with observing("The rollout of this process"):
-            curve = ErrorCurve.of(surrogate, held_out)
-        # The other ranks wait here.
-        curve = curve.of_all(ranks)
+        known = surrogate.rollouts
+        if known is not None and len(known.squares) == data.validated:
+            curve = known  # Of the same weights: the last validation, or this test.
+        else:
+            curve = ErrorCurve.joined(surrogate.spec, surrogate.window.inputs, [])
+            with observing("The rollout of this process"):
+                curve = ErrorCurve.of(surrogate, held_out)
+            # The other ranks wait here.
+            curve = curve.of_all(ranks)
         baselines = {
-            name: ErrorCurve.of_baseline(held_out, curve.start, order).of_all(ranks)
+            name: baseline_curve(held_out, curve.start, order).of_all(ranks)
             for name, order in BASELINES.items()
             if order < curve.start
         }
         if not (trainer.is_global_zero and len(curve.squares)):
             return None
-        self._write("rollout.csv", curve.write)
-        self._draw("rollout.png", curve.draw)
+        self._write("rollout.csv", partial(write_curve, curve))
+        self._draw("rollout.png", partial(draw_curve, curve))
         if surrogate.window.inputs:
             relative = np.nanmean(curve.relative_l2, axis=1)
             worst = int(relative.argmax())
@@ -274,14 +285,17 @@ def _beside(error: float, baselines: Mapping[str, float]) -> str:
 def _best(trainer: L.Trainer, drawn: bool) -> list[str]:
     for callback in trainer.checkpoint_callbacks:
         # Users may have others.
-        if not isinstance(callback, ModelCheckpoint) or callback.monitor != _SCORE:
+        if not isinstance(callback, ModelCheckpoint) or callback.filename != "best":
+            continue
+        if callback.monitor not in (ROLLOUT, SINGLE):
             continue
         score = callback.best_model_score
-        if callback.filename == "best" and score is not None:
+        of = " over rollouts" if callback.monitor == ROLLOUT else ""
+        if score is not None:
             pictures = ", prediction.png, rollout.png" * drawn
             return [
                 f"  of the last weights, as are last.ckpt{pictures} and outcome.json; "
-                f"best.ckpt had {float(score):.2%}"
+                f"best.ckpt had {float(score):.2%}{of}"
             ]
     return []
 

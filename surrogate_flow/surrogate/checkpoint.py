@@ -20,11 +20,10 @@ from surrogate_flow.fields.names import (
     public_path,
     with_present_names,
 )
-from surrogate_flow.fields.window import Window
+from surrogate_flow.fields.window import ROLLOUT, SINGLE, Window
 from surrogate_flow.files import no_checkpoint
 
 __all__ = [
-    "ERROR",
     "FORMAT",
     "KEY",
     "SAME_RECIPES",
@@ -37,7 +36,6 @@ __all__ = [
 ]
 
 KEY = "surrogate"  # of the surrogate's recipe, within Lightning's checkpoint
-ERROR = "val_relative_l2"
 FORMAT = 1
 SAME_RECIPES = "Use the recipes of that run (config.yaml in its folder)."
 _ENTRIES = {"spec", "network", "window", "normalisation"}
@@ -68,7 +66,7 @@ def read(
             f"{path}: has the weights alone, with which predict, validate and test go "
             "on, but no fit. Name the last.ckpt of a run."
         )
-    return {**recipe, ERROR: _error_in(saved)}, saved["state_dict"]
+    return {**recipe, "error": _error_in(saved)}, saved["state_dict"]
 
 
 def batch_of(path: Path) -> int | None:
@@ -80,12 +78,12 @@ def batch_of(path: Path) -> int | None:
     return None
 
 
-def _error_in(saved: Mapping[str, Any]) -> float | None:
-    """Return the validation error of the weights, where their run noted it."""
+def _error_in(saved: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Return name and value of the weights' validation error, where it was noted."""
     for state in (saved.get("callbacks") or {}).values():
-        if isinstance(state, dict) and state.get("monitor") == ERROR:
-            score = state.get("current_score")
-            return None if score is None else float(score)
+        monitor = state.get("monitor") if isinstance(state, dict) else None
+        if monitor in (ROLLOUT, SINGLE) and state.get("current_score") is not None:
+            return monitor, float(state["current_score"])
     return None
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from surrogate_flow.surrogate.batch import Batch
 
-__all__ = ["predictions", "pushed_forward", "roll_out", "with_inputs"]
+__all__ = [
+    "drawn_unrolls",
+    "predictions",
+    "pushed_forward",
+    "roll_out",
+    "with_inputs",
+]
 
 #: (parameters, step, history) -> the next steps; all fields as they are stored.
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -73,6 +80,15 @@ def roll_out(
         predicted.append(next(following))
         done += predicted[-1].shape[1]
     return torch.cat(predicted, dim=1)[:, :steps]
+
+
+def drawn_unrolls(most: int, epoch: int, batch: int) -> int:
+    """Return how many predictions precede the one that a batch is trained on."""
+    if not most:
+        return 0
+    # The same on all ranks, and in a resumed run.
+    seed = [torch.initial_seed(), epoch, batch]
+    return int(np.random.default_rng(seed).integers(most + 1))
 
 
 @torch.no_grad()

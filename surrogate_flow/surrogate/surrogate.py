@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pytorch_lightning as L
 import torch
 from jaxtyping import Float
@@ -24,9 +23,14 @@ from surrogate_flow.fields.html import rows_of, table
 from surrogate_flow.fields.names import subclass_at
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.staggered import box
-from surrogate_flow.fields.window import Direct, Window
+from surrogate_flow.fields.window import ROLLOUT, Direct, Window
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.batch import Batch
+from surrogate_flow.surrogate.error_curve import (
+    FIGURES,
+    ErrorCurve,
+    validated_rollouts,
+)
 from surrogate_flow.surrogate.metrics import StandardError, field_metrics
 from surrogate_flow.surrogate.normalisation import Normalisation
 from surrogate_flow.surrogate.observation import (
@@ -38,7 +42,7 @@ from surrogate_flow.surrogate.observation import (
     sample_losses,
 )
 from surrogate_flow.surrogate.prediction import Prediction
-from surrogate_flow.surrogate.rollout import pushed_forward
+from surrogate_flow.surrogate.rollout import drawn_unrolls, pushed_forward
 from surrogate_flow.surrogate.schedule import (
     Flush,
     advance,
@@ -137,8 +141,12 @@ class Surrogate(L.LightningModule):
         self.loss = loss or nn.MSELoss()
         self.optimizer = optimizer
         self.scheduler = scheduler
-        #: Relative L2, of the validation before it was saved, once it is loaded.
+        #: Relative L2, of the validation before it was saved, once it is loaded; named
+        #: as validations log it.
         self.error: float | None = None
+        self.error_name = self.window.score
+        #: The rollouts of the last validation or test.
+        self.rollouts: ErrorCurve | None = None
         self._feedback: Feedback | None = None
         #: Looks at a training step now and then, if somebody wants it.
         self.probe: Probe | None = None
@@ -210,7 +218,7 @@ class Surrogate(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss in normalised units, of the last prediction if unrolled."""
-        unrolls = self._unrolls(batch_idx)
+        unrolls = drawn_unrolls(self.window.unroll, self.current_epoch, batch_idx)
         batch = pushed_forward(self, batch, unrolls, self.window.outputs)
         prediction = self._normalised(*batch[:3], *batch.given)
         target = self.normalisation.fields(batch.target)
@@ -271,13 +279,6 @@ class Surrogate(L.LightningModule):
         if self._feedback is not None:
             self._feedback.deliver(wait=True)
 
-    def _unrolls(self, batch_idx: int) -> int:
-        if not self.window.unroll:
-            return 0
-        # The same on all ranks, and in a resumed run.
-        seed = [torch.initial_seed(), self.current_epoch, batch_idx]
-        return int(np.random.default_rng(seed).integers(self.window.unroll + 1))
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the validation errors."""
         self._evaluate("val", self.val_errors, batch, batch_idx)
@@ -310,7 +311,8 @@ class Surrogate(L.LightningModule):
     @property
     def metrics(self) -> list[str]:
         """Names of what a fit logs, by which its best model may be chosen."""
-        return ["train_loss", "val_loss", *map(str, self.val_errors.keys())]
+        rolled_out = [f"val_rollout_{n}" for n in FIGURES if self.window.inputs]
+        return ["train_loss", "val_loss", *map(str, self.val_errors), *rolled_out]
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the schedule if there is one."""
@@ -333,8 +335,19 @@ class Surrogate(L.LightningModule):
         """Advance the schedule after a batch."""
         self._advance(scheduler, validated=False)
 
+    def on_test_epoch_end(self) -> None:
+        """Add the errors of rollouts."""
+        self._roll_out("test")
+
+    def _roll_out(self, stage: str) -> None:
+        if (curve := validated_rollouts(self, self._data)) is not None:
+            self.rollouts = curve
+            errors = {f"{stage}_rollout_{k}": e for k, e in curve.errors.items()}
+            self.log_dict(errors, sync_dist=True)
+
     def on_validation_epoch_end(self) -> None:
         """Let the schedule see the errors, before they are saved with it."""
+        self._roll_out("val")
         for config in self.trainer.lr_scheduler_configs:
             if not self.trainer.sanity_checking:
                 self._advance(config.scheduler, validated=True)
@@ -407,7 +420,10 @@ class Surrogate(L.LightningModule):
     def _rows(self) -> list[tuple[str, str]]:
         """Return what it predicts from what."""
         weights = sum(w.numel() for w in self.network.parameters() if not is_lazy(w))
+        of = "rollouts" if self.error_name == ROLLOUT else "single predictions"
         error = "not known" if self.error is None else f"{self.error:.2%}, relative L2"
+        if self.error is not None and self.window.inputs:
+            error += f" of {of}"
         return [
             *rows_of(self.spec),
             ("window", str(self.window)),
@@ -453,5 +469,6 @@ class Surrogate(L.LightningModule):
         )
         checkpoint.require_tensors(surrogate.state_dict(), state, str(path))
         surrogate.load_state_dict(state)
-        surrogate.error = recipe[checkpoint.ERROR]
+        if recipe["error"] is not None:
+            surrogate.error_name, surrogate.error = recipe["error"]
         return surrogate.eval()

@@ -21,10 +21,10 @@ from surrogate_flow.fields.staggered import box
 from surrogate_flow.fields.thinning import Thinning
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FNO, FullyConnected, UNet
-from surrogate_flow.report.error_curve import ErrorCurve
 from surrogate_flow.reservoir import FIRO, Moments
 from surrogate_flow.solvers.solver import Solver
 from surrogate_flow.stream import Encoder, SpecMismatch
+from surrogate_flow.surrogate.error_curve import ErrorCurve
 from surrogate_flow.surrogate.export import export
 from surrogate_flow.surrogate.metrics import StandardError, field_metrics
 from surrogate_flow.surrogate.observation import loss_of, sample_losses

@@ -16,7 +16,10 @@ from programs import WORKFLOW, environment, fit
 from test_ranks import HELD_OUT, TWO
 from test_resume import SIMULATIONS, STEPS, kill_after, lines, start
 
+from surrogate_flow.cli.sweep.trial import validations_of
 from surrogate_flow.fields.window import Autoregressive
+from surrogate_flow.report.folder.headline import error_of, headline
+from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.words import skill
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -100,6 +103,38 @@ def test_leaves_what_a_user_looks_at(run):
     assert {"val_relative_l2", *(f"val_{e}_temperature" for e in errors)} <= set(header)
 
 
+def validations(path):
+    """val_rollout_relative_l2 and val_relative_l2 of each validation, in metrics.csv."""
+    names = ("val_rollout_relative_l2", "val_relative_l2")
+    with (path / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get(names[0])]
+    return np.array([[float(row[name]) for name in names] for row in rows])
+
+
+def test_each_validation_rolls_out_and_chooses_the_best_weights_by_that(run):
+    """The figure is that of the curve; best.ckpt has the least, and says what it is of."""
+    output, path = run
+    rollouts, single = validations(path).T
+    assert len(rollouts) > 2
+    assert (rollouts > single).all()
+    each = [float(row["relative_l2_temperature"]) for row in curve(path)]
+    assert rollouts[-1] == pytest.approx(np.mean(each), rel=1e-5)
+    errors = json.loads((path / "outcome.json").read_text())["errors"]
+    figures = [errors[f"val_rollout_relative_l2{f}"] for f in ("", "_at_end")]
+    assert figures == pytest.approx([np.mean(each), each[-1]], rel=1e-5)
+    assert 0 < errors["val_rollout_relative_l2_standard_error"] < figures[0]
+    assert f"best.ckpt had {rollouts.min():.2%} over rollouts" in output
+    best = Surrogate.load(path / "checkpoints" / "best.ckpt")
+    assert best.error == pytest.approx(rollouts.min(), rel=1e-5)
+    assert f"{rollouts.min():.2%}, relative L2 of rollouts" in repr(best)
+    found = [*validations_of(path).values()]
+    assert found == pytest.approx(rollouts.tolist(), rel=1e-6)
+    assert error_of(RunFolder(path)) == pytest.approx(rollouts[-1], rel=1e-5)
+    assert "(relative L2 of rollouts over 4 held-out" in headline(RunFolder(path))
+    telemetry = RunFolder(path).telemetry.validation.dropna()
+    assert telemetry.iloc[-1] == pytest.approx(rollouts[-1], rel=1e-3)
+
+
 def test_the_next_command_works_as_it_is_printed(run):
     """It predicts the rest of a held-out simulation, from the history beside it."""
     output, path = run
@@ -134,6 +169,7 @@ def test_test_rolls_out_too(run, tmp_path):
     assert not (folder / "history.nc").exists()
     header = (folder / "metrics.csv").read_text().splitlines()[0]
     assert "test_mse_temperature" in header
+    assert "test_rollout_relative_l2_at_end" in header
 
 
 def test_goes_on_after_sigkill(tmp_path):
@@ -173,3 +209,5 @@ def test_two_ranks_roll_out_what_both_hold_out(tmp_path):
     assert f"at the last step (mean over {HELD_OUT} simulations)" in output
     (path,) = (tmp_path / "runs" / "tiny").iterdir()
     assert len(curve(path)) == STEPS - 1
+    each = [float(row["relative_l2_temperature"]) for row in curve(path)]
+    assert validations(path)[-1, 0] == pytest.approx(np.mean(each), rel=1e-5)

@@ -1,7 +1,9 @@
 """Predicting from a history: by hand, from a checkpoint, from the command line."""
 
 import csv
+import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +13,20 @@ import xarray as xr
 from matplotlib.image import imread
 
 from surrogate_flow.cli.app import main
+from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.report.error_curve import ErrorCurve, baseline_error
+from surrogate_flow.report.error_curve import (
+    baseline_curve,
+    baseline_error,
+    draw_curve,
+    write_curve,
+)
 from surrogate_flow.report.pictures.picture import picture
 from surrogate_flow.solvers import Heat2D
+from surrogate_flow.surrogate import error_curve
+from surrogate_flow.surrogate.error_curve import ErrorCurve, validated_rollouts
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 WALLS = {"initial": 300, "left": 100, "right": 500, "bottom": 200, "top": 400}
@@ -225,14 +235,14 @@ def test_error_curve_by_hand(surrogate, held_out, start, tmp_path):
     figure_of_merit = (errors**2).sum((1, 2, 3)).mean() / 24
     np.testing.assert_allclose(curve.accumulated, [figure_of_merit], rtol=1e-4)
 
-    curve.write(tmp_path / "rollout.csv")
+    write_curve(curve, tmp_path / "rollout.csv")
     with (tmp_path / "rollout.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(first, 9))
     assert [float(row["time"]) for row in rows] == pytest.approx(SPEC.times[first:])
     written = [float(row["rmse_temperature"]) for row in rows]
     assert written == pytest.approx(curve.rmse[:, 0], rel=1e-5)
-    curve.draw().savefig(tmp_path / "rollout.png")
+    draw_curve(curve).savefig(tmp_path / "rollout.png")
     assert imread(tmp_path / "rollout.png")[..., :3].std() > 0.02
 
 
@@ -243,6 +253,49 @@ def test_a_step_near_zero_counts_no_more_than_others():
     np.testing.assert_allclose(curve.relative_l2, 0.1 / np.sqrt(2 / 3))
     nothing = ErrorCurve(SPEC, 0, np.full((1, 3, 1), 0.01), 0 * squares)
     assert np.isnan(nothing.relative_l2).all()
+
+
+def test_a_rollout_that_is_not_finite_is_the_worst(surrogate, held_out):
+    """A network that makes NaN or infinity gives a number, and no simulation is lost."""
+    whole = ErrorCurve.of(surrogate, held_out)
+    errors = whole.squared_errors.copy()
+    errors[0, 3:] = [[np.nan], [np.inf], *[[1e300]] * (len(errors[0]) - 5)]
+    curve = replace(whole, squared_errors=errors)
+    np.testing.assert_allclose(curve.relative_l2[:3], whole.relative_l2[:3])
+    half = ErrorCurve(SPEC, 2, errors[1:], whole.squares[1:])
+    after = (100 + half.relative_l2[3:]) / 2
+    np.testing.assert_allclose(curve.relative_l2[3:], after)
+    figures = curve.errors
+    assert figures["relative_l2"] == pytest.approx(curve.relative_l2.mean())
+    assert figures["relative_l2_at_end"] == pytest.approx(after[-1, 0])
+    own = [np.mean(ErrorCurve(SPEC, 2, *u).relative_l2) for u in _each(curve)]
+    spread = figures["relative_l2_standard_error"]
+    assert spread == pytest.approx(np.std(own, ddof=1) / np.sqrt(2))
+    assert np.isnan(half.errors["relative_l2_standard_error"])
+    assert np.isnan([*ErrorCurve.joined(SPEC, 2, []).errors.values()]).all()
+
+
+def _each(curve):
+    for k in range(len(curve.squares)):
+        yield curve.squared_errors[[k]], curve.squares[[k]]
+
+
+def test_long_simulations_are_rolled_out_in_part(
+    surrogate, held_out, monkeypatch, caplog
+):
+    """Validations take some of them, the same each time, and say so once."""
+    caplog.set_level(logging.INFO)
+    data = SimpleNamespace(validation=held_out, ranks=Ranks())
+    surrogate.trainer = trainer = L.Trainer(logger=False, accelerator="cpu")
+    assert not trainer.sanity_checking
+    whole = validated_rollouts(surrogate, data)
+    assert (len(whole.squares), caplog.text) == (2, "")
+    monkeypatch.setattr(error_curve, "_VALUES", 100)
+    surrogate.rollouts = None
+    for _ in range(2):
+        surrogate.rollouts = validated_rollouts(surrogate, data)
+        np.testing.assert_array_equal(surrogate.rollouts.squares, whole.squares[:1])
+    assert caplog.text.count("roll out 1 of 2 held-out simulations") == 1
 
 
 def test_error_curve_of_a_direct_surrogate(held_out):
@@ -277,9 +330,9 @@ def test_baselines_by_hand():
     ]
     assert baseline_error(held, 0, cpu) == pytest.approx(np.mean(expected))
     assert baseline_error(held, 1, cpu) == pytest.approx(0, abs=1e-6)
-    curve = ErrorCurve.of_baseline(held, 1, 0)
+    curve = baseline_curve(held, 1, 0)
     np.testing.assert_allclose(curve.rmse[:, 0], u[1:] - u[0], rtol=1e-6)
-    curve = ErrorCurve.of_baseline(held, 2, 1)
+    curve = baseline_curve(held, 2, 1)
     np.testing.assert_allclose(curve.rmse, 0, atol=1e-5)
 
 

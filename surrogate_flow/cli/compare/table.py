@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from surrogate_flow.cli.compare.variant import OFFLINE, parts_of
+from surrogate_flow.fields.window import ROLLOUT, SINGLE
 from surrogate_flow.report.folder.run_folder import RunFolder, RunSummary
 
 __all__ = ["ComparisonTable", "FinishedRun"]
 
-_ERROR = "val_relative_l2"
 #: Those whose change from offline is shown, and that are drawn: of one prediction and,
 #: of autoregressive windows, of rollouts.
-_ERRORS = {_ERROR: "relative L2", "val_rollout_relative_l2": "relative L2 of rollouts"}
+_ERRORS = {SINGLE: "relative L2", ROLLOUT: "relative L2 of rollouts"}
 _COLUMNS = {
     "batches": "batches",
     "samples": "samples trained",
@@ -99,7 +99,7 @@ class FinishedRun:
     def error_after(self, seconds: float) -> float | None:
         """Return the relative L2 of the last validation that was over by then."""
         before = self.curve[self.curve.seconds <= seconds]
-        return float(before[_ERROR].iloc[-1]) if len(before) else None
+        return float(before[SINGLE].iloc[-1]) if len(before) else None
 
 
 class ComparisonTable:

@@ -21,12 +21,12 @@ from surrogate_flow.cli.sweep.checks import warn_of_repetition
 from surrogate_flow.cli.sweep.folder import SweepFolder
 from surrogate_flow.cli.sweep.places import Place, Refused
 from surrogate_flow.cli.sweep.table import told
-from surrogate_flow.cli.sweep.trial import METRIC
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.ensemble.sharing import SharedStudy
 from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.quantities import counted
+from surrogate_flow.fields.window import score
 from surrogate_flow.files import last_line, observing
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.run_folder import INTERRUPTED, RunFolder
@@ -297,9 +297,9 @@ class Controller:
         self._in_vain[number] = 1 if further else self._in_vain[number] + 1
         why = self._why(number, attempt)
         if error is not None:
-            why = f"its {METRIC} is nan: the training has diverged"
+            why = "its validation error is nan: the training has diverged"
         elif folder.outcome(number) is not None:
-            why = f"it has no {METRIC}: leave out trainer.limit_val_batches"
+            why = "it has no validation error: leave out trainer.limit_val_batches"
         if why or self._in_vain[number] >= _ATTEMPTS:
             known = "host" in attempt.handle
             ended = "was killed" if known else "ended without a word"
@@ -315,7 +315,7 @@ class Controller:
     def _error(self, number: int) -> float | None:
         """Return the error of a trial that has trained to its end, if it has one."""
         outcome = self._folder.outcome(number)
-        validated = outcome is not None and METRIC in outcome.errors
+        validated = outcome is not None and score(outcome.errors) in outcome.errors
         return self._folder.error(number) if validated else None
 
     def _ended(self, trial: Trial, error: float | None) -> bool:

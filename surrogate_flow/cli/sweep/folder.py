@@ -23,10 +23,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from surrogate_flow.cli.sweep import search
 from surrogate_flow.cli.sweep.attempt import Attempt
 from surrogate_flow.cli.sweep.recipe import Point, SweepRecipe
-from surrogate_flow.cli.sweep.trial import METRIC, Training, TrialRow, validations_of
+from surrogate_flow.cli.sweep.trial import Training, TrialRow, validations_of
 from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.ensemble.sharing import Sharing
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.window import score
 from surrogate_flow.files import LOCK, DirectoryLock, write_text
 from surrogate_flow.report.folder.run_folder import RunSummary
 from surrogate_flow.report.folder.words import flattened
@@ -375,8 +376,9 @@ class SweepFolder:
             or [error for _, error in self._training(run).curve]
         ]
         outcome = self.outcome(number, early=True)
-        if outcome is not None and METRIC in outcome.errors:
-            found.append((outcome.errors[METRIC], self.runs(number)[-1]))
+        errors = {} if outcome is None else outcome.errors
+        if (metric := score(errors)) in errors:
+            found.append((errors[metric], self.runs(number)[-1]))
         return [each for each in found if isfinite(each[0])] or found
 
     def rows(self) -> list[TrialRow]:

@@ -10,14 +10,12 @@ from typing import Any
 
 from surrogate_flow.ensemble.sharing import Sharing
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.fields.window import score
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.tables import typed
 from surrogate_flow.report.live.follow import Tail
 
-__all__ = ["METRIC", "Training", "TrialRow", "validations_of"]
-
-#: By which trials are compared, and best.ckpt is chosen.
-METRIC = "val_relative_l2"
+__all__ = ["Training", "TrialRow", "validations_of"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class TrialRow:
         Its values of the space.
     error : float, optional
         Relative L2 error over the held-out simulations of its best checkpoint: the
-        least of its validations.
+        least of its validations; of rollouts for autoregressive windows.
     seconds : float, optional
         Of training, of all its parts.
     wall_seconds : float, optional
@@ -95,9 +93,9 @@ def validations_of(run: Path) -> dict[int, float]:
     """Return the errors of a run's validations, by batch."""
     with contextlib.suppress(UserError):
         table = RunFolder(run).metrics
-        if {"step", METRIC} <= {*table}:
-            known = table[["step", METRIC]].dropna()
-            return dict(zip(known["step"].astype(int), known[METRIC], strict=True))
+        if {"step", metric := score(table)} <= {*table}:
+            known = table[["step", metric]].dropna()
+            return dict(zip(known["step"].astype(int), known[metric], strict=True))
     return {}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from surrogate_flow.fields.quantities import counted
+from surrogate_flow.fields.window import ROLLOUT, SINGLE, score
 from surrogate_flow.report.folder.cost import RunCost
 from surrogate_flow.report.folder.run_folder import RunFolder, RunSummary
 from surrogate_flow.report.folder.words import (
@@ -19,9 +20,11 @@ from surrogate_flow.report.folder.words import (
     skill,
 )
 
-__all__ = ["error_of", "headline", "model_of", "name_of", "rollout_of"]
+__all__ = ["error_of", "headline", "model_of", "name_of", "of_error", "rollout_of"]
 
 logger = logging.getLogger(__name__)
+
+_OF = {ROLLOUT: " of rollouts", SINGLE: ""}
 
 
 def headline(run: RunFolder) -> str:
@@ -65,14 +68,16 @@ def _sentence(run: RunFolder) -> str:
 
 def _error(run: RunFolder, outcome: RunSummary) -> str:
     errors, count = outcome.errors, outcome.validated
-    error = errors.get("val_relative_l2")
-    spread = errors.get("val_relative_l2_standard_error")
+    name = score(errors)
+    error, spread = errors.get(name), errors.get(f"{name}_standard_error")
     if error is None:
         return "has no validation error"
     of = f" over {counted(count, 'held-out simulation')}" if count else ""
     if lost := _lost(run):
         of += f", without {lost} that failed"
-    inside = [f"relative L2{of}"]
+    inside = [f"relative L2{_OF[name]}{of}"]
+    if name == ROLLOUT and SINGLE in errors:
+        inside.append(f"of single predictions {percent(errors[SINGLE])}")
     if "val_skill" in errors:
         inside.append(f"skill {skill(errors['val_skill'])}")
     return f"has an error of {percent(error, spread)} ({'; '.join(inside)})"
@@ -106,15 +111,23 @@ def model_of(run: RunFolder) -> str:
 
 def error_of(run: RunFolder) -> float | None:
     """Return the validation error at the end, or the last one that is known."""
-    if run.outcome is not None and "val_relative_l2" in run.outcome.errors:
-        return run.outcome.errors["val_relative_l2"]
-    if "relative_l2" in run.validation and len(run.validation):
-        return float(run.validation.relative_l2.mean())
-    if "val_relative_l2" in run.metrics and len(
-        known := run.metrics.val_relative_l2.dropna()
-    ):
+    errors = {} if run.outcome is None else run.outcome.errors
+    if (name := score(errors)) in errors:
+        return errors[name]
+    name = score(run.metrics)
+    # That table has errors of single predictions.
+    table = run.validation if name == SINGLE else {}
+    if "relative_l2" in table and len(table):
+        return float(table["relative_l2"].mean())
+    if name in run.metrics and len(known := run.metrics[name].dropna()):
         return float(known.iloc[-1])
     return None
+
+
+def of_error(run: RunFolder) -> str:
+    """Return what `error_of` is the error of, as words that follow it."""
+    errors = {} if run.outcome is None else run.outcome.errors
+    return _OF[score(errors or run.metrics)]
 
 
 def rollout_of(run: RunFolder) -> pd.DataFrame:
@@ -142,5 +155,6 @@ def _progress(run: RunFolder) -> str:
     if (error := error_of(run)) is not None:
         count = len(run.validation)
         of = f" over {counted(count, 'held-out simulation')}" if count else ""
-        parts.append(f"and has an error of {percent(error)} (relative L2{of})")
+        what = f"relative L2{of_error(run)}{of}"
+        parts.append(f"and has an error of {percent(error)} ({what})")
     return f"{' '.join(parts)}."

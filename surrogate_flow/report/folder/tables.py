@@ -102,7 +102,10 @@ COLUMNS: Mapping[str, Column] = {
     "jobs_wanted": Column("ensemble.jobs_wanted", "of a batch system, now"),
     "jobs_at_work": Column("ensemble.jobs_at_work", "those of them with workers"),
     "validation": Column(
-        "training.validation", "`val_relative_l2` of the last validation", None, "first"
+        "training.validation",
+        "error of the last validation: `val_relative_l2`, or `val_rollout_relative_l2`",
+        None,
+        "first",
     ),
     "times_seen": Column(
         "store.times_seen", f"samples seen 0, 1, ... {OFTEN} or more times, in all"

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from surrogate_flow.fields.conventions import without_secrets
+from surrogate_flow.fields.window import score
 from surrogate_flow.report.folder.cost import RunCost
 from surrogate_flow.report.folder.headline import (
     error_of,
     model_of,
     name_of,
+    of_error,
     rollout_of,
 )
 from surrogate_flow.report.folder.run_folder import RunFolder, is_run, runs_below
@@ -162,7 +164,8 @@ def _quantities(run: RunFolder) -> dict[str, str]:
         "surrogate": model_of(run),
         "state": run.state,
         "relative L2 error": percent(error_of(run)),
-        "standard error": percent(errors.get("val_relative_l2_standard_error")),
+        "of rollouts": "yes" if of_error(run) else "no",
+        "standard error": percent(errors.get(f"{score(errors)}_standard_error")),
         "skill": skill(errors.get("val_skill")),
         "held-out simulations": number(getattr(run.outcome, "validated", None)),
         "batches": number(getattr(run.outcome, "batches", _last(run, "step"))),

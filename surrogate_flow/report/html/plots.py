@@ -11,6 +11,7 @@ from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Rang
 from bokeh.models.annotations import Span
 from bokeh.plotting import figure
 
+from surrogate_flow.fields.window import ROLLOUT, SINGLE
 from surrogate_flow.report.folder.tables import OFTEN
 
 __all__ = [
@@ -61,6 +62,7 @@ def learning(metrics: Tables) -> list[tuple[Any, str]]:
     """Return the loss, the validation error and the learning rate over the batches."""
     columns = {str(c) for table in metrics.values() for c in table}
     rates = sorted(c for c in columns if c == "lr" or c.startswith("lr-"))
+    rolled_out, best = ROLLOUT in columns, "; best.ckpt is where it is least"
     found = []
     for names, label, caption in (
         (
@@ -71,10 +73,15 @@ def learning(metrics: Tables) -> list[tuple[Any, str]]:
             "overfits.",
         ),
         (
-            ["val_relative_l2"],
+            [SINGLE],
             "relative L2 error [1]",
-            "The relative L2 error over the held-out simulations; best.ckpt is where "
-            "it is least.",
+            "The relative L2 error over the held-out simulations"
+            f"{' of single predictions' if rolled_out else best}.",
+        ),
+        (
+            [ROLLOUT],
+            "relative L2 error of rollouts [1]",
+            f"The relative L2 error over the held-out simulations, rolled out{best}.",
         ),
         (rates, "learning rate [1]", "The learning rate of the optimizer."),
     ):
@@ -89,7 +96,7 @@ def learning(metrics: Tables) -> list[tuple[Any, str]]:
                         lines.append(Line(run, shown, known["step"] + 1, known[name]))
         if lines:
             plot = figure_of("batches", label, log=names is not rates)
-            if names == ["val_relative_l2"]:
+            if names in ([SINGLE], [ROLLOUT]):
                 plot.yaxis.formatter = NumeralTickFormatter(format="0.[00] %")
             draw(plot, lines)
             found.append((plot, caption))
