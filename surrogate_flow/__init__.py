@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from surrogate_flow.fields.window import Autoregressive, Direct
     from surrogate_flow.report.callbacks import run_callbacks
     from surrogate_flow.solvers.solver import Ended, Solver, Stopped
+    from surrogate_flow.surrogate.schedule import WarmupCosine
     from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "StoredData",
     "Surrogate",
     "Variable",
+    "WarmupCosine",
     "run_callbacks",
     "to_netcdf",
 ]
@@ -51,6 +53,7 @@ _FILES = {
     "StoredData": "data.stored",
     "Surrogate": "surrogate.surrogate",
     "Variable": "fields",
+    "WarmupCosine": "surrogate.schedule",
     "run_callbacks": "report.callbacks",
     "to_netcdf": "fields.conventions",
 }

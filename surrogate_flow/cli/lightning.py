@@ -125,6 +125,8 @@ class SurrogateCLI(LightningCLI):
         # The class's own default is a function, which no config.yaml can hold.
         adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}}
         parser.set_defaults({"model.optimizer": adam})
+        schedule = {"class_path": "surrogate_flow.WarmupCosine"}
+        parser.set_defaults({"model.scheduler": schedule})
         parser.link_arguments("data.spec", "model.spec", apply_on="instantiate")
 
     def instantiate_classes(self) -> None:

@@ -269,7 +269,7 @@ class _State:
         # Not in version 0.1, without input fields, and where none has ended early.
         got = (
             {*plain, "steps", "early"},
-            {*plain.get("store", ()), "passed", "given"},
+            {*plain.get("store", ()), "passed", "given", "again_remaining"},
         )
         if got != names:
             differing = sorted((names[0] ^ got[0]) | (names[1] ^ got[1]))

@@ -272,8 +272,10 @@ class OnlineData(SurrogateData):
                 world=self.ranks.world,
             )
             if fit:
+                planned = self.design.planned
                 self.store = Store(
-                    self.spec, self.window, self.batch_size, self.reservoir
+                    *(self.spec, self.window, self.batch_size, self.reservoir),
+                    planned and planned - self.validation.count,
                 )
                 require_reachable(
                     *(self.reservoir, self.spec, self.window, self.simulations),

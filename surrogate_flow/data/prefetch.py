@@ -145,8 +145,10 @@ def in_step(
         having = states.count(RankState.READY) + states.count(RankState.FULL)
         if RankState.STOPPED in states or not having:
             return
-        if batch is None:
-            yield padding
+        mine, batch = batch, None
+        # The learning rate of all follows it.
+        remaining = ranks.largest(mine.remaining if mine else 0.0)
+        if mine is None:
+            yield padding._replace(remaining=remaining)
         else:
-            yield batch._replace(weight=ranks.world / having)
-            batch = None
+            yield mine._replace(weight=ranks.world / having, remaining=remaining)

@@ -117,6 +117,15 @@ class Ranks:
         """Return the values of all ranks, or the own one once this one has left."""
         return [value] if self._left else self.gather(value)
 
+    def largest(self, value: float) -> float:
+        """Return the largest number of all ranks."""
+        if self.world == 1 or self._left:
+            return value
+        most = torch.tensor([value], dtype=torch.float64)
+        maximum = dist.ReduceOp.MAX
+        self._run(lambda: dist.all_reduce(most, maximum, group=self._group))
+        return float(most)
+
     def gather_states(self, state: RankState) -> list[RankState]:
         """Return the states of all ranks; a RankError if one has failed or died."""
         self._failed = self._failed or state is RankState.FAILED

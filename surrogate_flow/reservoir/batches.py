@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -18,7 +19,8 @@ class Draw(NamedTuple):
     """A batch of samples, copied out: nothing else uses its memory while it is held.
 
     `step` is the number of the first step of each sample. `inputs` are the input fields
-    of its simulation, if the spec has any.
+    of its simulation, if the spec has any. `remaining` is how many batches are still to
+    come, as far as is known when it is drawn; infinite if it is not.
     """
 
     fields: (
@@ -29,6 +31,7 @@ class Draw(NamedTuple):
     step: Int[np.ndarray, " batch"]
     parameters: Float[np.ndarray, "batch parameter"]
     inputs: Float[np.ndarray, "batch input *space"] | None = None
+    remaining: float = math.inf
 
 
 class PendingBatches:

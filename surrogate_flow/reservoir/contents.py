@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -43,7 +44,12 @@ class Contents:
     """
 
     def __init__(
-        self, spec: FieldSpec, window: Window, batch_size: int, policy: Policy
+        self,
+        spec: FieldSpec,
+        window: Window,
+        batch_size: int,
+        policy: Policy,
+        simulations: int | None = None,
     ) -> None:
         capacity = slots_of(policy, spec, window, batch_size)
         memory = policy.memory(capacity, spec.step_shape, batch_size * window.span)
@@ -67,6 +73,10 @@ class Contents:
         #: First steps of the samples that come again and have left before, of each
         #: simulation that runs again.
         self.passed: dict[int, set[int]] = {}
+        #: How many simulations there will be, and which have ended before their end.
+        self._simulations, self._cut_off = simulations, IntSet()
+        # Whether the samples of the last batch have left.
+        self._leave = False
         #: Whether reception has ended, so that what is drawn leaves.
         self.draining = False
         #: Whether a snapshot is being taken, so that no copy may begin.
@@ -155,6 +165,8 @@ class Contents:
     def close(self, simulation: int, complete: bool = False) -> None:
         """Release what only incomplete samples of a simulation hold."""
         self.index.close(simulation, complete)
+        if not complete and simulation not in self.index.finished:
+            self._cut_off.add(simulation)
         self.refused.discard(simulation)
         if simulation not in self.index.live:
             self.passed.pop(simulation, None)
@@ -186,6 +198,37 @@ class Contents:
         # No step can enter a full store, so it must not be waited for.
         return "" if count and (self.draining or self._full) else reason
 
+    def remaining(self) -> float:
+        """Return how many batches are still to come; infinite if it is not known.
+
+        Where what is drawn leaves, all that is held and is to come is drawn once.
+        Elsewhere what is to come displaces samples at the pace at which others have
+        been displaced up to now, and then the store drains. In a store with room for
+        all of it nothing is displaced; there, samples arrive at the pace at which they
+        came behind the threshold.
+        """
+        held = len(self.population)
+        if self.draining:
+            return math.ceil(held / self.batch_size)
+        if self._simulations is None:
+            return math.inf
+        index, layout, tally = self.index, self.layout, self.tally
+        ended = len(index.finished) + len(self._cut_off)
+        # Of those under way a part has arrived.
+        coming = max(0, self._simulations - ended) * layout.samples - sum(
+            t.samples for n, t in index.live.items() if n not in index.finished
+        )
+        if self._leave:
+            return (held + coming) / self.batch_size
+        room = max(0, self.slab.capacity * layout.samples // layout.steps - held)
+        displacing, displaced = coming - room, tally.inserted - held
+        if displacing <= 0:
+            displacing, displaced = coming, tally.inserted - self.policy.threshold
+        if displacing > 0 >= displaced:
+            return math.inf
+        batches = tally.batches * displacing / max(displaced, 1)
+        return batches + (held + min(room, coming)) / self.batch_size
+
     def describe_refused(self) -> str:
         """Return what the simulation waits for that has waited longest, if one does."""
         if not self.refused:
@@ -210,6 +253,7 @@ class Contents:
         rows = None if self.inputs is None else self.inputs.rows(samples)
         reader = self.begin_read()
         self.tally.draw(samples)
+        self._leave = leave
         if leave:
             self.tally.removed += len(samples)
             self.tally.leave(samples)
@@ -280,6 +324,7 @@ class Contents:
             again_simulation=_joined([d.simulation for d in again], simulation),
             again_step=_joined([d.step for d in again], step),
             again_parameters=_joined([d.parameters for d in again], parameters),
+            again_remaining=np.array([draw.remaining for draw in again]),
             counts=np.array([*tally.counts.values()]),
             left=tally.left.copy(),
             random=json.dumps(self._random.bit_generator.state),

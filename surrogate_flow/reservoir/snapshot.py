@@ -70,6 +70,11 @@ class Snapshot:
     given: Int[np.ndarray, " given"] = field(
         default_factory=lambda: np.zeros(0, dtype=np.int64)
     )
+    #: What each of the batches drawn and not trained says is still to come; empty where
+    #: none says it.
+    again_remaining: Float[np.ndarray, " remaining"] = field(
+        default_factory=lambda: np.zeros(0)
+    )
 
     def draws(
         self,
@@ -77,7 +82,8 @@ class Snapshot:
         inputs: Fields,
     ) -> list[Draw]:
         """Return the batches drawn and not trained, of which these are the fields."""
-        ends = np.cumsum(self.again_size)
+        ends, remaining = np.cumsum(self.again_size), self.again_remaining.tolist()
+        remaining = remaining or [math.inf] * len(ends)
         return [
             Draw(
                 fields[start:end],
@@ -85,8 +91,11 @@ class Snapshot:
                 self.again_step[start:end],
                 self.again_parameters[start:end],
                 np.stack([inputs[n] for n in numbers.tolist()]) if inputs else None,
+                of_one,
             )
-            for start, end in zip(ends - self.again_size, ends, strict=True)
+            for start, end, of_one in zip(
+                ends - self.again_size, ends, remaining, strict=True
+            )
         ]
 
     def check(self, spec: FieldSpec) -> None:
@@ -117,6 +126,7 @@ class Snapshot:
             ("following", len(self.following), [0, rows]),
             ("place", len(self.place), [0, rows]),
             ("again_size", self.again_size.sum(), [len(again)]),
+            ("again_remaining", len(self.again_remaining), [0, len(self.again_size)]),
         ):
             if count not in allowed:
                 _refuse(name, " or ".join(map(str, allowed)), count)

@@ -54,6 +54,8 @@ class Store:
         Samples in a batch; the last one may be smaller.
     policy : Policy
         What is drawn, when, and what is evicted; how much is held, and where.
+    simulations : int, optional
+        How many there will be, by which each `Draw` says how many batches follow it.
 
     Raises
     ------
@@ -72,11 +74,16 @@ class Store:
     chunk_bytes = 2**26
 
     def __init__(
-        self, spec: FieldSpec, window: Window, batch_size: int, policy: Policy
+        self,
+        spec: FieldSpec,
+        window: Window,
+        batch_size: int,
+        policy: Policy,
+        simulations: int | None = None,
     ) -> None:
         self.spec, self.window, self.batch_size = spec, window, batch_size
         self.policy, self.threshold = policy, policy.threshold
-        self._contents = Contents(spec, window, batch_size, policy)
+        self._contents = Contents(spec, window, batch_size, policy, simulations)
         self.layout = self._contents.layout
         self.capacity = self._contents.slab.capacity
         self._changed = threading.Condition(threading.Lock())
@@ -182,13 +189,15 @@ class Store:
                 return None
             number = pending.begin() if pending else 0
             slots, labels, rows, reader = self._contents.take()
+            remaining = self._contents.remaining()
             self._changed.notify_all()
         contents, count = self._contents, len(labels[0])
         try:
             given = None
             if contents.inputs is not None and rows is not None:
                 given = contents.inputs.slab.memory.batch(rows, count)[:, 0]
-            draw = Draw(contents.slab.memory.batch(slots, count), *labels, given)
+            fields = contents.slab.memory.batch(slots, count)
+            draw = Draw(fields, *labels, given, remaining)
             if pending:
                 pending.complete(number, draw)
         finally:

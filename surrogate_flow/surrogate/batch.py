@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +37,8 @@ class Batch(NamedTuple):
         Factor of its loss: 0 for padding.
     inputs : Tensor of shape (batch, input, *space), optional
         The input fields of the simulation, if the spec has any.
+    remaining : float
+        How many batches are still to come, as far as is known; infinite if it is not.
     """
 
     parameters: Float[Tensor, "batch parameter"]
@@ -45,10 +48,11 @@ class Batch(NamedTuple):
     simulation: Int[Tensor, " batch"]
     weight: float = 1.0
     inputs: Float[Tensor, "batch input *space"] | None = None
+    remaining: float = math.inf
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All but the weight."""
+        """All but the numbers of the batch as a whole."""
         return self[:5] if self.inputs is None else (*self[:5], self.inputs)
 
     @property
@@ -67,13 +71,15 @@ class Batch(NamedTuple):
             target=fields[:, window.inputs :],
             simulation=torch.from_numpy(draw.simulation),
             inputs=None if draw.inputs is None else torch.as_tensor(draw.inputs),
+            remaining=draw.remaining,
         )
 
     def sent(self, stream: CopyStream) -> Batch:
         """Return a copy on a device; it may not be complete yet."""
-        parameters, step, history, target, simulation = map(stream.send, self[:5])
-        given = None if self.inputs is None else stream.send(self.inputs)
-        return Batch(parameters, step, history, target, simulation, self.weight, given)
+        names = "parameters", "step", "history", "target", "simulation", "inputs"
+        tensors = {n: t for n in names if (t := getattr(self, n)) is not None}
+        sent: Any = {name: stream.send(tensor) for name, tensor in tensors.items()}
+        return self._replace(**sent)
 
     @classmethod
     def padding(cls, spec: FieldSpec, window: Window) -> Batch:

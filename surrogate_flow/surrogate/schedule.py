@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as L
 import torch
+from pytorch_lightning.callbacks import Timer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -25,15 +26,100 @@ from surrogate_flow.fields.names import closest, nearest
 
 __all__ = [
     "Flush",
+    "WarmupCosine",
     "advance",
     "built_optimizer",
     "built_schedule",
+    "configured",
     "monitor_of",
     "require_metric",
+    "steps_left",
 ]
 
 _RATE = "model.optimizer.lr"
 _MONITOR = "val_loss"  # of a plateau that names none
+_WARM = 0.05  # of a run, at most
+
+
+class WarmupCosine(LRScheduler):
+    """lr(p) = lr (f + (1 - f) (1 + cos πp) / 2), behind a linear warm-up.
+
+    p is how far the run is, from 0 to 1, and f is `final`. It needs no number of steps:
+    after each one it is told how many are left, and p moves on by its share of these.
+    So it ends where the run ends, at the last of `max_steps`, the last epoch, the end
+    of `max_time`, or the last batch of the simulations, whichever comes first, whatever
+    was expected before, and however fast the simulations are. If nothing is known of an
+    end, the rate stays constant behind the warm-up.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    warmup : int
+        Number of steps of the warm-up, but no more than a twentieth of the run.
+    final : float
+        Fraction of the learning rate at the end.
+
+    References
+    ----------
+    Loshchilov and Hutter, *SGDR: Stochastic Gradient Descent with Warm Restarts*, ICLR
+    2017, https://arxiv.org/abs/1608.03983, equation 5, without restarts
+
+    Examples
+    --------
+    >>> weights = [torch.zeros(1, requires_grad=True)]
+    >>> optimizer = torch.optim.SGD(weights, lr=1.0)
+    >>> schedule = WarmupCosine(optimizer, warmup=2, final=0.0)
+    >>> for left in (7, 6, 5, 4, 3, 2, 1):
+    ...     optimizer.step()
+    ...     schedule.follow(left)
+    ...     schedule.step()
+    >>> round(schedule.progress, 6), [round(rate, 3) for rate in schedule.get_last_lr()]
+    (0.875, [0.038])
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, warmup: int = 100, final: float = 0.01
+    ) -> None:
+        if warmup < 0 or not 0 <= final <= 1:
+            raise ValueError(
+                "WarmupCosine: expected warmup of 0 or more and final between 0 and 1, "
+                f"got {warmup} and {final}"
+            )
+        self.warmup, self.final, self.progress = warmup, final, 0.0
+        super().__init__(optimizer)
+
+    def follow(self, left: float) -> None:
+        """Note how many steps are still to come."""
+        self.progress += (1.0 - self.progress) / (left + 1.0)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the rate of the next step, of each group of parameters."""
+        fall = (1.0 + math.cos(math.pi * self.progress)) / 2.0
+        rise = (self.last_epoch + 1) / (self.warmup + 1)
+        factor = min(1.0, max(rise, self.progress / _WARM))
+        factor *= self.final + (1.0 - self.final) * fall
+        return [rate * factor for rate in self.base_lrs]
+
+
+def steps_left(trainer: L.Trainer, of_data: float) -> float:
+    """Return how many steps of the optimizer are still to come; infinite if unknown.
+
+    `of_data` is how many batches the data say that there are.
+    """
+    each, step = trainer.accumulate_grad_batches, trainer.global_step
+    left, epochs = [of_data / each], trainer.max_epochs or -1
+    if trainer.max_steps > 0:
+        left.append(trainer.max_steps - step)
+    if epochs > 0:
+        left.append(float(np.ceil(trainer.num_training_batches / each)) * epochs - step)
+    timers = [c for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
+    for timer in timers:
+        elapsed, rest = timer.time_elapsed(), timer.time_remaining()
+        if rest is not None and elapsed > 0:
+            left.append(step * rest / elapsed)
+    least = max(min(left), 0.0)
+    # Clocks differ.
+    return trainer.strategy.broadcast(least) if timers else least
 
 
 def built_optimizer(build: Callable[[Any], Optimizer], parameters: Any) -> Optimizer:
@@ -69,6 +155,27 @@ def built_schedule(
     return schedule
 
 
+def configured(
+    build: Callable[[Any], Optimizer],
+    scheduler: Callable[[Any], LRScheduler] | None,
+    parameters: Any,
+    metrics: Collection[str],
+) -> Any:
+    """Return what Lightning takes: the optimizer, and the schedule if there is one."""
+    optimizer = built_optimizer(build, parameters)
+    if scheduler is None:
+        return optimizer
+    schedule = built_schedule(scheduler, optimizer, metrics)
+    of_lightning = {
+        "scheduler": schedule,
+        "interval": "step",
+        "monitor": monitor_of(schedule),
+        # `advance` knows when; Lightning would after every batch.
+        "reduce_on_plateau": False,
+    }
+    return {"optimizer": optimizer, "lr_scheduler": of_lightning}
+
+
 def require_metric(what: str, monitor: str, metrics: Collection[str]) -> None:
     """Refuse a misspelt metric.
 
@@ -96,13 +203,18 @@ def monitor_of(schedule: LRScheduler) -> str | None:
 
 
 def advance(
-    schedule: LRScheduler, metrics: Mapping[str, Tensor], *, validated: bool
+    schedule: LRScheduler,
+    metrics: Mapping[str, Tensor],
+    *,
+    validated: bool,
+    left: float = math.inf,
 ) -> str:
     """Advance a schedule after a batch or a validation, if it is its turn.
 
     Those that count are advanced after batches, and hold their last rate when they have
-    run out; a plateau looks at its monitor when that has a new value: after batches if
-    its name begins with ``train``, otherwise after validations.
+    run out; `WarmupCosine` is told how many steps are `left`. A plateau looks at its
+    monitor when that has a new value: after batches if its name begins with ``train``,
+    otherwise after validations.
 
     Returns
     -------
@@ -121,6 +233,9 @@ def advance(
         groups = schedule.optimizer.param_groups
         kept = [{k: v for k, v in g.items() if k != "params"} for g in groups]
         spent, last = _spent(schedule), _count(schedule)
+        for part in _active(schedule):
+            if isinstance(part, WarmupCosine):
+                part.follow(left)
         try:
             # Another within it may follow.
             schedule.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,10 +46,11 @@ from surrogate_flow.surrogate.prediction import Prediction
 from surrogate_flow.surrogate.rollout import drawn_unrolls, pushed_forward
 from surrogate_flow.surrogate.schedule import (
     Flush,
+    WarmupCosine,
     advance,
-    built_optimizer,
-    built_schedule,
+    configured,
     monitor_of,
+    steps_left,
 )
 from surrogate_flow.surrogate.trial import built
 from surrogate_flow.surrogate.writing import write
@@ -85,7 +87,8 @@ class Surrogate(L.LightningModule):
         Parameters -> optimizer.
     scheduler : callable, optional
         Optimizer -> schedule of the learning rate, advanced after every batch; a
-        ``ReduceLROnPlateau`` when its monitor, by default ``val_loss``, is new.
+        ``ReduceLROnPlateau`` when its monitor, by default ``val_loss``, is new. By
+        default `WarmupCosine`, to the end of the run; ``None`` keeps the rate constant.
 
     Examples
     --------
@@ -106,7 +109,7 @@ class Surrogate(L.LightningModule):
         loss: nn.Module | None = None,
         normalisation: Literal["standard", "none"] = "standard",
         optimizer: OptimizerCallable = _ADAM,
-        scheduler: LRSchedulerCallable | None = None,
+        scheduler: LRSchedulerCallable | None = WarmupCosine,
     ) -> None:
         super().__init__()
         require_kind("Surrogate: spec", spec, FieldSpec, "solver.spec or data.spec")
@@ -151,6 +154,7 @@ class Surrogate(L.LightningModule):
         #: Looks at a training step now and then, if somebody wants it.
         self.probe: Probe | None = None
         self._trained: tuple[Tensor, int] = torch.tensor(torch.nan), 0
+        self._remaining = math.inf
         self._monitored = self._logs = True
         self._said = False
         self._diverged = False
@@ -226,6 +230,7 @@ class Surrogate(L.LightningModule):
             self.normalisation.learn(known)
         loss = loss_of(self.loss, prediction, target, known)
         self._trained = loss.detach(), len(batch.step) if batch.weight else 0
+        self._remaining = batch.remaining
         # Not of every step, which takes half a millisecond, unless somebody reads it;
         # but before callbacks do, at the end of the batch.
         self._logs = self._monitored or self._due(self.trainer.global_step + 1)
@@ -253,7 +258,8 @@ class Surrogate(L.LightningModule):
         data = self._data
         self._feedback = Feedback(data) if data and data.observes else None
         callbacks: Any = getattr(self.trainer, "callbacks", ())
-        self._monitored = self.scheduler is not None or any(
+        schedules: Any = self.trainer.lr_scheduler_configs
+        self._monitored = any(monitor_of(c.scheduler) for c in schedules) or any(
             "train_loss" in f"{getattr(callback, name, None)}"
             for callback in callbacks
             for name in ("monitor", "filename")
@@ -316,20 +322,8 @@ class Surrogate(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the schedule if there is one."""
-        optimizer = built_optimizer(self.optimizer, self.network.parameters())
-        if self.scheduler is None:
-            return optimizer
-        schedule = built_schedule(self.scheduler, optimizer, self.metrics)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {
-                "scheduler": schedule,
-                "interval": "step",
-                "monitor": monitor_of(schedule),
-                # `advance` knows when; Lightning would after every batch.
-                "reduce_on_plateau": False,
-            },
-        }
+        weights = self.network.parameters()
+        return configured(self.optimizer, self.scheduler, weights, self.metrics)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Advance the schedule after a batch."""
@@ -353,7 +347,9 @@ class Surrogate(L.LightningModule):
                 self._advance(config.scheduler, validated=True)
 
     def _advance(self, schedule: Any, *, validated: bool) -> None:
-        said = advance(schedule, self.trainer.callback_metrics, validated=validated)
+        left = steps_left(self.trainer, self._remaining)
+        seen = self.trainer.callback_metrics
+        said = advance(schedule, seen, validated=validated, left=left)
         if said and not self._said:
             logger.warning(said)
         self._said = self._said or bool(said)

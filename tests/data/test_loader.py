@@ -146,11 +146,18 @@ class InThreads(Ranks):
         super().__init__(rank, 1)
         self.world, self.states, self.barrier = len(states), states, barrier
 
+    def _exchange(self, value):
+        self.states[self.rank] = value
+        self.barrier.wait(30)
+        values = [*self.states]
+        self.barrier.wait(30)
+        return values
+
+    def largest(self, value):
+        return max(self._exchange(value))
+
     def gather_states(self, state):
-        self.states[self.rank] = state
-        self.barrier.wait(30)
-        states = [*self.states]
-        self.barrier.wait(30)
+        states = self._exchange(state)
         if RankState.FAILED in states and state is not RankState.FAILED:
             raise RankError("another one failed")
         return states
@@ -177,7 +184,8 @@ def train(seed, world, failing=None, stopping=None):
                 raise OSError("the disk")
             label = np.array([number])
             fields = np.zeros((1, 1, 1), "f")
-            yield Draw(fields, label, label, np.zeros((1, 0), "f"))
+            left = everything[rank] - number - 1
+            yield Draw(fields, label, label, np.zeros((1, 0), "f"), None, left)
 
     def run(rank):
         ranks, stopped = InThreads(rank, states, barrier), threading.Event()
@@ -187,7 +195,7 @@ def train(seed, world, failing=None, stopping=None):
                 for batch in in_step(
                     batches, ranks, padding, lambda: chance.random() < 0.3
                 ):
-                    got.append((batch.weight, int(batch.step[0])))
+                    got.append((batch.weight, int(batch.step[0]), batch.remaining))
                     if rank == stopping and len(got) == 3:
                         stopped.set()
         except (OSError, RankError) as error:
@@ -206,9 +214,12 @@ def test_all_ranks_take_the_same_steps_and_train_all_their_data(seed):
     assert not any(error for _, error in runs)
     got = [batches for batches, _ in runs]
     for count, batches in zip(everything, got, strict=True):
-        assert [step for weight, step in batches if weight] == list(range(count))
+        assert [step for weight, step, _ in batches if weight] == list(range(count))
     for step in zip(*got, strict=True):
-        assert sum(weight for weight, _ in step) == pytest.approx(world)
+        assert sum(weight for weight, _, _ in step) == pytest.approx(world)
+        # The learning rate follows it.
+        assert len({left for _, _, left in step}) == 1
+    assert got[0][-1][2] == 0
 
 
 def test_a_rank_that_fails_or_stops_takes_the_others_with_it():

@@ -141,11 +141,10 @@ def weights(folder):
         key=lambda p: p.stat().st_mtime,
     )
     saved = torch.load(path, weights_only=True)
-    assert saved["global_step"] == 200
     (schedule,) = saved["lr_schedulers"]
-    assert schedule["last_epoch"] == 200
+    assert schedule["last_epoch"] == saved["global_step"]
+    assert schedule["progress"] == 1
     rate = torch.tensor(schedule["_last_lr"])
-    assert rate == pytest.approx(1e-3 * 0.1**6)
     state = saved["optimizer_states"][0]["state"]
     moments = {f"{k}.{name}": v for k, s in state.items() for name, v in s.items()}
     return {**saved["state_dict"], **moments, "rate": rate}
@@ -161,12 +160,8 @@ def weights(folder):
 )
 def test_deterministic_runs_are_equal_bit_by_bit(tmp_path, policy):
     """Over one worker, two workers, and a run of two that was killed and went on."""
-    options = {"deterministic": True, "simulations": 200}
-    words = [
-        "--trainer.max_steps=200",
-        "--model.scheduler=torch.optim.lr_scheduler.StepLR",
-        "--model.scheduler.step_size=30",
-    ]
+    # The learning rate follows what each batch says of those to come.
+    options = {"deterministic": True, "simulations": 150}
     cluster = {
         "class_path": "distributed.LocalCluster",
         "init_args": {
@@ -178,7 +173,7 @@ def test_deterministic_runs_are_equal_bit_by_bit(tmp_path, policy):
     one, two, killed = folders = [tmp_path / name for name in ("one", "two", "killed")]
     for folder in folders:
         folder.mkdir()
-    process = start(killed, policy, WAITS, *words, **options)
+    process = start(killed, policy, WAITS, **options)
     kill_after(
         process,
         killed / "batches",
@@ -186,11 +181,11 @@ def test_deterministic_runs_are_equal_bit_by_bit(tmp_path, policy):
         lambda: killed.glob("runs/tiny/*/checkpoints/last.ckpt"),
     )
     running = [
-        start(one, policy, *words, **options, cluster=cluster),
-        start(killed, policy, *words, "--ckpt_path=last", **options),
+        start(one, policy, **options, cluster=cluster),
+        start(killed, policy, "--ckpt_path=last", **options),
     ]
     if policy == "Reservoir":
-        running.append(start(two, policy, *words, **options))
+        running.append(start(two, policy, **options))
     else:
         # The killed run has two workers as well.
         folders.remove(two)
@@ -200,7 +195,7 @@ def test_deterministic_runs_are_equal_bit_by_bit(tmp_path, policy):
     first, *others = [lines(folder / "batches") for folder in folders]
     # What was trained behind the checkpoint comes a second time, and is the same.
     by_step = {step: batch for step, batch in first}
-    assert len(by_step) == len(first) == 200
+    assert len(by_step) == len(first) > 100
     for other in others:
         assert all(by_step[step] == batch for step, batch in other)
         assert {step for step, _ in other} == by_step.keys()

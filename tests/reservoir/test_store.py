@@ -1,6 +1,9 @@
 """The stores between simulations and training."""
 
+import contextlib
 import gc
+import itertools
+import math
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -74,22 +77,30 @@ WINDOWS = [
 
 
 def make_store(
-    policy, window, steps=20, capacity=40, batch_size=4, seed=0, inputs=(), **options
+    policy,
+    window,
+    steps=20,
+    capacity=40,
+    batch_size=4,
+    seed=0,
+    inputs=(),
+    simulations=None,
+    **options,
 ):
     """A small store of the named policy."""
     spec = make_spec(steps, inputs=inputs)
     if policy == "FIFO":
         memory = options.get("memory", HostMemory)
         policy = FIFO(capacity=capacity, memory=memory)
-        return Store(spec, window, batch_size, policy)
+        return Store(spec, window, batch_size, policy, simulations)
     options = {"capacity": capacity, "threshold": 6, "seed": seed, **options}
     if policy == "FIRO":
-        return Store(spec, window, batch_size, FIRO(**options))
+        return Store(spec, window, batch_size, FIRO(**options), simulations)
     if policy == "device":
         options = {"memory": DeviceMemory, **options}
     if policy == "limited":
         options = {"limiter": SamplesPerInsert(2.0, 6.0), **options}
-    return Store(spec, window, batch_size, Reservoir(**options))
+    return Store(spec, window, batch_size, Reservoir(**options), simulations)
 
 
 def offer(store, simulation, first, count):
@@ -771,3 +782,45 @@ def test_who_still_waits_is_told_while_others_are_let_in():
         store.close(number, complete=True)
     assert offer(store, 4, 0, 4) == 4
     assert store.waiting() == ""
+
+
+@pytest.mark.parametrize("fails", [0, 7], ids=["complete", "some fail"])
+@pytest.mark.parametrize("room", [40, 1000], ids=["displacing", "room for all"])
+@pytest.mark.parametrize("policy", ["FIFO", "FIRO", "Reservoir", "limited"])
+def test_a_batch_says_how_many_follow_it(policy, room, fails):
+    """Exactly while the store drains; before, where half of one in five ends early, too much."""
+    simulations, steps = 40, 20
+    store = make_store(policy, Direct(), steps, room, simulations=simulations)
+    at, said = dict.fromkeys((0, 1), 0), []
+    coming = iter(range(2, simulations))
+
+    def draw():
+        with contextlib.suppress(TimeoutError):
+            drawn = store.draw(0)
+            if drawn is None:
+                return False
+            said.append(drawn.remaining)
+        return True
+
+    while at:
+        for number in [*at]:
+            # Every fifth ends early, of those that do.
+            end = fails if fails and number % 5 == 0 else steps
+            at[number] += offer(store, number, at[number], min(2, end - at[number]))
+            if at[number] == end:
+                store.close(number, complete=end == steps)
+                del at[number]
+                at |= {new: 0 for new in itertools.islice(coming, 1)}
+        draw()
+    store.end_reception()
+    while draw():
+        pass
+    truth = np.arange(len(said))[::-1]
+    drain = 1 if policy == "FIFO" else 10
+    assert said[-drain:] == [*range(drain)][::-1]
+    error = np.abs(said - truth)[len(said) // 4 :]
+    assert error.max() < (0.4 if fails else 0.2) * len(said)
+    unknown = make_store(policy, Direct(), steps, room)
+    for number in range(3):
+        offer(unknown, number, 0, steps)
+    assert unknown.draw(0).remaining == math.inf

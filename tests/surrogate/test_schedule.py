@@ -1,6 +1,8 @@
 """The learning rate: which values a schedule sees, when, and what is refused."""
 
+import itertools
 import logging
+import math
 from functools import partial
 
 import pytest
@@ -9,12 +11,13 @@ import torch
 from pytorch_lightning.cli import ReduceLROnPlateau
 from torch.optim import SGD, Adam
 from torch.optim import lr_scheduler as schedules
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.batch import Batch
+from surrogate_flow.surrogate.schedule import WarmupCosine
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 SPEC = Heat2D(cells=(3, 2), steps=4).spec
@@ -38,7 +41,7 @@ class Recorder(L.Callback):
             self.seen.append((float(trainer.callback_metrics[self.monitor]), rate))
 
 
-def batches(count):
+def batches(count, left=(), *, stream=False):
     """Of a field that no network of two numbers can learn."""
     generator = torch.Generator().manual_seed(count)
 
@@ -49,10 +52,24 @@ def batches(count):
         Batch(draw(5), 4 * draw(), draw(0, 1, 3, 2), draw(1, 1, 3, 2), torch.zeros(2))
         for _ in range(count)
     ]
-    return DataLoader(drawn, batch_size=None)
+    for k, remaining in enumerate(left):
+        drawn[k] = drawn[k]._replace(remaining=remaining)
+    return Stream(drawn) if stream else DataLoader(drawn, batch_size=None)
 
 
-def trained(tmp_path, scheduler, recorder=None, *, first=None):
+class Stream(IterableDataset):
+    """Batches of which nobody knows how many there are."""
+
+    def __init__(self, drawn):
+        self.drawn = drawn
+
+    def __iter__(self):
+        return iter(self.drawn)
+
+
+def trained(
+    tmp_path, scheduler, recorder=None, *, first=None, stream=False, left=(), **options
+):
     """A fit of twelve batches with a validation after every second one."""
     torch.manual_seed(0)
     surrogate = Surrogate(
@@ -64,7 +81,7 @@ def trained(tmp_path, scheduler, recorder=None, *, first=None):
     )
     recorder = recorder or Recorder()
     trainer = L.Trainer(
-        max_epochs=1,
+        **{"max_epochs": 1, **options},
         accelerator="cpu",
         logger=False,
         callbacks=[recorder],
@@ -77,7 +94,7 @@ def trained(tmp_path, scheduler, recorder=None, *, first=None):
     )
     if first:
         getattr(trainer, first)(surrogate, batches(3), verbose=False)
-    trainer.fit(surrogate, batches(BATCHES), batches(3))
+    trainer.fit(surrogate, batches(BATCHES, left, stream=stream), batches(3))
     return recorder
 
 
@@ -176,6 +193,56 @@ def test_a_rate_that_stays_at_zero_is_said(tmp_path, caplog):
     # A warm-up begins there.
     trained(tmp_path, partial(schedules.LambdaLR, lr_lambda=lambda step: step / 9))
     assert not warnings_of(caplog)
+
+
+def cosine(progress, *, rate=0.1, final=0.01):
+    return rate * (final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, 12),
+        ({"max_steps": 9}, 9),
+        ({"max_epochs": 2}, 24),
+        ({"accumulate_grad_batches": 5}, 3),
+        ({"limit_train_batches": 7, "max_epochs": 3, "max_steps": 100}, 21),
+    ],
+)
+def test_the_rate_falls_to_the_end_that_is_known(options, steps, tmp_path):
+    """Of batches, steps and epochs, by a cosine from the first step to behind the last."""
+    recorder = trained(tmp_path, partial(WarmupCosine, warmup=0), **options)
+    rates = [rate for rate, _ in itertools.groupby(recorder.rates)][-steps:]
+    expected = [cosine((k + 1) / steps) for k in range(steps)]
+    assert rates == pytest.approx(expected)
+
+
+def test_the_rate_rises_first_and_stays_where_no_end_is_known(tmp_path, caplog):
+    """A stream of which nobody knows the end is trained at a constant rate."""
+    rates = trained(tmp_path, partial(WarmupCosine, warmup=3), stream=True).rates
+    assert rates == pytest.approx([0.05, 0.075, *[0.1] * 10])
+    assert not warnings_of(caplog)
+
+
+def test_the_rate_falls_to_the_end_of_the_time(tmp_path):
+    """However fast the batches are."""
+    schedule = partial(WarmupCosine, warmup=0)
+    rates = trained(tmp_path, schedule, stream=True, max_time={"seconds": 1}).rates
+    assert len(rates) == BATCHES
+    assert sorted(rates, reverse=True) == rates
+    assert rates[-1] < rates[0]
+
+
+def test_the_rate_follows_what_the_batches_say(tmp_path):
+    """Whatever they said before, the last has the last rate."""
+    left = [30, 40, 50, 6, 5, 9, 8, 7, 3, 2, 1, 0]
+    schedule = partial(WarmupCosine, warmup=0)
+    recorder = trained(tmp_path, schedule, stream=True, left=left)
+    progress = 0.0
+    for rate, more in zip(recorder.rates, left, strict=True):
+        progress += (1 - progress) / (more + 1)
+        assert rate == pytest.approx(cosine(progress))
+    assert rate == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize("first", ["validate", "test"])
