@@ -27,7 +27,8 @@ def run(words: Sequence[str]) -> None:
     parser = Parser(prog="surrogate-flow import", allow_abbrev=False)
     parser.add_argument("files", nargs="*", type=str)
     parser.add_argument("--output", type=Path)
-    for option in ("parameters", "variables", "inputs", "masked", "time", "held_out"):
+    names = ("parameters", "variables", "inputs", "initial", "masked", "time")
+    for option in (*names, "held_out"):
         parser.add_argument(f"--{option}", type=str, default="")
     parser.add_argument("--seed", type=int, default=0)
     for option in ("skip_damaged", "may_end_early"):
@@ -51,6 +52,7 @@ def run(words: Sequence[str]) -> None:
         variables=options.variables,
         time=options.time,
         inputs=listed(options.inputs),
+        initial=options.initial,
         masked=listed(options.masked),
         held_out=held_out if held_out != [] else None,
         seed=options.seed,

@@ -45,7 +45,9 @@ def run(options: Any) -> None:
     with _said_if_slow(f"Exporting {type(surrogate.network).__name__}, and checking"):
         difference = export(surrogate, output, options.format)
     spec, window = surrogate.spec, surrogate.window
-    seen, predicted = f"{counted(len(spec.parameters), 'parameter')} and time", ""
+    conditions = surrogate.conditions
+    seen, predicted = counted(len(conditions.columns(spec)), "parameter"), ""
+    seen += " and time" * conditions.time
     if window.inputs:
         seen += f", after {counted(window.inputs, 'step')} of history"
         predicted = f" at {counted(window.outputs, 'time')}"

@@ -28,7 +28,7 @@ def run(words: Sequence[str]) -> None:
     """
     parser = Parser(prog="surrogate-flow inspect", allow_abbrev=False)
     parser.add_argument("files", nargs="*", type=str)
-    for option in ("parameters", "variables", "inputs", "masked", "time"):
+    for option in ("parameters", "variables", "inputs", "initial", "masked", "time"):
         parser.add_argument(f"--{option}", type=str, default="")
     for option in ("skip_damaged", "may_end_early"):
         parser.add_argument(f"--{option}", type=bool, default=False)
@@ -47,6 +47,7 @@ def run(words: Sequence[str]) -> None:
         reading=Reading(options.time, inputs=inputs, masked=masked),
         parameters=options.parameters,
         variables=options.variables,
+        initial=options.initial,
         skip_damaged=options.skip_damaged,
         may_end_early=options.may_end_early,
     )
@@ -56,7 +57,7 @@ def run(words: Sequence[str]) -> None:
         options.masked = ",".join(holes)
         print(f"# NaN at some points, which is where they are masked: {options.masked}")
     arguments: dict[str, Any] = {"files": _as_pattern(options.files, files)}
-    names = ("parameters", "variables", "inputs", "masked")
+    names = ("parameters", "variables", "inputs", "initial", "masked")
     for name in (*names, "skip_damaged", "may_end_early"):
         if value := getattr(options, name):
             arguments[name] = value
@@ -86,7 +87,7 @@ def _comments(stored: StoredRuns, files: int) -> Iterator[str]:
         count = len({run.quantities[p.name][0] for run in stored.runs})
         yield (
             f"parameter {p.name}: {p.low:g} to {in_units(p.high, p.units, 6)}, "
-            f"{counted(count, 'value')}"
+            f"{counted(count, 'value')}" + ", of the initial state alone" * p.initial
         )
     points = {tuple(stored.parameters_of(run).values()) for run in stored.runs}
     if len(points) < len(stored.runs) and not spec.inputs:

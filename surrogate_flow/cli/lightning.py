@@ -237,6 +237,7 @@ class SurrogateCLI(LightningCLI):
             # Before anything is opened or submitted.
             recipe, state = checkpoint.read(path, resumes=subcommand == "fit")
             saved = {checkpoint.KEY: recipe}
+            self.model.take_conditions(recipe["conditions"])
             checkpoint.require_same(self.model.recipe, saved, str(path))
             checkpoint.require_tensors(self.model.state_dict(), state, str(path))
             logger.info("From the checkpoint %s", path)

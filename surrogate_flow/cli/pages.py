@@ -205,6 +205,7 @@ options:
   --parameters NAME,NAME   or which of the numbers that differ
   --variables NAME,NAME    all with the time axis and the most dims by default
   --inputs NAME,NAME       fields without steps, or variables, whose first step it is
+  --initial NAME,NAME      parameters that only make the initial state
   --masked NAME,NAME       fields that are NaN where they are not defined, as over land
   --time DIM               the dim of the steps, if it is not called time
   --held_out N             files to validate on; a fifth by default, 30 at most
@@ -228,6 +229,7 @@ options:
   --parameters NAME,NAME   or which of the numbers that differ
   --variables NAME,NAME    all with the time axis and the most dims by default
   --inputs NAME,NAME       fields without steps, or variables, whose first step it is
+  --initial NAME,NAME      parameters that only make the initial state
   --masked NAME,NAME       fields that are NaN where they are not defined, as over land
   --time DIM               the dim of the steps, if it is not called time
   --skip_damaged true      leave out files that cannot be read or differ from others

@@ -93,7 +93,7 @@ def require_reservoir(data: OnlineData, window: Window) -> None:
 def require_trained(surrogate: Surrogate) -> None:
     """Refuse a model that ``fit`` could not train: make one step with a copy of it."""
     recipe: Any = surrogate.recipe["network"]
-    spec, window = surrogate.spec, surrogate.window
+    spec, window = surrogate.conditions.seen(surrogate.spec), surrogate.window
     module = recipe["init_args"].get("module")  # of OnGrid
     name = recipe["class_path"] + (f" of {module}" if module else "")
     tried = require_shape(surrogate.network, name, spec, window)

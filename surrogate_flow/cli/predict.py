@@ -68,8 +68,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Any) -> None:
     """Write what a trained surrogate predicts to a netCDF file or a Zarr store."""
     output: Path = options.output
-    # Without parameters, input fields alone tell samples apart.
-    fields_alone = options.inputs is not None and options.samples is None
+    # Without parameters, input fields or histories alone tell samples apart.
+    fields = options.inputs or options.history
+    fields_alone = fields is not None and options.samples is None
     if (options.parameters is None) == (options.samples is None) and not (
         fields_alone and options.parameters is None
     ):
@@ -103,7 +104,8 @@ def run(options: Any) -> None:
             spec = surrogate.spec
             times = 1 if history is not None else len(options.times or spec.times)
             require_memory(spec, options.samples, times)
-        given = _drawn(sampler, options.samples, surrogate.spec)
+        seen = surrogate.conditions.seen(surrogate.spec)
+        given = _drawn(sampler, options.samples, seen)
     if surrogate.spec.inputs and inputs is None:
         left = Path(path).absolute().parent.parent / "inputs.nc"
         raise UserError(
@@ -175,8 +177,8 @@ def _sampler(options: Any) -> BlockSampler:
 def _drawn(sampler: BlockSampler, count: int, spec: FieldSpec) -> dict[str, Any]:
     if not spec.parameters:
         raise UserError(
-            "--samples draws parameters, and the surrogate has none: leave it out, "
-            "and give --inputs fields.nc with a dim 'sample'."
+            "--samples draws parameters, and the surrogate sees none: leave it out, "
+            "and give --inputs fields.nc or --history steps.nc with a dim 'sample'."
         )
     points = sampler.ask(0, count, spec.parameters)
     return {p.name: points[:, k] for k, p in enumerate(spec.parameters)}

@@ -28,7 +28,7 @@ class Campaign:
 
     Parameters
     ----------
-    files, parameters, variables, skip_damaged, may_end_early, follow
+    files, parameters, variables, initial, skip_damaged, may_end_early, follow
         As of `StoredRuns`.
     time : str
         The dim of the steps; ``time`` by default, or what is marked as the time axis.
@@ -62,6 +62,7 @@ class Campaign:
         variables: str = "",
         time: str = "",
         inputs: Sequence[str] = (),
+        initial: str = "",
         masked: Sequence[str] = (),
         held_out: Sequence[Path] | int | None = None,
         seed: int = 0,
@@ -75,6 +76,7 @@ class Campaign:
             reading=Reading(time, inputs=inputs, masked=masked),
             parameters=parameters,
             variables=variables,
+            initial=initial,
             skip_damaged=skip_damaged,
             may_end_early=may_end_early,
             follow=follow,

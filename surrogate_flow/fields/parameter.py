@@ -39,6 +39,9 @@ class Parameter:
         ``load[0]``, ``load[1]``, ...; a solver is given one array ``load``.
     of : str
         Of a component: the name of its vector.
+    initial : bool
+        Whether it only makes the initial state. Networks that see a history of the
+        simulation do not see it then, see `Surrogate`.
 
     Raises
     ------
@@ -71,10 +74,11 @@ class Parameter:
     choices: tuple[str, ...] = ()
     size: int = 0
     of: str = ""
+    initial: bool = False
 
     def __post_init__(self) -> None:
         named(self.name, self.units, "Parameter")
-        for switch in ("whole", "log"):
+        for switch in ("whole", "log", "initial"):
             if not isinstance(getattr(self, switch), bool):
                 raise self._wrong(switch, "true or false", repr(getattr(self, switch)))
         if self.choices:

@@ -36,7 +36,7 @@ from surrogate_flow.fields.quantities import (
 )
 from surrogate_flow.fields.staggered import sizes_of, smallest_box
 
-__all__ = ["Coordinate", "FieldSpec", "Parameter", "Variable"]
+__all__ = ["Coordinate", "FieldSpec", "Parameter", "Variable", "of_fields"]
 
 # What a parameter may lack, as JSON has it.
 _OPTIONAL: dict[str, Any] = {
@@ -426,6 +426,19 @@ class FieldSpec:
             raise ArgumentError(f"FieldSpec: {error}.") from error
 
     def digest(self) -> str:
-        """Return a short hash that two equal specs share, in any process."""
-        text = json.dumps(self.to_plain(), sort_keys=True)
+        """Return a short hash that specs of the same fields share, in any process."""
+        text = json.dumps(of_fields(self.to_plain()), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def of_fields(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a plain spec says of the fields.
+
+    That a parameter only makes the initial state says what networks see of it: with or
+    without, data sets and checkpoints are of the same simulations.
+    """
+    parameters = [
+        {name: value for name, value in p.items() if name != "initial"}
+        for p in plain["parameters"]
+    ]
+    return {**plain, "parameters": parameters}

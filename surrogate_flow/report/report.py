@@ -311,7 +311,8 @@ def next_command(
     path = next((path for path in kept if path.is_file()), None)
     if path is None:
         return "fit again with checkpoints, to predict from one"
-    parameters, history = surrogate.spec.parameters, []
+    conditions, history = surrogate.conditions, []
+    parameters = conditions.seen(surrogate.spec).parameters
     shares = np.arange(1, len(parameters) + 1) / (len(parameters) + 1)
     point = [
         # Few digits are easier to read.
@@ -320,7 +321,8 @@ def next_command(
     ]
     if surrogate.window.inputs:
         # The simulation whose first steps are in the file.
-        point = held_out.parameters[held_out.finished[0]].tolist()
+        columns = conditions.columns(surrogate.spec)
+        point = held_out.parameters[held_out.finished[0]][columns].tolist()
         history = ["--history", str(folder / _HISTORY)]
     if surrogate.spec.inputs:
         history += ["--inputs", str(folder / _INPUTS)]

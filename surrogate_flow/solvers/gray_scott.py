@@ -121,9 +121,9 @@ class GrayScott2D(GridSolver):
             parameters=(
                 Parameter("feed", *self.feed, "1/s"),
                 Parameter("kill", *self.kill, "1/s"),
-                Parameter("w", 0.04 * self.size, 0.07 * self.size, "m"),
+                Parameter("w", 0.04 * self.size, 0.07 * self.size, "m", initial=True),
                 *(
-                    Parameter(f"{axis}_{j + 1}", 0.0, self.size, "m")
+                    Parameter(f"{axis}_{j + 1}", 0.0, self.size, "m", initial=True)
                     for j in range(self.spots)
                     for axis in ("x", "y")
                 ),

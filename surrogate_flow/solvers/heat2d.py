@@ -132,7 +132,7 @@ class Heat2D(GridSolver):
         initial = Variable("initial", "K", "initial temperature")
         return FieldSpec(
             parameters=tuple(
-                Parameter(name, self.low, self.high, "K")
+                Parameter(name, self.low, self.high, "K", initial=name == "initial")
                 for name in ("initial", "left", "right", "bottom", "top")
                 if not (self.from_state and name == "initial")
             ),

@@ -123,7 +123,7 @@ class HeatPlate(GridSolver):
         points = self.mesh.points
         return FieldSpec(
             parameters=tuple(
-                Parameter(name, self.low, self.high, "K")
+                Parameter(name, self.low, self.high, "K", initial=name == "initial")
                 for name in ("initial", "left", "right", "bottom", "top", "hole")
             ),
             variables=(Variable("temperature", "K", "temperature"),),

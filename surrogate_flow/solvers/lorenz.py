@@ -97,7 +97,7 @@ class Lorenz(GridSolver):
         """Constants and initial state in, the three numbers of the state out."""
         return FieldSpec(
             parameters=tuple(
-                Parameter(name, low, high, "1")
+                Parameter(name, low, high, "1", initial=name in ("x0", "y0", "z0"))
                 for name, (low, high) in self.bounds.items()
             ),
             variables=(

@@ -334,7 +334,8 @@ class GaussianField:
     def parameters(self) -> tuple[Parameter, ...]:
         """``mode_1``, ``mode_2``, ...: the quantile of each coefficient."""
         return tuple(
-            Parameter(f"mode_{k + 1}", _TAIL, 1 - _TAIL, "1") for k in range(self.modes)
+            Parameter(f"mode_{k + 1}", _TAIL, 1 - _TAIL, "1", initial=True)
+            for k in range(self.modes)
         )
 
     def field(

@@ -166,9 +166,16 @@ class PyPDE(GridSolver):
             )
             for axis, (low, high, cells) in self.grid.items()
         )
+        others = f"{self.rhs} {self.bc}"
         return FieldSpec(
             parameters=tuple(
-                dataclasses.replace(p, units=self.units.get(p.name, p.units))
+                dataclasses.replace(
+                    p,
+                    units=self.units.get(p.name, p.units),
+                    # Its name is in the text of the initial state alone.
+                    initial=p.initial
+                    or not re.search(rf"\b{re.escape(p.name)}\b", others),
+                )
                 for p in self.parameters
             ),
             variables=tuple(Variable(v, self.units.get(v, "")) for v in self.rhs),

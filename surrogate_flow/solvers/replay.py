@@ -46,6 +46,9 @@ class Replay(Solver):
         Fields without steps, such as a permeability; or variables, whose first step is
         then ``<variable>_initial``, and no step. Networks get them beside the
         parameters, of which there need be none.
+    initial : list of str, optional
+        Names of parameters that only make the initial state: networks that see a
+        history do not see them.
     names : mapping of str to str, optional
         Of variables, dims, coordinates and attributes: in the files, and here. The dim
         of steps is called ``time`` here, that of runs ``run``.
@@ -79,6 +82,7 @@ class Replay(Solver):
         parameters: str | list[str] = "",
         variables: str | list[str] = "",
         inputs: str | list[str] = "",
+        initial: str | list[str] = "",
         names: dict[str, str] | None = None,
         units: dict[str, str] | None = None,
         times: float | list[float] | None = None,
@@ -91,7 +95,7 @@ class Replay(Solver):
         if rate is not None and not 0 < rate < float("inf"):
             raise ArgumentError("Replay: rate", "steps a second, > 0", rate)
         self.files, self.parameters, self.variables = files, parameters, variables
-        self.inputs = inputs
+        self.inputs, self.initial = inputs, initial
         self.names, self.units, self.times = names or {}, units or {}, times
         self.rate, self.skip_damaged = rate, skip_damaged
         self.seed = checked_seed(seed, self)
@@ -106,6 +110,7 @@ class Replay(Solver):
                 reading=self._reading,
                 parameters=_joined(parameters),
                 variables=_joined(variables),
+                initial=_joined(initial),
                 skip_damaged=skip_damaged,
                 may_end_early=may_end_early,
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from surrogate_flow.fields.errors import ArgumentError, MissingFileError
@@ -18,15 +19,19 @@ from surrogate_flow.fields.names import (
     RecipeError,
     first_difference,
     public_path,
+    subclass_at,
     with_present_names,
 )
+from surrogate_flow.fields.spec import FieldSpec, of_fields
 from surrogate_flow.fields.window import ROLLOUT, SINGLE, Window
 from surrogate_flow.files import no_checkpoint
+from surrogate_flow.surrogate.conditions import Conditions
 
 __all__ = [
     "FORMAT",
     "KEY",
     "SAME_RECIPES",
+    "arguments",
     "batch_of",
     "plain_recipe",
     "plain_window",
@@ -93,10 +98,19 @@ def require_same(
     """Refuse a checkpoint whose recipe differs, with the first difference."""
     theirs = _recipe_in(saved, place)
     for key, value in mine.items():
-        if theirs.get(key) != value:
+        other = theirs.get(key)
+        if key == "spec":
+            value, other = of_fields(value), of_fields(other or value)
+        if key == "conditions" and other != value:
             raise ArgumentError(
-                f"{place} is of another {key}: "
-                f"{first_difference(theirs.get(key), value)}. {SAME_RECIPES}"
+                f"{place} is of other conditions: {first_difference(other, value)}. "
+                f"Add --model.conditions '[{', '.join(map(str, other or []))}]', in "
+                f"Python conditions={other}."
+            )
+        if other != value:
+            raise ArgumentError(
+                f"{place} is of another {key}: {first_difference(other, value)}. "
+                f"{SAME_RECIPES}"
             )
 
 
@@ -112,6 +126,9 @@ def _recipe_in(saved: Any, place: str) -> dict[str, Any]:
     present: dict[str, Any] = with_present_names(recipe)
     if lacking := _ENTRIES - present.keys():
         raise ArgumentError(f"{place}: is damaged: it has no {sorted(lacking)[0]}.")
+    if "conditions" not in present:  # of version 0.1
+        every = Conditions.all_of(FieldSpec.from_plain(present["spec"]))
+        present["conditions"] = [*every.names]
     return present
 
 
@@ -132,6 +149,19 @@ def require_tensors(
                 f"{shapes[1]}, asked for is {shapes[0]}. It is damaged, or the "
                 "network's class has changed since."
             )
+
+
+def arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a surrogate that a recipe has as plain values."""
+    network = subclass_at(recipe["network"]["class_path"], nn.Module)
+    window = subclass_at(recipe["window"]["class_path"], Window)
+    return {
+        "spec": FieldSpec.from_plain(recipe["spec"]),
+        "network": functools.partial(network, **recipe["network"]["init_args"]),
+        "window": window(**recipe["window"]["init_args"]),
+        "conditions": recipe["conditions"],
+        "normalisation": recipe["normalisation"],
+    }
 
 
 def plain_recipe(factory: Any) -> dict[str, Any]:

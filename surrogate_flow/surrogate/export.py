@@ -266,11 +266,15 @@ class Exported(nn.Module):
 
     def __init__(self, surrogate: Surrogate) -> None:
         super().__init__()
-        self.spec, self.window = surrogate.spec, surrogate.window
+        self.window = surrogate.window
+        #: With what the network sees of parameters and time, and nothing else.
+        self.spec = surrogate.conditions.seen(surrogate.spec)
+        self.has_time = surrogate.conditions.time
         self.recipe = dict[str, Any](surrogate.recipe)
         self.name = str(self.recipe["network"]["class_path"])
         self.network = copy.deepcopy(surrogate.network).cpu()
         self.normalisation = copy.deepcopy(surrogate.normalisation).cpu()
+        self.normalisation.columns = None
         times = torch.tensor(self.spec.times, dtype=torch.float64)
         self.register_buffer("times", times)
         self.eval().requires_grad_(False)
@@ -283,18 +287,20 @@ class Exported(nn.Module):
 
     def forward(self, inputs: Tensors) -> Tensors:
         """Predict the fields at the time, or those of the window that begins there."""
-        spec, time = self.spec, inputs["time"]
+        spec, first = self.spec, next(iter(inputs.values()))
         columns = [inputs[p.name] for p in spec.parameters]
-        parameters = torch.stack(columns, 1) if columns else time[:, None][:, :0]
+        count = first.shape[0]
+        parameters = torch.stack(columns, 1) if columns else torch.zeros(count, 0)
+        step = self._step(inputs["time"]) if self.has_time else torch.zeros(count)
         if self.window.inputs:
             seen = [
                 _boxed(spec, v, stored(v, inputs[_history(v)])) for v in spec.variables
             ]
             history = torch.stack(seen, dim=2)
         else:
-            history = torch.zeros(time.shape[0], 0, *spec.step_shape)
+            history = torch.zeros(count, 0, *spec.step_shape)
         out = self.network(
-            *self.normalisation.inputs(parameters.float(), self._step(time)),
+            *self.normalisation.inputs(parameters.float(), step),
             self.normalisation.fields(history),
             *self._given(inputs),
         )
@@ -320,12 +326,13 @@ class Exported(nn.Module):
         spec = self.spec
         time = type_of_times(spec), spec.time_units, spec.times[0], spec.times[-1]
         rows = {p.name: ("float32", p.units, p.low, p.high) for p in spec.parameters}
+        rows |= {"time": time} if self.has_time else {}
         single: list[dict[str, Any]] = [
             {
                 **{"name": name, "dtype": dtype, "units": units},
                 **{"shape": ["batch"], "low": low, "high": high},
             }
-            for name, (dtype, units, low, high) in (*rows.items(), ("time", time))
+            for name, (dtype, units, low, high) in rows.items()
         ]
         lead = ["batch", self.window.inputs]
         histories = [
@@ -364,7 +371,7 @@ class Exported(nn.Module):
             "usage": usage.format(inputs=window.inputs, outputs=window.outputs),
             "inputs": self.inputs(),
             "outputs": self.outputs(),
-            **{key: self.recipe[key] for key in ("network", "window", "spec")},
+            **{k: self.recipe[k] for k in ("network", "window", "spec", "conditions")},
         }
 
 
@@ -403,6 +410,10 @@ class Samples:
             given = [normal * norm.input_scale + norm.input_shift]
             for v, u in zip(spec.inputs, given[0].cpu().unbind(1), strict=True):
                 self.inputs[v.name] = u if v.plain else v.offset + v.scale * u.double()
+        not_seen = {*surrogate.conditions.all_of(spec).names} - {
+            *surrogate.conditions.names
+        }
+        self.inputs = {n: x for n, x in self.inputs.items() if n not in not_seen}
         steps = np.interp(time.double().numpy(), known, np.arange(spec.steps))
         if window.inputs:
             steps = np.rint(steps)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ __all__ = [
     "SAMPLE",
     "checked_histories",
     "checked_inputs",
+    "given_alone",
     "positions",
     "read_history",
     "read_inputs",
@@ -43,6 +45,25 @@ __all__ = [
 
 LABEL = "id"  # the column with names of samples, and the coordinate
 SAMPLE = "sample"  # the dim of predictions for several parameters
+
+
+def given_alone(spec: FieldSpec, parameters: Any, needed: Collection[str]) -> FieldSpec:
+    """Return the spec without the parameters that are neither given nor needed.
+
+    Parameters
+    ----------
+    spec : FieldSpec
+    parameters
+        As of `vectors`.
+    needed : collection of str
+        Names.
+    """
+    names = getattr(parameters, "variables", parameters)
+    if not isinstance(names, Iterable):
+        return spec
+    given = {str(name).partition(" [")[0] for name in names} | {*needed}
+    kept = tuple(p for p in spec.parameters if {p.name, p.of} & given)
+    return replace(spec, parameters=kept)
 
 
 def vectors(

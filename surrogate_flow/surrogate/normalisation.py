@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec, Parameter
+from surrogate_flow.surrogate.conditions import Conditions
 
 __all__ = ["Normalisation"]
 
@@ -29,6 +31,9 @@ class Normalisation(nn.Module):
     ----------
     spec : FieldSpec
         Bounds of the parameters, number of steps, number of variables.
+    conditions : Conditions, optional
+        The parameters that `inputs` passes on, and whether it does the step, which is 0
+        otherwise; all by default.
     """
 
     parameter_shift: Tensor
@@ -43,9 +48,15 @@ class Normalisation(nn.Module):
     defined: Tensor | None
     logarithmic: Tensor | None
     time_of_step: Tensor | None
+    columns: Tensor | None
 
-    def __init__(self, spec: FieldSpec) -> None:
+    def __init__(self, spec: FieldSpec, conditions: Conditions | None = None) -> None:
         super().__init__()
+        conditions = conditions or Conditions.all_of(spec)
+        seen, every = conditions.columns(spec), len(spec.parameters)
+        self.has_time, spec = conditions.time, conditions.seen(spec)
+        columns = None if len(seen) == every else torch.tensor(seen, dtype=torch.long)
+        self.register_buffer("columns", columns, persistent=False)
         ends = [_ends(p) for p in spec.parameters]
         low, high = torch.tensor(ends, dtype=torch.float64).reshape(-1, 2).unbind(1)
         last = max(spec.steps - 1, 1)
@@ -78,11 +89,26 @@ class Normalisation(nn.Module):
         self.register_buffer("time_of_step", _uneven(spec))
 
     @classmethod
-    def identity(cls, spec: FieldSpec) -> Normalisation:
+    def of(cls, kind: str, spec: FieldSpec, conditions: Conditions) -> Normalisation:
+        """Return that of a name, ``standard`` or ``none``.
+
+        Raises
+        ------
+        ArgumentError
+            If it is another one.
+        """
+        if kind not in ("standard", "none"):
+            raise ArgumentError("normalisation", "'standard' or 'none'", repr(kind))
+        return (cls if kind == "standard" else cls.identity)(spec, conditions)
+
+    @classmethod
+    def identity(
+        cls, spec: FieldSpec, conditions: Conditions | None = None
+    ) -> Normalisation:
         """Return one that changes nothing: raw parameters, step index and fields."""
-        same = cls(spec)
+        same = cls(spec, conditions)
         for name, value in same.named_buffers():
-            if name == "defined":
+            if name in ("defined", "columns"):
                 continue
             value.fill_(1.0 if name.endswith("scale") else 0.0)
         same.frozen.fill_(True)
@@ -117,8 +143,13 @@ class Normalisation(nn.Module):
         self,
         parameters: Float[Tensor, "batch parameter"],
         step: Float[Tensor, " batch"],
-    ) -> tuple[Float[Tensor, "batch parameter"], Float[Tensor, " batch"]]:
-        """Normalise parameters, and step index or, of uneven steps, time."""
+    ) -> tuple[Float[Tensor, "batch seen"], Float[Tensor, " batch"]]:
+        """Normalise parameters, and step index or, of uneven steps, time.
+
+        Those that are not seen are left out; a step that is not is 0.
+        """
+        if self.columns is not None:
+            parameters = parameters.index_select(1, self.columns)
         if (log := self.logarithmic) is not None:
             positive = log * parameters + (1 - log)
             parameters = log * positive.log() + (1 - log) * parameters
@@ -126,9 +157,10 @@ class Normalisation(nn.Module):
             before = step.floor().clamp(0, len(times) - 2).long()
             start = times[before]
             step = start + (step - before) * (times[before + 1] - start)
+        step = (step - self.step_shift) / self.step_scale
         return (
             (parameters - self.parameter_shift) / self.parameter_scale,
-            (step - self.step_shift) / self.step_scale,
+            step if self.has_time else torch.zeros_like(step),
         )
 
     def _load_from_state_dict(

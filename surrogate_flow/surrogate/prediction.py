@@ -21,11 +21,13 @@ from surrogate_flow.fields.errors import ArgumentError, UserError
 from surrogate_flow.fields.quantities import attributes, counted
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
+from surrogate_flow.surrogate.conditions import Conditions
 from surrogate_flow.surrogate.inputs import (
     LABEL,
     SAMPLE,
     checked_histories,
     checked_inputs,
+    given_alone,
     positions,
     steps_at,
     vectors,
@@ -45,6 +47,7 @@ class Predictor(Protocol):
 
     spec: FieldSpec
     window: Window
+    conditions: Conditions
     training: bool
 
     @property
@@ -113,8 +116,11 @@ class Prediction:
         spec, window = surrogate.spec, surrogate.window
         if batch_size is not None and batch_size < 1:
             raise ArgumentError("predict: batch_size", "a number >= 1", batch_size)
-        self.spec, self._surrogate = spec, surrogate
-        self.table, self.several, self._labels = vectors(spec, parameters)
+        # What the network does not see may be left out, as unknown.
+        seen = surrogate.conditions.names
+        named = self.spec = given_alone(spec, parameters, seen)
+        self._surrogate = surrogate
+        self.table, self.several, self._labels = vectors(named, parameters)
         given = checked_inputs(spec, inputs)
         if len(self.table) == 1 < len(given) and (not self.several):
             # Input fields tell samples apart, of the same parameters.
@@ -127,6 +133,9 @@ class Prediction:
                 len(given),
             )
         self._inputs = given
+        self._vectors = np.zeros((self.count, len(spec.parameters)), np.float32)
+        columns = [p in named.parameters for p in spec.parameters]
+        self._vectors[:, columns] = self.table
         self._first, self._past = checked_histories(spec, window, history, self.count)
         wanted = spec.times[self._first :] if times is None else times
         if window.inputs:
@@ -171,7 +180,7 @@ class Prediction:
         hook = register_module_forward_hook(note)
         try:
             with torch.no_grad():
-                parameters = torch.tensor(self.table[:1], dtype=torch.float32)
+                parameters = torch.from_numpy(self._vectors[:1])
                 begin = torch.tensor([float(self._first)])
                 past = torch.from_numpy(self._past[:1])
                 surrogate(parameters, begin, past, *self._given(slice(1), 1))
@@ -206,9 +215,7 @@ class Prediction:
         try:
             for first in range(0, self.count, self.chunk[0]):
                 rows = slice(first, min(first + self.chunk[0], self.count))
-                table = torch.tensor(
-                    self.table[rows], dtype=torch.float32, device=surrogate.device
-                )
+                table = torch.from_numpy(self._vectors[rows]).to(surrogate.device)
                 past = self._past[rows] if len(self._past) > 1 else self._past
                 history = torch.from_numpy(past).to(surrogate.device)
                 history = history.expand(len(table), *history.shape[1:])

@@ -21,12 +21,12 @@ from surrogate_flow.fields.errors import (
     require_kind,
 )
 from surrogate_flow.fields.html import rows_of, table
-from surrogate_flow.fields.names import subclass_at
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.staggered import box
 from surrogate_flow.fields.window import ROLLOUT, Direct, Window
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.batch import Batch
+from surrogate_flow.surrogate.conditions import Conditions
 from surrogate_flow.surrogate.error_curve import (
     FIGURES,
     ErrorCurve,
@@ -77,6 +77,9 @@ class Surrogate(L.LightningModule):
         Built as ``network(spec, window)``: a recipe carries no sizes.
     window : Window
         What is predicted from what.
+    conditions : list of str, optional
+        Names of the parameters that the network sees, and ``time``; see `Conditions`.
+        By default all, but with a history not those that only make the initial state.
     loss : nn.Module
         Of normalised prediction and target. Means over elements, such as those of
         torch, leave masked points out; others see 0 there in both.
@@ -106,6 +109,7 @@ class Surrogate(L.LightningModule):
         network: Callable[[FieldSpec, Window], nn.Module],
         *,
         window: Window | None = None,
+        conditions: list[str] | None = None,
         loss: nn.Module | None = None,
         normalisation: Literal["standard", "none"] = "standard",
         optimizer: OptimizerCallable = _ADAM,
@@ -123,24 +127,15 @@ class Surrogate(L.LightningModule):
                 f"{loss} and {optimizer!r}."
             )
         self.window.require(spec.steps)
-        self.recipe = {
+        self.recipe: dict[str, Any] = {
             "format": checkpoint.FORMAT,
             "spec": spec.to_plain(),
             "network": checkpoint.plain_recipe(network),
             "window": checkpoint.plain_window(self.window),
             "normalisation": normalisation,
         }
-        in_box = box(spec)
-        self.network = built(network, in_box, self.window)
-        if normalisation not in ("standard", "none"):
-            raise ArgumentError(
-                "normalisation", "'standard' or 'none'", repr(normalisation)
-            )
-        self.normalisation = (
-            Normalisation(in_box)
-            if normalisation == "standard"
-            else Normalisation.identity(in_box)
-        )
+        self._factory, self._chosen = network, conditions is not None
+        self._build(conditions)
         self.loss = loss or nn.MSELoss()
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -163,6 +158,26 @@ class Surrogate(L.LightningModule):
         self.spreads = nn.ModuleDict(
             {s: StandardError(of_numbers=not spec.dims) for s in ("val", "test")}
         )
+
+    def _build(self, names: list[str] | None) -> None:
+        """Build the network, and the normalisation of what it sees."""
+        self.conditions = Conditions.of(self.spec, self.window, names)
+        self.recipe["conditions"] = [*self.conditions.names]
+        in_box = box(self.spec)
+        seen = self.conditions.seen(in_box)
+        self.network = built(self._factory, seen, self.window)
+        kind = self.recipe["normalisation"]
+        self.normalisation = Normalisation.of(kind, in_box, self.conditions)
+
+    def take_conditions(self, names: list[str]) -> None:
+        """Build anew what a checkpoint was trained with, unless others were chosen."""
+        known = {*Conditions.all_of(self.spec).names}
+        if (
+            not self._chosen
+            and names != self.recipe["conditions"]
+            and known >= {*names}
+        ):
+            self._build(names)
 
     def forward(
         self,
@@ -371,9 +386,10 @@ class Surrogate(L.LightningModule):
         Parameters
         ----------
         parameters : mapping of str to float or sequence, DataFrame or xr.Dataset
-            One value for each parameter of the spec; or a column of them, whose units,
-            in ``attrs`` or as ``speed [m/s]``, must be those of the spec. A column
-            ``id``, or an index that is not 0, 1, 2, ..., has labels of the samples.
+            One value for each parameter that the network sees, and for others if known;
+            or a column of them, whose units, in ``attrs`` or as ``speed [m/s]``, must
+            be those of the spec. A column ``id``, or an index that is not 0, 1, 2, ...,
+            has labels of the samples.
         times : sequence of float, optional
             In the units of the spec. With a direct window the network interpolates
             between two steps of the solver; an autoregressive one rolls out over steps
@@ -423,6 +439,7 @@ class Surrogate(L.LightningModule):
         return [
             *rows_of(self.spec),
             ("window", str(self.window)),
+            ("conditions", self.conditions.in_words(self.spec)),
             ("network", f"{type(self.network).__name__}, {weights:,} weights"),
             ("validation error", error),
             ("device", str(self.device)),
@@ -455,14 +472,7 @@ class Surrogate(L.LightningModule):
             If there is no checkpoint at `path`, or not one of a surrogate.
         """
         recipe, state = checkpoint.read(path)
-        network = subclass_at(recipe["network"]["class_path"], nn.Module)
-        window = subclass_at(recipe["window"]["class_path"], Window)
-        surrogate = cls(
-            FieldSpec.from_plain(recipe["spec"]),
-            partial(network, **recipe["network"]["init_args"]),
-            window=window(**recipe["window"]["init_args"]),
-            normalisation=recipe["normalisation"],
-        )
+        surrogate = cls(**checkpoint.arguments(recipe))
         checkpoint.require_tensors(surrogate.state_dict(), state, str(path))
         surrogate.load_state_dict(state)
         if recipe["error"] is not None:

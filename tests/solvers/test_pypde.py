@@ -109,6 +109,16 @@ def test_mistakes_are_refused_before_anything_runs(wrong, said):
         PyPDE(**{"grid": {"x": [0, 1, 8]}, **SINE, **wrong})
 
 
+def test_what_only_the_initial_state_names_is_found():
+    """A recipe may also say it, of one that an equation names, too."""
+    solver = PyPDE(**{"grid": {"x": [0, 1, 8]}, **SINE})
+    flags = {p.name: p.initial for p in solver.spec.parameters}
+    assert flags == {"a": False, "height": True, "wall": False}
+    said = {**SINE["parameters"], "a": {"low": 0.1, "high": 1.0, "initial": True}}
+    solver = PyPDE(**{"grid": {"x": [0, 1, 8]}, **SINE, "parameters": said})
+    assert solver.spec.parameters[0].initial
+
+
 def test_from_text_to_a_surrogate_in_one_command(tmp_path):
     """A recipe and no Python of the user's."""
     recipe = {

@@ -386,6 +386,22 @@ def test_what_inspect_prints_is_a_recipe(tmp_path, monkeypatch, capsys):
         np.testing.assert_allclose(u, own, rtol=1e-6)
 
 
+def test_a_parameter_may_be_one_of_the_initial_state(tmp_path, monkeypatch, capsys):
+    """As inspect and import are told, and the recipe says."""
+    monkeypatch.chdir(tmp_path)
+    netcdf(tmp_path)
+    main(["inspect", "*.nc", "--initial", "nu"])
+    printed = capsys.readouterr().out
+    assert "5 values, of the initial state alone" in printed
+    arguments = yaml.safe_load(printed)["solver"]["init_args"]
+    assert Replay(**arguments).spec.parameters[0].initial
+    assert not Replay("*.nc").spec.parameters[0].initial
+    main(["import", "*.nc", "--initial", "nu", "--output", "all.zarr"])
+    assert Archive(Path("all.zarr")).spec.parameters[0].initial
+    with pytest.raises(UserError, match=r"initial: there is no parameter 'mu'.*'nu'"):
+        Replay("*.nc", initial=["mu"])
+
+
 def test_a_fit_trains_on_what_inspect_has_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     netcdf(tmp_path)

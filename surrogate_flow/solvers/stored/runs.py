@@ -87,6 +87,8 @@ class StoredRuns:
     variables : str
         Names, separated by commas; by default all with the time axis and the dims of
         the one with most of them.
+    initial : str
+        Names of parameters that only make the initial state, separated by commas.
     skip_damaged : bool
         Whether a file that cannot be read, or differs from the others, is left out.
     may_end_early : bool
@@ -121,6 +123,7 @@ class StoredRuns:
         reading: Reading = Reading(),  # noqa: B008 - frozen
         parameters: str = "",
         variables: str = "",
+        initial: str = "",
         skip_damaged: bool = False,
         may_end_early: bool = False,
         follow: Follow = lambda items, what: items,
@@ -174,7 +177,12 @@ class StoredRuns:
                 self.runs.append(run)
         self._require_two(self.runs)
         bounds = _bounds(self.parameters, self.runs, reading.units)
-        self.spec = replace(grid, parameters=bounds)
+        for name in listed(initial):
+            if name not in self.parameters:
+                near = nearest(name, self.parameters)
+                raise ArgumentError(f"initial: there is no parameter {name!r}. {near}")
+        bounds = [replace(p, initial=p.name in listed(initial)) for p in bounds]
+        self.spec = replace(grid, parameters=tuple(bounds))
         self.require_none_left_out()
         self.spec = self._kept(first)
 
@@ -307,7 +315,7 @@ def _differs(name: str, runs: Sequence[StoredRun]) -> bool:
 
 def _bounds(
     names: Sequence[str], runs: Sequence[StoredRun], given: Mapping[str, str]
-) -> tuple[Parameter, ...]:
+) -> list[Parameter]:
     """Return the parameters, between their extremes, in the units that are given."""
     bounds = []
     for name in names:
@@ -325,7 +333,7 @@ def _bounds(
         except ArgumentError as error:
             what, _, _ = str(error).partition(" Take the distance")
             raise ArgumentError(f"{what} {remedy}") from error
-    return tuple(bounds)
+    return bounds
 
 
 def _grid(first: StoredRun, variables: Sequence[str], reading: Reading) -> FieldSpec:
