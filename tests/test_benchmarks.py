@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import programs
 import pytest
+import torch
 import xarray as xr
 
 from surrogate_flow.cli.sweep.folder import SweepFolder
@@ -257,3 +258,54 @@ def test_waves_of_a_coarse_grid_are_the_same_on_a_fine_one(monkeypatch):
         xr.testing.assert_allclose(
             got.u.drop_vars(["x", "y"]), field(**fine).u, atol=1e-12
         )
+
+
+@pytest.fixture
+def apebench(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import apebench
+
+    return apebench
+
+
+def test_a_step_of_burgers_is_that_of_apebench(apebench):
+    """By eight values of exponax 0.2, after a step and after a hundred."""
+    x = np.arange(apebench.POINTS) / apebench.POINTS
+    u = np.cos(2 * np.pi * x) - 0.5 * np.sin(6 * np.pi * x + 1)
+    fields = [u / np.abs(u).max()]
+    for _ in range(100):
+        fields.append(apebench.diffused(fields[-1]))
+    for steps, expected in (
+        (1, [0.501735, 0.646074, 0.247274, -0.994666, -0.463875, -0.69447, -0.19922]),
+        (
+            100,
+            [0.228005, 0.350379, 0.40193, -0.380838, -0.260915, -0.139393, -0.017177],
+        ),
+    ):
+        np.testing.assert_allclose(fields[steps][:140:20], expected, atol=1e-5)
+
+
+def test_its_networks_are_those_of_apebench(apebench):
+    """As many weights, and a Fourier layer by products is that by FFT."""
+    fno, conv = apebench.ClassicFNO(1, 1), apebench.ConvNet(1, 1)
+    counts = [sum(w.numel() for w in module.parameters()) for module in (fno, conv)]
+    assert counts == [6457, 18669]
+    v = h = torch.randn(3, 1, apebench.POINTS)
+    h = fno.lifting(h)
+    for linear, (real, imaginary) in zip(fno.linear, fno.spectral, strict=True):
+        z = torch.fft.rfft(h)[..., : apebench.WAVES]
+        z = torch.einsum("bim,mio->bom", z, torch.complex(real, imaginary))
+        h = linear(h) + torch.fft.irfft(z, apebench.POINTS)
+        h = torch.nn.functional.gelu(h, approximate="tanh")
+    torch.testing.assert_close(fno(v), fno.projection(h))
+
+
+@pytest.mark.bench
+def test_apebench_trains_offline_and_online_once(tmp_path):
+    words = ["--quick", "--scenarios", "burgers", "--networks", "conv"]
+    for _ in range(2):
+        call("apebench", *words, "--output", "runs", cwd=tmp_path)
+    rows = [*(tmp_path / "runs").glob("*.json")]
+    assert len(rows) == 2
+    for row in rows:
+        assert all(0 < e < 2 for e in json.loads(row.read_text())["errors"])
