@@ -1,4 +1,4 @@
-"""The convolution of a Fourier layer, which can be exported.
+"""The convolutions of a Fourier neural operator, faster than those of neuraloperator.
 
 Imported when an FNO is built, not before: neuralop takes a second or two.
 """
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from neuralop.layers.spectral_convolution import SpectralConv
-from torch import Tensor, fft
+from torch import Tensor, fft, nn
 
-__all__ = ["PrunedSpectralConv"]
+__all__ = ["Pointwise", "PrunedSpectralConv", "make_pointwise"]
 
 
 class PrunedSpectralConv(SpectralConv):  # type: ignore[misc]
@@ -143,6 +143,32 @@ class PrunedSpectralConv(SpectralConv):  # type: ignore[misc]
     def real_weight(self) -> Float[Tensor, "channel channel *mode part"]:
         """Return the weights as real and imaginary parts."""
         return torch.view_as_real(self.weight.to_tensor())
+
+
+class Pointwise(nn.Conv1d):
+    """y_n = W x_n + b at each point n: a convolution of one point, as a product.
+
+    On CPUs it takes half of the time or less of that of torch, in both passes.
+    """
+
+    def forward(
+        self, x: Float[Tensor, "batch channel point"]
+    ) -> Float[Tensor, "batch channel point"]:
+        """Multiply the channels of each point by W."""
+        if torch.compiler.is_exporting():
+            return super().forward(x)
+        weight = self.weight[..., 0].expand(len(x), -1, -1)
+        if self.bias is None:
+            return torch.bmm(weight, x)
+        return torch.baddbmm(self.bias[:, None], weight, x)
+
+
+def make_pointwise(module: nn.Module) -> None:
+    """Make all convolutions of one point within a module `Pointwise` ones."""
+    for part in module.modules():
+        one = isinstance(part, nn.Conv1d) and part.kernel_size == part.stride == (1,)
+        if one and part.groups == 1 and not any(part.padding):
+            part.__class__ = Pointwise
 
 
 def _waves(size: int, modes: range) -> Float[Tensor, "point part mode"]:

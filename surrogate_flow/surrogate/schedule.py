@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping
@@ -39,6 +40,8 @@ __all__ = [
 _RATE = "model.optimizer.lr"
 _MONITOR = "val_loss"  # of a plateau that names none
 _WARM = 0.05  # of a run, at most
+# Of malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class WarmupCosine(LRScheduler):
@@ -295,25 +298,39 @@ def _spent(schedule: LRScheduler) -> bool:
 
 
 class Flush(L.Callback):
-    """Flush subnormals to zero while a fit runs, and no longer.
+    """Flush subnormals to zero, and keep freed memory, while a fit runs, and no longer.
 
     Adam's moments of dead units become subnormal, and its step takes four times as
-    long. Threads that torch starts meanwhile inherit it.
+    long. Threads that torch starts meanwhile inherit it. Of tensors above 32 MB the C
+    library gives the memory back to the system, which clears it again for the next one,
+    page by page; that takes longer than a convolution of it.
     """
 
     _before: bool | None = None
 
-    def on_fit_start(self, *_: Any) -> None:
-        """Begin to flush."""
+    def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Begin to flush, and to keep."""
         self._before = not np.array([1e-310]) * 0.5
         torch.set_flush_denormal(True)
+        if trainer.strategy.root_device.type == "cpu":
+            _keep_memory(2**30)
 
     def on_fit_end(self, *_: Any) -> None:
-        """Put back what was before."""
+        """Put back what was before, and give memory back."""
         if self._before is not None:
             torch.set_flush_denormal(self._before)
+            _keep_memory(2**25)
         self._before = None
 
     def on_exception(self, *_: Any) -> None:
         """Put back what was before."""
         self.on_fit_end()
+
+
+def _keep_memory(most: int) -> None:
+    """Have the C library keep what is freed of tensors of up to so many bytes."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc
+        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            libc.mallopt(option, most)
+        libc.malloc_trim(0)

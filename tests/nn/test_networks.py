@@ -309,6 +309,29 @@ def test_fourier_layers_are_those_of_an_fft(shape, modes, exporting, monkeypatch
     assert layer.to("meta")(x.to("meta")).shape == expected.shape
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_at_each_point_are_a_convolution_of_one(bias):
+    """Values and gradients; in an FNO all are, under the names of neuralop's weights."""
+    from surrogate_flow.nn.spectral import Pointwise, make_pointwise
+
+    peer = torch.nn.Conv1d(3, 5, 1, bias=bias)
+    ours = torch.nn.Sequential(torch.nn.Conv1d(3, 5, 1, bias=bias))
+    ours[0].load_state_dict(peer.state_dict())
+    make_pointwise(ours)
+    assert type(ours[0]) is Pointwise
+    x = torch.randn(2, 3, 7, requires_grad=True)
+    found = []
+    for layer in (peer, ours):
+        y = layer(x)
+        found.append([y, *torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    points = [
+        m for m in FNO(make_spec(8, 6), Direct()).modules() if hasattr(m, "stride")
+    ]
+    assert {type(m) for m in points} == {Pointwise}
+
+
 def test_many_modes_take_the_time_of_an_fft():
     """Products of matrices are those of the channels of each mode alone."""
     from torch.utils.flop_counter import FlopCounterMode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from contextlib import nullcontext
 from functools import partial
 
@@ -110,6 +111,20 @@ def test_a_process_has_its_subnormals_back(before, fails_at):
         assert bool(np.array([1e-310]) * 0.5) is not before
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_memory_of_large_tensors_is_kept_while_a_fit_runs():
+    """One of 48 MB touches its pages once, not anew each time that there is one."""
+    pages = []
+
+    class Large(L.Callback):
+        def on_train_batch_end(self, *_):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.ones(12_000_000)
+            pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+    trained(Large())
+    assert max(pages[2:]) < 12_000_000 * 4 / resource.getpagesize() / 4
 
 
 @pytest.mark.parametrize(

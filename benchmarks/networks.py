@@ -1,0 +1,440 @@
+"""Each network beside its reference: steps and predictions in samples a second.
+
+Ours is built by the shipped recipes of workflow and model, its peer of the same sizes:
+
+- fully connected: ``torch.nn.Sequential``;
+- FNO: neuraloperator's, with its own spectral convolution;
+- message passing: the layers of the released solver of Brandstetter, Worrall and
+  Welling (ICLR 2022) on torch-geometric, written anew here, 25 steps from 25 as there;
+- U-Net: plain convolutions of the same levels and widths, as those of pdearena but
+  without its conditioning, which the peer is spared, as no package has that network;
+- DeepONet: that of DeepXDE, the trunk once a batch as in ours.
+
+A *step* is forward, backward and the step of the recipe's optimizer, the same on both
+sides; a *prediction* the forward pass without gradients. Ours gets parameters, step,
+history and input fields, of which it makes its channels; the peer gets channels, nodes
+and edges that are ready. A *fit* is `Surrogate` in Lightning's trainer, as ``fit`` has
+it but for the simulations, with normalisation and logging, beside the bare loop of the
+same network. Both sides take turns, step by step, on the same threads; values are
+medians, and a ratio above 1 says that ours is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from row import Row, report
+from torch import Tensor, nn
+
+from surrogate_flow.cli.lightning import build
+from surrogate_flow.cli.trainer import FolderTrainer
+from surrogate_flow.report.monitor import MetricsTable
+from surrogate_flow.surrogate.batch import Batch
+from surrogate_flow.surrogate.surrogate import Surrogate
+
+__all__ = ["CASES"]
+
+BATCH = 32
+#: Of the processor, not of the wall: what others do on its cores does not count.
+clock = time.process_time
+_REMEDY = (
+    "{0}: not installed, its case is left out. Type pip install -e '.[bench]' for it."
+)
+
+#: What a peer is called with, from the inputs of ours.
+Inputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """The package of the peer, what builds it and its inputs, and more of a recipe."""
+
+    package: str
+    build: Callable[[Surrogate, Inputs], tuple[nn.Module, Inputs]]
+    words: Sequence[str] = ()
+
+
+def plain(surrogate: Surrogate, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """Return a multilayer perceptron, and parameters and step as one vector."""
+    parameters, step, *_ = inputs
+    ours: Any = surrogate.network
+    sizes = [layer.weight.shape for layer in ours.layers if hasattr(layer, "weight")]
+    layers: list[nn.Module] = []
+    for out, seen in sizes:
+        layers += [nn.Linear(seen, out), nn.ReLU()]
+    module = nn.Sequential(*layers[:-1], nn.Unflatten(1, ours.shape))
+    return module, (torch.cat([parameters, step[:, None]], dim=1),)
+
+
+def fno(surrogate: Surrogate, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """Return neuraloperator's, as its users build it, and stacked channels."""
+    from neuralop.models import FNO
+
+    ours: Any = surrogate.network
+    module = FNO(
+        n_modes=[min(16, size) for size in surrogate.spec.shape],
+        in_channels=ours.channels.count,
+        out_channels=ours.shape[0] * ours.shape[1],
+        hidden_channels=32,
+        n_layers=4,
+        positional_embedding=None,
+    )
+    return nn.Sequential(module, nn.Unflatten(1, ours.shape[:2])), (
+        ours.channels(*inputs),
+    )
+
+
+def deeponet(surrogate: Surrogate, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """Return DeepXDE's of one field, with the input field and all points."""
+    os.environ.setdefault("DDE_BACKEND", "pytorch")
+    import deepxde
+
+    ours: Any = surrogate.network
+    parameters, step, history, field = inputs
+    points = torch.cat([ours.points, step[:1].expand(len(ours.points), 1)], dim=1)
+    seen = torch.cat([parameters, history.flatten(1), field.flatten(1)], dim=1)
+    widths = [seen.shape[1], 256, 256, 128], [points.shape[1], 128, 128, 128]
+    torch.set_default_device("cpu")
+    module = deepxde.nn.DeepONetCartesianProd(*widths, "gelu", "Glorot normal")
+
+    class OnThePoints(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, seen: Tensor, points: Tensor) -> Tensor:
+            values: Tensor = self.module((seen, points))
+            return values.reshape(-1, *ours.shape)
+
+    return OnThePoints(), (seen, points)
+
+
+def message_passing(surrogate: Surrogate, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """Return the layers of the released solver, and a graph of the whole batch."""
+    from torch_geometric.nn import InstanceNorm, MessagePassing
+
+    ours: Any = surrogate.network
+    parameters, step, history = inputs
+    nodes, window, width = len(ours.places), ours.outputs, 128
+    context = torch.cat([parameters, step[:, None]], dim=1)
+
+    class Swish(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.sigmoid(x)
+
+    def layers(*sizes: int) -> nn.Sequential:
+        made: list[nn.Module] = []
+        for seen, out in pairwise(sizes):
+            made += [nn.Linear(seen, out), Swish()]
+        return nn.Sequential(*made)
+
+    class Layer(MessagePassing):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(node_dim=-2, aggr="mean")
+            many = context.shape[1]
+            self.messages = layers(2 * width + window + 1 + many, width, width)
+            self.updates = layers(2 * width + many, width, width)
+            self.norm = InstanceNorm(width)
+
+        def forward(self, x: Tensor, u: Tensor, *others: Tensor) -> Tensor:
+            position, theta, edges, batch = others
+            out = self.propagate(edges, x=x, u=u, position=position, theta=theta)
+            normed: Tensor = self.norm(out, batch)
+            return normed
+
+        def message(
+            self,
+            x_i: Tensor,
+            x_j: Tensor,
+            u_i: Tensor,
+            u_j: Tensor,
+            position_i: Tensor,
+            position_j: Tensor,
+            theta_i: Tensor,
+        ) -> Tensor:
+            seen = (x_i, x_j, u_i - u_j, position_i - position_j, theta_i)
+            made: Tensor = self.messages(torch.cat(seen, dim=-1))
+            return made
+
+        def update(self, message: Tensor, x: Tensor, theta: Tensor) -> Tensor:
+            made: Tensor = self.updates(torch.cat((x, message, theta), dim=-1))
+            return x + made
+
+    class Solver(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = layers(window + 1 + context.shape[1], width, width)
+            self.layers = nn.ModuleList(Layer() for _ in range(6))
+            self.decoder = nn.Sequential(
+                nn.Conv1d(1, 8, 16, stride=3), Swish(), nn.Conv1d(8, 1, 14)
+            )
+
+        def forward(self, u: Tensor, *others: Tensor) -> Tensor:
+            x = self.encoder(torch.cat((u, *others[:2]), dim=-1))
+            for layer in self.layers:
+                x = layer(x, u, *others)
+            slopes = self.decoder(x[:, None]).squeeze(1)
+            passed = torch.arange(1, window + 1, device=u.device) / window
+            out = u[:, -1:] + passed * slopes
+            # (sample and node, step) -> (sample, step, channel, node)
+            return out.reshape(-1, nodes, window).transpose(1, 2)[:, :, None]
+
+    count = len(step)
+    first = nodes * torch.arange(count)
+    edges = (ours.edges[:, None] + first[:, None]).flatten(1)
+    batch = torch.arange(count).repeat_interleave(nodes)
+    u = history[:, :, 0].transpose(1, 2).reshape(count * nodes, -1)
+    position = ours.places[:, :1].repeat(count, 1)
+    return Solver(), (u, position, context[batch], edges, batch)
+
+
+def unet(surrogate: Surrogate, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """Return a U-Net of plain convolutions, and stacked channels."""
+    ours: Any = surrogate.network
+
+    class Block(nn.Module):
+        def __init__(self, seen: int, out: int) -> None:
+            super().__init__()
+            self.one = nn.Sequential(
+                *(nn.GroupNorm(1, seen), nn.GELU(), nn.Conv2d(seen, out, 3, padding=1)),
+                *(nn.GroupNorm(1, out), nn.GELU(), nn.Conv2d(out, out, 3, padding=1)),
+            )
+            self.skip = nn.Identity() if seen == out else nn.Conv2d(seen, out, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.skip(x) + self.one(x)
+            return y
+
+    class Level(nn.Module):
+        def __init__(self, widths: list[int]) -> None:
+            super().__init__()
+            fine, coarse = widths[:2]
+            self.down, self.up = Block(fine, fine), Block(2 * fine, fine)
+            inner = Level(widths[1:]) if widths[2:] else Block(coarse, coarse)
+            self.inner = nn.Sequential(
+                nn.Conv2d(fine, coarse, 3, stride=2, padding=1),
+                inner,
+                nn.Upsample(scale_factor=2.0),
+                nn.Conv2d(coarse, fine, 3, padding=1),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            skip = self.down(x)
+            y: Tensor = self.up(torch.cat([self.inner(skip), skip], dim=1))
+            return y
+
+    module = nn.Sequential(
+        nn.Conv2d(ours.channels.count, 32, 3, padding=1),
+        Level([32, 64, 128, 256]),
+        *(nn.GroupNorm(1, 32), nn.GELU(), nn.Conv2d(32, ours.shape[1], 1)),
+        nn.Unflatten(1, ours.shape[:2]),
+    )
+    return module, (ours.channels(*inputs),)
+
+
+_WINDOW = [f"--model.window.{key}" for key in ("inputs=25", "outputs=25", "unroll=0")]
+CASES = {
+    "fully connected, heat2d": Case("torch", plain),
+    "FNO, heat2d": Case("neuralop", fno),
+    "FNO, combined1d_e1": Case("neuralop", fno),
+    "FNO, navier_stokes2d": Case("neuralop", fno),
+    "FNO, darcy": Case("neuralop", fno),
+    "message passing, combined1d_e1": Case("torch_geometric", message_passing, _WINDOW),
+    "U-Net, navier_stokes2d": Case("torch", unet),
+    "DeepONet, darcy": Case("deepxde", deeponet),
+}
+#: The tiny form of each workflow.
+TINY = {
+    "heat2d": "--data.solver.cells=[10, 10]",
+    "combined1d_e1": "--data.solver.cells=20",
+    "navier_stokes2d": "--data.solver.points=16",
+    "darcy": "--data.solver.cells=16",
+}
+
+
+def surrogate_of(name: str, quick: bool) -> Surrogate:
+    """Return what the recipes of a case build, its normalisation frozen."""
+    network, data = name.split(", ")
+    words = ["fit", f"--data={data}", *([TINY[data]] if quick else [])]
+    model = network.lower().replace("u-net", "unet").replace(" ", "_")
+    _, surrogate = build([*words, f"--model={model}", *CASES[name].words])
+    spec = surrogate.spec
+    count = len(spec.variables) + len(spec.inputs)
+    surrogate.normalisation.freeze(np.zeros(count), np.ones(count))
+    return surrogate
+
+
+def batch_of(surrogate: Surrogate) -> Batch:
+    """Return a batch of noise, in the bounds of the parameters."""
+    spec, window = surrogate.spec, surrogate.window
+    low, high = (
+        torch.tensor([[p.low, p.high] for p in spec.parameters]).reshape(-1, 2).T
+    )
+    first = torch.randint(window.inputs, spec.steps, (BATCH,))
+    return Batch(
+        parameters=low + (high - low) * torch.rand(BATCH, len(low)),
+        step=(first if spec.steps > 1 else torch.zeros(BATCH)).float(),
+        history=torch.randn(BATCH, window.inputs, *spec.step_shape),
+        target=torch.randn(BATCH, window.outputs, *spec.step_shape),
+        simulation=torch.arange(BATCH),
+        inputs=torch.randn(BATCH, *spec.input_shape) if spec.inputs else None,
+    )
+
+
+def normalised(surrogate: Surrogate, batch: Batch) -> Inputs:
+    """Return what the network is called with."""
+    norm = surrogate.normalisation
+    return (
+        *norm.inputs(batch.parameters, batch.step),
+        norm.fields(batch.history),
+        *map(norm.given, batch.given),
+    )
+
+
+def stepping(
+    module: nn.Module, inputs: Inputs, target: Tensor, optimizer: Any
+) -> Callable[[], None]:
+    """Return what makes a training step."""
+
+    def step() -> None:
+        error = nn.functional.mse_loss(module(*inputs), target)
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+
+    return step
+
+
+def predicting(module: nn.Module, inputs: Inputs) -> Callable[[], None]:
+    """Return what predicts."""
+
+    def predict() -> None:
+        with torch.no_grad():
+            module(*inputs)
+
+    return predict
+
+
+def rates(sides: list[Callable[[], None]], rounds: int, seconds: float) -> list[float]:
+    """Return samples/s of each side, in turn, for so many rounds or seconds."""
+    found: list[list[float]] = [[] for _ in sides]
+    end = time.monotonic() + seconds
+    for turn in range(rounds + 2):
+        for side, times in zip(sides, found, strict=True):
+            begin = clock()
+            side()
+            if turn > 1:  # the first ones make room in memory
+                times.append(clock() - begin)
+        if turn > 4 and time.monotonic() > end:
+            break
+    return [BATCH / statistics.median(times) for times in found]
+
+
+class Turns:
+    """A loader of one batch, again and again, that runs a bare step before each."""
+
+    def __init__(self, batch: Batch, bare: Callable[[], None], rounds: int) -> None:
+        self._batch, self._bare, self._rounds = batch, bare, rounds
+        self.times: tuple[list[float], list[float]] = [], []
+
+    def __iter__(self) -> Any:
+        for turn in range(self._rounds + 2):
+            begin = clock()
+            self._bare()
+            middle = clock()
+            yield self._batch
+            if turn > 1:
+                self.times[0].append(clock() - middle)
+                self.times[1].append(middle - begin)
+
+
+def fitted(
+    surrogate: Surrogate, batch: Batch, bare: Callable[[], None], rounds: int
+) -> list[float]:
+    """Return samples/s of Lightning's trainer, and of the bare loop in turn with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = FolderTrainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=MetricsTable(Path(folder), name="", version=""),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=10,
+        )
+        trainer.take(Path(folder), surrogate.metrics)
+        turns = Turns(batch, bare, rounds)
+        trainer.fit(surrogate, turns)
+    return [BATCH / statistics.median(times) for times in turns.times]
+
+
+def measure(name: str, quick: bool, rounds: int, seconds: float) -> list[Row]:
+    """Return the rows of a case: step, prediction and fit."""
+    case = CASES[name]
+    surrogate = surrogate_of(name, quick)
+    batch = batch_of(surrogate)
+    inputs = normalised(surrogate, batch)
+    module, given = case.build(surrogate, inputs)
+    target = surrogate.normalisation.fields(batch.target)
+    network, other = surrogate.network, copy.deepcopy(surrogate.network)
+    assert module(*given).shape == network(*inputs).shape == target.shape
+    sides = [(network, inputs), (module, given)]
+    rows = []
+    for what, maker in (("step", stepping), ("prediction", predicting)):
+        calls = []
+        for side in sides:
+            more = (
+                (target, surrogate.optimizer(side[0].parameters()))
+                if maker is stepping
+                else ()
+            )
+            calls.append(maker(*side, *more))
+        rate, its = rates(calls, rounds, seconds)
+        rows.append(Row(f"{name}: {what}", rate, "samples/s", case.package, its))
+    bare = stepping(other, inputs, target, surrogate.optimizer(other.parameters()))
+    rate, its = fitted(surrogate, batch, bare, rounds)
+    rows.append(Row(f"{name}: fit", rate, "samples/s", "bare loop", its))
+    return rows
+
+
+def main() -> None:
+    """Measure, print a table, and write it where `--json` says."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, for CI")
+    parser.add_argument("--only", default="", help="cases whose names have this")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=20, help="a case, at most")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(options.threads)
+    rounds = 1 if options.quick else options.rounds
+    rows, console = [], Console()
+    for name in track([n for n in CASES if options.only in n], "cases", transient=True):
+        package = CASES[name].package
+        if importlib.util.find_spec(package) is None:
+            console.print(_REMEDY.format(package), markup=False)
+            continue
+        rows += measure(name, options.quick, rounds, options.seconds)
+    report(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
