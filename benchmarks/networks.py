@@ -16,7 +16,8 @@ history and input fields, of which it makes its channels; the peer gets channels
 and edges that are ready. A *fit* is `Surrogate` in Lightning's trainer, as ``fit`` has
 it but for the simulations, with normalisation and logging, beside the bare loop of the
 same network. Both sides take turns, step by step, on the same threads; values are
-medians, and a ratio above 1 says that ours is faster.
+medians of seconds of the processor, so that what others do on its cores does not count,
+and a ratio above 1 says that ours is faster.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as L
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -50,7 +52,6 @@ from surrogate_flow.surrogate.surrogate import Surrogate
 __all__ = ["CASES"]
 
 BATCH = 32
-#: Of the processor, not of the wall: what others do on its cores does not count.
 clock = time.process_time
 _REMEDY = (
     "{0}: not installed, its case is left out. Type pip install -e '.[bench]' for it."
@@ -340,20 +341,36 @@ def rates(sides: list[Callable[[], None]], rounds: int, seconds: float) -> list[
             side()
             if turn > 1:  # the first ones make room in memory
                 times.append(clock() - begin)
-        if turn > 4 and time.monotonic() > end:
+        if turn > 2 and time.monotonic() > end:
             break
     return [BATCH / statistics.median(times) for times in found]
 
 
-class Turns:
-    """A loader of one batch, again and again, that runs a bare step before each."""
+class Turns(L.LightningDataModule):
+    """Data of one batch, again and again, that run a bare step before each."""
 
-    def __init__(self, batch: Batch, bare: Callable[[], None], rounds: int) -> None:
+    def __init__(
+        self, batch: Batch, bare: Callable[[], None], rounds: int, seconds: float
+    ) -> None:
+        super().__init__()
         self._batch, self._bare, self._rounds = batch, bare, rounds
+        self._seconds = seconds
         self.times: tuple[list[float], list[float]] = [], []
 
-    def __iter__(self) -> Any:
+    def train_dataloader(self) -> Turns:
+        """Return this, which has no workers."""
+        return self
+
+    def transfer_batch_to_device(self, batch: Batch, *_: Any) -> Batch:
+        """Leave it where it is, as data of simulations do."""
+        return batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batch, and note how long it took until the next was asked for."""
+        end = time.monotonic() + self._seconds
         for turn in range(self._rounds + 2):
+            if turn > 3 and time.monotonic() > end:
+                return
             begin = clock()
             self._bare()
             middle = clock()
@@ -364,7 +381,7 @@ class Turns:
 
 
 def fitted(
-    surrogate: Surrogate, batch: Batch, bare: Callable[[], None], rounds: int
+    surrogate: Surrogate, batch: Batch, bare: Callable[[], None], *length: Any
 ) -> list[float]:
     """Return samples/s of Lightning's trainer, and of the bare loop in turn with it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -378,8 +395,8 @@ def fitted(
             log_every_n_steps=10,
         )
         trainer.take(Path(folder), surrogate.metrics)
-        turns = Turns(batch, bare, rounds)
-        trainer.fit(surrogate, turns)
+        turns = Turns(batch, bare, *length)
+        trainer.fit(surrogate, datamodule=turns)
     return [BATCH / statistics.median(times) for times in turns.times]
 
 
@@ -407,7 +424,7 @@ def measure(name: str, quick: bool, rounds: int, seconds: float) -> list[Row]:
         rate, its = rates(calls, rounds, seconds)
         rows.append(Row(f"{name}: {what}", rate, "samples/s", case.package, its))
     bare = stepping(other, inputs, target, surrogate.optimizer(other.parameters()))
-    rate, its = fitted(surrogate, batch, bare, rounds)
+    rate, its = fitted(surrogate, batch, bare, rounds, seconds)
     rows.append(Row(f"{name}: fit", rate, "samples/s", "bare loop", its))
     return rows
 
@@ -418,7 +435,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, for CI")
     parser.add_argument("--only", default="", help="cases whose names have this")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=20, help="a case, at most")
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="of each row, at most"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     options = parser.parse_args()

@@ -33,6 +33,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
                 "page",
                 "fanout",
                 "programs",
+                "networks",
             )
         ),
     ],

@@ -98,7 +98,9 @@ class DeepONet(nn.Module):
         terms = self.trunk(
             torch.cat([points, time.expand(-1, points.shape[1], 1)], dim=2)
         )
-        out: Tensor = weights @ terms.transpose(1, 2) + self.bias
+        # A single product of matrices, where all samples have the same terms.
+        shared = terms[0].T if self.one_time else terms.transpose(1, 2)
+        out: Tensor = weights @ shared + self.bias
         return out.reshape(-1, *self.shape)
 
 

@@ -83,6 +83,8 @@ class UNet(nn.Module):
         conv = partial(_CONVOLUTIONS[len(spec.dims) - 1], padding_mode=padding)
         block = partial(_Block, conv, features)
         self.shape = (window.outputs, *spec.step_shape)
+        #: On CPUs, where it is faster; other paddings return to torch's usual order.
+        self.channels_last = len(spec.dims) == 2 and padding == "zeros"
         self.embed = nn.Sequential(
             nn.Linear(len(spec.parameters) + 1, features),
             nn.GELU(),
@@ -114,7 +116,10 @@ class UNet(nn.Module):
     ) -> Float[Tensor, "batch outputs channel *space"]:
         """Predict all points of all steps at once."""
         condition = self.embed(torch.cat([parameters, step[:, None]], dim=1))
-        x = self.enter(self.channels(parameters, step, history, inputs))
+        x = self.channels(parameters, step, history, inputs)
+        if self.channels_last and x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.enter(x)
         skips = []
         for block, coarser in zip(self.down, self.coarser, strict=True):
             skips.append(block(x, condition))
@@ -163,5 +168,5 @@ class _Block(nn.Module):
             part.reshape(*part.shape, *(1 for _ in x.shape[2:]))
             for part in self.condition(condition).chunk(2, dim=1)
         )
-        y: Tensor = self.skip(x) + self.second((1 + a) * features + b)
+        y: Tensor = self.skip(x) + self.second(torch.addcmul(b, 1 + a, features))
         return y
