@@ -76,7 +76,7 @@ class FNO(OnGrid):
             )
         if not 0 <= padding < 1:
             raise ArgumentError("FNO: padding", "a part of the grid in [0, 1)", padding)
-        ours = _layers()
+        convolution, make_pointwise = _layers()
         # As neuralop's DomainPadding rounds.
         padded = [size + 2 * round(padding * size) for size in spec.shape]
         super().__init__(
@@ -89,21 +89,21 @@ class FNO(OnGrid):
                 "n_layers": layers,
                 "domain_padding": padding or None,
                 "positional_embedding": None,  # OnGrid stacks the true positions
-                "conv_module": partial(ours.PrunedSpectralConv, sizes=padded),
+                "conv_module": partial(convolution, sizes=padded),
             },
             positions=positions,
         )
-        ours.make_pointwise(self)
+        make_pointwise(self)
 
 
-def _layers() -> Any:
+def _layers() -> tuple[Any, Any]:
     try:
         # neuralop changes how the whole process shows warnings.
         with warnings.catch_warnings():
-            from surrogate_flow.nn import spectral
+            from surrogate_flow.nn.spectral import PrunedSpectralConv, make_pointwise
     except ImportError as error:
         raise MissingPackageError(
             f"FNO needs neuraloperator, which cannot be imported ({error}). Type "
             "pip install 'neuraloperator>=2.0', or use UNet (--model unet)."
         ) from error
-    return spectral
+    return PrunedSpectralConv, make_pointwise
