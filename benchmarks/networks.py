@@ -193,7 +193,8 @@ def message_passing(surrogate: Surrogate, inputs: Inputs) -> tuple[nn.Module, In
             passed = torch.arange(1, window + 1, device=u.device) / window
             out = u[:, -1:] + passed * slopes
             # (sample and node, step) -> (sample, step, channel, node)
-            return out.reshape(-1, nodes, window).transpose(1, 2)[:, :, None]
+            fields: Tensor = out.reshape(-1, nodes, window).transpose(1, 2)
+            return fields[:, :, None]
 
     count = len(step)
     first = nodes * torch.arange(count)
@@ -315,7 +316,7 @@ def stepping(
     def step() -> None:
         error = nn.functional.mse_loss(module(*inputs), target)
         optimizer.zero_grad()
-        error.backward()
+        torch.autograd.backward(error)
         optimizer.step()
 
     return step

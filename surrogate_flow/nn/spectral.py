@@ -167,7 +167,7 @@ def make_pointwise(module: nn.Module) -> None:
     """Make all convolutions of one point within a module `Pointwise` ones."""
     for part in module.modules():
         one = isinstance(part, nn.Conv1d) and part.kernel_size == part.stride == (1,)
-        if one and part.groups == 1 and not any(part.padding):
+        if one and part.groups == 1 and part.padding == (0,):
             part.__class__ = Pointwise
 
 
