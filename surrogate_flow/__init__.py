@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from surrogate_flow.fields.window import Autoregressive, Direct
     from surrogate_flow.report.callbacks import run_callbacks
     from surrogate_flow.solvers.solver import Ended, Solver, Stopped
+    from surrogate_flow.surrogate.loss import RelativeL2
     from surrogate_flow.surrogate.schedule import WarmupCosine
     from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -28,6 +29,7 @@ __all__ = [
     "FieldSpec",
     "OnlineData",
     "Parameter",
+    "RelativeL2",
     "Solver",
     "Stopped",
     "StoredData",
@@ -48,6 +50,7 @@ _FILES = {
     "FieldSpec": "fields",
     "OnlineData": "data.online",
     "Parameter": "fields",
+    "RelativeL2": "surrogate.loss",
     "Solver": "solvers",
     "Stopped": "solvers",
     "StoredData": "data.stored",

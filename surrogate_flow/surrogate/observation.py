@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.sampling import Observations
 from surrogate_flow.surrogate.batch import Batch
+from surrogate_flow.surrogate.loss import RelativeL2
 
 __all__ = [
     "Feedback",
@@ -124,10 +125,14 @@ def sample_losses(
     """Return the loss of each sample; their mean is that of the batch.
 
     Where `loss` is a mean over elements, as torch's with ``reduction="mean"`` are, each
-    sample has the mean over its own elements, of points that are known. Any other loss
-    (a norm of the batch, a ratio of sums) has no shares of samples, so each gets the
-    loss of the batch, and it is not called again.
+    sample has the mean over its own elements, of points that are known; `RelativeL2`
+    has one of each sample. Any other loss (a norm of the batch, a ratio of sums) has no
+    shares of samples, so each gets the loss of the batch, and it is not called again.
     """
+    if isinstance(loss, RelativeL2):
+        if known is not None:
+            prediction = torch.where(known, prediction, 0.0)
+        return loss.of_samples(prediction, target)
     losses = _elementwise(loss, prediction, target)
     if losses is None:
         return of_batch.expand(len(prediction))
@@ -143,7 +148,8 @@ def _of_torch(loss: nn.Module) -> bool:
     A user's may draw random numbers, count its calls, or wait for other ranks.
     """
     hooks = loss._forward_hooks or loss._forward_pre_hooks
-    return type(loss).__module__ == "torch.nn.modules.loss" and not hooks
+    ours = isinstance(loss, RelativeL2)
+    return (ours or type(loss).__module__ == "torch.nn.modules.loss") and not hooks
 
 
 def _to_host(batch: Batch, losses: Tensor, *more: Tensor) -> tuple[list[Tensor], Any]:

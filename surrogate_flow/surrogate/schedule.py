@@ -33,6 +33,7 @@ __all__ = [
     "built_schedule",
     "configured",
     "monitor_of",
+    "reads_loss",
     "require_metric",
     "steps_left",
 ]
@@ -203,6 +204,16 @@ def monitor_of(schedule: LRScheduler) -> str | None:
     if not isinstance(schedule, ReduceLROnPlateau):
         return None
     return getattr(schedule, "monitor", None) or _MONITOR
+
+
+def reads_loss(trainer: L.Trainer) -> bool:
+    """Return whether a schedule or a callback may want the loss of each step."""
+    plateau = any(monitor_of(c.scheduler) for c in trainer.lr_scheduler_configs)
+    return plateau or any(
+        "train_loss" in f"{getattr(callback, name, None)}"
+        for callback in getattr(trainer, "callbacks", ())
+        for name in ("monitor", "filename")
+    )
 
 
 def advance(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytorch_lightning as L
 import torch
 from jaxtyping import Float
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -26,6 +27,7 @@ from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.staggered import box
 from surrogate_flow.fields.window import ROLLOUT, Direct, Window
 from surrogate_flow.surrogate import checkpoint
+from surrogate_flow.surrogate.averaging import AveragedWeights
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.conditions import Conditions
 from surrogate_flow.surrogate.error_curve import (
@@ -50,7 +52,7 @@ from surrogate_flow.surrogate.schedule import (
     WarmupCosine,
     advance,
     configured,
-    monitor_of,
+    reads_loss,
     steps_left,
 )
 from surrogate_flow.surrogate.trial import built
@@ -93,6 +95,9 @@ class Surrogate(L.LightningModule):
         Optimizer -> schedule of the learning rate, advanced after every batch; a
         ``ReduceLROnPlateau`` when its monitor, by default ``val_loss``, is new. By
         default `WarmupCosine`, to the end of the run; ``None`` keeps the rate constant.
+    averaging : bool
+        Whether the running average of the weights is what is validated and saved, as
+        `AveragedWeights` says.
 
     Examples
     --------
@@ -115,6 +120,7 @@ class Surrogate(L.LightningModule):
         normalisation: Literal["standard", "none"] = "standard",
         optimizer: OptimizerCallable = _ADAM,
         scheduler: LRSchedulerCallable | None = WarmupCosine,
+        averaging: bool = True,
     ) -> None:
         super().__init__()
         require_kind("Surrogate: spec", spec, FieldSpec, "solver.spec or data.spec")
@@ -140,6 +146,7 @@ class Surrogate(L.LightningModule):
         self.loss = loss or nn.MSELoss()
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.averaging = averaging
         #: Relative L2, of the validation before it was saved, once it is loaded; named
         #: as validations log it.
         self.error: float | None = None
@@ -219,8 +226,10 @@ class Surrogate(L.LightningModule):
         return data if isinstance(data, TrainingData) else None
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Have each fit flush subnormals: a callback also sees how it ends."""
-        return [Flush()]
+        """Have a fit flush subnormals, and average weights unless a callback does."""
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        theirs = any(isinstance(c, WeightAveraging) for c in callbacks)
+        return [Flush(), *[AveragedWeights()] * (self.averaging and not theirs)]
 
     def on_fit_start(self) -> None:
         """Freeze the normalisation, with the moments of the first fill."""
@@ -276,13 +285,7 @@ class Surrogate(L.LightningModule):
         """Compute losses of samples, and log those of steps, where they are used."""
         data = self._data
         self._feedback = Feedback(data) if data and data.observes else None
-        callbacks: Any = getattr(self.trainer, "callbacks", ())
-        schedules: Any = self.trainer.lr_scheduler_configs
-        self._monitored = any(monitor_of(c.scheduler) for c in schedules) or any(
-            "train_loss" in f"{getattr(callback, name, None)}"
-            for callback in callbacks
-            for name in ("monitor", "filename")
-        )
+        self._monitored = reads_loss(self.trainer)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Log the last loss, and pass on those that have reached the host's memory."""

@@ -10,8 +10,11 @@ from filled import SIMULATIONS, SPEC, Filled, fit, parameters_of
 from torch import nn
 
 from surrogate_flow.fields.errors import UserError
+from surrogate_flow.surrogate import loss as relative
+from surrogate_flow.surrogate.metrics import MeanRatio, relative_l2
 from surrogate_flow.surrogate.observation import (
     Feedback,
+    loss_of,
     require_finite,
     sample_losses,
 )
@@ -145,3 +148,28 @@ def test_a_loss_that_is_not_finite_is_said_once(normalisation, remedy, caplog):
     surrogate.network.weight.data[0, 1] = np.nan
     with pytest.raises(UserError, match=f"diverged: at batch 1 weights.*{remedy}"):
         require_finite(surrogate, torch.tensor(1.0), False)
+
+
+def test_the_relative_loss_is_the_metric_of_each_sample():
+    """Over the points that are known; small fields are compared with the floor."""
+    prediction, target = torch.randn(2, 8, 2, 3, 5, generator=torch.manual_seed(0))
+    loss = relative.RelativeL2(floor=1e-9)
+    metric = MeanRatio(relative_l2)
+    metric.update(prediction, target)
+    of_batch = loss(prediction, target)
+    assert of_batch == pytest.approx(float(metric.compute()), rel=1e-6)
+    losses = sample_losses(loss, of_batch, prediction, target)
+    assert losses.mean() == pytest.approx(of_batch)
+    known = torch.rand(8, 2, 3, 5, generator=torch.manual_seed(1)) > 0.3
+    metric.reset()
+    metric.update(prediction, torch.where(known, target, torch.nan))
+    masked = torch.where(known, target, 0.0)
+    of_known = loss_of(loss, prediction, masked, known)
+    assert of_known == pytest.approx(float(metric.compute()), rel=1e-6)
+    losses = sample_losses(loss, of_known, prediction, masked, known)
+    assert losses.mean() == pytest.approx(of_known)
+    floored = relative.RelativeL2(floor=2.0)(prediction, 0 * target)
+    norms = prediction.transpose(1, 2).flatten(2).norm(dim=2)
+    assert floored == pytest.approx(float((norms / (2 * 10**0.5)).mean()))
+    with pytest.raises(ValueError, match="a floor above 0, got 0"):
+        relative.RelativeL2(floor=0)

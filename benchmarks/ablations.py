@@ -1,0 +1,178 @@
+"""Which training settings help: one pair of workflow and model, one setting at a time.
+
+Each fit draws the very same batches, since inserts and draws take turns and the seeds
+of sampler and reservoir are those of the fit: only what a row names differs, but for
+the size of batches, the number of draws and the capacity, which change the batches.
+Rows down to ``default`` add a setting to the row above; each below changes one setting
+of ``default``. The table has the median over the seeds of the error of the last weights
+on held-out simulations, the smallest and the largest, that of best.ckpt, and seconds.
+
+Fits that are there are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["PAIRS", "VARIANTS"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A workflow and a model, at a size for minutes of a core."""
+
+    words: Sequence[str]
+    simulations: int
+    batch_size: int
+    capacity: int
+    threshold: int
+    #: Of each sample, on average, while simulations run.
+    draws: float = 1.0
+
+    def fit(self, variant: dict[str, Any]) -> list[str]:
+        """Return the words of a fit; a variant has factors of sizes, too."""
+        of = {name: variant.get(name, 1.0) for name in ("batch", "draws", "capacity")}
+        return [
+            *self.words,
+            f"--data.simulations={self.simulations}",
+            f"--data.batch_size={round(self.batch_size * of['batch'])}",
+            f"--data.reservoir.capacity={round(self.capacity * of['capacity'])}",
+            f"--data.reservoir.threshold={self.threshold}",
+            "--data.reservoir.limiter=surrogate_flow.reservoir.SamplesPerInsert",
+            f"--data.reservoir.limiter.ratio={self.draws * of['draws']}",
+            "--data.reservoir.limiter.tolerance=1000",
+            *(f"{name}={word}" for name, word in variant.items() if name[:2] == "--"),
+        ]
+
+
+_ONE_STEP = "--model.window=surrogate_flow.fields.Autoregressive"
+_FLOW = ["--data=navier_stokes2d", "--data.solver.points=32", _ONE_STEP]
+_E1 = ["--data=combined1d_e1", "--data.solver.cells=40"]
+_SMALL_FNO = ["--model=fno", "--model.network.width=16", "--model.network.modes=8"]
+_HEAT = ["--model=fully_connected", "--data.solver.cells=[50,50]"]
+PAIRS = {
+    "heat2d": Pair(["--data=heat2d", *_HEAT], 300, 32, 6000, 1000),
+    "heat2d_nonlinear": Pair(["--data=heat2d_nonlinear", *_HEAT], 300, 32, 6000, 1000),
+    "fno_e1": Pair([*_E1, *_SMALL_FNO], 60, 16, 3000, 1000),
+    "message_passing_e1": Pair(
+        [
+            *(*_E1, "--model=message_passing", "--model.network.width=64"),
+            *("--model.network.periodic=true", "--model.window.unroll=0"),
+        ],
+        *(40, 16, 3000, 1000),
+    ),
+    "fno_flow": Pair([*_FLOW, *_SMALL_FNO], 150, 16, 1500, 300),
+    "unet_flow": Pair(
+        [
+            *(*_FLOW, "--model=unet", "--model.network.widths=[16,32,64]"),
+            "--model.network.padding=circular",
+        ],
+        *(150, 16, 1500, 300),
+    ),
+    "darcy": Pair(
+        ["--data=darcy", "--data.solver.cells=32", *_SMALL_FNO], 1500, 20, 500, 200, 4.0
+    ),
+}
+_RATE, _LOSS = "--model.optimizer.lr", "--model.loss"
+_SCHEDULE, _AVERAGE = "--model.scheduler", "--model.averaging"
+_MSE, _RELATIVE = {_LOSS: "torch.nn.MSELoss"}, {_LOSS: "surrogate_flow.RelativeL2"}
+_BEFORE = {_SCHEDULE: "null", _AVERAGE: "false", **_MSE, _RATE: "0.001"}
+_DEFAULT = {_RATE: "0.003", **_RELATIVE}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "constant rate 0.001": _BEFORE,
+    "+ schedule": {_AVERAGE: "false", **_MSE, _RATE: "0.001"},
+    "+ averaged weights": {**_MSE, _RATE: "0.001"},
+    "+ rate 0.003": {**_MSE, _RATE: "0.003"},
+    "default: + relative L2": _DEFAULT,
+    "rate 0.001": {**_DEFAULT, _RATE: "0.001"},
+    "rate 0.01": {**_DEFAULT, _RATE: "0.01"},
+    "constant rate": {**_DEFAULT, _SCHEDULE: "null"},
+    "constant rate, no average": {**_DEFAULT, _SCHEDULE: "null", _AVERAGE: "false"},
+    "gradients of norm 0.1 at most": {**_DEFAULT, "--trainer.gradient_clip_val": "0.1"},
+    "gradients of norm 1 at most": {**_DEFAULT, "--trainer.gradient_clip_val": "1"},
+    "bf16": {**_DEFAULT, "--trainer.precision": "bf16-mixed"},
+    "batches of half the size": {**_DEFAULT, "batch": 0.5},
+    "batches of twice the size": {**_DEFAULT, "batch": 2.0},
+    "twice the draws": {**_DEFAULT, "draws": 2.0},
+    "half the capacity": {**_DEFAULT, "capacity": 0.5},
+}
+# To see that it runs.
+QUICK = [
+    *("--data.simulations=4", "--data.held_out=2", "--trainer.max_steps=4"),
+    *("--data.reservoir.threshold=16", "--data.reservoir.capacity=200"),
+]
+
+
+def fitted(folder: Path, words: Sequence[str], seed: int) -> dict[str, float]:
+    """Run a fit, unless it is there; return its errors, batches and seconds."""
+    if not (found := sorted(folder.glob("*/*/outcome.json"))):
+        command = [sys.executable, "-m", "surrogate_flow", "fit", *words]
+        command += ["--data.deterministic=true", f"--seed_everything={seed}"]
+        command += ["--data.sampler=surrogate_flow.sampling.Uniform"]
+        command += [f"--data.sampler.seed={seed}", f"--data.reservoir.seed={seed}"]
+        command += [f"--trainer.default_root_dir={folder}"]
+        environment = {**os.environ, "SURROGATE_FLOW_REPORT": "no"}
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        found = sorted(folder.glob("*/*/outcome.json"))
+    outcome = json.loads(found[-1].read_text())
+    name = "val_rollout_relative_l2"
+    with (found[-1].parent / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    errors = {
+        kind: [float(row[kind]) for row in rows if row.get(kind)]
+        for kind in ("val_relative_l2", name)
+    }
+    return {
+        "last": errors["val_relative_l2"][-1],
+        "best": min(errors["val_relative_l2"]),
+        "rollout": errors[name][-1] if errors[name] else float("nan"),
+        "batches": outcome["batches"],
+        "seconds": outcome["training_seconds"],
+    }
+
+
+def shown(values: Sequence[float]) -> str:
+    """Return the median, and the smallest and the largest, in percent."""
+    least, most = (f"{100 * bound(values):.2f}" for bound in (min, max))
+    middle = f"{100 * statistics.median(values):.2f}"
+    return middle if len(values) == 1 else f"{middle} ({least} to {most})"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pair", choices=PAIRS)
+    parser.add_argument("--variants", nargs="+", default=[*VARIANTS], metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[3, 4, 5])
+    parser.add_argument("--output", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--quick", action="store_true", help="four batches of each")
+    options, rest = parser.parse_known_args()
+    if unknown := {*options.variants} - {*VARIANTS}:
+        parser.error(f"no such variants: {', '.join(unknown)}. There are {[*VARIANTS]}")
+    table = Table("setting", "error, %", "best, %", "rollout, %", "batches", "seconds")
+    for variant in options.variants:
+        words = [*PAIRS[options.pair].fit(VARIANTS[variant]), *rest]
+        words += QUICK if options.quick else []
+        name = "".join(c if c.isalnum() else "_" for c in variant)
+        place = options.output / options.pair / name
+        runs = [fitted(place / str(seed), words, seed) for seed in options.seeds]
+        of = {key: [run[key] for run in runs] for key in runs[0]}
+        table.add_row(
+            variant,
+            *(shown(of[key]) for key in ("last", "best", "rollout")),
+            f"{statistics.median(of['batches']):.0f}",
+            f"{statistics.median(of['seconds']):.0f}",
+        )
+        Console(width=110).print(table)
