@@ -109,10 +109,11 @@ def _run(line: CommandLine) -> None:
         command.add_arguments(parser)
         command.run(parser.instantiate(parser.parse_args(words[1:])))
 
-    if command is plan and any(w.partition("=")[0] == "--model" for w in line.words):
+    if command is plan and line.without("--model") != line:
         data, surrogate = build(["fit", *line.words[1:]])
         plan.require_trained(surrogate)
         if isinstance(data, OnlineData):
             plan.require_reservoir(data, surrogate.window)
         print_lines(the_console(), plan.size(surrogate, data))
+        line = line.without("--model")
     parse(line, run_own if command else execute)

@@ -44,6 +44,7 @@ from surrogate_flow.solvers.solver import (
     unwrapped,
 )
 from surrogate_flow.stream import Encoder
+from surrogate_flow.surrogate.conditions import Conditions
 from surrogate_flow.surrogate.schedule import (
     advance,
     built_optimizer,
@@ -74,8 +75,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add what is simulated, how it is sampled, and on which cluster."""
     parser.add_subclass_arguments(OnlineData, "data", required=True)
     parser.set_defaults({"data": {"class_path": "surrogate_flow.OnlineData"}})
-    # So that the options of a fit can be given.
-    parser.add_argument("--model", type=str)
 
 
 def run(options: Any) -> None:
@@ -143,6 +142,9 @@ def size(surrogate: Surrogate, data: Any) -> str:
         f"Model: {type(surrogate.network).__name__}, {count:,} parameters, "
         f"{format_bytes(16 * count)} with gradients and Adam's two moments"
     )
+    every, seen = Conditions.all_of(surrogate.spec), surrogate.conditions
+    if hidden := [name for name in every.names if name not in seen.names]:
+        words += f"; it does not see {', '.join(hidden)}"
     if not isinstance(data, OnlineData) or data.simulations is None:
         return words
     samples = data.simulations * surrogate.window.samples(surrogate.spec.steps)

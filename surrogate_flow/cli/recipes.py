@@ -166,6 +166,15 @@ class CommandLine:
         moved = "--data.cluster.dict_kwargs."
         return replace(self, words=[re.sub(option, moved, w) for w in self.words])
 
+    def without(self, section: str) -> CommandLine:
+        """Return the line without the options of a section, such as ``--model``."""
+        words = [self.command]
+        for option, value, joined in pairs(self.words[1:]):
+            if option.partition(".")[0] != section:
+                given = [] if value is None else [value]
+                words += ["=".join([option, *given])] if joined else [option, *given]
+        return replace(self, words=words)
+
     def _add(
         self, option: str, value: str | None, joined: bool, after: Sequence[_Pair]
     ) -> None:

@@ -162,6 +162,14 @@ def test_the_network_says_how_many_samples_there_are(capsys):
     assert "at most 160 samples (20 simulations of 8)" in capsys.readouterr().err
 
 
+def test_a_model_may_have_options_and_what_it_does_not_see_is_said(capsys):
+    words = "plan --data lorenz --model fully_connected_autoregressive"
+    main([*words.split(), "--model.conditions=[rho, time]", "--model.loss=HuberLoss"])
+    printed = capsys.readouterr().out
+    assert "it does not see sigma, beta, x0, y0, z0;" in " ".join(printed.split())
+    assert "nothing was submitted" in printed
+
+
 def test_a_solver_that_fails_is_named_with_its_line():
     """As a fit would name it."""
     with pytest.raises(UserError, match=r"(?s)Broken failed.*AttributeError.*nothing"):
