@@ -38,6 +38,9 @@ class FNO(OnGrid):
     positions : bool
         Whether positions are channels too. Without them, and without padding, the
         network commutes with translations on a periodic grid.
+    channel_mlp : bool
+        Whether two layers mix the channels of each point behind each Fourier layer, as
+        neuraloperator has it by default. Without them it is that of Li et al.
 
     Raises
     ------
@@ -62,6 +65,7 @@ class FNO(OnGrid):
         layers: int = 4,
         padding: float = 0.0,
         positions: bool = True,
+        channel_mlp: bool = True,
     ) -> None:
         dims = len(spec.dims)
         wanted = [modes] * dims if isinstance(modes, int) else list(modes)
@@ -88,6 +92,7 @@ class FNO(OnGrid):
                 "hidden_channels": width,
                 "n_layers": layers,
                 "domain_padding": padding or None,
+                "use_channel_mlp": channel_mlp,
                 "positional_embedding": None,  # OnGrid stacks the true positions
                 "conv_module": partial(convolution, sizes=padded),
             },

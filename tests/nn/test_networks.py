@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from torch.nn.functional import gelu
 
 from surrogate_flow.fields.names import RecipeError, class_at
 from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variable
@@ -234,6 +235,22 @@ def test_an_fno_commutes_with_translation(shape):
     for axis in range(-len(shape), 0):
         moved = network(parameters, step, history.roll(1, axis))
         torch.testing.assert_close(moved, out.roll(1, axis), rtol=1e-4, atol=1e-4)
+
+
+def test_an_fno_without_channel_mlps_is_its_equation():
+    """v <- σ(W v + F⁻¹(R F(v))), no σ behind the last; neuraloperator's σ is GELU twice."""
+    spec = make_spec(12)
+    network = FNO(spec, Direct(), modes=4, width=8, layers=3, channel_mlp=False)
+    blocks, given = network.module.fno_blocks, inputs_of(spec, Direct())
+    v = network.module.lifting(network.channels(*given))
+    for layer, (conv, skip) in enumerate(
+        zip(blocks.convs, blocks.fno_skips, strict=True)
+    ):
+        v = conv(v) + skip(v)
+        v = v if layer == 2 else gelu(gelu(v))
+    expected = network.module.projection(v).reshape(2, *network.shape)
+    torch.testing.assert_close(network(*given), expected)
+    assert not any("channel_mlp" in name for name, _ in network.named_parameters())
 
 
 @pytest.mark.parametrize("shape", [(16,), (8, 12), (8, 4, 8)])
