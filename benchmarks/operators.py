@@ -40,6 +40,8 @@ __all__ = ["SETTINGS", "RelativeL2", "Setting"]
 HERE = Path(__file__).resolve().parent
 VARIANTS = ("offline", "reservoir")
 
+Fields = Float[np.ndarray, "pair channel *space"]
+
 
 class RelativeL2(nn.Module):
     """The mean of |û - u| / |u| over the samples of a batch."""
@@ -122,10 +124,8 @@ def compared(name: str, folder: Path, *, quick: bool, words: list[str]) -> None:
     main(["compare", *before, "--output", str(folder), *words])
 
 
-def test_pairs(
-    workflow: str, count: int
-) -> tuple[str, Float[np.ndarray, "pair *space"], Float[np.ndarray, "pair *space"]]:
-    """Return the name of the input, the inputs, and what the solver makes of them."""
+def unseen(workflow: str, count: int) -> tuple[str, Fields, Fields]:
+    """Return the name of the input, test inputs, and what the solver makes of them."""
     words = ["--data", workflow, "--model", "fno", f"--data.held_out={count}"]
     data, _ = build(["fit", *words])
     assert isinstance(data, OnlineData)
@@ -135,21 +135,16 @@ def test_pairs(
     design = data.new_design(simulations=0, part="test")
     drawn = [data.inputs.fields(simulation, spec) for simulation in design]
     solved = [next(data.solver.fields(named_inputs(spec, a))) for a in drawn]
-    given, truth = np.concatenate(drawn), np.concatenate(solved)[:, 0]
-    return name, given, truth.astype(np.float32)
+    return name, np.stack(drawn), np.concatenate(solved).astype(np.float32)
 
 
-def error_of(
-    checkpoint: Path,
-    name: str,
-    given: Float[np.ndarray, "pair *space"],
-    truth: Float[np.ndarray, "pair *space"],
-) -> float:
+def error_of(checkpoint: Path, name: str, given: Fields, truth: Fields) -> float:
     """Return the mean of |û - u| / |u|."""
     surrogate = Surrogate.load(checkpoint)
-    (guess,) = surrogate.predict({}, inputs={name: given}).data_vars.values()
+    predicted = surrogate.predict({}, inputs={name: given[:, 0]})
+    (guess,) = predicted.data_vars.values()
     pair = (
-        torch.from_numpy(u.reshape(len(truth), 1, 1, *truth.shape[1:]))
+        torch.from_numpy(u.reshape(len(truth), 1, *truth.shape[1:]))
         for u in (guess.values, truth)
     )
     error, size = relative_l2(*pair)
@@ -160,14 +155,14 @@ def run(name: str, folder: Path, *, quick: bool, words: list[str]) -> None:
     """Run a setting, print what the networks err on the test pairs, and write it."""
     compared(name, folder, quick=quick, words=words)
     setting, sweep = SETTINGS[name], SweepFolder(folder)
-    truth = test_pairs(setting.workflow, 4 if quick else setting.tests)
+    tests = unseen(setting.workflow, 4 if quick else setting.tests)
     errors: dict[str, dict[int, float]] = {}
     for row in sweep.rows():
         checkpoint = sweep.checkpoint(row.number)
         if row.state == "complete" and checkpoint is not None:
-            error = error_of(checkpoint, *truth)
+            error = error_of(checkpoint, *tests)
             errors.setdefault(str(row.point[CASE]), {})[int(row.point[SEED])] = error
-    table = Table(title=f"{name}: relative L2 of {len(truth[1])} test pairs")
+    table = Table(title=f"{name}: relative L2 of {len(tests[1])} test pairs")
     for column in ("", "median", "each seed"):
         table.add_column(column)
     for variant, found in errors.items():
