@@ -213,15 +213,22 @@ def _built(
             keys = security.keys_for(known["security"], folder)
             chosen["security"] = resources.enter_context(keys)
         # Nannies take variables from this process rather than from Dask's settings, and
-        # keep them (os.environ.update in WorkerProcess.start).
+        # keep them (os.environ.update in WorkerProcess.start). A fit that this process
+        # starts later would give memory back after each tensor, at twice its time.
         # So do they take what is loaded first, which lets the trainer go first.
         preload = [*dask.config.get("distributed.worker.preload"), priority.__name__]
         with (
-            _environment(thread_variables(cores)),
+            _environment({**_of_nannies(), **thread_variables(cores)}),
             dask.config.set({"distributed.worker.preload": preload}),
         ):
             cluster = resources.enter_context(start(partial(build, **chosen)))
         yield cluster
+
+
+def _of_nannies() -> dict[str, str]:
+    """Return the variables that Dask sets for its workers."""
+    given = dask.config.get("distributed.nanny.pre-spawn-environ", {})
+    return {name: str(value) for name, value in given.items()}
 
 
 @contextmanager

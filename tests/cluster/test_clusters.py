@@ -237,6 +237,7 @@ def test_a_scheduler_that_is_not_there(arguments, words, tmp_path, monkeypatch):
 def test_local_simulations_have_their_cores(cores, recipe, tmp_path, monkeypatch):
     """Fewer workers, whose OpenMP has their cores, not the trainer's."""
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
     factory = partial(LocalCluster, n_workers=1) if recipe else None
     with (
         open_cluster(factory, tmp_path, cores_per_simulation=cores) as cluster,
@@ -250,6 +251,8 @@ def test_local_simulations_have_their_cores(cores, recipe, tmp_path, monkeypatch
         assert nice == min(19, os.nice(0) + 10)
         assert set(client.run(os.getenv, "OMP_NUM_THREADS").values()) == {str(cores)}
         assert os.environ["OMP_NUM_THREADS"] == "8"
+        # Of Dask, for its workers: it makes each training slow that is started later.
+        assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
 
 
 @pytest.mark.parametrize("first", ["dask_jobqueue", "signal"])
