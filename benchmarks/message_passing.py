@@ -61,8 +61,6 @@ def words_of(batches: int, trajectories: int, seeds: int) -> list[str]:
         *(f"--model.window.inputs={BUNDLE}", f"--model.window.outputs={BUNDLE}"),
         *("--model.window.stride=5", "--model.network.periodic=true"),
         f"--data.batch_size={BATCH}",
-        "--model.scheduler=torch.optim.lr_scheduler.OneCycleLR",
-        *("--model.scheduler.max_lr=0.001", f"--model.scheduler.total_steps={batches}"),
     ]
 
 

@@ -61,7 +61,7 @@ class Setting:
     pairs: int
     tests: int
     batches: int
-    peak: float
+    rate: float
     #: Of the rest of the command.
     words: tuple[str, ...]
     published: str
@@ -73,7 +73,7 @@ SETTINGS = {
         pairs=1000,
         tests=200,
         batches=1200,
-        peak=3e-3,
+        rate=3e-3,
         words=(
             *("--model.network.modes=32", "--model.network.width=64"),
             "--model.network.positions=false",
@@ -85,7 +85,7 @@ SETTINGS = {
         pairs=1000,
         tests=200,
         batches=1500,
-        peak=3e-3,
+        rate=3e-3,
         words=(
             *("--model.network.modes=24", "--model.network.width=32"),
             "--model.network.padding=0.07",
@@ -107,10 +107,7 @@ def words_of(name: str, *, quick: bool) -> list[str]:
         "--data.reservoir.threshold=200",
         "--data.reservoir.limiter.init_args.ratio=8",
         *("--model.network.channel_mlp=false", "--model.loss=operators.RelativeL2"),
-        "--model.scheduler=torch.optim.lr_scheduler.OneCycleLR",
-        f"--model.scheduler.max_lr={setting.peak}",
-        f"--model.scheduler.total_steps={batches}",
-        "--model.scheduler.pct_start=0.2",
+        f"--model.optimizer.lr={setting.rate}",
         *(QUICK if quick else ()),
     ]
 

@@ -179,6 +179,54 @@ def test_experiments_of_the_papers_are_whole(name, tmp_path, monkeypatch):
     assert {"offline", "reservoir"} <= {*variants.value.args[0]}
 
 
+@pytest.mark.parametrize("name", ["burgers", "darcy", "message_passing"])
+def test_published_settings_are_whole(name, tmp_path, monkeypatch):
+    """Offline and online, both at their full size, pass the checks that come before a run."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(sys, "argv", sys.argv[:1])
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    import message_passing
+    import operators
+
+    # No Exception: one of a file that is not of the package is a line for its user.
+    class Checked(BaseException):
+        pass
+
+    def checked(self, made_of):
+        raise Checked({*self.recipe.cases})
+
+    monkeypatch.setattr(SweepFolder, "held", checked)
+    with pytest.raises(Checked) as variants:
+        if name == "message_passing":
+            words = message_passing.words_of(500, 128, 3)
+            message_passing.main(["compare", *words, "--output", str(tmp_path / name)])
+        else:
+            operators.compared(name, tmp_path / name, quick=False, words=[])
+    assert variants.value.args[0] == {"offline", "reservoir"}
+
+
+def test_errors_of_message_passing_are_those_of_the_paper(monkeypatch):
+    """By hand: a guess that is off by 0.1 everywhere, from step 50 on, over 200 steps."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from message_passing import errors
+
+    truth = np.ones((3, 250, 8), np.float32)
+    found = errors(lambda history, given, step: 0 * history + 1.1, truth, np.zeros(3))
+    assert found["one prediction"] == pytest.approx(0.1, rel=1e-5)
+    assert found["rollout"] == pytest.approx(200 * 0.01, rel=1e-5)
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("name", ["burgers", "darcy"])
+def test_operators_are_measured_on_pairs_that_they_have_not_seen(name, tmp_path):
+    """Four updates of each, and what both err on test pairs."""
+    call("operators", name, "--quick", cwd=tmp_path, timeout=500)
+    found = json.loads((tmp_path / "runs/operators" / name / "test.json").read_text())
+    assert {*found} == {"offline", "reservoir"}
+    assert all(0.1 < error < 2 for runs in found.values() for error in runs.values())
+
+
 @pytest.mark.bench
 def test_surrogates_of_the_combined_equation_beside_weno5(tmp_path):
     """Error and time of both networks; and when they have paid for themselves."""
