@@ -60,7 +60,8 @@ def words_of(batches: int, trajectories: int, seeds: int) -> list[str]:
         *("--offline", str(trajectories), "--seeds", str(seeds)),
         *(f"--model.window.inputs={BUNDLE}", f"--model.window.outputs={BUNDLE}"),
         *("--model.window.stride=5", "--model.network.periodic=true"),
-        f"--data.batch_size={BATCH}",
+        # As theirs, which sees the last steps and the time.
+        *("--model.conditions=[time]", f"--data.batch_size={BATCH}"),
     ]
 
 
