@@ -243,6 +243,7 @@ def surrogate_of(spec: FieldSpec, network: str, updates: int, arm: Arm) -> Surro
         window=Autoregressive(),
         conditions=arm.conditions,
         normalisation="none",
+        averaging=False,
         optimizer=partial(torch.optim.Adam, lr=arm.rate),
         scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
             optimizer, partial(rate, updates, warm_up)

@@ -350,10 +350,11 @@ def test_its_networks_are_those_of_apebench(apebench):
 
 
 @pytest.mark.bench
+@pytest.mark.timeout(600)
 def test_apebench_trains_offline_and_online_once(tmp_path):
     words = ["--quick", "--scenarios", "burgers", "--networks", "conv"]
     for _ in range(2):
-        call("apebench", *words, "--output", "runs", cwd=tmp_path)
+        call("apebench", *words, "--output", "runs", cwd=tmp_path, timeout=280)
     rows = [*(tmp_path / "runs").glob("*.json")]
     assert len(rows) == 2
     for row in rows:
