@@ -44,7 +44,6 @@ from surrogate_flow.solvers.solver import (
     unwrapped,
 )
 from surrogate_flow.stream import Encoder
-from surrogate_flow.surrogate.conditions import Conditions
 from surrogate_flow.surrogate.schedule import (
     advance,
     built_optimizer,
@@ -142,8 +141,7 @@ def size(surrogate: Surrogate, data: Any) -> str:
         f"Model: {type(surrogate.network).__name__}, {count:,} parameters, "
         f"{format_bytes(16 * count)} with gradients and Adam's two moments"
     )
-    every, seen = Conditions.all_of(surrogate.spec), surrogate.conditions
-    if hidden := [name for name in every.names if name not in seen.names]:
+    if hidden := surrogate.conditions.not_seen(surrogate.spec):
         words += f"; it does not see {', '.join(hidden)}"
     if not isinstance(data, OnlineData) or data.simulations is None:
         return words

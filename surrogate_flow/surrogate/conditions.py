@@ -87,9 +87,15 @@ class Conditions:
         seen = tuple(spec.parameters[k] for k in self.columns(spec))
         return replace(spec, parameters=seen)
 
+    def not_seen(self, spec: FieldSpec) -> list[str]:
+        """Return names of what is not seen; of a vector that is not at all, its own."""
+        hidden = [name for name in self.all_of(spec).names if name not in self.names]
+        partly = {p.of for p in spec.parameters if p.name in self.names}
+        vectors = {p.name: p.of for p in spec.parameters if p.of not in partly | {""}}
+        return [*dict.fromkeys(vectors.get(name, name) for name in hidden)]
+
     def in_words(self, spec: FieldSpec) -> str:
         """Return what the network sees of them, and what it does not."""
-        every = self.all_of(spec).names
-        not_seen = [name for name in every if name not in self.names]
         seen = ", ".join(self.names) or "neither parameters nor time"
-        return seen + f"; not {', '.join(not_seen)}" * bool(not_seen)
+        hidden = self.not_seen(spec)
+        return seen + f"; not {', '.join(hidden)}" * bool(hidden)

@@ -102,7 +102,8 @@ def test_by_default_a_history_stands_for_what_makes_the_initial_state():
     assert surrogate_of(window=Direct()).recipe["conditions"] == every
     surrogate = surrogate_of()
     assert surrogate.recipe["conditions"] == ["speed", "time"]
-    assert "speed, time; not wave[0], wave[1], width" in repr(surrogate)
+    assert "conditions: speed, time; not wave, width" in repr(surrogate)
+    assert "conditions: wave[1]; not speed, wave[0]," in repr(surrogate_of(["wave[1]"]))
 
 
 @pytest.mark.parametrize(
