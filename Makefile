@@ -72,6 +72,7 @@ bench: install
 	$(BIN)/python benchmarks/clients.py --rounds 1
 	$(BIN)/python benchmarks/spectral.py
 	$(BIN)/python benchmarks/networks.py
+	$(BIN)/python benchmarks/gpu.py --quick
 	$(BIN)/python benchmarks/ensemble.py --simulations 5000
 	$(BIN)/python benchmarks/soak.py --minutes 1
 	$(BIN)/python benchmarks/training.py --rounds 1

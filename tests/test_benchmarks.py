@@ -34,6 +34,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
                 "fanout",
                 "programs",
                 "networks",
+                "gpu",
             )
         ),
     ],
