@@ -28,6 +28,7 @@ from surrogate_flow.stream import StreamStats
 from surrogate_flow.surrogate.batch import Batch
 
 __all__ = [
+    "Changes",
     "Cost",
     "DatasetStats",
     "RunCallback",
@@ -45,6 +46,8 @@ Part = TypeVar("Part")
 
 #: A number for each variable.
 Vector = Float[np.ndarray, " channel"]
+#: A number for each predicted step and variable.
+Changes = Float[np.ndarray, "outputs channel"]
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,15 @@ class SurrogateData(L.LightningDataModule, ABC):
         Those of each input field come behind them.
         """
 
+    def changes(self) -> Changes:
+        """Return the root mean square of changes, over samples to train on.
+
+        Those of each output from the last input; `moments` is called before.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no changes(), which predicts='change' needs."
+        )
+
     @abstractmethod
     def status(self) -> Status | None:
         """Return its state, or None before it has begun."""
@@ -273,6 +285,15 @@ class SurrogateData(L.LightningDataModule, ABC):
             window = getattr(trainer.lightning_module, "window", None)
             self.window = window or Direct()
             self.ranks = Ranks(trainer.global_rank, trainer.world_size)
+
+    def _pooled_changes(self, own: Moments) -> Changes:
+        """Return the root mean squares of all ranks, (outputs, channel)."""
+        channels = len(self.spec.variables)
+        moments = Moments(self.window.outputs * channels)
+        for number, of_rank in self.ranks.gather((own.count, (own.mean, own.std))):
+            if number:
+                moments.join(number, *of_rank)
+        return moments.rms.reshape(-1, channels)
 
     def _pooled(self, count: int, own: tuple[Vector, Vector] | None) -> Moments:
         """Return the moments of all ranks: those of `count` numbers are `own`."""

@@ -16,6 +16,7 @@ from surrogate_flow.data.archiving import Archiving, planned, shared
 from surrogate_flow.data.attached import Attach, Attached, require_shared
 from surrogate_flow.data.checkpoint import StudyCheckpoint, checkpoint_folder
 from surrogate_flow.data.module import (
+    Changes,
     Cost,
     Status,
     SurrogateData,
@@ -429,6 +430,10 @@ class OnlineData(SurrogateData):
                 "failures.csv in the run's folder."
             )
         return moments.mean, moments.std
+
+    def changes(self) -> Changes:
+        """Return the root mean squares of the changes of the first fill."""
+        return self._pooled_changes(require_setup(self.store).changes(self.window))
 
     def _filled(self, seconds: float) -> RankState:
         """Wait for the first fill, for so many seconds at most."""

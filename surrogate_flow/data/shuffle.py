@@ -14,6 +14,7 @@ from surrogate_flow.dataset import Archive
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Draw, Moments
+from surrogate_flow.reservoir.stats import CHANGES
 
 __all__ = ["ShuffledReader"]
 
@@ -214,6 +215,20 @@ class ShuffledReader:
             for fields in inputs if self.spec.inputs else ():
                 of_inputs.update(fields[None])
         return moments.beside(of_inputs)
+
+    def changes(self) -> Moments:
+        """Return the moments of `Moments.update_changes`, of some of these samples."""
+        window = self.window
+        moments = Moments(window.outputs * len(self.spec.variables))
+        most = max(
+            1, min(CHANGES[0], CHANGES[1] // (window.span * self.spec.step_bytes))
+        )
+        if self._first is not None:
+            block = next(self._blocks(0))
+            for first in block.place[:most]:
+                steps = self._first[2][0][first : first + window.span]
+                moments.update_changes(steps[None], window)
+        return moments
 
     def draws(self, epoch: int, batch_size: int, skip: int = 0) -> Generator[Draw]:
         """Yield the batches of an epoch, but for the first `skip`.

@@ -16,6 +16,7 @@ import pytorch_lightning as L
 from dask.utils import format_bytes, parse_bytes
 
 from surrogate_flow.data.module import (
+    Changes,
     Cost,
     DatasetStats,
     Status,
@@ -190,6 +191,10 @@ class StoredData(SurrogateData):
             own = samples.moments()
         moments = self._pooled(own.count, (own.mean, own.std))
         return moments.mean, moments.std
+
+    def changes(self) -> Changes:
+        """Return the root mean squares of changes, over some of the same samples."""
+        return self._pooled_changes(require_setup(self._samples).changes())
 
     def train_dataloader(self) -> StoredLoader:
         """Return the shuffled batches; each iteration is another epoch."""

@@ -10,9 +10,13 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
+from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir.population import Samples
 
-__all__ = ["Moments", "Stopwatch", "StoreStats", "Tally", "Waits", "seconds"]
+__all__ = ["CHANGES", "Moments", "Stopwatch", "StoreStats", "Tally", "Waits", "seconds"]
+
+#: Samples, and bytes of them, that changes are measured on.
+CHANGES = 1000, 2**28
 
 # Of the dtype of the counts, or numpy takes a path three times as slow.
 _ONE = np.int32(1)
@@ -256,6 +260,24 @@ class Moments:
             joined = np.concatenate([getattr(self, name), getattr(other, name)])
             setattr(both, name, joined)
         return both
+
+    @property
+    def rms(self) -> Float64[np.ndarray, " channel"]:
+        """Root mean square."""
+        rms: Float64[np.ndarray, " channel"] = np.hypot(self.mean, self.std)
+        return rms
+
+    def update_changes(
+        self, windows: Float[np.ndarray, "window span channel *space"], window: Window
+    ) -> None:
+        """Take u_{k+1} - u_k, ..., u_{k+outputs} - u_k of windows into account.
+
+        u_k is the last input of a window; those of each output are channels of their
+        own.
+        """
+        last, end = window.inputs - 1, window.inputs + window.outputs
+        change = windows[:, last + 1 : end] - windows[:, last : last + 1]
+        self.update(change.reshape(len(change), -1, *windows.shape[3:]))
 
     def join(
         self,

@@ -23,7 +23,13 @@ from surrogate_flow.reservoir.inputs import Inputs, Kept
 from surrogate_flow.reservoir.memory import Slots, Steps
 from surrogate_flow.reservoir.policy import Deterministic, Policy
 from surrogate_flow.reservoir.snapshot import Snapshot, unpacked, write_inputs
-from surrogate_flow.reservoir.stats import Moments, Stopwatch, StoreStats, seconds
+from surrogate_flow.reservoir.stats import (
+    CHANGES,
+    Moments,
+    Stopwatch,
+    StoreStats,
+    seconds,
+)
 
 __all__ = ["Store"]
 
@@ -305,6 +311,27 @@ class Store:
             raise RuntimeError("Store.moments: no sample; call `wait_threshold` first.")
         both = moments.beside(of_inputs)
         return both.mean, both.std
+
+    def changes(self, window: Window) -> Moments:
+        """Return the moments of `Moments.update_changes`, of samples held now."""
+        contents = self._contents
+        moments = Moments(window.outputs * len(self.spec.variables))
+        shape = (self.layout.span, *self.spec.step_shape)
+        most = max(1, min(CHANGES[0], CHANGES[1] // (4 * math.prod(shape))))
+        with self._changed:
+            held = contents.population.samples
+            some = held[:: -(-len(held) // most)] if len(held) else held
+            slots, reader = contents.index.slots(some), contents.begin_read()
+        try:
+            for part in slots.reshape(-1, self.layout.span):
+                steps = np.empty(shape, np.float32)
+                contents.slab.memory.gather(part, steps)
+                moments.update_changes(steps[None], window)
+        finally:
+            with self._changed:
+                if contents.end_read(reader) or contents.saving:
+                    self._changed.notify_all()
+        return moments
 
     def save(
         self,

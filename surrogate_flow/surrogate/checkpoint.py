@@ -123,7 +123,8 @@ def _recipe_in(saved: Any, place: str) -> dict[str, Any]:
             f"{place}: expected a surrogate of format {FORMAT}, got {got}. It was "
             "written by another program, or by another version of this one."
         )
-    present: dict[str, Any] = with_present_names(recipe)
+    # Those of version 0.1 have no such entry.
+    present: dict[str, Any] = {"predicts": "field", **with_present_names(recipe)}
     if lacking := _ENTRIES - present.keys():
         raise ArgumentError(f"{place}: is damaged: it has no {sorted(lacking)[0]}.")
     if "conditions" not in present:  # of version 0.1
@@ -161,6 +162,7 @@ def arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "window": window(**recipe["window"]["init_args"]),
         "conditions": recipe["conditions"],
         "normalisation": recipe["normalisation"],
+        "predicts": recipe["predicts"],
     }
 
 

@@ -304,7 +304,9 @@ class Exported(nn.Module):
             self.normalisation.fields(history),
             *self._given(inputs),
         )
-        fields = self.normalisation.masked(self.normalisation.physical(out), history)
+        fields = self.normalisation.masked(
+            self.normalisation.predicted(out, history), history
+        )
         if not self.window.inputs:
             fields = fields[:, 0]
         return by_name(spec, fields)

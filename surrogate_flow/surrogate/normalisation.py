@@ -49,6 +49,7 @@ class Normalisation(nn.Module):
     logarithmic: Tensor | None
     time_of_step: Tensor | None
     columns: Tensor | None
+    change_scale: Tensor | None
 
     def __init__(self, spec: FieldSpec, conditions: Conditions | None = None) -> None:
         super().__init__()
@@ -82,6 +83,7 @@ class Normalisation(nn.Module):
         self.masked_inputs = any(v.masked for v in spec.inputs)
         # A number, as all that is averaged with the weights; it was a bool.
         self.register_buffer("frozen", torch.tensor(0.0))
+        self.register_buffer("change_scale", None)
         # 1 for those that are log-uniform; checkpoints have it in their spec.
         log = [float(p.log) for p in spec.parameters]
         mask = torch.tensor(log) if any(log) else None
@@ -138,6 +140,20 @@ class Normalisation(nn.Module):
                     buffer = getattr(self, f"{kind}_{name}")
                     buffer.copy_(torch.from_numpy(values[part]).reshape(buffer.shape))
         self.frozen.fill_(True)
+
+    def of_changes(self, outputs: int) -> None:
+        """Have the network predict so many changes from the last step of its history.
+
+        Each is divided by its own root mean square.
+        """
+        self.change_scale = torch.ones(outputs, *self.field_scale.shape)
+
+    def freeze_changes(self, size: Float[np.ndarray, "outputs channel"]) -> None:
+        """Set the root mean squares of the changes, as stored; of none it is 1."""
+        assert self.change_scale is not None
+        scale = torch.from_numpy(size).float().reshape(self.change_scale.shape)
+        scale = scale.to(self.field_scale) / self.field_scale
+        self.change_scale.copy_(torch.where(scale > 1e-6, scale, 1.0))
 
     def inputs(
         self,
@@ -217,6 +233,34 @@ class Normalisation(nn.Module):
             trained = self.defined.amax(space, keepdim=True) > 0.5
             unknown = trained & (self.defined < 0.5)
         return torch.where(unknown, torch.nan, fields)
+
+    def target(
+        self,
+        fields: Float[Tensor, "batch outputs channel *space"],
+        history: Float[Tensor, "batch inputs channel *space"],
+    ) -> Float[Tensor, "batch outputs channel *space"]:
+        """Return what a network is to predict, of fields as they are stored."""
+        normalised = self.fields(fields)
+        if self.change_scale is None:
+            return normalised
+        change = (normalised - self.fields(history[:, -1:])) / self.change_scale
+        return change if self.defined is None else change * ~fields.isnan()
+
+    def predicted(
+        self,
+        out: Float[Tensor, "batch outputs channel *space"],
+        history: Float[Tensor, "batch inputs channel *space"],
+    ) -> Float[Tensor, "batch outputs channel *space"]:
+        """Return the fields, as stored, that a network predicts; undoes `target`."""
+        if self.change_scale is not None:
+            out = self.fields(history[:, -1:]) + self.change_scale * out
+        return self.physical(out)
+
+    def noisy(
+        self, history: Float[Tensor, "batch inputs channel *space"], std: float
+    ) -> Float[Tensor, "batch inputs channel *space"]:
+        """Add normal noise, of a standard deviation in normalised units."""
+        return history + std * self.field_scale * torch.randn_like(history)
 
     def physical(
         self, fields: Float[Tensor, "batch time channel *space"]

@@ -254,13 +254,13 @@ class Probe:
             known = surrogate.normalisation.known(batch.target)
             losses = sample_losses(loss, losses, prediction, target, known)
         newest = batch.simulation.argmax()[None]
+        guess = surrogate.normalisation.predicted(prediction, batch.history)
         truth, guess = (
             fields[:, 0][(slice(None), slice(None), *self._index)]
-            for fields in (batch.target, prediction)
+            for fields in (batch.target, guess)
         )
         if self._index:
             truth, guess = (each.index_select(0, newest) for each in (truth, guess))
-        guess = surrogate.normalisation.physical(guess)
         guess = torch.where(truth.isnan(), torch.nan, guess)
         self.seconds = time.thread_time() - begin
         self._copies = _to_host(batch, losses, newest, truth, guess)

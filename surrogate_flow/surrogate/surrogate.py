@@ -55,7 +55,7 @@ from surrogate_flow.surrogate.schedule import (
     reads_loss,
     steps_left,
 )
-from surrogate_flow.surrogate.trial import built
+from surrogate_flow.surrogate.trial import built, require_history
 from surrogate_flow.surrogate.writing import write
 
 if TYPE_CHECKING:
@@ -89,6 +89,12 @@ class Surrogate(L.LightningModule):
     normalisation : {"standard", "none"}
         ``standard``: parameters and time from their bounds, fields from the first fill
         of the reservoir. ``none``: raw parameters, step index and fields.
+    predicts : {"field", "change"}
+        ``change``: a network with a history predicts how much the fields differ from
+        its last step, each step of them in units of its own root mean square over the
+        first fill, and the loss is of that.
+    noise : float
+        Standard deviation, in normalised units, of what training adds to the history.
     optimizer : callable
         Parameters -> optimizer.
     scheduler : callable, optional
@@ -118,6 +124,8 @@ class Surrogate(L.LightningModule):
         conditions: list[str] | None = None,
         loss: nn.Module | None = None,
         normalisation: Literal["standard", "none"] = "standard",
+        predicts: Literal["field", "change"] = "field",
+        noise: float = 0.0,
         optimizer: OptimizerCallable = _ADAM,
         scheduler: LRSchedulerCallable | None = WarmupCosine,
         averaging: bool = True,
@@ -134,12 +142,15 @@ class Surrogate(L.LightningModule):
                 f"{loss} and {optimizer!r}."
             )
         self.window.require(spec.steps)
+        require_history(self.window, predicts, noise)
+        self.noise = noise
         self.recipe: dict[str, Any] = {
             "format": checkpoint.FORMAT,
             "spec": spec.to_plain(),
             "network": checkpoint.plain_recipe(network),
             "window": checkpoint.plain_window(self.window),
             "normalisation": normalisation,
+            "predicts": predicts,
         }
         self._factory, self._chosen = network, conditions is not None
         self._build(conditions)
@@ -176,6 +187,8 @@ class Surrogate(L.LightningModule):
         self.network = built(self._factory, seen, self.window)
         kind = self.recipe["normalisation"]
         self.normalisation = Normalisation.of(kind, in_box, self.conditions)
+        if self.recipe["predicts"] == "change":
+            self.normalisation.of_changes(self.window.outputs)
 
     def take_conditions(self, names: list[str]) -> None:
         """Build anew what a checkpoint was trained with, unless others were chosen."""
@@ -197,7 +210,7 @@ class Surrogate(L.LightningModule):
         """Predict fields as they are stored, ``(u - offset) / scale``."""
         normalised = self._normalised(parameters, step, history, *inputs)
         return self.normalisation.masked(
-            self.normalisation.physical(normalised), history
+            self.normalisation.predicted(normalised, history), history
         )
 
     def _normalised(
@@ -244,13 +257,19 @@ class Surrogate(L.LightningModule):
                 "as OnlineData, got none. Use one, or normalisation='none'."
             )
         self.normalisation.freeze(*self._data.moments())
+        if self.normalisation.change_scale is not None:
+            data: Any = self._data
+            self.normalisation.freeze_changes(data.changes())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss in normalised units, of the last prediction if unrolled."""
         unrolls = drawn_unrolls(self.window.unroll, self.current_epoch, batch_idx)
         batch = pushed_forward(self, batch, unrolls, self.window.outputs)
+        if self.noise:
+            noisy = self.normalisation.noisy(batch.history, self.noise)
+            batch = batch._replace(history=noisy)
         prediction = self._normalised(*batch[:3], *batch.given)
-        target = self.normalisation.fields(batch.target)
+        target = self.normalisation.target(batch.target, batch.history)
         if (known := self.normalisation.known(batch.target)) is not None:
             self.normalisation.learn(known)
         loss = loss_of(self.loss, prediction, target, known)
@@ -319,9 +338,9 @@ class Surrogate(L.LightningModule):
         normalised = self._normalised(*batch[:3], *batch.given)
         target = batch.target[:, : self.window.outputs]
         known = self.normalisation.known(target)
-        wanted = self.normalisation.fields(target)
+        wanted = self.normalisation.target(target, batch.history)
         loss = loss_of(self.loss, normalised, wanted, known)
-        prediction = self.normalisation.physical(normalised)
+        prediction = self.normalisation.predicted(normalised, batch.history)
         errors.update(prediction, target)
         spread: Any = self.spreads[stage]
         spread.update(prediction, target, batch.simulation)

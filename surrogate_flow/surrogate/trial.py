@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -17,7 +18,7 @@ from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.window import Window
 from surrogate_flow.surrogate.checkpoint import plain_recipe
 
-__all__ = ["built", "needs_gpu", "require_shape"]
+__all__ = ["built", "needs_gpu", "require_history", "require_shape"]
 
 
 def built(
@@ -36,6 +37,22 @@ def built(
             remedy = "surrogate_flow.nn.OnGrid(module=...) takes those of libraries."
         what = f"{name}, built as network(spec, window)"
         raise ArgumentError(f"{what}: {error}.", remedy=remedy) from error
+
+
+def require_history(window: Window, predicts: str, noise: float) -> None:
+    """Refuse what is predicted from, or added to, a history where there is none."""
+    if predicts not in ("field", "change"):
+        raise ArgumentError("model.predicts", "'field' or 'change'", repr(predicts))
+    if not 0 <= noise < math.inf:
+        raise ArgumentError("model.noise", "a finite number, at least 0", noise)
+    for name, value in (("predicts", predicts), ("noise", noise)):
+        if value in ("change", noise) and value and not window.inputs:
+            raise ArgumentError(
+                f"model.{name}",
+                "a window with a history",
+                f"{value} with {window}",
+                "Take --model.window Autoregressive, or leave it out.",
+            )
 
 
 def require_shape(

@@ -489,7 +489,7 @@ def test_an_error_that_is_no_number_is_a_failure(tmp_path):
     good, bad = folder.rows()
     assert (good.state, good.error) == ("complete", 0.1)
     assert bad.state == "failed"
-    assert bad.why == "its val_relative_l2 is nan: the training has diverged"
+    assert bad.why == "its validation error is nan: the training has diverged"
 
 
 def test_trials_have_gpus_of_their_own(tmp_path, monkeypatch, caplog):

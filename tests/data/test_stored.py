@@ -252,6 +252,12 @@ def test_windows_of_several_steps(written, memory):
         )
         loader = StoredLoader(shuffled, 4, [2 * TRAINING])
         assert Counter(samples(loader)) == expected(written, (2, 4))
+        shuffled.moments()
+        size, change = shuffled.changes().rms, []
+        for batch in loader:
+            change.append((batch.target - batch.history[:, -1:]).double().flatten())
+        wanted = float(torch.cat(change).square().mean().sqrt())
+        assert size == pytest.approx(wanted, rel=1e-5 if memory == "in memory" else 1)
         shuffled.close()
 
 

@@ -94,6 +94,7 @@ CASES = {
     "fno, 3D": (FOURIER, SPACE, Direct()),
     "unet, 2D, periodic": (partial(LEVELS, padding="circular"), PLANE, Direct()),
     "message passing": (NODES, MESH, BUNDLE),
+    "a change": (SMALL, PLANE, BUNDLE, np.array([[0.3, 0.2], [0.6, 0.4], [0.9, 0.6]])),
     "on grid": (ANY, PLANE, BUNDLE),
 }
 MORE = {
@@ -103,12 +104,15 @@ MORE = {
 }
 
 
-def surrogate_of(network, spec, window):
+def surrogate_of(network, spec, window, sizes=None):
     """One with the moments of fields that are far from order one."""
     torch.manual_seed(0)
-    surrogate = Surrogate(spec, network, window=window)
+    predicts = "field" if sizes is None else "change"
+    surrogate = Surrogate(spec, network, window=window, predicts=predicts)
     count = len(spec.variables)
     surrogate.normalisation.freeze(np.full(count, 20.0), np.full(count, 3.0))
+    if sizes is not None:
+        surrogate.normalisation.freeze_changes(sizes)
     return surrogate.eval()
 
 
@@ -144,7 +148,7 @@ def opened(path):
 )
 def test_a_file_predicts_what_the_surrogate_does(case, format, tmp_path):
     """By names and in units of the spec, in a batch of a size that was never tried."""
-    _, spec, window = case
+    _, spec, window, *_ = case
     surrogate = surrogate_of(*case)
     path = tmp_path / f"some.{format}"
     assert export(surrogate, path, format) < 1e-5
