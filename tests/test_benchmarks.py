@@ -360,3 +360,18 @@ def test_apebench_trains_offline_and_online_once(tmp_path):
     assert len(rows) == 2
     for row in rows:
         assert all(0 < e < 2 for e in json.loads(row.read_text())["errors"])
+
+
+@pytest.mark.bench
+@pytest.mark.timeout(300)
+def test_variants_of_rollouts_are_compared_once(tmp_path):
+    """Errors of each, from the same batches; typed again, nothing is trained again."""
+    words = ("burgers, fno, 25", "--quick", "--variants", "field", "change")
+    for _ in range(2):
+        call("rollouts", *words, "--output", tmp_path, cwd=tmp_path, timeout=250)
+        results = json.loads((tmp_path / "results.json").read_text())
+        kept = [path.stat().st_mtime_ns for path in tmp_path.glob("checkpoints/*.ckpt")]
+    assert len(results) == len(kept) == 2
+    for figures in results.values():
+        assert {"validation", "single", "rollout", "at_end"} == {*figures}
+        assert np.isfinite([*figures.values()]).all()

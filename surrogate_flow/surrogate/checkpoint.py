@@ -38,6 +38,7 @@ __all__ = [
     "read",
     "require_same",
     "require_tensors",
+    "rows_of",
 ]
 
 KEY = "surrogate"  # of the surrogate's recipe, within Lightning's checkpoint
@@ -72,6 +73,23 @@ def read(
             "on, but no fit. Name the last.ckpt of a run."
         )
     return {**recipe, "error": _error_in(saved)}, saved["state_dict"]
+
+
+def rows_of(surrogate: Any) -> list[tuple[str, str]]:
+    """Return window, conditions, network, error and device of a surrogate."""
+    network, error = surrogate.network, "not known"
+    weights = sum(w.numel() for w in network.parameters() if not is_lazy(w))
+    if surrogate.error is not None:
+        of = "rollouts" if surrogate.error_name == ROLLOUT else "single predictions"
+        of = f" of {of}" if surrogate.window.inputs else ""
+        error = f"{surrogate.error:.2%}, relative L2{of}"
+    return [
+        ("window", str(surrogate.window)),
+        ("conditions", surrogate.conditions.in_words(surrogate.spec)),
+        ("network", f"{type(network).__name__}, {weights:,} weights"),
+        ("validation error", error),
+        ("device", str(surrogate.device)),
+    ]
 
 
 def batch_of(path: Path) -> int | None:

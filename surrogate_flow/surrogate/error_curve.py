@@ -22,6 +22,7 @@ __all__ = [
     "FIGURES",
     "ErrorCurve",
     "HeldOutFields",
+    "log_rollouts",
     "squared_errors",
     "validated_rollouts",
 ]
@@ -242,6 +243,14 @@ class ErrorCurve:
             float(at_end.mean()) if len(at_end) else math.nan,
         )
         return dict(zip(FIGURES, figures, strict=True))
+
+
+def log_rollouts(surrogate: Any, stage: str, data: Any) -> None:
+    """Log the errors of rollouts of a stage, ``val`` or ``test``, if there are any."""
+    if (curve := validated_rollouts(surrogate, data)) is not None:
+        surrogate.rollouts = curve
+        errors = {f"{stage}_rollout_{k}": e for k, e in curve.errors.items()}
+        surrogate.log_dict(errors, sync_dist=True)
 
 
 def validated_rollouts(surrogate: Any, data: Any) -> ErrorCurve | None:

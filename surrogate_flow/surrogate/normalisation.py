@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from surrogate_flow.fields.errors import ArgumentError
 from surrogate_flow.fields.spec import FieldSpec, Parameter
+from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.conditions import Conditions
 
 __all__ = ["Normalisation"]
@@ -256,11 +257,12 @@ class Normalisation(nn.Module):
             out = self.fields(history[:, -1:]) + self.change_scale * out
         return self.physical(out)
 
-    def noisy(
-        self, history: Float[Tensor, "batch inputs channel *space"], std: float
-    ) -> Float[Tensor, "batch inputs channel *space"]:
-        """Add normal noise, of a standard deviation in normalised units."""
-        return history + std * self.field_scale * torch.randn_like(history)
+    def noisy(self, batch: Batch, std: float) -> Batch:
+        """Add normal noise to the history, of so many normalised units."""
+        if not std:
+            return batch
+        noise = std * self.field_scale * torch.randn_like(batch.history)
+        return batch._replace(history=batch.history + noise)
 
     def physical(
         self, fields: Float[Tensor, "batch time channel *space"]

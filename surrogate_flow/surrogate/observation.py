@@ -23,6 +23,7 @@ __all__ = [
     "Look",
     "Probe",
     "TrainingData",
+    "evaluate",
     "loss_of",
     "require_finite",
     "sample_losses",
@@ -113,6 +114,26 @@ def _elementwise(loss: nn.Module, prediction: Tensor, target: Tensor) -> Tensor 
     elementwise.reduction = "none"
     losses: Tensor = elementwise(prediction, target)
     return losses if losses.shape == prediction.shape else None
+
+
+def evaluate(surrogate: Any, stage: str, batch: Batch, batch_idx: int) -> None:
+    """Add a batch to the errors of a stage, ``val`` or ``test``, and log its loss."""
+    normalisation = surrogate.normalisation
+    normalised = surrogate.normalised(*batch[:3], *batch.given)
+    target = batch.target[:, : surrogate.window.outputs]
+    known = normalisation.known(target)
+    wanted = normalisation.target(target, batch.history)
+    loss = loss_of(surrogate.loss, normalised, wanted, known)
+    prediction = normalisation.predicted(normalised, batch.history)
+    errors = getattr(surrogate, f"{stage}_errors")
+    errors.update(prediction, target)
+    spread = surrogate.spreads[stage]
+    spread.update(prediction, target, batch.simulation)
+    surrogate.log(f"{stage}_loss", loss, batch_size=len(batch.step), sync_dist=True)
+    # Lightning keeps the metrics themselves, and computes them in the end.
+    if batch_idx == 0:
+        surrogate.log_dict(errors)
+        surrogate.log(f"{stage}_relative_l2_standard_error", spread)
 
 
 def sample_losses(

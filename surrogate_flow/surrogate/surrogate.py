@@ -16,7 +16,6 @@ from jaxtyping import Float
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from surrogate_flow.fields.errors import (
     ArgumentError,
@@ -25,7 +24,7 @@ from surrogate_flow.fields.errors import (
 from surrogate_flow.fields.html import rows_of, table
 from surrogate_flow.fields.spec import FieldSpec
 from surrogate_flow.fields.staggered import box
-from surrogate_flow.fields.window import ROLLOUT, Direct, Window
+from surrogate_flow.fields.window import Direct, Window
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.averaging import AveragedWeights
 from surrogate_flow.surrogate.batch import Batch
@@ -33,7 +32,7 @@ from surrogate_flow.surrogate.conditions import Conditions
 from surrogate_flow.surrogate.error_curve import (
     FIGURES,
     ErrorCurve,
-    validated_rollouts,
+    log_rollouts,
 )
 from surrogate_flow.surrogate.metrics import StandardError, field_metrics
 from surrogate_flow.surrogate.normalisation import Normalisation
@@ -41,6 +40,7 @@ from surrogate_flow.surrogate.observation import (
     Feedback,
     Probe,
     TrainingData,
+    evaluate,
     loss_of,
     require_finite,
     sample_losses,
@@ -208,14 +208,15 @@ class Surrogate(L.LightningModule):
         *inputs: Float[Tensor, "batch input *space"],
     ) -> Float[Tensor, "batch outputs channel *space"]:
         """Predict fields as they are stored, ``(u - offset) / scale``."""
-        normalised = self._normalised(parameters, step, history, *inputs)
+        normalised = self.normalised(parameters, step, history, *inputs)
         return self.normalisation.masked(
             self.normalisation.predicted(normalised, history), history
         )
 
-    def _normalised(
+    def normalised(
         self, parameters: Tensor, step: Tensor, history: Tensor, *inputs: Tensor
     ) -> Tensor:
+        """Return what the network makes of a batch, of order one."""
         out: Tensor = self.network(
             *self.normalisation.inputs(parameters, step),
             self.normalisation.fields(history),
@@ -265,10 +266,8 @@ class Surrogate(L.LightningModule):
         """Return the loss in normalised units, of the last prediction if unrolled."""
         unrolls = drawn_unrolls(self.window.unroll, self.current_epoch, batch_idx)
         batch = pushed_forward(self, batch, unrolls, self.window.outputs)
-        if self.noise:
-            noisy = self.normalisation.noisy(batch.history, self.noise)
-            batch = batch._replace(history=noisy)
-        prediction = self._normalised(*batch[:3], *batch.given)
+        batch = self.normalisation.noisy(batch, self.noise)
+        prediction = self.normalised(*batch[:3], *batch.given)
         target = self.normalisation.target(batch.target, batch.history)
         if (known := self.normalisation.known(batch.target)) is not None:
             self.normalisation.learn(known)
@@ -328,27 +327,11 @@ class Surrogate(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the validation errors."""
-        self._evaluate("val", self.val_errors, batch, batch_idx)
+        evaluate(self, "val", batch, batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the test errors."""
-        self._evaluate("test", self.test_errors, batch, batch_idx)
-
-    def _evaluate(self, stage: str, errors: Any, batch: Batch, batch_idx: int) -> None:
-        normalised = self._normalised(*batch[:3], *batch.given)
-        target = batch.target[:, : self.window.outputs]
-        known = self.normalisation.known(target)
-        wanted = self.normalisation.target(target, batch.history)
-        loss = loss_of(self.loss, normalised, wanted, known)
-        prediction = self.normalisation.predicted(normalised, batch.history)
-        errors.update(prediction, target)
-        spread: Any = self.spreads[stage]
-        spread.update(prediction, target, batch.simulation)
-        self.log(f"{stage}_loss", loss, batch_size=len(batch.step), sync_dist=True)
-        # Lightning keeps the metrics themselves, and computes them in the end.
-        if batch_idx == 0:
-            self.log_dict(errors)
-            self.log(f"{stage}_relative_l2_standard_error", spread)
+        evaluate(self, "test", batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Predict a batch, as `forward`."""
@@ -372,17 +355,11 @@ class Surrogate(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Add the errors of rollouts."""
-        self._roll_out("test")
-
-    def _roll_out(self, stage: str) -> None:
-        if (curve := validated_rollouts(self, self._data)) is not None:
-            self.rollouts = curve
-            errors = {f"{stage}_rollout_{k}": e for k, e in curve.errors.items()}
-            self.log_dict(errors, sync_dist=True)
+        log_rollouts(self, "test", self._data)
 
     def on_validation_epoch_end(self) -> None:
         """Let the schedule see the errors, before they are saved with it."""
-        self._roll_out("val")
+        log_rollouts(self, "val", self._data)
         for config in self.trainer.lr_scheduler_configs:
             if not self.trainer.sanity_checking:
                 self._advance(config.scheduler, validated=True)
@@ -457,19 +434,7 @@ class Surrogate(L.LightningModule):
 
     def _rows(self) -> list[tuple[str, str]]:
         """Return what it predicts from what."""
-        weights = sum(w.numel() for w in self.network.parameters() if not is_lazy(w))
-        of = "rollouts" if self.error_name == ROLLOUT else "single predictions"
-        error = "not known" if self.error is None else f"{self.error:.2%}, relative L2"
-        if self.error is not None and self.window.inputs:
-            error += f" of {of}"
-        return [
-            *rows_of(self.spec),
-            ("window", str(self.window)),
-            ("conditions", self.conditions.in_words(self.spec)),
-            ("network", f"{type(self.network).__name__}, {weights:,} weights"),
-            ("validation error", error),
-            ("device", str(self.device)),
-        ]
+        return [*rows_of(self.spec), *checkpoint.rows_of(self)]
 
     def __repr__(self) -> str:
         """Return it line by line; the layers are those of ``network``."""

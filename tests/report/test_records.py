@@ -145,7 +145,7 @@ def test_a_probe_sees_the_training_step(tmp_path):
         torch.tensor([4, 9, 7]),
     )
     probe = Probe((slice(None, None, 2), slice(None)))
-    normalised = surrogate._normalised(batch.parameters, batch.step, batch.history)
+    normalised = surrogate.normalised(batch.parameters, batch.step, batch.history)
     assert probe.wanted
     loss = torch.tensor(0.5)
     target = surrogate.normalisation.fields(batch.target)
