@@ -145,7 +145,8 @@ class Report(RunCallback):
             return None
         held_out, ranks = data.validation, data.ranks
         known = surrogate.rollouts
-        if known is not None and len(known.squares) == data.validated:
+        same = surrogate.rolled_out_at == trainer.global_step
+        if same and known is not None and len(known.squares) == data.validated:
             curve = known  # Of the same weights: the last validation, or this test.
         else:
             curve = ErrorCurve.joined(surrogate.spec, surrogate.window.inputs, [])

@@ -249,6 +249,7 @@ def log_rollouts(surrogate: Any, stage: str, data: Any) -> None:
     """Log the errors of rollouts of a stage, ``val`` or ``test``, if there are any."""
     if (curve := validated_rollouts(surrogate, data)) is not None:
         surrogate.rollouts = curve
+        surrogate.rolled_out_at = surrogate.trainer.global_step
         errors = {f"{stage}_rollout_{k}": e for k, e in curve.errors.items()}
         surrogate.log_dict(errors, sync_dist=True)
 

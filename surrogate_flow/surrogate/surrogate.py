@@ -162,8 +162,9 @@ class Surrogate(L.LightningModule):
         #: as validations log it.
         self.error: float | None = None
         self.error_name = self.window.score
-        #: The rollouts of the last validation or test.
+        #: The rollouts of the last validation or test, and after which batch that was.
         self.rollouts: ErrorCurve | None = None
+        self.rolled_out_at = 0
         self._feedback: Feedback | None = None
         #: Looks at a training step now and then, if somebody wants it.
         self.probe: Probe | None = None
