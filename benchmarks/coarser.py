@@ -11,7 +11,13 @@ import xarray as xr
 from jaxtyping import Float
 from scipy.signal import resample
 
-from surrogate_flow.solvers import Combined1D, GridSolver, Heat2D, NavierStokes2D
+from surrogate_flow.solvers import (
+    Combined1D,
+    GridSolver,
+    Heat2D,
+    NaturalConvection,
+    NavierStokes2D,
+)
 
 __all__ = ["LADDERS", "Fields", "labelled", "on_grid", "trigonometric"]
 
@@ -75,10 +81,22 @@ def navier_stokes(solver: NavierStokes2D) -> Iterator[tuple[str, GridSolver]]:
             yield f"{points} x {points} points, substeps of {substep} s", coarse
 
 
+def natural_convection(
+    solver: NaturalConvection,
+) -> Iterator[tuple[str, GridSolver]]:
+    """Yield finite elements that are wider, on the points of the solver's fields."""
+    for cells in (28, 24, 22, 20, 18, 16, 14, 12, 10, 8):
+        if cells < solver.cells:
+            names = ("points", "size", "flux", "transfer", "ambient", "tilt")
+            same = {name: getattr(solver, name) for name in names}
+            yield f"{cells} x {cells} elements", NaturalConvection(cells, **same)
+
+
 # The solvers that can be had coarser, and how.
 LADDERS: dict[type, Callable[[Any], Iterator[tuple[str, GridSolver]]]] = {
     Heat2D: heat,
     Combined1D: combined,
+    NaturalConvection: natural_convection,
     NavierStokes2D: navier_stokes,
 }
 

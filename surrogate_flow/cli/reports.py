@@ -11,6 +11,7 @@ from surrogate_flow.cli.recipes import CommandLine
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.files import observing, write_text
 from surrogate_flow.report.console import print_lines, the_console
+from surrogate_flow.report.folder.cost import RunCost
 from surrogate_flow.report.folder.crate import CRATE, write_crate
 from surrogate_flow.report.folder.run_folder import REPORT, RunFolder, newest_in
 from surrogate_flow.report.html.comparison_page import comparison_page, runs_in
@@ -54,6 +55,7 @@ def report(words: Sequence[str]) -> None:
     print_lines(
         the_console(),
         *[f"{output}: the file that was there is replaced."] * replaced,
+        *([str(cost)] if alone and (cost := RunCost.of(runs[0])) else []),
         f"{output}: {what}; open it in a browser.",
     )
 

@@ -33,7 +33,8 @@ from surrogate_flow.report.error_curve import (
     write_curve,
 )
 from surrogate_flow.report.folder.commands import typed
-from surrogate_flow.report.folder.run_folder import REPORT
+from surrogate_flow.report.folder.cost import RunCost
+from surrogate_flow.report.folder.run_folder import REPORT, RunFolder
 from surrogate_flow.report.folder.words import skill as in_words
 from surrogate_flow.report.pictures.picture import picture
 from surrogate_flow.surrogate.error_curve import ErrorCurve
@@ -133,7 +134,12 @@ class Report(RunCallback):
             self._lines += _errors("test", trainer, data, held_out, curve)
 
     def teardown(self, *_: Any, **__: Any) -> None:
-        """Print the lines."""
+        """Print the lines, and after how many evaluations a fit pays."""
+        place = [k for k, line in enumerate(self._lines) if line.startswith("Run: ")]
+        if place:
+            with observing(f"What {self.folder} has cost"):
+                cost = RunCost.of(RunFolder(self.folder))
+                self._lines[place[0] : place[0]] = [str(cost)] if cost else []
         print_lines(self.console, *self._lines)
         self._lines = []
 

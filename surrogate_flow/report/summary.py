@@ -7,8 +7,9 @@ import math
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytorch_lightning as L
 
 from surrogate_flow.data.module import Cost, RunCallback, SurrogateData, data_of
@@ -18,7 +19,9 @@ from surrogate_flow.surrogate.surrogate import Surrogate
 
 __all__ = ["WriteSummary"]
 
-_PATIENCE = 1.0  # seconds that predictions are measured in
+# Seconds that single predictions are measured in, and about those of many at once.
+_PATIENCE, _MANY = 1.0, 0.3
+_BATCH, _ROOM = 256, 2**28  # samples of these, and bytes of their fields, at most
 
 
 class WriteSummary(RunCallback):
@@ -29,10 +32,16 @@ class WriteSummary(RunCallback):
         self.path = folder / OUTCOME
         self._samples = 0
         self._first = self._last = math.nan
+        self._alone: float | None = None
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Start the clock."""
         if math.isnan(self._first):
+            if (data := data_of(trainer)) is not None:
+                before = data.cost()
+                # The training takes its cores from those that follow.
+                if before.simulations:
+                    self._alone = before.solver_seconds / before.simulations
             self._first = time.monotonic()
 
     def on_train_batch_end(
@@ -50,9 +59,9 @@ class WriteSummary(RunCallback):
         stopped = any(data.ranks.gather(data.stopped))
         if not trainer.is_global_zero:
             return
-        cost, evaluation = data.cost(), None
+        cost, taken = data.cost(), _Evaluation()
         with observing(f"surrogate_seconds of {self.path}"):
-            evaluation = _evaluation(pl_module, data, cost)
+            taken = _evaluation(pl_module, data, cost)
         seconds = self._last - self._first if self._samples else 0.0
         metrics = trainer.callback_metrics.items()
         summary = RunSummary(
@@ -68,29 +77,55 @@ class WriteSummary(RunCallback):
             validated=data.validated,
             set_aside=[*cost.set_aside],
             early_simulations=dict(cost.early),
-            surrogate_seconds=evaluation,
+            surrogate_seconds=taken.seconds,
+            batch_seconds=taken.of_many,
+            batch=taken.batch,
+            alone_seconds=self._alone,
             ended_early=stopped and trainer.global_step != trainer.max_steps,
         )
         text = json.dumps(asdict(summary), indent=1)
         leave(self.path, lambda part: part.write_text(text, "utf-8"))
 
 
+class _Evaluation(NamedTuple):
+    """Seconds of a simulation that is predicted: by itself, and in a batch."""
+
+    seconds: float | None = None
+    of_many: float | None = None
+    batch: int = 1
+
+
 def _evaluation(
     surrogate: L.LightningModule, data: SurrogateData, cost: Cost
-) -> float | None:
-    """Return the seconds of one simulation, predicted, with those of its history."""
+) -> _Evaluation:
+    """Measure predictions of whole simulations, with the solver's share of each."""
     held_out = data.validation
     if not (isinstance(surrogate, Surrogate) and held_out and held_out.finished):
-        return None
+        return _Evaluation()
     spec, inputs, row = held_out.spec, surrogate.window.inputs, held_out.finished[0]
-    names = (p.name for p in spec.parameters)
-    parameters = dict(zip(names, held_out.parameters[row].tolist(), strict=True))
+    point = held_out.parameters[row]
     history = held_out.simulation(row, slice(inputs)) if inputs else None
-    given, taken = held_out.given(row), list[float]()
-    # The first may build what the others find.
-    while len(taken) < 3 and sum(taken) < _PATIENCE:
-        begin = time.perf_counter()
-        surrogate.predict(parameters, spec.times[inputs:], history, inputs=given)
-        taken.append(time.perf_counter() - begin)
+    given, times = held_out.given(row), spec.times[inputs:]
+
+    def predict(batch: int | None, most: int, patience: float) -> float:
+        # One at a time, or a table of the same simulation, which takes as long.
+        columns = np.repeat(point[:, None], batch or 1, axis=1).tolist()
+        table = {
+            p.name: column if batch else column[0]
+            for p, column in zip(spec.parameters, columns, strict=True)
+        }
+        taken = list[float]()
+        # The first may build what the others find.
+        while len(taken) < most and sum(taken) < patience:
+            begin = time.perf_counter()
+            surrogate.predict(table, times, history, inputs=given)
+            taken.append(time.perf_counter() - begin)
+        return min(taken) / (batch or 1)
+
     share = cost.solver_seconds / max(cost.simulations, 1) * inputs / spec.steps
-    return min(taken) + share
+    one = predict(None, 3, _PATIENCE)
+    room = _ROOM // (4 * len(times) * math.prod(spec.step_shape))
+    batch = min(_BATCH, room, int(_MANY / one)) if spec.parameters else 1
+    if batch < 2:
+        return _Evaluation(one + share)
+    return _Evaluation(one + share, predict(batch, 2, _MANY) + share, batch)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from surrogate_flow.solvers.heat2d import Heat2D
     from surrogate_flow.solvers.heat_plate import HeatPlate
     from surrogate_flow.solvers.lorenz import Lorenz
+    from surrogate_flow.solvers.natural_convection import NaturalConvection
     from surrogate_flow.solvers.navier_stokes2d import NavierStokes2D
     from surrogate_flow.solvers.programs.adios import Adios2
     from surrogate_flow.solvers.programs.files import OutputFiles
@@ -35,6 +36,7 @@ __all__ = [
     "Heat2D",
     "HeatPlate",
     "Lorenz",
+    "NaturalConvection",
     "NavierStokes2D",
     "OutputFiles",
     "ProcessError",
@@ -57,6 +59,7 @@ _FILES = {
     "Heat2D": "heat2d",
     "HeatPlate": "heat_plate",
     "Lorenz": "lorenz",
+    "NaturalConvection": "natural_convection",
     "NavierStokes2D": "navier_stokes2d",
     "OutputFiles": "programs.files",
     "ProcessError": "programs.process",

@@ -29,6 +29,7 @@ from surrogate_flow.report.folder.words import number
 from surrogate_flow.report.html import plots
 from surrogate_flow.report.html.comparison_page import comparison_page, runs_in
 from surrogate_flow.report.html.run_page import run_page
+from surrogate_flow.report.live.follow import Changes
 
 SECTIONS = [
     *("warnings", "commands", "learning", "rollout", "cases", "parameters", "seen"),
@@ -426,6 +427,81 @@ def test_what_payback_measures_is_shown(tmp_path, monkeypatch):
         f"surrogate_flow.solvers.{c.__name__}"
         for c in importlib.import_module("coarser").LADDERS
     }
+
+
+@pytest.mark.parametrize(
+    ("outcome", "solver", "about", "said"),
+    [
+        # (100 x 3 + 60) / (3 - 0.002), of simulations before the training.
+        (
+            dict(alone_seconds=3.0, solver_seconds=620.0, simulations=100,
+                 training_seconds=60.0, batch_seconds=0.002, batch=256),
+            True,
+            {},
+            "Pays after 121 evaluations: a simulation takes 3 s and a prediction 2 ms (in "
+            "batches of 256); simulations took 5 min and training 60 s.",
+        ),
+        # None was complete before: (620 + 60) / (6.2 - 0.1), one at a time.
+        (
+            dict(alone_seconds=None, solver_seconds=620.0, simulations=100,
+                 training_seconds=60.0),
+            True,
+            {},
+            "Pays after 112 evaluations: a simulation takes 6.2 s beside the training, "
+            "which is longer than alone, and a prediction 0.1 s; simulations took 10.3 min "
+            "and training 60 s.",
+        ),
+        # Of a data set, whatever was noted there: (80 + 40) / (0.4 - 0.01).
+        (
+            dict(alone_seconds=0.4, batch_seconds=0.01, batch=30),
+            False,
+            {},
+            "Pays after 308 evaluations: a simulation takes 0.4 s and a prediction 10 ms (in "
+            "batches of 30); simulations took 80 s and training 40 s.",
+        ),
+        (
+            dict(batch_seconds=0.5, batch=8),
+            False,
+            {},
+            "Never pays: a prediction takes 0.5 s, and a simulation 0.4 s.",
+        ),
+        (
+            dict(solver_seconds=0.0),
+            False,
+            {},
+            "When it pays is not known: the data set does not say what simulations took.",
+        ),
+        (
+            dict(batch_seconds=0.01),
+            True,
+            {"resumed_from": "last.ckpt"},
+            "When it pays is not known: the run went on from a checkpoint, and has the "
+            "seconds since then.",
+        ),
+        (
+            dict(surrogate_seconds=None),
+            False,
+            {},
+            "When it pays is not known: no prediction was measured.",
+        ),
+    ],
+)  # fmt: skip
+def test_when_it_pays_is_said_by_figures_that_can_be_checked(
+    outcome, solver, about, said, tmp_path
+):
+    """By hand, for each kind of run; on its page, and on the live page once it has ended."""
+    data = {"name": "heat"} | (
+        {"solver": {"class_path": "mine.Solver"}} if solver else {"path": "d.zarr"}
+    )
+    settings = {"data": {"init_args": data}}
+    without = ["cases.nc", "telemetry.csv", "metrics.csv", "rollout.csv"]
+    folder = write_run(
+        tmp_path / "r", outcome=outcome, settings=settings, about=about, without=without
+    )
+    run = RunFolder(folder)
+    assert str(RunCost.of(run)) == said
+    assert said in unescape(sections(run_page(run))["cost"])
+    assert Changes(folder).message(RunFolder(folder))["cost"] == said
 
 
 def test_what_is_left_out_is_said(tmp_path):

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from surrogate_flow.report.folder.run_folder import RunFolder
-from surrogate_flow.report.folder.words import arguments
+from surrogate_flow.report.folder.words import arguments, number, seconds
 
 __all__ = ["PAID_BACK", "RunCost", "at_equal_error", "break_even", "solver_of"]
 
 #: Solvers of which benchmarks/payback.py knows coarser settings.
 PAID_BACK = [
     f"surrogate_flow.solvers.{name}"
-    for name in ("Combined1D", "Heat2D", "NavierStokes2D")
+    for name in ("Combined1D", "Heat2D", "NaturalConvection", "NavierStokes2D")
 ]
 
 
@@ -55,6 +55,12 @@ class RunCost:
         Of the trainer.
     surrogate : float, optional
         Of one evaluation: a whole simulation predicted.
+    many : float, optional
+        The same where `batch` are predicted at once.
+    batch : int
+        How many these are.
+    alone : float, optional
+        Of a simulation before the first batch.
     cores, ranks : int
         Of a simulation, and processes that trained. Of several, the simulations of all
         are counted by telemetry.csv, and take as long as those of the first.
@@ -62,16 +68,22 @@ class RunCost:
         Whether the simulations had the machine of the training, while that went on.
     part : bool
         Whether the run went on from a checkpoint, and these are the numbers since then.
+    simulates : bool
+        Whether a solver ran for it, rather than that it read a data set.
     """
 
     simulations: int
     solver: float | None
     training: float
     surrogate: float | None
+    many: float | None = None
+    batch: int = 1
+    alone: float | None = None
     cores: int = 1
     ranks: int = 1
     shared: bool = False
     part: bool = False
+    simulates: bool = False
 
     @classmethod
     def of(cls, run: RunFolder) -> RunCost | None:
@@ -92,32 +104,101 @@ class RunCost:
             solver if solver > 0 else None,
             outcome.training_seconds,
             outcome.surrogate_seconds,
+            outcome.batch_seconds,
+            outcome.batch,
+            outcome.alone_seconds,
             _positive(settings.get("cores_per_simulation")),
             ranks,
             bool(solver_of(run)) and "LocalCluster" in _class(settings.get("cluster")),
             bool(run.resumed_from),
+            bool(solver_of(run)),
         )
 
     @property
     def per_simulation(self) -> float | None:
-        """Seconds of the solver for one simulation."""
+        """Seconds of the solver for one simulation, without the training beside it."""
         if self.solver is None or not self.simulations:
             return None
-        return self.solver / self.simulations
+        each = self.solver / self.simulations
+        return min(each, self.alone) if self.shared and self.alone else each
+
+    @property
+    def beside(self) -> bool:
+        """Whether these are of simulations that had the cores of the training."""
+        return self.shared and self.per_simulation != self.alone
+
+    @property
+    def simulating(self) -> float | None:
+        """Seconds of all simulations, each of `per_simulation`."""
+        each = self.per_simulation
+        return None if each is None else each * self.simulations
+
+    @property
+    def evaluation(self) -> float | None:
+        """Seconds of a prediction: of one in a batch, if that was measured."""
+        return self.surrogate if self.many is None else self.many
 
     @property
     def break_even(self) -> int | None:
-        """Evaluations after which the run breaks even."""
-        each = self.per_simulation
-        if self.solver is None or each is None or self.surrogate is None or self.part:
+        """Evaluations after which the run breaks even, predicted in batches."""
+        return self._after(self.evaluation)
+
+    @property
+    def one_by_one(self) -> int | None:
+        """Evaluations after which it does so, each predicted by a call of its own."""
+        return self._after(self.surrogate)
+
+    def _after(self, surrogate: float | None) -> int | None:
+        spent, each = self.simulating, self.per_simulation
+        if spent is None or each is None or surrogate is None or self.part:
             return None
-        return break_even(self.solver + self.training, each, self.surrogate)
+        return break_even(spent + self.training, each, surrogate)
 
     @property
     def never(self) -> bool:
         """Whether a prediction takes as long as the solver, or longer."""
-        each, surrogate = self.per_simulation, self.surrogate
+        each, surrogate = self.per_simulation, self.evaluation
         return each is not None and surrogate is not None and each <= surrogate
+
+    def __str__(self) -> str:
+        """Return in a sentence after how many evaluations it pays, or why not.
+
+        Examples
+        --------
+        >>> cost = RunCost(200, 620.0, 412.0, 0.05, 0.002, 256)
+        >>> print(cost)  # doctest: +NORMALIZE_WHITESPACE
+        Pays after 334 evaluations: a simulation takes 3.1 s and a prediction 2 ms (in
+        batches of 256); simulations took 10.3 min and
+        training 6.87 min.
+        >>> print(RunCost(100, 0.5, 60.0, 0.05))
+        Never pays: a prediction takes 50 ms, and a simulation 5 ms.
+        >>> cost = RunCost(100, None, 60.0, 0.05)
+        >>> print(cost)  # doctest: +NORMALIZE_WHITESPACE
+        When it pays is not known: the data set does not say what simulations took.
+        """
+        each, took = self.per_simulation, self.evaluation
+        why = ""
+        if self.part:
+            why = "the run went on from a checkpoint, and has the seconds since then"
+        elif each is None:
+            why = "the data set does not say what simulations took"
+            if self.simulates:
+                why = "no simulation has ended"
+        elif took is None:
+            why = "no prediction was measured"
+        if why:
+            return f"When it pays is not known: {why}."
+        if self.never:
+            both = f"{seconds(took)}, and a simulation {seconds(each)}"
+            return f"Never pays: a prediction takes {both}."
+        batch = f" (in batches of {self.batch})" if self.many is not None else ""
+        how = " beside the training, which is longer than alone," if self.beside else ""
+        return (
+            f"Pays after {number(self.break_even)} evaluations: a simulation takes "
+            f"{seconds(each)}{how} and a prediction {seconds(took)}{batch}; "
+            f"simulations took {seconds(self.simulating)} and training "
+            f"{seconds(self.training)}."
+        )
 
 
 def at_equal_error(folder: Path) -> dict[str, Any] | None:

@@ -57,11 +57,11 @@ def _sentence(run: RunFolder) -> str:
         # Beside the training, a solver takes longer than alone.
         after = f"breaks even after {cost.break_even:,} evaluations"
         beside = "ran its simulations beside the training (break-even: see Cost)"
-        parts.append(beside if cost.shared else after)
+        parts.append(beside if cost.beside else after)
     elif cost.never:
         parts.append(
             "never breaks even, since an evaluation takes "
-            f"{seconds(cost.surrogate)} and the solver {seconds(cost.per_simulation)}"
+            f"{seconds(cost.evaluation)} and the solver {seconds(cost.per_simulation)}"
         )
     return f"{', '.join(parts[:-1])}, and {parts[-1]}."
 

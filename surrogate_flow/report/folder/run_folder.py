@@ -87,6 +87,13 @@ class RunSummary:
     surrogate_seconds : float, optional
         Of one evaluation at the end of the fit: a whole simulation, predicted, with the
         solver's share for the steps that an autoregressive surrogate goes on from.
+    batch_seconds : float, optional
+        The same where `batch` are predicted by one call.
+    batch : int
+        How many these are.
+    alone_seconds : float, optional
+        Of one of the simulations that were complete before the first batch, from which
+        the training took no core.
     ended_early : bool
         Whether a signal has ended it before its last batch.
     """
@@ -103,6 +110,9 @@ class RunSummary:
     set_aside: list[str] = field(default_factory=list)
     early_simulations: dict[str, int] = field(default_factory=dict)
     surrogate_seconds: float | None = None
+    batch_seconds: float | None = None
+    batch: int = 1
+    alone_seconds: float | None = None
     ended_early: bool = False
 
     @classmethod

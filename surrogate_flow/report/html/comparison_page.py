@@ -159,7 +159,7 @@ def _quantities(run: RunFolder) -> dict[str, str]:
     never, paid = cost is not None and cost.never, getattr(cost, "break_even", None)
     done = _last(run, "simulations_done")
     part = " (last part)" if cost is not None and cost.part else ""
-    more = " or more" if paid and cost is not None and cost.shared else ""
+    more = " or more" if paid and cost is not None and cost.beside else ""
     return {
         "surrogate": model_of(run),
         "state": run.state,
@@ -172,7 +172,7 @@ def _quantities(run: RunFolder) -> dict[str, str]:
         "simulations": f"{number(getattr(cost, 'simulations', done))}{part}",
         "solvers": f"{seconds(getattr(cost, 'solver', None))}{part}",
         "training": f"{seconds(getattr(cost, 'training', None))}{part}",
-        "one evaluation": seconds(getattr(cost, "surrogate", None)),
+        "one evaluation": seconds(getattr(cost, "evaluation", None)),
         "evaluations to break even": "never" if never else f"{number(paid)}{more}",
     }
 

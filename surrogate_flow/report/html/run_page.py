@@ -285,6 +285,8 @@ def _cost(run: RunFolder, section: Section) -> None:
     cost = RunCost.of(run)
     if cost is None:
         return
+    section.add("text", str(cost))
+    batch = f"{counted(cost.batch, 'simulation')} predicted at once"
     rows = [
         (
             "solver time, of all simulations",
@@ -300,7 +302,9 @@ def _cost(run: RunFolder, section: Section) -> None:
         (
             "solver, one simulation",
             seconds(cost.per_simulation),
-            f"solver time over {counted(cost.simulations, 'simulation')}",
+            "outcome.json, alone_seconds: of those before the first batch"
+            if cost.shared and not cost.beside
+            else f"solver time over {counted(cost.simulations, 'simulation')}",
         ),
         (
             "surrogate, one evaluation",
@@ -308,9 +312,19 @@ def _cost(run: RunFolder, section: Section) -> None:
             "outcome.json, surrogate_seconds: a whole simulation predicted at the end",
         ),
         (
+            "the same in a batch",
+            seconds(cost.many),
+            f"outcome.json, batch_seconds: one of {batch}",
+        ),
+        (
             "evaluations to break even",
             _paid(cost),
-            "solver and training time, over what one saves",
+            "time of all simulations and training time, over what one saves",
+        ),
+        (
+            "the same, one at a time",
+            number(cost.one_by_one),
+            "with the seconds of one evaluation by itself",
         ),
     ]
     peer = at_equal_error(run.path)
@@ -328,16 +342,17 @@ def _cost(run: RunFolder, section: Section) -> None:
         rows=rows,
         caption="What the run took, and what one more evaluation takes.",
     )
-    known = cost.per_simulation is not None and cost.surrogate is not None
+    known = cost.per_simulation is not None and cost.evaluation is not None
     if known and not cost.part:
         section.add(
             "equation",
-            "N = (solver time + training time) / (solver, one simulation - surrogate, "
-            f"one evaluation) = ({number(cost.solver)} s + {number(cost.training)} s) "
-            f"/ ({number(cost.per_simulation)} s - {number(cost.surrogate)} s) = "
+            "N = (simulations at the time of one + training time) / (solver, one "
+            "simulation - surrogate, one evaluation) = "
+            f"({number(cost.simulating)} s + {number(cost.training)} s) "
+            f"/ ({number(cost.per_simulation)} s - {number(cost.evaluation)} s) = "
             f"{_paid(cost)}",
         )
-    if cost.shared:
+    if cost.beside:
         section.add(
             "text",
             "The solver's seconds are those of simulations that shared a machine with "

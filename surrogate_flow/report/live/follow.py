@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from surrogate_flow.fields.window import score
-from surrogate_flow.report.folder.run_folder import FILES, RunFolder
+from surrogate_flow.report.folder.cost import RunCost
+from surrogate_flow.report.folder.run_folder import FILES, OUTCOME, RunFolder
 from surrogate_flow.report.folder.tables import (
     complete_rows,
     joined_ranks,
@@ -124,6 +125,8 @@ class Changes:
                 | {"parameters": _point(row.get("parameters", ""))}
                 for row in rows
             ]
+        if self._changed(OUTCOME) and (cost := RunCost.of(run)) is not None:
+            message["cost"] = str(cost)
         # Else it is read with each look for problems.
         vars(run)["lost"] = self._lost
         if self._changed("newest.nc"):

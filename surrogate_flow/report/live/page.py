@@ -425,4 +425,5 @@ def _status(state: LiveState, others: int) -> str:
         f'<div style="color:#a33;margin-top:2px">&#9888; {html.escape(each)}</div>'
         for each in problems
     )
-    return f'<div style="font-size:13px">{" &middot; ".join(parts)}{warned}</div>'
+    paid = f"<br>{html.escape(state.cost)}" if state.cost else ""
+    return f'<div style="font-size:13px">{" &middot; ".join(parts)}{paid}{warned}</div>'

@@ -76,6 +76,8 @@ class LiveState:
         ``running``, ``ended`` or ``stopped``.
     folder : str
         Of the run.
+    cost : str
+        After how many evaluations it pays, once it has ended.
     looked : float
         When a page has shown it last, by `time.monotonic`.
     changes : Counter
@@ -101,7 +103,7 @@ class LiveState:
         self.problems: list[str] = []
         self.missing: list[str] = []
         self.state = "running"
-        self.folder, self.looked = "", 0.0
+        self.folder, self.cost, self.looked = "", "", 0.0
         self.changes: Counter[str] = Counter()
         self.received = time.monotonic()
         self._others: dict[int, Mapping[str, Any]] = {}
@@ -118,7 +120,7 @@ class LiveState:
             ``about`` (as run.json), ``rows`` (of telemetry.csv), ``failures`` (rows of
             failures.csv), ``losses`` (columns of losses.csv, as arrays of float32 or
             their bytes), ``newest`` (newest.nc, as bytes or a data set), ``problems``,
-            ``missing``, ``state``, ``folder``; ``rank`` of the rows.
+            ``missing``, ``state``, ``folder``, ``cost``; ``rank`` of the rows.
         """
         self.received = time.monotonic()
         rank = int(message.get("rank", 0))
@@ -142,6 +144,7 @@ class LiveState:
         self.missing = list(message.get("missing", self.missing))
         self.state = str(message.get("state", self.state))
         self.folder = str(message.get("folder", self.folder))
+        self.cost = str(message.get("cost", self.cost))
         self.changes.update(message.keys())
 
     def restart(self) -> None:
