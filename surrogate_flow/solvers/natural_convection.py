@@ -45,7 +45,7 @@ class NaturalConvection(GridSolver):
     cells : int
         Elements along each side; default 24. Those at walls are narrower.
     points : int
-        Points of the fields along each side, which lie as the elements do; default 65.
+        Points of the fields along each side, which lie as the elements do; default 33.
     size : float
         Inner side of the enclosure, in m; default 0.1.
     flux : tuple of float
@@ -99,7 +99,7 @@ class NaturalConvection(GridSolver):
     def __init__(
         self,
         cells: int = 24,
-        points: int = 65,
+        points: int = 33,
         size: float = 0.1,
         *,
         flux: tuple[float, float] = (20.0, 100.0),
