@@ -1,13 +1,14 @@
 """After how many evaluations a surrogate has paid for itself, at equal error.
 
 For each run of ``surrogate-flow fit`` or ``compare`` on the heat equation, the combined
-equation or Navier-Stokes: the error of its surrogate on simulations that it never saw,
-and the cheapest setting of the same solver that errs no more. Settings are coarser
-grids and longer steps; what they give is brought to the surrogate's grid by linear and
-by trigonometric interpolation, of which the better one counts, and which takes no time.
+equation, natural convection or Navier-Stokes: the error of its surrogate on simulations
+that it never saw, and the cheapest setting of the same solver that errs no more.
+Settings are coarser grids and longer steps; what they give is brought to the
+surrogate's grid by linear and by trigonometric interpolation, of which the better one
+counts, and which takes no time; what cannot be solved with a setting leaves it out.
 The error is relative L2, over all cells and all steps that the surrogate predicts, the
-mean over simulations; the truth is the solver that made the training data. Times are of
-one simulation, as bare arrays on both sides, on one thread.
+mean over variables and simulations; the truth is the solver that made the training
+data. Times are of one simulation, as bare arrays on both sides, on one thread.
 
 A surrogate that goes on from steps of the solver is charged for these. *Pays after* is
 what the run took, solvers and training, over what one evaluation saves::
@@ -23,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -40,6 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 from surrogate_flow import Surrogate
+from surrogate_flow.report.folder.cost import break_even
 from surrogate_flow.report.folder.run_folder import RunSummary
 from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import GridSolver
@@ -88,17 +89,6 @@ def cheapest(rungs: Sequence[Rung], most: float) -> Rung:
     return min((r for r in rungs if r.error <= most), key=lambda r: r.seconds)
 
 
-def evaluations(spent: float, saved: float) -> int | None:
-    """Return after how many evaluations that save `saved` each `spent` is back.
-
-    Examples
-    --------
-    >>> evaluations(100.0, 0.3), evaluations(100.0, -0.1)
-    (334, None)
-    """
-    return math.ceil(spent / saved) if saved > 0 else None
-
-
 def solver_of(run: Path) -> GridSolver:
     """Return the solver of a run's simulations, or of those of its data set."""
     settings = yaml.safe_load((run / "config.yaml").read_text())["data"]
@@ -132,8 +122,11 @@ def solved(
 
 
 def relative(guess: Fields, truth: Fields) -> float:
-    """Return the relative L2 error over all cells and steps."""
-    return float(np.linalg.norm(guess - truth) / np.linalg.norm(truth))
+    """Return the relative L2 error over all cells and steps, the mean of variables."""
+    axes = (0, *range(2, truth.ndim))
+    squares = np.square(guess - truth, dtype=float), np.square(truth, dtype=float)
+    error, size = (s.sum(axis=axes) for s in squares)
+    return float(np.sqrt(error / size).mean())
 
 
 def climbed(
@@ -145,7 +138,10 @@ def climbed(
     """Return every coarser setting, with its error from the step `start` on."""
     rungs = []
     for name, coarse in LADDERS[type(solver)](solver):
-        runs, taken = solved(coarse, simulations)
+        try:
+            runs, taken = solved(coarse, simulations)
+        except FloatingPointError:
+            continue  # It is too coarse to be solved at all.
         grids = [on_grid(labelled(coarse, course), solver) for course in runs]
         errors = [
             [relative(way[start:], t[start:]) for way in ways]
@@ -216,8 +212,8 @@ def measure(run: Path, count: int) -> tuple[Row, list[Rung]]:
         peer.seconds,
         outcome.solver_seconds,
         outcome.training_seconds,
-        evaluations(spent, peer.seconds - own),
-        evaluations(spent, full - own),
+        break_even(spent, peer.seconds, own),
+        break_even(spent, full, own),
     )
     return row, rungs
 
