@@ -42,7 +42,8 @@ from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import NaturalConvection
 
 Fields = list[np.ndarray]
-LADDER, REFERENCE, CELLS = (32, 28, 24, 22, 20, 18, 16, 14, 12, 10), 40, 24
+LADDER: tuple[int, ...] = (32, 28, 24, 22, 20, 18, 16, 14, 12, 10)
+REFERENCE, CELLS = 40, 24
 FIT = [
     *("fit", "--data=natural_convection", "--model=fully_connected"),
     *("--model.network.activation=torch.nn.GELU", "--model.network.widths=[64, 64]"),
