@@ -101,6 +101,10 @@ class StoredData(SurrogateData):
         self.batch_size = batch_size
         self.threads = threads or min(8, os.cpu_count() or 1)
         self.seed = seed
+        there = self.archive.simulations - self.archive.held_out
+        if simulations is not None and simulations > there:
+            most = f"at most {there}, which {self.path} has beside those held out"
+            raise UserError("data.simulations", most, simulations)
         self.simulations = simulations
         self.workflow = name or f"{self.path.stem}_stored"
         named(self.workflow, "", "data")
@@ -221,9 +225,15 @@ class StoredData(SurrogateData):
     predict_dataloader = val_dataloader
 
     def cost(self) -> Cost:
-        """Return what all simulations of the data set took."""
+        """Return what the simulations took, those held out included.
+
+        Of a part of the data set, its share of the seconds of all.
+        """
         drawn = self._loader.different if self._loader else 0
-        return Cost(len(self.archive.complete()), drawn, self.archive.solver_seconds)
+        every = used = len(self.archive.complete())
+        if self.simulations is not None:
+            used = min(every, self.archive.held_out + self.simulations)
+        return Cost(used, drawn, self.archive.solver_seconds * used / max(every, 1))
 
     def close(self) -> None:
         """Read no more, and free the memory; may be called again."""

@@ -327,9 +327,10 @@ def squared_errors(
         end = step + guess.shape[1]
         truth = torch.from_numpy(held_out.fields[rows, step:end]).to(device)
         # Where masked fields are NaN, as they are in all steps.
-        known = ~truth.isnan().flatten(3)
+        cells_of = (*truth.shape[:3], -1)  # one, of a variable without dims
+        known = ~truth.isnan().reshape(cells_of)
         for k, values in enumerate((guess - truth, truth)):
-            cells = torch.where(known, values.flatten(3).double(), 0.0)
+            cells = torch.where(known, values.reshape(cells_of).double(), 0.0)
             means = cells.square().sum(3) / known.sum(3)
             squares[k, :, step - start : end - start] = means.cpu().numpy()
         step = end

@@ -93,7 +93,12 @@ class WarmupCosine(LRScheduler):
         super().__init__(optimizer)
 
     def follow(self, left: float) -> None:
-        """Note how many steps are still to come."""
+        """Note how many steps are still to come.
+
+        Of a run that goes on behind its end, the rate is that of one as long as both.
+        """
+        if self.progress >= 1 and left > 0:
+            self.progress = self.last_epoch / (self.last_epoch + 1 + left)
         self.progress += (1.0 - self.progress) / (left + 1.0)
 
     def get_lr(self) -> list[float | Tensor]:

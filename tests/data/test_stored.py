@@ -25,6 +25,7 @@ from surrogate_flow.data.archiving import planned
 from surrogate_flow.data.shuffle import ShuffledReader
 from surrogate_flow.data.stored import StoredData, StoredLoader
 from surrogate_flow.dataset import Archive, ArchiveError, layout
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.window import Autoregressive, Direct, Window
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.sampling import Uniform
@@ -225,6 +226,22 @@ def test_moments_are_those_of_the_training_part(written):
     data.close()
     assert mean == pytest.approx(fields.mean(dtype=np.float64))
     assert std == pytest.approx(fields.std(dtype=np.float64))
+
+
+def test_a_part_trains_on_the_first_simulations_and_costs_its_share(written):
+    """Those held out are the same ones; more than there are is refused."""
+    data = opened(written, simulations=6)
+    phases = {phase for phase, _ in samples(data.train_dataloader())}
+    first = Archive(written).parameters[HELD_OUT : HELD_OUT + 6, 0]
+    assert phases == {round(float(p), 5) for p in first.astype(np.float32)}
+    whole, part = StoredData(written).cost(), data.cost()
+    assert (part.simulations, whole.simulations) == (HELD_OUT + 6, HELD_OUT + TRAINING)
+    share = part.simulations / whole.simulations
+    assert part.solver_seconds == pytest.approx(whole.solver_seconds * share)
+    assert data.validated == HELD_OUT
+    data.close()
+    with pytest.raises(UserError, match=f"at most {TRAINING}, which"):
+        StoredData(written, simulations=TRAINING + 1)
 
 
 def test_held_out_simulations_are_those_of_the_data_set(written):

@@ -17,11 +17,14 @@ from test_ranks import HELD_OUT, TWO
 from test_resume import SIMULATIONS, STEPS, kill_after, lines, start
 
 from surrogate_flow.cli.sweep.trial import validations_of
+from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Autoregressive
+from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.folder.headline import error_of, headline
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.words import skill
-from surrogate_flow.solvers import Heat2D
+from surrogate_flow.solvers import Heat2D, Lorenz
+from surrogate_flow.surrogate.error_curve import ErrorCurve
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 WINDOW = [
@@ -211,3 +214,18 @@ def test_two_ranks_roll_out_what_both_hold_out(tmp_path):
     assert len(curve(path)) == STEPS - 1
     each = [float(row["relative_l2_temperature"]) for row in curve(path)]
     assert validations(path)[-1, 0] == pytest.approx(np.mean(each), rel=1e-5)
+
+
+def test_numbers_without_dims_are_rolled_out():
+    """Of an equation without a grid, each variable is a cell of its own."""
+    solver = Lorenz(steps=6)
+    held_out = ValidationSet(solver.spec, Autoregressive(2), 4, 0, 1)
+    parameters = {p.name: p.at(0.7) for p in solver.spec.parameters}
+    fields = np.concatenate([*solver.fields(parameters)])
+    vector = solver.spec.vector(parameters)
+    held_out.offer(0, 0, fields, vector)
+    held_out.close(0, complete=True)
+    surrogate = Surrogate(solver.spec, FullyConnected, window=Autoregressive(2))
+    curve = ErrorCurve.of(surrogate, held_out)
+    assert curve.squares[0] == pytest.approx(np.square(fields[2:]), rel=1e-5)
+    assert np.isfinite(curve.relative_l2).all()

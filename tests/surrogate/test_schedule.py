@@ -217,6 +217,28 @@ def test_the_rate_falls_to_the_end_that_is_known(options, steps, tmp_path):
     assert rates == pytest.approx(expected)
 
 
+def test_a_run_that_goes_on_behind_its_end_has_the_rate_of_a_longer_one():
+    """Ten steps, saved, then ten more: the second half of twenty, not the last rate for ever."""
+
+    def schedule():
+        optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+        return WarmupCosine(optimizer, warmup=0), optimizer
+
+    def rates(schedule, optimizer, left):
+        for rest in left:
+            optimizer.step()
+            schedule.follow(rest)
+            schedule.step()
+            yield schedule.get_last_lr()[0]
+
+    whole = [*rates(*schedule(), range(19, -1, -1))]
+    half = schedule()
+    assert [*rates(*half, range(9, -1, -1))][-1] == pytest.approx(0.001)
+    again = schedule()
+    again[0].load_state_dict(half[0].state_dict())
+    assert [*rates(*again, range(9, -1, -1))] == pytest.approx(whole[10:])
+
+
 def test_the_rate_rises_first_and_stays_where_no_end_is_known(tmp_path, caplog):
     """A stream of which nobody knows the end is trained at a constant rate."""
     rates = trained(tmp_path, partial(WarmupCosine, warmup=3), stream=True).rates

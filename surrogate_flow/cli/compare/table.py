@@ -96,11 +96,6 @@ class FinishedRun:
         number: float | None = getattr(self.summary, name)
         return number
 
-    def error_after(self, seconds: float) -> float | None:
-        """Return the relative L2 of the last validation that was over by then."""
-        before = self.curve[self.curve.seconds <= seconds]
-        return float(before[SINGLE].iloc[-1]) if len(before) else None
-
 
 class ComparisonTable:
     """error(variant), mean and spread over seeds, and what each variant took."""
@@ -124,9 +119,6 @@ class ComparisonTable:
             for offline in self._of_data_sets:
                 title = f"{name.removeprefix('val_')}, change from {offline}"
                 table.add_row(title, *self._changes(name, offline))
-        if (seconds := self._shortest()) is not None:
-            after = [self._after(variant, seconds) for variant in self.variants]
-            table.add_row(f"relative_l2 after {seconds:.0f} s in all", *after)
         counts = (self._validated(variant) for variant in self.variants)
         table.add_row("held-out simulations", *counts)
         table.add_section()
@@ -138,10 +130,13 @@ class ComparisonTable:
         )
         if self._of_data_sets:
             table.caption += (
-                "; offline with those of the data set, which is generated once and "
-                "counts in each run"
+                "; offline with those of its part of the data set, which is generated "
+                "once and counts in each run"
             )
-        table.caption += "."
+        table.caption += (
+            ". Seeds are those of the weights and of the order of samples; the "
+            "simulations are the same."
+        )
         return table
 
     def warning(self) -> str | None:
@@ -236,16 +231,6 @@ class ComparisonTable:
     @property
     def _of_data_sets(self) -> list[str]:
         return [v for v in self.variants if parts_of(v)[0] == OFFLINE]
-
-    def _shortest(self) -> float | None:
-        """Return the seconds of the variant whose runs took the fewest."""
-        seconds = [run.seconds for run in self.runs if len(run.curve)]
-        known = [value for value in seconds if value is not None]
-        return min(known) if known and len(known) == len(self.runs) else None
-
-    def _after(self, variant: str, seconds: float) -> str:
-        runs = [run for run in self.runs if run.variant == variant]
-        return _spread([run.error_after(seconds) for run in runs])
 
     def _mean(self, variant: str, name: str) -> float:
         return float(np.mean(np.array(self._values(variant, name), float)))
