@@ -324,7 +324,7 @@ class Contents:
             again_simulation=_joined([d.simulation for d in again], simulation),
             again_step=_joined([d.step for d in again], step),
             again_parameters=_joined([d.parameters for d in again], parameters),
-            again_remaining=np.array([draw.remaining for draw in again]),
+            again_remaining=np.array([float(draw.remaining) for draw in again]),
             counts=np.array([*tally.counts.values()]),
             left=tally.left.copy(),
             random=json.dumps(self._random.bit_generator.state),

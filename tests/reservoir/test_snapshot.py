@@ -142,6 +142,22 @@ def test_without_the_fields_every_sample_is_trained(policy, window, rounds):
         assert collections.Counter(first + second) == collections.Counter(every)
 
 
+def test_a_store_that_drains_is_saved_with_batches_that_are_not_trained():
+    """How many are still to come is a whole number then; a checkpoint has it as others."""
+    run = Run(make_store("Reservoir", WINDOWS[0], STEPS))
+    while any(step < STEPS for step in run.next.values()):
+        run.feed(15)
+        run.train(1)
+    run.store.end_reception()
+    run.trained = len(run.batches)
+    run.pending.acknowledge(run.trained)
+    assert run.fetch()
+    snapshot, rows = saved(run)
+    snapshot.check(run.store.spec)
+    (again,) = make_store("Reservoir", WINDOWS[0], STEPS).restore(snapshot, rows)
+    assert again.remaining == snapshot.again_remaining[0] < 1000
+
+
 def test_a_solver_without_parameters_is_saved_too():
     """One deterministic simulation is a study as well."""
     spec = FieldSpec((), (Variable("u"),), (), (), tuple(range(8)))
