@@ -215,7 +215,7 @@ def _built(
         # Nannies take variables from this process rather than from Dask's settings, and
         # keep them (os.environ.update in WorkerProcess.start). A fit that this process
         # starts later would give memory back after each tensor, at twice its time.
-        # So do they take what is loaded first, which lets the trainer go first.
+        # Nannies take from it, too, what is loaded first: it lets the trainer go first.
         preload = [*dask.config.get("distributed.worker.preload"), priority.__name__]
         with (
             _environment({**_of_nannies(), **thread_variables(cores)}),

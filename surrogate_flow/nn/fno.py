@@ -40,7 +40,7 @@ class FNO(OnGrid):
         network commutes with translations on a periodic grid.
     channel_mlp : bool
         Whether two layers mix the channels of each point behind each Fourier layer, as
-        neuraloperator has it by default. Without them it is that of Li et al.
+        neuraloperator has it by default; Li et al. have none.
 
     Raises
     ------

@@ -257,12 +257,10 @@ class Normalisation(nn.Module):
             out = self.fields(history[:, -1:]) + self.change_scale * out
         return self.physical(out)
 
-    def noisy(self, batch: Batch, std: float) -> Batch:
-        """Add normal noise to the history, of so many normalised units."""
-        if not std:
-            return batch
-        noise = std * self.field_scale * torch.randn_like(batch.history)
-        return batch._replace(history=batch.history + noise)
+    def noisy(self, batch: Batch, noise: Tensor) -> Batch:
+        """Add noise in normalised units to the history."""
+        history = batch.history + self.field_scale * noise
+        return batch._replace(history=history)
 
     def physical(
         self, fields: Float[Tensor, "batch time channel *space"]

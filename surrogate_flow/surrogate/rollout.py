@@ -12,6 +12,7 @@ from torch import Tensor
 from surrogate_flow.surrogate.batch import Batch
 
 __all__ = [
+    "drawn_noise",
     "drawn_unrolls",
     "predictions",
     "pushed_forward",
@@ -87,8 +88,19 @@ def drawn_unrolls(most: int, epoch: int, batch: int) -> int:
     if not most:
         return 0
     # The same on all ranks, and in a resumed run.
-    seed = [torch.initial_seed(), epoch, batch]
-    return int(np.random.default_rng(seed).integers(most + 1))
+    return int(_chance(epoch, batch).integers(most + 1))
+
+
+def drawn_noise(like: Tensor, std: float, epoch: int, batch: int) -> Tensor:
+    """Return the normal noise of a batch: the same in a resumed run."""
+    generator = torch.Generator(like.device)
+    generator.manual_seed(int(_chance(epoch, batch).integers(2**62)))
+    shape, device = like.shape, like.device
+    return std * torch.randn(shape, generator=generator, device=device)
+
+
+def _chance(epoch: int, batch: int) -> np.random.Generator:
+    return np.random.default_rng([torch.initial_seed(), epoch, batch])
 
 
 @torch.no_grad()

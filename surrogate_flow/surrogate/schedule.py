@@ -332,7 +332,7 @@ class Flush(L.Callback):
             _keep_memory(2**30)
 
     def on_fit_end(self, *_: Any) -> None:
-        """Put back what was before, and give memory back."""
+        """Put back what was before, and give back what is freed above 32 MiB."""
         if self._before is not None:
             torch.set_flush_denormal(self._before)
             _keep_memory(2**25)

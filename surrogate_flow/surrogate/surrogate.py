@@ -46,7 +46,7 @@ from surrogate_flow.surrogate.observation import (
     sample_losses,
 )
 from surrogate_flow.surrogate.prediction import Prediction
-from surrogate_flow.surrogate.rollout import drawn_unrolls, pushed_forward
+from surrogate_flow.surrogate.rollout import drawn_noise, drawn_unrolls, pushed_forward
 from surrogate_flow.surrogate.schedule import (
     Flush,
     WarmupCosine,
@@ -265,9 +265,12 @@ class Surrogate(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss in normalised units, of the last prediction if unrolled."""
-        unrolls = drawn_unrolls(self.window.unroll, self.current_epoch, batch_idx)
+        place = self.current_epoch, batch_idx
+        unrolls = drawn_unrolls(self.window.unroll, *place)
         batch = pushed_forward(self, batch, unrolls, self.window.outputs)
-        batch = self.normalisation.noisy(batch, self.noise)
+        if self.noise:
+            noise = drawn_noise(batch.history, self.noise, *place)
+            batch = self.normalisation.noisy(batch, noise)
         prediction = self.normalised(*batch[:3], *batch.given)
         target = self.normalisation.target(batch.target, batch.history)
         if (known := self.normalisation.known(batch.target)) is not None:

@@ -18,6 +18,7 @@ from surrogate_flow.reservoir.stats import Moments
 from surrogate_flow.surrogate import checkpoint
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.normalisation import Normalisation
+from surrogate_flow.surrogate.rollout import drawn_noise
 from surrogate_flow.surrogate.surrogate import Surrogate
 
 SPEC = FieldSpec(
@@ -140,9 +141,11 @@ def test_noise_is_of_its_size_and_the_target_leads_back():
     normalisation.of_changes(1)
     normalisation.freeze(np.array([1.0, 100.0]), np.array([2.0, 50.0]))
     normalisation.freeze_changes(np.array([[0.5, 4.0]]))
-    torch.manual_seed(0)
     batch = Batch(*[torch.zeros(0)] * 2, history, *[torch.zeros(0)] * 2)
-    noisy = normalisation.noisy(batch, 0.1).history
+    noise = drawn_noise(history, 0.1, epoch=0, batch=7)
+    assert noise.equal(drawn_noise(history, 0.1, epoch=0, batch=7))
+    assert not noise.equal(drawn_noise(history, 0.1, epoch=0, batch=8))
+    noisy = normalisation.noisy(batch, noise).history
     std = noisy.std((0, 1, 3))
     torch.testing.assert_close(std, torch.tensor([0.2, 5.0]), rtol=0.02, atol=0)
     target = normalisation.target(history + 0.5, noisy)
