@@ -47,7 +47,7 @@ REFERENCE, CELLS = 40, 24
 FIT = [
     *("fit", "--data=natural_convection", "--model=fully_connected"),
     *("--model.network.activation=torch.nn.GELU", "--model.network.widths=[64, 64]"),
-    "--model.optimizer.lr=0.005",
+    *("--model.optimizer.lr=0.005", "--data.simulations=150", "--data.held_out=10"),
 ]
 
 
@@ -192,7 +192,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/pays"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tests", type=int, default=20, help="simulations")
+    parser.add_argument("--tests", type=int, default=10, help="simulations")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     parser.add_argument("--quick", action="store_true", help="a few simulations")
     options, words = parser.parse_known_args()

@@ -375,3 +375,19 @@ def test_variants_of_rollouts_are_compared_once(tmp_path):
     for figures in results.values():
         assert {"validation", "single", "rollout", "at_end"} == {*figures}
         assert np.isfinite([*figures.values()]).all()
+
+
+@pytest.mark.bench
+@pytest.mark.timeout(600)
+def test_what_pays_is_fitted_once_and_follows_from_its_figures(tmp_path):
+    """By hand, against a setting that errs no more; the second call measures alone."""
+    for _ in range(2):
+        words = ("--quick", "--output", "runs", "--json", "rows.json")
+        call("pays", *words, cwd=tmp_path, timeout=280)
+    assert len([*(tmp_path / "runs").glob("seed-0/*/*")]) == 1
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["peer_error"] <= row["error"]
+    saved = row["peer_seconds"] - row["batch"]
+    assert row["pays_after"] == int(np.ceil(row["spent"] / saved))
+    saved = row["full"] - row["batch"]
+    assert row["pays_after_full"] == int(np.ceil(row["spent"] / saved))
