@@ -242,7 +242,8 @@ def surrogate_of(spec: FieldSpec, network: str, updates: int, arm: Arm) -> Surro
         ),
         window=Autoregressive(),
         conditions=arm.conditions,
-        normalisation="none",
+        # As there, where raw values are of order one.
+        normalisation="standard" if arm.conditions else "none",
         averaging=False,
         optimizer=partial(torch.optim.Adam, lr=arm.rate),
         scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
@@ -326,7 +327,14 @@ def rolled_out(surrogate: Surrogate, scenario: str) -> Float[np.ndarray, " time"
     first = torch.from_numpy(truth[:, None, None, 0]).float()
     given = torch.from_numpy(drawn.reshape(HELD_OUT, -1)).float()
     steps = torch.ones(HELD_OUT)
-    guess = roll_out(surrogate.eval(), given, steps, first, TESTED)[:, :, 0].numpy()
+    surrogate.eval()
+
+    def predict(parameters: Tensor, step: Tensor, history: Tensor) -> Tensor:
+        # Rollouts go on behind the times of training.
+        out: Tensor = surrogate(parameters, step.clamp(max=STEPS), history)
+        return out
+
+    guess = roll_out(predict, given, steps, first, TESTED)[:, :, 0].numpy()
     of = partial(np.linalg.norm, axis=-1)
     errors: np.ndarray = (of(guess - truth[:, 1:]) / of(truth[:, 1:])).mean(axis=0)
     return errors
