@@ -40,13 +40,10 @@ __all__ = ["errors", "words_of"]
 
 CELLS, BUNDLE, BATCH = 100, 25, 16
 START = 2 * BUNDLE  # the first step of the published rollouts
-HOW = """The figures of the released code were recorded; to run it, too:
+HOW = """To run the released code, too:
   git clone https://github.com/brandstetter-johannes/MP-Neural-PDE-Solvers
   pip install torch_geometric torch_cluster h5py
 and type this command again with --peer MP-Neural-PDE-Solvers."""
-#: Errors of a prediction and of rollouts of the released code, when it was recorded.
-RECORDED: dict[str, str] = {}
-
 Trajectories = Float[np.ndarray, "trajectory time x"]
 #: (history, parameters, index of the first step to predict) -> the next steps.
 Predict = Callable[[Trajectories, np.ndarray, int], Trajectories]
@@ -236,8 +233,6 @@ def run(options: argparse.Namespace, words: list[str]) -> None:
     console = Console()
     console.print(table)
     if not options.peer:
-        for what, figure in RECORDED.items():
-            console.print(f"{what}: {figure}")
         console.print(HOW)
     (folder / "test.json").write_text(json.dumps(found, indent=1) + "\n")
 
@@ -249,7 +244,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--peer", type=Path, metavar="FOLDER", help="a checkout of it")
     parser.add_argument("--output", type=Path, default=Path("runs/message_passing"))
-    parser.add_argument("--batches", type=int, default=500)
+    parser.add_argument("--batches", type=int, default=300)
     parser.add_argument("--trajectories", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a few batches")
