@@ -11,6 +11,7 @@ import pytest
 import torch
 import xarray as xr
 
+from surrogate_flow.cli.lightning import build
 from surrogate_flow.cli.sweep.folder import SweepFolder
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -391,3 +392,38 @@ def test_what_pays_is_fitted_once_and_follows_from_its_figures(tmp_path):
     assert row["pays_after"] == int(np.ceil(row["spent"] / saved))
     saved = row["full"] - row["batch"]
     assert row["pays_after_full"] == int(np.ceil(row["spent"] / saved))
+
+
+def test_ablations_have_a_row_for_each_setting(tmp_path):
+    """Of fits that are run once; the table has the error of the last weights."""
+    words = ["heat2d", "--quick", "--seeds", "0", "--variants", "bf16"]
+    call("ablations", *words, "--data.solver.cells=[6,6]", cwd=tmp_path)
+    (outcome,) = tmp_path.glob("runs/ablations/heat2d/bf16/0/*/*/outcome.json")
+    written = outcome.stat().st_mtime
+    call("ablations", *words, "--data.solver.cells=[6,6]", cwd=tmp_path)
+    assert [written] == [p.stat().st_mtime for p in tmp_path.rglob("outcome.json")]
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "message_passing_e1",
+        *(
+            pytest.param(name, marks=pytest.mark.bench)
+            for name in ("heat2d", "heat2d_nonlinear", "fno_e1", "unet_flow", "darcy")
+        ),
+    ],
+)
+def test_settings_of_ablations_are_options(pair, monkeypatch):
+    """All variants of each pair can be built at their full size."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    import ablations
+
+    for variant in ("constant rate 0.001", "twice the draws"):
+        pair_of = ablations.PAIRS[pair]
+        words = pair_of.fit(ablations.VARIANTS[variant])
+        data, model = build(["fit", *words, "--data.deterministic=true"])
+        plain = variant == "constant rate 0.001"
+        assert (model.scheduler is None) == plain
+        assert data.reservoir.limiter.ratio == pair_of.draws * (1 if plain else 2)

@@ -14,7 +14,8 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
-from surrogate_flow.nn import FullyConnected
+from surrogate_flow.fields.window import Autoregressive, Direct
+from surrogate_flow.nn import FNO, DeepONet, FullyConnected, MessagePassingSolver, UNet
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -138,3 +139,45 @@ def test_memory_of_large_tensors_is_kept_while_a_fit_runs():
 def test_a_callback_that_reads_the_loss_is_given_that_of_each_step(reader):
     _, steps = trained(reader)
     assert steps.shown == pytest.approx(steps.losses)
+
+
+@pytest.mark.parametrize(
+    ("network", "window"),
+    [
+        (partial(FullyConnected, widths=[4]), Direct()),
+        (partial(DeepONet, branch=[4], trunk=[4]), Direct()),
+        (partial(FNO, modes=2, width=4, layers=1), Direct()),
+        (partial(UNet, widths=[4, 8]), Autoregressive(1)),
+        (partial(MessagePassingSolver, width=4, layers=1), Autoregressive(2)),
+    ],
+    ids=lambda part: getattr(part, "func", part).__class__.__name__,
+)
+def test_every_network_trains_in_bfloat16_on_the_cpu(network, window):
+    """Weights, errors and what it predicts stay in single precision."""
+    spec = Heat2D(cells=(4, 6), steps=4).spec
+    batch = Batch(
+        torch.rand(2, 5),
+        torch.ones(2),
+        torch.rand(2, window.inputs, 1, 4, 6),
+        torch.rand(2, 1, 1, 4, 6),
+        torch.zeros(2),
+    )
+    surrogate = Surrogate(spec, network, window=window, normalisation="none")
+    before = [weight.detach().clone() for weight in surrogate.parameters()]
+    trainer = L.Trainer(
+        accelerator="cpu",
+        precision="bf16-mixed",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=1,
+    )
+    batches = DataLoader([batch] * 3, batch_size=None)
+    trainer.fit(surrogate, batches, batches)
+    for weight, was in zip(surrogate.parameters(), before, strict=True):
+        assert weight.dtype == was.dtype != torch.bfloat16
+        assert weight.isfinite().all()
+    assert not all(map(torch.equal, surrogate.parameters(), before))
+    assert trainer.callback_metrics["val_relative_l2"].isfinite()
+    assert surrogate(*batch[:3]).dtype == torch.float32
