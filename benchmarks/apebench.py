@@ -107,7 +107,7 @@ def advected(u: Float[np.ndarray, " x"]) -> Float[np.ndarray, " x"]:
     return np.roll(u, 4)
 
 
-def diffused(u: Float[np.ndarray, " x"]) -> Float[np.ndarray, " x"]:
+def burgers_step(u: Float[np.ndarray, " x"]) -> Float[np.ndarray, " x"]:
     """Solve ∂u/∂t + b ∂(u²/2)/∂x = ν ∂²u/∂x² for a unit of time, on a unit interval.
 
     The exponential method ETD2RK of Cox and Matthews, products without the upper third
@@ -120,19 +120,19 @@ def diffused(u: Float[np.ndarray, " x"]) -> Float[np.ndarray, " x"]:
     phi1 = np.where(rate, np.expm1(some) / some, 1)
     phi2 = np.where(rate, (np.expm1(some) - some) / some**2, 0.5)
 
-    def reaction(z: np.ndarray) -> np.ndarray:
+    def convection(z: np.ndarray) -> np.ndarray:
         squared = np.fft.rfft(np.fft.irfft(z * kept, POINTS) ** 2)
         return -1.5 / POINTS / 2 * wave * squared
 
     z = np.fft.rfft(u)
-    before = reaction(z)
+    before = convection(z)
     z = np.exp(rate) * z + phi1 * before
-    return np.fft.irfft(z + phi2 * (reaction(z) - before), POINTS)
+    return np.fft.irfft(z + phi2 * (convection(z) - before), POINTS)
 
 
 STEP: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "advection": advected,
-    "burgers": diffused,
+    "burgers": burgers_step,
 }
 
 

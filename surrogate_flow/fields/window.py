@@ -21,7 +21,7 @@ __all__ = [
     "Autoregressive",
     "Direct",
     "Window",
-    "score",
+    "monitored",
 ]
 
 #: Samples that a reservoir holds by default, and has before the first batch. Commands
@@ -33,12 +33,12 @@ CAPACITY, THRESHOLD = 6000, 1000
 ROLLOUT, SINGLE = "val_rollout_relative_l2", "val_relative_l2"
 
 
-def score(errors: Collection[str]) -> str:
+def monitored(errors: Collection[str]) -> str:
     """Return the name of that among `errors` which chose best.ckpt.
 
     Examples
     --------
-    >>> score(["val_relative_l2"])
+    >>> monitored(["val_relative_l2"])
     'val_relative_l2'
     """
     return ROLLOUT if ROLLOUT in errors else SINGLE
@@ -68,7 +68,7 @@ class Window(ABC):
         return 0
 
     @property
-    def score(self) -> str:
+    def monitor(self) -> str:
         """The error of a validation by which the best weights are chosen."""
         return ROLLOUT if self.inputs else SINGLE
 

@@ -179,7 +179,7 @@ class SafeCheckpoint(ModelCheckpoint):
         best.ckpt is chosen by rollouts, where validations have any.
         """
         if self.filename == "best" and self.monitor == SINGLE and data_of(trainer):
-            self.monitor = pl_module.window.score
+            self.monitor = pl_module.window.monitor
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpoints()
         super().setup(trainer, pl_module, *args, **kw)

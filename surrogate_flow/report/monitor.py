@@ -24,7 +24,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 
 from surrogate_flow.data.module import RunCallback, Status, TrainingStats, data_of
-from surrogate_flow.fields.window import score
+from surrogate_flow.fields.window import monitored
 from surrogate_flow.files import (
     log_unwritten,
     observing,
@@ -176,7 +176,7 @@ class Monitor(RunCallback):
         """Note the validation error; the callbacks behind this one save."""
         self._phase = ", saving" if trainer.state.fn == TrainerFn.FITTING else ""
         metrics = trainer.callback_metrics
-        if (name := score(metrics)) in metrics:
+        if (name := monitored(metrics)) in metrics:
             self._validation = float(metrics[name])
 
     def on_train_end(self, *_: Any) -> None:

@@ -25,18 +25,18 @@ from surrogate_flow.fields.quantities import counted, in_units
 from surrogate_flow.fields.window import ROLLOUT, SINGLE
 from surrogate_flow.files import leave, observing
 from surrogate_flow.report.console import print_lines
-from surrogate_flow.report.error_curve import (
+from surrogate_flow.report.folder.commands import typed
+from surrogate_flow.report.folder.cost import RunCost
+from surrogate_flow.report.folder.run_folder import REPORT, RunFolder
+from surrogate_flow.report.folder.words import skill as in_words
+from surrogate_flow.report.pictures.picture import picture
+from surrogate_flow.report.rollouts import (
     BASELINES,
     baseline_curve,
     baseline_error,
     draw_curve,
     write_curve,
 )
-from surrogate_flow.report.folder.commands import typed
-from surrogate_flow.report.folder.cost import RunCost
-from surrogate_flow.report.folder.run_folder import REPORT, RunFolder
-from surrogate_flow.report.folder.words import skill as in_words
-from surrogate_flow.report.pictures.picture import picture
 from surrogate_flow.surrogate.error_curve import ErrorCurve
 from surrogate_flow.surrogate.surrogate import Surrogate
 

@@ -161,7 +161,7 @@ class Surrogate(L.LightningModule):
         #: Relative L2, of the validation before it was saved, once it is loaded; named
         #: as validations log it.
         self.error: float | None = None
-        self.error_name = self.window.score
+        self.error_name = self.window.monitor
         #: The rollouts of the last validation or test, and after which batch that was.
         self.rollouts: ErrorCurve | None = None
         self.rolled_out_at = 0

@@ -18,7 +18,7 @@ from surrogate_flow.ensemble.ledger import Ledger
 from surrogate_flow.fields.quantities import Simulation
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.report.error_curve import baseline_error
+from surrogate_flow.report.rollouts import baseline_error
 from surrogate_flow.reservoir import FIFO, FIRO, Store
 from surrogate_flow.sampling import Sobol
 from surrogate_flow.surrogate.error_curve import ErrorCurve

@@ -17,13 +17,13 @@ from surrogate_flow.data.ranks import Ranks
 from surrogate_flow.data.validation import ValidationSet
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FullyConnected
-from surrogate_flow.report.error_curve import (
+from surrogate_flow.report.pictures.picture import picture
+from surrogate_flow.report.rollouts import (
     baseline_curve,
     baseline_error,
     draw_curve,
     write_curve,
 )
-from surrogate_flow.report.pictures.picture import picture
 from surrogate_flow.solvers import Heat2D
 from surrogate_flow.surrogate import error_curve
 from surrogate_flow.surrogate.error_curve import ErrorCurve, validated_rollouts

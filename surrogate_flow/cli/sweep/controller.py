@@ -26,7 +26,7 @@ from surrogate_flow.ensemble.sharing import SharedStudy
 from surrogate_flow.ensemble.study import StudySettings
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.quantities import counted
-from surrogate_flow.fields.window import score
+from surrogate_flow.fields.window import monitored
 from surrogate_flow.files import last_line, observing
 from surrogate_flow.report.console import print_lines, the_console
 from surrogate_flow.report.folder.run_folder import INTERRUPTED, RunFolder
@@ -315,7 +315,7 @@ class Controller:
     def _error(self, number: int) -> float | None:
         """Return the error of a trial that has trained to its end, if it has one."""
         outcome = self._folder.outcome(number)
-        validated = outcome is not None and score(outcome.errors) in outcome.errors
+        validated = outcome is not None and monitored(outcome.errors) in outcome.errors
         return self._folder.error(number) if validated else None
 
     def _ended(self, trial: Trial, error: float | None) -> bool:

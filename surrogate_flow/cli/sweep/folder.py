@@ -27,7 +27,7 @@ from surrogate_flow.cli.sweep.trial import Training, TrialRow, validations_of
 from surrogate_flow.dataset import Archive, ArchiveError
 from surrogate_flow.ensemble.sharing import Sharing
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.window import score
+from surrogate_flow.fields.window import monitored
 from surrogate_flow.files import LOCK, DirectoryLock, write_text
 from surrogate_flow.report.folder.run_folder import RunSummary
 from surrogate_flow.report.folder.words import flattened
@@ -377,7 +377,7 @@ class SweepFolder:
         ]
         outcome = self.outcome(number, early=True)
         errors = {} if outcome is None else outcome.errors
-        if (metric := score(errors)) in errors:
+        if (metric := monitored(errors)) in errors:
             found.append((errors[metric], self.runs(number)[-1]))
         return [each for each in found if isfinite(each[0])] or found
 

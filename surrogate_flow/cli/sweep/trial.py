@@ -10,7 +10,7 @@ from typing import Any
 
 from surrogate_flow.ensemble.sharing import Sharing
 from surrogate_flow.fields.errors import UserError
-from surrogate_flow.fields.window import score
+from surrogate_flow.fields.window import monitored
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.tables import typed
 from surrogate_flow.report.live.follow import Tail
@@ -93,7 +93,7 @@ def validations_of(run: Path) -> dict[int, float]:
     """Return the errors of a run's validations, by batch."""
     with contextlib.suppress(UserError):
         table = RunFolder(run).metrics
-        if {"step", metric := score(table)} <= {*table}:
+        if {"step", metric := monitored(table)} <= {*table}:
             known = table[["step", metric]].dropna()
             return dict(zip(known["step"].astype(int), known[metric], strict=True))
     return {}

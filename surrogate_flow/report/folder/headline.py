@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from surrogate_flow.fields.quantities import counted
-from surrogate_flow.fields.window import ROLLOUT, SINGLE, score
+from surrogate_flow.fields.window import ROLLOUT, SINGLE, monitored
 from surrogate_flow.report.folder.cost import RunCost
 from surrogate_flow.report.folder.run_folder import RunFolder, RunSummary
 from surrogate_flow.report.folder.words import (
@@ -68,7 +68,7 @@ def _sentence(run: RunFolder) -> str:
 
 def _error(run: RunFolder, outcome: RunSummary) -> str:
     errors, count = outcome.errors, outcome.validated
-    name = score(errors)
+    name = monitored(errors)
     error, spread = errors.get(name), errors.get(f"{name}_standard_error")
     if error is None:
         return "has no validation error"
@@ -112,9 +112,9 @@ def model_of(run: RunFolder) -> str:
 def error_of(run: RunFolder) -> float | None:
     """Return the validation error at the end, or the last one that is known."""
     errors = {} if run.outcome is None else run.outcome.errors
-    if (name := score(errors)) in errors:
+    if (name := monitored(errors)) in errors:
         return errors[name]
-    name = score(run.metrics)
+    name = monitored(run.metrics)
     # That table has errors of single predictions.
     table = run.validation if name == SINGLE else {}
     if "relative_l2" in table and len(table):
@@ -127,7 +127,7 @@ def error_of(run: RunFolder) -> float | None:
 def of_error(run: RunFolder) -> str:
     """Return what `error_of` is the error of, as words that follow it."""
     errors = {} if run.outcome is None else run.outcome.errors
-    return _OF[score(errors or run.metrics)]
+    return _OF[monitored(errors or run.metrics)]
 
 
 def rollout_of(run: RunFolder) -> pd.DataFrame:

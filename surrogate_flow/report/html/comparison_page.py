@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from surrogate_flow.fields.conventions import without_secrets
-from surrogate_flow.fields.window import score
+from surrogate_flow.fields.window import monitored
 from surrogate_flow.report.folder.cost import RunCost
 from surrogate_flow.report.folder.headline import (
     error_of,
@@ -165,7 +165,7 @@ def _quantities(run: RunFolder) -> dict[str, str]:
         "state": run.state,
         "relative L2 error": percent(error_of(run)),
         "of rollouts": "yes" if of_error(run) else "no",
-        "standard error": percent(errors.get(f"{score(errors)}_standard_error")),
+        "standard error": percent(errors.get(f"{monitored(errors)}_standard_error")),
         "skill": skill(errors.get("val_skill")),
         "held-out simulations": number(getattr(run.outcome, "validated", None)),
         "batches": number(getattr(run.outcome, "batches", _last(run, "step"))),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from surrogate_flow.fields.window import score
+from surrogate_flow.fields.window import monitored
 from surrogate_flow.report.folder.cost import RunCost
 from surrogate_flow.report.folder.run_folder import FILES, OUTCOME, RunFolder
 from surrogate_flow.report.folder.tables import (
@@ -263,7 +263,7 @@ def _with_losses(
     table: pd.DataFrame, run: RunFolder, unlogged: Collection[str]
 ) -> pd.DataFrame:
     """Return telemetry with errors of metrics.csv, as older versions wrote them."""
-    logged = {"validation": score(run.metrics), "loss": "train_loss"}
+    logged = {"validation": monitored(run.metrics), "loss": "train_loss"}
     for name in unlogged:
         if len(table) and table[name].isna().all() and logged[name] in run.metrics:
             known = run.metrics[["step", logged[name]]].dropna().sort_values("step")
