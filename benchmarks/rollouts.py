@@ -188,7 +188,7 @@ def run(
     best = ModelCheckpoint(
         folder / "checkpoints",
         f"{problem}-{variant}-{seed}",
-        monitor=surrogate.window.score,
+        monitor=surrogate.window.monitor,
         enable_version_counter=False,
         save_on_train_epoch_end=False,
     )
