@@ -26,6 +26,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from row import digest
 
 __all__ = ["PAIRS", "VARIANTS"]
 
@@ -166,7 +167,7 @@ if __name__ == "__main__":
         words = [*PAIRS[options.pair].fit(VARIANTS[variant]), *rest]
         words += QUICK if options.quick else []
         name = "".join(c if c.isalnum() else "_" for c in variant)
-        place = options.output / options.pair / name
+        place = options.output / options.pair / f"{name}-{digest(words)}"
         runs = [fitted(place / str(seed), words, seed) for seed in options.seeds]
         of = {key: [run[key] for run in runs] for key in runs[0]}
         table.add_row(

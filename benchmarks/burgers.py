@@ -15,7 +15,6 @@ A run that has trained all its batches is not run again, one that was cut off is
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from row import Row, report
+from row import Row, digest, report
 
 from surrogate_flow import Surrogate
 from surrogate_flow.data.validation import ValidationSet
@@ -64,8 +63,7 @@ def trained(experiment: str, network: str, folder: Path, length: list[str]) -> P
     words = ["fit", f"--data=combined1d_{experiment}", f"--model={network}"]
     words += [*NETWORKS[network], *TRAINING, *length]
     # What is trained in another way has another folder.
-    name = hashlib.sha256(" ".join(words).encode()).hexdigest()[:8]
-    place = folder / experiment / f"{network}-{name}"
+    place = folder / experiment / f"{network}-{digest(words)}"
     batches = int(length[1].partition("=")[2])
     run = _ended(place, batches)
     if run is None:

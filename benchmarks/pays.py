@@ -35,6 +35,7 @@ import torch
 from payback import Rung, cheapest, relative
 from rich.console import Console
 from rich.table import Table
+from row import digest
 
 from surrogate_flow import Surrogate
 from surrogate_flow.report.folder.cost import break_even
@@ -110,7 +111,8 @@ def ladder(
 
 def trained(folder: Path, seed: int, words: Sequence[str]) -> tuple[Path, float]:
     """Fit, unless that has been done; return the run and its core-seconds."""
-    place, noted = folder / f"seed-{seed}", folder / f"seed-{seed}.json"
+    place = folder / digest([*FIT, *words]) / f"seed-{seed}"
+    noted = place / "spent.json"
     if not noted.is_file():
         more = [f"--seed_everything={seed}", f"--trainer.default_root_dir={place}"]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

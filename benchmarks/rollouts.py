@@ -241,7 +241,8 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    path = options.output / "results.json"
+    folder = options.output / "quick" if options.quick else options.output
+    path = folder / "results.json"
     results = json.loads(path.read_text()) if path.is_file() else {}
     for seed in [0] if options.quick else options.seeds:
         for problem in options.problems:
@@ -250,7 +251,7 @@ def main() -> None:
                 if name in results:
                     continue
                 results[name] = run(
-                    *(problem, variant, seed, options.output), quick=options.quick
+                    *(problem, variant, seed, folder), quick=options.quick
                 )
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(results, indent=1))
