@@ -137,9 +137,10 @@ def require_trained(surrogate: Surrogate) -> None:
 def size(surrogate: Surrogate, data: Any) -> str:
     """Return in words how large a model is, and how long its training."""
     count = sum(weights.numel() for weights in surrogate.network.parameters())
+    each, and_average = (20, " and average") if surrogate.averaging else (16, "")
     words = (
         f"Model: {type(surrogate.network).__name__}, {count:,} parameters, "
-        f"{format_bytes(16 * count)} with gradients and Adam's two moments"
+        f"{format_bytes(each * count)} with gradients, Adam's two moments{and_average}"
     )
     if hidden := surrogate.conditions.not_seen(surrogate.spec):
         words += f"; it does not see {', '.join(hidden)}"
