@@ -6,6 +6,7 @@ torch before `main` runs.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from surrogate_flow.fields.errors import raised_by_user, user_error
 from surrogate_flow.fields.names import RecipeError
 
 __all__ = ["main"]
+
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -109,11 +112,15 @@ def _run(line: CommandLine) -> None:
         command.add_arguments(parser)
         command.run(parser.instantiate(parser.parse_args(words[1:])))
 
-    if command is plan and line.without("--model") != line:
+    simulated = line.without("--model")
+    if command is generate and simulated != line:
+        logger.warning("generate trains nothing: --model is ignored.")
+        line = simulated
+    if command is plan and simulated != line:
         data, surrogate = build(["fit", *line.words[1:]])
         plan.require_trained(surrogate)
         if isinstance(data, OnlineData):
             plan.require_reservoir(data, surrogate.window)
         print_lines(the_console(), plan.size(surrogate, data))
-        line = line.without("--model")
+        line = simulated
     parse(line, run_own if command else execute)

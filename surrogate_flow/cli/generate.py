@@ -42,8 +42,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Any) -> None:
     """Write the simulations of a study to a data set on disk."""
-    if options.model is not None:
-        logger.warning("generate trains nothing: --model is ignored.")
     try:
         status = generate(options.data, options.output, the_console())
     except KeyboardInterrupt as error:

@@ -574,6 +574,7 @@ def test_by_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["surrogate-flow"])
     words = (
         "generate --data heat2d --model fully_connected --output data/h.zarr "
+        "--model.network.widths=[4] "
         "--data.simulations 3 --data.held_out=2 --data.solver.steps 4 "
         "--data.solver.cells=[6,4] --data.sampler Sobol --data.sampler.seed 5 "
         "--data.cluster local --data.cluster.n_workers 1"
