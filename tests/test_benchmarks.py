@@ -13,6 +13,7 @@ import xarray as xr
 
 from surrogate_flow.cli.lightning import build
 from surrogate_flow.cli.sweep.folder import SweepFolder
+from surrogate_flow.report.folder.cost import break_even
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -254,13 +255,13 @@ def test_a_surrogate_pays_by_what_the_cheapest_solver_that_errs_as_much_takes(
 ):
     """By hand: of three rungs the third errs too much, and the second saves half a second."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    from payback import Rung, cheapest, evaluations
+    from payback import Rung, cheapest
 
     ladder = [Rung("full", 0.0, 4.0), Rung("half", 0.05, 1.5), Rung("rough", 0.2, 0.1)]
     peer = cheapest(ladder, 0.06)
     assert peer.name == "half"
-    assert evaluations(30.0 + 20.0, peer.seconds - 1.0) == 100
-    assert evaluations(50.0, peer.seconds - 1.5) is None
+    assert break_even(30.0 + 20.0, peer.seconds, 1.0) == 100
+    assert break_even(50.0, peer.seconds, 1.5) is None
 
 
 def test_coarser_solvers_come_near_the_full_one(monkeypatch):

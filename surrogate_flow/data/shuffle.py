@@ -337,8 +337,10 @@ class ShuffledReader:
 def _joined(draws: Sequence[Draw]) -> Draw:
     if len(draws) == 1:
         return draws[0]
+    # How many batches follow is for the loader to say.
+    arrays = [(d.fields, d.simulation, d.step, d.parameters, d.inputs) for d in draws]
     columns: list[Any] = [
         None if column[0] is None else np.concatenate(column)
-        for column in zip(*draws, strict=True)
+        for column in zip(*arrays, strict=True)
     ]
     return Draw(*columns)
