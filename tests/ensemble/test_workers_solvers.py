@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import xarray as xr
+from batch import wait_until
 from distributed import Client, LocalCluster
 from troubled import STEPS, Wave
 
@@ -447,7 +448,8 @@ def test_nothing_is_left_of_what_runs_on_a_worker_that_does_not_close(
             Placement(client) as placement,
             on_workers(client, Wave(), inlet.endpoint, study=placement.study) as task,
         ):
-            assert [*local.rglob(f"{task.study}-*/Worker-*")]
+            # The nanny's, whether or not the worker's file lies in it by now.
+            wait_until(lambda: [*local.rglob(f"{task.study}-*")])
             (pid,) = client.run(os.getpid).values()
             os.kill(pid, signal.SIGSTOP)
         left = [*local.rglob(f"{task.study}-*")]
