@@ -18,6 +18,24 @@ from surrogate_flow.report.folder.cost import break_even
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
+class Checked(BaseException):
+    """Of a comparison that would run now; an Exception would be a line for its user."""
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """Comparisons of a benchmark are checked, and raise the names of their variants."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(sys, "argv", sys.argv[:1])
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+    def held(self, made_of):
+        raise Checked({*self.recipe.cases})
+
+    monkeypatch.setattr(SweepFolder, "held", held)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -150,6 +168,7 @@ def test_experiments_of_the_papers_run(name, variant, tmp_path):
     assert row.startswith(f"{variant},0,4,")
 
 
+@pytest.mark.usefixtures("checked")
 @pytest.mark.parametrize(
     "name",
     [
@@ -161,45 +180,22 @@ def test_experiments_of_the_papers_run(name, variant, tmp_path):
         ),
     ],
 )
-def test_experiments_of_the_papers_are_whole(name, tmp_path, monkeypatch):
+def test_experiments_of_the_papers_are_whole(name, tmp_path):
     """Every variant of each, at its full size, passes the checks that come before a run."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.setenv("PYTHONPATH", "")
-    monkeypatch.setattr(sys, "argv", sys.argv[:1])
-    monkeypatch.setattr(sys, "path", sys.path[:])
     import papers
 
-    # No Exception: one of a file that is not of the package is a line for its user.
-    class Checked(BaseException):
-        pass
-
-    def checked(self, made_of):
-        raise Checked([*self.recipe.cases])
-
-    monkeypatch.setattr(SweepFolder, "held", checked)
     with pytest.raises(Checked) as variants:
         papers.run(name, tmp_path, quick=False, words=[])
-    assert {"offline", "reservoir"} <= {*variants.value.args[0]}
+    assert {"offline", "reservoir"} <= variants.value.args[0]
 
 
+@pytest.mark.usefixtures("checked")
 @pytest.mark.parametrize("name", ["burgers", "darcy", "message_passing"])
-def test_published_settings_are_whole(name, tmp_path, monkeypatch):
+def test_published_settings_are_whole(name, tmp_path):
     """Offline and online, both at their full size, pass the checks that come before a run."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.setenv("PYTHONPATH", "")
-    monkeypatch.setattr(sys, "argv", sys.argv[:1])
-    monkeypatch.setattr(sys, "path", sys.path[:])
     import message_passing
     import operators
 
-    # No Exception: one of a file that is not of the package is a line for its user.
-    class Checked(BaseException):
-        pass
-
-    def checked(self, made_of):
-        raise Checked({*self.recipe.cases})
-
-    monkeypatch.setattr(SweepFolder, "held", checked)
     with pytest.raises(Checked) as variants:
         if name == "message_passing":
             words = message_passing.words_of(500, 128, 3)

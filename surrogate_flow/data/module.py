@@ -289,15 +289,19 @@ class SurrogateData(L.LightningDataModule, ABC):
     def _pooled_changes(self, own: Moments) -> Changes:
         """Return the root mean squares of all ranks, (outputs, channel)."""
         channels = len(self.spec.variables)
-        moments = Moments(self.window.outputs * channels)
-        for number, of_rank in self.ranks.gather((own.count, (own.mean, own.std))):
-            if number:
-                moments.join(number, *of_rank)
-        return moments.rms.reshape(-1, channels)
+        pooled = self._pooled(
+            own.count, (own.mean, own.std), self.window.outputs * channels
+        )
+        return pooled.rms.reshape(-1, channels)
 
-    def _pooled(self, count: int, own: tuple[Vector, Vector] | None) -> Moments:
-        """Return the moments of all ranks: those of `count` numbers are `own`."""
-        moments = Moments(len(self.spec.variables) + len(self.spec.inputs))
+    def _pooled(
+        self, count: int, own: tuple[Vector, Vector] | None, channels: int | None = None
+    ) -> Moments:
+        """Return the moments of all ranks: those of `count` numbers are `own`.
+
+        They are of variables and input fields, unless it is said how many there are.
+        """
+        moments = Moments(channels or len(self.spec.variables) + len(self.spec.inputs))
         for number, of_rank in self.ranks.gather((count, own)):
             if number:
                 moments.join(number, *of_rank)

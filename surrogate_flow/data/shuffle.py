@@ -14,7 +14,6 @@ from surrogate_flow.dataset import Archive
 from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir import Draw, Moments
-from surrogate_flow.reservoir.stats import CHANGES
 
 __all__ = ["ShuffledReader"]
 
@@ -220,9 +219,7 @@ class ShuffledReader:
         """Return the moments of `Moments.update_changes`, of some of these samples."""
         window = self.window
         moments = Moments(window.outputs * len(self.spec.variables))
-        most = max(
-            1, min(CHANGES[0], CHANGES[1] // (window.span * self.spec.step_bytes))
-        )
+        most = moments.samples_of_changes(window.span * self.spec.step_bytes)
         if self._first is not None:
             block = next(self._blocks(0))
             for first in block.place[:most]:

@@ -13,10 +13,9 @@ from jaxtyping import Float, Float64, Int
 from surrogate_flow.fields.window import Window
 from surrogate_flow.reservoir.population import Samples
 
-__all__ = ["CHANGES", "Moments", "Stopwatch", "StoreStats", "Tally", "Waits", "seconds"]
+__all__ = ["Moments", "Stopwatch", "StoreStats", "Tally", "Waits", "seconds"]
 
-#: Samples, and bytes of them, that changes are measured on.
-CHANGES = 1000, 2**28
+_CHANGES = 1000, 2**28  # samples, and bytes of them, that changes are measured on
 
 # Of the dtype of the counts, or numpy takes a path three times as slow.
 _ONE = np.int32(1)
@@ -266,6 +265,12 @@ class Moments:
         """Root mean square."""
         rms: Float64[np.ndarray, " channel"] = np.hypot(self.mean, self.std)
         return rms
+
+    @staticmethod
+    def samples_of_changes(sample_bytes: int) -> int:
+        """Return on how many samples of that size changes are measured."""
+        most, size = _CHANGES
+        return max(1, min(most, size // sample_bytes))
 
     def update_changes(
         self, windows: Float[np.ndarray, "window span channel *space"], window: Window

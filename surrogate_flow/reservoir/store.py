@@ -23,13 +23,7 @@ from surrogate_flow.reservoir.inputs import Inputs, Kept
 from surrogate_flow.reservoir.memory import Slots, Steps
 from surrogate_flow.reservoir.policy import Deterministic, Policy
 from surrogate_flow.reservoir.snapshot import Snapshot, unpacked, write_inputs
-from surrogate_flow.reservoir.stats import (
-    CHANGES,
-    Moments,
-    Stopwatch,
-    StoreStats,
-    seconds,
-)
+from surrogate_flow.reservoir.stats import Moments, Stopwatch, StoreStats, seconds
 
 __all__ = ["Store"]
 
@@ -317,7 +311,7 @@ class Store:
         contents = self._contents
         moments = Moments(window.outputs * len(self.spec.variables))
         shape = (self.layout.span, *self.spec.step_shape)
-        most = max(1, min(CHANGES[0], CHANGES[1] // (4 * math.prod(shape))))
+        most = moments.samples_of_changes(4 * math.prod(shape))
         with self._changed:
             held = contents.population.samples
             some = held[:: -(-len(held) // most)] if len(held) else held
