@@ -3,15 +3,17 @@
 Brandstetter, Worrall and Welling, Message Passing Neural PDE Solvers, ICLR 2022. Ours
 is a comparison, as ``surrogate-flow compare`` makes it: offline from a few trajectories
 and online from many, with as many updates. Theirs, if ``--peer`` names a checkout, is
-trained with its own loop, schedule and graphs on the same trajectories, for as many
-updates; both are then measured on test trajectories that no run has seen. The same
-command goes on where it was; docs/results.md has what came of it.
+trained with its own loop and graphs on the same trajectories, for as many updates, once
+with its own rate and schedule and once with those of our recipe; all are then measured
+on test trajectories that no run has seen. The same command goes on where it was;
+docs/results.md has what came of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import random
@@ -35,10 +37,13 @@ from surrogate_flow.cli.sweep.recipe import CASE, SEED
 from surrogate_flow.dataset import Archive
 from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import Combined1D
+from surrogate_flow.surrogate.schedule import WarmupCosine
 
 __all__ = ["errors", "words_of"]
 
 CELLS, BUNDLE, BATCH = 100, 25, 16
+#: Of the released code: its own, for the many epochs of the paper, and our recipe's.
+RATES = ("its rate", "our rate")
 START = 2 * BUNDLE  # the first step of the published rollouts
 HOW = """To run the released code, too:
   git clone https://github.com/brandstetter-johannes/MP-Neural-PDE-Solvers
@@ -141,14 +146,27 @@ class Peer:
         # The second is what they train on; coefficients are not used in E1.
         return u, u, self.places, dict.fromkeys(("alpha", "beta", "gamma"), 0.0)
 
-    def train(self, trajectories: Trajectories, batches: int) -> None:
-        """Make so many updates: 20 epochs, whose first has no push-forward."""
+    def train(self, trajectories: Trajectories, batches: int, rate: str) -> None:
+        """Make so many updates: 20 epochs, whose first has no push-forward.
+
+        The rate is theirs, with its steps, or that of our recipe, with its schedule.
+        """
         loop = importlib.import_module("experiments.train_helper").training_loop
         data = [self._with_labels(u) for u in trajectories]
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        ours = rate == "our rate"
+        weights = self.model.parameters()
+        optimizer = torch.optim.AdamW(weights, lr=2e-3 if ours else 1e-4)
         schedule = torch.optim.lr_scheduler.MultiStepLR(
-            optimizer, milestones=[1, 5, 10, 15], gamma=0.4
+            optimizer, milestones=[1, 5, 10, 15], gamma=1.0 if ours else 0.4
         )
+        if ours:
+            left, cosine = iter(range(batches - 1, -1, -1)), WarmupCosine(optimizer)
+
+            def follow(*_: object) -> None:
+                cosine.follow(next(left))
+                cosine.step()
+
+            optimizer.register_step_post_hook(follow)
         for part in np.array_split(np.arange(batches), min(20, batches)):
             drawn: Any = RandomSampler(
                 data,
@@ -181,10 +199,15 @@ class Peer:
 
 
 def of_peer(
-    folder: Path, output: Path, seed: int, batches: int, test: tuple[Any, Any]
+    folder: Path,
+    output: Path,
+    seed: int,
+    batches: int,
+    rate: str,
+    test: tuple[Any, Any],
 ) -> dict[str, float]:
     """Train the released code on the data set of the comparison, unless it has been."""
-    file = output / f"peer-{batches}-{seed}.json"
+    file = output / f"peer-{rate.replace(' ', '-')}-{batches}-{seed}.json"
     if not file.is_file():
         archive = Archive(output / "offline.zarr")
         numbers = range(archive.held_out, archive.simulations)
@@ -193,7 +216,7 @@ def of_peer(
         for row, number in zip(fields, numbers, strict=True):
             archive.read(number, 0, row)
         peer = Peer(folder, seed)
-        peer.train(fields[:, :, 0], batches)
+        peer.train(fields[:, :, 0], batches, rate)
         file.write_text(json.dumps(errors(peer, *test)) + "\n")
     found: dict[str, float] = json.loads(file.read_text())
     return found
@@ -217,9 +240,9 @@ def run(options: argparse.Namespace, words: list[str]) -> None:
             case, seed = str(row.point[CASE]), int(row.point[SEED])
             found.setdefault(case, {})[seed] = errors(of_surrogate(checkpoint), *test)
     if options.peer:
-        for seed in range(seeds):
-            theirs = of_peer(options.peer, folder, seed, batches, test)
-            found.setdefault("released code", {})[seed] = theirs
+        for rate, seed in itertools.product(RATES, range(seeds)):
+            theirs = of_peer(options.peer, folder, seed, batches, rate, test)
+            found.setdefault(f"released code, {rate}", {})[seed] = theirs
     table = Table(title=f"E1, {CELLS} cells, {batches} updates: median; each seed")
     for column in ("", "relative L2 of one prediction", "error of rollouts, m²/s²"):
         table.add_column(column)
