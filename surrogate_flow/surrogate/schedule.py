@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -43,6 +44,7 @@ _MONITOR = "val_loss"  # of a plateau that names none
 _WARM = 0.05  # of a run, at most
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_THRESHOLDS = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
 
 
 class WarmupCosine(LRScheduler):
@@ -319,7 +321,8 @@ class Flush(L.Callback):
     Adam's moments of dead units become subnormal, and its step takes four times as
     long. Threads that torch starts meanwhile inherit it. Of tensors above 32 MB the C
     library gives the memory back to the system, which clears it again for the next one,
-    page by page; that takes longer than a convolution of it.
+    page by page; that takes longer than a convolution of it. Settings of your own
+    (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_) stay.
     """
 
     _before: bool | None = None
@@ -346,7 +349,8 @@ class Flush(L.Callback):
 def _keep_memory(most: int) -> None:
     """Have the C library keep what is freed of tensors of up to so many bytes."""
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc
+    # glibc; before 2.35 it refuses more than 32 MiB, and keeps what it has.
+    if hasattr(libc, "mallopt") and not os.environ.keys() & _THRESHOLDS:
         for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             libc.mallopt(option, most)
         libc.malloc_trim(0)

@@ -438,7 +438,7 @@ def test_what_payback_measures_is_shown(tmp_path, monkeypatch):
                  training_seconds=60.0, batch_seconds=0.002, batch=256),
             True,
             {},
-            "Pays after 121 evaluations: a simulation takes 3 s and a prediction 2 ms (in "
+            "Pays after 121 evaluations, against the solver as it ran: a simulation takes 3 s and a prediction 2 ms (in "
             "batches of 256); simulations took 5 min and training 60 s.",
         ),
         # None was complete before: (620 + 60) / (6.2 - 0.1), one at a time.
@@ -447,7 +447,7 @@ def test_what_payback_measures_is_shown(tmp_path, monkeypatch):
                  training_seconds=60.0),
             True,
             {},
-            "Pays after 112 evaluations: a simulation takes 6.2 s beside the training, "
+            "Pays after 112 evaluations, against the solver as it ran: a simulation takes 6.2 s beside the training, "
             "which is longer than alone, and a prediction 0.1 s; simulations took 10.3 min "
             "and training 60 s.",
         ),
@@ -456,7 +456,7 @@ def test_what_payback_measures_is_shown(tmp_path, monkeypatch):
             dict(alone_seconds=0.4, batch_seconds=0.01, batch=30),
             False,
             {},
-            "Pays after 308 evaluations: a simulation takes 0.4 s and a prediction 10 ms (in "
+            "Pays after 308 evaluations, against the solver as it ran: a simulation takes 0.4 s and a prediction 10 ms (in "
             "batches of 30); simulations took 80 s and training 40 s.",
         ),
         (

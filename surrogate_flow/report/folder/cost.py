@@ -167,8 +167,8 @@ class RunCost:
         --------
         >>> cost = RunCost(200, 620.0, 412.0, 0.05, 0.002, 256)
         >>> print(cost)  # doctest: +NORMALIZE_WHITESPACE
-        Pays after 334 evaluations: a simulation takes 3.1 s and a prediction 2 ms (in
-        batches of 256); simulations took 10.3 min and
+        Pays after 334 evaluations, against the solver as it ran: a simulation takes
+        3.1 s and a prediction 2 ms (in batches of 256); simulations took 10.3 min and
         training 6.87 min.
         >>> print(RunCost(100, 0.5, 60.0, 0.05))
         Never pays: a prediction takes 50 ms, and a simulation 5 ms.
@@ -194,10 +194,10 @@ class RunCost:
         batch = f" (in batches of {self.batch})" if self.many is not None else ""
         how = " beside the training, which is longer than alone," if self.beside else ""
         return (
-            f"Pays after {number(self.break_even)} evaluations: a simulation takes "
-            f"{seconds(each)}{how} and a prediction {seconds(took)}{batch}; "
-            f"simulations took {seconds(self.simulating)} and training "
-            f"{seconds(self.training)}."
+            f"Pays after {number(self.break_even)} evaluations, against the solver as "
+            f"it ran: a simulation takes {seconds(each)}{how} and a prediction "
+            f"{seconds(took)}{batch}; simulations took {seconds(self.simulating)} and "
+            f"training {seconds(self.training)}."
         )
 
 
