@@ -42,12 +42,21 @@ class Pair:
     threshold: int
     #: Of each sample, on average, while simulations run.
     draws: float = 1.0
+    #: Predictions that are unrolled before one is learnt; None if there is no history.
+    unroll: int | None = None
+
+    def takes(self, variant: dict[str, Any]) -> bool:
+        """Return whether a variant means something here, and is another than it is."""
+        if self.unroll is None:
+            return not variant.keys() & _ROLLOUTS
+        return variant.get(_UNROLL) != self.unroll
 
     def fit(self, variant: dict[str, Any]) -> list[str]:
         """Return the words of a fit; a variant has factors of sizes, too."""
         of = {name: variant.get(name, 1.0) for name in ("batch", "draws", "capacity")}
+        unroll = [] if self.unroll is None else [f"{_UNROLL}={self.unroll}"]
         return [
-            *self.words,
+            *(*self.words, *unroll),
             f"--data.simulations={self.simulations}",
             f"--data.batch_size={round(self.batch_size * of['batch'])}",
             f"--data.reservoir.capacity={round(self.capacity * of['capacity'])}",
@@ -59,29 +68,38 @@ class Pair:
         ]
 
 
-_ONE_STEP = "--model.window=surrogate_flow.fields.Autoregressive"
-_FLOW = ["--data=navier_stokes2d", "--data.solver.points=32", _ONE_STEP]
-_E1 = ["--data=combined1d_e1", "--data.solver.cells=40"]
+_UNROLL, _CHANGE = "--model.window.unroll", "--model.predicts"
+_NOISE = "--model.noise"
+_ROLLOUTS = {_UNROLL, _CHANGE, _NOISE}
+_WINDOW = "--model.window=surrogate_flow.fields.Autoregressive"
+_BUNDLE = [
+    *(_WINDOW, "--model.window.inputs=25", "--model.window.outputs=25"),
+    "--model.window.stride=5",
+]
+_FLOW = ["--data=navier_stokes2d", "--data.solver.points=32", _WINDOW]
+_E1 = ["--data=combined1d_e1", "--data.solver.cells=40", *_BUNDLE]
 _SMALL_FNO = ["--model=fno", "--model.network.width=16", "--model.network.modes=8"]
 _HEAT = ["--model=fully_connected", "--data.solver.cells=[50,50]"]
 PAIRS = {
     "heat2d": Pair(["--data=heat2d", *_HEAT], 300, 32, 6000, 1000),
     "heat2d_nonlinear": Pair(["--data=heat2d_nonlinear", *_HEAT], 300, 32, 6000, 1000),
-    "fno_e1": Pair([*_E1, *_SMALL_FNO], 60, 16, 3000, 1000),
+    "fno_e1": Pair([*_E1, *_SMALL_FNO], 200, 16, 3000, 1000, 2.0, unroll=0),
     "message_passing_e1": Pair(
         [
             *(*_E1, "--model=message_passing", "--model.network.width=64"),
-            *("--model.network.periodic=true", "--model.window.unroll=0"),
+            "--model.network.periodic=true",
         ],
-        *(40, 16, 3000, 1000),
+        *(200, 16, 3000, 1000, 2.0),
+        unroll=1,
     ),
-    "fno_flow": Pair([*_FLOW, *_SMALL_FNO], 150, 16, 1500, 300),
+    "fno_flow": Pair([*_FLOW, *_SMALL_FNO], 150, 16, 1500, 300, 4.0, unroll=0),
     "unet_flow": Pair(
         [
             *(*_FLOW, "--model=unet", "--model.network.widths=[16,32,64]"),
             "--model.network.padding=circular",
         ],
-        *(150, 16, 1500, 300),
+        *(150, 16, 1500, 300, 4.0),
+        unroll=0,
     ),
     "darcy": Pair(
         ["--data=darcy", "--data.solver.cells=32", *_SMALL_FNO], 1500, 20, 500, 200, 4.0
@@ -109,6 +127,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batches of twice the size": {**_DEFAULT, "batch": 2.0},
     "twice the draws": {**_DEFAULT, "draws": 2.0},
     "half the capacity": {**_DEFAULT, "capacity": 0.5},
+    "predicts the change": {**_DEFAULT, _CHANGE: "change"},
+    "the change, noise 0.01": {**_DEFAULT, _CHANGE: "change", _NOISE: "0.01"},
+    "with push-forward": {**_DEFAULT, _UNROLL: 1},
+    "without push-forward": {**_DEFAULT, _UNROLL: 0},
+    "the change, push-forward": {**_DEFAULT, _CHANGE: "change", _UNROLL: 1},
 }
 # To see that it runs.
 QUICK = [
@@ -164,6 +187,8 @@ if __name__ == "__main__":
         parser.error(f"no such variants: {', '.join(unknown)}. There are {[*VARIANTS]}")
     table = Table("setting", "error, %", "best, %", "rollout, %", "batches", "seconds")
     for variant in options.variants:
+        if not PAIRS[options.pair].takes(VARIANTS[variant]):
+            continue
         words = [*PAIRS[options.pair].fit(VARIANTS[variant]), *rest]
         words += QUICK if options.quick else []
         name = "".join(c if c.isalnum() else "_" for c in variant)
