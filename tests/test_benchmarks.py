@@ -361,22 +361,6 @@ def test_apebench_trains_offline_and_online_once(tmp_path):
 
 
 @pytest.mark.bench
-@pytest.mark.timeout(300)
-def test_variants_of_rollouts_are_compared_once(tmp_path):
-    """Errors of each, from the same batches; typed again, nothing is trained again."""
-    words = ("burgers, fno, 25", "--quick", "--variants", "field", "change")
-    for _ in range(2):
-        call("rollouts", *words, "--output", tmp_path, cwd=tmp_path, timeout=250)
-        folder = tmp_path / "quick"
-        results = json.loads((folder / "results.json").read_text())
-        kept = [path.stat().st_mtime_ns for path in folder.glob("checkpoints/*.ckpt")]
-    assert len(results) == len(kept) == 2
-    for figures in results.values():
-        assert {"validation", "single", "rollout", "at_end"} == {*figures}
-        assert np.isfinite([*figures.values()]).all()
-
-
-@pytest.mark.bench
 @pytest.mark.timeout(600)
 def test_what_pays_is_fitted_once_and_follows_from_its_figures(tmp_path):
     """By hand, against a setting that errs no more; the second call measures alone."""
