@@ -217,8 +217,10 @@ def fitted(
     return [BATCH / statistics.median(times) for times in turns.times]
 
 
-def measure(name: str, quick: bool, rounds: int, seconds: float) -> list[Row]:
-    """Return the rows of a case: step, prediction and fit."""
+def measure(
+    name: str, quick: bool, rounds: int, seconds: float, compiled: bool
+) -> list[Row]:
+    """Return the rows of a case: step, prediction and fit, or the step compiled."""
     case = CASES[name]
     surrogate = surrogate_of(name, quick)
     batch = batch_of(surrogate)
@@ -227,6 +229,15 @@ def measure(name: str, quick: bool, rounds: int, seconds: float) -> list[Row]:
     target = surrogate.normalisation.fields(batch.target)
     network, other = surrogate.network, copy.deepcopy(surrogate.network)
     assert module(*given).shape == network(*inputs).shape == target.shape
+    if compiled:
+        other.compile()
+        calls = [
+            stepping(side, inputs, target, surrogate.optimizer(side.parameters()))
+            for side in (other, network)
+        ]
+        rate, its = rates(calls, rounds, seconds)
+        what = f"{name}: step, compiled"
+        return [Row(what, rate, "samples/s", "not compiled", its)]
     sides = (network, inputs), (module, given)
     steps = [
         stepping(*side, target, surrogate.optimizer(side[0].parameters()))
@@ -255,6 +266,9 @@ def main() -> None:
         "--seconds", type=float, default=20, help="of each row, at most"
     )
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--compiled", action="store_true", help="steps beside torch.compile's instead"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -272,7 +286,7 @@ def main() -> None:
         if importlib.util.find_spec(package) is None:
             Console().print(_REMEDY.format(package), markup=False)
             continue
-        rows += measure(name, options.quick, rounds, options.seconds)
+        rows += measure(name, options.quick, rounds, options.seconds, options.compiled)
     report(rows, options.json)
 
 

@@ -357,6 +357,6 @@ def execute(words: Sequence[str], *, run: bool = True) -> SurrogateCLI:
     """Run one of Lightning's commands; only build what it needs if `run` is false."""
     # Lightning starts its other ranks with them.
     sys.argv = [sys.argv[0], *words]
-    # Before torch starts its threads, which inherit it; see `schedule.Flush`.
+    # Before torch starts its threads, which inherit it; see `speed.Flush`.
     torch.set_flush_denormal(True)
     return SurrogateCLI(run=run)

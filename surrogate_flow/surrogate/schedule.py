@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as L
-import torch
 from pytorch_lightning.callbacks import Timer
 from torch import Tensor
 from torch.optim import Optimizer
@@ -27,7 +24,6 @@ from surrogate_flow.fields.errors import ArgumentError, line_of
 from surrogate_flow.fields.names import closest, nearest
 
 __all__ = [
-    "Flush",
     "WarmupCosine",
     "advance",
     "built_optimizer",
@@ -42,9 +38,6 @@ __all__ = [
 _RATE = "model.optimizer.lr"
 _MONITOR = "val_loss"  # of a plateau that names none
 _WARM = 0.05  # of a run, at most
-# Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_THRESHOLDS = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
 
 
 class WarmupCosine(LRScheduler):
@@ -72,6 +65,7 @@ class WarmupCosine(LRScheduler):
 
     Examples
     --------
+    >>> import torch
     >>> weights = [torch.zeros(1, requires_grad=True)]
     >>> optimizer = torch.optim.SGD(weights, lr=1.0)
     >>> schedule = WarmupCosine(optimizer, warmup=2, final=0.0)
@@ -313,44 +307,3 @@ def _spent(schedule: LRScheduler) -> bool:
         isinstance(part, OneCycleLR) and part.last_epoch + 1 >= part.total_steps
         for part in _active(schedule)
     )
-
-
-class Flush(L.Callback):
-    """Flush subnormals to zero, and keep freed memory, while a fit runs, and no longer.
-
-    Adam's moments of dead units become subnormal, and its step takes four times as
-    long. Threads that torch starts meanwhile inherit it. Of tensors above 32 MB the C
-    library gives the memory back to the system, which clears it again for the next one,
-    page by page; that takes longer than a convolution of it. Settings of your own
-    (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_) stay.
-    """
-
-    _before: bool | None = None
-
-    def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Begin to flush, and to keep."""
-        self._before = not np.array([1e-310]) * 0.5
-        torch.set_flush_denormal(True)
-        if trainer.strategy.root_device.type == "cpu":
-            _keep_memory(2**30)
-
-    def on_fit_end(self, *_: Any) -> None:
-        """Put back what was before, and give back what is freed above 32 MiB."""
-        if self._before is not None:
-            torch.set_flush_denormal(self._before)
-            _keep_memory(2**25)
-        self._before = None
-
-    def on_exception(self, *_: Any) -> None:
-        """Put back what was before."""
-        self.on_fit_end()
-
-
-def _keep_memory(most: int) -> None:
-    """Have the C library keep what is freed of tensors of up to so many bytes."""
-    libc = ctypes.CDLL(None)
-    # glibc; before 2.35 it refuses more than 32 MiB, and keeps what it has.
-    if hasattr(libc, "mallopt") and not os.environ.keys() & _THRESHOLDS:
-        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            libc.mallopt(option, most)
-        libc.malloc_trim(0)

@@ -48,13 +48,13 @@ from surrogate_flow.surrogate.observation import (
 from surrogate_flow.surrogate.prediction import Prediction
 from surrogate_flow.surrogate.rollout import drawn_noise, drawn_unrolls, pushed_forward
 from surrogate_flow.surrogate.schedule import (
-    Flush,
     WarmupCosine,
     advance,
     configured,
     reads_loss,
     steps_left,
 )
+from surrogate_flow.surrogate.speed import Compile, Flush
 from surrogate_flow.surrogate.trial import built, require_history
 from surrogate_flow.surrogate.writing import write
 
@@ -104,6 +104,9 @@ class Surrogate(L.LightningModule):
     averaging : bool
         Whether the running average of the weights is what is validated and saved, as
         `AveragedWeights` says.
+    compiled : bool
+        Whether a fit compiles the network, by ``torch.compile``: its first batch takes
+        some ten seconds longer, and needs a C++ compiler on a CPU.
 
     Examples
     --------
@@ -129,6 +132,7 @@ class Surrogate(L.LightningModule):
         optimizer: OptimizerCallable = _ADAM,
         scheduler: LRSchedulerCallable | None = WarmupCosine,
         averaging: bool = True,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         require_kind("Surrogate: spec", spec, FieldSpec, "solver.spec or data.spec")
@@ -157,7 +161,7 @@ class Surrogate(L.LightningModule):
         self.loss = loss or nn.MSELoss()
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.averaging = averaging
+        self.averaging, self.compiled = averaging, compiled
         #: Relative L2, of the validation before it was saved, once it is loaded; named
         #: as validations log it.
         self.error: float | None = None
@@ -241,10 +245,14 @@ class Surrogate(L.LightningModule):
         return data if isinstance(data, TrainingData) else None
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Have a fit flush subnormals, and average weights unless a callback does."""
+        """Have a fit flush subnormals, compile, and average unless a callback does."""
         callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        theirs = any(isinstance(c, WeightAveraging) for c in callbacks)
-        return [Flush(), *[AveragedWeights()] * (self.averaging and not theirs)]
+        averaged = any(isinstance(c, WeightAveraging) for c in callbacks)
+        return [
+            Flush(),
+            *([Compile()] if self.compiled else []),
+            *([AveragedWeights()] if self.averaging and not averaged else []),
+        ]
 
     def on_fit_start(self) -> None:
         """Freeze the normalisation, with the moments of the first fill."""

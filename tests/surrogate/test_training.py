@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from contextlib import nullcontext
 from functools import partial
 
@@ -14,6 +15,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
+from surrogate_flow.fields.errors import UserError
 from surrogate_flow.fields.window import Autoregressive, Direct
 from surrogate_flow.nn import FNO, DeepONet, FullyConnected, MessagePassingSolver, UNet
 from surrogate_flow.solvers import Heat2D
@@ -58,7 +60,7 @@ class Steps(L.Callback):
             trainer.should_stop = True
 
 
-def trained(*callbacks, fails_at=None):
+def trained(*callbacks, fails_at=None, **options):
     """A fit of twelve batches of noise, of which every fifth is logged."""
     torch.manual_seed(0)
     batches = [
@@ -83,7 +85,7 @@ def trained(*callbacks, fails_at=None):
         max_epochs=1,
     )
     network = partial(FullyConnected, widths=(2,))
-    surrogate = Surrogate(SPEC, network, normalisation="none")
+    surrogate = Surrogate(SPEC, network, normalisation="none", **options)
     trainer.fit(surrogate, DataLoader(batches, batch_size=None))
     return rows, steps
 
@@ -112,6 +114,29 @@ def test_a_process_has_its_subnormals_back(before, fails_at):
         assert bool(np.array([1e-310]) * 0.5) is not before
     finally:
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_a_compiled_fit_has_the_losses_of_any_other(monkeypatch):
+    """Its steps run what torch has compiled; behind it the network is as it was."""
+    networks = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            assert module.network._compiled_call_impl is not None
+            networks.append(module.network)
+
+    torch._dynamo.reset()
+    _, plain = trained()
+    assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    _, steps = trained(Look(), compiled=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert len(networks) == BATCHES
+    assert networks[0]._compiled_call_impl is None
+    assert steps.losses == pytest.approx(plain.losses, rel=1e-4)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"compiled true: .* no-such-compiler.* apt"):
+        trained(compiled=True)
 
 
 def test_memory_of_large_tensors_is_kept_while_a_fit_runs():
