@@ -393,7 +393,7 @@ def test_ablations_have_a_row_for_each_setting(tmp_path):
         "message_passing_e1",
         *(
             pytest.param(name, marks=pytest.mark.bench)
-            for name in ("heat2d", "heat2d_nonlinear", "fno_e1", "unet_flow", "darcy")
+            for name in ("heat2d", "heat2d_steps", "fno_e1", "unet_flow", "darcy")
         ),
     ],
 )
