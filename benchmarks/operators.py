@@ -91,7 +91,7 @@ SETTINGS = {
         workflow="burgers_u0",
         offline=1000,
         tests=200,
-        batches=1200,
+        batches=3000,
         words=(
             *_PAIRS,
             *("--model.network.modes=32", "--model.network.width=64"),
