@@ -18,7 +18,6 @@ __all__ = ["Compile", "Flush"]
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_THRESHOLDS = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
 
 
 class Flush(L.Callback):
@@ -27,8 +26,8 @@ class Flush(L.Callback):
     Adam's moments of dead units become subnormal, and its step takes four times as
     long. Threads that torch starts meanwhile inherit it. Of tensors above 32 MB the C
     library gives the memory back to the system, which clears it again for the next one,
-    page by page; that takes longer than a convolution of it. Settings of your own
-    (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_) stay.
+    page by page; that takes longer than a convolution of it. MALLOC_TRIM_THRESHOLD_ is
+    not heeded: Dask sets it in each process that has a LocalCluster.
     """
 
     _before: bool | None = None
@@ -56,7 +55,7 @@ def _keep_memory(most: int) -> None:
     """Have the C library keep what is freed of tensors of up to so many bytes."""
     libc = ctypes.CDLL(None)
     # glibc; before 2.35 it refuses more than 32 MiB, and keeps what it has.
-    if hasattr(libc, "mallopt") and not os.environ.keys() & _THRESHOLDS:
+    if hasattr(libc, "mallopt"):
         for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             libc.mallopt(option, most)
         libc.malloc_trim(0)
