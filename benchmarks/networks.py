@@ -217,10 +217,24 @@ def fitted(
     return [BATCH / statistics.median(times) for times in turns.times]
 
 
-def measure(
-    name: str, quick: bool, rounds: int, seconds: float, compiled: bool
-) -> list[Row]:
-    """Return the rows of a case: step, prediction and fit, or the step compiled."""
+def compiled(name: str, quick: bool, rounds: int, seconds: float) -> list[Row]:
+    """Return the row of a case: its step by torch.compile beside that without."""
+    surrogate = surrogate_of(name, quick)
+    batch = batch_of(surrogate)
+    inputs = normalised(surrogate, batch)
+    target = surrogate.normalisation.fields(batch.target)
+    network, other = surrogate.network, copy.deepcopy(surrogate.network)
+    other.compile()
+    calls = [
+        stepping(side, inputs, target, surrogate.optimizer(side.parameters()))
+        for side in (other, network)
+    ]
+    rate, its = rates(calls, rounds, seconds)
+    return [Row(f"{name}: step, compiled", rate, "samples/s", "not compiled", its)]
+
+
+def measure(name: str, quick: bool, rounds: int, seconds: float) -> list[Row]:
+    """Return the rows of a case: step, prediction and fit."""
     case = CASES[name]
     surrogate = surrogate_of(name, quick)
     batch = batch_of(surrogate)
@@ -229,15 +243,6 @@ def measure(
     target = surrogate.normalisation.fields(batch.target)
     network, other = surrogate.network, copy.deepcopy(surrogate.network)
     assert module(*given).shape == network(*inputs).shape == target.shape
-    if compiled:
-        other.compile()
-        calls = [
-            stepping(side, inputs, target, surrogate.optimizer(side.parameters()))
-            for side in (other, network)
-        ]
-        rate, its = rates(calls, rounds, seconds)
-        what = f"{name}: step, compiled"
-        return [Row(what, rate, "samples/s", "not compiled", its)]
     sides = (network, inputs), (module, given)
     steps = [
         stepping(*side, target, surrogate.optimizer(side[0].parameters()))
@@ -282,11 +287,14 @@ def main() -> None:
     left_out = ("FNO, heat2d", "FNO, navier_stokes2d") if options.quick else ()
     names = [n for n in CASES if options.only in n and n not in left_out]
     for name in track(names, "cases", transient=True):
+        if options.compiled:
+            rows += compiled(name, options.quick, rounds, options.seconds)
+            continue
         package = CASES[name].package
         if importlib.util.find_spec(package) is None:
             Console().print(_REMEDY.format(package), markup=False)
             continue
-        rows += measure(name, options.quick, rounds, options.seconds, options.compiled)
+        rows += measure(name, options.quick, rounds, options.seconds)
     report(rows, options.json)
 
 

@@ -41,6 +41,7 @@ __all__ = ["SETTINGS", "Setting"]
 
 HERE = Path(__file__).resolve().parent
 VARIANTS = ("offline", "reservoir")
+HISTORY = "history"
 BUNDLE = 10  # steps of a prediction, and before the first
 
 Fields = Float[np.ndarray, "simulation *space"]
@@ -140,7 +141,7 @@ def compared(name: str, folder: Path, *, quick: bool, words: list[str]) -> None:
     main(["compare", *before, "--output", str(folder), *words])
 
 
-#: Fields given and predicted, and the names of the former.
+#: Fields given, by the names of the inputs or as HISTORY, and those to predict.
 Tests = tuple[dict[str, np.ndarray], Fields]
 
 
@@ -155,7 +156,7 @@ def unseen(setting: Setting, count: int) -> Tests:
     if data.inputs is None:
         runs = [[*data.solver.fields(simulation.parameters)] for simulation in design]
         solved = np.array(runs, np.float32)[:, :, 0]
-        return {"": solved[:, :BUNDLE]}, solved[:, BUNDLE:]
+        return {HISTORY: solved[:, :BUNDLE]}, solved[:, BUNDLE:]
     drawn = [data.inputs.fields(simulation, spec) for simulation in design]
     ends = [next(data.solver.fields(named_inputs(spec, a)))[0] for a in drawn]
     return {spec.inputs[0].name: np.stack(drawn)[:, 0]}, np.array(ends, np.float32)
@@ -164,8 +165,8 @@ def unseen(setting: Setting, count: int) -> Tests:
 def error_of(checkpoint: Path, given: dict[str, np.ndarray], truth: Fields) -> float:
     """Return the mean of ‖û - u‖ / ‖u‖, over all times and points."""
     surrogate = Surrogate.load(checkpoint)
-    if "" in given:
-        history = torch.from_numpy(given[""])
+    if HISTORY in given:
+        history = torch.from_numpy(given[HISTORY])
         none = torch.zeros(len(truth), len(surrogate.spec.parameters))
         first = torch.full((len(truth),), float(BUNDLE))
         steps = truth.shape[1]
