@@ -15,7 +15,9 @@ import browser as chromium
 import numpy as np
 import pandas as pd
 import pytest
-from bokeh.models import Scatter
+from bokeh.document import Document
+from bokeh.io.doc import patch_curdoc
+from bokeh.models import CustomJS, Div, Scatter
 from folders import OUTCOME, SETTINGS, spec, write_run
 from rocrate.rocrate import ROCrate
 
@@ -191,6 +193,16 @@ def test_nothing_is_loaded_and_text_is_text(whole):
     assert "<script>alert(1)</script>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert resources("<img src='http://a/b.png'><script src=https://c></script>")
+
+
+def test_a_live_page_that_is_drawn_meanwhile_leaves_nothing_in_it(whole):
+    """A server draws its page in another thread, and Bokeh's document is the process's."""
+    live = Document()
+    lost = Div(text="The connection is lost.")
+    live.js_on_event("connection_lost", CustomJS(args={"lost": lost}, code="lost"))
+    with patch_curdoc(live):
+        page = run_page(RunFolder(whole[1]))
+    assert "The connection is lost." not in page
 
 
 def test_a_name_is_escaped(tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
+from bokeh.document import Document
 from bokeh.embed import components
 from bokeh.resources import INLINE, Resources
 
@@ -71,6 +72,11 @@ def render(
     """Return the page; whatever text is given is escaped."""
     blocks = [block for section in sections for block in section.blocks]
     plots = {plot.id: plot for block in blocks for plot in block.plots}
+    # Without a document of its own, Bokeh copies callbacks from that of a live page
+    # which another thread draws at this moment, and widgets with them.
+    own = Document()
+    for plot in plots.values():
+        own.add_root(plot)
     script, divisions = components(plots) if plots else ("", {})
     return _template().render(
         title=title,
