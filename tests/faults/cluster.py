@@ -17,7 +17,7 @@ def shared_cluster():
     # A fork server has imported what a task needs; it is no fork of this process. A worker
     # that imports it under load takes seconds, and looks like one that hangs.
     dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
-    needed = ["distributed", "surrogate_flow.ensemble.attempt"]
+    needed = ["distributed", "dask.array", "surrogate_flow.ensemble.attempt"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(needed)
     forkserver.ensure_running()
     return open_cluster(

@@ -112,7 +112,7 @@ def plan(seed: int) -> Plan:
         cuts=tuple(random.integers(300, length // 2, 3 * ("cut" in kinds)).tolist()),
         pause=_pause(seed, random) if "pause" in kinds else 0.0,
         # Longer than a busy machine keeps a worker waiting.
-        step_timeout=6.0 if {"hangs", "gil"} & set(kinds) else 20.0,
+        step_timeout=15.0 if {"hangs", "gil"} & set(kinds) else 20.0,
         kinds=kinds,
         ends={}
         if kinds[0] in ("full", "gone")

@@ -31,8 +31,9 @@ from surrogate_flow.stream import Inlet, StreamError, Timing
 DEADLINE = 90.0  # seconds that a study has to end by itself
 STOPPED = 2.5  # seconds that a worker stands still
 BEAT = Timing(heartbeat=0.2, heartbeat_timeout=1.0)  # STOPPED is longer
-# Seconds between two looks of the watchdog, and for an answer of a worker.
-LOOKS = {"poll": 0.3, "answer": 1.0}
+# Seconds between two looks of the watchdog, and for an answer of a worker: one that has
+# just started on a busy machine has none for a second or two.
+LOOKS = {"poll": 0.3, "answer": 5.0}
 
 
 class Trial:
