@@ -18,6 +18,10 @@ __all__ = ["EXPERIMENTS"]
 HERE = Path(__file__).resolve().parent
 _PLAIN = str(HERE / "fully_connected_plain.yaml")
 _ONE_STEP = "--model.window=surrogate_flow.fields.Autoregressive"
+_HEAT = [
+    *("--data", "heat2d", "--model", "fully_connected"),
+    *("--data.solver.cells", "[50, 50]"),
+]
 _SMALL_FNO = ["--model.network.modes=8", "--model.network.width=16"]
 
 # Meyer et al., SC 2023: the laptop run, and the large one; Meyer et al., ICML 2023:
@@ -36,9 +40,14 @@ EXPERIMENTS = {
         *("--model.scheduler.milestones", "[2000, 4000, 6000, 8000]"),
     ],
     "fully_connected": [
-        *("--data", "heat2d", "--model", "fully_connected"),
+        *(*_HEAT, "--variants", "offline", "reservoir"),
         *("--batches", "2000", "--offline", "10", "30", "100", "300", "--seeds", "5"),
-        *("--variants", "offline", "reservoir", "--data.solver.cells", "[50, 50]"),
+    ],
+    # The order of the policies, after as many batches and after as many seconds.
+    "policies": [*_HEAT, "--batches", "2000", "--offline", "10", "--seeds", "5"],
+    "policies_in_time": [
+        *(*_HEAT, "--batches", "100000", "--offline", "10", "--seeds", "5"),
+        *("--trainer.max_time", "00:00:00:40", "--trainer.val_check_interval", "250"),
     ],
     "fno": [
         *("--data", "navier_stokes2d", "--model", "fno", *_SMALL_FNO, _ONE_STEP),
