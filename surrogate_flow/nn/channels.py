@@ -78,15 +78,8 @@ class Channels(nn.Module):
         same = torch.cat([parameters, step[:, None]], dim=1)
         same = same.reshape(*same.shape, *(1 for _ in space)).expand(-1, -1, *space)
         positions = self.positions.expand(batch, *self.positions.shape[1:])
-        seen = (
-            [history.flatten(1, 2)]
-            if inputs is None
-            else [
-                history.flatten(1, 2),
-                inputs,
-            ]
-        )
-        return torch.cat([*seen, same, positions], dim=1)
+        given = [] if inputs is None else [inputs]
+        return torch.cat([history.flatten(1, 2), *given, same, positions], dim=1)
 
 
 def _require_grid(spec: FieldSpec, network: str) -> None:
