@@ -176,7 +176,10 @@ def test_experiments_of_the_papers_run(name, variant, tmp_path):
         "message_passing",
         *(
             pytest.param(name, marks=pytest.mark.bench)
-            for name in ("large", "fully_connected", "fno", "unet")
+            for name in (
+                *("large", "fully_connected", "fno", "unet"),
+                *("policies", "policies_in_time"),
+            )
         ),
     ],
 )
