@@ -1,7 +1,9 @@
 """The experiments of the two papers, at a size for two cores: one command a figure.
 
 Each is a comparison, as ``surrogate-flow compare`` makes it, and goes on where it was
-when it is typed again. docs/results.md has what came of them.
+when it is typed again. Those with data sets of several sizes are drawn together into
+gains.png: how much less networks err online, by how often each sample of the data set
+is trained. docs/results.md has what came of them.
 """
 
 from __future__ import annotations
@@ -11,7 +13,13 @@ import os
 import sys
 from pathlib import Path
 
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
 from surrogate_flow.cli.app import main
+from surrogate_flow.fields.window import ROLLOUT, SINGLE
 
 __all__ = ["EXPERIMENTS"]
 
@@ -83,6 +91,42 @@ def run(name: str, folder: Path, *, quick: bool, words: list[str]) -> None:
     sys.path.insert(0, str(HERE))
     more = [*(QUICK if quick else []), *words]
     main(["compare", *EXPERIMENTS[name], "--output", str(folder / name), *more])
+    draw_gains(folder)
+
+
+def draw_gains(folder: Path) -> None:
+    """Draw error offline / error online of what is there, after as many batches."""
+    figure = Figure(figsize=(12, 5), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    few, often = figure.subplots(1, 2, sharey=True)
+    tables = {name: folder / name / "comparison.csv" for name in EXPERIMENTS}
+    for path in filter(Path.exists, tables.values()):
+        means = pd.read_csv(path).groupby("variant").mean()
+        online, offline = means.loc["reservoir"], means.filter(like="offline", axis=0)
+        offline = offline.sort_values("unique_samples")
+        if len(offline) < 2:
+            continue
+        for error, style, kind in ((SINGLE, "o-", ""), (ROLLOUT, "o--", ", rollouts")):
+            if error not in means:
+                continue
+            gain, label = offline[error] / online[error], f"{path.parent.name}{kind}"
+            (line,) = few.plot(offline.unique_samples, gain, style, label=label)
+            trained = offline.samples / offline.unique_samples
+            often.plot(trained, gain, style, color=line.get_color())
+    for axes in (few, often):
+        axes.set(xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.grid(visible=True, alpha=0.3)
+    few.set_xlabel("different samples of the data set")
+    few.set_ylabel("gain: error offline / error online")
+    often.set_xlabel("how often each of them is trained")
+    if few.lines[1:]:
+        few.legend()
+        figure.savefig(folder / "gains.png")
 
 
 if __name__ == "__main__":
