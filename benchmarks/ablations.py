@@ -215,4 +215,4 @@ if __name__ == "__main__":
             f"{statistics.median(of['batches']):.0f}",
             f"{statistics.median(of['seconds']):.0f}",
         )
-        Console(width=110).print(table)
+        Console(width=140).print(table)
