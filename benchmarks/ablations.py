@@ -39,6 +39,7 @@ class Pair:
     words: Sequence[str]
     simulations: int
     batch_size: int
+    #: Steps, and samples of several of them.
     capacity: int
     threshold: int
     #: Of each sample, on average, while simulations run.
@@ -97,13 +98,13 @@ PAIRS = {
         unroll=1,
         relative=False,
     ),
-    "fno_e1": Pair([*_E1, *_SMALL_FNO], 200, 16, 3000, 1000, 2.0, unroll=0),
+    "fno_e1": Pair([*_E1, *_SMALL_FNO], 200, 16, 20_000, 1000, 2.0, unroll=0),
     "message_passing_e1": Pair(
         [
             *(*_E1, "--model=message_passing", "--model.network.width=64"),
             "--model.network.periodic=true",
         ],
-        *(200, 16, 3000, 1000, 2.0),
+        *(200, 16, 20_000, 1000, 2.0),
         unroll=1,
     ),
     "fno_flow": Pair([*_FLOW, *_SMALL_FNO], 150, 16, 1500, 300, 4.0, unroll=0),

@@ -14,6 +14,7 @@ import xarray as xr
 from surrogate_flow.cli.lightning import build
 from surrogate_flow.cli.sweep.folder import SweepFolder
 from surrogate_flow.report.folder.cost import break_even
+from surrogate_flow.reservoir.layout import slots_of
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -403,15 +404,17 @@ def test_ablations_have_a_row_for_each_setting(tmp_path):
     ],
 )
 def test_settings_of_ablations_are_options(pair, monkeypatch):
-    """All variants of each pair can be built at their full size."""
+    """All variants of each pair can be built at their full size, reservoirs too."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setattr(sys, "argv", sys.argv)
     import ablations
 
-    for variant in ("constant rate 0.001", "twice the draws"):
+    for variant in ("constant rate 0.001", "twice the draws", "half the capacity"):
         pair_of = ablations.PAIRS[pair]
         words = pair_of.fit(ablations.VARIANTS[variant])
         data, model = build(["fit", *words, "--data.deterministic=true"])
         plain = variant == "constant rate 0.001"
         assert (model.scheduler is None) == plain
-        assert data.reservoir.limiter.ratio == pair_of.draws * (1 if plain else 2)
+        draws = 2 if variant == "twice the draws" else 1
+        assert data.reservoir.limiter.ratio == pair_of.draws * draws
+        assert slots_of(data.reservoir, data.spec, model.window, data.batch_size)
