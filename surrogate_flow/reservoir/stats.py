@@ -61,34 +61,40 @@ class StoreStats:
 
 @final
 class Stopwatch:
-    """A stopwatch that may be started when it runs and stopped when it does not."""
+    """A stopwatch that may be started when it runs and stopped when it does not.
+
+    One thread starts and stops it; others may read it meanwhile.
+    """
 
     def __init__(self) -> None:
-        self._since: float | None = None
-        self._before = 0.0
+        # Seconds before it was started, and when that was: replaced as one.
+        self._state: tuple[float, float | None] = 0.0, None
 
     @property
     def running(self) -> bool:
         """Whether it runs."""
-        return self._since is not None
+        return self._state[1] is not None
 
     @property
     def lap(self) -> float:
         """Seconds since it was started, 0 if it does not run."""
-        return 0.0 if self._since is None else time.monotonic() - self._since
+        since = self._state[1]
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def total(self) -> float:
         """Seconds that it ran, up to now."""
-        return self._before + self.lap
+        before, since = self._state
+        return before if since is None else before + time.monotonic() - since
 
     def start(self) -> None:
         """Run, if it does not."""
-        self._since = self._since or time.monotonic()
+        before, since = self._state
+        self._state = before, since or time.monotonic()
 
     def stop(self) -> None:
         """Do not run."""
-        self._before, self._since = self.total, None
+        self._state = self.total, None
 
 
 @final

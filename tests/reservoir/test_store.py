@@ -28,6 +28,7 @@ from surrogate_flow.reservoir import (
     Reservoir,
     SamplesPerInsert,
     Store,
+    stats,
 )
 from surrogate_flow.testing import store as laws
 
@@ -824,3 +825,20 @@ def test_a_batch_says_how_many_follow_it(policy, room, fails):
     for number in range(3):
         offer(unknown, number, 0, steps)
     assert unknown.draw(0).remaining == math.inf
+
+
+def test_a_stopwatch_is_read_while_another_thread_stops_it(monkeypatch):
+    """The trainer's thread starts and stops it; others, that prefetch and report, read it."""
+    watch, moments = stats.Stopwatch(), iter([0.0, 5.0, 7.0, 8.0])
+
+    def stopped_meanwhile():
+        moment = next(moments)
+        if moment == 5.0:
+            watch.stop()
+        return moment
+
+    monkeypatch.setattr(stats.time, "monotonic", stopped_meanwhile)
+    watch.start()
+    assert watch.total == 5.0
+    assert not watch.running
+    assert watch.total == 7.0
