@@ -102,10 +102,10 @@ def draw_gains(folder: Path) -> None:
     tables = {name: folder / name / "comparison.csv" for name in EXPERIMENTS}
     for path in filter(Path.exists, tables.values()):
         means = pd.read_csv(path).groupby("variant").mean()
-        online, offline = means.loc["reservoir"], means.filter(like="offline", axis=0)
-        offline = offline.sort_values("unique_samples")
-        if len(offline) < 2:
+        offline = means.filter(like="offline", axis=0).sort_values("unique_samples")
+        if len(offline) < 2 or "reservoir" not in means.index:
             continue
+        online = means.loc["reservoir"]
         for error, style, kind in ((SINGLE, "o-", ""), (ROLLOUT, "o--", ", rollouts")):
             if error not in means:
                 continue

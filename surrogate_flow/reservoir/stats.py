@@ -63,7 +63,7 @@ class StoreStats:
 class Stopwatch:
     """A stopwatch that may be started when it runs and stopped when it does not.
 
-    One thread starts and stops it; others may read it meanwhile.
+    It may be read while another thread starts or stops it.
     """
 
     def __init__(self) -> None:
