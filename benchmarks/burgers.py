@@ -45,9 +45,6 @@ TRAINING = [
     # Windows that begin at every step are so alike that each simulation would be
     # learnt by heart while it is in the reservoir.
     *("--model.window.unroll=1", "--model.window.stride=5"),
-    "--model.scheduler=torch.optim.lr_scheduler.MultiStepLR",
-    "--model.scheduler.milestones=[4000, 6000, 7200]",
-    "--model.scheduler.gamma=0.4",
     *("--data.solver.cells=40", "--data.batch_size=16", "--data.simulations=6000"),
 ]
 LENGTH = ["--data.reservoir.threshold=1000", "--trainer.max_steps=8000"]
