@@ -223,15 +223,6 @@ class SurrogateData(L.LightningDataModule, ABC):
         Those of each input field come behind them.
         """
 
-    def changes(self) -> Changes:
-        """Return the root mean square of changes, over samples to train on.
-
-        Those of each output from the last input; `moments` is called before.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__} has no changes(), which predicts='change' needs."
-        )
-
     @abstractmethod
     def status(self) -> Status | None:
         """Return its state, or None before it has begun."""

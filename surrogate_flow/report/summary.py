@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as L
 
-from surrogate_flow.data.module import Cost, RunCallback, SurrogateData, data_of
+from surrogate_flow.data.module import RunCallback, SurrogateData, data_of
 from surrogate_flow.files import leave, observing
 from surrogate_flow.report.folder.run_folder import OUTCOME, RunSummary
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -61,7 +61,7 @@ class WriteSummary(RunCallback):
             return
         cost, taken = data.cost(), _Evaluation()
         with observing(f"surrogate_seconds of {self.path}"):
-            taken = _evaluation(pl_module, data, cost)
+            taken = _evaluation(pl_module, data)
         seconds = self._last - self._first if self._samples else 0.0
         metrics = trainer.callback_metrics.items()
         summary = RunSummary(
@@ -80,6 +80,7 @@ class WriteSummary(RunCallback):
             surrogate_seconds=taken.seconds,
             batch_seconds=taken.of_many,
             batch=taken.batch,
+            history=taken.history,
             alone_seconds=self._alone,
             ended_early=stopped and trainer.global_step != trainer.max_steps,
         )
@@ -93,12 +94,11 @@ class _Evaluation(NamedTuple):
     seconds: float | None = None
     of_many: float | None = None
     batch: int = 1
+    history: float = 0.0  # share of its steps that the solver makes
 
 
-def _evaluation(
-    surrogate: L.LightningModule, data: SurrogateData, cost: Cost
-) -> _Evaluation:
-    """Measure predictions of whole simulations, with the solver's share of each."""
+def _evaluation(surrogate: L.LightningModule, data: SurrogateData) -> _Evaluation:
+    """Measure predictions of whole simulations."""
     held_out = data.validation
     if not (isinstance(surrogate, Surrogate) and held_out and held_out.finished):
         return _Evaluation()
@@ -122,10 +122,10 @@ def _evaluation(
             taken.append(time.perf_counter() - begin)
         return min(taken) / (batch or 1)
 
-    share = cost.solver_seconds / max(cost.simulations, 1) * inputs / spec.steps
+    share = inputs / spec.steps
     one = predict(None, 3, _PATIENCE)
     room = _ROOM // (4 * len(times) * math.prod(spec.step_shape))
     batch = min(_BATCH, room, int(_MANY / one)) if spec.parameters else 1
     if batch < 2:
-        return _Evaluation(one + share)
-    return _Evaluation(one + share, predict(batch, 2, _MANY) + share, batch)
+        return _Evaluation(one, history=share)
+    return _Evaluation(one, predict(batch, 2, _MANY), batch, share)

@@ -91,11 +91,14 @@ def loss_of(
 ) -> Float[Tensor, ""]:
     """Return the loss of a batch over the points that are known, all of them if None.
 
-    Where `loss` is a mean over elements, it is the mean over those of these points. Any
-    other loss sees 0 in prediction and target at the others.
+    Where `loss` is a mean over elements, it is the mean over those of these points, and
+    so with `RelativeL2`. Any other loss sees 0 in prediction and target at the others.
     """
     if known is None:
         of_all: Tensor = loss(prediction, target)
+        return of_all
+    if isinstance(loss, RelativeL2):
+        of_all = loss(prediction, target, known)
         return of_all
     prediction = torch.where(known, prediction, 0.0)
     losses = _elementwise(loss, prediction, target)
@@ -151,9 +154,7 @@ def sample_losses(
     shares of samples, so each gets the loss of the batch, and it is not called again.
     """
     if isinstance(loss, RelativeL2):
-        if known is not None:
-            prediction = torch.where(known, prediction, 0.0)
-        return loss.of_samples(prediction, target)
+        return loss.of_samples(prediction, target, known)
     losses = _elementwise(loss, prediction, target)
     if losses is None:
         return of_batch.expand(len(prediction))

@@ -91,16 +91,18 @@ def drawn_unrolls(most: int, epoch: int, batch: int) -> int:
     return int(_chance(epoch, batch).integers(most + 1))
 
 
-def drawn_noise(like: Tensor, std: float, epoch: int, batch: int) -> Tensor:
-    """Return the normal noise of a batch: the same in a resumed run."""
+def drawn_noise(
+    like: Tensor, std: float, epoch: int, batch: int, rank: int = 0
+) -> Tensor:
+    """Return the normal noise of a batch of a rank: the same in a resumed run."""
     generator = torch.Generator(like.device)
-    generator.manual_seed(int(_chance(epoch, batch).integers(2**62)))
+    generator.manual_seed(int(_chance(epoch, batch, rank).integers(2**62)))
     shape, device = like.shape, like.device
     return std * torch.randn(shape, generator=generator, device=device)
 
 
-def _chance(epoch: int, batch: int) -> np.random.Generator:
-    return np.random.default_rng([torch.initial_seed(), epoch, batch])
+def _chance(*place: int) -> np.random.Generator:
+    return np.random.default_rng([torch.initial_seed(), *place])
 
 
 @torch.no_grad()

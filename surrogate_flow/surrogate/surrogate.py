@@ -268,8 +268,15 @@ class Surrogate(L.LightningModule):
             )
         self.normalisation.freeze(*self._data.moments())
         if self.normalisation.change_scale is not None:
-            data: Any = self._data
-            self.normalisation.freeze_changes(data.changes())
+            changes = getattr(self._data, "changes", None)
+            if changes is None:
+                raise ArgumentError(
+                    "model.predicts: change",
+                    "data with changes(), the root mean squares of what it predicts",
+                    f"{type(self._data).__name__} without",
+                    "Write one, as OnlineData has it, or leave model.predicts out.",
+                )
+            self.normalisation.freeze_changes(changes())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss in normalised units, of the last prediction if unrolled."""
@@ -277,7 +284,7 @@ class Surrogate(L.LightningModule):
         unrolls = drawn_unrolls(self.window.unroll, *place)
         batch = pushed_forward(self, batch, unrolls, self.window.outputs)
         if self.noise:
-            noise = drawn_noise(batch.history, self.noise, *place)
+            noise = drawn_noise(batch.history, self.noise, *place, self.global_rank)
             batch = self.normalisation.noisy(batch, noise)
         prediction = self.normalised(*batch[:3], *batch.given)
         target = self.normalisation.target(batch.target, batch.history)

@@ -444,14 +444,23 @@ def test_what_payback_measures_is_shown(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("outcome", "solver", "about", "said"),
     [
-        # (100 x 3 + 60) / (3 - 0.002), of simulations before the training.
+        # (620 + 60) / (3 - 0.002), of simulations before the training.
         (
             dict(alone_seconds=3.0, solver_seconds=620.0, simulations=100,
                  training_seconds=60.0, batch_seconds=0.002, batch=256),
             True,
             {},
-            "Pays after 121 evaluations, against the solver as it ran: a simulation takes 3 s and a prediction 2 ms (in "
-            "batches of 256); simulations took 5 min and training 60 s.",
+            "Pays after 227 evaluations, against the solver as it ran: a simulation takes 3 s and a prediction 2 ms (in "
+            "batches of 256); simulations took 10.3 min and training 60 s.",
+        ),
+        # The solver makes a tenth of a simulation, alone: (620 + 60) / (3 - 0.302).
+        (
+            dict(alone_seconds=3.0, solver_seconds=620.0, simulations=100, history=0.1,
+                 training_seconds=60.0, batch_seconds=0.002, batch=256),
+            True,
+            {},
+            "Pays after 253 evaluations, against the solver as it ran: a simulation takes 3 s and a prediction 0.302 s (in "
+            "batches of 256); simulations took 10.3 min and training 60 s.",
         ),
         # None was complete before: (620 + 60) / (6.2 - 0.1), one at a time.
         (

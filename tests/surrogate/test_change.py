@@ -116,6 +116,13 @@ def test_a_fit_measures_the_changes_of_the_first_fill(tmp_path, monkeypatch):
     assert data.store.stats().population == 0
 
 
+def test_data_that_know_no_changes_are_refused(tmp_path, monkeypatch):
+    """In a sentence, with what to do."""
+    monkeypatch.setattr("filled.Surrogate", partial(Surrogate, predicts="change"))
+    with pytest.raises(ArgumentError, match=r"expected data with changes\(\).*Filled"):
+        fit(Filled(), tmp_path)
+
+
 def test_a_checkpoint_keeps_it_and_no_other_fits(tmp_path):
     """It predicts the same; one of fields is refused by name, and older ones are of fields."""
     surrogate = made(SMALL)
@@ -145,6 +152,7 @@ def test_noise_is_of_its_size_and_the_target_leads_back():
     noise = drawn_noise(history, 0.1, epoch=0, batch=7)
     assert noise.equal(drawn_noise(history, 0.1, epoch=0, batch=7))
     assert not noise.equal(drawn_noise(history, 0.1, epoch=0, batch=8))
+    assert not noise.equal(drawn_noise(history, 0.1, epoch=0, batch=7, rank=1))
     noisy = normalisation.noisy(batch, noise).history
     std = noisy.std((0, 1, 3))
     torch.testing.assert_close(std, torch.tensor([0.2, 5.0]), rtol=0.02, atol=0)

@@ -171,5 +171,20 @@ def test_the_relative_loss_is_the_metric_of_each_sample():
     floored = relative.RelativeL2(floor=2.0)(prediction, 0 * target)
     norms = prediction.transpose(1, 2).flatten(2).norm(dim=2)
     assert floored == pytest.approx(float((norms / (2 * 10**0.5)).mean()))
-    with pytest.raises(ValueError, match="a floor above 0, got 0"):
+    with pytest.raises(UserError, match=r"a number above 0, got 0\. 1e-6 compares"):
         relative.RelativeL2(floor=0)
+
+
+def test_a_field_is_compared_with_the_floor_of_the_points_that_are_known():
+    """Points that are masked change nothing, whether the floor acts or not."""
+    prediction, target = torch.randn(2, 4, 2, 3, 50, generator=torch.manual_seed(2))
+    known = torch.zeros(target.shape, dtype=torch.bool)
+    known[..., :10] = True
+    masked = torch.where(known, target, 0.0)
+    for floor in (1e-9, 0.9, 5.0):
+        loss = relative.RelativeL2(floor)
+        alone = loss(prediction[..., :10], target[..., :10])
+        of_known = loss_of(loss, prediction, masked, known)
+        torch.testing.assert_close(of_known, alone)
+        losses = sample_losses(loss, of_known, prediction, masked, known)
+        torch.testing.assert_close(losses.mean(), alone)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,12 @@ class RunCost:
     simulations : int
         Complete ones.
     solver : float, optional
-        Of all simulations together.
+        Of all simulations together, as they ran.
     training : float
         Of the trainer.
     surrogate : float, optional
-        Of one evaluation: a whole simulation predicted.
+        Of one evaluation: a whole simulation predicted, with what the solver takes for
+        the steps that an autoregressive surrogate goes on from.
     many : float, optional
         The same where `batch` are predicted at once.
     batch : int
@@ -99,7 +100,7 @@ class RunCost:
             solver *= float(done.iloc[-1]) / simulations
             simulations = int(done.iloc[-1])
         settings = arguments(run.settings.get("data"))
-        return cls(
+        cost = cls(
             simulations,
             solver if solver > 0 else None,
             outcome.training_seconds,
@@ -113,6 +114,12 @@ class RunCost:
             bool(run.resumed_from),
             bool(solver_of(run)),
         )
+        share = outcome.history * (cost.per_simulation or 0.0)
+        one, many = (
+            None if taken is None else taken + share
+            for taken in (cost.surrogate, cost.many)
+        )
+        return replace(cost, surrogate=one, many=many)
 
     @property
     def per_simulation(self) -> float | None:
@@ -126,12 +133,6 @@ class RunCost:
     def beside(self) -> bool:
         """Whether these are of simulations that had the cores of the training."""
         return self.shared and self.per_simulation != self.alone
-
-    @property
-    def simulating(self) -> float | None:
-        """Seconds of all simulations, each of `per_simulation`."""
-        each = self.per_simulation
-        return None if each is None else each * self.simulations
 
     @property
     def evaluation(self) -> float | None:
@@ -149,10 +150,10 @@ class RunCost:
         return self._after(self.surrogate)
 
     def _after(self, surrogate: float | None) -> int | None:
-        spent, each = self.simulating, self.per_simulation
-        if spent is None or each is None or surrogate is None or self.part:
+        each = self.per_simulation
+        if self.solver is None or each is None or surrogate is None or self.part:
             return None
-        return break_even(spent + self.training, each, surrogate)
+        return break_even(self.solver + self.training, each, surrogate)
 
     @property
     def never(self) -> bool:
@@ -196,7 +197,7 @@ class RunCost:
         return (
             f"Pays after {number(self.break_even)} evaluations, against the solver as "
             f"it ran: a simulation takes {seconds(each)}{how} and a prediction "
-            f"{seconds(took)}{batch}; simulations took {seconds(self.simulating)} and "
+            f"{seconds(took)}{batch}; simulations took {seconds(self.solver)} and "
             f"training {seconds(self.training)}."
         )
 

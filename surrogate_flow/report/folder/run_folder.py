@@ -85,12 +85,14 @@ class RunSummary:
     early_simulations : dict of str to int
         How many have ended before their last step, by the reason that solvers gave.
     surrogate_seconds : float, optional
-        Of one evaluation at the end of the fit: a whole simulation, predicted, with the
-        solver's share for the steps that an autoregressive surrogate goes on from.
+        Of one evaluation at the end of the fit: a whole simulation, predicted.
     batch_seconds : float, optional
         The same where `batch` are predicted by one call.
     batch : int
         How many these are.
+    history : float
+        Share of a simulation's steps that such a prediction goes on from. 0 in the
+        files of older versions, whose seconds of one have the solver's in them.
     alone_seconds : float, optional
         Of one of the simulations that were complete before the first batch, from which
         the training took no core.
@@ -112,6 +114,7 @@ class RunSummary:
     surrogate_seconds: float | None = None
     batch_seconds: float | None = None
     batch: int = 1
+    history: float = 0.0
     alone_seconds: float | None = None
     ended_early: bool = False
 

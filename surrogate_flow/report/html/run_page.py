@@ -287,6 +287,8 @@ def _cost(run: RunFolder, section: Section) -> None:
         return
     section.add("text", str(cost))
     batch = f"{counted(cost.batch, 'simulation')} predicted at once"
+    history = run.outcome.history if run.outcome else 0.0
+    share = f", and {percent(history)} of the solver's" if history else ""
     rows = [
         (
             "solver time, of all simulations",
@@ -309,17 +311,18 @@ def _cost(run: RunFolder, section: Section) -> None:
         (
             "surrogate, one evaluation",
             seconds(cost.surrogate),
-            "outcome.json, surrogate_seconds: a whole simulation predicted at the end",
+            "outcome.json, surrogate_seconds: a whole simulation predicted at the end"
+            f"{share}",
         ),
         (
             "the same in a batch",
             seconds(cost.many),
-            f"outcome.json, batch_seconds: one of {batch}",
+            f"outcome.json, batch_seconds: one of {batch}{share}",
         ),
         (
             "evaluations to break even",
             _paid(cost),
-            "time of all simulations and training time, over what one saves",
+            "solver time and training time, over what one saves",
         ),
         (
             "the same, one at a time",
@@ -346,9 +349,8 @@ def _cost(run: RunFolder, section: Section) -> None:
     if known and not cost.part:
         section.add(
             "equation",
-            "N = (simulations at the time of one + training time) / (solver, one "
-            "simulation - surrogate, one evaluation) = "
-            f"({number(cost.simulating)} s + {number(cost.training)} s) "
+            "N = (solver time + training time) / (solver, one simulation - surrogate, "
+            f"one evaluation) = ({number(cost.solver)} s + {number(cost.training)} s) "
             f"/ ({number(cost.per_simulation)} s - {number(cost.evaluation)} s) = "
             f"{_paid(cost)}",
         )
