@@ -15,22 +15,18 @@ A run that has trained all its batches is not run again, one that was cut off is
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from fits import digest, fit_once, unseen
 from jaxtyping import Float
-from row import Row, digest, report
+from row import Row, report
 
 from surrogate_flow import Surrogate
 from surrogate_flow.data.validation import ValidationSet
-from surrogate_flow.report.folder.run_folder import RunSummary
-from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import Combined1D
 from surrogate_flow.surrogate.error_curve import ErrorCurve
 
@@ -57,31 +53,11 @@ QUICK = [
 
 def trained(experiment: str, network: str, folder: Path, length: list[str]) -> Path:
     """Train, unless that has been done; return the checkpoint of the best weights."""
-    words = ["fit", f"--data=combined1d_{experiment}", f"--model={network}"]
+    words = [f"--data=combined1d_{experiment}", f"--model={network}"]
     words += [*NETWORKS[network], *TRAINING, *length]
     # What is trained in another way has another folder.
     place = folder / experiment / f"{network}-{digest(words)}"
-    batches = int(length[1].partition("=")[2])
-    run = _ended(place, batches)
-    if run is None:
-        words.append(f"--trainer.default_root_dir={place}")
-        subprocess.run(
-            [sys.executable, "-m", "surrogate_flow", *words],
-            check=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        run = _ended(place, batches)
-    if run is None:
-        raise SystemExit(f"{place}: the run has ended before {batches} batches.")
-    return run / "checkpoints" / "best.ckpt"
-
-
-def _ended(place: Path, batches: int) -> Path | None:
-    for path in place.glob("*/*/outcome.json"):
-        outcome = RunSummary.read(path.parent)
-        if outcome is not None and outcome.batches >= batches:
-            return path.parent
-    return None
+    return fit_once(place, words) / "checkpoints" / "best.ckpt"
 
 
 def solved(
@@ -99,12 +75,7 @@ def compare(path: Path, count: int) -> list[Row]:
     surrogate = Surrogate.load(path)
     spec = surrogate.spec
     cells = spec.shape[0]
-    simulations = [
-        dict(s.parameters)
-        for s in Design(
-            spec.parameters, Uniform(), held_out=count, simulations=0, part="test"
-        )
-    ]
+    simulations = unseen(spec, count)
     fine = _solver(surrogate, cells, 200 // cells * cells)
     truth, fine_seconds = solved(fine, simulations)
     weno, solver_seconds = solved(_solver(surrogate, cells, cells), simulations)

@@ -46,6 +46,7 @@ from surrogate_flow.reservoir import (
 )
 from surrogate_flow.reservoir.memory import HostMemory
 from surrogate_flow.solvers import Heat2D, NavierStokes2D
+from surrogate_flow.surrogate.averaging import AveragedWeights
 from surrogate_flow.surrogate.batch import Batch
 
 __all__ = ["CASES"]
@@ -145,6 +146,8 @@ def rate(
         devices=[device.index or 0] if device.type == "cuda" else 1,
         precision=precision,  # type: ignore[arg-type]  # one of a table
         max_epochs=1,
+        # As behind the first steps of a fit.
+        callbacks=[AveragedWeights(at_first=0)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -25,17 +25,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from fits import by_case_and_seed, compared, unseen
 from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, RandomSampler
 
 from surrogate_flow import Surrogate
-from surrogate_flow.cli.app import main
-from surrogate_flow.cli.sweep.folder import SweepFolder
-from surrogate_flow.cli.sweep.recipe import CASE, SEED
 from surrogate_flow.dataset import Archive
-from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import Combined1D
 from surrogate_flow.surrogate.schedule import WarmupCosine
 
@@ -67,13 +64,10 @@ def words_of(batches: int, trajectories: int, seeds: int) -> list[str]:
     ]
 
 
-def unseen(count: int) -> tuple[Trajectories, np.ndarray]:
+def trajectories_of(count: int) -> tuple[Trajectories, np.ndarray]:
     """Return trajectories that no run has seen, and their parameters."""
     solver = Combined1D(CELLS)
-    design = Design(
-        solver.spec.parameters, Uniform(), held_out=count, simulations=0, part="test"
-    )
-    drawn = [simulation.parameters for simulation in design]
+    drawn = unseen(solver.spec, count)
     fields = [np.concatenate([*solver.fields(p)])[:, 0] for p in drawn]
     vectors = np.array([solver.spec.vector(p) for p in drawn])
     return np.array(fields, np.float32), vectors.astype(np.float32)
@@ -229,16 +223,10 @@ def run(options: argparse.Namespace, words: list[str]) -> None:
         batches, trajectories, seeds = 4, 4, 1
         words = ["--data.held_out=2", "--data.reservoir.threshold=16", *words]
     before, folder = words_of(batches, trajectories, seeds), options.output
-    main(["compare", *before, "--output", str(folder), *words])
+    compared([*before, *words], folder)
     torch.set_num_threads(1)
-    test = unseen(2 if options.quick else 50)
-    found: dict[str, dict[int, dict[str, float]]] = {}
-    sweep = SweepFolder(folder)
-    for row in sweep.rows():
-        checkpoint = sweep.checkpoint(row.number)
-        if row.state == "complete" and checkpoint is not None:
-            case, seed = str(row.point[CASE]), int(row.point[SEED])
-            found.setdefault(case, {})[seed] = errors(of_surrogate(checkpoint), *test)
+    test = trajectories_of(2 if options.quick else 50)
+    found = by_case_and_seed(folder, lambda path: errors(of_surrogate(path), *test))
     if options.peer:
         for rate, seed in itertools.product(RATES, range(seeds)):
             theirs = of_peer(options.peer, folder, seed, batches, rate, test)

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from surrogate_flow.cli.lightning import build
 from surrogate_flow.cli.trainer import FolderTrainer
 from surrogate_flow.report.monitor import MetricsTable
-from surrogate_flow.surrogate import averaging
+from surrogate_flow.surrogate.averaging import AveragedWeights
 from surrogate_flow.surrogate.batch import Batch
 from surrogate_flow.surrogate.surrogate import Surrogate
 
@@ -205,6 +205,8 @@ def fitted(
         trainer = FolderTrainer(
             max_epochs=1,
             accelerator="cpu",
+            # As behind the first steps of a fit.
+            callbacks=[AveragedWeights(at_first=0)],
             logger=MetricsTable(Path(folder), name="", version=""),
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -277,8 +279,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     options = parser.parse_args()
     torch.manual_seed(0)
-    # Weights are averaged with every tenth batch, as behind the first ones of a fit.
-    averaging._AT_FIRST = 0
     torch.set_flush_denormal(True)
     torch.set_num_threads(options.threads)
     rounds = 1 if options.quick else options.rounds

@@ -14,23 +14,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from fits import by_case_and_seed, compared
 from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 
 from surrogate_flow import Surrogate
-from surrogate_flow.cli.app import main
 from surrogate_flow.cli.lightning import build
-from surrogate_flow.cli.sweep.folder import SweepFolder
-from surrogate_flow.cli.sweep.recipe import CASE, SEED
 from surrogate_flow.data.online import OnlineData
 from surrogate_flow.fields.inputs import named_inputs
 from surrogate_flow.solvers.grid import GridSolver
@@ -39,7 +35,6 @@ from surrogate_flow.surrogate.rollout import roll_out
 
 __all__ = ["SETTINGS", "Setting"]
 
-HERE = Path(__file__).resolve().parent
 VARIANTS = ("offline", "reservoir")
 HISTORY = "history"
 BUNDLE = 10  # steps of a prediction, and before the first
@@ -132,20 +127,11 @@ def words_of(name: str, *, quick: bool) -> list[str]:
     ]
 
 
-def compared(name: str, folder: Path, *, quick: bool, words: list[str]) -> None:
-    """Train what has not been trained; `words` go before what the setting says."""
-    path = [str(HERE), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    sys.path.insert(0, str(HERE))
-    before = words_of(name, quick=quick)
-    main(["compare", *before, "--output", str(folder), *words])
-
-
 #: Fields given, by the names of the inputs or as HISTORY, and those to predict.
 Tests = tuple[dict[str, np.ndarray], Fields]
 
 
-def unseen(setting: Setting, count: int) -> Tests:
+def tests_of(setting: Setting, count: int) -> Tests:
     """Return what is given of test simulations, and what the solver makes of it."""
     solver = [word for word in setting.words if word.startswith("--data.solver")]
     words = ["--data", setting.workflow, "--model", "fno", *solver]
@@ -185,15 +171,10 @@ def error_of(checkpoint: Path, given: dict[str, np.ndarray], truth: Fields) -> f
 
 def run(name: str, folder: Path, *, quick: bool, words: list[str]) -> None:
     """Run a setting, print what the networks err on the test pairs, and write it."""
-    compared(name, folder, quick=quick, words=words)
-    setting, sweep = SETTINGS[name], SweepFolder(folder)
-    tests = unseen(setting, 4 if quick else setting.tests)
-    errors: dict[str, dict[int, float]] = {}
-    for row in sweep.rows():
-        checkpoint = sweep.checkpoint(row.number)
-        if row.state == "complete" and checkpoint is not None:
-            error = error_of(checkpoint, *tests)
-            errors.setdefault(str(row.point[CASE]), {})[int(row.point[SEED])] = error
+    compared([*words_of(name, quick=quick), *words], folder)
+    setting = SETTINGS[name]
+    tests = tests_of(setting, 4 if quick else setting.tests)
+    errors = by_case_and_seed(folder, lambda path: error_of(path, *tests))
     table = Table(title=f"{name}: relative L2 of {len(tests[1])} test simulations")
     for column in ("", "median", "each seed"):
         table.add_column(column)

@@ -9,17 +9,15 @@ is trained. docs/results.md has what came of them.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 import pandas as pd
+from fits import compared
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from surrogate_flow.cli.app import main
-from surrogate_flow.fields.window import ROLLOUT, SINGLE
+from surrogate_flow.cli.compare.table import gains_of
 
 __all__ = ["EXPERIMENTS"]
 
@@ -84,11 +82,8 @@ QUICK = ["--batches", "4", "--offline", "2", "--seeds", "1", "--data.held_out", 
 
 def run(name: str, folder: Path, *, quick: bool, words: list[str]) -> None:
     """Run one experiment; `words` go before what it says."""
-    path = [str(HERE), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    sys.path.insert(0, str(HERE))
     more = [*(QUICK if quick else []), *words]
-    main(["compare", *EXPERIMENTS[name], "--output", str(folder / name), *more])
+    compared([*EXPERIMENTS[name], *more], folder / name)
     draw_gains(folder)
 
 
@@ -99,18 +94,10 @@ def draw_gains(folder: Path) -> None:
     few, often = figure.subplots(1, 2, sharey=True)
     tables = {name: folder / name / "comparison.csv" for name in EXPERIMENTS}
     for path in filter(Path.exists, tables.values()):
-        means = pd.read_csv(path).groupby("variant").mean()
-        offline = means.filter(like="offline", axis=0).sort_values("unique_samples")
-        if len(offline) < 2 or "reservoir" not in means.index:
-            continue
-        online = means.loc["reservoir"]
-        for error, style, kind in ((SINGLE, "o-", ""), (ROLLOUT, "o--", ", rollouts")):
-            if error not in means:
-                continue
-            gain, label = offline[error] / online[error], f"{path.parent.name}{kind}"
-            (line,) = few.plot(offline.unique_samples, gain, style, label=label)
-            trained = offline.samples / offline.unique_samples
-            often.plot(trained, gain, style, color=line.get_color())
+        for what, different, trained, gain in gains_of(pd.read_csv(path)):
+            label = f"{path.parent.name}, {what}"
+            few.plot(different, gain, "o-", label=label)
+            often.plot(trained, gain, "o-")
     for axes in (few, often):
         axes.set(xscale="log", yscale="log")
         for axis in (axes.xaxis, axes.yaxis):

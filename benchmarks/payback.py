@@ -35,6 +35,7 @@ import torch
 import yaml
 import zarr
 from coarser import LADDERS, Fields, labelled, on_grid
+from fits import unseen
 from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +43,6 @@ from rich.table import Table
 from surrogate_flow import Surrogate
 from surrogate_flow.report.folder.cost import break_even
 from surrogate_flow.report.folder.run_folder import RunSummary
-from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import GridSolver
 from surrogate_flow.surrogate.rollout import roll_out
 
@@ -177,12 +177,7 @@ def measure(run: Path, count: int) -> tuple[Row, list[Rung]]:
     if outcome is None:
         raise SystemExit(f"{run}: expected outcome.json of a run that ended, got none.")
     spec, inputs = surrogate.spec, surrogate.window.inputs
-    simulations = [
-        dict(s.parameters)
-        for s in Design(
-            spec.parameters, Uniform(), held_out=count, simulations=0, part="test"
-        )
-    ]
+    simulations = unseen(spec, count)
     courses, full = solved(solver, simulations)
     truth = np.array(courses, dtype=np.float32)
     vectors = np.stack([spec.vector(p) for p in simulations]).astype(np.float32)

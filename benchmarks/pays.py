@@ -19,11 +19,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,21 +29,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from fits import digest, fit_once, unseen
 from payback import Rung, cheapest, relative
 from rich.console import Console
 from rich.table import Table
-from row import digest
 
 from surrogate_flow import Surrogate
 from surrogate_flow.report.folder.cost import break_even
-from surrogate_flow.sampling import Design, Uniform
 from surrogate_flow.solvers import NaturalConvection
 
 Fields = list[np.ndarray]
 LADDER: tuple[int, ...] = (32, 28, 24, 22, 20, 18, 16, 14, 12, 10)
 REFERENCE, CELLS = 40, 24
 FIT = [
-    *("fit", "--data=natural_convection", "--model=fully_connected"),
+    *("--data=natural_convection", "--model=fully_connected"),
     *("--model.network.activation=torch.nn.GELU", "--model.network.widths=[64, 64]"),
     *("--model.optimizer.lr=0.005", "--data.simulations=150", "--data.held_out=10"),
 ]
@@ -114,20 +110,10 @@ def trained(folder: Path, seed: int, words: Sequence[str]) -> tuple[Path, float]
     place = folder / digest([*FIT, *words]) / f"seed-{seed}"
     noted = place / "spent.json"
     if not noted.is_file():
-        more = [f"--seed_everything={seed}", f"--trainer.default_root_dir={place}"]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, "-m", "surrogate_flow", *FIT, *words, *more],
-            check=True,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "SURROGATE_FLOW_REPORT": "no",
-            },
-        )
+        run = fit_once(place, [*FIT, *words, f"--seed_everything={seed}"])
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        run = max(place.glob("*/*/outcome.json")).parent
         noted.write_text(json.dumps({"run": str(run), "core_seconds": spent}))
     known = json.loads(noted.read_text())
     return Path(known["run"]), known["core_seconds"]
@@ -207,13 +193,7 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console()
     options.output.mkdir(parents=True, exist_ok=True)
-    spec = NaturalConvection().spec
-    simulations = [
-        dict(s.parameters)
-        for s in Design(
-            spec.parameters, Uniform(), held_out=tests, simulations=0, part="test"
-        )
-    ]
+    simulations = unseen(NaturalConvection().spec, tests)
     truth, seconds = solved(reference, simulations)
     said = f"reference: {reference} x {reference} elements, {seconds:.3f} core-seconds"
     console.print(said, highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Row", "digest", "report"]
+__all__ = ["Row", "report"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,6 @@ class Row:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ratio", self.value / self.peer_value)
-
-
-def digest(words: Sequence[str]) -> str:
-    """Return what names the folder of fits with these options, and no others."""
-    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:8]
 
 
 def report(rows: Sequence[Row], path: Path | None) -> None:

@@ -399,7 +399,11 @@ def test_ablations_have_a_row_for_each_setting(tmp_path):
         "message_passing_e1",
         *(
             pytest.param(name, marks=pytest.mark.bench)
-            for name in ("heat2d", "heat2d_steps", "fno_e1", "unet_flow", "darcy")
+            for name in ("heat2d", "heat2d_nonlinear", "heat2d_steps", "darcy")
+        ),
+        *(
+            pytest.param(name, marks=pytest.mark.bench)
+            for name in ("fno_e1", "fno_flow", "unet_flow")
         ),
     ],
 )
@@ -409,12 +413,15 @@ def test_settings_of_ablations_are_options(pair, monkeypatch):
     monkeypatch.setattr(sys, "argv", sys.argv)
     import ablations
 
-    for variant in ("constant rate 0.001", "twice the draws", "half the capacity"):
-        pair_of = ablations.PAIRS[pair]
-        words = pair_of.fit(ablations.VARIANTS[variant])
+    pair_of = ablations.PAIRS[pair]
+    for name, variant in ablations.VARIANTS.items():
+        if not pair_of.takes(variant):
+            continue
+        words = pair_of.fit(variant)
         data, model = build(["fit", *words, "--data.deterministic=true"])
-        plain = variant == "constant rate 0.001"
-        assert (model.scheduler is None) == plain
-        draws = 2 if variant == "twice the draws" else 1
+        assert (model.scheduler is None) == name.startswith("constant rate")
+        draws = 2 if name == "twice the draws" else 1
         assert data.reservoir.limiter.ratio == pair_of.draws * draws
+        change = variant.get("--model.predicts", "field")
+        assert model.recipe["predicts"] == change
         assert slots_of(data.reservoir, data.spec, model.window, data.batch_size)

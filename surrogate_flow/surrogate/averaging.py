@@ -14,7 +14,6 @@ from torch.nn.parameter import is_lazy
 __all__ = ["AveragedWeights"]
 
 _EVERY = 10  # steps between two updates, which read all weights
-_AT_FIRST = 50  # steps, each of which is followed by an update
 _POWER = 17  # so that the mean age of the weights is 5 % of their number of updates
 
 
@@ -33,21 +32,29 @@ class AveragedWeights(WeightAveraging):
     ``current_model_state`` training goes on from) and when a fit ends; buffers are not
     averaged. Weights that are lazy when a fit begins are not averaged at all.
 
+    Parameters
+    ----------
+    at_first : int
+        Steps that are each followed by an update; of those behind them each tenth is.
+
     References
     ----------
     Karras et al., *Analyzing and Improving the Training Dynamics of Diffusion Models*,
     CVPR 2024, https://arxiv.org/abs/2312.02696, equation 4
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_first: int = 50) -> None:
         super().__init__(use_buffers=False, multi_avg_fn=_add)
+        self._at_first = at_first
         self._swapped = False
 
     def should_update(
         self, step_idx: int | None = None, epoch_idx: int | None = None
     ) -> bool:
         """Return whether the average is updated after a step: not after each."""
-        return step_idx is not None and (step_idx < _AT_FIRST or step_idx % _EVERY == 0)
+        if step_idx is None:
+            return False
+        return step_idx < self._at_first or step_idx % _EVERY == 0
 
     def setup(
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from surrogate_flow.cli.app import main
 from surrogate_flow.cli.compare import command
-from surrogate_flow.cli.compare.table import ComparisonTable, FinishedRun
+from surrogate_flow.cli.compare.table import ComparisonTable, FinishedRun, gains_of
 from surrogate_flow.cli.compare.variant import Overrides, cases_of
 from surrogate_flow.cli.sweep.controller import Controller
 from surrogate_flow.cli.sweep.folder import SweepFolder
@@ -415,7 +415,7 @@ def test_the_gain_is_of_errors_after_the_same_batches(tmp_path):
             "reservoir": [(outcome(0.05),), (outcome(0.15),)],
         }
     )
-    ((label, different, often, gained),) = table.gains()
+    ((label, different, often, gained),) = gains_of(table.rows)
     assert label == "reservoir, relative L2"
     assert (different, often) == ([10, 40], [8, 2])
     assert gained == pytest.approx([4, 2])
@@ -424,7 +424,8 @@ def test_the_gain_is_of_errors_after_the_same_batches(tmp_path):
         "seconds in all",
         "different samples of the data set (each trained so often)",
     ]
-    assert not [*finished(offline=[(outcome(0.2),)], firo=[(outcome(0.1),)]).gains()]
+    alone = finished(offline=[(outcome(0.2),)], firo=[(outcome(0.1),)])
+    assert not [*gains_of(alone.rows)]
 
 
 def test_the_table_shows_mean_spread_and_change():

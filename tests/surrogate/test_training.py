@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import resource
 import shutil
 from contextlib import nullcontext
@@ -139,6 +140,11 @@ def test_a_compiled_fit_has_the_losses_of_any_other(monkeypatch):
         trained(compiled=True)
 
 
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc"
+    or [*map(int, platform.libc_ver()[1].split("."))] < [2, 35],
+    reason="other C libraries, and glibc before 2.35, do not keep what is above 32 MiB",
+)
 def test_memory_of_large_tensors_is_kept_while_a_fit_runs(monkeypatch):
     """One of 48 MB touches its pages once, not anew each time that there is one."""
     # As Dask leaves it behind in a process that has made a LocalCluster.

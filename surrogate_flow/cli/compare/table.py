@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from surrogate_flow.cli.compare.variant import OFFLINE, parts_of
 from surrogate_flow.fields.window import ROLLOUT, SINGLE
 from surrogate_flow.report.folder.run_folder import RunFolder, RunSummary
 
-__all__ = ["ComparisonTable", "FinishedRun"]
+__all__ = ["ComparisonTable", "FinishedRun", "gains_of"]
 
 #: Those whose change from offline is shown, and that are drawn: of one prediction and,
 #: of autoregressive windows, of rollouts.
@@ -151,15 +150,16 @@ class ComparisonTable:
             "that failed; failures.csv of a run, or of offline_generate, says why."
         )
 
+    @functools.cached_property
+    def rows(self) -> pd.DataFrame:
+        """All numbers, one run a row; NaN where one is not known."""
+        columns = [*_COLUMNS, _WALL, "validated", *self.errors]
+        rows = [[r.variant, r.seed, *map(r.value, columns)] for r in self.runs]
+        return pd.DataFrame(rows, columns=["variant", "seed", *columns])
+
     def write_csv(self, path: Path) -> None:
         """Write all numbers, one run a row; what is not known stays empty."""
-        columns = [*_COLUMNS, _WALL, "validated", *self.errors]
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["variant", "seed", *columns])
-            for run in self.runs:
-                numbers = map(run.value, columns)
-                writer.writerow([run.variant, run.seed, *numbers])
+        self.rows.to_csv(path, index=False)
 
     def plot(self) -> Figure:
         """Draw the errors over batches and seconds, and the gain over the data set.
@@ -167,7 +167,7 @@ class ComparisonTable:
         One line a seed, one colour a variant; the gain, of means, where there are data
         sets of several sizes.
         """
-        gains = [*self.gains()]
+        gains = [*gains_of(self.rows)]
         panels = 2 + bool(gains)
         figure = Figure(figsize=(6 * panels, 5), layout="constrained", dpi=120)
         FigureCanvasAgg(figure)
@@ -201,33 +201,6 @@ class ComparisonTable:
         if labels:
             axes.legend()
 
-    def gains(self) -> Iterator[tuple[str, list[float], list[float], list[float]]]:
-        """Yield what online training gains, by the size of the data set beside it.
-
-        Yields
-        ------
-        str
-            The online variant, and the error.
-        list of float
-            Different samples that were trained, for each size, the smallest first.
-        list of float
-            How often each of them was trained: samples trained / different samples.
-        list of float
-            Mean error offline / mean error online, after the same number of batches.
-        """
-        offline = self._of_data_sets
-        if len(offline) < 2:
-            return
-        different = [self._mean(v, "unique_samples") for v in offline]
-        trained = [self._mean(v, "samples") for v in offline]
-        often = [all / few for all, few in zip(trained, different, strict=True)]
-        for variant in self.variants:
-            for name in filter(self.errors.__contains__, _ERRORS):
-                if variant not in offline:
-                    own = self._mean(variant, name)
-                    gained = [self._mean(v, name) / own for v in offline]
-                    yield f"{variant}, {_ERRORS[name]}", different, often, gained
-
     @property
     def _of_data_sets(self) -> list[str]:
         return [v for v in self.variants if parts_of(v)[0] == OFFLINE]
@@ -256,6 +229,40 @@ class ComparisonTable:
             else f"{100 * (self._mean(variant, name) / before - 1):+.0f} %"
             for variant in self.variants
         ]
+
+
+def gains_of(
+    rows: pd.DataFrame,
+) -> Iterator[tuple[str, list[float], list[float], list[float]]]:
+    """Yield what online training gains, by the size of the data set beside it.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Those of comparison.csv. There is no gain where it has one data set alone.
+
+    Yields
+    ------
+    str
+        The online variant, and the error.
+    list of float
+        Different samples that were trained, for each size, the smallest first.
+    list of float
+        How often each of them was trained: samples trained / different samples.
+    list of float
+        Mean error offline / mean error online, after the same number of batches.
+    """
+    means = rows.groupby("variant", sort=False).mean(numeric_only=True)
+    stored = np.array([parts_of(v)[0] == OFFLINE for v in means.index], bool)
+    offline = means[stored]
+    if len(offline) < 2:
+        return
+    often = offline.samples / offline.unique_samples
+    for variant, own in means[~stored].iterrows():
+        for name in filter(means.__contains__, _ERRORS):
+            gained = offline[name] / own[name]
+            what = f"{variant}, {_ERRORS[name]}"
+            yield what, [*offline.unique_samples], [*often], [*gained]
 
 
 def _draw_gains(
