@@ -54,7 +54,7 @@ from surrogate_flow.surrogate.rollout import roll_out
 POINTS, MODES, STEPS, TESTED, WAVES = 160, 5, 50, 200, 12
 SHOWN = (1, 10, 50, 100, 200)  # steps of a rollout
 TRAJECTORIES, HELD_OUT, BATCH, UPDATES, WARM_UP = 50, 30, 20, 10_000, 2_000
-#: Medians of their documentation (ten seeds), or of a run of theirs (three; see docs).
+#: Medians of their documentation (ten seeds), or of a run of theirs (three).
 PUBLISHED = {
     ("advection", "fno"): (0.002, 0.017, 0.080, 0.155, 0.287),
     ("advection", "conv"): (0.003, 0.031, 0.141, 0.270, 0.507),
@@ -349,7 +349,7 @@ def main() -> None:
     )
     parser.add_argument("--scenarios", nargs="+", choices=STEP, default=[*STEP])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[*NETWORKS])
-    arms = ["offline", "online"]
+    arms = ["offline", "offline, 3e-3", "online"]
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=arms)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("runs/apebench"))

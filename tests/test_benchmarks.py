@@ -361,7 +361,7 @@ def test_apebench_trains_offline_and_online_once(tmp_path):
     for _ in range(2):
         call("apebench", *words, "--output", "runs", cwd=tmp_path, timeout=280)
     rows = [*(tmp_path / "runs").glob("*.json")]
-    assert len(rows) == 2
+    assert len(rows) == 3
     for row in rows:
         assert all(0 < e < 2 for e in json.loads(row.read_text())["errors"])
 
