@@ -140,13 +140,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("experiment", choices=["e1", "e2", "e3"])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[*NETWORKS])
     parser.add_argument("--output", type=Path, default=Path("runs/papers/burgers"))
     parser.add_argument("--simulations", type=int, default=20, help="to measure by")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     parser.add_argument("--quick", action="store_true", help="a few batches")
     options = parser.parse_args()
     length = QUICK if options.quick else LENGTH
-    paths = [trained(options.experiment, n, options.output, length) for n in NETWORKS]
+    paths = [
+        trained(options.experiment, n, options.output, length) for n in options.networks
+    ]
     torch.set_num_threads(1)
     rows = [row for path in paths for row in compare(path, options.simulations)]
     report(rows, options.json)
