@@ -360,7 +360,8 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     updates, seeds = (5, 1) if options.quick else (UPDATES, options.seeds)
-    table = Table("setting", *(f"after {n}" for n in SHOWN), "updates/s")
+    steps = (f"after {n}" for n in SHOWN)
+    table = Table("setting", *steps, "updates/s", title=f"{updates:,} updates")
     for scenario in options.scenarios:
         for network in options.networks:
             if theirs := PUBLISHED.get((scenario, network)):

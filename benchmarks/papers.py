@@ -94,8 +94,8 @@ def draw_gains(folder: Path) -> None:
     few, often = figure.subplots(1, 2, sharey=True)
     tables = {name: folder / name / "comparison.csv" for name in EXPERIMENTS}
     for path in filter(Path.exists, tables.values()):
-        for what, different, trained, gain in gains_of(pd.read_csv(path)):
-            label = f"{path.parent.name}, {what}"
+        for _, error, different, trained, gain in gains_of(pd.read_csv(path)):
+            label = f"{path.parent.name}, {error}"
             few.plot(different, gain, "o-", label=label)
             often.plot(trained, gain, "o-")
     for axes in (few, often):

@@ -299,6 +299,8 @@ class Complaint:
             {n for base in bases_of(self._hint) for n in subclasses_of(base)}
         )
         near = f" {nearest(name, valid)}" if valid else ""
+        if name.lower() == "none":
+            near = f" null leaves it out.{near}"
         return ParserError(
             f"no class {name!r}.{near} Any other goes by its import path, such as "
             "package.module.Class.",

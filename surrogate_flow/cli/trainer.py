@@ -168,7 +168,7 @@ def require_possible(config: Mapping[str, Any], *, stream: bool) -> None:
     try:
         Timer(config["max_time"])
     except (MisconfigurationException, TypeError, ValueError) as error:
-        days = "days:hours:minutes:seconds, such as 00:12:00:00"
+        days = "days:hours:minutes:seconds, such as 00:00:30:00"
         raise UserError("--trainer.max_time", days, config["max_time"]) from error
     for name in ("limit_train_batches", "overfit_batches") if stream else ():
         value = config[name]

@@ -64,6 +64,8 @@ class Cost:
     set_aside: tuple[str, ...] = ()
     #: How many simulations have ended before their last step, by reason.
     early: Mapping[str, int] = field(default_factory=dict)
+    #: Of the quickest simulation, which others disturbed least; None if none ran.
+    quickest: float | None = None
 
 
 @dataclass(frozen=True)

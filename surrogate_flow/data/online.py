@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -508,7 +509,10 @@ class OnlineData(SurrogateData):
         stream = self.source.stream()
         drawn = 0 if self.store is None else sum(self.store.stats().times_seen[1:])
         stats = self.source.stats()
-        return Cost(stream.finished, drawn, stream.worked, stats.set_aside, stats.early)
+        return Cost(
+            *(stream.finished, drawn, stream.worked, stats.set_aside, stats.early),
+            stream.quickest if math.isfinite(stream.quickest) else None,
+        )
 
     def status(self) -> Status | None:
         """Return the state of the study, or None before it has started."""

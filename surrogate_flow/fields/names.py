@@ -64,12 +64,18 @@ def nearest(name: str, valid: Iterable[str], here: Iterable[str] = ()) -> str:
     names, files = list(valid), list(here)
     close = closest(name, [*names, *files])
     names, files = (
-        some if len(some) <= 40 else [n for n in close if n in some] or some[:5]
+        some
+        if len(some) <= 40
+        else [n for n in close if n in some] or _containing(name, some) or some[:5]
         for some in (names, files)
     )
     hint = f"Did you mean {close[0]!r}? " if close else ""
     also = f", and in this folder: {', '.join(files)}" * bool(files)
     return f"{hint}Valid names: {', '.join(names) or 'none'}{also}."
+
+
+def _containing(name: str, valid: Iterable[str]) -> list[str]:
+    return [n for n in valid if name.lower() in n.lower()][:5]
 
 
 def closest(name: str, valid: Iterable[str]) -> list[str]:

@@ -226,7 +226,8 @@ def _errors(
         f", skill {in_words(float(skill))} against a constant field" if skills else ""
     )
     if skills:
-        beside += _despite_mean(error, {n: rmse[n] / constants[n] for n in skills})
+        shares = {n: rmse[n] / constants[n] for n in skills}
+        beside += _of_variation(error, shares, metrics, stage)
     # For outcome.json.
     of = {f"relative_l2_of_{n.replace(' ', '_')}": e for n, e in baselines.items()}
     numbers = {**of, "skill": skill} if skills else of
@@ -265,13 +266,18 @@ def _errors(
     return lines
 
 
-def _despite_mean(error: float, shares: Mapping[str, float]) -> str:
-    """Say what share of the variation remains, if the mean makes the error small."""
+def _of_variation(
+    error: float, shares: Mapping[str, float], metrics: Mapping[str, Any], stage: str
+) -> str:
+    """Say what share of the variation remains, if the error is much smaller."""
     name = max(shares, key=lambda n: shares[n])
     if not shares[name] > 2 * error:
         return ""
-    share = f"{shares[name]:.1%} of the variation of {name}"
-    return f"; that is {share}, since its mean is large"
+    of_size, of_rest = (
+        float(metrics.get(f"{stage}_{kind}_{name}", 0.0)) for kind in ("nrmse", "vrmse")
+    )
+    why = ", since its mean is large" if of_rest > 2 * of_size else ""
+    return f"; that is {shares[name]:.1%} of the variation of {name}{why}"
 
 
 def _baselines(trainer: L.Trainer, held_out: ValidationSet | None) -> dict[str, float]:

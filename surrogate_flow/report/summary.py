@@ -32,16 +32,10 @@ class WriteSummary(RunCallback):
         self.path = folder / OUTCOME
         self._samples = 0
         self._first = self._last = math.nan
-        self._alone: float | None = None
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Start the clock."""
         if math.isnan(self._first):
-            if (data := data_of(trainer)) is not None:
-                before = data.cost()
-                # The training takes its cores from those that follow.
-                if before.simulations:
-                    self._alone = before.solver_seconds / before.simulations
             self._first = time.monotonic()
 
     def on_train_batch_end(
@@ -81,7 +75,7 @@ class WriteSummary(RunCallback):
             batch_seconds=taken.of_many,
             batch=taken.batch,
             history=taken.history,
-            alone_seconds=self._alone,
+            quickest_seconds=cost.quickest,
             ended_early=stopped and trainer.global_step != trainer.max_steps,
         )
         text = json.dumps(asdict(summary), indent=1)

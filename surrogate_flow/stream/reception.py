@@ -188,6 +188,7 @@ class Reception:
             duplicates=counts.duplicates,
             longest=counts.longest,
             worked=counts.worked,
+            quickest=counts.quickest,
             refusals=sum(refused.values()),
             refused=refused,
             connections=len(self._connections),
@@ -346,7 +347,8 @@ class Reception:
         assert identity is not None
         self._finished.add(session.simulation)
         self._end_wait(identity)
-        self._counts.finish(time.monotonic() - session.opened - session.waited)
+        seconds = time.monotonic() - session.opened - session.waited
+        self._counts.finish(seconds, early=bool(session.early))
         del self._live[session.simulation]
         early = (session.early,) if session.early else ()
         self._sink.close(session.simulation, True, *early)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -51,6 +52,9 @@ class StreamStats:
         to end without waiting for room.
     worked : float
         Sum of these durations over all complete simulations (their last attempts).
+    quickest : float
+        Shortest of these durations, of the simulations that made all their steps;
+        infinite before the first.
     """
 
     bytes: int
@@ -67,6 +71,7 @@ class StreamStats:
     waiting: int
     longest: float
     worked: float
+    quickest: float
 
 
 class SimulationProgress(NamedTuple):
@@ -92,7 +97,7 @@ class StreamCounters:
 
     def __init__(self) -> None:
         self.steps = self.messages = self.duplicates = 0
-        self.worked = 0.0
+        self.worked, self.quickest = 0.0, math.inf
         self._durations: deque[float] = deque(maxlen=RECENT)
 
     def receive(self, new: int, old: int) -> None:
@@ -102,9 +107,11 @@ class StreamCounters:
             self.steps += new
             self.messages += 1
 
-    def finish(self, seconds: float) -> None:
+    def finish(self, seconds: float, *, early: bool) -> None:
         """Count a complete simulation, whose last attempt took so many seconds."""
         self.worked += seconds
+        if not early:
+            self.quickest = min(self.quickest, seconds)
         self._durations.append(seconds)
 
     @property

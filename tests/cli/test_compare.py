@@ -415,8 +415,8 @@ def test_the_gain_is_of_errors_after_the_same_batches(tmp_path):
             "reservoir": [(outcome(0.05),), (outcome(0.15),)],
         }
     )
-    ((label, different, often, gained),) = gains_of(table.rows)
-    assert label == "reservoir, relative L2"
+    ((variant, error, different, often, gained),) = gains_of(table.rows)
+    assert (variant, error) == ("reservoir", "relative L2")
     assert (different, often) == ([10, 40], [8, 2])
     assert gained == pytest.approx([4, 2])
     assert [axes.get_xlabel() for axes in table.plot().axes] == [

@@ -444,27 +444,27 @@ def test_what_payback_measures_is_shown(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("outcome", "solver", "about", "said"),
     [
-        # (620 + 60) / (3 - 0.002), of simulations before the training.
+        # (620 + 60) / (3 - 0.002), of the quickest.
         (
-            dict(alone_seconds=3.0, solver_seconds=620.0, simulations=100,
+            dict(quickest_seconds=3.0, solver_seconds=620.0, simulations=100,
                  training_seconds=60.0, batch_seconds=0.002, batch=256),
             True,
             {},
-            "Pays after 227 evaluations, against the solver as it ran: a simulation takes 3 s and a prediction 2 ms (in "
+            "Pays after 227 evaluations, against the solver as it ran: a simulation takes 3 s at its quickest and a prediction 2 ms (in "
             "batches of 256); simulations took 10.3 min and training 60 s.",
         ),
         # The solver makes a tenth of a simulation, alone: (620 + 60) / (3 - 0.302).
         (
-            dict(alone_seconds=3.0, solver_seconds=620.0, simulations=100, history=0.1,
+            dict(quickest_seconds=3.0, solver_seconds=620.0, simulations=100, history=0.1,
                  training_seconds=60.0, batch_seconds=0.002, batch=256),
             True,
             {},
-            "Pays after 253 evaluations, against the solver as it ran: a simulation takes 3 s and a prediction 0.302 s (in "
+            "Pays after 253 evaluations, against the solver as it ran: a simulation takes 3 s at its quickest and a prediction 0.302 s (in "
             "batches of 256); simulations took 10.3 min and training 60 s.",
         ),
-        # None was complete before: (620 + 60) / (6.2 - 0.1), one at a time.
+        # Of an older version: (620 + 60) / (6.2 - 0.1), one at a time.
         (
-            dict(alone_seconds=None, solver_seconds=620.0, simulations=100,
+            dict(quickest_seconds=None, solver_seconds=620.0, simulations=100,
                  training_seconds=60.0),
             True,
             {},
@@ -474,7 +474,7 @@ def test_what_payback_measures_is_shown(tmp_path, monkeypatch):
         ),
         # Of a data set, whatever was noted there: (80 + 40) / (0.4 - 0.01).
         (
-            dict(alone_seconds=0.4, batch_seconds=0.01, batch=30),
+            dict(quickest_seconds=0.4, batch_seconds=0.01, batch=30),
             False,
             {},
             "Pays after 308 evaluations, against the solver as it ran: a simulation takes 0.4 s and a prediction 10 ms (in "

@@ -15,7 +15,7 @@ from surrogate_flow.fields.spec import Coordinate, FieldSpec, Parameter, Variabl
 from surrogate_flow.fields.window import Direct
 from surrogate_flow.nn import FullyConnected
 from surrogate_flow.report.pictures.picture import picture
-from surrogate_flow.report.report import Report, _best, _despite_mean, next_command
+from surrogate_flow.report.report import Report, _best, _of_variation, next_command
 from surrogate_flow.report.summary import WriteSummary
 from surrogate_flow.solvers import Combined1D, Lorenz, NavierStokes2D
 from surrogate_flow.surrogate.surrogate import Surrogate
@@ -63,9 +63,15 @@ def test_best_is_shown_with_its_own_error(drawn):
 
 def test_a_mean_does_not_hide_an_error():
     """The share of the variation is said where it is far above the relative error."""
-    said = _despite_mean(0.0014, {"T2m": 0.371, "u": 0.1})
+    shares = {"T2m": 0.371, "u": 0.1}
+    metrics = {"val_nrmse_T2m": 0.001, "val_vrmse_T2m": 0.3}
+    said = _of_variation(0.0014, shares, metrics, "val")
     assert said == "; that is 37.1% of the variation of T2m, since its mean is large"
-    assert _despite_mean(0.2, {"u": 0.25}) == ""
+    # Large fields err by more: their mean is 0.
+    metrics["val_nrmse_T2m"] = 0.3
+    said = _of_variation(0.0014, shares, metrics, "val")
+    assert said == "; that is 37.1% of the variation of T2m"
+    assert _of_variation(0.2, {"u": 0.25}, {}, "val") == ""
 
 
 def test_the_next_command_takes_the_best_beside_the_last(tmp_path):

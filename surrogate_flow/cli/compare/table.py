@@ -33,6 +33,7 @@ _COLUMNS = {
     "solver_seconds": "seconds in solvers",
 }
 _WALL = "wall_seconds"
+_Gain = tuple[str, str, list[float], list[float], list[float]]
 _UNKNOWN = "-"
 
 
@@ -155,7 +156,9 @@ class ComparisonTable:
         """All numbers, one run a row; NaN where one is not known."""
         columns = [*_COLUMNS, _WALL, "validated", *self.errors]
         rows = [[r.variant, r.seed, *map(r.value, columns)] for r in self.runs]
-        return pd.DataFrame(rows, columns=["variant", "seed", *columns])
+        frame = pd.DataFrame(rows, columns=["variant", "seed", *columns])
+        # Counts stay whole where some are not known.
+        return frame.astype({"validated": "Int64"})
 
     def write_csv(self, path: Path) -> None:
         """Write all numbers, one run a row; what is not known stays empty."""
@@ -175,7 +178,7 @@ class ComparisonTable:
         for x, axes in (("batches", over_batches), ("seconds", over_seconds)):
             self._draw_errors(axes, x)
         for axes in over_sizes:
-            _draw_gains(axes, gains)
+            self._draw_gains(axes, gains)
         return figure
 
     def _draw_errors(self, axes: Axes, x: str) -> None:
@@ -200,6 +203,24 @@ class ComparisonTable:
         axes.grid(visible=True, which="both", alpha=0.3)
         if labels:
             axes.legend()
+
+    def _draw_gains(self, axes: Axes, gains: Sequence[_Gain]) -> None:
+        for variant, error, different, _, gained in gains:
+            style = dict(zip(_ERRORS.values(), ("o-", "s--"), strict=True))[error]
+            color = f"C{self.variants.index(variant)}"
+            axes.plot(
+                different, gained, style, color=color, label=f"{variant}, {error}"
+            )
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set(xscale="log", yscale="log")
+        axes.set_xlabel("different samples of the data set (each trained so often)")
+        axes.set_ylabel("gain: error offline / error online")
+        _, _, different, often, _ = gains[0]
+        labels = [f"{n:.0f}\n({k:.3g})" for n, k in zip(different, often, strict=True)]
+        axes.set_xticks(different, labels)
+        axes.minorticks_off()
+        axes.grid(visible=True, which="both", alpha=0.3)
+        axes.legend()
 
     @property
     def _of_data_sets(self) -> list[str]:
@@ -231,9 +252,7 @@ class ComparisonTable:
         ]
 
 
-def gains_of(
-    rows: pd.DataFrame,
-) -> Iterator[tuple[str, list[float], list[float], list[float]]]:
+def gains_of(rows: pd.DataFrame) -> Iterator[_Gain]:
     """Yield what online training gains, by the size of the data set beside it.
 
     Parameters
@@ -243,7 +262,7 @@ def gains_of(
 
     Yields
     ------
-    str
+    str, str
         The online variant, and the error.
     list of float
         Different samples that were trained, for each size, the smallest first.
@@ -261,25 +280,8 @@ def gains_of(
     for variant, own in means[~stored].iterrows():
         for name in filter(means.__contains__, _ERRORS):
             gained = offline[name] / own[name]
-            what = f"{variant}, {_ERRORS[name]}"
-            yield what, [*offline.unique_samples], [*often], [*gained]
-
-
-def _draw_gains(
-    axes: Axes, gains: Sequence[tuple[str, list[float], list[float], list[float]]]
-) -> None:
-    for label, different, _, gained in gains:
-        axes.plot(different, gained, "o-", label=label)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set(xscale="log", yscale="log")
-    axes.set_xlabel("different samples of the data set (each trained so often)")
-    axes.set_ylabel("gain: error offline / error online")
-    _, different, often, _ = gains[0]
-    labels = [f"{n:.0f}\n({k:.3g})" for n, k in zip(different, often, strict=True)]
-    axes.set_xticks(different, labels)
-    axes.minorticks_off()
-    axes.grid(visible=True, which="both", alpha=0.3)
-    axes.legend()
+            different = [*offline.unique_samples]
+            yield str(variant), _ERRORS[name], different, [*often], [*gained]
 
 
 def _spread(values: Sequence[float | None]) -> str:

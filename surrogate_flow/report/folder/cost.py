@@ -60,8 +60,8 @@ class RunCost:
         The same where `batch` are predicted at once.
     batch : int
         How many these are.
-    alone : float, optional
-        Of a simulation before the first batch.
+    quickest : float, optional
+        Of the quickest simulation.
     cores, ranks : int
         Of a simulation, and processes that trained. Of several, the simulations of all
         are counted by telemetry.csv, and take as long as those of the first.
@@ -79,7 +79,7 @@ class RunCost:
     surrogate: float | None
     many: float | None = None
     batch: int = 1
-    alone: float | None = None
+    quickest: float | None = None
     cores: int = 1
     ranks: int = 1
     shared: bool = False
@@ -107,7 +107,7 @@ class RunCost:
             outcome.surrogate_seconds,
             outcome.batch_seconds,
             outcome.batch,
-            outcome.alone_seconds,
+            outcome.quickest_seconds,
             _positive(settings.get("cores_per_simulation")),
             ranks,
             bool(solver_of(run)) and "LocalCluster" in _class(settings.get("cluster")),
@@ -123,16 +123,16 @@ class RunCost:
 
     @property
     def per_simulation(self) -> float | None:
-        """Seconds of the solver for one simulation, without the training beside it."""
+        """Seconds of one: the quickest if training took their cores, or the mean."""
         if self.solver is None or not self.simulations:
             return None
         each = self.solver / self.simulations
-        return min(each, self.alone) if self.shared and self.alone else each
+        return self.quickest if self.shared and self.quickest else each
 
     @property
     def beside(self) -> bool:
         """Whether these are of simulations that had the cores of the training."""
-        return self.shared and self.per_simulation != self.alone
+        return self.shared and not self.quickest
 
     @property
     def evaluation(self) -> float | None:
@@ -194,6 +194,8 @@ class RunCost:
             return f"Never pays: a prediction takes {both}."
         batch = f" (in batches of {self.batch})" if self.many is not None else ""
         how = " beside the training, which is longer than alone," if self.beside else ""
+        if self.shared and self.quickest:
+            how = " at its quickest"
         return (
             f"Pays after {number(self.break_even)} evaluations, against the solver as "
             f"it ran: a simulation takes {seconds(each)}{how} and a prediction "

@@ -93,9 +93,9 @@ class RunSummary:
     history : float
         Share of a simulation's steps that such a prediction goes on from. 0 in the
         files of older versions, whose seconds of one have the solver's in them.
-    alone_seconds : float, optional
-        Of one of the simulations that were complete before the first batch, from which
-        the training took no core.
+    quickest_seconds : float, optional
+        Of the quickest simulation of all steps, from which the others and the training
+        took the least.
     ended_early : bool
         Whether a signal has ended it before its last batch.
     """
@@ -115,7 +115,7 @@ class RunSummary:
     batch_seconds: float | None = None
     batch: int = 1
     history: float = 0.0
-    alone_seconds: float | None = None
+    quickest_seconds: float | None = None
     ended_early: bool = False
 
     @classmethod

@@ -25,7 +25,12 @@ from surrogate_flow.report.folder.cost import (
     at_equal_error,
     solver_of,
 )
-from surrogate_flow.report.folder.headline import headline, name_of, rollout_of
+from surrogate_flow.report.folder.headline import (
+    headline,
+    name_of,
+    of_error,
+    rollout_of,
+)
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.tables import (
     counts_of,
@@ -40,6 +45,7 @@ __all__ = ["run_page"]
 
 _REASONS = 20  # of failures
 _PARAMETERS = 12  # plots, and columns of a table
+_SINGLE = "Errors are those of single predictions here, not of rollouts."
 _SHOWN = {
     **{"learning": "metrics", "cases": "cases", "parameters": "validation"},
     **dict.fromkeys(("seen", "waiting", "reservoir"), "telemetry"),
@@ -144,6 +150,8 @@ def _cases(run: RunFolder, section: Section) -> None:
     section.absent = "There is no cases.nc: a fit writes it at its end."
     if run.cases is None:
         return
+    if of_error(run):
+        section.add("text", _SINGLE)
     mesh = spec_of(run).get("cells") is not None
     shown = film.film_of(run.cases, mesh=mesh)
     for picture, caption in film.stills(run.cases, mesh=mesh):
@@ -171,6 +179,8 @@ def _parameters(run: RunFolder, section: Section) -> None:
         )
     ]
     if drawn:
+        if of_error(run):
+            section.add("text", _SINGLE)
         left = len(units) - len(drawn)
         median = len(run.validation) >= plots.ENOUGH
         section.plot(
@@ -304,7 +314,7 @@ def _cost(run: RunFolder, section: Section) -> None:
         (
             "solver, one simulation",
             seconds(cost.per_simulation),
-            "outcome.json, alone_seconds: of those before the first batch"
+            "outcome.json, quickest_seconds: of the one that others disturbed least"
             if cost.shared and not cost.beside
             else f"solver time over {counted(cost.simulations, 'simulation')}",
         ),
