@@ -110,7 +110,7 @@ def draw_gains(folder: Path) -> None:
     few.set_ylabel("gain: error offline / error online")
     often.set_xlabel("how often each of them is trained")
     if few.lines[1:]:
-        few.legend()
+        figure.legend(loc="outside lower center", ncols=3)
         figure.savefig(folder / "gains.png")
 
 
