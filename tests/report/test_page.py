@@ -462,6 +462,16 @@ def test_what_payback_measures_is_shown(tmp_path, monkeypatch):
             "Pays after 253 evaluations, against the solver as it ran: a simulation takes 3 s at its quickest and a prediction 0.302 s (in "
             "batches of 256); simulations took 10.3 min and training 60 s.",
         ),
+        # A step takes as long as its sending: (2 + 60) / (0.002 - 0.001).
+        (
+            dict(quickest_seconds=0.002, solver_seconds=2.0, simulations=100,
+                 training_seconds=60.0, batch_seconds=0.001, batch=256),
+            True,
+            {"spec": {"times": {"count": 100}}},
+            "Pays after 62,000 evaluations, against the solver as it ran: a simulation takes 2 ms at its quickest and a "
+            "prediction 1 ms (in batches of 256); simulations took 2 s and training 60 s. Its steps take less than a "
+            "millisecond each, with their sending: by itself the solver is quicker, and the surrogate may never pay.",
+        ),
         # Of an older version: (620 + 60) / (6.2 - 0.1), one at a time.
         (
             dict(quickest_seconds=None, solver_seconds=620.0, simulations=100,

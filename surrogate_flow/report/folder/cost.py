@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from surrogate_flow.report.folder.commands import spec_of
 from surrogate_flow.report.folder.run_folder import RunFolder
 from surrogate_flow.report.folder.words import arguments, number, seconds
 
@@ -19,6 +20,11 @@ PAID_BACK = [
     f"surrogate_flow.solvers.{name}"
     for name in ("Combined1D", "Heat2D", "NaturalConvection", "NavierStokes2D")
 ]
+
+_SENT = (
+    " Its steps take less than a millisecond each, with their sending: by itself the "
+    "solver is quicker, and the surrogate may never pay."
+)
 
 
 def break_even(spent: float, solver: float, surrogate: float) -> int | None:
@@ -71,6 +77,8 @@ class RunCost:
         Whether the run went on from a checkpoint, and these are the numbers since then.
     simulates : bool
         Whether a solver ran for it, rather than that it read a data set.
+    steps : int
+        Of a simulation; 0 if not known.
     """
 
     simulations: int
@@ -85,6 +93,7 @@ class RunCost:
     shared: bool = False
     part: bool = False
     simulates: bool = False
+    steps: int = 0
 
     @classmethod
     def of(cls, run: RunFolder) -> RunCost | None:
@@ -113,6 +122,7 @@ class RunCost:
             bool(solver_of(run)) and "LocalCluster" in _class(settings.get("cluster")),
             bool(run.resumed_from),
             bool(solver_of(run)),
+            _positive(arguments(spec_of(run).get("times")).get("count"), 0),
         )
         share = outcome.history * (cost.per_simulation or 0.0)
         one, many = (
@@ -133,6 +143,12 @@ class RunCost:
     def beside(self) -> bool:
         """Whether these are of simulations that had the cores of the training."""
         return self.shared and not self.quickest
+
+    @property
+    def sends(self) -> bool:
+        """Whether sending counts in what a simulation took: 0.02 to 0.1 ms a step."""
+        each = self.per_simulation
+        return self.simulates and each is not None and each < 1e-3 * self.steps
 
     @property
     def evaluation(self) -> float | None:
@@ -200,7 +216,7 @@ class RunCost:
             f"Pays after {number(self.break_even)} evaluations, against the solver as "
             f"it ran: a simulation takes {seconds(each)}{how} and a prediction "
             f"{seconds(took)}{batch}; simulations took {seconds(self.solver)} and "
-            f"training {seconds(self.training)}."
+            f"training {seconds(self.training)}." + _SENT * self.sends
         )
 
 
@@ -228,5 +244,5 @@ def _class(settings: Any, absent: str = "LocalCluster") -> str:
     return path if isinstance(path, str) else absent
 
 
-def _positive(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 1
+def _positive(value: Any, otherwise: int = 1) -> int:
+    return value if isinstance(value, int) and value > 0 else otherwise
