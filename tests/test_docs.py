@@ -110,7 +110,7 @@ def test_training_from_python_runs(tmp_path):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr
     assert "Validation error: " in done.stdout

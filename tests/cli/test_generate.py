@@ -556,7 +556,7 @@ def test_a_full_disk_ends_it_with_what_is_whole(tmp_path):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
     )
     assert done.returncode == 2, done.stdout + done.stderr
     assert "No space left on device" in done.stderr
