@@ -180,9 +180,9 @@ def fitted(folder: Path, words: Sequence[str], seed: int) -> dict[str, float]:
 
 def shown(values: Sequence[float]) -> str:
     """Return the median, and the smallest and the largest, in percent."""
-    least, most = (f"{100 * bound(values):.2f}" for bound in (min, max))
     if math.isnan(values[0]):
         return "-"
+    least, most = (f"{100 * bound(values):.2f}" for bound in (min, max))
     middle = f"{100 * statistics.median(values):.2f}"
     return middle if len(values) == 1 else f"{middle} ({least} to {most})"
 

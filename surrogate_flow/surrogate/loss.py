@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -55,9 +57,11 @@ class RelativeL2(nn.Module):
         if known is not None:
             prediction = torch.where(known, prediction, target)
         error, size = map(_values, (prediction - target, target))
-        count = torch.tensor(size.shape[2]) if known is None else _values(known).sum(2)
-        least = self.floor * count.clamp_min(1).sqrt()
-        ratio = error.norm(dim=2) / size.norm(dim=2).maximum(least)
+        count: Any = size.shape[2]
+        if known is not None:
+            count = _values(known).sum(2).clamp_min(1)
+        # A number, or a tensor of the same device.
+        ratio = error.norm(dim=2) / size.norm(dim=2).clamp(min=self.floor * count**0.5)
         losses: Tensor = ratio.mean(dim=1)
         return losses
 
