@@ -287,19 +287,15 @@ class Parallel(Wave):
 
 
 class Booked(Leisurely):
-    """A leisurely wave that notes in a file when a simulation begins and ends."""
+    """A leisurely wave that notes its phase in a file when a simulation begins."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def solve(self, parameters):
-        self.note("begin")
-        yield from super().solve(parameters)
-        self.note("end")
-
-    def note(self, word):
         with open(self.path, "a") as file:
-            file.write(f"{word}\n")
+            file.write(f"{parameters['phase']!r}\n")
+        yield from super().solve(parameters)
 
 
 class Noted(Wave):

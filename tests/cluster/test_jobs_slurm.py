@@ -139,15 +139,17 @@ def test_a_study_outlives_its_walltimes(opened, tmp_path, monkeypatch):
         cluster={"walltime": "00:00:40", "minimum_jobs": 2, "maximum_jobs": 2},
         # A busy machine may need twice as long to close a job.
         timing=JobTiming(notice=15.0),
-        simulations=32,
+        simulations=400,
     )
-    batches = list(data.train_dataloader())
-    check_all_once(counts(batches), 32)
-    assert data.source.study.cluster.jobs.replaced >= 2
-    lines = Counter(book.read_text().split())
-    assert lines == {"begin": 33, "end": 33}
-    assert len(left) >= 2
+    batches, jobs = [], data.source.study.cluster.jobs
+    for batch_ in data.train_dataloader():
+        batches.append(batch_)
+        if jobs.replaced >= 2 and len(left) >= 2:
+            break
+    assert set(counts(batches).values()) == {1}
     assert min(left) > 0
+    # One that is cut off begins again.
+    assert set(Counter(book.read_text().split()).values()) == {1}
 
 
 @pytest.mark.parametrize("kind", ["slurm", pytest.param("pbs", marks=pytest.mark.pbs)])

@@ -6,6 +6,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 
@@ -94,7 +95,13 @@ def received(channel, spec=SPEC, pause=0.0):
     steps, error = [], None
     with closing(Reception(channel, spec, 0)) as reception:
         try:
-            while not reception.ended and reception.receive(pause):
+            last = time.monotonic()
+            while not reception.ended:
+                # It returns early where whole steps should go on.
+                if reception.receive(pause):
+                    last = time.monotonic()
+                elif time.monotonic() >= last + pause:
+                    break
                 steps += taken(reception, all=False)
         except (StreamError, SpecMismatch) as caught:
             error = caught

@@ -81,7 +81,9 @@ class Reception:
     def receive(self, seconds: float) -> bool:
         """Read what there is room for; if there is nothing, wait so long for it.
 
-            Raises
+        Return early, with False, where whole steps have waited long enough to go on.
+
+        Raises
         ------
         StreamError, SpecMismatch
             If it is wrong.
