@@ -42,7 +42,7 @@ demo: install
 	$(BIN)/surrogate-flow fit --data workflows/heat2d.yaml --model models/fully_connected.yaml
 
 test: install-test
-	$(BIN)/pytest -n 4
+	$(BIN)/pytest -n 3
 
 docs: install-test
 	rm -rf docs/api

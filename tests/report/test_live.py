@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from live_states import PARAMETERS, field, losses, row, state
 from surrogate_flow.fields.thinning import cells_of
 from surrogate_flow.report.folder.tables import OFTEN
 from surrogate_flow.report.live import LiveState
+from surrogate_flow.report.live import page as page_module
 from surrogate_flow.report.live.dashboard import Dashboard, topic_of
 from surrogate_flow.report.live.page import document
 from surrogate_flow.report.live.reach import tunnel
@@ -35,9 +37,15 @@ def source(doc, name):
 
 
 def again(doc):
-    """Have a second pass."""
+    """Have a second pass, of a browser that has painted the first."""
     for callback in doc.session_callbacks:
+        paint(doc)
         callback.callback()
+
+
+def paint(doc):
+    """Say what a browser says."""
+    doc.get_model_by_name("painted").text = doc.get_model_by_name("sent").text
 
 
 def text(doc):
@@ -396,6 +404,26 @@ def test_the_end_of_a_run_is_shown_before_its_scheduler_is_gone():
     _, soon = doc.session_callbacks
     soon.callback()
     assert ">ended<" in text(doc)
+
+
+def test_a_browser_that_is_slow_is_not_sent_more(monkeypatch):
+    """Until it has painted what it has, or for ten seconds."""
+    now = [1000.0]
+    monkeypatch.setattr(page_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    told, doc = state(), Document()
+    look = document(doc, {told.name: told}).keep_up
+
+    def rows():
+        told.update({"rows": [row(len(told.series) + 1)]})
+        look()
+        return len(source(doc, "series")["step"]) - len(told.series)
+
+    assert rows() == 0
+    assert [rows(), rows()] == [-1, -2]
+    now[0] += 10.5
+    assert [rows(), rows()] == [0, -1]
+    paint(doc)
+    assert [rows(), rows()] == [0, -1]
 
 
 def test_an_error_of_the_page_is_logged_once(caplog):

@@ -6,8 +6,7 @@ import html
 import logging
 import shlex
 import time
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,9 +22,9 @@ from bokeh.models import (
 from bokeh.themes import Theme
 from jinja2 import Environment
 
-from surrogate_flow.fields.errors import kind_of
 from surrogate_flow.fields.quantities import counted
 from surrogate_flow.fields.thinning import variables_of
+from surrogate_flow.report.live.failures import Failures
 from surrogate_flow.report.live.field import NewestField
 from surrogate_flow.report.live.parameters import Parameters
 from surrogate_flow.report.live.series import Panel, Series, TimesSeen, seconds, shown
@@ -37,10 +36,9 @@ __all__ = ["CONNECTING", "document", "theme"]
 logger = logging.getLogger(__name__)
 
 _EVERY = 1000  # milliseconds
+_PATIENCE = 10.0  # seconds, for a browser that still draws, or whose tab is hidden
 _WIDE: Any = {"sizing_mode": "stretch_width"}
 _COLOURS = {"running": "#3f9b6c", "ended": "#3a6ea5", "stopped": "#c0392b"}
-_TABLE = ("attempts", "outcome", "simulations", "worker", "error", "message")
-_SIMULATIONS = 5  # that are named in a row of it
 _WRAPPED: Any = {"styles": {"flex-wrap": "wrap"}, **_WIDE}  # in a narrow window
 
 #: What a browser shows until the first plots are drawn.
@@ -62,6 +60,12 @@ _LOST = (
 _LOSES = """
 lost.visible = true;
 status.text = status.text.replace(">running<", ">not connected<");
+"""
+
+
+# When what came before the mark is painted.
+_PAINTED = """
+requestAnimationFrame(() => requestAnimationFrame(() => { painted.text = sent.text }))
 """
 
 
@@ -101,7 +105,8 @@ def document(
     doc.js_on_event("connection_lost", CustomJS(args=notice, code=_LOSES))
     found = CustomJS(args=notice, code="lost.visible = false")
     doc.js_on_event("client_reconnected", found)
-    doc.add_periodic_callback(page.update, _EVERY)
+    doc.js_on_event("document_ready", page.answer)
+    doc.add_periodic_callback(page.keep_up, _EVERY)
     return page
 
 
@@ -122,6 +127,8 @@ class Page:
     lost : Div
         That a browser shows while it has no connection.
     panels : list of Panel
+    answer : CustomJS
+        Lets a browser say what it has painted.
     """
 
     def __init__(
@@ -150,14 +157,33 @@ class Page:
         )
         head = row(self.status, self._run, **_WRAPPED)
         self.panels: list[Panel] = []
+        self._sent = Div(name="sent", visible=False)
+        self._painted = Div(name="painted", visible=False)
+        self._due = 0.0
+        marks = {"sent": self._sent, "painted": self._painted}
+        self.answer = CustomJS(args=marks, code=_PAINTED)
+        self._sent.js_on_change("text", self.answer)
         self._missing = Div(styles={"color": "#777", "font-size": "12px"}, **_WIDE)
         self.root = column(
             *(self.lost, self._trials.root, head, self._body, self._missing),
+            *(self._sent, self._painted),
             name="surrogate",
             **_WIDE,
         )
         self.root.margin = (4, 10, 4, 10)
         self.update()
+
+    def keep_up(self) -> None:
+        """Update a browser that has painted the last update; one that is slow, later.
+
+        What it cannot paint would wait there, and the page would answer no click.
+        """
+        now = time.monotonic()
+        if self._painted.text != self._sent.text and now < self._due:
+            return
+        self.update()
+        self._due = now + _PATIENCE
+        self._sent.text = str(int(self._sent.text or 0) + 1)
 
     def update(self) -> None:
         """Show what has changed; an error is logged once, and ends this page alone."""
@@ -311,77 +337,6 @@ class Page:
             *(self._chosen, fields, [now.get(n) == now.get(n) for n in _DECIDING]),
             *(bool(state.times_seen), [*state.parameters]),
         )
-
-
-class Failures:
-    """The attempts that failed, a row a reason; the newest first."""
-
-    def __init__(self) -> None:
-        self._changes = 0
-        styles = {"max-height": "260px", "overflow": "auto"}
-        self.root = Div(visible=False, styles=styles, **_WIDE)
-
-    def update(self, state: LiveState) -> None:
-        """Fill the table, if more have failed."""
-        if state.changes["failures"] == self._changes:
-            return
-        self._changes = state.changes["failures"]
-        reasons: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        for each in reversed(state.failures):
-            said = kind_of(str(each.get("message", "")))
-            reasons.setdefault((str(each.get("error", "")), said), []).append(each)
-        names = dict.fromkeys(n for each in state.failures for n in _point(each))
-        spec = state.about.get("spec") or {}
-        units = {p["name"]: p.get("units", "") for p in spec.get("parameters", ())}
-        head = [f"{n} [{u}]" if (u := units.get(n)) and u != "1" else n for n in names]
-        rows = [[*_TABLE, *head], *(_reason(r, names) for r in reasons.values())]
-        cells = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
-            for row in rows
-        )
-        self.root.visible = bool(state.failures)
-        last = "the last " if len(state.failures) == state.failures.maxlen else ""
-        self.root.text = (
-            "<style>td { padding: 2px 12px 2px 0; vertical-align: top;"
-            " font-size: 12px; white-space: nowrap; } tr:first-child { color: #777; }"
-            " td:nth-child(6) { white-space: normal; min-width: 260px;"
-            " overflow-wrap: anywhere; }</style><b>Attempts that failed, and why</b> "
-            f"({last}{len(state.failures)} of failures.csv)<table>{cells}</table>"
-        )
-
-
-def _point(failure: Mapping[str, Any]) -> Mapping[str, Any]:
-    return failure.get("parameters") or {}
-
-
-def _reason(alike: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[str]:
-    """Return the row of attempts that failed alike, the newest first."""
-
-    def known(name: str) -> list[str]:
-        return [*dict.fromkeys(str(each.get(name, "")) for each in alike)]
-
-    simulations, workers = known("simulation"), known("worker")
-    more = len(simulations) - _SIMULATIONS
-    named = ", ".join(simulations[:_SIMULATIONS])
-    bounds = []
-    for name in names:
-        values = [p[name] for each in alike if name in (p := _point(each))]
-        ends = dict.fromkeys([min(values), max(values)] if values else [])
-        bounds.append(
-            " to ".join(v if isinstance(v, str) else f"{v:.4g}" for v in ends)
-        )
-    outcomes = Counter(str(each.get("outcome", "")) for each in alike)
-    return [
-        str(len(alike)),
-        ", ".join(
-            f"{n} {word}" if len(alike) > 1 else word for word, n in outcomes.items()
-        ),
-        f"{named} and {more} more" if more > 0 else named,
-        workers[0] if len(workers) == 1 else counted(len(workers), "worker"),
-        str(alike[0].get("error", "")),
-        str(alike[0].get("message", "")),
-        *bounds,
-    ]
 
 
 _DECIDING = (
