@@ -106,7 +106,7 @@ class Page:
     def __init__(self, driver):
         self.driver = driver
 
-    def wait(self, condition, why, timeout=60):
+    def wait(self, condition, why, timeout=200):
         """Wait until a condition of this page holds; return what it has returned."""
         try:
             return WebDriverWait(self.driver, timeout, 0.1).until(
@@ -124,7 +124,7 @@ class Page:
             rows[name] = min(count, rows.get(name, count))
         return state["idle"], rows
 
-    def wait_for_data(self, *names, timeout=60):
+    def wait_for_data(self, *names, timeout=200):
         """Wait until plots are drawn and sources of these names, or all, have rows."""
 
         def drawn(page):

@@ -16,7 +16,8 @@ from bokeh.resources import INLINE
 
 from surrogate_flow.cli.sweep.page import sweep_page
 
-pytestmark = pytest.mark.browser
+# A browser on a busy machine has a tenth of a core for plots that take seconds of one.
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(800)]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,6 @@ def test_a_run_is_seen_from_its_start_to_its_report(browser, tmp_path):
         page.wait(
             lambda page: page.state()[1].get("validations", 0) >= validations,
             "too few validations",
-            timeout=250,
         )
         page.wait_for_data(*drawn)
         assert browser.driver.execute_script(CONNECTING) == 0
@@ -80,7 +80,7 @@ def test_a_run_is_seen_from_its_start_to_its_report(browser, tmp_path):
         page.wait_for_data(*drawn)
         keep(page, "watch.png")
         fit.send_signal(signal.SIGINT)
-        said = fit.communicate(timeout=120)
+        said = fit.communicate(timeout=200)
         page.wait(lambda page: "ended" in page.text(), "it does not tell the end")
         browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
         page.wait(lambda _: browser.driver.execute_script(WIDE) == 0, "too wide")
@@ -89,7 +89,7 @@ def test_a_run_is_seen_from_its_start_to_its_report(browser, tmp_path):
         assert browser.driver.execute_script(CONNECTING) == 0
         assert not browser.driver.execute_script(LOST)
     watch.send_signal(signal.SIGINT)
-    watch.communicate(timeout=60)
+    watch.communicate(timeout=200)
     page.wait(
         lambda _: browser.driver.execute_script(LOST), "it looks as if it went on"
     )

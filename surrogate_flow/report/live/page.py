@@ -36,7 +36,6 @@ __all__ = ["CONNECTING", "document", "theme"]
 logger = logging.getLogger(__name__)
 
 _EVERY = 1000  # milliseconds
-_PATIENCE = 10.0  # seconds, for a browser that still draws, or whose tab is hidden
 _WIDE: Any = {"sizing_mode": "stretch_width"}
 _COLOURS = {"running": "#3f9b6c", "ended": "#3a6ea5", "stopped": "#c0392b"}
 _WRAPPED: Any = {"styles": {"flex-wrap": "wrap"}, **_WIDE}  # in a narrow window
@@ -104,7 +103,7 @@ def document(
     notice = {"lost": page.lost, "status": page.status}
     doc.js_on_event("connection_lost", CustomJS(args=notice, code=_LOSES))
     found = CustomJS(args=notice, code="lost.visible = false")
-    doc.js_on_event("client_reconnected", found)
+    doc.js_on_event("client_reconnected", found, page.answer)
     doc.js_on_event("document_ready", page.answer)
     doc.add_periodic_callback(page.keep_up, _EVERY)
     return page
@@ -159,7 +158,6 @@ class Page:
         self.panels: list[Panel] = []
         self._sent = Div(name="sent", visible=False)
         self._painted = Div(name="painted", visible=False)
-        self._due = 0.0
         marks = {"sent": self._sent, "painted": self._painted}
         self.answer = CustomJS(args=marks, code=_PAINTED)
         self._sent.js_on_change("text", self.answer)
@@ -176,13 +174,12 @@ class Page:
     def keep_up(self) -> None:
         """Update a browser that has painted the last update; one that is slow, later.
 
-        What it cannot paint would wait there, and the page would answer no click.
+        What it cannot paint would wait there, and the page would answer no click. A
+        tab that is hidden paints nothing until somebody looks.
         """
-        now = time.monotonic()
-        if self._painted.text != self._sent.text and now < self._due:
+        if self._painted.text != self._sent.text:
             return
         self.update()
-        self._due = now + _PATIENCE
         self._sent.text = str(int(self._sent.text or 0) + 1)
 
     def update(self) -> None:
