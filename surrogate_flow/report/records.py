@@ -56,12 +56,13 @@ class Throttle:
     seconds : float
         Between two times, at least.
     share : float
-        Of the time of a processor, at most.
+        Of the time of a processor, at most; but for the first time, in which imports
+        are, which no other has.
     """
 
     def __init__(self, seconds: float, share: float = _SHARE) -> None:
         self._seconds, self._share = seconds, share
-        self._due = -math.inf
+        self._due, self._first = -math.inf, True
 
     @property
     def due(self) -> bool:
@@ -79,7 +80,9 @@ class Throttle:
 
     def took(self, seconds: float) -> None:
         """Take into account how long it was worked on."""
-        self._due = time.monotonic() + max(self._seconds, seconds / self._share)
+        wait = self._seconds if self._first else seconds / self._share
+        self._first = False
+        self._due = time.monotonic() + max(self._seconds, wait)
 
 
 class LossTable:
