@@ -51,7 +51,7 @@ def jobs(states="PENDING,RUNNING"):
     return dict(line.split() for line in text.splitlines())
 
 
-def wait_until(condition, seconds=30):
+def wait_until(condition, seconds=120):
     """Return what a condition has become, when it is true."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
