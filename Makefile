@@ -1,5 +1,5 @@
 # make demo   install into .venv, then train a surrogate while its simulations run
-# make test   install with what tests and docs need, then the whole suite, in four processes, which wait half of the time
+# make test   install with what tests and docs need, then the whole suite, in three processes, which wait a part of the time
 # make soak   a thousand small studies into which faults are injected; goes on where it was
 # make bench-all   the benchmarks, the tests that run each in its tiny form, and variants that make test leaves out
 # make pictures   the pictures of the live page, of watch and of the reports under docs/, of a fit and a sweep of some minutes
